@@ -1,0 +1,708 @@
+// The border: NumPy arrays become checked views, memory is allocated, the GIL is released, the kernel is called.
+// Everything is validated here, once, and nothing is computed.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "memory.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+namespace rnnfast {
+namespace {
+
+const KernelTable* kernel_table = nullptr;
+
+template <class Real>
+const Kernels<Real>& kernels();
+template <>
+const Kernels<float>& kernels<float>() {
+  return kernel_table->f32;
+}
+template <>
+const Kernels<double>& kernels<double>() {
+  return kernel_table->f64;
+}
+
+// ---- Cells by name -------------------------------------------------------------------------------------------------
+
+struct CellInfo {
+  const char* name;
+  Cell cell;
+  Index G;
+  bool has_c;
+};
+
+constexpr CellInfo cells[] = {
+    {"lstm", Cell::lstm, 4, true},
+    {"gru", Cell::gru, 3, false},
+    {"gru_reset_before", Cell::gru_reset_before, 3, false},
+    {"rnn_tanh", Cell::rnn_tanh, 1, false},
+    {"rnn_relu", Cell::rnn_relu, 1, false},
+};
+
+const CellInfo& cell_named(const std::string& name) {
+  std::string names;
+  for (const CellInfo& info : cells) {
+    if (name == info.name) return info;
+    names += (names.empty() ? "" : ", ") + std::string(info.name);
+  }
+  throw py::value_error("cell: expected one of " + names + ", got '" + name + "'");
+}
+
+// ---- Arrays at the border ------------------------------------------------------------------------------------------
+
+std::string text(const py::handle& object) { return py::cast<std::string>(py::str(object)); }
+
+std::string type_name(const py::handle& object) { return text(py::type::of(object).attr("__qualname__")); }
+
+// An array that shares the object's memory wherever the object allows it.
+py::array as_array(const py::object& object, const std::string& name) {
+  if (py::isinstance<py::array>(object)) return object;
+  const bool numpy_reads = py::hasattr(object, "__array_interface__") || py::hasattr(object, "__array__") ||
+                           PyObject_CheckBuffer(object.ptr());
+  if (!numpy_reads && !py::hasattr(object, "__dlpack__"))
+    throw py::type_error(name + ": expected an array, got " + type_name(object));
+  try {
+    return py::module_::import("numpy").attr(numpy_reads ? "asarray" : "from_dlpack")(object);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
+    const std::string message = name + ": expected an array, got " + type_name(object) + ", which failed to give one";
+    py::raise_from(error, PyExc_TypeError, message.c_str());
+    throw py::error_already_set();
+  }
+}
+
+using Shape = std::vector<Index>;
+
+std::string shape_text(const Shape& shape) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+// `expected` in words, such as "(T, B, 28)".
+[[noreturn]] void wrong_shape(const std::string& name, const std::string& expected, const py::array& array) {
+  throw py::value_error(name + ": expected shape " + expected + ", got " + shape_text(shape_of(array)));
+}
+
+void require_shape(const std::string& name, const py::array& array, const Shape& shape) {
+  if (shape_of(array) != shape) wrong_shape(name, shape_text(shape), array);
+}
+
+void require_dtype(const std::string& name, const py::array& array, const py::dtype& dtype) {
+  if (!array.dtype().equal(dtype))
+    throw py::type_error(name + ": expected dtype " + text(dtype) + ", got " + text(array.dtype()));
+}
+
+// Whether [.., .., n] can be walked as rows of contiguous elements, a fixed stride apart; if so, that stride.
+template <class Real>
+std::optional<Index> row_stride(const py::array& array) {
+  const auto item = Index(sizeof(Real));
+  const Index last = array.ndim() - 1;
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(Real)) return std::nullopt;
+  if (array.shape(last) > 1 && array.strides(last) != item) return std::nullopt;
+  Index rows = 1, stride = array.shape(last) * item;
+  for (Index axis = last - 1; axis >= 0; --axis) {
+    if (array.shape(axis) == 1) continue;
+    if (rows == 1) stride = array.strides(axis);
+    if (array.strides(axis) != rows * stride) return std::nullopt;
+    rows *= array.shape(axis);
+  }
+  return stride % item == 0 ? std::optional(stride / item) : std::nullopt;
+}
+
+template <class Real>
+py::array contiguous_copy(const py::array& array) {
+  constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  return py::array_t<Real, py::array::c_style | aligned>::ensure(array);
+}
+
+// An argument that is read. Arrays whose rows are not contiguous are copied.
+template <class Real>
+struct Input {
+  py::array given, array;
+  Index stride = 0;
+
+  View<const Real> view() const { return {static_cast<const Real*>(array.data()), stride}; }
+};
+
+template <class Real>
+Input<Real> input(const std::string& name, const py::object& object, const Shape& shape) {
+  Input<Real> in;
+  in.given = as_array(object, name);
+  require_dtype(name, in.given, py::dtype::of<Real>());
+  require_shape(name, in.given, shape);
+  const auto stride = row_stride<Real>(in.given);
+  in.array = stride ? in.given : contiguous_copy<Real>(in.given);
+  in.stride = stride ? *stride : shape.back();
+  return in;
+}
+
+// Parameters are packed by the kernels from contiguous memory.
+template <class Real>
+Input<Real> contiguous_input(const std::string& name, const py::object& object, const Shape& shape) {
+  Input<Real> in = input<Real>(name, object, shape);
+  if (in.stride != shape.back()) in.array = contiguous_copy<Real>(in.given), in.stride = shape.back();
+  return in;
+}
+
+bool overlaps_itself(const py::array& array) {
+  if (array.size() == 0) return false;
+  std::vector<std::pair<Index, Index>> axes;  // (|stride|, elements)
+  for (Index axis = 0; axis < array.ndim(); ++axis)
+    if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.strides(axis)), array.shape(axis));
+  std::sort(axes.begin(), axes.end());
+  Index extent = array.itemsize();
+  for (const auto& [stride, elements] : axes) {
+    if (stride < extent) return true;
+    extent += stride * (elements - 1);
+  }
+  return false;
+}
+
+// A result: a new array, or the caller's, written through memory of our own where its rows are not contiguous.
+template <class Real>
+struct Output {
+  py::array given, array;
+  Index stride = 0;
+
+  View<Real> view() { return {static_cast<Real*>(array.mutable_data()), stride}; }
+  // Hands the result over, once everything has gone well.
+  void commit() const {
+    if (!given.is(array)) py::module_::import("numpy").attr("copyto")(given, array);
+  }
+};
+
+template <class Real>
+Output<Real> output(const std::string& name, const py::object& object, const Shape& shape, bool keep_values = false) {
+  Output<Real> out;
+  out.stride = shape.back();
+  if (object.is_none()) {
+    out.given = out.array = py::array_t<Real>(shape);
+    return out;
+  }
+  out.given = as_array(object, name);
+  require_dtype(name, out.given, py::dtype::of<Real>());
+  require_shape(name, out.given, shape);
+  if (!out.given.writeable()) throw py::value_error(name + ": expected a writable array, got a read-only one");
+  if (overlaps_itself(out.given)) throw py::value_error(name + ": expected distinct elements, got an array that overlaps itself");
+  const bool direct = row_stride<Real>(out.given) == shape.back();
+  out.array = direct ? out.given : keep_values ? contiguous_copy<Real>(out.given) : py::array(py::array_t<Real>(shape));
+  return out;
+}
+
+// No array that is written may share memory with another one of the call.
+class OverlapCheck {
+ public:
+  void read(const std::string& name, const py::array& array) { arrays_.push_back({name, array, false}); }
+  void written(const std::string& name, const py::array& array) { arrays_.push_back({name, array, true}); }
+
+  void run() const {
+    const py::module_ numpy = py::module_::import("numpy");
+    for (const Entry& out : arrays_) {
+      if (!out.is_written) continue;
+      for (const Entry& other : arrays_) {
+        if (&other == &out) continue;
+        if (numpy.attr("may_share_memory")(out.array, other.array).cast<bool>() &&
+            numpy.attr("shares_memory")(out.array, other.array).cast<bool>())
+          throw py::value_error(out.name + ": expected memory of its own, got an array that overlaps " + other.name);
+      }
+    }
+  }
+
+ private:
+  struct Entry {
+    std::string name;
+    py::array array;
+    bool is_written;
+  };
+  std::vector<Entry> arrays_;
+};
+
+py::object entry(const std::optional<py::sequence>& sequence, std::size_t i) {
+  return sequence ? py::object((*sequence)[i]) : py::object(py::none());
+}
+
+std::optional<py::sequence> sequence_of(const std::string& name, const py::object& object, std::size_t length,
+                                        const std::string& content) {
+  if (object.is_none()) return std::nullopt;
+  if (!py::isinstance<py::tuple>(object) && !py::isinstance<py::list>(object))
+    throw py::type_error(name + ": expected a tuple " + content + ", got " + type_name(object));
+  const py::sequence sequence = object;
+  if (sequence.size() != length)
+    throw py::value_error(name + ": expected " + std::to_string(length) + " entries " + content + ", got " +
+                          std::to_string(sequence.size()));
+  return sequence;
+}
+
+// ---- Parameters of a layer -----------------------------------------------------------------------------------------
+
+constexpr const char* parameter_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+constexpr const char* parameter_content = "(w_ih, w_hh, b_ih, b_hh)";
+
+template <class Real>
+struct LayerParameters {
+  std::vector<std::optional<Input<Real>>> arrays;  // four for each direction; biases may be missing
+
+  Parameters<const Real> direction(Index d) const {
+    const auto data = [&](int i) {
+      const auto& in = arrays[std::size_t(4 * d + i)];
+      return in ? in->view().data : nullptr;
+    };
+    return {data(0), data(1), data(2), data(3)};
+  }
+};
+
+// Elements of all arrays of a call together stay below this, so that no size or offset overflows.
+constexpr double most_elements = double(Index{1} << 58);
+
+template <class Real>
+struct Layer {
+  const CellInfo* info;
+  Problem problem;
+  LayerParameters<Real> parameters;
+};
+
+Shape parameter_shape(const Problem& p, Index G, int i) {
+  if (i == 0) return {G * p.H, p.I};
+  if (i == 1) return {G * p.H, p.H};
+  return {G * p.H};
+}
+
+template <class Real>
+Layer<Real> read_layer(const CellInfo& info, const py::array& x, const py::sequence& parameters) {
+  Layer<Real> layer = {&info, {}, {}};
+  Problem& p = layer.problem;
+  p.cell = info.cell;
+  p.D = Index(parameters.size());
+  for (Index d = 0; d < p.D; ++d) {
+    const auto arrays = sequence_of("parameters", parameters[std::size_t(d)], 4, parameter_content);
+    if (!arrays) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
+    if (d == 0) {
+      const py::array w_hh = as_array((*arrays)[1], "w_hh");
+      if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / info.G != w_hh.shape(1) || w_hh.shape(0) % info.G)
+        wrong_shape("w_hh", info.G == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(info.G) + "·H, H) with H >= 1", w_hh);
+      p.H = w_hh.shape(1);
+      const py::array w_ih = as_array((*arrays)[0], "w_ih");
+      if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(info.G * p.H) + ", I)", w_ih);
+      p.I = w_ih.shape(1);
+    }
+    for (int i = 0; i < 4; ++i) {
+      const py::object array = (*arrays)[std::size_t(i)];
+      if (i >= 2 && array.is_none())
+        layer.parameters.arrays.emplace_back();
+      else
+        layer.parameters.arrays.emplace_back(contiguous_input<Real>(parameter_names[i], array, parameter_shape(p, info.G, i)));
+    }
+  }
+  if (x.ndim() != 3 || x.shape(2) != p.I || x.shape(0) < 1)
+    wrong_shape("x", "(T, B, " + std::to_string(p.I) + ") with T >= 1", x);
+  p.T = x.shape(0);
+  p.B = x.shape(1);
+  if (double(p.T) * double(p.B) * double(p.D) * (double(p.I) + 8.0 * double(p.H) + 64.0) > most_elements)
+    throw py::value_error("x: expected a size that fits the address space, got " + shape_text(shape_of(x)));
+  return layer;
+}
+
+// ---- The tape ------------------------------------------------------------------------------------------------------
+
+// Everything a backward needs: references to the arrays of the call, and the memory the kernels filled.
+struct TapeObject {
+  const CellInfo* info;
+  Problem problem;
+  py::dtype dtype;
+  py::object layer;  // a capsule with Saved<Real>
+
+  Buffer gates, c, reset_h;
+};
+
+template <class Real>
+struct Saved {
+  LayerParameters<Real> parameters;
+  Input<Real> x;
+  std::optional<Input<Real>> h0, c0;
+  py::array y;  // contiguous
+};
+
+template <class Real>
+Tape<Real> tape_of(const TapeObject& tape, const TapeSize& size, Index d) {
+  const auto at = [&](const Buffer& buffer, Index elements) {
+    return buffer.data() ? static_cast<Real*>(buffer.data()) + d * elements : nullptr;
+  };
+  return {at(tape.gates, size.gates), at(tape.c, size.c), at(tape.reset_h, size.reset_h)};
+}
+
+// ---- Calling the kernels -------------------------------------------------------------------------------------------
+
+// Work that a thread should have before it is worth waking: about 50 µs at 80 GFLOP/s.
+constexpr double flops_per_thread = 4e6;
+
+double flops(const Problem& p, Index G) {
+  return 2.0 * double(p.T) * double(p.B) * double(p.D) * double(G) * double(p.H) * double(p.I + p.H);
+}
+
+Index team_size(double flops) {
+  const double worth = flops / flops_per_thread;
+  const Index most = get_num_threads();
+  return worth >= double(most) ? most : worth < 1 ? 1 : Index(worth);
+}
+
+// Runs a kernel without the GIL; Ctrl-C ends it between two chunks of time.
+void call(Index threads, const std::function<void(const Team&)>& kernel) {
+  using Clock = std::chrono::steady_clock;
+  auto asked = Clock::now();
+  const auto poll = [&] {
+    if (Clock::now() - asked < std::chrono::milliseconds(20)) return false;
+    asked = Clock::now();
+    const py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+  };
+  bool finished;
+  {
+    const py::gil_scoped_release released;
+    finished = run_parallel(threads, kernel, poll);
+  }
+  if (!finished) throw py::error_already_set();
+}
+
+template <class Real>
+std::optional<Input<Real>> optional_input(const std::string& name, const py::object& object, const Shape& shape) {
+  if (object.is_none()) return std::nullopt;
+  return input<Real>(name, object, shape);
+}
+
+// The view of one direction of a [D,B,H] array; null where there is none.
+template <class Real>
+View<Real> direction_of(const View<Real>& view, const Problem& p, Index d) {
+  return {view.data + d * p.B * view.stride, view.stride};
+}
+
+template <class Real>
+View<const Real> direction_of(const std::optional<Input<Real>>& in, const Problem& p, Index d) {
+  return in ? direction_of(in->view(), p, d) : View<const Real>{nullptr, 0};
+}
+
+template <class Real>
+View<Real> direction_of(std::optional<Output<Real>>& out, const Problem& p, Index d) {
+  return out ? direction_of(out->view(), p, d) : View<Real>{nullptr, 0};
+}
+
+void refuse_c(const CellInfo& info, const std::string& name, const py::object& object) {
+  if (!info.has_c && !object.is_none()) throw py::value_error(name + ": expected None, since " + std::string(info.name) + " has no cell state");
+}
+
+template <class Real>
+py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequence& parameters, const py::object& h0,
+                     const py::object& c0, const py::object& out, bool training) {
+  Layer<Real> layer = read_layer<Real>(info, x, parameters);
+  const Problem& p = layer.problem;
+  const Shape state_shape = {p.D, p.B, p.H}, y_shape = {p.T, p.B, p.D * p.H};
+  refuse_c(info, "c0", c0);
+  Saved<Real> saved = {std::move(layer.parameters), input<Real>("x", x, {p.T, p.B, p.I}),
+                       optional_input<Real>("h0", h0, state_shape), optional_input<Real>("c0", c0, state_shape), {}};
+
+  const auto outs = sequence_of("out", out, 3, "(y, h, c)");
+  refuse_c(info, "out[2]", entry(outs, 2));
+  Output<Real> y = output<Real>("out[0]", entry(outs, 0), y_shape);
+  Output<Real> h = output<Real>("out[1]", entry(outs, 1), state_shape);
+  std::optional<Output<Real>> c;
+  if (info.has_c) c = output<Real>("out[2]", entry(outs, 2), state_shape);
+  if (outs) {
+    OverlapCheck check;
+    check.read("x", saved.x.given);
+    if (saved.h0) check.read("h0", saved.h0->given);
+    if (saved.c0) check.read("c0", saved.c0->given);
+    for (std::size_t i = 0; i < saved.parameters.arrays.size(); ++i)
+      if (saved.parameters.arrays[i]) check.read(parameter_names[i % 4], saved.parameters.arrays[i]->given);
+    check.written("out[0]", y.given);
+    check.written("out[1]", h.given);
+    if (c) check.written("out[2]", c->given);
+    check.run();
+  }
+  saved.y = y.array;
+
+  auto tape = std::make_unique<TapeObject>(TapeObject{&info, p, py::dtype::of<Real>(), {}, {}, {}, {}});
+  if (p.B > 0) {
+    const auto bytes = [](Index elements) { return std::size_t(elements) * sizeof(Real); };
+    const TapeSize size = training ? kernels<Real>().tape_size(p) : TapeSize{0, 0, 0};
+    if (size.gates) tape->gates = Buffer(bytes(size.gates * p.D));
+    if (size.c) tape->c = Buffer(bytes(size.c * p.D));
+    if (size.reset_h) tape->reset_h = Buffer(bytes(size.reset_h * p.D));
+    const Buffer scratch(bytes(kernels<Real>().forward_scratch(p)));
+
+    ForwardArgs<Real> args = {p, saved.x.view(), {}, static_cast<Real*>(scratch.data())};
+    for (Index d = 0; d < p.D; ++d) {
+      args.directions[d] = {saved.parameters.direction(d),
+                            direction_of(saved.h0, p, d),
+                            direction_of(saved.c0, p, d),
+                            {y.view().data + d * p.H, p.D * p.H},
+                            direction_of(h.view(), p, d),
+                            direction_of(c, p, d),
+                            tape_of<Real>(*tape, size, d)};
+    }
+    const Index threads = std::min(team_size(flops(p, info.G)), p.D * p.B);
+    call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
+  }
+  y.commit();
+  h.commit();
+  if (c) c->commit();
+  const py::object c_result = c ? py::object(c->given) : py::none();
+  if (!training) return py::make_tuple(y.given, h.given, c_result);
+  tape->layer = py::capsule(new Saved<Real>(std::move(saved)), [](void* data) { delete static_cast<Saved<Real>*>(data); });
+  return py::make_tuple(y.given, h.given, c_result, py::cast(std::move(tape)));
+}
+
+template <class Real>
+py::tuple backward_of(const TapeObject& tape, const py::object& dy, const py::object& dh, const py::object& dc,
+                      bool need_dx, const py::object& grads, const py::object& out) {
+  const CellInfo& info = *tape.info;
+  const Problem& p = tape.problem;
+  const Saved<Real>& saved = *static_cast<const Saved<Real>*>(py::capsule(tape.layer));
+  const Shape state_shape = {p.D, p.B, p.H};
+  refuse_c(info, "dc", dc);
+  if (dy.is_none() && dh.is_none() && dc.is_none())
+    throw py::value_error("dy, dh, dc: expected at least one gradient, got none");
+  const auto dy_in = optional_input<Real>("dy", dy, {p.T, p.B, p.D * p.H});
+  const auto dh_in = optional_input<Real>("dh", dh, state_shape);
+  const auto dc_in = optional_input<Real>("dc", dc, state_shape);
+
+  const auto outs = sequence_of("out", out, 3, "(dx, dh0, dc0)");
+  refuse_c(info, "out[2]", entry(outs, 2));
+  if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
+  std::optional<Output<Real>> dx, dc0;
+  if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), {p.T, p.B, p.I});
+  Output<Real> dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
+  if (info.has_c) dc0 = output<Real>("out[2]", entry(outs, 2), state_shape);
+
+  const auto given = sequence_of("grads", grads, std::size_t(p.D), "(one tuple for each direction)");
+  std::vector<std::optional<Output<Real>>> gradients;
+  for (Index d = 0; d < p.D; ++d) {
+    const auto arrays = given ? sequence_of("grads", (*given)[std::size_t(d)], 4, parameter_content) : std::nullopt;
+    if (given && !arrays) throw py::type_error("grads: expected a tuple " + std::string(parameter_content) + ", got None");
+    for (int i = 0; i < 4; ++i) {
+      const py::object array = entry(arrays, std::size_t(i));
+      const std::string name = "grads[" + std::to_string(d) + "]: " + parameter_names[i];
+      const bool exists = saved.parameters.arrays[std::size_t(4 * d + i)].has_value();
+      if (given && exists == array.is_none())
+        throw py::type_error(name + ": expected " + (exists ? "an array, got None" : "None, got an array"));
+      if (exists)
+        gradients.emplace_back(output<Real>(name, array, parameter_shape(p, info.G, i), true));
+      else
+        gradients.emplace_back();
+    }
+  }
+  if (outs || given) {
+    OverlapCheck check;
+    check.read("x", saved.x.given);
+    check.read("y", saved.y);
+    if (saved.h0) check.read("h0", saved.h0->given);
+    if (saved.c0) check.read("c0", saved.c0->given);
+    if (dy_in) check.read("dy", dy_in->given);
+    if (dh_in) check.read("dh", dh_in->given);
+    if (dc_in) check.read("dc", dc_in->given);
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i]) continue;
+      check.read(parameter_names[i % 4], saved.parameters.arrays[i]->given);
+      if (given) check.written(std::string("grads: ") + parameter_names[i % 4], gradients[i]->given);
+    }
+    if (dx) check.written("out[0]", dx->given);
+    check.written("out[1]", dh0.given);
+    if (dc0) check.written("out[2]", dc0->given);
+    check.run();
+  }
+
+  // The gradients of the states are carried in place, from the last states' to the initial states'.
+  const py::module_ numpy = py::module_::import("numpy");
+  const auto start = [&](Output<Real>& state, const std::optional<Input<Real>>& from) {
+    numpy.attr("copyto")(state.array, from ? py::object(from->array) : py::object(py::int_(0)));
+  };
+  start(dh0, dh_in);
+  if (dc0) start(*dc0, dc_in);
+
+  if (p.B > 0) {
+    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx)) * sizeof(Real));
+    BackwardArgs<Real> args = {p, saved.x.view(), dx ? dx->view() : View<Real>{nullptr, 0}, {}, given.has_value(),
+                               static_cast<Real*>(scratch.data())};
+    const TapeSize size = kernels<Real>().tape_size(p);
+    for (Index d = 0; d < p.D; ++d) {
+      const auto gradient = [&](int i) {
+        auto& array = gradients[std::size_t(4 * d + i)];
+        return array ? array->view().data : nullptr;
+      };
+      const Tape<Real> filled = tape_of<Real>(tape, size, d);
+      View<const Real> dy_view = {nullptr, 0};
+      if (dy_in) dy_view = {dy_in->view().data + d * p.H, dy_in->stride};
+      args.directions[d] = {saved.parameters.direction(d),
+                            direction_of(saved.h0, p, d),
+                            direction_of(saved.c0, p, d),
+                            {static_cast<const Real*>(saved.y.data()) + d * p.H, p.D * p.H},
+                            dy_view,
+                            {filled.gates, filled.c, filled.reset_h},
+                            direction_of(dh0.view(), p, d),
+                            direction_of(dc0, p, d),
+                            {gradient(0), gradient(1), gradient(2), gradient(3)}};
+    }
+    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G));
+    call(threads, [&](const Team& team) { kernels<Real>().backward(args, team); });
+  } else if (!given) {
+    for (auto& gradient : gradients)
+      if (gradient) numpy.attr("copyto")(gradient->array, 0);
+  }
+
+  if (dx) dx->commit();
+  dh0.commit();
+  if (dc0) dc0->commit();
+  py::list results;
+  for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
+    py::tuple direction(4);
+    for (std::size_t i = 0; i < 4; ++i) {
+      const auto& gradient = gradients[4 * d + i];
+      if (gradient) gradient->commit();
+      direction[i] = gradient ? py::object(gradient->given) : py::none();
+    }
+    results.append(direction);
+  }
+  return py::make_tuple(dx ? py::object(dx->given) : py::none(), dh0.given,
+                        dc0 ? py::object(dc0->given) : py::none(), results);
+}
+
+// ---- The module ----------------------------------------------------------------------------------------------------
+
+bool is_double(const std::string& name, const py::array& array) {
+  if (array.dtype().equal(py::dtype::of<double>())) return true;
+  if (array.dtype().equal(py::dtype::of<float>())) return false;
+  throw py::type_error(name + ": expected dtype float32 or float64, got " + text(array.dtype()));
+}
+
+py::tuple forward_any(const std::string& cell, const py::object& x_object, const py::object& parameters,
+                      const py::object& h0, const py::object& c0, const py::object& out, bool training) {
+  const CellInfo& info = cell_named(cell);
+  const py::array x = as_array(x_object, "x");
+  if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
+    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + std::string(parameter_content) + ", got " +
+                         type_name(parameters));
+  const py::sequence directions = parameters;
+  if (directions.size() != 1 && directions.size() != 2)
+    throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
+  const auto first = sequence_of("parameters", directions[0], 4, parameter_content);
+  if (!first) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
+  const bool wide = is_double("w_ih", as_array((*first)[0], "w_ih"));
+  return wide ? forward_of<double>(info, x, directions, h0, c0, out, training)
+              : forward_of<float>(info, x, directions, h0, c0, out, training);
+}
+
+template <class Real>
+py::array activate_of(Activation function, const py::array& x, const py::object& out) {
+  const py::array contiguous = contiguous_copy<Real>(x);
+  Output<Real> y;
+  y.given = y.array = py::array_t<Real>(shape_of(x));
+  if (!out.is_none()) {
+    y.given = as_array(out, "out");
+    require_dtype("out", y.given, py::dtype::of<Real>());
+    require_shape("out", y.given, shape_of(x));
+    if (!y.given.writeable()) throw py::value_error("out: expected a writable array, got a read-only one");
+    if (overlaps_itself(y.given)) throw py::value_error("out: expected distinct elements, got an array that overlaps itself");
+  }
+  const auto* from = static_cast<const Real*>(contiguous.data());
+  auto* to = static_cast<Real*>(y.array.mutable_data());
+  const Index n = x.size();
+  {
+    const py::gil_scoped_release released;
+    kernels<Real>().activate(function, from, to, n);
+  }
+  y.commit();
+  return y.given;
+}
+
+py::array activate(Activation function, const py::object& x, const py::object& out) {
+  const py::array array = as_array(x, "x");
+  return is_double("x", array) ? activate_of<double>(function, array, out) : activate_of<float>(function, array, out);
+}
+
+py::dict config() {
+  py::dict config;
+  config["version"] = RNNFAST_VERSION;
+#if defined(__clang__)
+  config["compiler"] = "clang " __clang_version__;
+#else
+  config["compiler"] = "gcc " __VERSION__;
+#endif
+  config["isa"] = kernel_table->name;
+  py::list available;
+  for (const KernelTable* table : available_kernels()) available.append(table->name);
+  config["available"] = available;
+  config["threads"] = get_num_threads();
+  return config;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  try {
+    kernel_table = &choose_kernels();
+    get_num_threads();
+  } catch (const std::runtime_error& error) {
+    throw py::import_error(error.what());
+  }
+
+  py::tuple names(std::size(cells));
+  for (std::size_t i = 0; i < std::size(cells); ++i) names[i] = cells[i].name;
+  m.attr("CELLS") = names;
+
+  py::class_<TapeObject>(m, "Tape", py::is_final(), "What a training forward keeps for its backward. Opaque and read-only.")
+      .def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
+      .def_property_readonly("nbytes", [](const TapeObject& tape) {
+        return tape.gates.bytes() + tape.c.bytes() + tape.reset_h.bytes();
+      });
+
+  using namespace py::literals;
+  m.def(
+      "inference",
+      [](const std::string& cell, const py::object& x, const py::object& parameters, const py::object& h0,
+         const py::object& c0, const py::object& out) { return forward_any(cell, x, parameters, h0, c0, out, false); },
+      "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(), "out"_a = py::none());
+  m.def(
+      "forward",
+      [](const std::string& cell, const py::object& x, const py::object& parameters, const py::object& h0,
+         const py::object& c0, const py::object& out) { return forward_any(cell, x, parameters, h0, c0, out, true); },
+      "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(), "out"_a = py::none());
+  m.def(
+      "backward",
+      [](const TapeObject& tape, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,
+         const py::object& grads, const py::object& out) {
+        return tape.dtype.equal(py::dtype::of<double>()) ? backward_of<double>(tape, dy, dh, dc, need_dx, grads, out)
+                                                         : backward_of<float>(tape, dy, dh, dc, need_dx, grads, out);
+      },
+      "tape"_a, "dy"_a = py::none(), "dh"_a = py::none(), "dc"_a = py::none(), "need_dx"_a = true,
+      "grads"_a = py::none(), "out"_a = py::none());
+  m.def(
+      "sigmoid", [](const py::object& x, const py::object& out) { return activate(Activation::sigmoid, x, out); }, "x"_a,
+      "out"_a = py::none());
+  m.def(
+      "tanh", [](const py::object& x, const py::object& out) { return activate(Activation::tanh, x, out); }, "x"_a,
+      "out"_a = py::none());
+  m.def("asarray", &as_array, "x"_a, "name"_a = "x");
+  m.def(
+      "set_num_threads",
+      [](Index n) {
+        if (n < 1) throw py::value_error("n: expected a number of threads >= 1, got " + std::to_string(n));
+        set_num_threads(n);
+      },
+      "n"_a);
+  m.def("get_num_threads", &get_num_threads);
+  m.def("config", &config);
+}
+
+}  // namespace rnnfast

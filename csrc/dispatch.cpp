@@ -1,0 +1,57 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace rnnfast {
+
+namespace baseline {
+extern const KernelTable table;
+}
+#if RNNFAST_X86
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+#endif
+
+namespace {
+
+// The checks name the same features as the compiler flags in CMakeLists.txt.
+std::vector<const KernelTable*> find_available() {
+  std::vector<const KernelTable*> found = {&baseline::table};
+#if RNNFAST_X86
+  __builtin_cpu_init();
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (has_avx2) found.push_back(&avx2::table);
+  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    found.push_back(&avx512::table);
+#endif
+  return found;
+}
+
+}  // namespace
+
+std::vector<const KernelTable*> available_kernels() {
+  static const std::vector<const KernelTable*> available = find_available();
+  return available;
+}
+
+const KernelTable& choose_kernels() {
+  const auto available = available_kernels();
+  const char* wanted = std::getenv("RNNFAST_ISA");
+  if (!wanted || !*wanted) return *available.back();
+  std::string names;
+  for (const KernelTable* table : available) {
+    if (wanted == std::string(table->name)) return *table;
+    names += (names.empty() ? "" : ", ") + std::string(table->name);
+  }
+  throw std::runtime_error("RNNFAST_ISA: expected one of " + names + " (what this machine supports), got '" + wanted +
+                           "'");
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,16 @@
+// Which instruction set runs: the best that the processor and the operating system support, or the one that the
+// environment variable RNNFAST_ISA names.
+#pragma once
+
+#include <vector>
+
+#include "types.h"
+
+namespace rnnfast {
+
+// Throws std::runtime_error if RNNFAST_ISA asks for what this machine lacks.
+const KernelTable& choose_kernels();
+
+std::vector<const KernelTable*> available_kernels();  // the best one last
+
+}  // namespace rnnfast

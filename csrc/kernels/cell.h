@@ -1,0 +1,48 @@
+// What a cell tells the time loop, and the registers that its pointwise parts work on.
+//
+// A cell is a struct with
+//   gates                       G, the gates of w_ih and w_hh
+//   slots                       vectors per row and unit block that it keeps: its gates, and for the GRU hn
+//   input_gates                 which gate of w_ih the last G slots hold
+//   recurrent_gates             which gate of w_hh the first G slots hold
+//   phases                      the dependent products of one step
+//   keeps_gates                 whether the tape holds the slots (else the derivative follows from y)
+//   has_c                       whether the state has a c
+//   passes_dh                   whether backward leaves in dh what reaches h' beside the product
+//   forward<S, phase>(point), backward<S, phase>(point)
+#pragma once
+
+#include "gemm.h"
+#include "vec_math.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+namespace {
+
+// One recurrent product: `slots` slots from `slot` on, of which `gates` take part in it, with h' (or r h') as operand.
+struct Phase {
+  int slot, slots, gates;
+  bool reset_h;
+};
+
+template <class Cell>
+constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
+
+// One row of one unit block. gate: pre-activations on entry, activations on return.
+template <class S, int slots>
+struct ForwardPoint {
+  typename S::V gate[slots], h_before, c_before;
+  typename S::V h, c, reset_h;
+};
+
+// dh, dc: gradients of h, c on entry; of h' (without the product) and c' on return. dgate: of the pre-activations.
+template <class S, int slots>
+struct BackwardPoint {
+  typename S::V gate[slots], h_before, c_before, h, c;
+  typename S::V dh, dc, dreset_h;
+  typename S::V dgate[slots];
+};
+
+}  // namespace
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

@@ -1,0 +1,56 @@
+// The simple recurrent network (Elman 1990).
+//
+//   h = tanh(a)   or   h = max(a, 0)
+//
+// a = w_ih x + b_ih + w_hh h' + b_hh;  h' is the state before the step. Both derivatives follow from h alone.
+#pragma once
+
+#include "cell.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+namespace {
+
+struct Tanh {
+  template <class S>
+  static RNNFAST_INLINE typename S::V value(typename S::V a) {
+    return tanh<S>(a);
+  }
+  template <class S>
+  static RNNFAST_INLINE typename S::V gradient(typename S::V h, typename S::V dh) {
+    return dh * (1 - h * h);
+  }
+};
+
+struct Relu {
+  template <class S>
+  static RNNFAST_INLINE typename S::V value(typename S::V a) {
+    return max(S::broadcast(0), a);
+  }
+  template <class S>
+  static RNNFAST_INLINE typename S::V gradient(typename S::V h, typename S::V dh) {
+    return h <= 0 ? typename S::V{} : dh;
+  }
+};
+
+template <class Function>
+struct Elman {
+  static constexpr int gates = 1, slots = 1;
+  static constexpr int input_gates[] = {0}, recurrent_gates[] = {0};
+  static constexpr Phase phases[] = {{.slot = 0, .slots = 1, .gates = 1, .reset_h = false}};
+  static constexpr bool keeps_gates = false, has_c = false, passes_dh = false;
+
+  template <class S, int phase>
+  static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
+    p.h = Function::template value<S>(p.gate[0]);
+  }
+
+  template <class S, int phase>
+  static RNNFAST_INLINE void backward(BackwardPoint<S, slots>& p) {
+    p.dgate[0] = Function::template gradient<S>(p.h, p.dh);
+  }
+};
+
+}  // namespace
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

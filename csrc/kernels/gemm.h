@@ -1,0 +1,316 @@
+// The one microkernel, and the packing that feeds it. Every product of the library is
+//
+//   out[m, n] = init[m, n] + sum over k of a[m, k] * panel[k, n],
+//
+// M rows times N vectors at a time. One element is one chain of fused multiply-adds in ascending k, starting from init:
+// K is never split over accumulators, so that no tile shape, batch size or number of threads changes a bit.
+//
+// Hidden units are cut into unit blocks of as many units as a vector has lanes. A panel holds, for each k, the vectors
+// of all gates of one unit block side by side, so that the registers of one tile hold i, f, g, o of the same units
+// and the cell's pointwise part can follow at once, as the tile's epilogue.
+#pragma once
+
+#include "vec.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+namespace {
+
+constexpr Index min_index(Index a, Index b) { return a < b ? a : b; }
+
+// n units cut into blocks. The last block may be narrower: an H of 20 should not cost as much as one of 32.
+struct Blocks {
+  Index full;   // blocks of W = Widest<Real>::lanes units
+  int tail;     // lanes of the last, narrower block: W, W / 2, ..., 16 bytes; 0 if there is none
+  int valid;    // units in it
+  Index units;  // lanes in all blocks together
+};
+
+template <class Real>
+constexpr Blocks blocks_of(Index n) {
+  constexpr int W = Widest<Real>::lanes;
+  const int valid = int(n % W);
+  int tail = valid ? W : 0;
+  while (tail > 16 / int(sizeof(Real)) && tail / 2 >= valid) tail /= 2;
+  return {n / W, tail, valid, n / W * W + tail};
+}
+
+constexpr Index count(const Blocks& blocks) { return blocks.full + (blocks.tail ? 1 : 0); }
+
+// Consecutive unit blocks of the same width.
+struct BlockRange {
+  Index block, blocks;  // first and how many
+  Index unit;           // first unit
+  int valid;            // units in the last of them
+};
+
+// Calls f(Simd, BlockRange) for the blocks [first, last): in groups of `group` and smaller powers of two while they are
+// full, then the tail.
+template <class Real, int group, class F>
+RNNFAST_INLINE void for_each_block(const Blocks& blocks, Index first, Index last, F&& f) {
+  using Wide = Widest<Real>;
+  Index block = first;
+  const Index full = min_index(last, blocks.full);
+  if constexpr (group >= 8)
+    for (; block + 8 <= full; block += 8) f.template operator()<Wide, 8>({block, 8, block * Wide::lanes, Wide::lanes});
+  if constexpr (group >= 4)
+    for (; block + 4 <= full; block += 4) f.template operator()<Wide, 4>({block, 4, block * Wide::lanes, Wide::lanes});
+  if constexpr (group >= 2)
+    for (; block + 2 <= full; block += 2) f.template operator()<Wide, 2>({block, 2, block * Wide::lanes, Wide::lanes});
+  for (; block < full; ++block) f.template operator()<Wide, 1>({block, 1, block * Wide::lanes, Wide::lanes});
+  if (last <= blocks.full || !blocks.tail) return;
+  const BlockRange tail{blocks.full, 1, blocks.full * Wide::lanes, blocks.valid};
+  if (blocks.tail == Wide::lanes) return f.template operator()<Wide, 1>(tail);
+  if constexpr (vector_bytes >= 32)
+    if (blocks.tail == Wide::lanes / 2) return f.template operator()<Simd<Real, Wide::lanes / 2>, 1>(tail);
+  if constexpr (vector_bytes >= 64)
+    if (blocks.tail == Wide::lanes / 4) return f.template operator()<Simd<Real, Wide::lanes / 4>, 1>(tail);
+}
+
+// sum over blocks b < `blocks` and k < K of a[m, b, k] * panel[b, k, n].
+template <class Real>
+struct Operand {
+  const Real* a;  // strides of rows, of k and of blocks of k
+  Index a_row, a_k, a_block;
+  const Real* panel;  // strides of unit blocks, of k and of blocks of k; the gates of a unit block are contiguous
+  Index panel_unit, panel_k, panel_block;
+  Index K, blocks;
+};
+
+// A tile of M rows by NB unit blocks of S vectors ("slots"). Where S > C, the last C slots take part in the first
+// product and the first C slots in the second: the GRU's n keeps its recurrent part apart from its input part.
+template <class Real>
+struct Tile {
+  Operand<Real> first, second;
+  const Real* init;  // strides of rows and of unit blocks; 0 repeats a row
+  Index init_row, init_unit;
+  Real* out;
+  Index out_row, out_unit;
+  int valid;  // lanes of the last unit block that exist in memory
+  bool add;   // out += the chain (which then starts from zeros), for sums of blocks of rows
+};
+
+template <class Real>
+RNNFAST_INLINE Operand<Real> operand_rows(const Operand<Real>& o, Index row) {
+  Operand<Real> moved = o;
+  moved.a += row * o.a_row;
+  return moved;
+}
+
+// The accumulators stay in registers only because every loop over them is unrolled: one run-time index and they live in
+// memory, three times slower.
+template <class S, int M, int NB, int slots, int C, int shift>
+RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o) {
+  using Real = typename S::Real;
+  using V = typename S::V;
+  for (Index block = 0; block < o.blocks; ++block) {
+    const Real* a = o.a + block * o.a_block;
+    const Real* w = o.panel + block * o.panel_block;
+    for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
+#pragma GCC unroll 8
+      for (int unit = 0; unit < NB; ++unit) {
+#pragma GCC unroll 4
+        for (int gate = 0; gate < C; ++gate) {
+          const V v = S::load(w + unit * o.panel_unit + gate * S::lanes);
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) {
+            V& sum = acc[m][unit * slots + shift + gate];
+            sum = fma(S::broadcast(a[m * o.a_row]), v, sum);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class S, int M, int NB, int slots, int C>
+__attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) {
+  using V = typename S::V;
+  using Real = typename S::Real;
+  V acc[M][NB * slots];
+  // Only rows of single vectors end in the caller's memory; those of several slots are padded to full width.
+  constexpr bool ragged = slots == 1 && NB == 1;
+  const Real* init = t.init + row * t.init_row;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+    for (int n = 0; n < NB * slots; ++n) {
+      const Real* from = init + m * t.init_row + n / slots * t.init_unit + n % slots * S::lanes;
+      acc[m][n] = ragged ? load_lanes<S>(from, t.valid) : S::load(from);
+    }
+  }
+  accumulate<S, M, NB, slots, C, slots - C>(acc, operand_rows(t.first, row));
+  accumulate<S, M, NB, slots, C, 0>(acc, operand_rows(t.second, row));
+  Real* out = t.out + row * t.out_row;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+    for (int n = 0; n < NB * slots; ++n) {
+      Real* to = out + m * t.out_row + n / slots * t.out_unit + n % slots * S::lanes;
+      if (t.add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, t.valid) : S::load(to));
+      if (ragged)
+        store_lanes<S>(to, acc[m][n], t.valid);
+      else
+        S::store(to, acc[m][n]);
+    }
+  }
+}
+
+// Rows of one tile by its vectors N. With 32 registers 6 x 4 accumulators leave 8 for the panel and the broadcasts and
+// hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and 4 x 4 would spill.
+// More than 4 vectors serve a single row only, to have 8 chains in flight.
+constexpr int most_rows(int N) {
+  if (N > 4) return 1;
+  if (vector_registers == 32) return 6;
+  return N == 4 ? 3 : 4;
+}
+
+// Unit blocks taken at once, by the vectors of one of them.
+constexpr int unit_group(int slots, bool one_row) { return (one_row ? 8 : 4) / (slots == 3 ? 4 : slots); }
+
+// All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
+// After each tile epilogue(row, M) runs, while the tile is still in the first cache level.
+template <class S, int NB, int slots, int C, class Epilogue>
+RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
+  constexpr int most = most_rows(NB * slots);
+  Index tiles = (rows + most - 1) / most;
+  for (Index row = 0; tiles > 0; --tiles) {
+    const Index M = (rows - row + tiles - 1) / tiles;
+    if constexpr (most >= 6)
+      if (M == 6) tile<S, 6, NB, slots, C>(t, row);
+    if constexpr (most >= 5)
+      if (M == 5) tile<S, 5, NB, slots, C>(t, row);
+    if constexpr (most >= 4)
+      if (M == 4) tile<S, 4, NB, slots, C>(t, row);
+    if constexpr (most >= 3)
+      if (M == 3) tile<S, 3, NB, slots, C>(t, row);
+    if constexpr (most >= 2)
+      if (M == 2) tile<S, 2, NB, slots, C>(t, row);
+    if (M == 1) tile<S, 1, NB, slots, C>(t, row);
+    epilogue(row, M);
+    row += M;
+  }
+}
+
+struct NoEpilogue {
+  RNNFAST_INLINE void operator()(Index, Index) const {}
+};
+
+// Calls f with the unit grouping that fits: a single row takes more unit blocks at once.
+template <class Real, int slots, class F>
+RNNFAST_INLINE void for_each_unit_block(const Blocks& blocks, Index rows, F&& f) {
+  if (rows == 1)
+    for_each_block<Real, unit_group(slots, true)>(blocks, 0, count(blocks), f);
+  else
+    for_each_block<Real, unit_group(slots, false)>(blocks, 0, count(blocks), f);
+}
+
+// ---- Packing -------------------------------------------------------------------------------------------------------
+
+// A [G·H,K] matrix as panels: [unit block][k][gate x lanes], gates in the order `order`; a view of K = 1 is a bias.
+template <class Real>
+struct Panels {
+  Real* data;
+  Blocks units;
+  Index K;
+  int gates;
+};
+
+template <class Real>
+constexpr Index size(const Panels<Real>& p) {
+  return p.units.units * p.K * p.gates;
+}
+
+template <class Real>
+RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
+  return p.data + unit * p.K * p.gates;
+}
+
+// The loop that packing and unpacking share: f(panel, lanes, valid, gate's slot, first row of the matrix).
+template <class Real, class F>
+RNNFAST_INLINE void for_each_panel_gate(const Panels<Real>& p, Index H, const int* order, BlockRange range, F&& f) {
+  for (Index block = range.block; block < range.block + range.blocks; ++block) {
+    const bool tail = block == p.units.full;
+    const Index lanes = tail ? p.units.tail : Widest<Real>::lanes, unit = block * Widest<Real>::lanes;
+    for (int slot = 0; slot < p.gates; ++slot)
+      f(panel(p, unit), lanes, tail ? Index(p.units.valid) : lanes, slot, order[slot] * H + unit);
+  }
+}
+
+// w [G·H,K] -> panels, for the unit blocks of `range`.
+template <class Real>
+void pack(const Real* w, Index H, const int* order, const Panels<Real>& p, BlockRange range) {
+  constexpr Index N = transpose_lanes<Real>;
+  for_each_panel_gate(p, H, order, range, [&](Real* to, Index lanes, Index valid, int slot, Index row) {
+    const Index stride = p.gates * lanes;
+    to += slot * lanes;
+    for (Index lane = 0; lane < lanes; lane += N) {
+      const Index rows = min_index(N, valid - lane);
+      const Real* from = w + (row + lane) * p.K;
+      Index k = 0;
+      if (rows == N)
+        for (; k + N <= p.K; k += N) transpose_tile(from + k, p.K, to + k * stride + lane, stride);
+      for (; k < p.K; ++k)
+        for (Index j = 0; j < N; ++j) to[k * stride + lane + j] = j < rows ? from[j * p.K + k] : Real(0);
+    }
+  });
+}
+
+// The way back: panels -> w [G·H,K].
+template <class Real>
+void unpack(const Panels<Real>& p, Index H, const int* order, Real* w, BlockRange range) {
+  constexpr Index N = transpose_lanes<Real>;
+  for_each_panel_gate(p, H, order, range, [&](const Real* from, Index lanes, Index valid, int slot, Index row) {
+    const Index stride = p.gates * lanes;
+    from += slot * lanes;
+    for (Index lane = 0; lane < valid; lane += N) {
+      const Index rows = min_index(N, valid - lane);
+      Real* to = w + (row + lane) * p.K;
+      Index k = 0;
+      if (rows == N)
+        for (; k + N <= p.K; k += N) transpose_tile(from + k * stride + lane, stride, to + k, p.K);
+      for (; k < p.K; ++k)
+        for (Index j = 0; j < rows; ++j) to[j * p.K + k] = from[k * stride + lane + j];
+    }
+  });
+}
+
+// w [G·H,N] for products that go the other way, gates times w: [block of N][k][lanes], where k runs over
+// (unit block, gate, lane) as the gates are stored. Rows of padding are zero.
+template <class Real>
+struct TransposedPanels {
+  Real* data;
+  Blocks columns;  // of N
+  Blocks units;    // of H
+  int gates;
+};
+
+template <class Real>
+constexpr Index size(const TransposedPanels<Real>& p) {
+  return p.columns.units * p.units.units * p.gates;
+}
+
+template <class Real>
+void pack_transposed(const Real* w, Index H, Index N, const int* order, const TransposedPanels<Real>& p, Index first,
+                     Index last) {
+  const Index K = p.units.units * p.gates;
+  constexpr Index W = Widest<Real>::lanes;
+  for (Index column = first; column < last; ++column) {
+    const bool tail = column == p.columns.full;
+    const Index lanes = tail ? p.columns.tail : W, valid = tail ? p.columns.valid : W;
+    Real* to = p.data + column * W * K;
+    for (Index block = 0; block < count(p.units); ++block) {
+      const bool last_units = block == p.units.full;
+      const Index unit_lanes = last_units ? p.units.tail : W, units = last_units ? p.units.valid : W;
+      for (int slot = 0; slot < p.gates; ++slot) {
+        const Real* from = w + (order[slot] * H + block * W) * N + column * W;
+        for (Index unit = 0; unit < unit_lanes; ++unit, from += N, to += lanes)
+          for (Index j = 0; j < lanes; ++j) to[j] = unit < units && j < valid ? from[j] : Real(0);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

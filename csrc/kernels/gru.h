@@ -1,0 +1,82 @@
+// Gated recurrent unit (Cho et al. 2014), in two forms that differ in where the reset gate is applied.
+//
+//   r = sigmoid(a_r)   z = sigmoid(a_z)
+//   n = tanh(w_in x + b_in + r (w_hn h' + b_hn))     Gru: after the recurrent product, as torch and cuDNN do
+//   n = tanh(w_in x + b_in + w_hn (r h') + b_hn)     GruResetBefore: before it, as in the paper
+//   h = (1 - z) n + z h'
+//
+// a = w_ih x + b_ih + w_hh h' + b_hh;  h' is the state before the step.
+#pragma once
+
+#include "cell.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+namespace {
+
+// Slots: hn = w_hn h' + b_hn, r, z, n. The recurrent product fills the first three, the input product the last three,
+// and so do their gradients: dn reaches w_ih as it is, but w_hh multiplied by r.
+struct Gru {
+  static constexpr int gates = 3, slots = 4;
+  static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {2, 0, 1};
+  static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gates = 3, .reset_h = false}};
+  static constexpr bool keeps_gates = true, has_c = false, passes_dh = true;
+
+  template <class S, int phase>
+  static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
+    const auto hn = p.gate[0];
+    const auto r = p.gate[1] = sigmoid<S>(p.gate[1]);
+    const auto z = p.gate[2] = sigmoid<S>(p.gate[2]);
+    const auto n = p.gate[3] = tanh<S>(fma(r, hn, p.gate[3]));
+    p.h = fma(z, p.h_before - n, n);
+  }
+
+  template <class S, int phase>
+  static RNNFAST_INLINE void backward(BackwardPoint<S, slots>& p) {
+    const auto hn = p.gate[0], r = p.gate[1], z = p.gate[2], n = p.gate[3];
+    const auto da_n = p.dh * (1 - z) * (1 - n * n);
+    p.dgate[0] = da_n * r;
+    p.dgate[1] = da_n * hn * (r * (1 - r));
+    p.dgate[2] = p.dh * (p.h_before - n) * (z * (1 - z));
+    p.dgate[3] = da_n;
+    p.dh = p.dh * z;
+  }
+};
+
+// Two phases: r and z from h', then n from r h'.
+struct GruResetBefore {
+  static constexpr int gates = 3, slots = 3;
+  static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {0, 1, 2};
+  static constexpr Phase phases[] = {{.slot = 0, .slots = 2, .gates = 2, .reset_h = false},
+                                     {.slot = 2, .slots = 1, .gates = 1, .reset_h = true}};
+  static constexpr bool keeps_gates = true, has_c = false, passes_dh = true;
+
+  template <class S, int phase>
+  static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
+    if constexpr (phase == 0) {
+      const auto r = p.gate[0] = sigmoid<S>(p.gate[0]);
+      p.gate[1] = sigmoid<S>(p.gate[1]);
+      p.reset_h = r * p.h_before;
+    } else {
+      const auto z = p.gate[1];
+      const auto n = p.gate[2] = tanh<S>(p.gate[2]);
+      p.h = fma(z, p.h_before - n, n);
+    }
+  }
+
+  template <class S, int phase>
+  static RNNFAST_INLINE void backward(BackwardPoint<S, slots>& p) {
+    const auto r = p.gate[0], z = p.gate[1], n = p.gate[2];
+    if constexpr (phase == 1) {
+      p.dgate[2] = p.dh * (1 - z) * (1 - n * n);
+    } else {
+      p.dgate[0] = p.dreset_h * p.h_before * (r * (1 - r));
+      p.dgate[1] = p.dh * (p.h_before - n) * (z * (1 - z));
+      p.dh = fma(p.dreset_h, r, p.dh * z);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

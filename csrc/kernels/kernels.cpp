@@ -1,0 +1,84 @@
+// Instantiates the kernels for one instruction set: CMake compiles this file once per row of its table, with
+// RNNFAST_ISA as the name of the namespace. The table is the only symbol that leaves it.
+#include "elman.h"
+#include "gru.h"
+#include "lstm.h"
+#include "sequence.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+namespace {
+
+template <class F>
+RNNFAST_INLINE auto with_cell(Cell cell, F&& f) {
+  switch (cell) {
+    case Cell::lstm: return f.template operator()<Lstm>();
+    case Cell::gru: return f.template operator()<Gru>();
+    case Cell::gru_reset_before: return f.template operator()<GruResetBefore>();
+    case Cell::rnn_tanh: return f.template operator()<Elman<Tanh>>();
+    case Cell::rnn_relu: break;
+  }
+  return f.template operator()<Elman<Relu>>();
+}
+
+template <class Real>
+TapeSize tape_size_of(const Problem& p) {
+  return with_cell(p.cell, [&]<class C> {
+    const Index rows = chunk_count(p) * chunk_steps(p) * p.B;
+    return TapeSize{C::keeps_gates ? gates_size<C>(rows, blocks_of<Real>(p.H)) : 0, C::has_c ? p.T * p.B * p.H : 0,
+                    phase_count<C> > 1 ? p.T * p.B * p.H : 0};
+  });
+}
+
+template <class Real>
+Index forward_scratch_of(const Problem& p) {
+  return with_cell(p.cell, [&]<class C> {
+    Arena<Real> arena = {nullptr, 0};
+    lay_out_forward<C>(p, arena);
+    return arena.used;
+  });
+}
+
+template <class Real>
+Index backward_scratch_of(const Problem& p, bool need_dx) {
+  return with_cell(p.cell, [&]<class C> {
+    Arena<Real> arena = {nullptr, 0};
+    lay_out_backward<C>(p, View<Real>{}, need_dx, arena);
+    return arena.used;
+  });
+}
+
+template <class Real>
+void forward_of(const ForwardArgs<Real>& args, const Team& team) {
+  with_cell(args.problem.cell, [&]<class C> { forward<C>(args, team); });
+}
+
+template <class Real>
+void backward_of(const BackwardArgs<Real>& args, const Team& team) {
+  with_cell(args.problem.cell, [&]<class C> { backward<C>(args, team); });
+}
+
+template <class Real>
+void activate(Activation function, const Real* x, Real* y, Index n) {
+  const FlushToZero flush;
+  using S = Widest<Real>;
+  for (Index i = 0; i < n; i += S::lanes) {
+    const int valid = int(min_index(S::lanes, n - i));
+    const auto v = load_lanes<S>(x + i, valid);
+    store_lanes<S>(y + i, function == Activation::sigmoid ? sigmoid<S>(v) : tanh<S>(v), valid);
+  }
+}
+
+template <class Real>
+constexpr Kernels<Real> kernels = {tape_size_of<Real>,        forward_scratch_of<Real>, forward_of<Real>,
+                                   backward_scratch_of<Real>, backward_of<Real>,        activate<Real>};
+
+}  // namespace
+
+#define RNNFAST_NAME_OF(isa) #isa
+#define RNNFAST_NAME(isa) RNNFAST_NAME_OF(isa)
+extern const KernelTable table;
+const KernelTable table = {RNNFAST_NAME(RNNFAST_ISA), kernels<float>, kernels<double>};
+
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

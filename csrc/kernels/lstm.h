@@ -1,0 +1,48 @@
+// Long short-term memory with forget gate (Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000).
+//
+//   i = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
+//   c = f c' + i g
+//   h = o tanh(c)
+//
+// a = w_ih x + b_ih + w_hh h' + b_hh;  h', c' are the state before the step.
+#pragma once
+
+#include "cell.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+namespace {
+
+struct Lstm {
+  static constexpr int gates = 4, slots = 4;
+  static constexpr int input_gates[] = {0, 1, 2, 3}, recurrent_gates[] = {0, 1, 2, 3};
+  static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gates = 4, .reset_h = false}};
+  static constexpr bool keeps_gates = true, has_c = true, passes_dh = false;
+
+  template <class S, int phase>
+  static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
+    const auto i = p.gate[0] = sigmoid<S>(p.gate[0]);
+    const auto f = p.gate[1] = sigmoid<S>(p.gate[1]);
+    const auto g = p.gate[2] = tanh<S>(p.gate[2]);
+    const auto o = p.gate[3] = sigmoid<S>(p.gate[3]);
+    p.c = fma(f, p.c_before, i * g);
+    p.h = o * tanh<S>(p.c);
+  }
+
+  template <class S, int phase>
+  static RNNFAST_INLINE void backward(BackwardPoint<S, slots>& p) {
+    const auto i = p.gate[0], f = p.gate[1], g = p.gate[2], o = p.gate[3];
+    const auto tanh_c = tanh<S>(p.c);
+    const auto d_o = p.dh * tanh_c;
+    const auto dc = fma(p.dh * o, 1 - tanh_c * tanh_c, p.dc);
+    p.dgate[0] = dc * g * (i * (1 - i));
+    p.dgate[1] = dc * p.c_before * (f * (1 - f));
+    p.dgate[2] = dc * i * (1 - g * g);
+    p.dgate[3] = d_o * (o * (1 - o));
+    p.dc = dc * f;
+  }
+};
+
+}  // namespace
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

@@ -1,0 +1,716 @@
+// The time loop, forward and its mirror image backward, for any cell.
+//
+// Rows are (t, b) pairs, row = t·B + b. Time is cut into chunks of about `chunk_rows` rows, on absolute time: they are
+// the blocks of the tape, the unit in which the input is projected ahead and the weight gradients are summed up.
+// One call runs on a team: a member takes directions and ranges of the batch through time, and in backward shares the
+// products of a finished chunk with the others. What a row or an element is made of never depends on who computes it.
+#pragma once
+
+#include "cell.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+namespace {
+
+// ---- Sizes and memory ----------------------------------------------------------------------------------------------
+
+// Rows of a chunk: its gates (G·H·rows) should stay in the second cache level, and a weight gradient is a sum of sums
+// over chunks, which keeps rounding small. Large weight matrices want more rows between two passes over them.
+constexpr Index chunk_rows(Index H) { return H >= 512 ? 512 : 256; }
+
+constexpr Index chunk_steps(const Problem& p) {
+  const Index steps = chunk_rows(p.H) / (p.B > 0 ? p.B : 1);
+  return steps < 1 ? 1 : min_index(steps, p.T);
+}
+
+constexpr Index chunk_count(const Problem& p) { return (p.T + chunk_steps(p) - 1) / chunk_steps(p); }
+
+// Hands out pieces of one allocation, or with a null base only counts.
+template <class Real>
+struct Arena {
+  Real* base;
+  Index used;
+};
+
+template <class Real>
+RNNFAST_INLINE Real* take(Arena<Real>& arena, Index n) {
+  constexpr Index line = 64 / Index(sizeof(Real));
+  Real* taken = arena.base ? arena.base + arena.used : nullptr;
+  arena.used += (n + line - 1) / line * line;
+  return taken;
+}
+
+// Slots of the rows of one chunk: [unit block][row][slot x lanes].
+template <class Real>
+struct Gates {
+  Real* data;
+  Index rows;
+};
+
+template <class Cell>
+constexpr Index gates_size(Index rows, const Blocks& units) {
+  return rows * Cell::slots * units.units;
+}
+
+template <class S, int slots, class Real>
+RNNFAST_INLINE Real* gates_at(const Gates<Real>& g, Index unit, Index row) {
+  return g.data + (unit * g.rows + row * S::lanes) * slots;
+}
+
+// Zeros stand in for missing states and start the chains of a tile: a row of either.
+template <class Real>
+constexpr Index zeros_size(const Problem& p) {
+  constexpr Index tile_row = 4 * Widest<Real>::lanes;
+  return p.H > tile_row ? p.H : tile_row;
+}
+
+// Rows b of step t, and of the step before it in the direction's time.
+struct Steps {
+  Index T, B;
+  bool reverse;
+};
+
+constexpr bool is_first(const Steps& s, Index t) { return s.reverse ? t == s.T - 1 : t == 0; }
+
+template <class Real>
+RNNFAST_INLINE View<Real> at(const View<Real>& view, Index row) {
+  return {view.data + row * view.stride, view.stride};
+}
+
+template <class Real>
+RNNFAST_INLINE View<const Real> before(const Steps& s, Index t, Index b, View<const Real> initial,
+                                       View<const Real> sequence) {
+  return is_first(s, t) ? at(initial, b) : at(sequence, (s.reverse ? t + 1 : t - 1) * s.B + b);
+}
+
+template <class Real>
+RNNFAST_INLINE View<const Real> read_only(const View<Real>& view) {
+  return {view.data, view.stride};
+}
+
+template <class Real>
+RNNFAST_INLINE View<const Real> or_zeros(View<const Real> view, const Real* zeros) {
+  return view.data ? view : View<const Real>{zeros, 0};
+}
+
+// What a member of a team takes through time: one direction, rows [first, first + rows) of the batch.
+struct Item {
+  int direction;
+  Index first, rows;
+};
+
+struct Split {
+  Index parts, items;
+};
+
+constexpr Split split(const Problem& p, Index threads) {
+  Index parts = min_index(threads / p.D, p.B);
+  if (parts < 1) parts = 1;
+  return {parts, parts * p.D};
+}
+
+constexpr Index share(Index n, Index part, Index parts) { return n * part / parts; }
+
+constexpr Item item_of(const Problem& p, const Split& s, Index index) {
+  const Index part = index % s.parts, first = share(p.B, part, s.parts);
+  return {int(index / s.parts), first, share(p.B, part + 1, s.parts) - first};
+}
+
+template <class F>
+RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
+  const Split s = split(p, team.size);
+  for (Index index = team.rank; index < s.items; index += team.size) f(item_of(p, s, index));
+}
+
+// The unit blocks that one member packs, unpacks or sums, over both directions: f(direction, first, last).
+template <class F>
+RNNFAST_INLINE void for_my_blocks(Index blocks, Index directions, const Team& team, F&& f) {
+  const Index first = share(blocks * directions, team.rank, team.size);
+  const Index last = share(blocks * directions, team.rank + 1, team.size);
+  for (Index d = 0; d < directions; ++d) {
+    const Index from = first > d * blocks ? first - d * blocks : 0, to = min_index(last - d * blocks, blocks);
+    if (from < to) f(int(d), from, to);
+  }
+}
+
+constexpr BlockRange block_range(Index first, Index last) { return {first, last - first, 0, 0}; }
+
+template <class Cell, int phase = 0, class F>
+RNNFAST_INLINE void for_each_phase(F&& f) {
+  f.template operator()<phase>();
+  if constexpr (phase + 1 < phase_count<Cell>) for_each_phase<Cell, phase + 1>(f);
+}
+
+template <class Cell, int phase = phase_count<Cell> - 1, class F>
+RNNFAST_INLINE void for_each_phase_backwards(F&& f) {
+  f.template operator()<phase>();
+  if constexpr (phase > 0) for_each_phase_backwards<Cell, phase - 1>(f);
+}
+
+// ---- Forward -------------------------------------------------------------------------------------------------------
+
+template <class Real>
+struct ForwardScratch {
+  struct Direction {
+    Panels<Real> w_ih, w_hh;
+    Real* bias;        // [unit block][slot x lanes]
+    Gates<Real> gates;  // of one chunk, where no tape keeps them
+    Real* reset_h;     // [B,H], likewise
+  } directions[2];
+  Real* zeros;
+};
+
+template <class Cell, class Real>
+ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
+  const Blocks units = blocks_of<Real>(p.H);
+  ForwardScratch<Real> s = {};
+  for (Index d = 0; d < p.D; ++d) {
+    auto& direction = s.directions[d];
+    direction.w_ih = {nullptr, units, p.I, Cell::gates};
+    direction.w_hh = {nullptr, units, p.H, Cell::gates};
+    direction.w_ih.data = take(arena, size(direction.w_ih));
+    direction.w_hh.data = take(arena, size(direction.w_hh));
+    direction.bias = take(arena, gates_size<Cell>(1, units));
+    const Index rows = chunk_steps(p) * p.B;
+    direction.gates = {take(arena, gates_size<Cell>(rows, units)), rows};
+    if (phase_count<Cell> > 1) direction.reset_h = take(arena, p.B * p.H);
+  }
+  s.zeros = take(arena, zeros_size<Real>(p));
+  return s;
+}
+
+// bias[slot] is what the slot's chain starts from: b_ih, b_hh or their sum.
+template <class Cell, class Real>
+void pack_bias(const Parameters<const Real>& parameters, Index H, const Blocks& units, BlockRange range, Real* bias) {
+  constexpr int shift = Cell::slots - Cell::gates;
+  for (Index block = range.block; block < range.block + range.blocks; ++block) {
+    const bool tail = block == units.full;
+    const Index lanes = tail ? units.tail : Widest<Real>::lanes, unit = block * Widest<Real>::lanes;
+    Real* to = bias + unit * Cell::slots;
+    for (int slot = 0; slot < Cell::slots; ++slot) {
+      for (Index lane = 0; lane < lanes; ++lane, ++to) {
+        *to = 0;
+        if (unit + lane >= H) continue;
+        if (parameters.b_ih && slot >= shift) *to += parameters.b_ih[Cell::input_gates[slot - shift] * H + unit + lane];
+        if (parameters.b_hh && slot < Cell::gates) *to += parameters.b_hh[Cell::recurrent_gates[slot] * H + unit + lane];
+      }
+    }
+  }
+}
+
+// The rows of one step, or of several where only the input is projected.
+template <class Real>
+struct ForwardStep {
+  Gates<Real> gates;
+  Index gate_row;
+  View<const Real> x, h_before, c_before;
+  View<Real> h, c, reset_h;
+  Index rows;
+  bool store_gates;   // the activated slots are read again
+  bool shared_gates;  // all unit blocks use the memory of the first: it stays in the first cache level
+};
+
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index unit, int valid, Index row) {
+  constexpr Phase part = Cell::phases[phase];
+  ForwardPoint<S, Cell::slots> p;
+#pragma GCC unroll 4
+  for (int slot = 0; slot < Cell::slots; ++slot) p.gate[slot] = S::load(gates + slot * S::lanes);
+  const auto load = [&](const View<const Real>& view) {
+    return load_lanes<S>(view.data + row * view.stride + unit, valid);
+  };
+  const auto store = [&](const View<Real>& view, typename S::V v) {
+    store_lanes<S>(view.data + row * view.stride + unit, v, valid);
+  };
+  if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
+  if constexpr (Cell::has_c) p.c_before = load(s.c_before);
+  Cell::template forward<S, phase>(p);
+  if (s.store_gates) {
+#pragma GCC unroll 4
+    for (int slot = part.slot; slot < part.slot + part.slots; ++slot) S::store(gates + slot * S::lanes, p.gate[slot]);
+  }
+  if constexpr (phase + 1 < phase_count<Cell>) {
+    store(s.reset_h, p.reset_h);
+  } else {
+    store(s.h, p.h);
+    if constexpr (Cell::has_c) store(s.c, p.c);
+  }
+}
+
+// gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
+enum class Products { input, recurrent, both };
+
+template <class Cell, int phase, Products products, class Real>
+void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Real>::Direction& scratch) {
+  constexpr Phase part = Cell::phases[phase];
+  const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.h_before;
+  for_each_unit_block<Real, part.slots>(scratch.w_hh.units, s.rows, [&]<class S, int NB>(BlockRange range) {
+    constexpr Index width = Cell::gates * S::lanes, offset = (part.gates == Cell::gates ? 0 : part.slot) * S::lanes;
+    Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? 0 : range.unit, s.gate_row);
+    Tile<Real> t = {};
+    t.out = gates + part.slot * S::lanes;
+    t.out_row = Cell::slots * S::lanes;
+    t.out_unit = s.gates.rows * Cell::slots * S::lanes;
+    t.valid = S::lanes;
+    if constexpr (products == Products::recurrent) {
+      t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
+    } else {
+      t.init = scratch.bias + range.unit * Cell::slots + part.slot * S::lanes;
+      t.init_unit = Cell::slots * S::lanes;
+      const Index I = scratch.w_ih.K;
+      t.first = {s.x.data, s.x.stride, 1, 0, panel(scratch.w_ih, range.unit) + offset, I * width, width, 0, I, 1};
+    }
+    if constexpr (products != Products::input) {
+      const Index H = scratch.w_hh.K;
+      t.second = {h.data, h.stride, 1, 0, panel(scratch.w_hh, range.unit) + offset, H * width, width, 0, H, 1};
+    }
+    tile_rows<S, NB, part.slots, part.gates>(t, s.rows, [&](Index row, Index M) {
+      if constexpr (products != Products::input)
+        for (Index block = 0; block < range.blocks; ++block)
+          for (Index m = row; m < row + M; ++m)
+            forward_point<Cell, phase, S>(s, gates + block * t.out_unit + m * t.out_row, range.unit + block * S::lanes,
+                                          range.valid, m);
+    });
+  });
+}
+
+// Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step, which pays where the rows are
+// few; folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is
+// small against H or the rows are many. Both give the same bits.
+constexpr bool folds_input(const Problem& p, Index rows) { return rows >= 8 || 8 * p.I <= p.H; }
+
+template <class Cell, class Real>
+void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& all, const Item& item, const Team& team) {
+  const Problem& p = args.problem;
+  const ForwardDirection<Real>& direction = args.directions[item.direction];
+  const auto& scratch = all.directions[item.direction];
+  const Steps steps = {p.T, p.B, item.direction == 1};
+  const bool fold = folds_input(p, item.rows), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
+  const View<const Real> h0 = or_zeros(direction.h0, all.zeros), c0 = or_zeros(direction.c0, all.zeros);
+  const View<Real> c = keeps_c ? View<Real>{direction.tape.c, p.H} : direction.c;
+  const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
+  const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
+
+  for (Index i = 0; i < chunks; ++i) {
+    if (team.interrupted(team)) return;
+    const Index chunk = steps.reverse ? chunks - 1 - i : i;
+    const Index t_first = chunk * chunk_length, t_count = min_index(chunk_length, p.T - t_first);
+
+    // Where the gates of (t, b) go: row gate_row + (t - t_first) * gate_step.
+    Gates<Real> gates = scratch.gates;
+    Index gate_row = item.first, gate_step = p.B;
+    if (keeps_gates) {
+      gates.data = direction.tape.gates + chunk * gates_size<Cell>(gates.rows, scratch.w_hh.units);
+    } else if (fold) {
+      gates.data += gates_size<Cell>(item.first, scratch.w_hh.units);
+      gates.rows = item.rows, gate_row = 0, gate_step = 0;
+    }
+
+    const auto at_step = [&](Index t) {
+      ForwardStep<Real> s;
+      const Index row = t * p.B + item.first;
+      s.gates = gates;
+      s.gate_row = gate_row + (t - t_first) * gate_step;
+      s.x = at(args.x, row);
+      s.h_before = before(steps, t, item.first, h0, read_only(direction.y));
+      s.h = at(direction.y, row);
+      if (Cell::has_c) {
+        const bool carried = !keeps_c && !is_first(steps, t);
+        s.c_before = carried ? at(read_only(c), item.first) : before(steps, t, item.first, c0, read_only(c));
+        s.c = at(c, keeps_c ? row : item.first);
+      }
+      if (phase_count<Cell> > 1) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
+      s.rows = item.rows;
+      s.store_gates = keeps_gates || phase_count<Cell> > 1;
+      s.shared_gates = !s.store_gates && fold;
+      return s;
+    };
+
+    if (!fold) {
+      const bool joined = item.rows == p.B;
+      for (Index t = t_first; t < t_first + t_count; t += joined ? t_count : 1) {
+        ForwardStep<Real> s = at_step(t);
+        if (joined) s.rows = t_count * p.B;
+        for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch); });
+      }
+    }
+    for (Index step = 0; step < t_count; ++step) {
+      const ForwardStep<Real> s = at_step(t_first + (steps.reverse ? t_count - 1 - step : step));
+      for_each_phase<Cell>([&]<int phase> {
+        if (fold)
+          forward_phase<Cell, phase, Products::both>(s, scratch);
+        else
+          forward_phase<Cell, phase, Products::recurrent>(s, scratch);
+      });
+    }
+  }
+
+  const Index last = (steps.reverse ? 0 : p.T - 1) * p.B;
+  for (Index b = item.first; b < item.first + item.rows; ++b) {
+    for (Index j = 0; j < p.H; ++j) direction.h.data[b * direction.h.stride + j] = at(direction.y, last + b).data[j];
+    if (Cell::has_c && keeps_c)
+      for (Index j = 0; j < p.H; ++j) direction.c.data[b * direction.c.stride + j] = at(c, last + b).data[j];
+  }
+}
+
+template <class Cell, class Real>
+void forward(const ForwardArgs<Real>& args, const Team& team) {
+  const FlushToZero flush;
+  const Problem& p = args.problem;
+  Arena<Real> arena = {args.scratch, 0};
+  const ForwardScratch<Real> scratch = lay_out_forward<Cell>(p, arena);
+  if (team.rank == 0)
+    for (Index j = 0; j < zeros_size<Real>(p); ++j) scratch.zeros[j] = 0;
+  for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Index first, Index last) {
+    const auto& direction = scratch.directions[d];
+    const auto& parameters = args.directions[d].parameters;
+    const BlockRange range = block_range(first, last);
+    pack(parameters.w_ih, p.H, Cell::input_gates, direction.w_ih, range);
+    pack(parameters.w_hh, p.H, Cell::recurrent_gates, direction.w_hh, range);
+    pack_bias<Cell>(parameters, p.H, direction.w_hh.units, range, direction.bias);
+  });
+  if (!team.barrier(team)) return;
+  for_each_item(p, team, [&](const Item& item) { forward_item<Cell>(args, scratch, item, team); });
+}
+
+// ---- Backward ------------------------------------------------------------------------------------------------------
+
+template <class Real>
+struct BackwardScratch {
+  struct Direction {
+    TransposedPanels<Real> w_ih, w_hh;
+    Panels<Real> dw_ih, dw_hh, db_ih, db_hh;
+    Gates<Real> dgates;  // of one chunk
+    Real* dreset_h;      // [B,H]
+    View<Real> dx;       // [T·B,I]: the caller's for the first direction, own memory for the second
+  } directions[2];
+  Real *zeros, *one;
+};
+
+template <class Cell, class Real>
+BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Arena<Real>& arena) {
+  const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
+  BackwardScratch<Real> s = {};
+  for (Index d = 0; d < p.D; ++d) {
+    auto& direction = s.directions[d];
+    direction.w_hh = {nullptr, units, units, Cell::gates};
+    direction.w_hh.data = take(arena, size(direction.w_hh));
+    if (need_dx) {
+      direction.w_ih = {nullptr, inputs, units, Cell::gates};
+      direction.w_ih.data = take(arena, size(direction.w_ih));
+      direction.dx = d == 0 ? dx : View<Real>{take(arena, p.T * p.B * p.I), p.I};
+    }
+    const auto gradient = [&](Index K) {
+      Panels<Real> panels = {nullptr, units, K, Cell::gates};
+      panels.data = take(arena, size(panels));
+      return panels;
+    };
+    direction.dw_ih = gradient(p.I);
+    direction.dw_hh = gradient(p.H);
+    direction.db_ih = gradient(1);
+    direction.db_hh = gradient(1);
+    const Index rows = chunk_steps(p) * p.B;
+    direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
+    if (phase_count<Cell> > 1) direction.dreset_h = take(arena, p.B * p.H);
+  }
+  s.zeros = take(arena, zeros_size<Real>(p));
+  s.one = take(arena, 1);
+  return s;
+}
+
+// The rows of one step.
+template <class Real>
+struct BackwardStep {
+  Gates<const Real> gates;
+  Gates<Real> dgates;
+  Index gate_row;
+  View<const Real> h_before, c_before, h, c, dy;
+  View<Real> dh, dc, dreset_h;
+  Index rows;
+};
+
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
+  constexpr Phase part = Cell::phases[phase];
+  BackwardPoint<S, Cell::slots> p;
+  const auto load = [&](const auto& view) { return load_lanes<S>(view.data + row * view.stride + unit, valid); };
+  const auto store = [&](const View<Real>& view, typename S::V v) {
+    store_lanes<S>(view.data + row * view.stride + unit, v, valid);
+  };
+  if constexpr (Cell::keeps_gates) {
+    const Real* gates = gates_at<S, Cell::slots>(s.gates, unit, s.gate_row + row);
+#pragma GCC unroll 4
+    for (int slot = 0; slot < Cell::slots; ++slot) p.gate[slot] = S::load(gates + slot * S::lanes);
+  } else {
+    p.h = load(s.h);
+  }
+  p.dh = load(s.dh) + load_lanes<S>(s.dy.data + row * s.dy.stride + (s.dy.stride ? unit : 0), valid);
+  if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
+  if constexpr (Cell::has_c) p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
+  if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
+  Cell::template backward<S, phase>(p);
+  Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.gate_row + row);
+#pragma GCC unroll 4
+  for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+    store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
+  if constexpr (Cell::has_c) store(s.dc, p.dc);
+  if constexpr (Cell::passes_dh && phase == 0) store(s.dh, p.dh);
+}
+
+// out[row] = init[row] + dgates[row] w, over `gates` slots of dgates from `slot` on and gates of w from `gate` on.
+struct Factor {
+  int slot, gate, gates;
+};
+
+template <class Cell, class Real>
+void multiply(const Gates<Real>& dgates, Index gate_row, Factor factor, const TransposedPanels<Real>& w,
+              View<const Real> init, View<Real> out, Index rows) {
+  using Wide = Widest<Real>;
+  constexpr int slots = Cell::slots;
+  const Index K = w.units.units * w.gates, full = w.units.full * Wide::lanes;
+  for_each_unit_block<Real, 1>(w.columns, rows, [&]<class S, int NB>(BlockRange range) {
+    const Real* panel = w.data + range.unit * K;
+    const Index panel_unit = K * S::lanes;
+    const auto operand = [&](Index unit, Index lanes, Index blocks) {
+      Operand<Real> o;
+      o.a = dgates.data + (unit * dgates.rows + gate_row * lanes) * slots + factor.slot * lanes;
+      o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * dgates.rows * slots;
+      o.panel = panel + (unit * w.gates + factor.gate * lanes) * S::lanes;
+      o.panel_unit = panel_unit, o.panel_k = S::lanes, o.panel_block = lanes * w.gates * S::lanes;
+      o.K = factor.gates * lanes, o.blocks = blocks;
+      return o;
+    };
+    Tile<Real> t = {};
+    t.first = operand(0, Wide::lanes, w.units.full);
+    t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
+    t.init = init.stride ? init.data + range.unit : init.data;
+    t.init_row = init.stride, t.init_unit = init.stride ? S::lanes : 0;
+    t.out = out.data + range.unit, t.out_row = out.stride, t.out_unit = S::lanes;
+    t.valid = range.valid;
+    tile_rows<S, NB, 1, 1>(t, rows, NoEpilogue());
+  });
+}
+
+template <class Cell, class Real>
+void backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<Real>::Direction& scratch,
+                   const Real* zeros) {
+  for_each_phase_backwards<Cell>([&]<int phase> {
+    constexpr Phase part = Cell::phases[phase];
+    for_each_block<Real, 1>(scratch.w_hh.units, 0, count(scratch.w_hh.units), [&]<class S, int>(BlockRange range) {
+      for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(s, range.unit, range.valid, row);
+    });
+    const Factor factor = {part.slot, part.gates == Cell::gates ? 0 : part.slot, part.gates};
+    const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
+    const bool from_dh = Cell::passes_dh && !part.reset_h;
+    multiply<Cell>(s.dgates, s.gate_row, factor, scratch.w_hh, from_dh ? read_only(out) : View<const Real>{zeros, 0},
+                   out, s.rows);
+  });
+}
+
+// Steps [t, t + steps), finished by all members.
+struct Chunk {
+  Index t, steps;
+  bool first;  // in the order of backward
+};
+
+template <class Cell, class Real>
+void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& all, const Item& item,
+                    const Chunk& chunk) {
+  const Problem& p = args.problem;
+  const BackwardDirection<Real>& direction = args.directions[item.direction];
+  const auto& scratch = all.directions[item.direction];
+  const Steps steps = {p.T, p.B, item.direction == 1};
+  const View<const Real> h0 = or_zeros(direction.h0, all.zeros), c0 = or_zeros(direction.c0, all.zeros);
+  const View<const Real> c = {direction.tape.c, p.H}, dy = or_zeros(direction.dy, all.zeros);
+  const Index chunk_size = gates_size<Cell>(scratch.dgates.rows, scratch.w_hh.units);
+
+  for (Index step = 0; step < chunk.steps; ++step) {
+    const Index t = chunk.t + (steps.reverse ? step : chunk.steps - 1 - step), row = t * p.B + item.first;
+    BackwardStep<Real> s;
+    if (Cell::keeps_gates)
+      s.gates = {direction.tape.gates + chunk.t / chunk_steps(p) * chunk_size, scratch.dgates.rows};
+    s.dgates = scratch.dgates;
+    s.gate_row = (t - chunk.t) * p.B + item.first;
+    s.h_before = before(steps, t, item.first, h0, direction.y);
+    s.h = at(direction.y, row);
+    if (Cell::has_c) s.c_before = before(steps, t, item.first, c0, c), s.c = at(c, row);
+    s.dy = at(dy, row);
+    s.dh = at(direction.dh, item.first);
+    if (Cell::has_c) s.dc = at(direction.dc, item.first);
+    if (phase_count<Cell> > 1) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
+    s.rows = item.rows;
+    backward_step<Cell>(s, scratch, all.zeros);
+  }
+}
+
+// dw = sum over the rows of a chunk, in descending order, of dgates^T times the rows of `a`; one or two stretches of
+// rows, since h' of the first step is the initial state.
+template <class Real>
+struct RowStretch {
+  View<const Real> a;
+  Index first, rows;  // of dgates
+};
+
+template <class Cell, class S, int gates, class Real>
+RNNFAST_INLINE void sum_rows(const Gates<Real>& dgates, Index unit, int slot, const RowStretch<Real> (&stretches)[2],
+                             Tile<Real> t, Index columns) {
+  const auto operand = [&](const RowStretch<Real>& stretch) {
+    Operand<Real> o = {};
+    if (stretch.rows == 0) return o;
+    o.a = at(stretch.a, stretch.rows - 1).data, o.a_row = columns > 1 ? 1 : 0, o.a_k = -stretch.a.stride;
+    o.panel = gates_at<S, Cell::slots>(dgates, unit, stretch.first + stretch.rows - 1) + slot * S::lanes;
+    o.panel_k = -Index(Cell::slots * S::lanes);
+    o.K = stretch.rows, o.blocks = 1;
+    return o;
+  };
+  t.first = operand(stretches[0]);
+  t.second = operand(stretches[1]);
+  tile_rows<S, 1, gates, gates>(t, columns, NoEpilogue());
+}
+
+template <class Cell, class Real>
+void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& all, const Chunk& chunk, int d,
+                      Index first_block, Index last_block) {
+  const Problem& p = args.problem;
+  const BackwardDirection<Real>& direction = args.directions[d];
+  const auto& scratch = all.directions[d];
+  const Index rows = chunk.steps * p.B, row = chunk.t * p.B;
+  const View<const Real> h0 = or_zeros(direction.h0, all.zeros);
+
+  // h' of the chunk's rows: y one step before, and the initial state for the first step.
+  RowStretch<Real> h_before[2] = {};
+  if (d == 0) {
+    const Index initial = chunk.t == 0 ? p.B : 0;
+    h_before[0] = {at(direction.y, row - p.B + initial), initial, rows - initial};
+    h_before[1] = {h0, 0, initial};
+  } else {
+    const Index initial = chunk.t + chunk.steps == p.T ? p.B : 0;
+    h_before[0] = {h0, rows - initial, initial};
+    h_before[1] = {at(direction.y, row + p.B), 0, rows - initial};
+  }
+  const RowStretch<Real> x[2] = {{at(args.x, row), 0, rows}, {}};
+  const RowStretch<Real> reset_h[2] = {{{direction.tape.reset_h + (phase_count<Cell> > 1 ? row * p.H : 0), p.H}, 0, rows},
+                                       {}};
+  const RowStretch<Real> ones[2] = {{{all.one, 0}, 0, rows}, {}};
+
+  for_each_block<Real, 1>(scratch.w_hh.units, first_block, last_block, [&]<class S, int>(BlockRange range) {
+    constexpr int gates = Cell::gates, input_slot = Cell::slots - gates;
+    const auto into = [&](const Panels<Real>& panels, int gate) {
+      Tile<Real> t = {};
+      t.init = all.zeros;
+      t.out = panel(panels, range.unit) + gate * S::lanes, t.out_row = gates * S::lanes;
+      t.valid = S::lanes;
+      t.add = !chunk.first || args.accumulate;
+      return t;
+    };
+    sum_rows<Cell, S, gates>(scratch.dgates, range.unit, input_slot, x, into(scratch.dw_ih, 0), p.I);
+    for_each_phase<Cell>([&]<int phase> {
+      constexpr Phase part = Cell::phases[phase];
+      constexpr int gate = part.gates == gates ? 0 : part.slot;
+      sum_rows<Cell, S, part.gates>(scratch.dgates, range.unit, part.slot, part.reset_h ? reset_h : h_before,
+                                    into(scratch.dw_hh, gate), p.H);
+    });
+    if (direction.gradients.b_ih)
+      sum_rows<Cell, S, gates>(scratch.dgates, range.unit, input_slot, ones, into(scratch.db_ih, 0), 1);
+    if (direction.gradients.b_hh)
+      sum_rows<Cell, S, gates>(scratch.dgates, range.unit, 0, ones, into(scratch.db_hh, 0), 1);
+  });
+}
+
+// f(gradient, panels, order) for each gradient that is asked for.
+template <class Cell, class Real, class F>
+RNNFAST_INLINE void for_each_gradient(const Parameters<Real>& gradients,
+                                      const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
+  f(gradients.w_ih, scratch.dw_ih, Cell::input_gates);
+  f(gradients.w_hh, scratch.dw_hh, Cell::recurrent_gates);
+  if (gradients.b_ih) f(gradients.b_ih, scratch.db_ih, Cell::input_gates);
+  if (gradients.b_hh) f(gradients.b_hh, scratch.db_hh, Cell::recurrent_gates);
+}
+
+template <class Cell, class Real>
+void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Team& team) {
+  const Problem& p = args.problem;
+  if (team.rank == 0) {
+    for (Index j = 0; j < zeros_size<Real>(p); ++j) scratch.zeros[j] = 0;
+    *scratch.one = 1;
+    // The padding of dgates meets zero rows of the packed weights; it must not be NaN.
+    for (Index d = 0; d < p.D; ++d) {
+      const Gates<Real>& dgates = scratch.directions[d].dgates;
+      const Blocks& units = scratch.directions[d].w_hh.units;
+      Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * Cell::slots;
+      for (Index j = 0; j < dgates.rows * Cell::slots * units.tail; ++j) tail[j] = 0;
+    }
+  }
+  const auto& sizes = scratch.directions[0];
+  for_my_blocks(count(sizes.w_hh.columns), p.D, team, [&](int d, Index first, Index last) {
+    pack_transposed(args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates, scratch.directions[d].w_hh,
+                    first, last);
+  });
+  if (args.dx.data)
+    for_my_blocks(count(sizes.w_ih.columns), p.D, team, [&](int d, Index first, Index last) {
+      pack_transposed(args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates, scratch.directions[d].w_ih,
+                      first, last);
+    });
+  if (args.accumulate)
+    for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Index first, Index last) {
+      for_each_gradient<Cell>(args.directions[d].gradients, scratch.directions[d],
+                              [&](const Real* gradient, const Panels<Real>& panels, const int* order) {
+                                pack(gradient, p.H, order, panels, block_range(first, last));
+                              });
+    });
+}
+
+template <class Cell, class Real>
+void backward(const BackwardArgs<Real>& args, const Team& team) {
+  const FlushToZero flush;
+  const Problem& p = args.problem;
+  Arena<Real> arena = {args.scratch, 0};
+  const BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, arena);
+  const Index units = count(scratch.directions[0].w_hh.units);
+  backward_prepare<Cell>(args, scratch, team);
+  if (!team.barrier(team)) return;
+
+  const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
+  for (Index i = 0; i < chunks; ++i) {
+    Chunk chunk[2];
+    for (Index d = 0; d < p.D; ++d) {
+      const Index t = (d == 0 ? chunks - 1 - i : i) * chunk_length;
+      chunk[d] = {t, min_index(chunk_length, p.T - t), i == 0};
+    }
+    for_each_item(p, team,
+                  [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction]); });
+    if (!team.barrier(team)) return;
+    if (args.dx.data)
+      for (Index d = 0; d < p.D; ++d) {
+        const Index rows = chunk[d].steps * p.B;
+        const Index first = share(rows, team.rank, team.size), last = share(rows, team.rank + 1, team.size);
+        const Factor factor = {Cell::slots - Cell::gates, 0, Cell::gates};
+        multiply<Cell>(scratch.directions[d].dgates, first, factor, scratch.directions[d].w_ih,
+                       View<const Real>{scratch.zeros, 0}, at(scratch.directions[d].dx, chunk[d].t * p.B + first),
+                       last - first);
+      }
+    for_my_blocks(units, p.D, team, [&](int d, Index first, Index last) {
+      weight_gradients<Cell>(args, scratch, chunk[d], d, first, last);
+    });
+    if (!team.barrier(team)) return;
+  }
+
+  for_my_blocks(units, p.D, team, [&](int d, Index first, Index last) {
+    for_each_gradient<Cell>(args.directions[d].gradients, scratch.directions[d],
+                            [&](Real* gradient, const Panels<Real>& panels, const int* order) {
+                              unpack(panels, p.H, order, gradient, block_range(first, last));
+                            });
+  });
+  if (args.dx.data && p.D == 2) {
+    const Index rows = p.T * p.B;
+    for (Index row = share(rows, team.rank, team.size); row < share(rows, team.rank + 1, team.size); ++row) {
+      Real* dx = at(args.dx, row).data;
+      const Real* other = at(scratch.directions[1].dx, row).data;
+      for (Index j = 0; j < p.I; ++j) dx[j] += other[j];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

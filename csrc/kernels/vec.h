@@ -1,0 +1,234 @@
+// The vector type. Arithmetic is the compiler's own on vector extensions; only what those lack (fused multiply-add,
+// min and max with a known answer for NaN, partial loads) is written per instruction set, here and nowhere else.
+//
+// The intrinsics' header declares nothing but always-inlined functions, so it leaves no symbol behind.
+#pragma once
+
+#include "../types.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#define RNNFAST_X86 1
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#define RNNFAST_NEON 1
+#endif
+
+#define RNNFAST_INLINE inline __attribute__((always_inline))
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+namespace {
+
+// Bytes of the widest vector, and how many registers of it there are.
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64, vector_registers = 32;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32, vector_registers = 16;
+#elif defined(RNNFAST_NEON)
+constexpr int vector_bytes = 16, vector_registers = 32;
+#else
+constexpr int vector_bytes = 16, vector_registers = 16;
+#endif
+
+template <class Real>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  using type = std::int32_t;
+};
+template <>
+struct BitsOf<double> {
+  using type = std::int64_t;
+};
+
+// N lanes of Real: V is the vector, Bits the integers of the same width.
+template <class R, int N>
+struct Simd {
+  using Real = R;
+  static constexpr int lanes = N;
+  typedef R V __attribute__((vector_size(N * sizeof(R))));
+  typedef typename BitsOf<R>::type Bits __attribute__((vector_size(N * sizeof(R))));
+  typedef R Unaligned __attribute__((vector_size(N * sizeof(R)), aligned(sizeof(R)), may_alias));
+
+  static RNNFAST_INLINE V load(const R* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  static RNNFAST_INLINE void store(R* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  static RNNFAST_INLINE V broadcast(R a) { return a - V{}; }  // minus keeps the sign of -0
+};
+
+template <class Real>
+using Widest = Simd<Real, vector_bytes / int(sizeof(Real))>;
+
+using F4 = Simd<float, 4>::V;
+using D2 = Simd<double, 2>::V;
+using F8 = Simd<float, 8>::V;
+using D4 = Simd<double, 4>::V;
+using F16 = Simd<float, 16>::V;
+using D8 = Simd<double, 8>::V;
+
+// fma(a, b, c) = a * b + c, rounded once where the machine can.
+// min and max return b when either argument is NaN: clamp(x) = max(lo, min(hi, x)) lets NaN pass.
+// The masked forms with a full mask compile to the plain instructions, whose intrinsics GCC 12 warns about.
+#if defined(__AVX512F__)
+RNNFAST_INLINE F16 fma(F16 a, F16 b, F16 c) { return _mm512_fmadd_ps(a, b, c); }
+RNNFAST_INLINE D8 fma(D8 a, D8 b, D8 c) { return _mm512_fmadd_pd(a, b, c); }
+RNNFAST_INLINE F16 min(F16 a, F16 b) { return _mm512_maskz_min_ps(__mmask16(-1), a, b); }
+RNNFAST_INLINE D8 min(D8 a, D8 b) { return _mm512_maskz_min_pd(__mmask8(-1), a, b); }
+RNNFAST_INLINE F16 max(F16 a, F16 b) { return _mm512_maskz_max_ps(__mmask16(-1), a, b); }
+RNNFAST_INLINE D8 max(D8 a, D8 b) { return _mm512_maskz_max_pd(__mmask8(-1), a, b); }
+#endif
+#if defined(__AVX2__) && defined(__FMA__)
+RNNFAST_INLINE F8 fma(F8 a, F8 b, F8 c) { return _mm256_fmadd_ps(a, b, c); }
+RNNFAST_INLINE D4 fma(D4 a, D4 b, D4 c) { return _mm256_fmadd_pd(a, b, c); }
+RNNFAST_INLINE F4 fma(F4 a, F4 b, F4 c) { return _mm_fmadd_ps(a, b, c); }
+RNNFAST_INLINE D2 fma(D2 a, D2 b, D2 c) { return _mm_fmadd_pd(a, b, c); }
+RNNFAST_INLINE F8 min(F8 a, F8 b) { return _mm256_min_ps(a, b); }
+RNNFAST_INLINE D4 min(D4 a, D4 b) { return _mm256_min_pd(a, b); }
+RNNFAST_INLINE F8 max(F8 a, F8 b) { return _mm256_max_ps(a, b); }
+RNNFAST_INLINE D4 max(D4 a, D4 b) { return _mm256_max_pd(a, b); }
+#elif defined(RNNFAST_NEON)
+RNNFAST_INLINE F4 fma(F4 a, F4 b, F4 c) { return vfmaq_f32(c, a, b); }
+RNNFAST_INLINE D2 fma(D2 a, D2 b, D2 c) { return vfmaq_f64(c, a, b); }
+#else
+RNNFAST_INLINE F4 fma(F4 a, F4 b, F4 c) { return a * b + c; }
+RNNFAST_INLINE D2 fma(D2 a, D2 b, D2 c) { return a * b + c; }
+#endif
+#if defined(RNNFAST_X86)
+RNNFAST_INLINE F4 min(F4 a, F4 b) { return _mm_min_ps(a, b); }
+RNNFAST_INLINE D2 min(D2 a, D2 b) { return _mm_min_pd(a, b); }
+RNNFAST_INLINE F4 max(F4 a, F4 b) { return _mm_max_ps(a, b); }
+RNNFAST_INLINE D2 max(D2 a, D2 b) { return _mm_max_pd(a, b); }
+#else
+RNNFAST_INLINE F4 min(F4 a, F4 b) { return a < b ? a : b; }
+RNNFAST_INLINE D2 min(D2 a, D2 b) { return a < b ? a : b; }
+RNNFAST_INLINE F4 max(F4 a, F4 b) { return a > b ? a : b; }
+RNNFAST_INLINE D2 max(D2 a, D2 b) { return a > b ? a : b; }
+#endif
+
+// The first `count` lanes, the others zero; memory behind them is not touched. For the ragged end of a row.
+template <class S>
+RNNFAST_INLINE typename S::V load_partial(const typename S::Real* p, int count) {
+  typename S::V v = {};
+  for (int lane = 0; lane < count; ++lane) v[lane] = p[lane];
+  return v;
+}
+
+template <class S>
+RNNFAST_INLINE void store_partial(typename S::Real* p, typename S::V v, int count) {
+  for (int lane = 0; lane < count; ++lane) p[lane] = v[lane];
+}
+
+#if defined(__AVX512F__)
+RNNFAST_INLINE unsigned first_lanes(int count) { return (1u << count) - 1u; }
+
+template <>
+RNNFAST_INLINE F16 load_partial<Simd<float, 16>>(const float* p, int count) {
+  return _mm512_maskz_loadu_ps(__mmask16(first_lanes(count)), p);
+}
+template <>
+RNNFAST_INLINE D8 load_partial<Simd<double, 8>>(const double* p, int count) {
+  return _mm512_maskz_loadu_pd(__mmask8(first_lanes(count)), p);
+}
+template <>
+RNNFAST_INLINE void store_partial<Simd<float, 16>>(float* p, F16 v, int count) {
+  _mm512_mask_storeu_ps(p, __mmask16(first_lanes(count)), v);
+}
+template <>
+RNNFAST_INLINE void store_partial<Simd<double, 8>>(double* p, D8 v, int count) {
+  _mm512_mask_storeu_pd(p, __mmask8(first_lanes(count)), v);
+}
+#endif
+#if defined(__AVX2__)
+RNNFAST_INLINE __m256i first_lanes_32(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+RNNFAST_INLINE __m256i first_lanes_64(int count) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+
+template <>
+RNNFAST_INLINE F8 load_partial<Simd<float, 8>>(const float* p, int count) {
+  return _mm256_maskload_ps(p, first_lanes_32(count));
+}
+template <>
+RNNFAST_INLINE D4 load_partial<Simd<double, 4>>(const double* p, int count) {
+  return _mm256_maskload_pd(p, first_lanes_64(count));
+}
+template <>
+RNNFAST_INLINE F4 load_partial<Simd<float, 4>>(const float* p, int count) {
+  return _mm_maskload_ps(p, _mm256_castsi256_si128(first_lanes_32(count)));
+}
+template <>
+RNNFAST_INLINE void store_partial<Simd<float, 8>>(float* p, F8 v, int count) {
+  _mm256_maskstore_ps(p, first_lanes_32(count), v);
+}
+template <>
+RNNFAST_INLINE void store_partial<Simd<double, 4>>(double* p, D4 v, int count) {
+  _mm256_maskstore_pd(p, first_lanes_64(count), v);
+}
+template <>
+RNNFAST_INLINE void store_partial<Simd<float, 4>>(float* p, F4 v, int count) {
+  _mm_maskstore_ps(p, _mm256_castsi256_si128(first_lanes_32(count)), v);
+}
+#endif
+
+template <class S>
+RNNFAST_INLINE typename S::V load_lanes(const typename S::Real* p, int count) {
+  return count == S::lanes ? S::load(p) : load_partial<S>(p, count);
+}
+
+template <class S>
+RNNFAST_INLINE void store_lanes(typename S::Real* p, typename S::V v, int count) {
+  if (count == S::lanes)
+    S::store(p, v);
+  else
+    store_partial<S>(p, v, count);
+}
+
+// Transposes N x N elements, N = 16 bytes / sizeof(Real); to[j][i] = from[i][j].
+RNNFAST_INLINE void transpose_tile(const float* from, Index from_stride, float* to, Index to_stride) {
+  using S = Simd<float, 4>;
+  const F4 a = S::load(from), b = S::load(from + from_stride);
+  const F4 c = S::load(from + 2 * from_stride), d = S::load(from + 3 * from_stride);
+  const F4 ac_low = __builtin_shufflevector(a, c, 0, 4, 1, 5), ac_high = __builtin_shufflevector(a, c, 2, 6, 3, 7);
+  const F4 bd_low = __builtin_shufflevector(b, d, 0, 4, 1, 5), bd_high = __builtin_shufflevector(b, d, 2, 6, 3, 7);
+  S::store(to, __builtin_shufflevector(ac_low, bd_low, 0, 4, 1, 5));
+  S::store(to + to_stride, __builtin_shufflevector(ac_low, bd_low, 2, 6, 3, 7));
+  S::store(to + 2 * to_stride, __builtin_shufflevector(ac_high, bd_high, 0, 4, 1, 5));
+  S::store(to + 3 * to_stride, __builtin_shufflevector(ac_high, bd_high, 2, 6, 3, 7));
+}
+
+RNNFAST_INLINE void transpose_tile(const double* from, Index from_stride, double* to, Index to_stride) {
+  using S = Simd<double, 2>;
+  const D2 a = S::load(from), b = S::load(from + from_stride);
+  S::store(to, __builtin_shufflevector(a, b, 0, 2));
+  S::store(to + to_stride, __builtin_shufflevector(a, b, 1, 3));
+}
+
+template <class Real>
+constexpr int transpose_lanes = 16 / int(sizeof(Real));
+
+// While alive, results and inputs below the smallest normal number count as zero: a decaying state would otherwise
+// cost tens of times more per operation.
+struct FlushToZero {
+#if defined(RNNFAST_X86)
+  unsigned before = _mm_getcsr();
+  FlushToZero() { _mm_setcsr(before | 0x8040u); }  // flush to zero | denormals are zero
+  ~FlushToZero() { _mm_setcsr(before); }
+#elif defined(RNNFAST_NEON)
+  std::uint64_t before;
+  FlushToZero() {
+    asm volatile("mrs %0, fpcr" : "=r"(before));
+    asm volatile("msr fpcr, %0" : : "r"(before | (std::uint64_t{1} << 24)));
+  }
+  ~FlushToZero() { asm volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+  FlushToZero() {}
+#endif
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
+};
+
+}  // namespace
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

@@ -1,0 +1,202 @@
+#include "threads.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <limits>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if __has_include(<pthread.h>)
+#include <pthread.h>
+#define RNNFAST_HAS_FORK 1
+#endif
+
+namespace rnnfast {
+
+namespace {
+
+// Long enough to bridge the unevenness of a chunk's shares, short enough not to steal a shared core for long.
+constexpr int spins_before_yield = 2000;
+
+void wait_briefly(int& spins) {
+  if (++spins > spins_before_yield) {
+    std::this_thread::yield();
+    return;
+  }
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+constexpr std::uint64_t never = std::numeric_limits<std::uint64_t>::max();
+
+struct Region {
+  const std::function<void(const Team&)>& job;
+  const std::function<bool()>& poll;
+  Index size;
+  std::atomic<Index> arrived = 0, finished = 0;
+  std::atomic<std::uint64_t> phase = 0;          // barriers passed by all
+  std::atomic<std::uint64_t> stops_at = never;  // the barrier from which on members are told to return
+};
+
+Region& region_of(const Team& team) { return *static_cast<Region*>(team.context); }
+
+// Rank 0 decides before it arrives, and names the barrier, so that all members leave at the same one.
+bool barrier(const Team& team) {
+  Region& region = region_of(team);
+  const std::uint64_t phase = region.phase.load(std::memory_order_relaxed);
+  if (team.rank == 0 && region.poll()) region.stops_at.store(phase, std::memory_order_relaxed);
+  if (region.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == region.size) {
+    region.arrived.store(0, std::memory_order_relaxed);
+    region.phase.store(phase + 1, std::memory_order_release);
+  } else {
+    int spins = 0;
+    while (region.phase.load(std::memory_order_acquire) == phase) wait_briefly(spins);
+  }
+  return region.stops_at.load(std::memory_order_relaxed) > phase;
+}
+
+bool interrupted(const Team& team) {
+  Region& region = region_of(team);
+  if (team.rank == 0 && region.poll()) region.stops_at.store(0, std::memory_order_relaxed);
+  return region.stops_at.load(std::memory_order_relaxed) == 0;
+}
+
+void run_member(Region& region, Index rank) {
+  region.job(Team{rank, region.size, barrier, interrupted, &region});
+  region.finished.fetch_add(1, std::memory_order_release);
+}
+
+class Pool {
+ public:
+  // The team may come out smaller where threads cannot be started or the pool is busy.
+  void run(Region& region) {
+    const std::unique_lock busy(busy_, std::try_to_lock);
+    if (!busy.owns_lock()) region.size = 1;
+    if (region.size > 1) {
+      grow(region.size - 1);
+      region.size = min_size(region.size);
+      const std::lock_guard lock(mutex_);
+      region_ = &region;
+      size_ = region.size;
+      ++generation_;
+      wake_.notify_all();
+    }
+    run_member(region, 0);
+    int spins = 0;
+    while (region.finished.load(std::memory_order_acquire) < region.size) wait_briefly(spins);
+  }
+
+ private:
+  Index min_size(Index size) const {
+    const Index most = Index(workers_.size()) + 1;
+    return size < most ? size : most;
+  }
+
+  void grow(Index workers) {
+    try {
+      while (Index(workers_.size()) < workers) {
+        const Index rank = Index(workers_.size()) + 1;
+        workers_.emplace_back([this, rank, seen = generation_] { work(rank, seen); });
+      }
+    } catch (const std::system_error&) {
+      // no more threads to be had; those that run suffice
+    }
+  }
+
+  void work(Index rank, std::uint64_t seen) {
+    for (;;) {
+      Region* region;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return generation_ != seen; });
+        seen = generation_;
+        region = rank < size_ ? region_ : nullptr;
+      }
+      if (region) run_member(*region, rank);
+    }
+  }
+
+  std::mutex busy_;   // held while a region runs
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_;
+  std::uint64_t generation_ = 0;
+  Region* region_ = nullptr;  // dangles after its end; only the workers it still needs may look
+  Index size_ = 0;
+  std::vector<std::thread> workers_;
+};
+
+// Never destroyed: workers wait in it until the process ends. A forked child has none of the workers and starts anew.
+std::atomic<Pool*> current_pool = nullptr;
+
+Pool& pool() {
+  Pool* existing = current_pool.load(std::memory_order_acquire);
+  if (existing) return *existing;
+  static std::mutex creation;
+  const std::lock_guard lock(creation);
+  if (!current_pool.load(std::memory_order_acquire)) {
+#if RNNFAST_HAS_FORK
+    pthread_atfork(nullptr, nullptr, [] { current_pool.store(new Pool, std::memory_order_release); });
+#endif
+    current_pool.store(new Pool, std::memory_order_release);
+  }
+  return *current_pool.load(std::memory_order_acquire);
+}
+
+Index usable_processors() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+#endif
+  const unsigned n = std::thread::hardware_concurrency();
+  return n ? n : 1;
+}
+
+// The number at the start of an environment variable, 0 if there is none.
+Index number_in(const char* name) {
+  const char* text = std::getenv(name);
+  return text ? std::strtol(text, nullptr, 10) : 0;
+}
+
+Index default_num_threads() {
+  const char* own = std::getenv("RNNFAST_NUM_THREADS");
+  if (own && *own) {
+    const Index n = number_in("RNNFAST_NUM_THREADS");
+    if (n < 1) throw std::runtime_error("RNNFAST_NUM_THREADS: expected a number of threads >= 1, got '" + std::string(own) + "'");
+    return n;
+  }
+  const Index openmp = number_in("OMP_NUM_THREADS");
+  return openmp >= 1 ? openmp : usable_processors();
+}
+
+std::atomic<Index>& num_threads() {
+  static std::atomic<Index> n = default_num_threads();
+  return n;
+}
+
+}  // namespace
+
+Index get_num_threads() { return num_threads().load(std::memory_order_relaxed); }
+
+void set_num_threads(Index n) { num_threads().store(n, std::memory_order_relaxed); }
+
+bool run_parallel(Index threads, const std::function<void(const Team&)>& job, const std::function<bool()>& poll) {
+  Region region{job, poll, threads};
+  if (threads > 1)
+    pool().run(region);
+  else
+    run_member(region, 0);
+  return region.stops_at.load(std::memory_order_relaxed) == never;
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,21 @@
+// The thread pool: parallel regions with a barrier inside, workers parked between them.
+#pragma once
+
+#include <functional>
+
+#include "types.h"
+
+namespace rnnfast {
+
+// At first RNNFAST_NUM_THREADS, else OMP_NUM_THREADS, else the number of processors that this process may use.
+// Throws std::runtime_error if RNNFAST_NUM_THREADS is no positive number.
+Index get_num_threads();
+void set_num_threads(Index n);
+
+// Runs job(team) on `threads` threads at once, the caller being rank 0, and returns when all are done. A caller that
+// finds the pool busy runs the job alone; so does a child after fork until its own pool has started. `poll` is called
+// on the calling thread now and then; once it is true, barriers and `interrupted` tell the members to return, and the
+// call returns false. Neither function may throw.
+bool run_parallel(Index threads, const std::function<void(const Team&)>& job, const std::function<bool()>& poll);
+
+}  // namespace rnnfast

@@ -1,0 +1,420 @@
+"""What layers, cells and `Linear` share: named parameters, how they start, and how they are kept in files."""
+
+import inspect
+import math
+import numbers
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations, product
+from os import PathLike
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .functional import Array, checked, checked_target
+
+
+class Module:
+    """Named parameters, and the constructor's arguments as attributes of the same names.
+
+    Attributes
+    ----------
+    parameters : dict of ndarrays
+        Contiguous, by torch's names; each is an attribute of the layer too. A change in place is seen by the next
+        call. Assigning to the attribute copies in place.
+    dtype : dtype
+        float32 or float64.
+    rng : numpy.random.Generator
+        Draws the initial weights and, in layers, the dropout masks.
+    """
+
+    parameters: dict[str, Array]
+    gates = 1  # blocks of rows in each parameter
+    fan: int  # H; in `Linear`, I
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], fan: int, dtype: object, seed: Any) -> None:
+        self.dtype = _float_dtype(dtype)
+        self.rng = _generator(seed)
+        self.fan = fan
+        self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
+        initialize(self, "torch")
+
+    def __getattr__(self, name: str) -> Array:
+        parameters = vars(self).get("parameters", {})  # there are none yet while a copy is being made
+        if name not in parameters:
+            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(msg, name=name, obj=self)
+        parameter: Array = parameters[name]
+        return parameter
+
+    def __setattr__(self, name: str, value: object) -> None:
+        parameter = vars(self).get("parameters", {}).get(name)
+        if parameter is None:
+            super().__setattr__(name, value)
+        else:
+            np.copyto(parameter, checked(value, name, parameter.shape, parameter.dtype))
+
+    def __repr__(self) -> str:
+        """Return the constructor's call, without what is at its default."""
+        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        words = [
+            repr(value) if defaults[name] is inspect.Parameter.empty else f"{name}={value!r}"
+            for name, value in self._arguments().items()
+            if value != defaults[name]
+        ]
+        return f"{type(self).__name__}({', '.join(words)})"
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments, but for the seed."""
+        names = [name for name in inspect.signature(type(self)).parameters if name != "seed"]
+        return {name: str(self.dtype) if name == "dtype" else getattr(self, name) for name in names}
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the parameters by torch's names: the arrays themselves, as torch does, not copies."""
+        return dict(self.parameters)
+
+    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
+        """Copy the values of `state_dict` into the parameters, in place.
+
+        Parameters
+        ----------
+        state_dict : mapping of arrays
+            With the keys, shapes and dtype of `state_dict()`. A torch module's own state dict will do.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a key is missing or unknown, or a value is no array, or of another dtype or shape. Then nothing has
+            been changed.
+        """
+        self._check_keys(state_dict, "state_dict")
+        values = [checked(state_dict[name], name, p.shape, p.dtype) for name, p in self.parameters.items()]
+        for parameter, value in zip(self.parameters.values(), values, strict=True):
+            np.copyto(parameter, value)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the constructor's arguments and the parameters to a safetensors file, for `rnnfast.load`.
+
+        Parameters
+        ----------
+        path : path-like
+            An existing file is overwritten.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        import json
+
+        from safetensors.numpy import save_file
+
+        description = json.dumps({"class": type(self).__name__, "arguments": self._arguments()})
+        save_file(self.parameters, path, {"rnnfast": description})
+
+    def _check_keys(self, given: object, name: str) -> None:
+        if not isinstance(given, Mapping):
+            msg = f"{name}: expected a mapping with the keys of state_dict(), got {type(given).__name__}"
+            raise TypeError(msg)
+        missing, unknown = self.parameters.keys() - given.keys(), given.keys() - self.parameters.keys()
+        if missing or unknown:
+            msg = f"{name}: expected the keys of state_dict(), got {sorted(unknown)} and not {sorted(missing)}"
+            raise ValueError(msg)
+
+    def _check_grads(self, grads: dict[str, Array] | None) -> None:
+        """Check what a backward is to add into, all of it before anything is added."""
+        if grads is None:
+            return
+        self._check_keys(grads, "grads")
+        for name, parameter in self.parameters.items():
+            checked_target(grads[name], f"grads[{name!r}]", parameter.shape, parameter.dtype)
+        own, others = grads.values(), self.parameters.values()
+        if any(np.may_share_memory(a, b) for a, b in (*combinations(own, 2), *product(own, others))):
+            msg = "grads: expected arrays of their own, got some that overlap each other or the parameters"
+            raise ValueError(msg)
+
+    def _check_tape(self, tape: object) -> None:
+        if not isinstance(tape, Tape):
+            msg = f"tape: expected the tape of a forward, got {type(tape).__name__}"
+            raise TypeError(msg)
+        if tape.owner is not self:
+            msg = f"tape: expected a tape of this {self!r}, got one of another {tape.owner!r}"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tape:
+    """What a training forward keeps for its backward. It is only read: any number of backwards may use it."""
+
+    owner: Module
+    kept: tuple[Any, ...]  # the kernels' tape of each layer; for `Linear`, x
+    shape: tuple[int, ...]  # of y, as the caller has it
+    masks: tuple[Array, ...] = ()  # the dropout after each layer but the last, [T,B,D·H], scaled by 1 / (1 - p)
+    learned: bool = False  # the sequence started from initial_h, initial_c
+
+
+def num_parameters(layer: Module | Iterable[Any], merged_bias: bool = False) -> int:
+    """Count the parameters of a layer or cell, or of a sequence of them.
+
+    Parameters
+    ----------
+    layer : layer, cell, `Linear`, or iterable of these
+    merged_bias : bool, optional
+        Count b_ih and b_hh, which torch keeps apart, as the one bias of most of the literature. (Only in the new
+        gate of the GRU that resets after its product are they not interchangeable; they are counted once there
+        too.)
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    TypeError
+        If `layer` is anything else.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> num_parameters([rnnfast.RNN(20, 128), rnnfast.Linear(128, 10)], merged_bias=True)
+    20362
+    """
+    if isinstance(layer, Module):
+        counted = (p for name, p in layer.parameters.items() if not (merged_bias and name.startswith("bias_hh")))
+        return sum(p.size for p in counted)
+    if isinstance(layer, str) or not isinstance(layer, Iterable):
+        msg = f"layer: expected a layer, a cell or a sequence of them, got {type(layer).__name__}"
+        raise TypeError(msg)
+    return sum(num_parameters(part, merged_bias) for part in layer)
+
+
+Fill: TypeAlias = Callable[[np.random.Generator, int, int], Array]
+
+
+def _xavier(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    bound = math.sqrt(6 / (rows + columns))
+    return rng.uniform(-bound, bound, (rows, columns))
+
+
+def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    q, r = np.linalg.qr(rng.standard_normal((rows, columns)))
+    return q * np.copysign(1, np.diagonal(r))  # R's signs are LAPACK's; fixing them makes Q uniform
+
+
+def _identity(rng: np.random.Generator, rows: int, columns: int) -> Array:  # noqa: ARG001
+    return np.eye(rows, columns)
+
+
+def _small(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    return rng.normal(0, 0.001, (rows, columns))
+
+
+# How w_ih (and a readout's weight) and w_hh start, one block of H rows at a time
+SCHEMES: dict[str, tuple[Fill, Fill]] = {
+    "xavier": (_xavier, _xavier),
+    "orthogonal": (_xavier, _orthogonal),
+    "identity": (_small, _identity),
+}
+
+
+def initialize(layer: Module, scheme: str, *, forget_bias: float | None = None, seed: Any = None) -> None:
+    """Draw the parameters of a layer anew, in place.
+
+    The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]. The weight [O,I] of a `Linear`
+    is treated like a w_ih. U is the uniform, N the normal distribution. Learned initial states start at zero.
+
+    ================ ================================ ================================ =============
+    scheme           w_ih                             w_hh                             b_ih and b_hh
+    ================ ================================ ================================ =============
+    ``"torch"``      U(-k, k), k = 1 / sqrt(H)        U(-k, k)                         U(-k, k)
+    ``"xavier"``     U(-a, a), a = sqrt(6 / (H + I))  U(-a, a), a = sqrt(6 / (H + H))  0
+    ``"orthogonal"`` U(-a, a), a = sqrt(6 / (H + I))  uniform over orthogonal matrices 0
+    ``"identity"``   N(0, 0.001²)                     the identity                     0
+    ================ ================================ ================================ =============
+
+    In a `Linear`, k = 1 / sqrt(I). Sources: xavier [1]_, orthogonal [2]_, identity [3]_.
+
+    Parameters
+    ----------
+    layer : layer, cell or `Linear`
+    scheme : {"torch", "xavier", "orthogonal", "identity"}
+        ``"identity"`` on an ``RNN(..., nonlinearity="relu")`` is the IRNN [3]_.
+    forget_bias : float, optional
+        For the LSTM: what the bias of the forget gate starts with, b_ih being this and b_hh 0.
+    seed : int, Generator or what `numpy.random.default_rng` takes, optional
+        By default the layer's own generator goes on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, or `forget_bias` is given for a layer without that gate or without biases.
+
+    References
+    ----------
+    .. [1] Glorot, Bengio, "Understanding the Difficulty of Training Deep Feedforward Neural Networks", AISTATS
+       2010.
+    .. [2] Saxe, McClelland, Ganguli, "Exact Solutions to the Nonlinear Dynamics of Learning in Deep Linear Neural
+       Networks", arXiv:1312.6120, 2013.
+    .. [3] Le, Jaitly, Hinton, "A Simple Way to Initialize Recurrent Networks of Rectified Linear Units",
+       arXiv:1504.00941, 2015.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> irnn = rnnfast.RNN(1, 2, nonlinearity="relu", seed=0)
+    >>> rnnfast.initialize(irnn, "identity")
+    >>> irnn.weight_hh_l0
+    array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+    if not isinstance(layer, Module):
+        msg = f"layer: expected a layer, a cell or Linear, got {type(layer).__name__}"
+        raise TypeError(msg)
+    if scheme != "torch" and scheme not in SCHEMES:
+        msg = f"scheme: expected {', '.join(map(repr, ('torch', *SCHEMES)))}, got {scheme!r}"
+        raise ValueError(msg)
+    if forget_bias is not None:
+        forget_bias = number(forget_bias, "forget_bias")
+        if getattr(layer, "cell", None) != "lstm" or not layer.bias:
+            msg = f"forget_bias: expected None for a layer without a biased forget gate, got it for {layer!r}"
+            raise ValueError(msg)
+    rng = layer.rng if seed is None else _generator(seed)
+    for name, parameter in layer.parameters.items():
+        if name.startswith("initial"):
+            parameter.fill(0)
+        elif scheme == "torch":
+            bound = 1 / math.sqrt(layer.fan)
+            parameter[...] = rng.uniform(-bound, bound, parameter.shape)
+        elif parameter.ndim == 1:
+            parameter.fill(0)
+        else:
+            fill = SCHEMES[scheme][name.startswith("weight_hh")]
+            for block in np.split(parameter, layer.gates):
+                block[...] = fill(rng, *block.shape)
+        if forget_bias is not None and name.startswith("bias"):
+            np.split(parameter, layer.gates)[1].fill(forget_bias if name.startswith("bias_ih") else 0)
+
+
+def load(path: str | PathLike[str]) -> Any:
+    """Make the layer, cell or `Linear` that `Module.save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    layer
+        With the constructor's arguments and the parameters of the saved one, and a generator of its own.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not one that `save` wrote.
+
+    Examples
+    --------
+    >>> import rnnfast, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rnnfast.GRU(3, 4, batch_first=True).save(f"{folder}/gru.safetensors")
+    ...     rnnfast.load(f"{folder}/gru.safetensors")
+    GRU(3, 4, batch_first=True)
+    """
+    import json
+
+    import safetensors
+
+    import rnnfast
+
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            description = json.loads((file.metadata() or {})["rnnfast"])
+            kind = getattr(rnnfast, description["class"])
+            layer = kind(**description["arguments"])
+            layer.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
+        raise ValueError(msg) from error
+    return layer
+
+
+# What the constructors share
+
+PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+
+
+def recurrent_shapes(G: int, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of one direction's parameters."""
+    shapes = (G * H, I), (G * H, H), (G * H,), (G * H,)
+    return dict(zip(PARAMETERS[: 4 if bias else 2], shapes, strict=False))
+
+
+def gru_cell(reset_after: bool) -> str:
+    """Return the kernels' name of a GRU."""
+    return "gru" if flag(reset_after, "reset_after") else "gru_reset_before"
+
+
+def elman_cell(nonlinearity: str) -> str:
+    """Return the kernels' name of an Elman network."""
+    if nonlinearity not in ("tanh", "relu"):
+        msg = f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}"
+        raise ValueError(msg)
+    return f"rnn_{nonlinearity}"
+
+
+def addressable(parameters: int, sizes: str) -> None:
+    """Refuse numbers of parameters beyond 64-bit addresses, before anything is allocated."""
+    if parameters > np.iinfo(np.intp).max // 8:
+        msg = f"{sizes}: expected sizes whose parameters can be addressed, got {parameters} parameters"
+        raise ValueError(msg)
+
+
+def size(value: Any, name: str) -> int:
+    """Return a positive integer."""
+    try:
+        n = operator.index(value)
+    except TypeError:
+        msg = f"{name}: expected an int, got {type(value).__name__}"
+        raise TypeError(msg) from None
+    if n < 1:
+        msg = f"{name}: expected at least 1, got {n}"
+        raise ValueError(msg)
+    return n
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return a bool."""
+    if not isinstance(value, bool):
+        msg = f"{name}: expected a bool, got {type(value).__name__}"
+        raise TypeError(msg)
+    return value
+
+
+def number(value: Any, name: str) -> float:
+    """Return a real number as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        msg = f"{name}: expected a number, got {type(value).__name__}"
+        raise TypeError(msg)
+    return float(value)
+
+
+def _float_dtype(dtype: Any) -> np.dtype[Any]:
+    try:
+        known = None if dtype is None else np.dtype(dtype)  # NumPy's None would be float64
+    except (TypeError, ValueError):
+        known = None
+    if known in (np.dtype(np.float32), np.dtype(np.float64)):
+        return known
+    msg = f"dtype: expected float32 or float64, got {dtype!r}"
+    raise TypeError(msg)
+
+
+def _generator(seed: Any) -> np.random.Generator:
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        msg = f"seed: {error}"
+        raise type(error)(msg) from None

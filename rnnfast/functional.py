@@ -1,0 +1,450 @@
+"""Recurrent layers as functions of bare arrays: one layer, all its directions, one call.
+
+Sizes are T time steps, B sequences, I inputs, H hidden units, G gates and D directions (1 or 2; the second runs
+backwards in time). The parameters of one direction are the tuple
+
+    w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None
+
+with the gates' blocks of H rows in the order in which the equations name them. ``'`` marks the previous step,
+``*`` is elementwise, ``s`` is the logistic sigmoid and ``x_k = W_ik x + b_ik`` is the input's part of gate k:
+
+``"lstm"``, G = 4 [1]_ [2]_
+    ::
+
+        i = s(x_i + W_hi h' + b_hi)
+        f = s(x_f + W_hf h' + b_hf)
+        g = tanh(x_g + W_hg h' + b_hg)
+        o = s(x_o + W_ho h' + b_ho)
+        c = f * c' + i * g
+        h = o * tanh(c)
+
+``"gru"``, G = 3 [3]_
+    The reset gate acts after the recurrent product, as in torch and cuDNN::
+
+        r = s(x_r + W_hr h' + b_hr)
+        z = s(x_z + W_hz h' + b_hz)
+        n = tanh(x_n + r * (W_hn h' + b_hn))
+        h = (1 - z) * n + z * h'
+
+``"gru_reset_before"``, G = 3 [4]_
+    The reset gate acts before it; r, z and h as above::
+
+        n = tanh(x_n + W_hn (r * h') + b_hn)
+
+``"rnn_tanh"``, ``"rnn_relu"``, G = 1 [5]_
+    ::
+
+        h = tanh(x_h + W_hh h' + b_hh)
+        h = max(0, x_h + W_hh h' + b_hh)
+
+A state is ``(h, c)`` for the LSTM and ``h`` for the others, [D,B,H] each.
+
+All arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones are
+used without a copy. Besides NumPy's, any object with the buffer protocol, ``__array_interface__``, ``__array__``
+or DLPack on the CPU is an array; a list is not. Every function checks all its arguments before it writes
+anything, and raises
+
+- TypeError for what is not an array or has another dtype,
+- ValueError for another shape, a read-only `out` or `grads`, and one that overlaps another array of the call,
+
+with a message that names the argument, what was expected and what came.
+
+References
+----------
+.. [1] Hochreiter, Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997.
+.. [2] Gers, Schmidhuber, Cummins, "Learning to Forget: Continual Prediction with LSTM", Neural Computation 12(10),
+   2000: the forget gate.
+.. [3] Cho et al., arXiv:1406.1078v1, 2014.
+.. [4] Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation",
+   EMNLP 2014 (arXiv:1406.1078v3).
+.. [5] Elman, "Finding Structure in Time", Cognitive Science 14(2), 1990; with max(0, .): Le, Jaitly, Hinton, "A
+   Simple Way to Initialize Recurrent Networks of Rectified Linear Units", arXiv:1504.00941, 2015.
+
+Examples
+--------
+>>> import numpy as np
+>>> from rnnfast import functional as F
+>>> rng = np.random.default_rng(0)
+>>> T, B, I, H = 5, 2, 3, 4
+>>> x = rng.standard_normal((T, B, I))
+>>> w_ih, w_hh = rng.standard_normal((4 * H, I)), rng.standard_normal((4 * H, H))
+>>> y, (h, c), tape = F.forward("lstm", x, [(w_ih, w_hh, None, None)])
+>>> y.shape, h.shape, c.shape
+((5, 2, 4), (1, 2, 4), (1, 2, 4))
+>>> dx, (dh0, dc0), [(dw_ih, dw_hh, _, _)] = F.backward(tape, np.ones_like(y))
+>>> dx.shape, dh0.shape, dw_ih.shape, dw_hh.shape
+((5, 2, 3), (1, 2, 4), (16, 3), (16, 4))
+"""
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+
+__all__ = ["backward", "forward", "inference", "linear", "linear_backward", "sigmoid", "tanh"]
+
+Array: TypeAlias = NDArray[Any]
+State: TypeAlias = Array | tuple[Array, Array]
+
+GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def inference(
+    cell: str,
+    x: object,
+    parameters: _core.Parameters,
+    state: object | None = None,
+    *,
+    out: tuple[Any, Any] | None = None,
+) -> tuple[Array, State]:
+    """Run one layer over whole sequences and keep nothing.
+
+    Parameters
+    ----------
+    cell : {"lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"}
+        The equations; see `rnnfast.functional`.
+    x : array [T,B,I]
+        The input; T is at least 1, B may be 0.
+    parameters : sequence of D tuples
+        w_ih, w_hh, b_ih, b_hh of each direction.
+    state : array [D,B,H] or pair of such, optional
+        The initial state, h or (h, c); zero where it or a part of it is None.
+    out : pair (y, state), optional
+        Arrays for the result, with the shapes below; what is None is allocated.
+
+    Returns
+    -------
+    y : ndarray [T,B,D·H]
+        h of every step, the directions side by side.
+    state : ndarray [D,B,H] or pair of such
+        The state after the last step, for the backward direction after the step at time 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; see `rnnfast.functional`.
+    KeyboardInterrupt
+        On Ctrl-C, between chunks of time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w = np.ones((1, 1))
+    >>> y, h = inference("rnn_relu", np.ones((3, 1, 1)), [(w, w, None, None)])
+    >>> y.ravel()
+    array([1., 2., 3.])
+    """
+    h0, c0 = split_state(cell, state, "state")
+    y, h, c = _core.inference(cell, x, parameters, h0, c0, _split_out(cell, out, "(y, state)"))
+    return y, _join(h, c)
+
+
+def forward(
+    cell: str,
+    x: object,
+    parameters: _core.Parameters,
+    state: object | None = None,
+    *,
+    out: tuple[Any, Any] | None = None,
+) -> tuple[Array, State, _core.Tape]:
+    """Run one layer over whole sequences and keep what `backward` needs.
+
+    Takes and raises what `inference` does.
+
+    Returns
+    -------
+    y, state
+        As from `inference`, with the same bits.
+    tape : Tape
+        For `backward`. It refers to x, y and the parameters and does not copy them: they must not change before
+        the last backward.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w = np.ones((1, 1))
+    >>> y, h, tape = forward("rnn_relu", np.ones((3, 1, 1)), [(w, w, None, None)])
+    >>> dx, dh0, [(dw_ih, dw_hh, _, _)] = backward(tape, dstate=np.ones_like(h))
+    >>> dw_hh  # the previous h of the three steps, 0 + 1 + 2
+    array([[3.]])
+    """
+    h0, c0 = split_state(cell, state, "state")
+    y, h, c, tape = _core.forward(cell, x, parameters, h0, c0, _split_out(cell, out, "(y, state)"))
+    return y, _join(h, c), tape
+
+
+def backward(
+    tape: _core.Tape,
+    dy: object | None = None,
+    dstate: object | None = None,
+    *,
+    need_dx: bool = True,
+    grads: _core.Parameters | None = None,
+    out: tuple[Any, Any] | None = None,
+) -> tuple[Array | None, State, _core.Grads]:
+    """Backpropagate through time: the gradients of ``sum(dy * y) + sum(dstate * state)``.
+
+    Parameters
+    ----------
+    tape : Tape
+        From `forward`. It is only read: any number of backwards may use it.
+    dy : array [T,B,D·H], optional
+        The gradient of y, zero if None.
+    dstate : array [D,B,H] or pair of such, optional
+        The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least one of dy
+        and dstate is required.
+    need_dx : bool, optional
+        If False, dx is not computed and None is returned for it.
+    grads : sequence of D tuples, optional
+        dw_ih, dw_hh, db_ih, db_hh of each direction: the gradients are added into these arrays.
+    out : pair (dx, dstate0), optional
+        Arrays for the result, with the shapes below; what is None is allocated.
+
+    Returns
+    -------
+    dx : ndarray [T,B,I] or None
+    dstate0 : ndarray [D,B,H] or pair of such
+        The gradient of the initial state, dh0 or (dh0, dc0).
+    grads : list of D tuples
+        dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; see `rnnfast.functional`.
+    KeyboardInterrupt
+        On Ctrl-C, between chunks of time; arrays given as `grads` or `out` are then part-way.
+
+    Examples
+    --------
+    See `forward`.
+    """
+    if not isinstance(tape, _core.Tape):
+        msg = f"tape: expected a tape of functional.forward, got {type(tape).__name__}"
+        raise TypeError(msg)
+    dh, dc = split_state(tape.cell, dstate, "dstate")
+    parts = _split_out(tape.cell, out, "(dx, dstate0)")
+    dx, dh0, dc0, grads = _core.backward(tape, dy, dh, dc, need_dx, grads, parts)
+    return dx, _join(dh0, dc0), grads
+
+
+def sigmoid(x: object, *, out: Array | None = None) -> Array:
+    """Return 1 / (1 + exp(-x)), elementwise, at most 2 ULP off, as the kernels compute it.
+
+    Parameters
+    ----------
+    x : array, float32 or float64
+    out : array like x, optional
+
+    Returns
+    -------
+    ndarray
+        `out`, or a new array of x's shape and dtype, within [0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        If x or `out` does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sigmoid(np.array([-np.inf, 0.0, np.inf]))
+    array([0. , 0.5, 1. ])
+    """
+    return _core.sigmoid(x, out)
+
+
+def tanh(x: object, *, out: Array | None = None) -> Array:
+    """Return the hyperbolic tangent, elementwise, at most 2 ULP off, as the kernels compute it.
+
+    Parameters
+    ----------
+    x : array, float32 or float64
+    out : array like x, optional
+
+    Returns
+    -------
+    ndarray
+        `out`, or a new array of x's shape and dtype, within [-1, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        If x or `out` does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tanh(np.array([-np.inf, 0.0, np.inf]))
+    array([-1.,  0.,  1.])
+    """
+    return _core.tanh(x, out)
+
+
+def linear(x: object, weight: object, bias: object | None = None, *, out: object | None = None) -> Array:
+    """Return ``x weight^T + bias``, as NumPy computes it.
+
+    Parameters
+    ----------
+    x : array [..., I], float32 or float64
+    weight : array [O,I]
+    bias : array [O], optional
+    out : ndarray [..., O], optional
+        C-contiguous; overlaps none of the others.
+
+    Returns
+    -------
+    ndarray [..., O]
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> linear(np.ones((2, 3)), np.ones((1, 3)), np.array([0.5]))
+    array([[3.5],
+           [3.5]])
+    """
+    x, weight, bias = _linear_operands(x, weight, bias)
+    shape = (*x.shape[:-1], len(weight))
+    if out is None:
+        y = np.empty(shape, x.dtype)
+    else:
+        y = checked_target(out, "out", shape, x.dtype)
+        if not y.flags.c_contiguous:
+            msg = f"out: expected a C-contiguous array, got strides {y.strides}"
+            raise ValueError(msg)
+        if any(np.may_share_memory(y, a) for a in (x, weight, bias) if a is not None):
+            msg = "out: expected an array of its own, got one that overlaps x, weight or bias"
+            raise ValueError(msg)
+    np.matmul(_rows(x), weight.T, out=_rows(y))
+    if bias is not None:
+        y += bias
+    return y
+
+
+def linear_backward(
+    x: object, weight: object, bias: object | None, dy: object, *, need_dx: bool = True
+) -> tuple[Array | None, tuple[Array, Array | None]]:
+    """Return the gradients of ``sum(dy * linear(x, weight, bias))``.
+
+    Parameters
+    ----------
+    x, weight, bias
+        What `linear` was given.
+    dy : array [..., O]
+        The gradient of its result.
+    need_dx : bool, optional
+        If False, dx is not computed and None is returned for it.
+
+    Returns
+    -------
+    dx : ndarray [..., I] or None
+    grads : pair (dweight [O,I], dbias [O] or None)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> dx, (dweight, dbias) = linear_backward(np.ones((2, 3)), np.ones((1, 3)), np.ones(1), np.ones((2, 1)))
+    >>> dweight, dbias
+    (array([[2., 2., 2.]]), array([2.]))
+    """
+    x, weight, bias = _linear_operands(x, weight, bias)
+    dy = _rows(checked(dy, "dy", (*x.shape[:-1], len(weight)), x.dtype))
+    dx = (dy @ weight).reshape(x.shape) if need_dx else None
+    return dx, (dy.T @ _rows(x), None if bias is None else dy.sum(axis=0))
+
+
+# The border, shared with layers and cells; what the kernels are given, they check themselves
+
+
+def checked(a: object, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return `a` as an ndarray of this shape and dtype, without a copy where it is contiguous."""
+    array = _core.asarray(a, name)
+    if array.dtype != dtype:
+        msg = f"{name}: expected dtype {dtype}, got {array.dtype}"
+        raise TypeError(msg)
+    if array.shape != shape:
+        msg = f"{name}: expected shape {shape}, got {array.shape}"
+        raise ValueError(msg)
+    return array
+
+
+def checked_target(a: object, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return the ndarray `a` if it has this shape and dtype and can be written."""
+    if not isinstance(a, np.ndarray):
+        msg = f"{name}: expected an ndarray, got {type(a).__name__}"
+        raise TypeError(msg)
+    checked(a, name, shape, dtype)
+    if not a.flags.writeable:
+        msg = f"{name}: expected a writable array, got a read-only one"
+        raise ValueError(msg)
+    return a
+
+
+def split_state(cell: str, state: object, name: str) -> tuple[object, object]:
+    """Return the parts (h, c) of a state; c is None for cells other than the LSTM."""
+    if cell != "lstm":
+        if isinstance(state, tuple):
+            msg = f"{name}: expected one array, h, got a tuple of {len(state)}"
+            raise TypeError(msg)
+        return state, None
+    if state is None:
+        return None, None
+    if not isinstance(state, tuple):
+        msg = f"{name}: expected a tuple (h, c), got {type(state).__name__}"
+        raise TypeError(msg)
+    if len(state) != 2:
+        msg = f"{name}: expected a tuple (h, c), got a tuple of {len(state)}"
+        raise ValueError(msg)
+    return state
+
+
+def _split_out(cell: str, out: tuple[Any, Any] | None, form: str) -> tuple[object, object, object] | None:
+    """Return the arrays of `out`, a pair like `form`, or None."""
+    if out is None:
+        return None
+    if not isinstance(out, tuple):
+        msg = f"out: expected a tuple {form}, got {type(out).__name__}"
+        raise TypeError(msg)
+    if len(out) != 2:
+        msg = f"out: expected a tuple {form}, got a tuple of {len(out)}"
+        raise ValueError(msg)
+    return out[0], *split_state(cell, out[1], "out")
+
+
+def _join(h: Array, c: Array | None) -> State:
+    return h if c is None else (h, c)
+
+
+def _linear_operands(x: object, weight: object, bias: object | None) -> tuple[Array, Array, Array | None]:
+    """Return x [..., I], weight [O,I] and bias [O] or None, checked."""
+    x, weight = _core.asarray(x, "x"), _core.asarray(weight, "weight")
+    if x.dtype not in (np.float32, np.float64):
+        msg = f"x: expected dtype float32 or float64, got {x.dtype}"
+        raise TypeError(msg)
+    if weight.ndim != 2:
+        msg = f"weight: expected shape (O, I), got {weight.shape}"
+        raise ValueError(msg)
+    if x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        msg = f"x: expected shape (..., {weight.shape[1]}), got {x.shape}"
+        raise ValueError(msg)
+    checked(weight, "weight", weight.shape, x.dtype)
+    return x, weight, None if bias is None else checked(bias, "bias", weight.shape[:1], x.dtype)
+
+
+def _rows(a: Array) -> Array:
+    """Return a [..., N] as a matrix with rows of N."""
+    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])

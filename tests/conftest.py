@@ -1,0 +1,23 @@
+"""Shared fixtures and the profiles of hypothesis."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from rnnfast import _core
+
+# `default` draws the same examples in every run, so that a failure is never a matter of luck.
+# HYPOTHESIS_PROFILE=explore looks further.
+settings.register_profile("default", derandomize=True, deadline=None, max_examples=100, database=None)
+settings.register_profile("explore", deadline=None, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads() -> Iterator[None]:
+    """Leave the number of threads as the test found it."""
+    n = _core.get_num_threads()
+    yield
+    _core.set_num_threads(n)

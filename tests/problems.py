@@ -1,0 +1,144 @@
+"""Problems to solve twice, by the kernels and by the oracle: one layer with all its data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from tolerances import TOLERANCE, relative_error
+
+from rnnfast import reference
+
+Array = NDArray[Any]
+Results = dict[str, Array]
+Layout = Callable[[Array], Array]
+
+CELLS = tuple(reference.CELLS)
+DTYPES = ("float32", "float64")
+
+
+class Shape(NamedTuple):
+    """Sizes: T time steps, B sequences, I inputs, H hidden units, D directions."""
+
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    D: int = 1
+
+
+def identify(shape: Shape) -> str:
+    """Return the name of a shape in a test's name."""
+    return "-".join(f"{letter}{n}" for letter, n in shape._asdict().items())
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer, its input and the gradients of its outputs; what is None is not given to the call."""
+
+    cell: str
+    x: Array  # [T,B,I]
+    parameters: list[tuple[Array | None, ...]]  # D tuples w_ih [G·H,I], w_hh [G·H,H], b_ih, b_hh [G·H] or None
+    h0: Array | None  # [D,B,H]
+    c0: Array | None
+    dy: Array | None  # [T,B,D·H]
+    dh: Array | None  # [D,B,H]
+    dc: Array | None
+
+    @property
+    def states(self) -> int:
+        """2 for a cell with c, else 1."""
+        return reference.CELLS[self.cell].states
+
+    def without(self, *names: str) -> "Problem":
+        """Return the problem with the named arrays None."""
+        return replace(self, **dict.fromkeys(names))
+
+
+def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True, seed: int = 0) -> Problem:
+    """Draw a problem with weights as torch initialises them, U(-1/sqrt(H), 1/sqrt(H))."""
+    rng = np.random.default_rng(seed)
+    T, B, I, H, D = shape  # noqa: E741
+    G, states = reference.CELLS[cell][:2]
+
+    def uniform(*size: int) -> Array:
+        return rng.uniform(-1, 1, size).astype(dtype) / np.asarray(np.sqrt(H), dtype)
+
+    def normal(*size: int) -> Array:
+        return rng.standard_normal(size).astype(dtype)
+
+    return Problem(
+        cell=cell,
+        x=normal(T, B, I),
+        parameters=[
+            (uniform(G * H, I), uniform(G * H, H), *((uniform(G * H), uniform(G * H)) if bias else (None, None)))
+            for _ in range(D)
+        ],
+        h0=normal(D, B, H),
+        c0=normal(D, B, H) if states == 2 else None,
+        dy=normal(T, B, D * H),
+        dh=normal(D, B, H),
+        dc=normal(D, B, H) if states == 2 else None,
+    )
+
+
+def laid_out(problem: Problem, layout: Layout) -> Problem:
+    """Return the problem with every array stored in the layout."""
+
+    def maybe(a: Array | None) -> Array | None:
+        return None if a is None else layout(a)
+
+    p = problem
+    return Problem(
+        cell=p.cell,
+        x=layout(p.x),
+        parameters=[tuple(map(maybe, ps)) for ps in p.parameters],
+        h0=maybe(p.h0),
+        c0=maybe(p.c0),
+        dy=maybe(p.dy),
+        dh=maybe(p.dh),
+        dc=maybe(p.dc),
+    )
+
+
+def solve(engine: Any, problem: Problem, **options: Any) -> Results:
+    """Run forward and backward of the kernels or of the oracle; return what came, by name.
+
+    Gradients of the parameters of direction d are named ``dw_ih[d]`` and so on; what is None has no entry.
+    """
+    p = problem
+    y, h, c, tape = engine.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    return {**named(y=y, h=h, c=c), **gradients(engine, tape, p, **options)}
+
+
+def gradients(engine: Any, tape: Any, problem: Problem, **options: Any) -> Results:
+    """Run backward; return what came, by name, as `solve` does."""
+    dx, dh0, dc0, grads = engine.backward(tape, problem.dy, problem.dh, problem.dc, **options)
+    return {**named(dx=dx, dh0=dh0, dc0=dc0), **named_grads(grads)}
+
+
+def named_grads(grads: Any) -> Results:
+    """Return the D tuples (dw_ih, dw_hh, db_ih, db_hh) by name."""
+    names = ("dw_ih", "dw_hh", "db_ih", "db_hh")
+    return named(**{f"{n}[{d}]": g for d, gs in enumerate(grads) for n, g in zip(names, gs, strict=True)})
+
+
+def named(**arrays: Array | None) -> Results:
+    """Return the arrays by name, without those that are None."""
+    return {name: a for name, a in arrays.items() if a is not None}
+
+
+def assert_close(actual: Results, expected: Results) -> None:
+    """Assert that the same arrays came, and that each is within the tolerance of its dtype."""
+    assert actual.keys() == expected.keys()
+    errors = {name: relative_error(a, expected[name]) for name, a in actual.items()}
+    far = {name: e for name, e in errors.items() if not e <= TOLERANCE[actual[name].dtype]}
+    assert not far, f"relative errors {far}"
+
+
+def assert_same_bits(actual: Results, expected: Results) -> None:
+    """Assert that the same arrays came, with equal numbers (NaN equals NaN)."""
+    assert actual.keys() == expected.keys()
+    differ = [name for name, a in actual.items() if not np.array_equal(a, expected[name], equal_nan=True)]
+    assert not differ, f"differ: {differ}"

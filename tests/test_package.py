@@ -1,0 +1,66 @@
+"""The installed package: what it holds, what importing it loads, what the extension links to."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import rnnfast
+from rnnfast import _core
+
+PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
+SYSTEM_LIBRARIES = {"libc", "libm", "libstdc++", "libgcc_s", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64"}
+
+ADDED_BY_IMPORT = """
+import sys, numpy
+before = set(sys.modules)
+import rnnfast
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_there_is_one_version() -> None:
+    version = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["version"]
+    assert rnnfast.__version__ == version
+    assert _core.config()["version"] == version
+    assert metadata.version("rnnfast") == version
+
+
+def test_import_loads_numpy_and_the_extension_only() -> None:
+    command = [sys.executable, "-c", ADDED_BY_IMPORT]
+    added = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "rnnfast._core" in added
+    assert "rnnfast.lm" not in added
+    assert {name.partition(".")[0] for name in added} - sys.stdlib_module_names <= {"rnnfast", "numpy"}
+
+
+def test_the_package_is_typed() -> None:
+    package = resources.files("rnnfast")
+    assert package.joinpath("py.typed").is_file()
+    assert package.joinpath("_core.pyi").is_file()
+
+
+def test_the_wheel_holds_the_package_and_nothing_else() -> None:
+    files = [str(path) for path in metadata.files("rnnfast") or [] if "__pycache__" not in path.parts]
+    if not any(path.startswith("rnnfast/") for path in files):
+        pytest.skip("installed for editing")
+    others = [path for path in files if not re.fullmatch(r"rnnfast/\w+\.py|rnnfast-[^/]*\.dist-info/.*", path)]
+    assert sorted(re.sub(r"_core\..*\.(so|pyd)", "_core.so", path) for path in others) == [
+        "rnnfast/_core.pyi",
+        "rnnfast/_core.so",
+        "rnnfast/py.typed",
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("readelf") is None, reason="reads ELF with readelf")
+def test_the_extension_links_to_the_systems_runtime_only() -> None:
+    command = ["readelf", "--dynamic", "--wide", str(_core.__file__)]
+    dynamic = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = {name.partition(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)}
+    assert needed <= SYSTEM_LIBRARIES
+    assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic)

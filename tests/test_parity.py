@@ -1,0 +1,341 @@
+"""The kernels against the oracle: cell x dtype x shape, then every form in which a layer can be called."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import (
+    CELLS,
+    DTYPES,
+    Array,
+    Layout,
+    Problem,
+    Shape,
+    assert_close,
+    assert_same_bits,
+    gradients,
+    identify,
+    laid_out,
+    make_problem,
+    named,
+    named_grads,
+    solve,
+)
+from tolerances import TOLERANCE
+
+from rnnfast import _core, reference
+
+# A vector has W lanes, W in {2, 4, 8, 16}: 1, W - 1, W, W + 1 and two or three vectors of each width.
+AROUND_LANES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49)
+
+SHAPES = (
+    *(Shape(3, 3, I, H, D=1 + k % 2) for k, (I, H) in enumerate(zip(AROUND_LANES[::-1], AROUND_LANES, strict=True))),
+    # A tile has up to 8 rows or a few more: every remainder, as sequences and as rows of a projection.
+    *(Shape(2, B, 4, 5, D=1 + B % 2) for B in (1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 25)),
+    Shape(1, 1, 1, 1),
+    Shape(1, 1, 20, 33, D=2),
+    Shape(1, 9, 16, 8),
+    Shape(40, 1, 3, 20, D=2),
+    # Several chunks of time, blocks of a few hundred rows, panels longer than a tile.
+    Shape(300, 1, 1, 20),
+    Shape(90, 7, 3, 24, D=2),
+    Shape(20, 13, 130, 200),
+    Shape(3, 40, 300, 131, D=2),
+    Shape(27, 20, 5, 520),
+)
+
+
+by_cell = pytest.mark.parametrize("cell", CELLS)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES)
+ODD = Shape(T=5, B=3, I=7, H=19, D=2)  # no size is a multiple of another, nor of a vector
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=identify)
+@by_dtype
+@by_cell
+def test_every_shape(cell: str, dtype: str, shape: Shape) -> None:
+    problem = make_problem(cell, dtype, shape)
+    assert_close(solve(_core, problem), solve(reference, problem))
+
+
+NOT_GIVEN = {
+    "no states": ("h0", "c0"),
+    "no dy": ("dy",),
+    "no dh": ("dh",),
+    "no dc": ("dc",),
+    "only dy": ("dh", "dc"),
+    "only dh": ("dy", "dc"),
+    "nothing but dy": ("h0", "c0", "dh", "dc"),
+}
+
+
+@pytest.mark.parametrize("names", NOT_GIVEN.values(), ids=NOT_GIVEN)
+@by_dtype
+@by_cell
+def test_what_is_not_given_is_zero(cell: str, dtype: str, names: tuple[str, ...]) -> None:
+    problem = make_problem(cell, dtype, ODD).without(*names)
+    assert_close(solve(_core, problem), solve(reference, problem))
+
+
+@by_dtype
+@pytest.mark.parametrize("missing", ["h0", "c0", "dy and dh"])
+def test_each_lstm_state_may_be_missing_alone(missing: str, dtype: str) -> None:
+    problem = make_problem("lstm", dtype, ODD).without(*missing.split(" and "))
+    assert_close(solve(_core, problem), solve(reference, problem))
+
+
+@pytest.mark.parametrize("without", [(2,), (3,), (2, 3)], ids=["b_ih", "b_hh", "both"])
+@by_dtype
+@by_cell
+def test_each_bias_may_be_missing(cell: str, dtype: str, without: tuple[int, ...]) -> None:
+    problem = make_problem(cell, dtype, ODD)
+    parameters = [tuple(None if k in without else a for k, a in enumerate(ps)) for ps in problem.parameters]
+    problem = replace(problem, parameters=parameters)
+    assert_close(solve(_core, problem), solve(reference, problem))
+
+
+@by_dtype
+@by_cell
+def test_no_sequences_give_empty_outputs_and_zero_gradients(cell: str, dtype: str) -> None:
+    problem = make_problem(cell, dtype, ODD._replace(B=0))
+    assert_same_bits(solve(_core, problem), solve(reference, problem))
+
+
+@pytest.mark.parametrize("shape", [ODD, Shape(T=70, B=6, I=4, H=16), Shape(T=30, B=1, I=40, H=65)], ids=identify)
+@by_dtype
+@by_cell
+def test_inference_gives_the_bits_of_forward(cell: str, dtype: str, shape: Shape) -> None:
+    p = make_problem(cell, dtype, shape)
+    y, h, c, _ = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    actual = named(**dict(zip("yhc", _core.inference(p.cell, p.x, p.parameters, p.h0, p.c0), strict=True)))
+    assert_same_bits(actual, named(y=y, h=h, c=c))
+
+
+@by_dtype
+@by_cell
+def test_without_dx_the_other_gradients_have_the_same_bits(cell: str, dtype: str) -> None:
+    problem = make_problem(cell, dtype, ODD)
+    expected = solve(_core, problem)
+    del expected["dx"]
+    assert_same_bits(solve(_core, problem, need_dx=False), expected)
+
+
+# Layouts: the same numbers, stored in other ways
+
+
+def batch_first(a: Array) -> Array:
+    """Store the first two axes the other way round."""
+    return np.swapaxes(np.swapaxes(a, 0, 1).copy(), 0, 1) if a.ndim > 1 else a
+
+
+def transposed(a: Array) -> Array:
+    """Store the last axis with the largest stride."""
+    return np.asfortranarray(a)
+
+
+def every_other(a: Array) -> Array:
+    """Store NaN between the numbers."""
+    spaced = np.full([2 * n for n in a.shape], np.nan, a.dtype)
+    view = spaced[tuple(slice(1, None, 2) for _ in a.shape)]
+    view[...] = a
+    return view
+
+
+def rows_apart(a: Array) -> Array:
+    """Store the last axis contiguously, with NaN between its rows."""
+    view = np.full([*a.shape[:-1], a.shape[-1] + 3], np.nan, a.dtype)[..., : a.shape[-1]]
+    view[...] = a
+    return view
+
+
+def backwards(a: Array) -> Array:
+    """Store with negative strides."""
+    return np.flip(np.flip(a).copy())
+
+
+def read_only(a: Array) -> Array:
+    """Store where nobody may write."""
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def unaligned(a: Array) -> Array:
+    """Store at an odd address."""
+    view = np.frombuffer(bytearray(a.nbytes + 1), np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    view[...] = a
+    return view
+
+
+READABLE = (batch_first, transposed, every_other, rows_apart, backwards, read_only, unaligned)
+WRITABLE = (batch_first, transposed, every_other, rows_apart, backwards)
+
+by_layout = pytest.mark.parametrize("layout", READABLE)
+by_writable_layout = pytest.mark.parametrize("layout", WRITABLE)
+
+
+@pytest.mark.parametrize("shape", [ODD, Shape(T=30, B=1, I=1, H=16), Shape(T=2, B=9, I=16, H=8)], ids=identify)
+@by_layout
+@by_dtype
+@by_cell
+def test_layout_of_the_arguments_does_not_matter(cell: str, dtype: str, layout: Layout, shape: Shape) -> None:
+    problem = make_problem(cell, dtype, shape)
+    assert_same_bits(solve(_core, laid_out(problem, layout)), solve(_core, problem))
+
+
+@by_dtype
+@by_cell
+def test_broadcast_arguments_are_as_good_as_full_ones(cell: str, dtype: str) -> None:
+    p = make_problem(cell, dtype, ODD)
+    assert p.dy is not None
+    thin = replace(p, x=np.broadcast_to(p.x[:1, :1], p.x.shape), dy=np.broadcast_to(np.ones(1, dtype), p.dy.shape))
+    full = replace(thin, x=thin.x.copy(), dy=np.ones_like(p.dy))
+    assert_same_bits(solve(_core, thin), solve(_core, full))
+
+
+def blank(a: Array | None, layout: Layout) -> Array | None:
+    """Return an array to write a in, stored in the layout and full of NaN."""
+    return None if a is None else layout(np.full_like(a, np.nan))
+
+
+@by_writable_layout
+@by_dtype
+@by_cell
+def test_out_holds_what_a_new_array_would(cell: str, dtype: str, layout: Layout) -> None:
+    p = make_problem(cell, dtype, ODD)
+    *expected, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    out = tuple(blank(a, layout) for a in expected)
+    for call in (_core.inference, _core.forward):
+        result = call(p.cell, p.x, p.parameters, p.h0, p.c0, out=out)
+        for returned, given_array, a in zip(result[:3], out, expected, strict=True):
+            assert returned is given_array
+            np.testing.assert_array_equal(returned, a)
+
+    *expected, _ = _core.backward(tape, p.dy, p.dh, p.dc)
+    out = tuple(blank(a, layout) for a in expected)
+    *result, _ = _core.backward(tape, p.dy, p.dh, p.dc, out=out)
+    for returned, given_array, a in zip(result, out, expected, strict=True):
+        assert returned is given_array
+        np.testing.assert_array_equal(returned, a)
+
+
+@pytest.mark.parametrize("k", range(3))
+@by_cell
+def test_out_may_hold_one_array_of_three(cell: str, k: int) -> None:
+    p = make_problem(cell, "float32", ODD)
+    *expected, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    out: list[Array | None] = [None] * 3
+    out[k] = blank(expected[k], np.copy)
+    *result, _ = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, out=out)
+    assert result[k] is out[k]
+    for actual, a in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(actual, a)
+
+    *expected, _ = _core.backward(tape, p.dy, p.dh, p.dc)
+    out = [None] * 3
+    out[k] = blank(expected[k], np.copy)
+    *result, _ = _core.backward(tape, p.dy, p.dh, p.dc, out=out)
+    assert result[k] is out[k]
+    for actual, a in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(actual, a)
+
+
+@by_cell
+def test_backward_from_a_tape_whose_outputs_went_to_out(cell: str) -> None:
+    p = make_problem(cell, "float64", ODD)
+    *expected, _ = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    out = tuple(blank(a, every_other) for a in expected)
+    tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, out=out)[3]
+    oracle = solve(reference, p)
+    assert_close(gradients(_core, tape, p), {k: a for k, a in oracle.items() if k.startswith("d")})
+
+
+@by_writable_layout
+@by_dtype
+@by_cell
+def test_gradients_are_added_into_given_arrays(cell: str, dtype: str, layout: Layout) -> None:
+    p = make_problem(cell, dtype, ODD)
+    rng = np.random.default_rng(1)
+    start = [tuple(rng.standard_normal(w.shape).astype(dtype) for w in ps if w is not None) for ps in p.parameters]
+    given_arrays = [tuple(layout(g.copy()) for g in gs) for gs in start]
+    _, _, _, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    _, _, _, grads = _core.backward(tape, p.dy, p.dh, p.dc, grads=given_arrays)
+    oracle = solve(reference, p)
+    expected = {name: a + oracle[name] for name, a in named_grads(start).items()}
+    assert_close(named_grads(given_arrays), expected)
+    for returned, g in zip(named_grads(grads).values(), named_grads(given_arrays).values(), strict=True):
+        assert returned is g
+
+
+@by_cell
+def test_arguments_stay_as_they_were(cell: str) -> None:
+    p = make_problem(cell, "float32", ODD)
+    before = laid_out(p, np.copy)
+    solve(_core, p)
+    for name in ("x", "h0", "c0", "dy", "dh", "dc"):
+        np.testing.assert_array_equal(getattr(p, name), getattr(before, name))
+    for ps, qs in zip(p.parameters, before.parameters, strict=True):
+        for a, b in zip(ps, qs, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+# Drawn problems
+
+
+def noise(problem: Problem) -> dict[str, float]:
+    """Return how far each result of the oracle moves when every number of the problem is rounded anew.
+
+    In an array of few numbers all may cancel at once, and what remains is rounding: no kernel can be expected
+    to come closer to it than the exact results of neighbouring problems come to each other.
+    """
+    exact, moved = solve(reference, problem), dict.fromkeys(solve(reference, problem), 0.0)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+
+        def neighbour(a: Array, rng: np.random.Generator = rng) -> Array:
+            return a * (1 + np.finfo(a.dtype).eps * rng.choice([-1.0, 1.0], a.shape))
+
+        for name, a in solve(reference, laid_out(problem, neighbour)).items():
+            moved[name] = max(moved[name], float(np.abs(a - exact[name]).max()))
+    return moved
+
+
+@given(
+    cell=st.sampled_from(CELLS),
+    dtype=st.sampled_from(DTYPES),
+    shape=st.builds(
+        Shape,
+        T=st.integers(1, 9),
+        B=st.integers(1, 20),
+        I=st.integers(1, 40),
+        H=st.integers(1, 40),
+        D=st.integers(1, 2),
+    ),
+    bias=st.booleans(),
+    missing=st.sets(st.sampled_from(("h0", "c0", "dc"))),
+    missing_too=st.sampled_from(((), ("dy",), ("dh",))),
+    need_dx=st.booleans(),
+    layout=st.sampled_from((np.copy, *READABLE)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_problem(
+    cell: str,
+    dtype: str,
+    shape: Shape,
+    bias: bool,
+    missing: set[str],
+    missing_too: tuple[str, ...],
+    need_dx: bool,
+    layout: Layout,
+    seed: int,
+) -> None:
+    problem = make_problem(cell, dtype, shape, bias=bias, seed=seed).without(*missing, *missing_too)
+    actual = solve(_core, laid_out(problem, layout), need_dx=need_dx)
+    expected, moved = solve(reference, problem), noise(problem)
+    assert expected.keys() - actual.keys() == (set() if need_dx else {"dx"})
+    for name, a in actual.items():
+        allowed = TOLERANCE[a.dtype] * np.abs(expected[name]).max() + 4 * moved[name]
+        error = np.abs(a - expected[name]).max()
+        assert error <= allowed, f"{name}: {error} > {allowed}"

@@ -1,0 +1,260 @@
+"""Properties of the kernels that hold bit for bit, and those of any gradient."""
+
+from dataclasses import fields, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import (
+    CELLS,
+    DTYPES,
+    Array,
+    Problem,
+    Results,
+    Shape,
+    assert_close,
+    assert_same_bits,
+    gradients,
+    identify,
+    laid_out,
+    make_problem,
+    named,
+    named_grads,
+    solve,
+)
+from tolerances import TOLERANCE, relative_error
+
+from rnnfast import _core, reference
+
+by_cell = pytest.mark.parametrize("cell", CELLS)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def by_shape(*shapes: Shape) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("shape", shapes, ids=identify)
+
+
+ODD = Shape(T=5, B=3, I=7, H=19, D=2)
+
+
+# Bit for bit
+
+
+@by_shape(Shape(20, 40, 30, 96, D=2), Shape(6, 1, 40, 300), Shape(12, 3, 200, 130), Shape(200, 9, 1, 40))
+@by_dtype
+@by_cell
+def test_any_number_of_threads_gives_the_same_bits(cell: str, dtype: str, shape: Shape) -> None:
+    problem = make_problem(cell, dtype, shape)
+    _core.set_num_threads(1)
+    expected = solve(_core, problem)
+    for threads in (2, 3, 4, 7):
+        _core.set_num_threads(threads)
+        assert_same_bits(solve(_core, problem), expected)
+
+
+@by_shape(ODD, Shape(20, 40, 30, 96))
+@by_dtype
+@by_cell
+def test_every_run_gives_the_same_bits(cell: str, dtype: str, shape: Shape) -> None:
+    problem = make_problem(cell, dtype, shape)
+    expected = solve(_core, problem)
+    for _ in range(5):
+        assert_same_bits(solve(_core, problem), expected)
+
+
+def sequences(problem: Problem, rows: slice) -> Problem:
+    """Return the problem of some of the sequences."""
+    arrays = {f.name: getattr(problem, f.name) for f in fields(problem) if f.name not in ("cell", "parameters")}
+    return replace(problem, **{name: None if a is None else a[:, rows] for name, a in arrays.items()})
+
+
+PER_SEQUENCE = ("y", "h", "c", "dx", "dh0", "dc0")
+
+
+@by_shape(Shape(7, 11, 5, 19, D=2), Shape(9, 14, 1, 20), Shape(15, 40, 30, 96), Shape(2, 300, 6, 33, D=2))
+@by_dtype
+@by_cell
+def test_a_sequence_gets_the_same_bits_in_any_batch(cell: str, dtype: str, shape: Shape) -> None:
+    problem = make_problem(cell, dtype, shape)
+    whole = solve(_core, problem)
+    last = shape.B - 1
+    for rows in (slice(0, 1), slice(4, 5), slice(last, last + 1), slice(0, 2), slice(3, 8), slice(1, 10)):
+        part = solve(_core, sequences(problem, rows))
+        for name in part.keys() & set(PER_SEQUENCE):
+            np.testing.assert_array_equal(part[name], whole[name][:, rows], err_msg=f"{name} {rows}")
+
+
+def solve_in_chunks(problem: Problem, starts: tuple[int, ...]) -> Results:
+    """Solve chunk by chunk: states carried forwards, their gradients backwards, those of parameters added up."""
+    p = problem
+    chunks = [slice(*ends) for ends in pairwise((*starts, len(p.x)))]
+    h, c, ys, tapes = p.h0, p.c0, [], []
+    for chunk in chunks:
+        y, h, c, tape = _core.forward(p.cell, p.x[chunk], p.parameters, h, c)
+        ys.append(y)
+        tapes.append(tape)
+    dh, dc, dxs, grads = p.dh, p.dc, [], None
+    for chunk, tape in zip(chunks[::-1], tapes[::-1], strict=True):
+        dx, dh, dc, grads = _core.backward(tape, None if p.dy is None else p.dy[chunk], dh, dc, grads=grads)
+        dxs.append(dx)
+    y, dx = np.concatenate(ys), np.concatenate(dxs[::-1])
+    return {**named(y=y, h=h, c=c, dx=dx, dh0=dh, dc0=dc), **named_grads(grads)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "starts"),
+    [
+        (Shape(12, 5, 7, 19), tuple(range(12))),
+        (Shape(12, 5, 7, 19), (0, 1, 4, 11)),
+        (Shape(40, 1, 1, 33), (0, 7, 39)),
+        (Shape(150, 4, 3, 24), (0, 64, 100)),
+        (Shape(30, 40, 30, 48), (0, 1, 16)),
+    ],
+    ids=str,
+)
+@by_dtype
+@by_cell
+def test_chunks_with_carried_state_give_the_bits_of_the_whole(
+    cell: str, dtype: str, shape: Shape, starts: tuple[int, ...]
+) -> None:
+    problem = make_problem(cell, dtype, shape)
+    whole, chunks = solve(_core, problem), solve_in_chunks(problem, starts)
+    assert_same_bits(
+        {name: a for name, a in chunks.items() if name in PER_SEQUENCE},
+        {name: a for name, a in whole.items() if name in PER_SEQUENCE},
+    )
+    assert_close(chunks, whole)
+
+
+@by_shape(ODD, Shape(70, 12, 5, 40))
+@by_dtype
+@by_cell
+def test_backward_only_reads_the_tape(cell: str, dtype: str, shape: Shape) -> None:
+    p = make_problem(cell, dtype, shape)
+    y, h, c, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    before = laid_out(p, np.copy)
+    outputs = {name: a.copy() for name, a in named(y=y, h=h, c=c).items()}
+    first = gradients(_core, tape, p)
+    gradients(_core, tape, p.without("dy"), need_dx=False)
+    assert_same_bits(gradients(_core, tape, p), first)
+    assert_same_bits(named(y=y, h=h, c=c), outputs)
+    assert_same_bits(solve(_core, before), {**outputs, **first})
+
+
+# Of any gradient
+
+
+@by_dtype
+@by_cell
+def test_backward_is_linear(cell: str, dtype: str) -> None:
+    p, q = (make_problem(cell, dtype, ODD, seed=seed) for seed in (0, 1))
+    a, b = np.asarray(0.75, dtype), np.asarray(-1.5, dtype)
+    _, _, _, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+
+    def sum_of(name: str) -> Array | None:
+        u, v = getattr(p, name), getattr(q, name)
+        return None if u is None else a * u + b * v
+
+    of_p, of_q = gradients(_core, tape, p), gradients(_core, tape, q)
+    of_sum = gradients(_core, tape, replace(p, dy=sum_of("dy"), dh=sum_of("dh"), dc=sum_of("dc")))
+    assert_close(of_sum, {name: a * of_p[name] + b * of_q[name] for name in of_p})
+
+
+@by_shape(ODD, Shape(30, 6, 4, 40), Shape(3, 2, 50, 17, D=2))
+@by_cell
+def test_backward_is_the_adjoint_of_the_derivative_of_forward(cell: str, shape: Shape) -> None:
+    p, direction = (make_problem(cell, np.float64, shape, seed=seed) for seed in (0, 1))
+    step = 1e-6  # the error of the difference is step^2, that of rounding 1e-16 / step
+
+    def loss(sign: int) -> float:
+        def moved(a: Array | None, v: Array | None) -> Array | None:
+            return None if a is None or v is None else a + sign * step * v
+
+        parameters = [tuple(map(moved, *pair)) for pair in zip(p.parameters, direction.parameters, strict=True)]
+        h0, c0 = moved(p.h0, direction.h0), moved(p.c0, direction.c0)
+        y, h, c = _core.inference(p.cell, p.x + sign * step * direction.x, parameters, h0, c0)
+        pairs = ((p.dy, y), (p.dh, h), (p.dc, c))
+        return float(sum(np.vdot(d, a) for d, a in pairs if d is not None and a is not None))
+
+    d = direction
+    along = {**named(dx=d.x, dh0=d.h0, dc0=d.c0), **named_grads(d.parameters)}
+    result = solve(_core, p)
+    inner_product = sum(float(np.vdot(result[name], v)) for name, v in along.items())
+    assert inner_product == pytest.approx((loss(1) - loss(-1)) / (2 * step), rel=1e-7)
+
+
+# NaN and infinity
+
+
+BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+by_bad = pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+
+
+def spoiled(problem: Problem, name: str, index: tuple[Any, ...], bad: float) -> Problem:
+    """Return the problem with a bad number in the named array."""
+    array = getattr(problem, name).copy()
+    array[index] = bad
+    return replace(problem, **{name: array})
+
+
+@pytest.mark.parametrize("name", ["x", "h0", "dy", "dh"])
+@by_bad
+@by_shape(ODD, Shape(4, 21, 3, 40), Shape(40, 9, 1, 16))
+@by_dtype
+@by_cell
+def test_a_bad_number_stays_in_its_sequence(cell: str, dtype: str, shape: Shape, bad: float, name: str) -> None:
+    problem = make_problem(cell, dtype, shape)
+    clean, result = solve(_core, problem), solve(_core, spoiled(problem, name, (0, 1), bad))
+    others = np.arange(shape.B) != 1
+    for key in clean.keys() & set(PER_SEQUENCE):
+        np.testing.assert_array_equal(result[key][:, others], clean[key][:, others], err_msg=key)
+
+
+@by_shape(Shape(7, 5, 6, 19, D=2), Shape(7, 3, 1, 16, D=2))
+@by_dtype
+@by_cell
+def test_nan_in_x_reaches_every_later_output(cell: str, dtype: str, shape: Shape) -> None:
+    problem = make_problem(cell, dtype, shape)
+    clean, result = solve(_core, problem), solve(_core, spoiled(problem, "x", (3, 1, 0), np.nan))
+    expected = clean["y"].copy()
+    expected[3:, 1, : shape.H] = np.nan
+    expected[:4, 1, shape.H :] = np.nan
+    np.testing.assert_array_equal(result["y"], expected)
+    assert np.isnan(result["h"][:, 1]).all()
+
+
+@by_bad
+@by_shape(Shape(7, 5, 6, 19), Shape(7, 3, 1, 16))
+@by_dtype
+@by_cell
+def test_a_bad_dy_reaches_every_earlier_dx(cell: str, dtype: str, shape: Shape, bad: float) -> None:
+    problem = make_problem(cell, dtype, shape)
+    clean, result = solve(_core, problem), solve(_core, spoiled(problem, "dy", (3, 1), bad))
+    reached = np.zeros(result["dx"].shape, bool)
+    reached[:4, 1] = True
+    np.testing.assert_array_equal(~np.isfinite(result["dx"]), reached)
+    np.testing.assert_array_equal(result["dx"][~reached], clean["dx"][~reached])
+    assert not np.isfinite(result["dh0"][:, 1]).any()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf], ids=["inf", "-inf"])
+@by_shape(ODD, Shape(7, 5, 6, 33), Shape(7, 3, 1, 16))
+@by_dtype
+@by_cell
+def test_infinite_x_does_what_the_equations_say(cell: str, dtype: str, shape: Shape, bad: float) -> None:
+    problem = spoiled(make_problem(cell, dtype, shape), "x", (2, 1, 0), bad)
+    y, _, _, _ = _core.forward(cell, problem.x, problem.parameters, problem.h0, problem.c0)
+    with np.errstate(invalid="ignore"):
+        expected, _, _, _ = reference.forward(cell, problem.x, problem.parameters, problem.h0, problem.c0)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(y[~finite], expected[~finite])
+    assert relative_error(y[finite], expected[finite]) <= TOLERANCE[y.dtype]
+
+
+@by_dtype
+@by_cell
+def test_the_caller_keeps_subnormal_numbers(cell: str, dtype: str) -> None:
+    subnormal = np.finfo(dtype).smallest_subnormal
+    solve(_core, make_problem(cell, dtype, ODD))
+    assert np.full(3, 4 * subnormal) @ np.full(3, 0.25, dtype) == 3 * subnormal
