@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "dispatch.h"
@@ -33,6 +34,10 @@ const Kernels<double>& kernels<double>() {
   return kernel_table->f64;
 }
 
+std::string text(const py::handle& object) { return py::cast<std::string>(py::str(object)); }
+
+std::string type_name(const py::handle& object) { return text(py::type::of(object).attr("__qualname__")); }
+
 // ---- Cells by name -------------------------------------------------------------------------------------------------
 
 struct CellInfo {
@@ -50,7 +55,9 @@ constexpr CellInfo cells[] = {
     {"rnn_relu", Cell::rnn_relu, 1, false},
 };
 
-const CellInfo& cell_named(const std::string& name) {
+const CellInfo& cell_named(const py::object& object) {
+  if (!py::isinstance<py::str>(object)) throw py::type_error("cell: expected a str, got " + type_name(object));
+  const auto name = object.cast<std::string>();
   std::string names;
   for (const CellInfo& info : cells) {
     if (name == info.name) return info;
@@ -60,10 +67,6 @@ const CellInfo& cell_named(const std::string& name) {
 }
 
 // ---- Arrays at the border ------------------------------------------------------------------------------------------
-
-std::string text(const py::handle& object) { return py::cast<std::string>(py::str(object)); }
-
-std::string type_name(const py::handle& object) { return text(py::type::of(object).attr("__qualname__")); }
 
 // An array that shares the object's memory wherever the object allows it.
 py::array as_array(const py::object& object, const std::string& name) {
@@ -203,23 +206,39 @@ Output<Real> output(const std::string& name, const py::object& object, const Sha
   return out;
 }
 
-// No array that is written may share memory with another one of the call.
+// The bytes from the first to the last element.
+struct Extent {
+  const char *low, *high;
+};
+
+Extent extent_of(const py::array& array) {
+  const char* low = static_cast<const char*>(array.data());
+  const char* high = low + array.itemsize();
+  for (Index axis = 0; axis < array.ndim(); ++axis) {
+    const Index last = (array.shape(axis) - 1) * array.strides(axis);
+    (last < 0 ? low : high) += last;
+  }
+  return {low, high};
+}
+
+bool share_memory(const py::array& a, const py::array& b) {
+  if (a.size() == 0 || b.size() == 0) return false;
+  const Extent x = extent_of(a), y = extent_of(b);
+  return x.low < y.high && y.low < x.high &&
+         py::module_::import("numpy").attr("shares_memory")(a, b).template cast<bool>();
+}
+
+// No array of the caller's that is written may share memory with another one of the call.
 class OverlapCheck {
  public:
   void read(const std::string& name, const py::array& array) { arrays_.push_back({name, array, false}); }
   void written(const std::string& name, const py::array& array) { arrays_.push_back({name, array, true}); }
 
   void run() const {
-    const py::module_ numpy = py::module_::import("numpy");
-    for (const Entry& out : arrays_) {
-      if (!out.is_written) continue;
-      for (const Entry& other : arrays_) {
-        if (&other == &out) continue;
-        if (numpy.attr("may_share_memory")(out.array, other.array).cast<bool>() &&
-            numpy.attr("shares_memory")(out.array, other.array).cast<bool>())
+    for (const Entry& out : arrays_)
+      for (const Entry& other : arrays_)
+        if (out.is_written && &other != &out && share_memory(out.array, other.array))
           throw py::value_error(out.name + ": expected memory of its own, got an array that overlaps " + other.name);
-      }
-    }
   }
 
  private:
@@ -318,22 +337,21 @@ Layer<Real> read_layer(const CellInfo& info, const py::array& x, const py::seque
 
 // ---- The tape ------------------------------------------------------------------------------------------------------
 
-// Everything a backward needs: references to the arrays of the call, and the memory the kernels filled.
-struct TapeObject {
-  const CellInfo* info;
-  Problem problem;
-  py::dtype dtype;
-  py::object layer;  // a capsule with Saved<Real>
-
-  Buffer gates, c, reset_h;
-};
-
+// The arrays of the call, kept alive.
 template <class Real>
 struct Saved {
   LayerParameters<Real> parameters;
   Input<Real> x;
   std::optional<Input<Real>> h0, c0;
   py::array y;  // contiguous
+};
+
+// Everything a backward needs: references to the arrays, and the memory the kernels filled.
+struct TapeObject {
+  const CellInfo* info;
+  Problem problem;
+  std::variant<Saved<float>, Saved<double>> saved;
+  Buffer gates, c, reset_h;
 };
 
 template <class Real>
@@ -433,7 +451,7 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequenc
   }
   saved.y = y.array;
 
-  auto tape = std::make_unique<TapeObject>(TapeObject{&info, p, py::dtype::of<Real>(), {}, {}, {}, {}});
+  auto tape = std::make_unique<TapeObject>(TapeObject{&info, p, Saved<Real>{}, {}, {}, {}});
   if (p.B > 0) {
     const auto bytes = [](Index elements) { return std::size_t(elements) * sizeof(Real); };
     const TapeSize size = training ? kernels<Real>().tape_size(p) : TapeSize{0, 0, 0};
@@ -460,16 +478,15 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequenc
   if (c) c->commit();
   const py::object c_result = c ? py::object(c->given) : py::none();
   if (!training) return py::make_tuple(y.given, h.given, c_result);
-  tape->layer = py::capsule(new Saved<Real>(std::move(saved)), [](void* data) { delete static_cast<Saved<Real>*>(data); });
+  tape->saved = std::move(saved);
   return py::make_tuple(y.given, h.given, c_result, py::cast(std::move(tape)));
 }
 
 template <class Real>
-py::tuple backward_of(const TapeObject& tape, const py::object& dy, const py::object& dh, const py::object& dc,
-                      bool need_dx, const py::object& grads, const py::object& out) {
+py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py::object& dy, const py::object& dh,
+                      const py::object& dc, bool need_dx, const py::object& grads, const py::object& out) {
   const CellInfo& info = *tape.info;
   const Problem& p = tape.problem;
-  const Saved<Real>& saved = *static_cast<const Saved<Real>*>(py::capsule(tape.layer));
   const Shape state_shape = {p.D, p.B, p.H};
   refuse_c(info, "dc", dc);
   if (dy.is_none() && dh.is_none() && dc.is_none())
@@ -532,7 +549,8 @@ py::tuple backward_of(const TapeObject& tape, const py::object& dy, const py::ob
   if (dc0) start(*dc0, dc_in);
 
   if (p.B > 0) {
-    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx)) * sizeof(Real));
+    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G));
+    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, threads)) * sizeof(Real));
     BackwardArgs<Real> args = {p, saved.x.view(), dx ? dx->view() : View<Real>{nullptr, 0}, {}, given.has_value(),
                                static_cast<Real*>(scratch.data())};
     const TapeSize size = kernels<Real>().tape_size(p);
@@ -554,7 +572,6 @@ py::tuple backward_of(const TapeObject& tape, const py::object& dy, const py::ob
                             direction_of(dc0, p, d),
                             {gradient(0), gradient(1), gradient(2), gradient(3)}};
     }
-    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G));
     call(threads, [&](const Team& team) { kernels<Real>().backward(args, team); });
   } else if (!given) {
     for (auto& gradient : gradients)
@@ -586,7 +603,7 @@ bool is_double(const std::string& name, const py::array& array) {
   throw py::type_error(name + ": expected dtype float32 or float64, got " + text(array.dtype()));
 }
 
-py::tuple forward_any(const std::string& cell, const py::object& x_object, const py::object& parameters,
+py::tuple forward_any(const py::object& cell, const py::object& x_object, const py::object& parameters,
                       const py::object& h0, const py::object& c0, const py::object& out, bool training) {
   const CellInfo& info = cell_named(cell);
   const py::array x = as_array(x_object, "x");
@@ -670,20 +687,23 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   using namespace py::literals;
   m.def(
       "inference",
-      [](const std::string& cell, const py::object& x, const py::object& parameters, const py::object& h0,
+      [](const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
          const py::object& c0, const py::object& out) { return forward_any(cell, x, parameters, h0, c0, out, false); },
       "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(), "out"_a = py::none());
   m.def(
       "forward",
-      [](const std::string& cell, const py::object& x, const py::object& parameters, const py::object& h0,
+      [](const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
          const py::object& c0, const py::object& out) { return forward_any(cell, x, parameters, h0, c0, out, true); },
       "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(), "out"_a = py::none());
   m.def(
       "backward",
-      [](const TapeObject& tape, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,
+      [](const py::object& object, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,
          const py::object& grads, const py::object& out) {
-        return tape.dtype.equal(py::dtype::of<double>()) ? backward_of<double>(tape, dy, dh, dc, need_dx, grads, out)
-                                                         : backward_of<float>(tape, dy, dh, dc, need_dx, grads, out);
+        if (!py::isinstance<TapeObject>(object))
+          throw py::type_error("tape: expected a tape of forward, got " + type_name(object));
+        const auto& tape = object.cast<const TapeObject&>();
+        return std::visit(
+            [&](const auto& saved) { return backward_of(tape, saved, dy, dh, dc, need_dx, grads, out); }, tape.saved);
       },
       "tape"_a, "dy"_a = py::none(), "dh"_a = py::none(), "dc"_a = py::none(), "need_dx"_a = true,
       "grads"_a = py::none(), "out"_a = py::none());

@@ -21,8 +21,8 @@ class Module:
     Attributes
     ----------
     parameters : dict of ndarrays
-        Contiguous, by torch's names; each is an attribute of the layer too. A change in place is seen by the next
-        call. Assigning to the attribute copies in place.
+        Contiguous, by torch's names; each is an attribute of the layer too. A change in place is seen by the
+        next call. Assigning to the attribute copies in place.
     dtype : dtype
         float32 or float64.
     rng : numpy.random.Generator
@@ -85,8 +85,8 @@ class Module:
         Raises
         ------
         TypeError, ValueError
-            If a key is missing or unknown, or a value is no array, or of another dtype or shape. Then nothing has
-            been changed.
+            If a key is missing or unknown, or a value is no array, or of another dtype or shape. Then nothing
+            has been changed.
         """
         self._check_keys(state_dict, "state_dict")
         values = [checked(state_dict[name], name, p.shape, p.dtype) for name, p in self.parameters.items()]
@@ -119,7 +119,7 @@ class Module:
             raise TypeError(msg)
         missing, unknown = self.parameters.keys() - given.keys(), given.keys() - self.parameters.keys()
         if missing or unknown:
-            msg = f"{name}: expected the keys of state_dict(), got {sorted(unknown)} and not {sorted(missing)}"
+            msg = f"{name}: expected the keys of state_dict(), got {[*unknown]} and not {[*missing]}"
             raise ValueError(msg)
 
     def _check_grads(self, grads: dict[str, Array] | None) -> None:
@@ -150,7 +150,7 @@ class Tape:
     owner: Module
     kept: tuple[Any, ...]  # the kernels' tape of each layer; for `Linear`, x
     shape: tuple[int, ...]  # of y, as the caller has it
-    masks: tuple[Array, ...] = ()  # the dropout after each layer but the last, [T,B,D·H], scaled by 1 / (1 - p)
+    masks: tuple[Array, ...] = ()  # the factors of dropout after each layer but the last, [T,B,D·H]
     learned: bool = False  # the sequence started from initial_h, initial_c
 
 
@@ -161,9 +161,9 @@ def num_parameters(layer: Module | Iterable[Any], merged_bias: bool = False) -> 
     ----------
     layer : layer, cell, `Linear`, or iterable of these
     merged_bias : bool, optional
-        Count b_ih and b_hh, which torch keeps apart, as the one bias of most of the literature. (Only in the new
-        gate of the GRU that resets after its product are they not interchangeable; they are counted once there
-        too.)
+        Count b_ih and b_hh, which torch keeps apart, as the one bias of most of the literature. (Only in the
+        new gate of the GRU that resets after its product are they not interchangeable; they are counted once
+        there too.)
 
     Returns
     -------
@@ -181,8 +181,8 @@ def num_parameters(layer: Module | Iterable[Any], merged_bias: bool = False) -> 
     20362
     """
     if isinstance(layer, Module):
-        counted = (p for name, p in layer.parameters.items() if not (merged_bias and name.startswith("bias_hh")))
-        return sum(p.size for p in counted)
+        merged = "bias_hh" if merged_bias else ()
+        return sum(p.size for name, p in layer.parameters.items() if not name.startswith(merged))
     if isinstance(layer, str) or not isinstance(layer, Iterable):
         msg = f"layer: expected a layer, a cell or a sequence of them, got {type(layer).__name__}"
         raise TypeError(msg)
@@ -199,7 +199,8 @@ def _xavier(rng: np.random.Generator, rows: int, columns: int) -> Array:
 
 def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> Array:
     q, r = np.linalg.qr(rng.standard_normal((rows, columns)))
-    return q * np.copysign(1, np.diagonal(r))  # R's signs are LAPACK's; fixing them makes Q uniform
+    uniform: Array = q * np.copysign(1, np.diagonal(r))  # without the choice of signs that LAPACK made
+    return uniform
 
 
 def _identity(rng: np.random.Generator, rows: int, columns: int) -> Array:  # noqa: ARG001
@@ -221,8 +222,9 @@ SCHEMES: dict[str, tuple[Fill, Fill]] = {
 def initialize(layer: Module, scheme: str, *, forget_bias: float | None = None, seed: Any = None) -> None:
     """Draw the parameters of a layer anew, in place.
 
-    The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]. The weight [O,I] of a `Linear`
-    is treated like a w_ih. U is the uniform, N the normal distribution. Learned initial states start at zero.
+    The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]. The weight [O,I] of a
+    `Linear` is treated like a w_ih. U is the uniform, N the normal distribution. Learned initial states start
+    at zero.
 
     ================ ================================ ================================ =============
     scheme           w_ih                             w_hh                             b_ih and b_hh
@@ -248,14 +250,15 @@ def initialize(layer: Module, scheme: str, *, forget_bias: float | None = None, 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or `forget_bias` is given for a layer without that gate or without biases.
+        If an argument does not fit, or `forget_bias` is given for a layer without that gate or without
+        biases.
 
     References
     ----------
-    .. [1] Glorot, Bengio, "Understanding the Difficulty of Training Deep Feedforward Neural Networks", AISTATS
-       2010.
-    .. [2] Saxe, McClelland, Ganguli, "Exact Solutions to the Nonlinear Dynamics of Learning in Deep Linear Neural
-       Networks", arXiv:1312.6120, 2013.
+    .. [1] Glorot, Bengio, "Understanding the Difficulty of Training Deep Feedforward Neural Networks",
+       AISTATS 2010.
+    .. [2] Saxe, McClelland, Ganguli, "Exact Solutions to the Nonlinear Dynamics of Learning in Deep Linear
+       Neural Networks", arXiv:1312.6120, 2013.
     .. [3] Le, Jaitly, Hinton, "A Simple Way to Initialize Recurrent Networks of Rectified Linear Units",
        arXiv:1504.00941, 2015.
 
@@ -333,6 +336,8 @@ def load(path: str | PathLike[str]) -> Any:
         with safetensors.safe_open(path, "numpy") as file:
             description = json.loads((file.metadata() or {})["rnnfast"])
             kind = getattr(rnnfast, description["class"])
+            if not issubclass(kind, Module):
+                raise TypeError(kind)
             layer = kind(**description["arguments"])
             layer.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -403,11 +408,11 @@ def number(value: Any, name: str) -> float:
 
 def _float_dtype(dtype: Any) -> np.dtype[Any]:
     try:
-        known = None if dtype is None else np.dtype(dtype)  # NumPy's None would be float64
-    except (TypeError, ValueError):
-        known = None
-    if known in (np.dtype(np.float32), np.dtype(np.float64)):
-        return known
+        for known in (np.dtype(np.float32), np.dtype(np.float64)):
+            if dtype is not None and np.dtype(dtype) == known:  # None would be NumPy's default
+                return known
+    except (TypeError, ValueError):  # not a dtype at all
+        pass
     msg = f"dtype: expected float32 or float64, got {dtype!r}"
     raise TypeError(msg)
 

@@ -1,8 +1,9 @@
-"""One step of a recurrent layer at a time, with the constructors, parameter names and shapes of torch's cells.
+"""Recurrent layers one step at a time, with the constructors, parameter names and shapes of torch's cells.
 
 The same kernels as in the layers, at T = 1. Sizes are B sequences, I inputs and H hidden units.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import _core, functional
@@ -18,7 +19,13 @@ class _RecurrentCell(Module):
     cell: str
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, *, dtype: Any = "float32", seed: Any = None
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
@@ -48,6 +55,218 @@ class _RecurrentCell(Module):
         TypeError, ValueError
             If an argument does not fit. The message names it, what was expected and what came.
         """
-        x, state = self._checked(x, state)
-        _, state = functional.inference(self.cell, self._step(x), [self._tuple()], state)
-        ...
+        after, _ = self._run(functional.inference, x, state)
+        return after
+
+    def forward(self, x: object, state: object = None) -> tuple[State, Tape]:
+        """Make one step and keep what `backward` needs.
+
+        Takes and raises what a call of the cell does.
+
+        Returns
+        -------
+        state
+            As from a call of the cell.
+        tape : Tape
+            For `backward`. It refers to x, the state and the parameters and does not copy them: they must not
+            change before the last backward.
+        """
+        return self._run(functional.forward, x, state)
+
+    def backward(
+        self, tape: Tape, dstate: object, *, need_dx: bool = True, grads: dict[str, Array] | None = None
+    ) -> tuple[Array | None, State, dict[str, Array]]:
+        """Return the gradients of ``sum(dstate * state)``.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this cell's `forward`. It is only read: any number of backwards may use it.
+        dstate : array or pair of arrays like state
+            The gradient of the state after, dh or (dh, dc); zero where a part of it is None.
+        need_dx : bool, optional
+            If False, dx is not computed and None is returned for it.
+        grads : dict of ndarrays, optional
+            With the keys, shapes and dtype of `state_dict()`: the gradients are added into these arrays.
+
+        Returns
+        -------
+        dx : ndarray like x, or None
+        dstate0 : ndarray or pair of ndarrays like state
+            The gradient of the state before, dh0 or (dh0, dc0).
+        grads : dict of ndarrays
+            The gradients of the parameters, by the keys of `state_dict()`; `grads` itself if it was given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit. The message names it, what was expected and what came.
+        """
+        self._check_tape(tape)
+        self._check_grads(grads)
+        dx, dfirst, [new] = functional.backward(
+            tape.kept[0],
+            dstate=self._one_step(dstate, "dstate", tape.shape),
+            need_dx=need_dx,
+            grads=None if grads is None else [self._tuple(grads)],
+        )
+        if dx is not None:
+            dx = dx.reshape(*tape.shape[:-1], self.input_size)
+        if grads is None:
+            grads = {name: d for name, d in zip(PARAMETERS, new, strict=True) if d is not None}
+        return dx, each_part(lambda part: part.reshape(tape.shape), dfirst), grads
+
+    def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[State, Tape]:
+        """Make one step by `run`, a function of `functional`, which may keep a tape."""
+        x = _core.asarray(x, "x")
+        I, H = self.input_size, self.hidden_size
+        if x.ndim not in (1, 2) or x.shape[-1] != I:
+            msg = f"x: expected shape (B, {I}) or ({I},), got {x.shape}"
+            raise ValueError(msg)
+        shape, B = (*x.shape[:-1], H), 1 if x.ndim == 1 else len(x)
+        first = self._one_step(state, "state", shape)
+        _, last, *kept = run(self.cell, x.reshape(1, B, I), [self._tuple(self.parameters)], first)
+        return each_part(lambda part: part.reshape(shape), last), Tape(self, tuple(kept), shape)
+
+    def _one_step(self, state: object, name: str, shape: tuple[int, ...]) -> Any:
+        """Return a state with each part as [1,B,H]."""
+        split_state(self.cell, state, name)
+        one = (1, *shape) if len(shape) == 2 else (1, 1, *shape)
+        return each_part(lambda part: checked(part, name, shape, self.dtype).reshape(one), state)
+
+    def _tuple(self, arrays: Mapping[str, Array]) -> tuple[Array | None, ...]:
+        """Return the parameters, or arrays like them, as `functional` takes them."""
+        return tuple(arrays.get(name) for name in PARAMETERS)
+
+
+class LSTMCell(_RecurrentCell):
+    """One step of an LSTM, as `torch.nn.LSTMCell`; the equations are in `rnnfast.functional`.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H.
+    bias : bool, optional
+        False: no b_ih and b_hh.
+    dtype : {"float32", "float64"}, optional
+        Of the parameters, and of all arrays that the cell takes and returns.
+    seed : int, Generator or what `numpy.random.default_rng` takes, optional
+        For the initial weights, U(-1/sqrt(H), 1/sqrt(H)).
+
+    Attributes
+    ----------
+    weight_ih : ndarray [4·H,I]
+    weight_hh : ndarray [4·H,H]
+    bias_ih, bias_hh : ndarray [4·H]
+        The gates' order is i, f, g, o.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> cell = rnnfast.LSTMCell(3, 4)
+    >>> state = None
+    >>> for x in np.zeros((5, 2, 3), np.float32):  # T, B, I
+    ...     state = cell(x, state)
+    >>> h, c = state
+    >>> h.shape, c.shape
+    ((2, 4), (2, 4))
+    """
+
+    cell = "lstm"
+
+
+class GRUCell(_RecurrentCell):
+    """One step of a GRU, as `torch.nn.GRUCell`; the equations are in `rnnfast.functional`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, dtype, seed
+        As for `LSTMCell`.
+    reset_after : bool, optional
+        Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
+        published (False).
+
+    Attributes
+    ----------
+    weight_ih, weight_hh, bias_ih, bias_hh : ndarray
+        As for `LSTMCell`, with three gates in the order r, z, n.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> cell = rnnfast.GRUCell(3, 4)
+    >>> h, tape = cell.forward(np.zeros(3, np.float32), np.ones(4, np.float32))
+    >>> dx, dh0, grads = cell.backward(tape, np.ones(4, np.float32))
+    >>> h.shape, dx.shape, dh0.shape
+    ((4,), (3,), (4,))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
+        reset_after: bool = True,
+    ) -> None:
+        self.cell = gru_cell(reset_after)
+        self.reset_after = reset_after
+        super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
+
+
+class RNNCell(_RecurrentCell):
+    """One step of an Elman network, as `torch.nn.RNNCell`; the equations are in `rnnfast.functional`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, dtype, seed
+        As for `LSTMCell`.
+    nonlinearity : {"tanh", "relu"}, optional
+        The activation.
+
+    Attributes
+    ----------
+    weight_ih, weight_hh, bias_ih, bias_hh : ndarray
+        As for `LSTMCell`, without gates: [H,I], [H,H], [H], [H].
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> cell = rnnfast.RNNCell(3, 4, nonlinearity="relu")
+    >>> cell(np.zeros((2, 3), np.float32)).shape
+    (2, 4)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        self.cell = elman_cell(nonlinearity)
+        self.nonlinearity = nonlinearity
+        super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)

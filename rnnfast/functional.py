@@ -1,7 +1,7 @@
 """Recurrent layers as functions of bare arrays: one layer, all its directions, one call.
 
-Sizes are T time steps, B sequences, I inputs, H hidden units, G gates and D directions (1 or 2; the second runs
-backwards in time). The parameters of one direction are the tuple
+Sizes are T time steps, B sequences, I inputs, H hidden units, G gates and D directions (1 or 2; the second
+runs backwards in time). The parameters of one direction are the tuple
 
     w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None
 
@@ -39,10 +39,10 @@ with the gates' blocks of H rows in the order in which the equations name them. 
 
 A state is ``(h, c)`` for the LSTM and ``h`` for the others, [D,B,H] each.
 
-All arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones are
-used without a copy. Besides NumPy's, any object with the buffer protocol, ``__array_interface__``, ``__array__``
-or DLPack on the CPU is an array; a list is not. Every function checks all its arguments before it writes
-anything, and raises
+All arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones
+are used without a copy. Besides NumPy's, any object with the buffer protocol, ``__array_interface__``,
+``__array__`` or DLPack on the CPU is an array; a list is not. Every function checks all its arguments before
+it writes anything, and raises
 
 - TypeError for what is not an array or has another dtype,
 - ValueError for another shape, a read-only `out` or `grads`, and one that overlaps another array of the call,
@@ -52,13 +52,13 @@ with a message that names the argument, what was expected and what came.
 References
 ----------
 .. [1] Hochreiter, Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997.
-.. [2] Gers, Schmidhuber, Cummins, "Learning to Forget: Continual Prediction with LSTM", Neural Computation 12(10),
-   2000: the forget gate.
+.. [2] Gers, Schmidhuber, Cummins, "Learning to Forget: Continual Prediction with LSTM", Neural Computation
+   12(10), 2000: the forget gate.
 .. [3] Cho et al., arXiv:1406.1078v1, 2014.
-.. [4] Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation",
-   EMNLP 2014 (arXiv:1406.1078v3).
-.. [5] Elman, "Finding Structure in Time", Cognitive Science 14(2), 1990; with max(0, .): Le, Jaitly, Hinton, "A
-   Simple Way to Initialize Recurrent Networks of Rectified Linear Units", arXiv:1504.00941, 2015.
+.. [4] Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine
+   Translation", EMNLP 2014 (arXiv:1406.1078v3).
+.. [5] Elman, "Finding Structure in Time", Cognitive Science 14(2), 1990; with max(0, .): Le, Jaitly, Hinton,
+   "A Simple Way to Initialize Recurrent Networks of Rectified Linear Units", arXiv:1504.00941, 2015.
 
 Examples
 --------
@@ -77,6 +77,7 @@ Examples
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -88,6 +89,8 @@ __all__ = ["backward", "forward", "inference", "linear", "linear_backward", "sig
 
 Array: TypeAlias = NDArray[Any]
 State: TypeAlias = Array | tuple[Array, Array]
+Parameters: TypeAlias = Sequence[Sequence[object]]
+Grads: TypeAlias = list[tuple[Array, Array, Array | None, Array | None]]
 
 GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -95,7 +98,7 @@ GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 
 def inference(
     cell: str,
     x: object,
-    parameters: _core.Parameters,
+    parameters: Parameters,
     state: object | None = None,
     *,
     out: tuple[Any, Any] | None = None,
@@ -145,7 +148,7 @@ def inference(
 def forward(
     cell: str,
     x: object,
-    parameters: _core.Parameters,
+    parameters: Parameters,
     state: object | None = None,
     *,
     out: tuple[Any, Any] | None = None,
@@ -159,8 +162,8 @@ def forward(
     y, state
         As from `inference`, with the same bits.
     tape : Tape
-        For `backward`. It refers to x, y and the parameters and does not copy them: they must not change before
-        the last backward.
+        For `backward`. It refers to x, y, the state and the parameters and does not copy them: they must not
+        change before the last backward.
 
     Examples
     --------
@@ -182,9 +185,9 @@ def backward(
     dstate: object | None = None,
     *,
     need_dx: bool = True,
-    grads: _core.Parameters | None = None,
+    grads: Parameters | None = None,
     out: tuple[Any, Any] | None = None,
-) -> tuple[Array | None, State, _core.Grads]:
+) -> tuple[Array | None, State, Grads]:
     """Backpropagate through time: the gradients of ``sum(dy * y) + sum(dstate * state)``.
 
     Parameters
@@ -194,8 +197,8 @@ def backward(
     dy : array [T,B,D·H], optional
         The gradient of y, zero if None.
     dstate : array [D,B,H] or pair of such, optional
-        The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least one of dy
-        and dstate is required.
+        The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least one of
+        dy and dstate is required.
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
     grads : sequence of D tuples, optional
@@ -412,6 +415,13 @@ def split_state(cell: str, state: object, name: str) -> tuple[object, object]:
     return state
 
 
+def each_part(f: Callable[[Any], Any], state: Any) -> Any:
+    """Apply f to the parts of a state that are there."""
+    if state is None:
+        return None
+    return tuple(each_part(f, part) for part in state) if isinstance(state, tuple) else f(state)
+
+
 def _split_out(cell: str, out: tuple[Any, Any] | None, form: str) -> tuple[object, object, object] | None:
     """Return the arrays of `out`, a pair like `form`, or None."""
     if out is None:
@@ -432,17 +442,21 @@ def _join(h: Array, c: Array | None) -> State:
 def _linear_operands(x: object, weight: object, bias: object | None) -> tuple[Array, Array, Array | None]:
     """Return x [..., I], weight [O,I] and bias [O] or None, checked."""
     x, weight = _core.asarray(x, "x"), _core.asarray(weight, "weight")
-    if x.dtype not in (np.float32, np.float64):
-        msg = f"x: expected dtype float32 or float64, got {x.dtype}"
+    if weight.dtype not in (np.float32, np.float64):
+        msg = f"weight: expected dtype float32 or float64, got {weight.dtype}"
         raise TypeError(msg)
     if weight.ndim != 2:
         msg = f"weight: expected shape (O, I), got {weight.shape}"
         raise ValueError(msg)
-    if x.ndim < 1 or x.shape[-1] != weight.shape[1]:
-        msg = f"x: expected shape (..., {weight.shape[1]}), got {x.shape}"
+    O, I = weight.shape
+    if x.ndim < 1 or x.shape[-1] != I:
+        msg = f"x: expected shape (..., {I}), got {x.shape}"
         raise ValueError(msg)
-    checked(weight, "weight", weight.shape, x.dtype)
-    return x, weight, None if bias is None else checked(bias, "bias", weight.shape[:1], x.dtype)
+    return (
+        checked(x, "x", x.shape, weight.dtype),
+        weight,
+        None if bias is None else checked(bias, "bias", (O,), weight.dtype),
+    )
 
 
 def _rows(a: Array) -> Array:

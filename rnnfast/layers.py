@@ -1,7 +1,7 @@
 """Recurrent layers with the constructors, parameter names and shapes of torch's, and a linear readout.
 
-Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D directions. The equations and the
-order of the gates are in `rnnfast.functional`.
+Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D directions. The equations and
+the order of the gates are in `rnnfast.functional`.
 """
 
 import warnings
@@ -11,10 +11,23 @@ from typing import Any
 import numpy as np
 
 from . import _core, functional
-from ._module import PARAMETERS, Module, Tape, addressable, elman_cell, flag, gru_cell, number, recurrent_shapes, size
-from .functional import GATES, Array, State, checked, split_state
+from ._module import (
+    PARAMETERS,
+    Module,
+    Tape,
+    addressable,
+    elman_cell,
+    flag,
+    gru_cell,
+    number,
+    recurrent_shapes,
+    size,
+)
+from .functional import GATES, Array, State, checked, each_part, split_state
 
 __all__ = ["GRU", "LSTM", "RNN", "Linear"]
+
+INITIAL = "initial_h", "initial_c"  # the parameters of `learn_initial_state`, for each part of the state
 
 
 class _Recurrent(Module):
@@ -53,13 +66,14 @@ class _Recurrent(Module):
         self.gates = GATES[self.cell]
         self.directions = 1 + self.bidirectional
         G, H, L, D = self.gates, self.hidden_size, self.num_layers, self.directions
-        addressable(L * D * G * H * (max(self.input_size, D * H) + H + 2), "input_size, hidden_size, num_layers")
+        widest = max(self.input_size, D * H)
+        addressable(L * D * G * H * (widest + H + 2), "input_size, hidden_size, num_layers")
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(L):
             here = recurrent_shapes(G, D * H if layer else self.input_size, H, self.bias)
-            shapes |= {name + suffix: shape for suffix in self._suffixes(layer) for name, shape in here.items()}
+            shapes |= {name + end: shape for end in self._suffixes(layer) for name, shape in here.items()}
         if self.learn_initial_state:
-            shapes |= dict.fromkeys(self._initial_names(), (L * D, H))
+            shapes |= dict.fromkeys(INITIAL[: 2 if self.cell == "lstm" else 1], (L * D, H))
         super().__init__(shapes, H, dtype, seed)
 
     def __call__(self, x: object, state: object = None) -> tuple[Array, State]:
@@ -70,8 +84,8 @@ class _Recurrent(Module):
         x : array [T,B,I], [B,T,I] if `batch_first`, or [T,I] for one sequence
             The input; T is at least 1, B may be 0.
         state : array [L·D,B,H] or pair of such, optional
-            The initial state, h or (h, c); [L·D,H] for one sequence. Where it or a part of it is None it is zero,
-            but `initial_h` and `initial_c` if `learn_initial_state` and all of it is None.
+            The initial state, h or (h, c); [L·D,H] for one sequence. By default, the learned one of a layer
+            with `learn_initial_state`, else zero; a part of it that is None is zero.
 
         Returns
         -------
@@ -87,7 +101,7 @@ class _Recurrent(Module):
         KeyboardInterrupt
             On Ctrl-C, between chunks of time.
         """
-        y, last, _ = self._run(x, state, training=False)
+        y, last, _ = self._run(functional.inference, x, state)
         return y, last
 
     def forward(self, x: object, state: object = None) -> tuple[Array, State, Tape]:
@@ -100,10 +114,10 @@ class _Recurrent(Module):
         y, state
             As from a call of the layer; without dropout the same bits.
         tape : Tape
-            For `backward`. It refers to x, y and the parameters and does not copy them: they must not change before
-            the last backward.
+            For `backward`. It refers to x, y, the state and the parameters and does not copy them: they must
+            not change before the last backward.
         """
-        return self._run(x, state, training=True)
+        return self._run(functional.forward, x, state)
 
     def backward(
         self,
@@ -123,8 +137,8 @@ class _Recurrent(Module):
         dy : array like y, optional
             The gradient of y, zero if None.
         dstate : array or pair of arrays like state, optional
-            The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least one of
-            dy and dstate is required.
+            The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least
+            one of dy and dstate is required.
         need_dx : bool, optional
             If False, dx is not computed and None is returned for it.
         grads : dict of ndarrays, optional
@@ -136,8 +150,9 @@ class _Recurrent(Module):
         dstate0 : ndarray or pair of ndarrays like state
             The gradient of the initial state, dh0 or (dh0, dc0).
         grads : dict of ndarrays
-            The gradients of the parameters, by the keys of `state_dict()`; `grads` itself if it was given. That of
-            a learned initial state is the sum of dstate0 over B, and zero if `forward` was given another state.
+            The gradients of the parameters, by the keys of `state_dict()`; `grads` itself if it was given.
+            That of a learned initial state is the sum of dstate0 over B, and zero if `forward` was given
+            another state.
 
         Raises
         ------
@@ -167,36 +182,37 @@ class _Recurrent(Module):
             for suffix, arrays in zip(self._suffixes(layer), new, strict=True):
                 made |= zip((name + suffix for name in PARAMETERS), arrays, strict=True)
         if grads is None:
-            grads = {name: made[name] if name in made else np.zeros_like(p) for name, p in self.parameters.items()}
+            made |= {name: np.zeros_like(p) for name, p in self.parameters.items() if name in INITIAL}
+            grads = {name: made[name] for name in self.parameters}
         if tape.learned:
-            for name, d in zip(self._initial_names(), dfirst if isinstance(dfirst, tuple) else (dfirst,), strict=True):
-                grads[name] += d.sum(axis=1)
-        return (
-            None if dx is None else self._laid_out(dx, unbatched),
-            _each(_first_sequence, dfirst) if unbatched else dfirst,
-            grads,
-        )
+            for name, part in zip(INITIAL, dfirst if isinstance(dfirst, tuple) else (dfirst,), strict=False):
+                grads[name] += part.sum(axis=1)
+        dx = None if dx is None else self._laid_out(dx, unbatched)
+        return dx, each_part(_first_sequence, dfirst) if unbatched else dfirst, grads
 
-    def _run(self, x: object, state: object, training: bool) -> tuple[Array, State, Tape]:
+    def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[Array, State, Tape]:
+        """Run each layer by `run`, a function of `functional`."""
         y, unbatched = self._checked_x(x)
         B = y.shape[1]
         learned = state is None and self.learn_initial_state
         first = self._learned_state(B) if learned else self._checked_state(state, "state", B, unbatched)
         last = self._new_state(B)
-        kept, masks = [], []
+        kept: list[Any] = []
+        masks: list[Array] = []
         for layer in range(self.num_layers):
-            if layer and training and self.dropout:
+            if layer and self.dropout and run is functional.forward:
                 masks.append(self._mask(y.shape))
                 y = y * masks[-1]
-            arguments = self.cell, y, self._tuples(self.parameters, layer), self._of_layer(first, layer)
-            out = None, self._of_layer(last, layer)
-            if training:
-                y, _, tape = functional.forward(*arguments, out=out)
-                kept.append(tape)
-            else:
-                y, _ = functional.inference(*arguments, out=out)
+            y, _, *tape = run(
+                self.cell,
+                y,
+                self._tuples(self.parameters, layer),
+                self._of_layer(first, layer),
+                out=(None, self._of_layer(last, layer)),
+            )
+            kept += tape
         y = self._laid_out(y, unbatched)
-        last = _each(_first_sequence, last) if unbatched else last
+        last = each_part(_first_sequence, last) if unbatched else last
         return y, last, Tape(self, tuple(kept), y.shape, tuple(masks), learned)
 
     def _suffixes(self, layer: int) -> list[str]:
@@ -231,8 +247,9 @@ class _Recurrent(Module):
     # A state is h or (h, c), each part [L·D,B,H]
 
     def _state(self, part: Callable[[str], Array]) -> Any:
-        """Return a state made of part("initial_h") and part("initial_c")."""
-        return (part("initial_h"), part("initial_c")) if self.cell == "lstm" else part("initial_h")
+        """Return a state made of what `part` gives for the name of each part."""
+        h, c = INITIAL
+        return (part(h), part(c)) if self.cell == "lstm" else part(h)
 
     def _state_shape(self, B: int) -> tuple[int, int, int]:
         return self.num_layers * self.directions, B, self.hidden_size
@@ -247,23 +264,16 @@ class _Recurrent(Module):
         split_state(self.cell, state, name)
         units, _, H = shape = self._state_shape(B)
         given = (units, H) if unbatched else shape
-        return _each(lambda part: checked(part, name, given, self.dtype).reshape(shape), state)
+        return each_part(lambda part: checked(part, name, given, self.dtype).reshape(shape), state)
 
     def _of_layer(self, state: Any, layer: int) -> Any:
         D = self.directions
-        return _each(lambda part: part[layer * D : (layer + 1) * D], state)
+        return each_part(lambda part: part[layer * D : (layer + 1) * D], state)
 
     def _mask(self, shape: tuple[int, ...]) -> Array:
         """Draw the factors of inverted dropout: 0 with probability p, else 1 / (1 - p)."""
         kept = self.rng.random(shape, np.float32) >= self.dropout
         return kept.astype(self.dtype) * (1 / (1 - self.dropout) if self.dropout < 1 else 0)
-
-
-def _each(f: Callable[[Any], Any], state: Any) -> Any:
-    """Apply f to the parts of a state that are there."""
-    if state is None:
-        return None
-    return tuple(_each(f, part) for part in state) if isinstance(state, tuple) else f(state)
 
 
 def _first_sequence(a: Array) -> Array:
@@ -286,8 +296,8 @@ class LSTM(_Recurrent):
     batch_first : bool, optional
         True: x and y are [B,T,*] instead of [T,B,*]. States are not concerned.
     dropout : float, optional
-        The probability with which `forward` zeroes each output of each layer but the last, scaling the others by
-        1 / (1 - dropout).
+        The probability with which `forward` zeroes each output of each layer but the last, scaling the others
+        by 1 / (1 - dropout).
     bidirectional : bool, optional
         True: D = 2, a second direction runs backwards in time.
     dtype : {"float32", "float64"}, optional
@@ -295,15 +305,16 @@ class LSTM(_Recurrent):
     seed : int, Generator or what `numpy.random.default_rng` takes, optional
         For the initial weights, U(-1/sqrt(H), 1/sqrt(H)), and the dropout. Both dtypes draw the same.
     learn_initial_state : bool, optional
-        True: two more parameters, initial_h and initial_c [L·D,H], zero at first, are where sequences start for
-        which no state is given.
+        True: two more parameters, initial_h and initial_c [L·D,H], zero at first, are where sequences start
+        for which no state is given.
 
     Attributes
     ----------
     weight_ih_l{k} : ndarray [4·H,I], for k > 0 [4·H,D·H]
     weight_hh_l{k} : ndarray [4·H,H]
     bias_ih_l{k}, bias_hh_l{k} : ndarray [4·H]
-        Of layer k; those of its backward direction have the suffix ``_reverse``. The gates' order is i, f, g, o.
+        Of layer k; those of its backward direction have the suffix ``_reverse``. The gates' order is i, f, g,
+        o.
 
     Raises
     ------
@@ -313,8 +324,8 @@ class LSTM(_Recurrent):
     References
     ----------
     .. [1] Hochreiter, Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997.
-    .. [2] Gers, Schmidhuber, Cummins, "Learning to Forget: Continual Prediction with LSTM", Neural Computation
-       12(10), 2000.
+    .. [2] Gers, Schmidhuber, Cummins, "Learning to Forget: Continual Prediction with LSTM", Neural
+       Computation 12(10), 2000.
 
     Examples
     --------
@@ -512,7 +523,13 @@ class Linear(Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = "float32", seed: Any = None
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
     ) -> None:
         self.in_features = size(in_features, "in_features")
         self.out_features = size(out_features, "out_features")
@@ -550,6 +567,7 @@ class Linear(Module):
 
         Takes and raises what a call of the layer does.
         """
+        x = _core.asarray(x, "x")
         y = self(x)
         return y, Tape(self, (x,), y.shape)
 
@@ -582,7 +600,7 @@ class Linear(Module):
         """
         self._check_tape(tape)
         self._check_grads(grads)
-        dx, new = functional.linear_backward(*tape.kept, self.weight, self.bias, dy, need_dx=need_dx)
+        dx, new = functional.linear_backward(tape.kept[0], self.weight, self.bias, dy, need_dx=need_dx)
         made = {name: d for name, d in zip(("weight", "bias"), new, strict=True) if d is not None}
         if grads is None:
             return dx, made

@@ -1,26 +1,26 @@
 """As much as training without a framework needs: losses, clipping, SGD and Adam.
 
-A loss returns its value and its gradient. Parameters and gradients are dicts of arrays with the same keys, such as
-``layer.state_dict()`` and what ``layer.backward`` returns; clipping changes the gradients in place, an optimizer
-the parameters.
+A loss returns its value and its gradient. Parameters and gradients are dicts of arrays with the same keys, as
+``layer.state_dict()`` and ``layer.backward`` return them. Clipping changes the gradients in place, an optimizer
+changes the parameters.
 
 Examples
 --------
 >>> import numpy as np
->>> import rnnfast as rf
->>> lstm, readout = rf.LSTM(3, 8, seed=0), rf.Linear(8, 5, seed=1)
->>> adam = rf.Adam({**lstm.state_dict(), **readout.state_dict()}, lr=0.1)
+>>> import rnnfast
+>>> lstm, readout = rnnfast.LSTM(3, 8, seed=0), rnnfast.Linear(8, 5, seed=1)
+>>> adam = Adam({**lstm.state_dict(), **readout.state_dict()}, lr=0.1)
 >>> x = np.ones((4, 2, 3), np.float32)
 >>> targets = np.array([[0, 1], [1, 2], [2, 3], [3, 4]])
 >>> losses = []
 >>> for step in range(60):
 ...     y, state, lstm_tape = lstm.forward(x)
 ...     logits, readout_tape = readout.forward(y)
-...     loss, dlogits = rf.softmax_cross_entropy(logits, targets)
+...     loss, dlogits = softmax_cross_entropy(logits, targets)
 ...     dy, readout_grads = readout.backward(readout_tape, dlogits)
 ...     dx, dstate, lstm_grads = lstm.backward(lstm_tape, dy, need_dx=False)
 ...     grads = {**lstm_grads, **readout_grads}
-...     norm = rf.clip_grad_norm(grads, 1.0)
+...     norm = clip_grad_norm(grads, 1.0)
 ...     adam.step(grads)
 ...     losses.append(loss)
 >>> losses[0] > 1.5 > 0.8 > losses[-1]  # two equal inputs with different targets: at best log(2)
@@ -29,7 +29,7 @@ True
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -56,8 +56,8 @@ def softmax_cross_entropy(
     reduction : {"mean", "sum"}, optional
         Over the targets that are not ignored.
     ignore_index : int, optional
-        Targets of this value have no loss and no gradient. Where all are ignored the mean is 0, as the sum, and
-        not 0/0 as in torch: a batch with nothing to learn from must not make the weights NaN.
+        Targets of this value have no loss and no gradient. Where all are ignored the mean is 0, not 0/0 as in
+        torch: a batch with nothing to learn from must not make the weights NaN.
 
     Returns
     -------
@@ -150,8 +150,7 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     Returns
     -------
     float
-        The norm before. If it is NaN or infinite, so is a gradient or the sum of their squares; NaN leaves them
-        as they are.
+        The norm before. If it is NaN, the gradients are left as they are.
 
     Raises
     ------
@@ -220,7 +219,6 @@ class Optimizer:
         self.params = dict(params)
         self.lr = _not_negative(lr, "lr")
         self._carried = {kind: {name: np.zeros_like(p) for name, p in params.items()} for kind in carried}
-        self._scratch = {name: np.empty_like(p) for name, p in params.items()}
 
     def state_dict(self) -> dict[str, Array]:
         """Return what is carried from step to step: the arrays themselves, by names such as ``m.weight``."""
@@ -253,7 +251,9 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, as torch has it::
+    """Stochastic gradient descent with momentum, as torch has it.
+
+    With v starting at 0, a step is ::
 
         v = momentum * v + g
         p = p - lr * v
@@ -300,17 +300,18 @@ class SGD(Optimizer):
         """
         self._check(grads)
         for name, p in self.params.items():
-            update, scratch = grads[name], self._scratch[name]
+            v = grads[name]
             if self.momentum:
                 v = self._carried["v"][name]
                 v *= self.momentum
-                v += update
-                update = v
-            p -= np.multiply(update, self.lr, out=scratch)
+                v += grads[name]
+            p -= self.lr * v
 
 
 class Adam(Optimizer):
-    """Adam [1]_, step t = 1, 2, ... being ::
+    """Adam [1]_.
+
+    With m and v starting at 0, step t = 1, 2, ... is ::
 
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g²
@@ -363,7 +364,7 @@ class Adam(Optimizer):
         self._t = np.zeros((), np.int64)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return what is carried from step to step: the arrays themselves, ``t``, ``m.<name>`` and ``v.<name>``."""
+        """Return what is carried from step to step: the arrays themselves, t and by name those of m and v."""
         return {"t": self._t, **super().state_dict()}
 
     def step(self, grads: Mapping[str, Array]) -> None:
@@ -386,9 +387,10 @@ class Adam(Optimizer):
         root = math.sqrt(1 - b2 ** int(self._t))
         lr, eps = self.lr * root / (1 - b1 ** int(self._t)), self.eps * root
         for name, p in self.params.items():
-            g, m, v, scratch = grads[name], self._carried["m"][name], self._carried["v"][name], self._scratch[name]
+            g, m, v = grads[name], self._carried["m"][name], self._carried["v"][name]
+            scratch = (1 - b1) * g
             m *= b1
-            m += np.multiply(g, 1 - b1, out=scratch)
+            m += scratch
             v *= b2
             np.multiply(g, g, out=scratch)
             scratch *= 1 - b2

@@ -1,6 +1,8 @@
 """The kernels against the oracle: cell x dtype x shape, then every form in which a layer can be called."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ from problems import (
     DTYPES,
     Array,
     Layout,
-    Problem,
     Shape,
     assert_close,
+    assert_parity,
     assert_same_bits,
     gradients,
     identify,
@@ -23,7 +25,6 @@ from problems import (
     named_grads,
     solve,
 )
-from tolerances import TOLERANCE
 
 from rnnfast import _core, reference
 
@@ -57,6 +58,18 @@ ODD = Shape(T=5, B=3, I=7, H=19, D=2)  # no size is a multiple of another, nor o
 @by_cell
 def test_every_shape(cell: str, dtype: str, shape: Shape) -> None:
     problem = make_problem(cell, dtype, shape)
+    assert_parity(solve(_core, problem), problem)
+
+
+# Of the kind that `python -m rnnfast bench` times, where float32 is promised to 1e-6 without any allowance; the
+# last has as many rows in its sums over time and sequences, but fewer units, which leaves the oracle less to do.
+BENCHMARK_SHAPES = (Shape(50, 32, 256, 256), Shape(100, 1, 128, 128), Shape(784, 8, 1, 128), Shape(784, 64, 1, 16))
+
+
+@pytest.mark.parametrize("shape", BENCHMARK_SHAPES, ids=identify)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_float32_keeps_its_promise_on_the_shapes_of_the_benchmark(cell: str, shape: Shape) -> None:
+    problem = make_problem(cell, "float32", shape)
     assert_close(solve(_core, problem), solve(reference, problem))
 
 
@@ -76,14 +89,14 @@ NOT_GIVEN = {
 @by_cell
 def test_what_is_not_given_is_zero(cell: str, dtype: str, names: tuple[str, ...]) -> None:
     problem = make_problem(cell, dtype, ODD).without(*names)
-    assert_close(solve(_core, problem), solve(reference, problem))
+    assert_parity(solve(_core, problem), problem)
 
 
 @by_dtype
 @pytest.mark.parametrize("missing", ["h0", "c0", "dy and dh"])
 def test_each_lstm_state_may_be_missing_alone(missing: str, dtype: str) -> None:
     problem = make_problem("lstm", dtype, ODD).without(*missing.split(" and "))
-    assert_close(solve(_core, problem), solve(reference, problem))
+    assert_parity(solve(_core, problem), problem)
 
 
 @pytest.mark.parametrize("without", [(2,), (3,), (2, 3)], ids=["b_ih", "b_hh", "both"])
@@ -93,7 +106,7 @@ def test_each_bias_may_be_missing(cell: str, dtype: str, without: tuple[int, ...
     problem = make_problem(cell, dtype, ODD)
     parameters = [tuple(None if k in without else a for k, a in enumerate(ps)) for ps in problem.parameters]
     problem = replace(problem, parameters=parameters)
-    assert_close(solve(_core, problem), solve(reference, problem))
+    assert_parity(solve(_core, problem), problem)
 
 
 @by_dtype
@@ -208,16 +221,17 @@ def test_out_holds_what_a_new_array_would(cell: str, dtype: str, layout: Layout)
     *expected, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
     out = tuple(blank(a, layout) for a in expected)
     for call in (_core.inference, _core.forward):
-        result = call(p.cell, p.x, p.parameters, p.h0, p.c0, out=out)
-        for returned, given_array, a in zip(result[:3], out, expected, strict=True):
-            assert returned is given_array
-            np.testing.assert_array_equal(returned, a)
+        assert_written(call(p.cell, p.x, p.parameters, p.h0, p.c0, out=out), out, expected)
 
     *expected, _ = _core.backward(tape, p.dy, p.dh, p.dc)
     out = tuple(blank(a, layout) for a in expected)
-    *result, _ = _core.backward(tape, p.dy, p.dh, p.dc, out=out)
-    for returned, given_array, a in zip(result, out, expected, strict=True):
-        assert returned is given_array
+    assert_written(_core.backward(tape, p.dy, p.dh, p.dc, out=out), out, expected)
+
+
+def assert_written(result: Sequence[Any], out: Sequence[Array | None], expected: Sequence[Array | None]) -> None:
+    """Assert that the call returned the arrays of out, where there are any, with the numbers expected."""
+    for returned, given_array, a in zip(result[:3], out, expected, strict=True):
+        assert given_array is None or returned is given_array
         np.testing.assert_array_equal(returned, a)
 
 
@@ -228,18 +242,12 @@ def test_out_may_hold_one_array_of_three(cell: str, k: int) -> None:
     *expected, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
     out: list[Array | None] = [None] * 3
     out[k] = blank(expected[k], np.copy)
-    *result, _ = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, out=out)
-    assert result[k] is out[k]
-    for actual, a in zip(result, expected, strict=True):
-        np.testing.assert_array_equal(actual, a)
+    assert_written(_core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, out=out), out, expected)
 
     *expected, _ = _core.backward(tape, p.dy, p.dh, p.dc)
     out = [None] * 3
     out[k] = blank(expected[k], np.copy)
-    *result, _ = _core.backward(tape, p.dy, p.dh, p.dc, out=out)
-    assert result[k] is out[k]
-    for actual, a in zip(result, expected, strict=True):
-        np.testing.assert_array_equal(actual, a)
+    assert_written(_core.backward(tape, p.dy, p.dh, p.dc, out=out), out, expected)
 
 
 @by_cell
@@ -248,8 +256,7 @@ def test_backward_from_a_tape_whose_outputs_went_to_out(cell: str) -> None:
     *expected, _ = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
     out = tuple(blank(a, every_other) for a in expected)
     tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, out=out)[3]
-    oracle = solve(reference, p)
-    assert_close(gradients(_core, tape, p), {k: a for k, a in oracle.items() if k.startswith("d")})
+    assert_parity(gradients(_core, tape, p), p, without=("y", "h", "c"))
 
 
 @by_writable_layout
@@ -284,24 +291,6 @@ def test_arguments_stay_as_they_were(cell: str) -> None:
 # Drawn problems
 
 
-def noise(problem: Problem) -> dict[str, float]:
-    """Return how far each result of the oracle moves when every number of the problem is rounded anew.
-
-    In an array of few numbers all may cancel at once, and what remains is rounding: no kernel can be expected
-    to come closer to it than the exact results of neighbouring problems come to each other.
-    """
-    exact, moved = solve(reference, problem), dict.fromkeys(solve(reference, problem), 0.0)
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-
-        def neighbour(a: Array, rng: np.random.Generator = rng) -> Array:
-            return a * (1 + np.finfo(a.dtype).eps * rng.choice([-1.0, 1.0], a.shape))
-
-        for name, a in solve(reference, laid_out(problem, neighbour)).items():
-            moved[name] = max(moved[name], float(np.abs(a - exact[name]).max()))
-    return moved
-
-
 @given(
     cell=st.sampled_from(CELLS),
     dtype=st.sampled_from(DTYPES),
@@ -333,9 +322,4 @@ def test_any_problem(
 ) -> None:
     problem = make_problem(cell, dtype, shape, bias=bias, seed=seed).without(*missing, *missing_too)
     actual = solve(_core, laid_out(problem, layout), need_dx=need_dx)
-    expected, moved = solve(reference, problem), noise(problem)
-    assert expected.keys() - actual.keys() == (set() if need_dx else {"dx"})
-    for name, a in actual.items():
-        allowed = TOLERANCE[a.dtype] * np.abs(expected[name]).max() + 4 * moved[name]
-        error = np.abs(a - expected[name]).max()
-        assert error <= allowed, f"{name}: {error} > {allowed}"
+    assert_parity(actual, problem, without=() if need_dx else ("dx",))

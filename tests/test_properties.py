@@ -1,6 +1,6 @@
 """Properties of the kernels that hold bit for bit, and those of any gradient."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -65,8 +65,10 @@ def test_every_run_gives_the_same_bits(cell: str, dtype: str, shape: Shape) -> N
 
 def sequences(problem: Problem, rows: slice) -> Problem:
     """Return the problem of some of the sequences."""
-    arrays = {f.name: getattr(problem, f.name) for f in fields(problem) if f.name not in ("cell", "parameters")}
-    return replace(problem, **{name: None if a is None else a[:, rows] for name, a in arrays.items()})
+    p = problem
+    given = named(x=p.x, h0=p.h0, c0=p.c0, dy=p.dy, dh=p.dh, dc=p.dc)
+    some: dict[str, Any] = {name: a[:, rows] for name, a in given.items()}
+    return replace(problem, **some)
 
 
 PER_SEQUENCE = ("y", "h", "c", "dx", "dh0", "dc0")
@@ -94,12 +96,12 @@ def solve_in_chunks(problem: Problem, starts: tuple[int, ...]) -> Results:
         y, h, c, tape = _core.forward(p.cell, p.x[chunk], p.parameters, h, c)
         ys.append(y)
         tapes.append(tape)
-    dh, dc, dxs, grads = p.dh, p.dc, [], None
+    dh, dc, grads = p.dh, p.dc, None
+    dx = np.empty_like(p.x)
     for chunk, tape in zip(chunks[::-1], tapes[::-1], strict=True):
-        dx, dh, dc, grads = _core.backward(tape, None if p.dy is None else p.dy[chunk], dh, dc, grads=grads)
-        dxs.append(dx)
-    y, dx = np.concatenate(ys), np.concatenate(dxs[::-1])
-    return {**named(y=y, h=h, c=c, dx=dx, dh0=dh, dc0=dc), **named_grads(grads)}
+        dy = None if p.dy is None else p.dy[chunk]
+        dx[chunk], dh, dc, grads = _core.backward(tape, dy, dh, dc, grads=grads)
+    return {**named(y=np.concatenate(ys), h=h, c=c, dx=dx, dh0=dh, dc0=dc), **named_grads(grads)}
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_one_unit_follows_the_equations_written_with_scalars(cell: str) -> None:
     p = make_problem(cell, np.float64, Shape(T=5, B=1, I=1, H=1))
     y, h, c, _ = reference.forward(cell, p.x, p.parameters, p.h0, p.c0)
     weights = np.concatenate([np.ravel(w) for w in p.parameters[0] if w is not None]).tolist()
-    h_t, c_t = p.h0.item(), 0.0 if p.c0 is None else p.c0.item()
+    h_t, c_t = (0.0 if s is None else s.item() for s in (p.h0, p.c0))
     for t in range(5):
         h_t, c_t = scalar_step(cell, p.x[t].item(), h_t, c_t, weights)
         assert y[t].item() == pytest.approx(h_t, rel=1e-14)

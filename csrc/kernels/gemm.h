@@ -18,6 +18,8 @@ namespace {
 
 constexpr Index min_index(Index a, Index b) { return a < b ? a : b; }
 
+constexpr Index clamp_index(Index n, Index low, Index high) { return n < low ? low : n > high ? high : n; }
+
 // n units cut into blocks. The last block may be narrower: an H of 20 should not cost as much as one of 32.
 struct Blocks {
   Index full;   // blocks of W = Widest<Real>::lanes units
@@ -84,6 +86,7 @@ struct Tile {
   Operand<Real> first, second;
   const Real* init;  // strides of rows and of unit blocks; 0 repeats a row
   Index init_row, init_unit;
+  Real* partial;  // where a chain rests that is computed in pieces, with the strides of out; may be out
   Real* out;
   Index out_row, out_unit;
   int valid;  // lanes of the last unit block that exist in memory
@@ -91,10 +94,24 @@ struct Tile {
 };
 
 template <class Real>
-RNNFAST_INLINE Operand<Real> operand_rows(const Operand<Real>& o, Index row) {
-  Operand<Real> moved = o;
-  moved.a += row * o.a_row;
-  return moved;
+RNNFAST_INLINE Operand<Real> from_row(Operand<Real> o, Index row) {
+  o.a += row * o.a_row;
+  return o;
+}
+
+// The part of an operand that lies in [from, to) of its chain; where it has several blocks, both are multiples of K.
+template <class Real>
+RNNFAST_INLINE Operand<Real> piece_of(Operand<Real> o, Index from, Index to) {
+  from = clamp_index(from, 0, o.blocks * o.K);
+  to = clamp_index(to, from, o.blocks * o.K);
+  if (o.blocks <= 1) {
+    o.a += from * o.a_k, o.panel += from * o.panel_k;
+    o.K = to - from;
+  } else {
+    o.a += from / o.K * o.a_block, o.panel += from / o.K * o.panel_block;
+    o.blocks = (to - from) / o.K;
+  }
+  return o;
 }
 
 // The accumulators stay in registers only because every loop over them is unrolled: one run-time index and they live in
@@ -139,8 +156,8 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
       acc[m][n] = ragged ? load_lanes<S>(from, t.valid) : S::load(from);
     }
   }
-  accumulate<S, M, NB, slots, C, slots - C>(acc, operand_rows(t.first, row));
-  accumulate<S, M, NB, slots, C, 0>(acc, operand_rows(t.second, row));
+  accumulate<S, M, NB, slots, C, slots - C>(acc, from_row(t.first, row));
+  accumulate<S, M, NB, slots, C, 0>(acc, from_row(t.second, row));
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -168,10 +185,14 @@ constexpr int most_rows(int N) {
 // Unit blocks taken at once, by the vectors of one of them.
 constexpr int unit_group(int slots, bool one_row) { return (one_row ? 8 : 4) / (slots == 3 ? 4 : slots); }
 
+struct NoEpilogue {
+  RNNFAST_INLINE void operator()(Index, Index) const {}
+};
+
 // All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
 // After each tile epilogue(row, M) runs, while the tile is still in the first cache level.
 template <class S, int NB, int slots, int C, class Epilogue>
-RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
+RNNFAST_INLINE void tile_column(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
   constexpr int most = most_rows(NB * slots);
   Index tiles = (rows + most - 1) / most;
   for (Index row = 0; tiles > 0; --tiles) {
@@ -192,9 +213,34 @@ RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilo
   }
 }
 
-struct NoEpilogue {
-  RNNFAST_INLINE void operator()(Index, Index) const {}
-};
+// The part of a panel that many rows pass over at a time: it should stay in the first cache level (32 or 48 KB) beside
+// the rows and the tile, because the second one cannot feed the multiply-adds on every machine.
+constexpr Index resident_bytes = 24 * 1024;
+
+// A tile column with its chains computed in pieces of k, where several tiles share the panel. The accumulators are
+// stored and loaded in between, so that the chains, and with them the bits, are the same.
+template <class S, int NB, int slots, int C, class Epilogue>
+RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
+  constexpr Index resident_k = resident_bytes / (NB * C * Index(sizeof(typename S::V)));
+  const Index first_K = t.first.blocks * t.first.K, K = first_K + t.second.blocks * t.second.K;
+  const Index step = t.first.blocks > 1 ? t.first.K : 1;
+  Index pieces = rows > most_rows(NB * slots) ? (K + resident_k / 2) / resident_k : 1;
+  if (pieces <= 1) return tile_column<S, NB, slots, C>(t, rows, epilogue);
+  const Index piece = ((K + pieces - 1) / pieces + step - 1) / step * step;
+  for (Index k = 0; k < K; k += piece) {
+    const bool last = k + piece >= K;
+    Tile<typename S::Real> part = t;
+    part.first = piece_of(t.first, k, k + piece);
+    part.second = piece_of(t.second, k - first_K, k + piece - first_K);
+    if (k > 0) part.init = t.partial, part.init_row = t.out_row, part.init_unit = t.out_unit;
+    if (last) {
+      tile_column<S, NB, slots, C>(part, rows, epilogue);
+    } else {
+      part.out = t.partial, part.add = false;
+      tile_column<S, NB, slots, C>(part, rows, NoEpilogue());
+    }
+  }
+}
 
 // Calls f with the unit grouping that fits: a single row takes more unit blocks at once.
 template <class Real, int slots, class F>

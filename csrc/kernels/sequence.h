@@ -248,7 +248,7 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
     constexpr Index width = Cell::gates * S::lanes, offset = (part.gates == Cell::gates ? 0 : part.slot) * S::lanes;
     Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? 0 : range.unit, s.gate_row);
     Tile<Real> t = {};
-    t.out = gates + part.slot * S::lanes;
+    t.out = t.partial = gates + part.slot * S::lanes;
     t.out_row = Cell::slots * S::lanes;
     t.out_unit = s.gates.rows * Cell::slots * S::lanes;
     t.valid = S::lanes;
@@ -385,10 +385,16 @@ struct BackwardScratch {
     View<Real> dx;       // [T·B,I]: the caller's for the first direction, own memory for the second
   } directions[2];
   Real *zeros, *one;
+  Real* partial;  // [max(I,H)][gate x lanes] for each member: sums of part of a chunk
 };
 
+template <class Cell>
+constexpr Index partial_size(const Problem& p, Index lanes) {
+  return (p.I > p.H ? p.I : p.H) * Cell::gates * lanes;
+}
+
 template <class Cell, class Real>
-BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Arena<Real>& arena) {
+BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Index threads, Arena<Real>& arena) {
   const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
@@ -415,6 +421,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
   }
   s.zeros = take(arena, zeros_size<Real>(p));
   s.one = take(arena, 1);
+  s.partial = take(arena, threads * partial_size<Cell>(p, Widest<Real>::lanes));
   return s;
 }
 
@@ -444,7 +451,7 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
   } else {
     p.h = load(s.h);
   }
-  p.dh = load(s.dh) + load_lanes<S>(s.dy.data + row * s.dy.stride + (s.dy.stride ? unit : 0), valid);
+  p.dh = load(s.dh) + load(s.dy);
   if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
   if constexpr (Cell::has_c) p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
   if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
@@ -485,7 +492,7 @@ void multiply(const Gates<Real>& dgates, Index gate_row, Factor factor, const Tr
     t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
     t.init = init.stride ? init.data + range.unit : init.data;
     t.init_row = init.stride, t.init_unit = init.stride ? S::lanes : 0;
-    t.out = out.data + range.unit, t.out_row = out.stride, t.out_unit = S::lanes;
+    t.out = t.partial = out.data + range.unit, t.out_row = out.stride, t.out_unit = S::lanes;
     t.valid = range.valid;
     tile_rows<S, NB, 1, 1>(t, rows, NoEpilogue());
   });
@@ -570,7 +577,7 @@ RNNFAST_INLINE void sum_rows(const Gates<Real>& dgates, Index unit, int slot, co
 
 template <class Cell, class Real>
 void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& all, const Chunk& chunk, int d,
-                      Index first_block, Index last_block) {
+                      Index first_block, Index last_block, Real* partial) {
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[d];
   const auto& scratch = all.directions[d];
@@ -598,6 +605,7 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
     const auto into = [&](const Panels<Real>& panels, int gate) {
       Tile<Real> t = {};
       t.init = all.zeros;
+      t.partial = partial;
       t.out = panel(panels, range.unit) + gate * S::lanes, t.out_row = gates * S::lanes;
       t.valid = S::lanes;
       t.add = !chunk.first || args.accumulate;
@@ -665,7 +673,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   const FlushToZero flush;
   const Problem& p = args.problem;
   Arena<Real> arena = {args.scratch, 0};
-  const BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, arena);
+  const BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, team.size, arena);
   const Index units = count(scratch.directions[0].w_hh.units);
   backward_prepare<Cell>(args, scratch, team);
   if (!team.barrier(team)) return;
@@ -690,7 +698,8 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
                        last - first);
       }
     for_my_blocks(units, p.D, team, [&](int d, Index first, Index last) {
-      weight_gradients<Cell>(args, scratch, chunk[d], d, first, last);
+      weight_gradients<Cell>(args, scratch, chunk[d], d, first, last,
+                             scratch.partial + team.rank * partial_size<Cell>(p, Widest<Real>::lanes));
     });
     if (!team.barrier(team)) return;
   }

@@ -1,0 +1,99 @@
+"""Exact recurrent networks, LSTM, GRU and Elman, as fused CPU kernels for NumPy arrays."""
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)  # in a checkout, finds the installed extension
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import _core, functional
+from ._core import get_num_threads, set_num_threads
+from ._module import initialize, load, num_parameters
+from .cells import GRUCell, LSTMCell, RNNCell
+from .layers import GRU, LSTM, RNN, Linear
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "Linear",
+    "RNNCell",
+    "functional",
+    "get_num_threads",
+    "initialize",
+    "load",
+    "num_parameters",
+    "set_num_threads",
+    "show_config",
+    "threads",
+]
+
+__version__: str = _core.config()["version"]
+
+_LAZY = "lm", "reference", "training"  # imported when first asked for
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f".{name}", __name__)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Use n threads inside a `with` block.
+
+    Like `set_num_threads` this concerns the whole process. Results do not depend on it.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If n is not such an int.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> with rnnfast.threads(1):
+    ...     rnnfast.get_num_threads()
+    1
+    """
+    before = get_num_threads()
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
+
+
+def show_config() -> None:
+    """Print the version, the compiler, the instruction set in use and those there are, and the threads.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> rnnfast.show_config()  # doctest: +ELLIPSIS
+    rnnfast       ...
+    compiler      ...
+    instructions  ... (available: ...)
+    threads       ...
+    """
+    config = _core.config()
+    print(f"rnnfast       {config['version']}")
+    print(f"compiler      {config['compiler']}")
+    print(f"instructions  {config['isa']} (available: {', '.join(config['available'])})")
+    print(f"threads       {config['threads']}")

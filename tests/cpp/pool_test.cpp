@@ -1,0 +1,150 @@
+// The thread pool on its own, for ThreadSanitizer: a table of properties, each a function that requires what it says.
+#include "threads.h"
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+
+#if __has_include(<sys/wait.h>)
+#include <sys/wait.h>
+#include <unistd.h>
+#define HAS_FORK 1
+#endif
+
+namespace {
+
+using rnnfast::Index;
+using rnnfast::run_parallel;
+using rnnfast::Team;
+
+constexpr Index most_threads = 4;
+
+bool never() { return false; }
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "pool: expected that %s\n", what);
+  std::exit(1);
+}
+
+// One region in which every member adds 1 to its own slot and, past a barrier, reads all slots: plain memory, so that
+// a barrier that orders too little is a data race. Returns the size of the team.
+Index add_and_look(Index threads) {
+  std::vector<Index> slots(std::size_t(threads), 0);
+  std::atomic<Index> members = 0, complete = 0, size = 0;
+  const bool finished = run_parallel(
+      threads,
+      [&](const Team& team) {
+        members += 1;
+        size = team.size;
+        for (Index step = 1; step <= 20; ++step) {
+          slots[std::size_t(team.rank)] += 1;
+          if (!team.barrier(team)) return;
+          Index sum = 0;
+          for (Index slot : slots) sum += slot;
+          if (sum == step * team.size) complete += 1;
+          if (!team.barrier(team)) return;
+        }
+      },
+      never);
+  require(finished, "a region that nobody interrupts says that it has finished");
+  require(size >= 1 && size <= threads, "a team has between 1 and the wanted number of members");
+  require(members == size, "each member runs the job once");
+  require(complete == 20 * size, "after a barrier all see what all wrote before it");
+  return size;
+}
+
+void a_region_has_the_team_that_was_asked_for() {
+  for (Index repeat = 0; repeat < 50; ++repeat)
+    for (Index threads : {1, 4, 2, 3})
+      require(add_and_look(threads) == threads, "an idle pool gives as many threads as are wanted");
+}
+
+void concurrent_callers_all_finish() {
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller)
+    callers.emplace_back([caller] {
+      for (Index repeat = 0; repeat < 50; ++repeat) add_and_look(1 + (repeat + caller) % most_threads);
+    });
+  for (std::thread& caller : callers) caller.join();
+}
+
+void a_call_inside_a_region_runs_alone() {
+  std::atomic<Index> alone = 0;
+  run_parallel(
+      most_threads,
+      [&](const Team&) {
+        if (add_and_look(most_threads) == 1) alone += 1;
+      },
+      never);
+  require(alone == most_threads, "a call inside a region runs on its own thread");
+  require(add_and_look(most_threads) == most_threads, "the pool is free again after nested calls");
+}
+
+// Whether the job asks at barriers or between them, the members leave together, and the next region is not affected.
+void an_interrupted_region_ends() {
+  for (const bool at_barrier : {true, false}) {
+    std::vector<Index> steps(most_threads, 0);
+    int asked = 0;
+    const bool finished = run_parallel(
+        most_threads,
+        [&](const Team& team) {
+          while (at_barrier ? team.barrier(team) : !team.interrupted(team)) steps[std::size_t(team.rank)] += 1;
+        },
+        [&] { return ++asked == 100; });
+    require(!finished, "an interrupted region says so");
+    for (Index taken : steps) require(!at_barrier || taken == 99, "all members leave at the same barrier");
+    require(add_and_look(most_threads) == most_threads, "the pool works after an interruption");
+  }
+}
+
+void the_number_of_threads_is_kept() {
+  const Index before = rnnfast::get_num_threads();
+  require(before >= 1, "there is at least one thread");
+  rnnfast::set_num_threads(3);
+  require(rnnfast::get_num_threads() == 3, "the number of threads is the one that was set");
+  rnnfast::set_num_threads(before);
+}
+
+#if HAS_FORK
+void a_forked_child_starts_with_a_fresh_pool() {
+  require(add_and_look(most_threads) == most_threads, "the parent's pool has workers");
+  const pid_t child = fork();
+  require(child >= 0, "the process can fork");
+  if (child == 0) {
+    add_and_look(most_threads);
+    _exit(add_and_look(most_threads) == most_threads ? 0 : 1);
+  }
+  int status = 0;
+  require(waitpid(child, &status, 0) == child, "the child ends");
+  require(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child's pool works");
+  require(add_and_look(most_threads) == most_threads, "the parent's pool works on");
+}
+#endif
+
+struct Property {
+  const char* name;
+  void (*holds)();
+};
+
+constexpr Property properties[] = {
+    {"a region has the team that was asked for", a_region_has_the_team_that_was_asked_for},
+    {"concurrent callers all finish", concurrent_callers_all_finish},
+    {"a call inside a region runs alone", a_call_inside_a_region_runs_alone},
+    {"an interrupted region ends", an_interrupted_region_ends},
+    {"the number of threads is kept", the_number_of_threads_is_kept},
+#if HAS_FORK
+    {"a forked child starts with a fresh pool", a_forked_child_starts_with_a_fresh_pool},
+#endif
+};
+
+}  // namespace
+
+int main() {
+  for (const Property& property : properties) {
+    property.holds();
+    std::printf("ok: %s\n", property.name);
+  }
+}

@@ -1,0 +1,515 @@
+"""What does not fit is refused: the error names the argument, what was expected and what came; nothing changes."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from modules import B, H, I, T, make_cell, make_layer, make_state, normal
+from problems import Array, Shape, make_problem
+
+import rnnfast
+from rnnfast import functional
+
+rf: Any = rnnfast  # these calls are not what the types allow
+F: Any = functional
+
+
+class World:
+    """Everything that a bad call could touch."""
+
+    def __init__(self) -> None:
+        self.lstm = make_layer("lstm", num_layers=2, dropout=0.5, learn_initial_state=True)
+        self.gru = make_layer("gru", bidirectional=True, batch_first=True)
+        self.cell = make_cell("lstm")
+        self.rnn_cell = make_cell("rnn_tanh")
+        self.readout = rnnfast.Linear(I, H)
+        self.x = normal((T, B, I), "float32", 1)
+        self.state = make_state(self.lstm, (B,), 2)
+        self.y, _, self.tape = self.lstm.forward(self.x, self.state)
+        self.dstate = make_state(self.lstm, (B,), 4)
+        self.grads = {name: np.ones_like(p) for name, p in self.lstm.state_dict().items()}
+        _, self.cell_tape = self.cell.forward(self.x[0])
+        _, self.readout_tape = self.readout.forward(self.x)
+
+        problem = make_problem("lstm", "float32", Shape(T, B, I, H))
+        self.parameters: list[Any] = problem.parameters
+        self.h0: Any = problem.h0
+        self.c0: Any = problem.c0
+        self.dy: Any = problem.dy
+        _, _, self.bare_tape = F.forward("lstm", self.x, self.parameters, (self.h0, self.c0))
+        _, _, self.rnn_tape = F.forward("rnn_tanh", self.x, [tuple(p[:H] for p in self.parameters[0])])
+        self.out = np.ones((T, B, H), np.float32)
+        self.bare_grads = [tuple(np.ones_like(p) for p in self.parameters[0])]
+
+    def grads_with(self, **changes: Any) -> dict[str, Any]:
+        return {**self.grads, **changes}
+
+    def grads_without(self, name: str) -> dict[str, Any]:
+        return {key: g for key, g in self.grads.items() if key != name}
+
+    def parameters_with(self, i: int, p: Any) -> list[tuple[Any, ...]]:
+        """Return the bare parameters with another i-th one."""
+        w = self.parameters[0]
+        return [(*w[:i], p, *w[i + 1 :])]
+
+    def grads_bare_with(self, i: int, g: Any) -> list[tuple[Any, ...]]:
+        w = self.bare_grads[0]
+        return [(*w[:i], g, *w[i + 1 :])]
+
+    def bare(self, *state: Any, **options: Any) -> Any:
+        return F.forward("lstm", self.x, self.parameters, *state, **options)
+
+
+class Case(NamedTuple):
+    """One bad call and its error."""
+
+    call: Callable[[World], Any]
+    error: type[Exception]
+    message: str  # a regular expression
+
+
+def read_only(a: Array) -> Array:
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+class Lies:
+    """Says it is an array and fails to be one."""
+
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        msg = "no array today"
+        raise RuntimeError(msg)
+
+
+def lstm_of(dtype: Any) -> Callable[[World], Any]:
+    return lambda _: rf.LSTM(3, 4, dtype=dtype)
+
+
+SIZES = r"input_size, hidden_size, num_layers: expected sizes whose parameters can be addressed"
+
+CONSTRUCTORS = {
+    "input_size_0": Case(lambda _: rf.LSTM(0, 4), ValueError, "input_size: expected at least 1, got 0"),
+    "hidden_size_-1": Case(lambda _: rf.GRU(3, -1), ValueError, "hidden_size: expected at least 1, got -1"),
+    "num_layers_0": Case(lambda _: rf.RNN(3, 4, 0), ValueError, "num_layers: expected at least 1, got 0"),
+    "size_float": Case(lambda _: rf.LSTM(3.0, 4), TypeError, "input_size: expected an int, got float"),
+    "size_none": Case(lambda _: rf.LSTM(3, None), TypeError, "hidden_size: expected an int, got NoneType"),
+    "size_huge": Case(lambda _: rf.LSTM(3, 2**62), ValueError, SIZES),
+    "layers_huge": Case(lambda _: rf.LSTM(3, 4, 2**62), ValueError, SIZES),
+    "cell_huge": Case(lambda _: rf.GRUCell(2**62, 4), ValueError, "input_size, hidden_size: expected"),
+    "linear_huge": Case(lambda _: rf.Linear(2**40, 2**40), ValueError, "in_features, out_features: expected"),
+    "linear_0": Case(lambda _: rf.Linear(3, 0), ValueError, "out_features: expected at least 1, got 0"),
+    "cell_0": Case(lambda _: rf.LSTMCell(0, 4), ValueError, "input_size: expected at least 1, got 0"),
+    "bias_str": Case(lambda _: rf.LSTM(3, 4, 1, "tanh"), TypeError, "bias: expected a bool, got str"),
+    "batch_first": Case(lambda _: rf.GRU(3, 4, batch_first=1), TypeError, "batch_first: expected a bool, got int"),
+    "bidirectional": Case(lambda _: rf.GRU(3, 4, bidirectional=2), TypeError, "bidirectional: expected a bool"),
+    "learned": Case(lambda _: rf.GRU(3, 4, learn_initial_state=0), TypeError, "learn_initial_state: expected a bo"),
+    "reset_after": Case(lambda _: rf.GRU(3, 4, reset_after=None), TypeError, "reset_after: expected a bool"),
+    "dropout_-0.1": Case(lambda _: rf.LSTM(3, 4, dropout=-0.1), ValueError, r"dropout: expected .*, got -0.1"),
+    "dropout_2": Case(lambda _: rf.LSTM(3, 4, dropout=2), ValueError, r"dropout: expected .*, got 2"),
+    "dropout_nan": Case(lambda _: rf.LSTM(3, 4, dropout=np.nan), ValueError, r"dropout: expected .*, got nan"),
+    "dropout_str": Case(lambda _: rf.LSTM(3, 4, dropout="x"), TypeError, "dropout: expected a number, got str"),
+    "dropout_bool": Case(lambda _: rf.LSTM(3, 4, dropout=True), TypeError, "dropout: expected a number, got bool"),
+    "nonlinearity": Case(lambda _: rf.RNN(3, 4, 1, "elu"), ValueError, "nonlinearity: expected .*, got 'elu'"),
+    "nonlinearity_bool": Case(lambda _: rf.RNN(3, 4, 1, True), ValueError, "nonlinearity: expected .*, got True"),
+    **{
+        f"dtype_{dtype}": Case(lstm_of(dtype), TypeError, f"dtype: expected float32 or float64, got {dtype!r}")
+        for dtype in ("float16", "int32", "object", "single,", ">f4", None, 3)
+    },
+    "seed_str": Case(lambda _: rf.LSTM(3, 4, seed="x"), TypeError, "seed: "),
+    "seed_-1": Case(lambda _: rf.LSTM(3, 4, seed=-1), ValueError, "seed: "),
+}
+
+ARRAYS = {
+    "list": Case(lambda w: w.lstm([[[0.0]]]), TypeError, "x: expected an array, got list"),
+    "none": Case(lambda w: w.lstm(None), TypeError, "x: expected an array, got NoneType"),
+    "str": Case(lambda w: w.lstm("x"), TypeError, "x: expected an array, got str"),
+    "lies": Case(lambda w: w.lstm(Lies()), TypeError, "x: expected an array, got Lies"),
+    "float64": Case(lambda w: w.lstm(w.x.astype("f8")), TypeError, "x: expected dtype float32, got float64"),
+    "float16": Case(lambda w: w.lstm(w.x.astype("f2")), TypeError, "x: expected dtype float32, got float16"),
+    "int": Case(lambda w: w.lstm(w.x.astype(int)), TypeError, "x: expected dtype float32, got int64"),
+    "swapped": Case(lambda w: w.lstm(w.x.astype(">f4")), TypeError, "x: expected dtype float32, got >f4"),
+    "complex": Case(lambda w: w.lstm(w.x.astype("c8")), TypeError, "x: expected dtype float32, got complex64"),
+    "object": Case(lambda w: w.lstm(w.x.astype(object)), TypeError, "x: expected dtype float32, got object"),
+}
+
+LAYERS = {
+    "rank_1": Case(lambda w: w.lstm(w.x[0, 0]), ValueError, r"x: expected shape \(T, B, 7\) or \(T, 7\), got \(7,\)"),
+    "rank_4": Case(lambda w: w.lstm(w.x[None]), ValueError, r"x: expected shape .*, got \(1, 5, 3, 7\)"),
+    "features": Case(lambda w: w.lstm(w.x[..., 1:]), ValueError, r"x: expected shape \(T, B, 7\) .* got \(5, 3, 6\)"),
+    "batch_first": Case(lambda w: w.gru(w.x[0, 0]), ValueError, r"x: expected shape \(B, T, 7\) or \(T, 7\), got"),
+    "T_0": Case(lambda w: w.lstm(w.x[:0]), ValueError, r"x: expected shape .* with T >= 1, got \(0, 3, 7\)"),
+    "T_0_one": Case(lambda w: w.lstm(w.x[:0, 0]), ValueError, r"x: expected shape .* with T >= 1, got"),
+    "state_h": Case(lambda w: w.lstm(w.x, w.state[0]), TypeError, r"state: expected a tuple \(h, c\), got ndarray"),
+    "state_3": Case(lambda w: w.lstm(w.x, (*w.state, None)), ValueError, r"state: expected .*\(h, c\), got .* 3"),
+    "state_tuple": Case(lambda w: w.gru(w.x, w.state), TypeError, "state: expected one array, h, got a tuple of 2"),
+    "state_list": Case(lambda w: w.lstm(w.x, ([[[0.0]]], None)), TypeError, "state: expected an array, got list"),
+    "state_rank": Case(
+        lambda w: w.lstm(w.x[:, 0], w.state), ValueError, r"state: expected shape \(2, 6\), got \(2, 3, 6\)"
+    ),
+    "state_B": Case(
+        lambda w: w.lstm(w.x, (w.state[0], w.state[1][:, :2])),
+        ValueError,
+        r"state: expected shape \(2, 3, 6\), got \(2, 2, 6\)",
+    ),
+    "state_dtype": Case(
+        lambda w: w.lstm(w.x, (w.state[0], w.state[1].astype("f8"))),
+        TypeError,
+        "state: expected dtype float32, got float64",
+    ),
+    "dy_shape": Case(
+        lambda w: w.lstm.backward(w.tape, w.y[1:]), ValueError, r"dy: expected shape \(5, 3, 6\), got \(4, 3, 6\)"
+    ),
+    "dy_dtype": Case(lambda w: w.lstm.backward(w.tape, w.y.astype("f8")), TypeError, "dy: expected dtype float32, got"),
+    "dy_list": Case(lambda w: w.lstm.backward(w.tape, [1.0]), TypeError, "dy: expected an array, got list"),
+    "no_gradient": Case(lambda w: w.lstm.backward(w.tape), ValueError, "dy.*: expected at least one"),
+    "dstate_h": Case(lambda w: w.lstm.backward(w.tape, w.y, w.dstate[0]), TypeError, r"dstate: expected a tuple \(h,"),
+    "dstate_shape": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, (w.dstate[0], w.dstate[1][:1])),
+        ValueError,
+        r"dstate: expected shape \(2, 3, 6\), got \(1, 3, 6\)",
+    ),
+    "tape_none": Case(lambda w: w.lstm.backward(None, w.y), TypeError, "tape: expected .*, got NoneType"),
+    "tape_bare": Case(lambda w: w.lstm.backward(w.bare_tape, w.y), TypeError, "tape: expected .*, got Tape"),
+    "tape_other": Case(
+        lambda w: copy.deepcopy(w.lstm).backward(w.tape, w.y), ValueError, "tape: expected .*, got one of another"
+    ),
+    "tape_cell": Case(lambda w: w.lstm.backward(w.cell_tape, w.y), ValueError, "tape: expected .* LSTMCell"),
+    "grads_list": Case(lambda w: w.lstm.backward(w.tape, w.y, grads=[]), TypeError, "grads: expected .*, got list"),
+    "grads_missing": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, grads=w.grads_without("bias_hh_l1")),
+        ValueError,
+        r"grads: expected the keys of state_dict\(\), .*bias_hh_l1",
+    ),
+    "grads_unknown": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, grads=w.grads_with(bias=w.out)),
+        ValueError,
+        r"grads: expected the keys of state_dict\(\), .*'bias'",
+    ),
+    "grads_shape": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, grads=w.grads_with(weight_ih_l0=np.ones((24, 6), np.float32))),
+        ValueError,
+        r"grads\['weight_ih_l0'\]: expected shape \(24, 7\), got \(24, 6\)",
+    ),
+    "grads_dtype": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, grads=w.grads_with(weight_ih_l0=np.ones((24, 7)))),
+        TypeError,
+        r"grads\['weight_ih_l0'\]: expected dtype float32, got float64",
+    ),
+    "grads_not_array": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, grads=w.grads_with(weight_ih_l0=None)),
+        TypeError,
+        r"grads\['weight_ih_l0'\]: expected an ndarray, got NoneType",
+    ),
+    "grads_read_only": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, grads=w.grads_with(weight_ih_l0=read_only(w.lstm.weight_ih_l0))),
+        ValueError,
+        r"grads\['weight_ih_l0'\]: expected a writable array, got a read-only one",
+    ),
+    "grads_twice": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, grads=w.grads_with(bias_ih_l0=w.grads["bias_hh_l1"])),
+        ValueError,
+        "grads: expected arrays of their own, got some that overlap",
+    ),
+    "grads_parameters": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, grads=w.lstm.state_dict()),
+        ValueError,
+        "grads: expected arrays of their own, got some that overlap",
+    ),
+    "load_list": Case(lambda w: w.lstm.load_state_dict([]), TypeError, "state_dict: expected .*, got list"),
+    "load_keys": Case(lambda w: w.lstm.load_state_dict({}), ValueError, "state_dict: expected the keys .*weight_ih_l0"),
+    "load_shape": Case(
+        lambda w: w.lstm.load_state_dict(w.grads_with(bias_hh_l1=np.ones(6, np.float32))),
+        ValueError,
+        r"bias_hh_l1: expected shape \(24,\), got \(6,\)",
+    ),
+    "load_dtype": Case(
+        lambda w: w.lstm.load_state_dict(w.grads_with(initial_c=np.ones((2, 6)))),
+        TypeError,
+        "initial_c: expected dtype float32, got float64",
+    ),
+    "assign_shape": Case(
+        lambda w: setattr(w.lstm, "bias_ih_l0", np.ones(3, np.float32)), ValueError, "bias_ih_l0: expected shape"
+    ),
+    "assign_none": Case(lambda w: setattr(w.lstm, "bias_ih_l0", None), TypeError, "bias_ih_l0: expected an array"),
+}
+
+CELLS = {
+    "rank": Case(lambda w: w.cell(w.x), ValueError, r"x: expected shape \(B, 7\) or \(7,\), got \(5, 3, 7\)"),
+    "features": Case(lambda w: w.cell(w.x[0, :, 1:]), ValueError, r"x: expected shape \(B, 7\) .*, got \(3, 6\)"),
+    "dtype": Case(lambda w: w.cell(w.x[0].astype("f8")), TypeError, "x: expected dtype float32, got float64"),
+    "state_h": Case(lambda w: w.cell(w.x[0], w.state[0]), TypeError, r"state: expected a tuple \(h, c\), got ndarray"),
+    "state_tuple": Case(lambda w: w.rnn_cell(w.x[0], w.state), TypeError, "state: expected one array, h, got a tuple"),
+    "state_shape": Case(
+        lambda w: w.cell(w.x[0], w.state), ValueError, r"state: expected shape \(3, 6\), got \(2, 3, 6\)"
+    ),
+    "state_one": Case(
+        lambda w: w.rnn_cell(w.x[0, 0], w.out[0]), ValueError, r"state: expected shape \(6,\), got \(3, 6\)"
+    ),
+    "dstate": Case(
+        lambda w: w.cell.backward(w.cell_tape, w.dstate),
+        ValueError,
+        r"dstate: expected shape \(3, 6\), got \(2, 3, 6\)",
+    ),
+    "no_gradient": Case(lambda w: w.cell.backward(w.cell_tape, None), ValueError, "dy.*: expected at least one"),
+    "tape": Case(lambda w: w.cell.backward(w.tape, w.dstate), ValueError, "tape: expected .*, got one of another LSTM"),
+    "grads": Case(
+        lambda w: w.cell.backward(w.cell_tape, (w.out[0], None), grads=w.cell.state_dict()),
+        ValueError,
+        "grads: expected arrays of their own, got some that overlap",
+    ),
+}
+
+READOUT = {
+    "features": Case(lambda w: w.readout(w.out), ValueError, r"x: expected shape \(..., 7\), got \(5, 3, 6\)"),
+    "rank": Case(lambda w: w.readout(np.float32(1)), ValueError, r"x: expected shape \(..., 7\), got \(\)"),
+    "dtype": Case(lambda w: w.readout(w.x.astype(int)), TypeError, "x: expected dtype float32, got int64"),
+    "double": Case(lambda w: w.readout(w.x.astype("f8")), TypeError, "x: expected dtype float32, got float64"),
+    "dy": Case(
+        lambda w: w.readout.backward(w.readout_tape, w.x),
+        ValueError,
+        r"dy: expected shape \(5, 3, 6\), got \(5, 3, 7\)",
+    ),
+    "tape": Case(lambda w: w.readout.backward(w.tape, w.out), ValueError, "tape: expected .*, got one of another LSTM"),
+    "grads": Case(
+        lambda w: w.readout.backward(w.readout_tape, w.out, grads=w.readout.state_dict()), ValueError, "grads: expected"
+    ),
+    "bare_dtype": Case(
+        lambda w: F.linear(w.x, w.readout.weight.astype(int)),
+        TypeError,
+        "weight: expected dtype float32 or float64, got",
+    ),
+    "bare_weight": Case(
+        lambda w: F.linear(w.x, w.out), ValueError, r"weight: expected shape \(O, I\), got \(5, 3, 6\)"
+    ),
+    "bare_bias": Case(
+        lambda w: F.linear(w.x, w.readout.weight, w.out[0, 0, :5]),
+        ValueError,
+        r"bias: expected shape \(6,\), got \(5,\)",
+    ),
+    "bare_out_shape": Case(
+        lambda w: F.linear(w.x, w.readout.weight, out=w.out[0]),
+        ValueError,
+        r"out: expected shape \(5, 3, 6\), got \(3, 6\)",
+    ),
+    "bare_out_list": Case(
+        lambda w: F.linear(w.x, w.readout.weight, out=[]), TypeError, "out: expected an ndarray, got"
+    ),
+    "bare_out_read_only": Case(
+        lambda w: F.linear(w.x, w.readout.weight, out=read_only(w.out)), ValueError, "out: expected a writable array"
+    ),
+    "bare_out_strided": Case(
+        lambda w: F.linear(w.x, w.readout.weight, out=w.out[::-1]), ValueError, "out: expected a C-contiguous array"
+    ),
+    "bare_out_overlap": Case(
+        lambda w: F.linear(w.out, np.eye(H, dtype="f4"), out=w.out),
+        ValueError,
+        "out: expected .*, got one that overlaps",
+    ),
+}
+
+FUNCTIONAL = {
+    "cell": Case(
+        lambda w: F.forward("gro", w.x, w.parameters), ValueError, "cell: expected one of lstm, .*, got 'gro'"
+    ),
+    "cell_type": Case(lambda w: F.inference(3, w.x, w.parameters), TypeError, "cell"),
+    "x_rank": Case(
+        lambda w: F.forward("lstm", w.x[0], w.parameters), ValueError, r"x: expected shape \(T, B, 7\) .*, got \(3, 7\)"
+    ),
+    "x_T_0": Case(
+        lambda w: F.forward("lstm", w.x[:0], w.parameters), ValueError, r"x: expected shape .*T >= 1, got \(0, 3, 7\)"
+    ),
+    "x_huge": Case(
+        lambda w: F.inference("lstm", np.broadcast_to(w.x[:1, :1], (2**30, 2**27, I)), w.parameters),
+        ValueError,
+        "x: expected",
+    ),
+    "parameters_none": Case(lambda w: F.forward("lstm", w.x, None), TypeError, "parameters: expected .*, got NoneType"),
+    "parameters_0": Case(lambda w: F.forward("lstm", w.x, []), ValueError, "parameters: expected 1 or 2 .*, got 0"),
+    "parameters_3": Case(lambda w: F.forward("lstm", w.x, w.parameters * 3), ValueError, "parameters: .*, got 3"),
+    "parameters_short": Case(
+        lambda w: F.forward("lstm", w.x, [w.parameters[0][:3]]), ValueError, "parameters: expected 4 .*, got 3"
+    ),
+    "w_ih_shape": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters_with(0, np.zeros((23, 7), "f4"))),
+        ValueError,
+        r"w_ih: expected shape \(24, 7\), got \(23, 7\)",
+    ),
+    "w_ih_none": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters_with(0, None)), TypeError, "w_ih: expected an array, got NoneType"
+    ),
+    "w_hh_shape": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters_with(1, np.zeros((24, 7), "f4"))),
+        ValueError,
+        r"w_hh: expected shape .*, got \(24, 7\)",
+    ),
+    "w_hh_dtype": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters_with(1, np.zeros((24, 6)))),
+        TypeError,
+        "w_hh: expected dtype float32, got float64",
+    ),
+    "w_hh_empty": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters_with(1, np.zeros((0, 0), "f4"))),
+        ValueError,
+        "w_hh: expected shape",
+    ),
+    "b_ih_shape": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters_with(2, np.zeros(6, "f4"))),
+        ValueError,
+        r"b_ih: expected shape \(24,\), got \(6,\)",
+    ),
+    "b_hh_list": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters_with(3, [0.0] * 24)),
+        TypeError,
+        "b_hh: expected an array, got list",
+    ),
+    "directions_differ": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters + w.parameters_with(0, np.zeros((24, 8), "f4"))),
+        ValueError,
+        r"w_ih: expected shape \(24, 7\), got \(24, 8\)",
+    ),
+    "state_h": Case(lambda w: w.bare(w.h0), TypeError, r"state: expected a tuple \(h, c\), got ndarray"),
+    "state_shape": Case(
+        lambda w: w.bare((w.h0, w.c0[:, 1:])), ValueError, r"c0: expected shape \(1, 3, 6\), got \(1, 2, 6\)"
+    ),
+    "state_dtype": Case(
+        lambda w: w.bare((w.h0.astype("f8"), w.c0)), TypeError, "h0: expected dtype float32, got float64"
+    ),
+    "out_list": Case(lambda w: w.bare(out=[None, None]), TypeError, r"out: expected a tuple \(y, state\), got list"),
+    "out_3": Case(lambda w: w.bare(out=(None,) * 3), ValueError, r"out: expected a tuple \(y, state\), got .* 3"),
+    "out_state": Case(lambda w: w.bare(out=(None, w.h0)), TypeError, r"out: expected a tuple \(h, c\), got ndarray"),
+    "out_shape": Case(lambda w: w.bare(out=(w.out[1:], None)), ValueError, r"out.*: expected shape \(5, 3, 6\), got"),
+    "out_dtype": Case(
+        lambda w: w.bare(out=(w.out.astype("f8"), None)), TypeError, "out.*: expected dtype float32, got"
+    ),
+    "out_read_only": Case(lambda w: w.bare(out=(read_only(w.out), None)), ValueError, "out.*: expected a writable"),
+    "out_x": Case(
+        lambda w: F.forward("rnn_tanh", w.out, [(np.eye(H, dtype="f4"),) * 2 + (None, None)], out=(w.out, None)),
+        ValueError,
+        "out.*: expected .*overlaps x",
+    ),
+    "out_twice": Case(lambda w: w.bare(out=(None, (w.h0, w.h0))), ValueError, "out.*: expected .*overlaps out"),
+    "out_state0": Case(lambda w: w.bare((w.h0, w.c0), out=(None, (w.h0, None))), ValueError, "out.*: .*overlaps h0"),
+    "out_itself": Case(
+        lambda w: w.bare(out=(np.lib.stride_tricks.as_strided(w.out, (T, B, H), (4, 4, 4)), None)),
+        ValueError,
+        "out.*: expected .*overlaps itself",
+    ),
+    "tape_none": Case(lambda w: F.backward(None, w.dy), TypeError, "tape: expected .*, got NoneType"),
+    "tape_layer": Case(lambda w: F.backward(w.tape, w.dy), TypeError, "tape: expected a tape of functional.forward"),
+    "no_gradient": Case(lambda w: F.backward(w.bare_tape), ValueError, "dy.*: expected at least one"),
+    "dy_shape": Case(
+        lambda w: F.backward(w.bare_tape, w.dy[1:]), ValueError, r"dy: expected shape \(5, 3, 6\), got \(4, 3, 6\)"
+    ),
+    "dstate_h": Case(lambda w: F.backward(w.bare_tape, None, w.h0), TypeError, r"dstate: expected a tuple \(h, c\)"),
+    "dstate_tuple": Case(
+        lambda w: F.backward(w.rnn_tape, None, (w.h0, w.c0)),
+        TypeError,
+        "dstate: expected one array, h, got a tuple of 2",
+    ),
+    "dstate_shape": Case(
+        lambda w: F.backward(w.bare_tape, None, (w.h0[0], None)),
+        ValueError,
+        r"dh: expected shape \(1, 3, 6\), got \(3, 6\)",
+    ),
+    "need_dx": Case(
+        lambda w: F.backward(w.bare_tape, w.dy, need_dx=False, out=(w.x, None)), ValueError, "out.*: expected None"
+    ),
+    "grads_0": Case(lambda w: F.backward(w.bare_tape, w.dy, grads=[]), ValueError, "grads: expected 1 .*, got 0"),
+    "grads_shape": Case(
+        lambda w: F.backward(w.bare_tape, w.dy, grads=w.grads_bare_with(3, np.zeros(6, "f4"))),
+        ValueError,
+        r"grads.*b_hh: expected shape \(24,\), got \(6,\)",
+    ),
+    "grads_none": Case(
+        lambda w: F.backward(w.bare_tape, w.dy, grads=w.grads_bare_with(3, None)),
+        TypeError,
+        "grads.*b_hh: expected an array, got None",
+    ),
+    "grads_twice": Case(
+        lambda w: F.backward(w.bare_tape, w.dy, grads=w.grads_bare_with(2, w.bare_grads[0][3])),
+        ValueError,
+        "grads.*: expected .*overlaps grads",
+    ),
+    "grads_parameters": Case(
+        lambda w: F.backward(w.bare_tape, w.dy, grads=w.parameters), ValueError, "grads.*: expected .*overlaps w_ih"
+    ),
+    "sigmoid_int": Case(
+        lambda _: F.sigmoid(np.arange(3)), TypeError, "x: expected dtype float32 or float64, got int64"
+    ),
+    "tanh_list": Case(lambda _: F.tanh([0.0]), TypeError, "x: expected an array, got list"),
+    "tanh_out": Case(lambda w: F.tanh(w.x, out=w.out), ValueError, r"out: expected shape \(5, 3, 7\), got \(5, 3, 6\)"),
+    "tanh_read_only": Case(lambda w: F.tanh(w.out, out=read_only(w.out)), ValueError, "out: expected a writable array"),
+}
+
+OTHERS = {
+    "scheme": Case(lambda w: rf.initialize(w.lstm, "zeros"), ValueError, "scheme: expected .*, got 'zeros'"),
+    "layer": Case(lambda _: rf.initialize("lstm", "torch"), TypeError, "layer: expected .*, got str"),
+    "forget_bias_gru": Case(
+        lambda w: rf.initialize(w.gru, "torch", forget_bias=1), ValueError, "forget_bias: expected None .*GRU"
+    ),
+    "forget_bias_linear": Case(
+        lambda w: rf.initialize(w.readout, "torch", forget_bias=1),
+        ValueError,
+        "forget_bias: expected None .*Linear",
+    ),
+    "forget_bias_none": Case(
+        lambda _: rf.initialize(rf.LSTM(3, 4, bias=False), "torch", forget_bias=1),
+        ValueError,
+        "forget_bias: expected None .*bias=False",
+    ),
+    "forget_bias_str": Case(
+        lambda w: rf.initialize(w.lstm, "xavier", forget_bias="1"),
+        TypeError,
+        "forget_bias: expected a number, got str",
+    ),
+    "initialize_seed": Case(lambda w: rf.initialize(w.lstm, "torch", seed=-1), ValueError, "seed: "),
+    "count": Case(lambda _: rf.num_parameters([3]), TypeError, "layer: expected .*, got int"),
+    "threads_0": Case(lambda _: rf.set_num_threads(0), ValueError, "n: expected .*, got 0"),
+    "threads_-1": Case(lambda _: rf.threads(-1).__enter__(), ValueError, "n: expected .*, got -1"),
+    "threads_str": Case(lambda _: rf.set_num_threads("2"), TypeError, "n"),
+}
+
+CASES = {
+    f"{group}-{name}": case
+    for group, cases in {
+        "constructor": CONSTRUCTORS,
+        "array": ARRAYS,
+        "layer": LAYERS,
+        "cell": CELLS,
+        "readout": READOUT,
+        "functional": FUNCTIONAL,
+        "other": OTHERS,
+    }.items()
+    for name, case in cases.items()
+}
+
+
+def arrays(value: Any) -> Iterator[Array]:
+    """Find every array in a world, a layer, a dict or a sequence."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from arrays(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from arrays(part)
+    elif isinstance(value, World) or hasattr(value, "parameters"):
+        yield from arrays(vars(value))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_bad_call_says_so_and_changes_nothing(case: Case) -> None:
+    world = World()
+    before = [a.copy() for a in arrays(world)]
+    rng, threads = world.lstm.rng.bit_generator.state, rf.get_num_threads()
+    with pytest.raises(case.error, match=f"^{case.message}" if ":" in case.message else case.message) as raised:
+        case.call(world)
+    assert raised.type is case.error
+    assert all(np.array_equal(a, b) for a, b in zip(arrays(world), before, strict=True))
+    assert world.lstm.rng.bit_generator.state == rng
+    assert rf.get_num_threads() == threads
+    world.lstm.backward(world.tape, world.y, world.dstate, grads=world.grads)  # the tape is as good as before

@@ -1,0 +1,108 @@
+"""Cells: one step each, with the bits of a layer and the values of the oracle and of torch."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from modules import KINDS, PARAMETERS, B, H, I, make_cell, make_state, named_states, normal, parts
+from problems import DTYPES, Results, assert_close, assert_same_bits, named
+
+import rnnfast
+from rnnfast import reference
+
+by_cell = pytest.mark.parametrize("cell", KINDS)
+by_bias = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+by_batch = pytest.mark.parametrize("batch", [(), (1,), (B,), (0,)], ids=["one", "B1", "B3", "B0"])
+
+
+def results(state: Any, dx: Any, dstate0: Any, grads: Results) -> Results:
+    """Return everything that came by name."""
+    return {**named(dx=dx), **named_states(state, dstate0), **grads}
+
+
+@by_batch
+@by_bias
+@pytest.mark.parametrize("dtype", DTYPES)
+@by_cell
+def test_a_step_is_the_oracles(cell: str, dtype: str, bias: bool, batch: tuple[int, ...]) -> None:
+    module = make_cell(cell, dtype=dtype, bias=bias)
+    x, state, dstate = (
+        normal((*batch, I), dtype, 1),
+        make_state(module, batch, 2),
+        make_state(module, batch, 4),
+    )
+    last, tape = module.forward(x, state)
+    actual = results(last, *module.backward(tape, dstate))
+    n = batch[0] if batch else 1
+    parameters = [tuple(module.parameters.get(name) for name in PARAMETERS)]
+    _, h, c, kept = reference.forward(cell, x.reshape(1, n, I), parameters, *(s.reshape(1, n, H) for s in parts(state)))
+    dx, dh0, dc0, [grads] = reference.backward(kept, None, *(s.reshape(1, n, H) for s in parts(dstate)))
+    states = (tuple(s.reshape(*batch, H) for s in pair if s is not None) for pair in ((h, c), (dh0, dc0)))
+    expected = {**named(dx=dx.reshape(x.shape)), **named_states(*states)}
+    assert_close(actual, expected | named(**dict(zip(PARAMETERS, grads, strict=True))))
+    assert_same_bits(named_states(module(x, state)), named_states(last))
+
+
+@by_cell
+def test_steps_give_the_bits_of_a_layer(cell: str) -> None:
+    kind, own = KINDS[cell]
+    layer, module = getattr(rnnfast, kind)(I, H, seed=1, **own), make_cell(cell)
+    module.load_state_dict({name: layer.parameters[f"{name}_l0"] for name in PARAMETERS})
+    x = normal((9, B, I), "float32", 1)
+    y, last = layer(x)
+    state: Any = None
+    for x_t, y_t in zip(x, y, strict=True):
+        state = module(x_t, state)
+        assert np.array_equal(parts(state)[0], y_t)
+    for s, s_last in zip(parts(state), parts(last), strict=True):
+        assert np.array_equal(s, s_last[0])
+
+
+@by_batch
+@by_cell
+def test_no_state_is_zeros(cell: str, batch: tuple[int, ...]) -> None:
+    module = make_cell(cell)
+    x, zeros = normal((*batch, I), "float32", 1), np.zeros((*batch, H), np.float32)
+    last, tape = module.forward(x)
+    expected, tape_zeros = module.forward(x, (zeros, zeros) if cell == "lstm" else zeros)
+    actual = results(last, *module.backward(tape, last))
+    assert_same_bits(actual, results(expected, *module.backward(tape_zeros, last)))
+
+
+@by_cell
+def test_gradients_are_added_and_the_tape_stays(cell: str) -> None:
+    module = make_cell(cell)
+    last, tape = module.forward(normal((B, I), "float32", 1), make_state(module, (B,), 2))
+    dx, dstate0, grads = module.backward(tape, last)
+    summed = {name: np.zeros_like(p) for name, p in module.state_dict().items()}
+    none, dstate0_again, same = module.backward(tape, last, need_dx=False, grads=summed)
+    assert none is None
+    assert same is summed
+    assert_same_bits(results(last, dx, dstate0_again, summed), results(last, dx, dstate0, grads))
+    module.backward(tape, last, grads=summed)
+    assert_close(summed, {name: 2 * g.astype(np.float64) for name, g in grads.items()})
+
+
+@by_bias
+@pytest.mark.parametrize("batch", [(), (B,)], ids=["one", "B3"])
+@pytest.mark.parametrize("cell", [cell for cell in KINDS if cell != "gru_reset_before"])
+def test_a_torch_state_dict_gives_torchs_results(cell: str, bias: bool, batch: tuple[int, ...]) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    kind, own = KINDS[cell]
+    theirs = getattr(torch.nn, f"{kind}Cell")(I, H, bias, **own, dtype=torch.float64)
+    module = make_cell(cell, bias=bias, dtype="float64")
+    assert list(module.state_dict()) == list(theirs.state_dict())
+    module.load_state_dict(theirs.state_dict())
+    x, state = normal((*batch, I), "float64", 1), make_state(module, batch, 2)
+    inputs = [torch.from_numpy(a).requires_grad_() for a in (x, *parts(state))]
+    last = parts(theirs(inputs[0], tuple(inputs[1:]) if cell == "lstm" else inputs[1]))
+    sum(s.square().sum() / 2 for s in last).backward()
+    actual, tape = module.forward(x, state)
+    expected = results(
+        tuple(s.detach().numpy() for s in last),
+        inputs[0].grad.numpy(),
+        tuple(s.grad.numpy() for s in inputs[1:]),
+        {name: p.grad.numpy() for name, p in theirs.named_parameters()},
+    )
+    assert_close(results(actual, *module.backward(tape, actual)), expected)

@@ -1,0 +1,152 @@
+"""The functions of bare arrays: the forms of a state and of `out`, activations, the readout."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from modules import named_states, parts
+from problems import (
+    CELLS,
+    DTYPES,
+    Array,
+    Problem,
+    Shape,
+    assert_close,
+    assert_same_bits,
+    make_problem,
+    named,
+    named_grads,
+    solve,
+)
+
+from rnnfast import _core, reference
+from rnnfast import functional as F
+
+SHAPE = Shape(T=5, B=3, I=7, H=6, D=2)
+
+by_cell = pytest.mark.parametrize("cell", CELLS)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def state_of(problem: Problem, h: Any, c: Any) -> Any:
+    """Return a state as the cell's functions take it."""
+    return (h, c) if problem.states == 2 else h
+
+
+def h_c(state: Any) -> tuple[Any, Any]:
+    return state if isinstance(state, tuple) else (state, None)
+
+
+@by_dtype
+@by_cell
+def test_states_go_in_and_come_out_in_one_form(cell: str, dtype: str) -> None:
+    p = make_problem(cell, dtype, SHAPE)
+    state = state_of(p, p.h0, p.c0)
+    y, last, tape = F.forward(cell, p.x, p.parameters, state)
+    dx, dstate0, grads = F.backward(tape, p.dy, state_of(p, p.dh, p.dc))
+    (h, c), (dh0, dc0) = h_c(last), h_c(dstate0)
+    actual = {**named(y=y, h=h, c=c, dx=dx, dh0=dh0, dc0=dc0), **named_grads(grads)}
+    assert_same_bits(actual, solve(_core, p))
+    assert_close(actual, solve(reference, p))
+    y_inference, last_inference = F.inference(cell, p.x, p.parameters, state)
+    assert_same_bits({"y": y_inference, **named_states(last_inference)}, {"y": y, **named_states(last)})
+
+
+@by_cell
+def test_out_is_filled_and_returned(cell: str) -> None:
+    p = make_problem(cell, "float32", SHAPE)
+    y, last, tape = F.forward(cell, p.x, p.parameters)
+    dx, dstate0, _ = F.backward(tape, p.dy)
+
+    def like(state: Any) -> Any:
+        return state_of(p, *(None if s is None else np.full_like(s, np.nan) for s in h_c(state)))
+
+    for run in (F.forward, F.inference):
+        out = np.full_like(y, np.nan), like(last)
+        y_out, last_out, *_ = run(cell, p.x, p.parameters, out=out)
+        assert y_out is out[0]
+        assert all(a is b for a, b in zip(parts(last_out), parts(out[1]), strict=True))
+        assert np.array_equal(y_out, y)
+        assert_same_bits(named_states(last_out), named_states(last))
+    out = np.full_like(p.x, np.nan), like(dstate0)
+    dx_out, dstate0_out, _ = F.backward(tape, p.dy, out=out)
+    assert dx_out is out[0]
+    assert all(a is b for a, b in zip(parts(dstate0_out), parts(out[1]), strict=True))
+    assert_same_bits(named(dx=dx_out, **named_states(dstate0_out)), named(dx=dx, **named_states(dstate0)))
+
+
+def test_what_is_none_in_out_is_allocated() -> None:
+    p = make_problem("lstm", "float32", SHAPE)
+    y, (h, c), tape = F.forward("lstm", p.x, p.parameters)
+    c_out = np.empty_like(c)
+    y2, (h2, c2) = F.inference("lstm", p.x, p.parameters, out=(None, (None, c_out)))
+    assert c2 is c_out
+    assert_same_bits({"y": y2, "h": h2, "c": c2}, {"y": y, "h": h, "c": c})
+    y3, (h3, c3) = F.inference("lstm", p.x, p.parameters, out=(np.empty_like(y), None))
+    assert_same_bits({"y": y3, "h": h3, "c": c3}, {"y": y, "h": h, "c": c})
+    dx, _, _ = F.backward(tape, p.dy)
+    none, _, _ = F.backward(tape, p.dy, need_dx=False, out=(None, (np.empty_like(h), None)))
+    assert dx is not None
+    assert none is None
+
+
+@pytest.mark.parametrize("function", ["sigmoid", "tanh"])
+@by_dtype
+def test_activations_write_where_they_are_told(function: str, dtype: str) -> None:
+    x = np.linspace(-9, 9, 60).astype(dtype).reshape(3, 20)
+    f = getattr(F, function)
+    y, x64 = f(x), x.astype(np.float64)
+    assert y.dtype == x.dtype
+    assert_close({"y": y}, {"y": np.tanh(x64) if function == "tanh" else 1 / (1 + np.exp(-x64))})
+    for strided in (x.T, x[::-1, ::2]):
+        assert np.array_equal(f(strided), f(np.ascontiguousarray(strided)))
+    out = np.empty_like(x)
+    assert f(x, out=out) is out
+    assert np.array_equal(out, y)
+    assert f(out, out=out) is out  # in place
+    assert np.array_equal(out, f(y))
+
+
+# The readout
+
+
+def linear_problem(dtype: str, shape: tuple[int, ...]) -> tuple[Array, Array, Array, Array]:
+    """Draw x [*shape,I], weight [O,I], bias [O], dy [*shape,O]."""
+    rng = np.random.default_rng(0)
+    sizes = ((*shape, 7), (4, 7), (4,), (*shape, 4))
+    x, weight, bias, dy = (rng.standard_normal(size).astype(dtype) for size in sizes)
+    return x, weight, bias, dy
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 3), (2, 5, 3), (0, 3)])
+@by_dtype
+def test_linear_and_its_gradients(shape: tuple[int, ...], dtype: str) -> None:
+    x, weight, bias, dy = linear_problem(dtype, shape)
+    x64, weight64, dy64 = (a.astype(np.float64) for a in (x, weight, dy))
+    y = F.linear(x, weight, bias)
+    dx, (dweight, dbias) = F.linear_backward(x, weight, bias, dy)
+    expected = {
+        "y": x64 @ weight64.T + bias,
+        "dx": dy64 @ weight64,
+        "dweight": dy64.reshape(-1, 4).T @ x64.reshape(-1, 7),
+        "dbias": dy64.reshape(-1, 4).sum(axis=0),
+    }
+    assert_close(named(y=y, dx=dx, dweight=dweight, dbias=dbias), expected)
+    assert_close({"y": F.linear(x, weight)}, {"y": x64 @ weight64.T})
+    none, (dweight_again, no_dbias) = F.linear_backward(x, weight, None, dy, need_dx=False)
+    assert none is None
+    assert no_dbias is None
+    assert np.array_equal(dweight_again, dweight)
+    out = np.full((*shape, 4), np.nan, dtype)
+    assert F.linear(x, weight, bias, out=out) is out
+    assert np.array_equal(out, y)
+
+
+def test_linear_reads_any_layout() -> None:
+    x, weight, bias, dy = linear_problem("float64", (5, 3))
+    y, (dx, (dweight, _)) = F.linear(x, weight, bias), F.linear_backward(x, weight, bias, dy)
+    wide = np.repeat(np.repeat(x, 2, axis=0), 2, axis=2)[::2, :, ::2]
+    fortran = np.asfortranarray(weight)
+    assert_close({"y": F.linear(wide, fortran, bias)}, {"y": y})
+    dx2, (dweight2, _) = F.linear_backward(wide, fortran, bias, np.asfortranarray(dy))
+    assert_close(named(dx=dx2, dweight=dweight2), named(dx=dx, dweight=dweight))
