@@ -6,6 +6,7 @@ python benchmarks/charlm_torch.py [--cell lstm|gru|rnn] [--steps N] [--threads N
 import argparse
 import math
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,14 @@ from rnnfast.lm import LAYERS, Options, Training, default_text
 LAYER = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
-class CharLM(nn.Module):
+class CharLM(nn.Module):  # type: ignore[misc]
     def __init__(self, vocabulary: int, options: Options) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, options.embed)
         self.rnn = LAYER[options.cell](options.embed, options.hidden, options.layers)
         self.readout = nn.Linear(options.hidden, vocabulary)
 
-    def forward(self, tokens: Tensor, state: tuple[Tensor, ...] | Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         y, state = self.rnn(self.embedding(tokens), state)
         return self.readout(y), state
 
@@ -46,6 +47,7 @@ def main() -> None:
     streams, held_out = (torch.from_numpy(a).long() for a in (ours.streams, ours.held_out))
 
     T = options.seq_len
+    state: Any = None
     started = time.perf_counter()
     for step in trange(options.steps, desc="torch"):
         window = step % ours.steps_per_epoch

@@ -1,9 +1,5 @@
 // The border: NumPy arrays become checked views, memory is allocated, the GIL is released, the kernel is called.
 // Everything is validated here, once, and nothing is computed.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <chrono>
 #include <memory>
@@ -12,11 +8,10 @@
 #include <variant>
 #include <vector>
 
+#include "arrays.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "threads.h"
-
-namespace py = pybind11;
 
 namespace rnnfast {
 namespace {
@@ -33,10 +28,6 @@ template <>
 const Kernels<double>& kernels<double>() {
   return kernel_table->f64;
 }
-
-std::string text(const py::handle& object) { return py::cast<std::string>(py::str(object)); }
-
-std::string type_name(const py::handle& object) { return text(py::type::of(object).attr("__qualname__")); }
 
 // ---- Cells by name -------------------------------------------------------------------------------------------------
 
@@ -65,190 +56,6 @@ const CellInfo& cell_named(const py::object& object) {
   }
   throw py::value_error("cell: expected one of " + names + ", got '" + name + "'");
 }
-
-// ---- Arrays at the border ------------------------------------------------------------------------------------------
-
-// An array that shares the object's memory wherever the object allows it.
-py::array as_array(const py::object& object, const std::string& name) {
-  if (py::isinstance<py::array>(object)) return object;
-  const bool numpy_reads = py::hasattr(object, "__array_interface__") || py::hasattr(object, "__array__") ||
-                           PyObject_CheckBuffer(object.ptr());
-  if (!numpy_reads && !py::hasattr(object, "__dlpack__"))
-    throw py::type_error(name + ": expected an array, got " + type_name(object));
-  try {
-    return py::module_::import("numpy").attr(numpy_reads ? "asarray" : "from_dlpack")(object);
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
-    const std::string message = name + ": expected an array, got " + type_name(object) + ", which failed to give one";
-    py::raise_from(error, PyExc_TypeError, message.c_str());
-    throw py::error_already_set();
-  }
-}
-
-using Shape = std::vector<Index>;
-
-std::string shape_text(const Shape& shape) {
-  std::string text = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + (shape.size() == 1 ? ",)" : ")");
-}
-
-Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
-
-// `expected` in words, such as "(T, B, 28)".
-[[noreturn]] void wrong_shape(const std::string& name, const std::string& expected, const py::array& array) {
-  throw py::value_error(name + ": expected shape " + expected + ", got " + shape_text(shape_of(array)));
-}
-
-void require_shape(const std::string& name, const py::array& array, const Shape& shape) {
-  if (shape_of(array) != shape) wrong_shape(name, shape_text(shape), array);
-}
-
-void require_dtype(const std::string& name, const py::array& array, const py::dtype& dtype) {
-  if (!array.dtype().equal(dtype))
-    throw py::type_error(name + ": expected dtype " + text(dtype) + ", got " + text(array.dtype()));
-}
-
-// Whether [.., .., n] can be walked as rows of contiguous elements, a fixed stride apart; if so, that stride.
-template <class Real>
-std::optional<Index> row_stride(const py::array& array) {
-  const auto item = Index(sizeof(Real));
-  const Index last = array.ndim() - 1;
-  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(Real)) return std::nullopt;
-  if (array.shape(last) > 1 && array.strides(last) != item) return std::nullopt;
-  Index rows = 1, stride = array.shape(last) * item;
-  for (Index axis = last - 1; axis >= 0; --axis) {
-    if (array.shape(axis) == 1) continue;
-    if (rows == 1) stride = array.strides(axis);
-    if (array.strides(axis) != rows * stride) return std::nullopt;
-    rows *= array.shape(axis);
-  }
-  return stride % item == 0 ? std::optional(stride / item) : std::nullopt;
-}
-
-template <class Real>
-py::array contiguous_copy(const py::array& array) {
-  constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  return py::array_t<Real, py::array::c_style | aligned>::ensure(array);
-}
-
-// An argument that is read. Arrays whose rows are not contiguous are copied.
-template <class Real>
-struct Input {
-  py::array given, array;
-  Index stride = 0;
-
-  View<const Real> view() const { return {static_cast<const Real*>(array.data()), stride}; }
-};
-
-template <class Real>
-Input<Real> input(const std::string& name, const py::object& object, const Shape& shape) {
-  Input<Real> in;
-  in.given = as_array(object, name);
-  require_dtype(name, in.given, py::dtype::of<Real>());
-  require_shape(name, in.given, shape);
-  const auto stride = row_stride<Real>(in.given);
-  in.array = stride ? in.given : contiguous_copy<Real>(in.given);
-  in.stride = stride ? *stride : shape.back();
-  return in;
-}
-
-// Parameters are packed by the kernels from contiguous memory.
-template <class Real>
-Input<Real> contiguous_input(const std::string& name, const py::object& object, const Shape& shape) {
-  Input<Real> in = input<Real>(name, object, shape);
-  if (in.stride != shape.back()) in.array = contiguous_copy<Real>(in.given), in.stride = shape.back();
-  return in;
-}
-
-bool overlaps_itself(const py::array& array) {
-  if (array.size() == 0) return false;
-  std::vector<std::pair<Index, Index>> axes;  // (|stride|, elements)
-  for (Index axis = 0; axis < array.ndim(); ++axis)
-    if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.strides(axis)), array.shape(axis));
-  std::sort(axes.begin(), axes.end());
-  Index extent = array.itemsize();
-  for (const auto& [stride, elements] : axes) {
-    if (stride < extent) return true;
-    extent += stride * (elements - 1);
-  }
-  return false;
-}
-
-// A result: a new array, or the caller's, written through memory of our own where its rows are not contiguous.
-template <class Real>
-struct Output {
-  py::array given, array;
-  Index stride = 0;
-
-  View<Real> view() { return {static_cast<Real*>(array.mutable_data()), stride}; }
-  // Hands the result over, once everything has gone well.
-  void commit() const {
-    if (!given.is(array)) py::module_::import("numpy").attr("copyto")(given, array);
-  }
-};
-
-template <class Real>
-Output<Real> output(const std::string& name, const py::object& object, const Shape& shape, bool keep_values = false) {
-  Output<Real> out;
-  out.stride = shape.back();
-  if (object.is_none()) {
-    out.given = out.array = py::array_t<Real>(shape);
-    return out;
-  }
-  out.given = as_array(object, name);
-  require_dtype(name, out.given, py::dtype::of<Real>());
-  require_shape(name, out.given, shape);
-  if (!out.given.writeable()) throw py::value_error(name + ": expected a writable array, got a read-only one");
-  if (overlaps_itself(out.given)) throw py::value_error(name + ": expected distinct elements, got an array that overlaps itself");
-  const bool direct = row_stride<Real>(out.given) == shape.back();
-  out.array = direct ? out.given : keep_values ? contiguous_copy<Real>(out.given) : py::array(py::array_t<Real>(shape));
-  return out;
-}
-
-// The bytes from the first to the last element.
-struct Extent {
-  const char *low, *high;
-};
-
-Extent extent_of(const py::array& array) {
-  const char* low = static_cast<const char*>(array.data());
-  const char* high = low + array.itemsize();
-  for (Index axis = 0; axis < array.ndim(); ++axis) {
-    const Index last = (array.shape(axis) - 1) * array.strides(axis);
-    (last < 0 ? low : high) += last;
-  }
-  return {low, high};
-}
-
-bool share_memory(const py::array& a, const py::array& b) {
-  if (a.size() == 0 || b.size() == 0) return false;
-  const Extent x = extent_of(a), y = extent_of(b);
-  return x.low < y.high && y.low < x.high &&
-         py::module_::import("numpy").attr("shares_memory")(a, b).template cast<bool>();
-}
-
-// No array of the caller's that is written may share memory with another one of the call.
-class OverlapCheck {
- public:
-  void read(const std::string& name, const py::array& array) { arrays_.push_back({name, array, false}); }
-  void written(const std::string& name, const py::array& array) { arrays_.push_back({name, array, true}); }
-
-  void run() const {
-    for (const Entry& out : arrays_)
-      for (const Entry& other : arrays_)
-        if (out.is_written && &other != &out && share_memory(out.array, other.array))
-          throw py::value_error(out.name + ": expected memory of its own, got an array that overlaps " + other.name);
-  }
-
- private:
-  struct Entry {
-    std::string name;
-    py::array array;
-    bool is_written;
-  };
-  std::vector<Entry> arrays_;
-};
 
 py::object entry(const std::optional<py::sequence>& sequence, std::size_t i) {
   return sequence ? py::object((*sequence)[i]) : py::object(py::none());
@@ -312,7 +119,8 @@ Layer<Real> read_layer(const CellInfo& info, const py::array& x, const py::seque
     if (d == 0) {
       const py::array w_hh = as_array((*arrays)[1], "w_hh");
       if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / info.G != w_hh.shape(1) || w_hh.shape(0) % info.G)
-        wrong_shape("w_hh", info.G == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(info.G) + "·H, H) with H >= 1", w_hh);
+        wrong_shape("w_hh", info.G == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(info.G) + "·H, H) with H >= 1",
+                    w_hh);
       p.H = w_hh.shape(1);
       const py::array w_ih = as_array((*arrays)[0], "w_ih");
       if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(info.G * p.H) + ", I)", w_ih);
@@ -323,7 +131,8 @@ Layer<Real> read_layer(const CellInfo& info, const py::array& x, const py::seque
       if (i >= 2 && array.is_none())
         layer.parameters.arrays.emplace_back();
       else
-        layer.parameters.arrays.emplace_back(contiguous_input<Real>(parameter_names[i], array, parameter_shape(p, info.G, i)));
+        layer.parameters.arrays.emplace_back(
+            contiguous_input<Real>(parameter_names[i], array, parameter_shape(p, info.G, i)));
     }
   }
   if (x.ndim() != 3 || x.shape(2) != p.I || x.shape(0) < 1)
@@ -418,7 +227,8 @@ View<Real> direction_of(std::optional<Output<Real>>& out, const Problem& p, Inde
 }
 
 void refuse_c(const CellInfo& info, const std::string& name, const py::object& object) {
-  if (!info.has_c && !object.is_none()) throw py::value_error(name + ": expected None, since " + std::string(info.name) + " has no cell state");
+  if (!info.has_c && !object.is_none())
+    throw py::value_error(name + ": expected None, since " + std::string(info.name) + " has no cell state");
 }
 
 template <class Real>
@@ -428,8 +238,11 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequenc
   const Problem& p = layer.problem;
   const Shape state_shape = {p.D, p.B, p.H}, y_shape = {p.T, p.B, p.D * p.H};
   refuse_c(info, "c0", c0);
-  Saved<Real> saved = {std::move(layer.parameters), input<Real>("x", x, {p.T, p.B, p.I}),
-                       optional_input<Real>("h0", h0, state_shape), optional_input<Real>("c0", c0, state_shape), {}};
+  Saved<Real> saved = {std::move(layer.parameters),
+                       input<Real>("x", x, {p.T, p.B, p.I}),
+                       optional_input<Real>("h0", h0, state_shape),
+                       optional_input<Real>("c0", c0, state_shape),
+                       {}};
 
   const auto outs = sequence_of("out", out, 3, "(y, h, c)");
   refuse_c(info, "out[2]", entry(outs, 2));
@@ -462,12 +275,9 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequenc
 
     ForwardArgs<Real> args = {p, saved.x.view(), {}, static_cast<Real*>(scratch.data())};
     for (Index d = 0; d < p.D; ++d) {
-      args.directions[d] = {saved.parameters.direction(d),
-                            direction_of(saved.h0, p, d),
-                            direction_of(saved.c0, p, d),
-                            {y.view().data + d * p.H, p.D * p.H},
-                            direction_of(h.view(), p, d),
-                            direction_of(c, p, d),
+      args.directions[d] = {saved.parameters.direction(d), direction_of(saved.h0, p, d),
+                            direction_of(saved.c0, p, d),  {y.view().data + d * p.H, p.D * p.H},
+                            direction_of(h.view(), p, d),  direction_of(c, p, d),
                             tape_of<Real>(*tape, size, d)};
     }
     const Index threads = std::min(team_size(flops(p, info.G)), p.D * p.B);
@@ -507,7 +317,8 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
   std::vector<std::optional<Output<Real>>> gradients;
   for (Index d = 0; d < p.D; ++d) {
     const auto arrays = given ? sequence_of("grads", (*given)[std::size_t(d)], 4, parameter_content) : std::nullopt;
-    if (given && !arrays) throw py::type_error("grads: expected a tuple " + std::string(parameter_content) + ", got None");
+    if (given && !arrays)
+      throw py::type_error("grads: expected a tuple " + std::string(parameter_content) + ", got None");
     for (int i = 0; i < 4; ++i) {
       const py::object array = entry(arrays, std::size_t(i));
       const std::string name = "grads[" + std::to_string(d) + "]: " + parameter_names[i];
@@ -551,8 +362,8 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
   if (p.B > 0) {
     const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G));
     const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, threads)) * sizeof(Real));
-    BackwardArgs<Real> args = {p, saved.x.view(), dx ? dx->view() : View<Real>{nullptr, 0}, {}, given.has_value(),
-                               static_cast<Real*>(scratch.data())};
+    BackwardArgs<Real> args = {p,  saved.x.view(),    dx ? dx->view() : View<Real>{nullptr, 0},
+                               {}, given.has_value(), static_cast<Real*>(scratch.data())};
     const TapeSize size = kernels<Real>().tape_size(p);
     for (Index d = 0; d < p.D; ++d) {
       const auto gradient = [&](int i) {
@@ -591,8 +402,8 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
     }
     results.append(direction);
   }
-  return py::make_tuple(dx ? py::object(dx->given) : py::none(), dh0.given,
-                        dc0 ? py::object(dc0->given) : py::none(), results);
+  return py::make_tuple(dx ? py::object(dx->given) : py::none(), dh0.given, dc0 ? py::object(dc0->given) : py::none(),
+                        results);
 }
 
 // ---- The module ----------------------------------------------------------------------------------------------------
@@ -630,7 +441,8 @@ py::array activate_of(Activation function, const py::array& x, const py::object&
     require_dtype("out", y.given, py::dtype::of<Real>());
     require_shape("out", y.given, shape_of(x));
     if (!y.given.writeable()) throw py::value_error("out: expected a writable array, got a read-only one");
-    if (overlaps_itself(y.given)) throw py::value_error("out: expected distinct elements, got an array that overlaps itself");
+    if (overlaps_itself(y.given))
+      throw py::value_error("out: expected distinct elements, got an array that overlaps itself");
   }
   const auto* from = static_cast<const Real*>(contiguous.data());
   auto* to = static_cast<Real*>(y.array.mutable_data());
@@ -678,11 +490,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   for (std::size_t i = 0; i < std::size(cells); ++i) names[i] = cells[i].name;
   m.attr("CELLS") = names;
 
-  py::class_<TapeObject>(m, "Tape", py::is_final(), "What a training forward keeps for its backward. Opaque and read-only.")
+  py::class_<TapeObject>(m, "Tape", py::is_final(),
+                         "What a training forward keeps for its backward. Opaque and read-only.")
       .def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
-      .def_property_readonly("nbytes", [](const TapeObject& tape) {
-        return tape.gates.bytes() + tape.c.bytes() + tape.reset_h.bytes();
-      });
+      .def_property_readonly(
+          "nbytes", [](const TapeObject& tape) { return tape.gates.bytes() + tape.c.bytes() + tape.reset_h.bytes(); });
 
   using namespace py::literals;
   m.def(
@@ -702,14 +514,14 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         if (!py::isinstance<TapeObject>(object))
           throw py::type_error("tape: expected a tape of forward, got " + type_name(object));
         const auto& tape = object.cast<const TapeObject&>();
-        return std::visit(
-            [&](const auto& saved) { return backward_of(tape, saved, dy, dh, dc, need_dx, grads, out); }, tape.saved);
+        return std::visit([&](const auto& saved) { return backward_of(tape, saved, dy, dh, dc, need_dx, grads, out); },
+                          tape.saved);
       },
       "tape"_a, "dy"_a = py::none(), "dh"_a = py::none(), "dc"_a = py::none(), "need_dx"_a = true,
       "grads"_a = py::none(), "out"_a = py::none());
   m.def(
-      "sigmoid", [](const py::object& x, const py::object& out) { return activate(Activation::sigmoid, x, out); }, "x"_a,
-      "out"_a = py::none());
+      "sigmoid", [](const py::object& x, const py::object& out) { return activate(Activation::sigmoid, x, out); },
+      "x"_a, "out"_a = py::none());
   m.def(
       "tanh", [](const py::object& x, const py::object& out) { return activate(Activation::tanh, x, out); }, "x"_a,
       "out"_a = py::none());

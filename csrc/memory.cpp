@@ -14,7 +14,7 @@ namespace rnnfast {
 namespace {
 
 constexpr std::align_val_t alignment{64};
-constexpr std::size_t smallest_kept = 1 << 16;          // below, the allocator reuses memory well itself
+constexpr std::size_t smallest_kept = 1 << 16;           // below, the allocator reuses memory well itself
 constexpr std::size_t most_kept = std::size_t{1} << 29;  // bytes that may lie idle
 
 struct Block {
@@ -48,7 +48,8 @@ Buffer::Buffer(std::size_t bytes) {
     const std::lock_guard lock(cache.mutex);
     auto best = cache.idle.end();
     for (auto block = cache.idle.begin(); block != cache.idle.end(); ++block)
-      if (block->bytes >= bytes && block->bytes / 2 <= bytes && (best == cache.idle.end() || block->bytes < best->bytes))
+      if (block->bytes >= bytes && block->bytes / 2 <= bytes &&
+          (best == cache.idle.end() || block->bytes < best->bytes))
         best = block;
     if (best != cache.idle.end()) {
       data_ = best->data;

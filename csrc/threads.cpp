@@ -45,7 +45,7 @@ struct Region {
   const std::function<bool()>& poll;
   Index size;
   std::atomic<Index> arrived = 0, finished = 0;
-  std::atomic<std::uint64_t> phase = 0;          // barriers passed by all
+  std::atomic<std::uint64_t> phase = 0;         // barriers passed by all
   std::atomic<std::uint64_t> stops_at = never;  // the barrier from which on members are told to return
 };
 
@@ -172,7 +172,9 @@ Index default_num_threads() {
   const char* own = std::getenv("RNNFAST_NUM_THREADS");
   if (own && *own) {
     const Index n = number_in("RNNFAST_NUM_THREADS");
-    if (n < 1) throw std::runtime_error("RNNFAST_NUM_THREADS: expected a number of threads >= 1, got '" + std::string(own) + "'");
+    if (n < 1)
+      throw std::runtime_error("RNNFAST_NUM_THREADS: expected a number of threads >= 1, got '" + std::string(own) +
+                               "'");
     return n;
   }
   const Index openmp = number_in("OMP_NUM_THREADS");

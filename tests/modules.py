@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
-from problems import Array, Results
+from problems import Array, Results, named
 
 import rnnfast
+from rnnfast import reference
 
 # The cells of the kernels, and the layers that have them; the name of a cell is that of its layer + "Cell"
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -51,3 +52,44 @@ def parts(state: Any) -> tuple[Any, ...]:
 def named_states(state: Any, dstate0: Any = ()) -> Results:
     """Return the parts of a last state and of the gradient of an initial one, by name."""
     return {f"{name}{k}": part for name, s in (("h", state), ("dh", dstate0)) for k, part in enumerate(parts(s))}
+
+
+def results(y: Any, state: Any, dx: Any, dstate0: Any, grads: Results) -> Results:
+    """Return everything that came by name, without what is None."""
+    return {**named(y=y, dx=dx), **named_states(state, dstate0), **grads}
+
+
+def oracle(layer: Any, x: Array, state: Any, dy: Array, dstate: Any, masks: tuple[Array, ...] = ()) -> Results:
+    """Run a stack of the oracle's layers with the layer's parameters; everything time-major and batched."""
+    L, D, p = layer.num_layers, layer.directions, layer.parameters
+    suffixes = [[f"_l{k}", f"_l{k}_reverse"][:D] for k in range(L)]
+    here = [slice(k * D, (k + 1) * D) for k in range(L)]
+    learned = layer.learn_initial_state and state is None
+    if learned:
+        state = tuple(np.repeat(p[n][:, None], x.shape[1], axis=1) for n in ("initial_h", "initial_c") if n in p)
+    first = [None] * 2 if state is None else parts(state)
+    y, tapes, last = x.astype(np.float64), [], []
+    for k in range(L):
+        if k and masks:
+            y = y * masks[k - 1]
+        parameters = [tuple(p.get(n + s) for n in PARAMETERS) for s in suffixes[k]]
+        y, *state_k, tape = reference.forward(
+            layer.cell, y, parameters, *(None if s is None else s[here[k]] for s in first)
+        )
+        tapes.append(tape)
+        last.append([s for s in state_k if s is not None])
+    dfirst: list[list[Array]] = []
+    grads: Results = {}
+    d = dy
+    for k in reversed(range(L)):
+        d, *dstate_k, new = reference.backward(tapes[k], d, *(s[here[k]] for s in parts(dstate)))
+        if k and masks:
+            d = d * masks[k - 1]
+        dfirst.insert(0, [s for s in dstate_k if s is not None])
+        for suffix, arrays in zip(suffixes[k], new, strict=True):
+            grads |= {n + suffix: a for n, a in zip(PARAMETERS, arrays, strict=True) if a is not None}
+    state, dstate0 = (tuple(np.concatenate(s) for s in zip(*stacked, strict=True)) for stacked in (last, dfirst))
+    if layer.learn_initial_state:
+        for name, ds in zip(("initial_h", "initial_c"), dstate0, strict=False):
+            grads[name] = ds.sum(axis=1) if learned else np.zeros_like(p[name])
+    return results(y, state, d, dstate0, grads)

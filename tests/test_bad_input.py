@@ -33,11 +33,11 @@ class World:
         _, self.cell_tape = self.cell.forward(self.x[0])
         _, self.readout_tape = self.readout.forward(self.x)
 
-        problem = make_problem("lstm", "float32", Shape(T, B, I, H))
-        self.parameters: list[Any] = problem.parameters
-        self.h0: Any = problem.h0
-        self.c0: Any = problem.c0
-        self.dy: Any = problem.dy
+        problem: Any = make_problem("lstm", "float32", Shape(T, B, I, H))
+        self.parameters = problem.parameters
+        self.h0 = problem.h0
+        self.c0 = problem.c0
+        self.dy = problem.dy
         _, _, self.bare_tape = F.forward("lstm", self.x, self.parameters, (self.h0, self.c0))
         _, _, self.rnn_tape = F.forward("rnn_tanh", self.x, [tuple(p[:H] for p in self.parameters[0])])
         self.out = np.ones((T, B, H), np.float32)

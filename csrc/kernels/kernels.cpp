@@ -12,11 +12,16 @@ namespace {
 template <class F>
 RNNFAST_INLINE auto with_cell(Cell cell, F&& f) {
   switch (cell) {
-    case Cell::lstm: return f.template operator()<Lstm>();
-    case Cell::gru: return f.template operator()<Gru>();
-    case Cell::gru_reset_before: return f.template operator()<GruResetBefore>();
-    case Cell::rnn_tanh: return f.template operator()<Elman<Tanh>>();
-    case Cell::rnn_relu: break;
+    case Cell::lstm:
+      return f.template operator()<Lstm>();
+    case Cell::gru:
+      return f.template operator()<Gru>();
+    case Cell::gru_reset_before:
+      return f.template operator()<GruResetBefore>();
+    case Cell::rnn_tanh:
+      return f.template operator()<Elman<Tanh>>();
+    case Cell::rnn_relu:
+      break;
   }
   return f.template operator()<Elman<Relu>>();
 }

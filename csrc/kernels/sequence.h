@@ -1,151 +1,14 @@
 // The time loop, forward and its mirror image backward, for any cell.
 //
-// Rows are (t, b) pairs, row = t·B + b. Time is cut into chunks of about `chunk_rows` rows, on absolute time: they are
-// the blocks of the tape, the unit in which the input is projected ahead and the weight gradients are summed up.
 // One call runs on a team: a member takes directions and ranges of the batch through time, and in backward shares the
 // products of a finished chunk with the others. What a row or an element is made of never depends on who computes it.
 #pragma once
 
-#include "cell.h"
+#include "layout.h"
 
 namespace rnnfast {
 namespace RNNFAST_ISA {
 namespace {
-
-// ---- Sizes and memory ----------------------------------------------------------------------------------------------
-
-// Rows of a chunk: its gates (G·H·rows) should stay in the second cache level, and a weight gradient is a sum of sums
-// over chunks, which keeps rounding small. Large weight matrices want more rows between two passes over them.
-constexpr Index chunk_rows(Index H) { return H >= 512 ? 512 : 256; }
-
-constexpr Index chunk_steps(const Problem& p) {
-  const Index steps = chunk_rows(p.H) / (p.B > 0 ? p.B : 1);
-  return steps < 1 ? 1 : min_index(steps, p.T);
-}
-
-constexpr Index chunk_count(const Problem& p) { return (p.T + chunk_steps(p) - 1) / chunk_steps(p); }
-
-// Hands out pieces of one allocation, or with a null base only counts.
-template <class Real>
-struct Arena {
-  Real* base;
-  Index used;
-};
-
-template <class Real>
-RNNFAST_INLINE Real* take(Arena<Real>& arena, Index n) {
-  constexpr Index line = 64 / Index(sizeof(Real));
-  Real* taken = arena.base ? arena.base + arena.used : nullptr;
-  arena.used += (n + line - 1) / line * line;
-  return taken;
-}
-
-// Slots of the rows of one chunk: [unit block][row][slot x lanes].
-template <class Real>
-struct Gates {
-  Real* data;
-  Index rows;
-};
-
-template <class Cell>
-constexpr Index gates_size(Index rows, const Blocks& units) {
-  return rows * Cell::slots * units.units;
-}
-
-template <class S, int slots, class Real>
-RNNFAST_INLINE Real* gates_at(const Gates<Real>& g, Index unit, Index row) {
-  return g.data + (unit * g.rows + row * S::lanes) * slots;
-}
-
-// Zeros stand in for missing states and start the chains of a tile: a row of either.
-template <class Real>
-constexpr Index zeros_size(const Problem& p) {
-  constexpr Index tile_row = 4 * Widest<Real>::lanes;
-  return p.H > tile_row ? p.H : tile_row;
-}
-
-// Rows b of step t, and of the step before it in the direction's time.
-struct Steps {
-  Index T, B;
-  bool reverse;
-};
-
-constexpr bool is_first(const Steps& s, Index t) { return s.reverse ? t == s.T - 1 : t == 0; }
-
-template <class Real>
-RNNFAST_INLINE View<Real> at(const View<Real>& view, Index row) {
-  return {view.data + row * view.stride, view.stride};
-}
-
-template <class Real>
-RNNFAST_INLINE View<const Real> before(const Steps& s, Index t, Index b, View<const Real> initial,
-                                       View<const Real> sequence) {
-  return is_first(s, t) ? at(initial, b) : at(sequence, (s.reverse ? t + 1 : t - 1) * s.B + b);
-}
-
-template <class Real>
-RNNFAST_INLINE View<const Real> read_only(const View<Real>& view) {
-  return {view.data, view.stride};
-}
-
-template <class Real>
-RNNFAST_INLINE View<const Real> or_zeros(View<const Real> view, const Real* zeros) {
-  return view.data ? view : View<const Real>{zeros, 0};
-}
-
-// What a member of a team takes through time: one direction, rows [first, first + rows) of the batch.
-struct Item {
-  int direction;
-  Index first, rows;
-};
-
-struct Split {
-  Index parts, items;
-};
-
-constexpr Split split(const Problem& p, Index threads) {
-  Index parts = min_index(threads / p.D, p.B);
-  if (parts < 1) parts = 1;
-  return {parts, parts * p.D};
-}
-
-constexpr Index share(Index n, Index part, Index parts) { return n * part / parts; }
-
-constexpr Item item_of(const Problem& p, const Split& s, Index index) {
-  const Index part = index % s.parts, first = share(p.B, part, s.parts);
-  return {int(index / s.parts), first, share(p.B, part + 1, s.parts) - first};
-}
-
-template <class F>
-RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
-  const Split s = split(p, team.size);
-  for (Index index = team.rank; index < s.items; index += team.size) f(item_of(p, s, index));
-}
-
-// The unit blocks that one member packs, unpacks or sums, over both directions: f(direction, first, last).
-template <class F>
-RNNFAST_INLINE void for_my_blocks(Index blocks, Index directions, const Team& team, F&& f) {
-  const Index first = share(blocks * directions, team.rank, team.size);
-  const Index last = share(blocks * directions, team.rank + 1, team.size);
-  for (Index d = 0; d < directions; ++d) {
-    const Index from = first > d * blocks ? first - d * blocks : 0, to = min_index(last - d * blocks, blocks);
-    if (from < to) f(int(d), from, to);
-  }
-}
-
-constexpr BlockRange block_range(Index first, Index last) { return {first, last - first, 0, 0}; }
-
-template <class Cell, int phase = 0, class F>
-RNNFAST_INLINE void for_each_phase(F&& f) {
-  f.template operator()<phase>();
-  if constexpr (phase + 1 < phase_count<Cell>) for_each_phase<Cell, phase + 1>(f);
-}
-
-template <class Cell, int phase = phase_count<Cell> - 1, class F>
-RNNFAST_INLINE void for_each_phase_backwards(F&& f) {
-  f.template operator()<phase>();
-  if constexpr (phase > 0) for_each_phase_backwards<Cell, phase - 1>(f);
-}
 
 // ---- Forward -------------------------------------------------------------------------------------------------------
 
@@ -153,9 +16,9 @@ template <class Real>
 struct ForwardScratch {
   struct Direction {
     Panels<Real> w_ih, w_hh;
-    Real* bias;        // [unit block][slot x lanes]
+    Real* bias;         // [unit block][slot x lanes]
     Gates<Real> gates;  // of one chunk, where no tape keeps them
-    Real* reset_h;     // [B,H], likewise
+    Real* reset_h;      // [B,H], likewise
   } directions[2];
   Real* zeros;
 };
@@ -173,7 +36,7 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     direction.bias = take(arena, gates_size<Cell>(1, units));
     const Index rows = chunk_steps(p) * p.B;
     direction.gates = {take(arena, gates_size<Cell>(rows, units)), rows};
-    if (phase_count<Cell> > 1) direction.reset_h = take(arena, p.B * p.H);
+    if (phase_count < Cell >> 1) direction.reset_h = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, zeros_size<Real>(p));
   return s;
@@ -192,7 +55,8 @@ void pack_bias(const Parameters<const Real>& parameters, Index H, const Blocks& 
         *to = 0;
         if (unit + lane >= H) continue;
         if (parameters.b_ih && slot >= shift) *to += parameters.b_ih[Cell::input_gates[slot - shift] * H + unit + lane];
-        if (parameters.b_hh && slot < Cell::gates) *to += parameters.b_hh[Cell::recurrent_gates[slot] * H + unit + lane];
+        if (parameters.b_hh && slot < Cell::gates)
+          *to += parameters.b_hh[Cell::recurrent_gates[slot] * H + unit + lane];
       }
     }
   }
@@ -319,7 +183,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& all
         s.c_before = carried ? at(read_only(c), item.first) : before(steps, t, item.first, c0, read_only(c));
         s.c = at(c, keeps_c ? row : item.first);
       }
-      if (phase_count<Cell> > 1) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
+      if (phase_count < Cell >> 1) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = item.rows;
       s.store_gates = keeps_gates || phase_count<Cell> > 1;
       s.shared_gates = !s.store_gates && fold;
@@ -394,7 +258,8 @@ constexpr Index partial_size(const Problem& p, Index lanes) {
 }
 
 template <class Cell, class Real>
-BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Index threads, Arena<Real>& arena) {
+BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Index threads,
+                                       Arena<Real>& arena) {
   const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
@@ -417,7 +282,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     direction.db_hh = gradient(1);
     const Index rows = chunk_steps(p) * p.B;
     direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
-    if (phase_count<Cell> > 1) direction.dreset_h = take(arena, p.B * p.H);
+    if (phase_count < Cell >> 1) direction.dreset_h = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, zeros_size<Real>(p));
   s.one = take(arena, 1);
@@ -544,7 +409,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.dy = at(dy, row);
     s.dh = at(direction.dh, item.first);
     if (Cell::has_c) s.dc = at(direction.dc, item.first);
-    if (phase_count<Cell> > 1) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
+    if (phase_count < Cell >> 1) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
     s.rows = item.rows;
     backward_step<Cell>(s, scratch, all.zeros);
   }
@@ -596,8 +461,8 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
     h_before[1] = {at(direction.y, row + p.B), 0, rows - initial};
   }
   const RowStretch<Real> x[2] = {{at(args.x, row), 0, rows}, {}};
-  const RowStretch<Real> reset_h[2] = {{{direction.tape.reset_h + (phase_count<Cell> > 1 ? row * p.H : 0), p.H}, 0, rows},
-                                       {}};
+  const RowStretch<Real> reset_h[2] = {
+      {{direction.tape.reset_h + (phase_count<Cell> > 1 ? row * p.H : 0), p.H}, 0, rows}, {}};
   const RowStretch<Real> ones[2] = {{{all.one, 0}, 0, rows}, {}};
 
   for_each_block<Real, 1>(scratch.w_hh.units, first_block, last_block, [&]<class S, int>(BlockRange range) {
@@ -685,8 +550,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       const Index t = (d == 0 ? chunks - 1 - i : i) * chunk_length;
       chunk[d] = {t, min_index(chunk_length, p.T - t), i == 0};
     }
-    for_each_item(p, team,
-                  [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction]); });
+    for_each_item(p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction]); });
     if (!team.barrier(team)) return;
     if (args.dx.data)
       for (Index d = 0; d < p.D; ++d) {

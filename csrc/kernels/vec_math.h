@@ -33,10 +33,17 @@ struct ExpConstants<double> {
   static constexpr int mantissa_bits = 52, exponent_bias = 1023;
   static constexpr double sigmoid_low = -708, sigmoid_high = 709;
   static constexpr double tanh_high = 20;  // tanh is 1 from 19.07 on
-  static constexpr double q[] = {0x1.1f7340dbc337ep-29, 0x1.af4e554377204p-26, 0x1.27e4db46cddd1p-22,
-                                 0x1.71de01fdbf9cap-19, 0x1.a01a01a6e1e2ap-16, 0x1.a01a01abf85abp-13,
-                                 0x1.6c16c16c162c3p-10, 0x1.11111111100bep-7,  0x1.5555555555556p-5,
-                                 0x1.5555555555557p-3,  0x1.0p-1};
+  static constexpr double q[] = {0x1.1f7340dbc337ep-29,
+                                 0x1.af4e554377204p-26,
+                                 0x1.27e4db46cddd1p-22,
+                                 0x1.71de01fdbf9cap-19,
+                                 0x1.a01a01a6e1e2ap-16,
+                                 0x1.a01a01abf85abp-13,
+                                 0x1.6c16c16c162c3p-10,
+                                 0x1.11111111100bep-7,
+                                 0x1.5555555555556p-5,
+                                 0x1.5555555555557p-3,
+                                 0x1.0p-1};
 };
 
 template <class S>

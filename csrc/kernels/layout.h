@@ -1,0 +1,148 @@
+// How a problem is laid out: time in chunks, memory in scratch, work over the members of a team.
+//
+// Rows are (t, b) pairs, row = t·B + b. Time is cut into chunks of about `chunk_rows` rows, on absolute time: they are
+// the blocks of the tape, the unit in which the input is projected ahead and the weight gradients are summed up.
+#pragma once
+
+#include "cell.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+namespace {
+
+// Rows of a chunk: its gates (G·H·rows) should stay in the second cache level, and a weight gradient is a sum of sums
+// over chunks, which keeps rounding small. Large weight matrices want more rows between two passes over them.
+constexpr Index chunk_rows(Index H) { return H >= 512 ? 512 : 256; }
+
+constexpr Index chunk_steps(const Problem& p) {
+  const Index steps = chunk_rows(p.H) / (p.B > 0 ? p.B : 1);
+  return steps < 1 ? 1 : min_index(steps, p.T);
+}
+
+constexpr Index chunk_count(const Problem& p) { return (p.T + chunk_steps(p) - 1) / chunk_steps(p); }
+
+// Hands out pieces of one allocation, or with a null base only counts.
+template <class Real>
+struct Arena {
+  Real* base;
+  Index used;
+};
+
+template <class Real>
+RNNFAST_INLINE Real* take(Arena<Real>& arena, Index n) {
+  constexpr Index line = 64 / Index(sizeof(Real));
+  Real* taken = arena.base ? arena.base + arena.used : nullptr;
+  arena.used += (n + line - 1) / line * line;
+  return taken;
+}
+
+// Slots of the rows of one chunk: [unit block][row][slot x lanes].
+template <class Real>
+struct Gates {
+  Real* data;
+  Index rows;
+};
+
+template <class Cell>
+constexpr Index gates_size(Index rows, const Blocks& units) {
+  return rows * Cell::slots * units.units;
+}
+
+template <class S, int slots, class Real>
+RNNFAST_INLINE Real* gates_at(const Gates<Real>& g, Index unit, Index row) {
+  return g.data + (unit * g.rows + row * S::lanes) * slots;
+}
+
+// Zeros stand in for missing states and start the chains of a tile: a row of either.
+template <class Real>
+constexpr Index zeros_size(const Problem& p) {
+  constexpr Index tile_row = 4 * Widest<Real>::lanes;
+  return p.H > tile_row ? p.H : tile_row;
+}
+
+// Rows b of step t, and of the step before it in the direction's time.
+struct Steps {
+  Index T, B;
+  bool reverse;
+};
+
+constexpr bool is_first(const Steps& s, Index t) { return s.reverse ? t == s.T - 1 : t == 0; }
+
+template <class Real>
+RNNFAST_INLINE View<Real> at(const View<Real>& view, Index row) {
+  return {view.data + row * view.stride, view.stride};
+}
+
+template <class Real>
+RNNFAST_INLINE View<const Real> before(const Steps& s, Index t, Index b, View<const Real> initial,
+                                       View<const Real> sequence) {
+  return is_first(s, t) ? at(initial, b) : at(sequence, (s.reverse ? t + 1 : t - 1) * s.B + b);
+}
+
+template <class Real>
+RNNFAST_INLINE View<const Real> read_only(const View<Real>& view) {
+  return {view.data, view.stride};
+}
+
+template <class Real>
+RNNFAST_INLINE View<const Real> or_zeros(View<const Real> view, const Real* zeros) {
+  return view.data ? view : View<const Real>{zeros, 0};
+}
+
+// What a member of a team takes through time: one direction, rows [first, first + rows) of the batch.
+struct Item {
+  int direction;
+  Index first, rows;
+};
+
+struct Split {
+  Index parts, items;
+};
+
+constexpr Split split(const Problem& p, Index threads) {
+  Index parts = min_index(threads / p.D, p.B);
+  if (parts < 1) parts = 1;
+  return {parts, parts * p.D};
+}
+
+constexpr Index share(Index n, Index part, Index parts) { return n * part / parts; }
+
+constexpr Item item_of(const Problem& p, const Split& s, Index index) {
+  const Index part = index % s.parts, first = share(p.B, part, s.parts);
+  return {int(index / s.parts), first, share(p.B, part + 1, s.parts) - first};
+}
+
+template <class F>
+RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
+  const Split s = split(p, team.size);
+  for (Index index = team.rank; index < s.items; index += team.size) f(item_of(p, s, index));
+}
+
+// The unit blocks that one member packs, unpacks or sums, over both directions: f(direction, first, last).
+template <class F>
+RNNFAST_INLINE void for_my_blocks(Index blocks, Index directions, const Team& team, F&& f) {
+  const Index first = share(blocks * directions, team.rank, team.size);
+  const Index last = share(blocks * directions, team.rank + 1, team.size);
+  for (Index d = 0; d < directions; ++d) {
+    const Index from = first > d * blocks ? first - d * blocks : 0, to = min_index(last - d * blocks, blocks);
+    if (from < to) f(int(d), from, to);
+  }
+}
+
+constexpr BlockRange block_range(Index first, Index last) { return {first, last - first, 0, 0}; }
+
+template <class Cell, int phase = 0, class F>
+RNNFAST_INLINE void for_each_phase(F&& f) {
+  f.template operator()<phase>();
+  if constexpr (phase + 1 < phase_count<Cell>) for_each_phase<Cell, phase + 1>(f);
+}
+
+template <class Cell, int phase = phase_count<Cell> - 1, class F>
+RNNFAST_INLINE void for_each_phase_backwards(F&& f) {
+  f.template operator()<phase>();
+  if constexpr (phase > 0) for_each_phase_backwards<Cell, phase - 1>(f);
+}
+
+}  // namespace
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

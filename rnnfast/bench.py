@@ -1,0 +1,149 @@
+"""``python -m rnnfast bench``: a layer on one thread in float32, beside torch and ONNX Runtime where installed."""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from . import _core, threads
+from .functional import Array
+from .lm import LAYERS
+
+Call: TypeAlias = Callable[[], object]
+Shape: TypeAlias = tuple[int, ...]  # T,B,I,H
+
+SHAPES: tuple[Shape, ...] = ((50, 32, 256, 256), (100, 1, 128, 128), (784, 64, 1, 128))
+FORWARD, BACKWARD = "forward", "forward + backward"
+SECONDS = 1.0  # that a row of the table takes at least, for each contender
+TURN = 2e-3  # seconds of a turn at least: long against reading the clock, short against changes of its speed
+
+
+def run(shapes: Sequence[Shape] = SHAPES, cells: Sequence[str] = ("lstm", "gru")) -> None:
+    """Print a table: GFLOP/s of rnnfast, and how many times as long each peer takes."""
+    import rnnfast
+
+    peers = {name: peer for name, (packages, peer) in PEERS.items() if all(map(find_spec, packages))}
+    absent = ", ".join(name for name in PEERS if name not in peers)
+    print(f"rnnfast {rnnfast.__version__}, {_core.config()['isa']}, one thread, float32; peers: time / ours")
+    if absent:
+        print(f"not installed: {absent}; `pip install rnnfast[bench]`")
+    print(f"\n{'T,B,I,H':18}{'cell':6}{'pass':20}{'ms':>9}{'GFLOP/s':>9}", *(f"{name:>12}" for name in peers))
+    with threads(1):
+        for shape in shapes:
+            for cell in cells:
+                _print_rows(shape, cell, peers)
+
+
+def _print_rows(shape: Shape, cell: str, peers: dict[str, "Peer"]) -> None:
+    T, B, I, H = shape
+    rng = np.random.default_rng(0)
+    layer = LAYERS[cell](I, H, seed=0)
+    x, dy = rng.standard_normal((T, B, I), np.float32), rng.standard_normal((T, B, H), np.float32)
+    calls = {"rnnfast": _rnnfast(layer, x, dy)} | {name: peer(layer, x, dy) for name, peer in peers.items()}
+    for part, products in ((FORWARD, 1), (BACKWARD, 3)):
+        times = _in_turns([made[part] for made in calls.values() if part in made])
+        ratios = iter(np.median(times / times[0], axis=1)[1:])
+        seconds = np.median(times[0])
+        flop = products * 2 * T * B * layer.gates * H * (I + H)
+        columns = [f"{next(ratios):.2f}" if part in calls[name] else "-" for name in peers]
+        print(
+            f"{','.join(map(str, shape)):18}{cell:6}{part:20}{seconds * 1e3:9.3f}{flop / seconds * 1e-9:9.1f}",
+            *(f"{column:>12}" for column in columns),
+            flush=True,
+        )
+
+
+def _in_turns(calls: Sequence[Call]) -> Array:
+    """Return the seconds that each call took in each round, [calls, rounds]."""
+    repeats = [max(1, round(TURN / min(_seconds(call, 1) for _ in range(3)))) for call in calls]
+    rounds: list[list[float]] = []
+    until = time.perf_counter() + SECONDS * len(calls)
+    while len(rounds) < 5 or time.perf_counter() < until:
+        rounds.append([_seconds(call, n) for call, n in zip(calls, repeats, strict=True)])
+    return np.array(rounds).T
+
+
+def _seconds(call: Call, repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - started) / repeats
+
+
+def _rnnfast(layer: Any, x: Array, dy: Array) -> dict[str, Call]:
+    def backward() -> object:
+        _, _, tape = layer.forward(x)
+        return layer.backward(tape, dy)
+
+    return {FORWARD: lambda: layer(x), BACKWARD: backward}
+
+
+def _torch(layer: Any, x: Array, dy: Array) -> dict[str, Call]:
+    import torch
+
+    torch.set_num_threads(1)
+    twin = getattr(torch.nn, type(layer).__name__)(layer.input_size, layer.hidden_size)
+    twin.load_state_dict({name: torch.from_numpy(a) for name, a in layer.state_dict().items()})
+    tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
+    tx_grad = tx.clone().requires_grad_()
+
+    def forward() -> object:
+        with torch.no_grad():
+            return twin(tx)
+
+    def backward() -> object:
+        return torch.autograd.grad(twin(tx_grad)[0], [tx_grad, *twin.parameters()], tdy)
+
+    return {FORWARD: forward, BACKWARD: backward}
+
+
+# ONNX's operator, its order of our gates, and what it calls the GRU of torch
+ONNX: dict[str, tuple[str, list[int], dict[str, int]]] = {
+    "LSTM": ("LSTM", [0, 3, 1, 2], {}),
+    "GRU": ("GRU", [1, 0, 2], {"linear_before_reset": 1}),
+    "RNN": ("RNN", [0], {}),
+}
+
+
+def _onnxruntime(layer: Any, x: Array, dy: Array) -> dict[str, Call]:  # noqa: ARG001
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    model = _onnx_model(layer, x.shape)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return {FORWARD: lambda: session.run(None, {"x": x})}
+
+
+def _onnx_model(layer: Any, shape: tuple[int, ...]) -> bytes:
+    """Return a model of the one layer, for x of this shape."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    operator, order, attributes = ONNX[type(layer).__name__]
+    H = layer.hidden_size
+
+    def gates(name: str) -> Array:
+        return np.concatenate([np.split(layer.parameters[name], layer.gates)[k] for k in order])
+
+    biases = np.concatenate([gates("bias_ih_l0"), gates("bias_hh_l0")])
+    weights = {"w": gates("weight_ih_l0"), "r": gates("weight_hh_l0"), "b": biases}
+    state = ["h", "c"] if operator == "LSTM" else ["h"]
+    node = helper.make_node(operator, ["x", *weights], ["y", *state], hidden_size=H, **attributes)
+    graph = helper.make_graph(
+        [node],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ["y", *state]],
+        [numpy_helper.from_array(a[np.newaxis], name) for name, a in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+Peer: TypeAlias = Callable[[Any, Array, Array], dict[str, Call]]
+PEERS: dict[str, tuple[tuple[str, ...], Peer]] = {
+    "torch": (("torch",), _torch),
+    "onnxruntime": (("onnxruntime", "onnx"), _onnxruntime),
+}

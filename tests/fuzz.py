@@ -1,0 +1,329 @@
+"""Hostile calls: everything that takes an array, with arguments that are odd but legal or that are bad.
+
+A legal call has to give what the oracle gives. A bad one has to raise ValueError or TypeError and to change nothing.
+Each call has a random generator of its own, so that any one can be repeated:
+
+    python tests/fuzz.py --calls 100000 --seed 0
+    python tests/fuzz.py --calls 1 --seed 0 --first 41563
+"""
+
+import argparse
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from modules import KINDS, make_layer, normal, oracle, parts, results, swap
+from problems import CELLS, DTYPES, Array, Results, Shape, make_problem, named, named_grads
+
+import rnnfast
+from rnnfast import _core, functional, reference
+
+Rng = np.random.Generator
+
+# Wide enough for sums that cancel; a wrong result is off by far more
+TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-11}
+
+
+@dataclass
+class Attempt:
+    """One call, and what is to come of it."""
+
+    name: str
+    call: Callable[[], Any]
+    slots: dict[str, Any] = field(default_factory=dict)  # the arguments, to see whether they change
+    written: frozenset[str] = frozenset()  # the slots that the call writes
+    bad: str = ""  # what is wrong with the call
+    free: bool = False  # NaN and the like: it may end either way
+    expected: Callable[[], Results] | None = None  # what the oracle gives, if the call is legal
+
+
+# Odd but legal: the same values in another form
+
+
+class Interface:
+    """An array by `__array_interface__` only."""
+
+    def __init__(self, a: Array) -> None:
+        self.kept, self.__array_interface__ = a, a.__array_interface__
+
+
+class Exchange:
+    """An array by DLPack only."""
+
+    def __init__(self, a: Array) -> None:
+        self.__dlpack__, self.__dlpack_device__ = a.__dlpack__, a.__dlpack_device__
+
+
+class Subclass(np.ndarray[Any, Any]):
+    """An ndarray by inheritance."""
+
+
+def unaligned(a: Array) -> Array:
+    memory = np.empty(a.nbytes + 1, np.uint8)[1:]
+    b = memory.view(a.dtype).reshape(a.shape)
+    b[...] = a
+    return b
+
+
+def stepped(a: Array) -> Array:
+    """Return a view of every second element of every axis of something larger."""
+    b = np.empty([2 * n for n in a.shape], a.dtype)[tuple(slice(None, None, 2) for _ in a.shape)]
+    b[...] = a
+    return b
+
+
+def far(a: Array) -> Array:
+    """Return the array with enormous strides, where none is ever taken."""
+    strides = tuple(2**62 if n == 1 or not a.size else s for n, s in zip(a.shape, a.strides, strict=True))
+    return np.lib.stride_tricks.as_strided(a, strides=strides)
+
+
+def backwards(a: Array) -> Array:
+    every = tuple(slice(None, None, -1) for _ in a.shape)
+    return a[every].copy()[every]
+
+
+def read_only(a: Array) -> Array:
+    b = a.copy()
+    b.flags.writeable = False
+    return b
+
+
+LAYOUTS: tuple[Callable[[Array], Any], ...] = (
+    np.asfortranarray,
+    unaligned,
+    stepped,
+    far,
+    backwards,
+    lambda a: a.view(Subclass),
+)
+READABLE: tuple[Callable[[Array], Any], ...] = (*LAYOUTS, Interface, Exchange, memoryview, read_only)
+
+
+# Bad
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    msg = "no array today"
+    raise RuntimeError(msg)
+
+
+BROKEN = (
+    None,
+    [[0.0]],
+    (1.0,),
+    "x",
+    b"x",
+    3,
+    2.5,
+    object(),
+    np.float32(1),
+    {},
+    np.ndarray,
+    SimpleNamespace(__array_interface__={}),
+    SimpleNamespace(__array_interface__=3),
+    SimpleNamespace(__array_interface__={"version": 3, "shape": (-1,), "typestr": "<f4", "data": (0, True)}),
+    SimpleNamespace(__array_interface__={"version": 3, "shape": (2**62,) * 3, "typestr": "<f4", "data": (0, True)}),
+    SimpleNamespace(__array_interface__={"version": 3, "shape": (1,), "typestr": "<z9", "data": (0, True)}),
+    SimpleNamespace(__array__=3),
+    SimpleNamespace(__array__=fail),
+    SimpleNamespace(__array__=lambda *_, **__: None),
+    SimpleNamespace(__array__=lambda *_, **__: np.array([None, 1])),
+    SimpleNamespace(__dlpack__=3),
+    SimpleNamespace(__dlpack__=fail, __dlpack_device__=lambda: (1, 0)),
+    SimpleNamespace(__dlpack__=lambda **_: None, __dlpack_device__=lambda: (2, 0)),
+    SimpleNamespace(__dlpack__=lambda **_: None, __dlpack_device__=fail),
+)
+OTHER_DTYPES = ("f2", "i4", "i8", "u1", "?", "c8", "O", "S3", "U2", "M8[s]", ">f4", ">f8", "f4", "f8", "g", "f4,i4")
+
+
+def other_dtype(rng: Rng, a: Array) -> Array:
+    dtypes = [np.dtype(d) for d in OTHER_DTYPES if np.dtype(d) != a.dtype]
+    return np.zeros(a.shape, dtypes[rng.integers(len(dtypes))])
+
+
+def other_rank(rng: Rng, a: Array) -> Array:
+    return a[None] if rng.random() < 0.5 else a.reshape(-1) if a.ndim != 1 else a[:, None]
+
+
+def other_size(rng: Rng, a: Array) -> Array:
+    """Return an array with another last axis, the one that nothing else of the call leaves open."""
+    n = a.shape[-1]
+    return np.zeros((*a.shape[:-1], int(rng.choice([n + 1, 2 * n + 3, n - 1 if n > 0 else 1]))), a.dtype)
+
+
+def no_array(rng: Rng, a: Array) -> Any:  # noqa: ARG001
+    return BROKEN[rng.integers(1, len(BROKEN))]
+
+
+BAD: tuple[Callable[[Rng, Array], Any], ...] = (other_dtype, other_rank, other_size, no_array)
+
+
+def spoil(rng: Rng, attempt: Attempt) -> None:
+    """Change some arguments: into other forms of the same, or one of them into something bad."""
+    names = [name for name, a in attempt.slots.items() if isinstance(a, np.ndarray)]
+    for name in names:
+        if rng.random() < 0.3:
+            forms = LAYOUTS if name in attempt.written else READABLE
+            attempt.slots[name] = forms[rng.integers(len(forms))](attempt.slots[name])
+    name = names[rng.integers(len(names))]
+    a = attempt.slots[name]
+    chance = rng.random()
+    if not isinstance(a, np.ndarray) or chance < 0.4:
+        return
+    if chance < 0.5:
+        if name not in attempt.written and a.size and a.flags.writeable:
+            a.flat[0] = rng.choice([np.nan, np.inf, -np.inf, 1e38, 1e-40])
+            attempt.free = True
+    elif chance < 0.6 and name in attempt.written:
+        others = [b for n, b in attempt.slots.items() if n != name and isinstance(b, np.ndarray) and b.shape == a.shape]
+        if chance < 0.55 or not others or not a.size:
+            attempt.slots[name], attempt.bad = read_only(a), f"{name} read-only"
+        else:
+            attempt.slots[name], attempt.bad = others[0], f"{name} twice"
+    else:
+        how = BAD[rng.integers(len(BAD))]
+        attempt.slots[name], attempt.bad = how(rng, a), f"{name} by {how.__name__}"
+
+
+# What is called
+
+
+def choose(rng: Rng, values: Any) -> Any:
+    return values[rng.integers(len(values))]
+
+
+def bare_problem(rng: Rng) -> Any:
+    """Draw a layer of the oracle's, mostly small, some of them empty."""
+    size = rng.integers(1, 10, 4)
+    shape = Shape(*(int(n) for n in size), D=int(rng.integers(1, 3)))
+    if rng.random() < 0.05:
+        shape = shape._replace(B=0)
+    elif rng.random() < 0.05:
+        shape = shape._replace(I=0)
+    elif rng.random() < 0.02:
+        shape = shape._replace(**{"TBIH"[rng.integers(4)]: 40})
+    cell, dtype, bias = choose(rng, CELLS), choose(rng, DTYPES), bool(rng.random() < 0.8)
+    problem = make_problem(cell, dtype, shape, bias=bias, seed=int(rng.integers(2**31)))
+    for missing in ("h0", "c0", "dh", "dc"):
+        problem = problem.without(missing) if rng.random() < 0.3 else problem
+    return problem
+
+
+def parameter_slots(parameters: Any, name: str) -> dict[str, Any]:
+    return {f"{name}[{d}][{i}]": p for d, ps in enumerate(parameters) for i, p in enumerate(ps)}
+
+
+def parameters_of(slots: dict[str, Any], name: str, D: int) -> Any:
+    return [tuple(slots[f"{name}[{d}][{i}]"] for i in range(4)) for d in range(D)]
+
+
+def bare_forward(rng: Rng) -> Attempt:
+    """Call forward or inference, of the extension or of `functional`."""
+    p = bare_problem(rng)
+    (T, B, _), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
+    shapes = ((T, B, D * H), (D, B, H), (D, B, H))
+    outs = [np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for s in shapes]
+    if p.states == 1:
+        outs[2] = None
+    slots = {"x": p.x, "h0": p.h0, "c0": p.c0, **parameter_slots(p.parameters, "w")}
+    slots |= {f"out{i}": out for i, out in enumerate(outs)}
+    run, core = choose(rng, ("forward", "inference")), rng.random() < 0.5
+
+    def call() -> Results:
+        out = tuple(slots[f"out{i}"] for i in range(3))
+        arguments = p.cell, slots["x"], parameters_of(slots, "w", D)
+        if core:
+            y, h, c, *_ = getattr(_core, run)(*arguments, slots["h0"], slots["c0"], out)
+        else:
+            state, out_state = ((slots["h0"], slots["c0"]), out[1:]) if p.states == 2 else (slots["h0"], out[1])
+            y, state, *_ = getattr(functional, run)(*arguments, state, out=(out[0], out_state))
+            h, c = state if p.states == 2 else (state, None)
+        return named(y=y, h=h, c=c)
+
+    def expected() -> Results:
+        y, h, c, _ = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+        return named(y=y, h=h, c=c)
+
+    written = frozenset(f"out{i}" for i in range(3))
+    return Attempt(f"{'_core' if core else 'functional'}.{run}", call, slots, written, expected=expected)
+
+
+def bare_backward(rng: Rng) -> Attempt:
+    """Call backward, of the extension or of `functional`."""
+    p = bare_problem(rng)
+    (T, B, I), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
+    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    need_dx, core, given = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.5
+    outs = [np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for s in ((T, B, I), (D, B, H), (D, B, H))]
+    outs = [out if wanted else None for out, wanted in zip(outs, (need_dx, True, p.states == 2), strict=True)]
+    slots = {"dy": p.dy, "dh": p.dh, "dc": p.dc, **{f"out{i}": out for i, out in enumerate(outs)}}
+    if given:
+        zeros = [tuple(None if w is None else np.zeros_like(w) for w in ws) for ws in p.parameters]
+        slots |= parameter_slots(zeros, "g")
+
+    def call() -> Results:
+        grads = parameters_of(slots, "g", D) if given else None
+        out = tuple(slots[f"out{i}"] for i in range(3))
+        if core:
+            dx, dh0, dc0, new = _core.backward(tape, slots["dy"], slots["dh"], slots["dc"], need_dx, grads, out)
+        else:
+            dstate, out_state = ((slots["dh"], slots["dc"]), out[1:]) if p.states == 2 else (slots["dh"], out[1])
+            dx, state, new = functional.backward(
+                tape, slots["dy"], dstate, need_dx=need_dx, grads=grads, out=(out[0], out_state)
+            )
+            dh0, dc0 = state if isinstance(state, tuple) else (state, None)
+        return {**named(dx=dx, dh0=dh0, dc0=dc0), **named_grads(new)}
+
+    def expected() -> Results:
+        dx, dh0, dc0, new = reference.backward(
+            reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0)[3], p.dy, p.dh, p.dc
+        )
+        return {**named(dx=dx if need_dx else None, dh0=dh0, dc0=dc0), **named_grads(new)}
+
+    written = frozenset(name for name in slots if name[0] in "og")
+    return Attempt(f"{'_core' if core else 'functional'}.backward", call, slots, written, expected=expected)
+
+
+def structure(rng: Rng) -> Attempt:
+    """Call with arguments that are no arrays, and wrong."""
+    p = make_problem(choose(rng, ("lstm", "gru")), "float32", Shape(2, 2, 3, 4), seed=0)
+    state = (p.h0, p.c0) if p.states == 2 else p.h0
+    *_, tape = functional.forward(p.cell, p.x, p.parameters, state)
+    w, other = p.parameters, choose(rng, BROKEN[1:])
+    huge = np.broadcast_to(p.x[:1, :1], (2**30, 2**27, 3))
+    F: Any = functional
+    calls: dict[str, Callable[[], Any]] = {
+        "cell": lambda: F.forward(other, p.x, w),
+        "cell name": lambda: F.inference("LSTM", p.x, w),
+        "huge x": lambda: F.inference(p.cell, huge, w),
+        "T = 0": lambda: F.forward(p.cell, p.x[:0], w),
+        "parameters": lambda: F.forward(p.cell, p.x, other),
+        "no parameters": lambda: F.forward(p.cell, p.x, []),
+        "three directions": lambda: F.forward(p.cell, p.x, w * 3),
+        "short parameters": lambda: F.forward(p.cell, p.x, [w[0][:3]]),
+        "parameters of nothing": lambda: F.forward(p.cell, p.x, [other, w[0]]),
+        "H = 0": lambda: F.forward(p.cell, p.x, [(np.zeros((0, 3), "f4"), np.zeros((0, 0), "f4"), None, None)]),
+        "state": lambda: F.forward(p.cell, p.x, w, [p.h0, p.c0]),
+        "state of three": lambda: F.forward(p.cell, p.x, w, (p.h0, p.c0, None)),
+        "out": lambda: F.forward(p.cell, p.x, w, out=other),
+        "out of three": lambda: F.forward(p.cell, p.x, w, out=(None, None, None)),
+        "out itself": lambda: F.forward(p.cell, p.x, w, out=(np.lib.stride_tricks.as_strided(p.dy, strides=(0, 4, 4)), 0)),
+        "tape": lambda: F.backward(other, p.dy),
+        "core tape": lambda: _core.backward(other, p.dy),
+        "no gradient": lambda: F.backward(tape),
+        "grads": lambda: F.backward(tape, p.dy, grads=other),
+        "grads of nothing": lambda: F.backward(tape, p.dy, grads=[other]),
+        "unwanted dx": lambda: F.backward(tape, p.dy, need_dx=False, out=(p.x, None)),
+        "threads": lambda: rnnfast.set_num_threads(choose(rng, (0, -1, -(2**63), 2**70, None, "2", 1.5))),
+        "asarray": lambda: _core.asarray(choose(rng, [b for b in BROKEN[1:] if not isinstance(b, bytes | np.generic)])),
+    }
+    name = choose(rng, list(calls))
+    slots = {"x": p.x, "dy": p.dy, **parameter_slots(w, "w")}
+    return Attempt("structure", calls[name], slots, bad=name)

@@ -1,0 +1,380 @@
+"""Losses, clipping and optimizers: against central differences, the equations and torch."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from tolerances import TOLERANCE, relative_error
+
+from rnnfast.training import SGD, Adam, clip_grad_norm, clip_grad_value, softmax_cross_entropy, squared_error
+
+Array = Any
+SHAPE, V = (4, 3), 5
+
+by_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+by_reduction = pytest.mark.parametrize("reduction", ["mean", "sum"])
+by_ignored = pytest.mark.parametrize("ignore_index", [None, 2, -100])
+
+
+@pytest.fixture
+def torch() -> Any:
+    return pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
+
+
+def normal(*shape: int, dtype: str = "float64", seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def classes(ignore_index: int | None = None) -> Array:
+    """Return targets, every fourth of them ignored."""
+    targets = np.random.default_rng(1).integers(0, V, SHAPE)
+    if ignore_index is not None:
+        targets.flat[::4] = ignore_index
+    return targets
+
+
+def slopes(loss: Callable[[Array], float], at: Array, step: float = 1e-5) -> Array:
+    """Return the gradient of the loss by central differences."""
+    d = np.empty_like(at)
+    for index in np.ndindex(at.shape):
+        ahead, behind = at.copy(), at.copy()
+        ahead[index] += step
+        behind[index] -= step
+        d[index] = (loss(ahead) - loss(behind)) / (2 * step)
+    return d
+
+
+# Losses
+
+
+@by_ignored
+@by_reduction
+def test_the_gradient_of_cross_entropy_is_its_slope(reduction: Any, ignore_index: int | None) -> None:
+    targets = classes(ignore_index)
+
+    def loss(logits: Array) -> float:
+        return softmax_cross_entropy(logits, targets, reduction=reduction, ignore_index=ignore_index)[0]
+
+    logits = normal(*SHAPE, V)
+    _, dlogits = softmax_cross_entropy(logits, targets, reduction=reduction, ignore_index=ignore_index)
+    assert np.allclose(dlogits, slopes(loss, logits), rtol=0, atol=1e-9)
+
+
+@by_reduction
+def test_the_gradient_of_the_squared_error_is_its_slope(reduction: Any) -> None:
+    y, target = normal(*SHAPE), normal(*SHAPE, seed=1)
+    _, dy = squared_error(y, target, reduction=reduction)
+    expected = slopes(lambda a: squared_error(a, target, reduction=reduction)[0], y)
+    assert np.allclose(dy, expected, rtol=0, atol=1e-9)
+
+
+@by_ignored
+@by_reduction
+@by_dtype
+def test_cross_entropy_is_torchs(torch: Any, dtype: str, reduction: Any, ignore_index: int | None) -> None:
+    logits, targets = 10 * normal(*SHAPE, V, dtype=dtype), classes(ignore_index)
+    loss, dlogits = softmax_cross_entropy(logits, targets, reduction=reduction, ignore_index=ignore_index)
+    leaf = torch.from_numpy(logits).requires_grad_()
+    options = {"reduction": reduction, "ignore_index": -1 if ignore_index is None else ignore_index}
+    expected = torch.nn.functional.cross_entropy(leaf.reshape(-1, V), torch.from_numpy(targets).ravel(), **options)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=TOLERANCE[logits.dtype])
+    assert dlogits.dtype == dtype
+    assert relative_error(dlogits, leaf.grad.numpy()) <= TOLERANCE[logits.dtype]
+
+
+@by_reduction
+@by_dtype
+def test_the_squared_error_is_torchs(torch: Any, dtype: str, reduction: Any) -> None:
+    y, target = normal(*SHAPE, dtype=dtype), normal(*SHAPE, dtype=dtype, seed=1)
+    loss, dy = squared_error(y, target, reduction=reduction)
+    leaf = torch.from_numpy(y).requires_grad_()
+    expected = torch.nn.functional.mse_loss(leaf, torch.from_numpy(target), reduction=reduction)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=TOLERANCE[y.dtype])
+    assert dy.dtype == dtype
+    assert relative_error(dy, leaf.grad.numpy()) <= TOLERANCE[y.dtype]
+
+
+@by_dtype
+def test_cross_entropy_of_equal_logits_is_the_logarithm_of_their_number(dtype: str) -> None:
+    loss, dlogits = softmax_cross_entropy(np.full((1, V), 7, dtype), np.array([1]))
+    assert loss == pytest.approx(math.log(V), rel=TOLERANCE[np.dtype(dtype)])
+    assert np.allclose(dlogits, [[0.2, -0.8, 0.2, 0.2, 0.2]])
+
+
+@pytest.mark.parametrize("size", [1e3, 1e30, -1e30])
+@by_dtype
+def test_cross_entropy_is_stable(dtype: str, size: float) -> None:
+    logits = np.array([[size, 0]], dtype)
+    loss, dlogits = softmax_cross_entropy(logits, np.array([1]))
+    assert loss == pytest.approx(max(size, 0.0), rel=1e-6)
+    assert dlogits.tolist() == ([[1, -1]] if size > 0 else [[0, 0]])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (6,), (2, 3, 4)])
+def test_logits_have_any_leading_shape(shape: tuple[int, ...]) -> None:
+    logits = normal(*shape, V)
+    targets = np.ones(shape, np.int8)
+    loss, dlogits = softmax_cross_entropy(logits, targets, reduction="sum")
+    rows = [softmax_cross_entropy(row, np.array(1)) for row in logits.reshape(-1, V)]
+    assert loss == pytest.approx(sum(loss for loss, _ in rows))
+    assert dlogits.shape == logits.shape
+    assert np.allclose(dlogits.reshape(-1, V), np.reshape([d for _, d in rows], (-1, V)))
+
+
+def test_strided_logits_give_the_same_bits() -> None:
+    logits, targets = normal(*SHAPE, V), classes()
+    loss, dlogits = softmax_cross_entropy(logits, targets)
+    strided = np.asfortranarray(logits)
+    loss_strided, dlogits_strided = softmax_cross_entropy(strided, np.asfortranarray(targets))
+    assert loss_strided == loss
+    assert np.array_equal(dlogits_strided, dlogits)
+
+
+@by_reduction
+def test_a_batch_with_nothing_to_learn_has_no_loss_and_no_gradient(reduction: Any) -> None:
+    targets = np.full(SHAPE, -1)
+    loss, dlogits = softmax_cross_entropy(normal(*SHAPE, V), targets, reduction=reduction, ignore_index=-1)
+    assert loss == 0
+    assert not dlogits.any()
+    loss, dy = squared_error(normal(0, 3), normal(0, 3), reduction=reduction)
+    assert loss == 0
+    assert dy.shape == (0, 3)
+
+
+def test_nan_is_not_lost() -> None:
+    logits = normal(*SHAPE, V)
+    logits[1, 1, 1] = math.nan
+    loss, dlogits = softmax_cross_entropy(logits, classes())
+    assert math.isnan(loss)
+    assert np.isnan(dlogits).any(axis=-1).sum() == 1
+
+
+def test_losses_leave_their_arguments_alone() -> None:
+    arguments = normal(*SHAPE, V), classes(), normal(*SHAPE), normal(*SHAPE, seed=1)
+    before = [a.copy() for a in arguments]
+    for a in arguments:
+        a.flags.writeable = False
+    softmax_cross_entropy(*arguments[:2], ignore_index=2)
+    squared_error(*arguments[2:])
+    assert all(map(np.array_equal, arguments, before))
+
+
+# Clipping
+
+
+def gradients(dtype: str = "float64", size: float = 1.0) -> dict[str, Array]:
+    return {"w": size * normal(3, 4, dtype=dtype), "b": size * normal(4, dtype=dtype, seed=1)}
+
+
+def norm_of(arrays: dict[str, Array]) -> float:
+    return math.sqrt(sum(float((a.astype(np.float64) ** 2).sum()) for a in arrays.values()))
+
+
+@by_dtype
+def test_the_norm_is_of_all_gradients_together(dtype: str) -> None:
+    grads = gradients(dtype)
+    before = {name: g.copy() for name, g in grads.items()}
+    norm = clip_grad_norm(grads, 1.5)
+    assert norm == pytest.approx(norm_of(before), rel=TOLERANCE[np.dtype(dtype)])
+    assert norm_of(grads) == pytest.approx(1.5, rel=2e-6)
+    for name, g in grads.items():
+        assert relative_error(g / before[name], np.full_like(g, 1.5 / norm)) < 2e-6
+
+
+@by_dtype
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_clipping_by_norm_is_torchs(torch: Any, dtype: str, max_norm: float) -> None:
+    grads = gradients(dtype)
+    leaves = [torch.nn.Parameter(torch.from_numpy(g.copy())) for g in grads.values()]
+    for leaf in leaves:
+        leaf.grad = leaf.detach().clone()
+    expected = torch.nn.utils.clip_grad_norm_(leaves, max_norm)
+    assert clip_grad_norm(grads, max_norm) == pytest.approx(expected.item(), rel=TOLERANCE[np.dtype(dtype)])
+    for g, leaf in zip(grads.values(), leaves, strict=True):
+        assert relative_error(g, leaf.grad.numpy()) <= TOLERANCE[g.dtype]
+
+
+@pytest.mark.parametrize("grads", [gradients(size=1e-3), gradients(size=math.nan), {}], ids=["small", "nan", "none"])
+def test_gradients_that_are_not_clipped_keep_their_bits(grads: dict[str, Array]) -> None:
+    before = {name: g.copy() for name, g in grads.items()}
+    clip_grad_norm(grads, 1.0)
+    assert all(np.array_equal(g, before[name], equal_nan=True) for name, g in grads.items())
+
+
+def test_clipping_by_value_limits_each_element() -> None:
+    grads = {"w": np.array([[-3.0, 0.25], [0.5, math.inf]]), "b": np.array([-0.5])}
+    clip_grad_value(grads, 0.5)
+    assert grads["w"].tolist() == [[-0.5, 0.25], [0.5, 0.5]]
+    assert grads["b"].tolist() == [-0.5]
+
+
+# Optimizers
+
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "SGD": (SGD, {"lr": 0.1}),
+    "SGD with momentum": (SGD, {"lr": 0.1, "momentum": 0.9}),
+    "Adam": (Adam, {"lr": 0.01}),
+    "Adam with options": (Adam, {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3}),
+}
+by_optimizer = pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+STEPS = 20
+
+
+def parameters(dtype: str) -> dict[str, Array]:
+    return {"w": normal(3, 4, dtype=dtype, seed=2), "b": normal(4, dtype=dtype, seed=3)}
+
+
+def gradients_of(dtype: str, step: int) -> dict[str, Array]:
+    return {"w": normal(3, 4, dtype=dtype, seed=10 + step), "b": normal(4, dtype=dtype, seed=100 + step)}
+
+
+def equations(params: dict[str, Array], lr: float, **options: Any) -> dict[str, Array]:
+    """Return the parameters after STEPS steps of the equations in float64, as they are printed."""
+    after = {}
+    for name, start in params.items():
+        p, m, v = start.astype(np.float64), 0.0, 0.0
+        for t in range(1, STEPS + 1):
+            g = gradients_of("float64", t)[name].astype(start.dtype).astype(np.float64)
+            if "betas" in options:
+                b1, b2 = options["betas"]
+                m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+                p = p - lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + options["eps"])
+            else:
+                v = options["momentum"] * v + g
+                p = p - lr * v
+        after[name] = p
+    return after
+
+
+@by_dtype
+@by_optimizer
+def test_steps_follow_the_equations(optimizer: Any, options: dict[str, Any], dtype: str) -> None:
+    params = parameters(dtype)
+    defaults = {"betas": (0.9, 0.999), "eps": 1e-8} if optimizer is Adam else {"momentum": 0.0}
+    expected = equations(params, **{**defaults, **options})
+    made = optimizer(params, **options)
+    for t in range(1, STEPS + 1):
+        made.step(gradients_of(dtype, t))
+    for name, p in params.items():
+        assert p.dtype == dtype
+        assert relative_error(p, expected[name]) <= TOLERANCE[p.dtype]
+
+
+@by_dtype
+@by_optimizer
+def test_steps_are_torchs(torch: Any, optimizer: Any, options: dict[str, Any], dtype: str) -> None:
+    params = parameters(dtype)
+    leaves = {name: torch.nn.Parameter(torch.from_numpy(p.copy())) for name, p in params.items()}
+    theirs = getattr(torch.optim, optimizer.__name__)(leaves.values(), **options)
+    ours = optimizer(params, **options)
+    for t in range(1, STEPS + 1):
+        grads = gradients_of(dtype, t)
+        for name, leaf in leaves.items():
+            leaf.grad = torch.from_numpy(grads[name])
+        theirs.step()
+        ours.step(grads)
+    for name, p in params.items():
+        assert relative_error(p, leaves[name].detach().numpy()) <= TOLERANCE[p.dtype]
+
+
+@by_optimizer
+def test_a_run_that_is_resumed_ends_with_the_same_bits(optimizer: Any, options: dict[str, Any]) -> None:
+    whole, first = parameters("float32"), parameters("float32")
+    straight, stopped = optimizer(whole, **options), optimizer(first, **options)
+    for t in range(1, STEPS + 1):
+        straight.step(gradients_of("float32", t))
+    for t in range(1, 8):
+        stopped.step(gradients_of("float32", t))
+    second = {name: p.copy() for name, p in first.items()}
+    resumed = optimizer(second, **options)
+    resumed.load_state_dict(stopped.state_dict())
+    for t in range(8, STEPS + 1):
+        resumed.step(gradients_of("float32", t))
+    assert all(np.array_equal(second[name], whole[name]) for name in whole)
+
+
+def test_the_learning_rate_can_be_changed_between_steps() -> None:
+    params = {"w": np.zeros(1)}
+    sgd = SGD(params, lr=1.0)
+    sgd.step({"w": np.ones(1)})
+    sgd.lr = 0.5
+    sgd.step({"w": np.ones(1)})
+    assert params["w"] == -1.5
+
+
+def test_a_step_that_does_not_fit_changes_nothing() -> None:
+    params = parameters("float64")
+    before = {name: p.copy() for name, p in params.items()}
+    adam = Adam(params)
+    with pytest.raises(ValueError, match="grads"):
+        adam.step({"w": np.ones((3, 4)), "b": np.ones(5)})
+    assert all(np.array_equal(params[name], before[name]) for name in params)
+    assert adam.state_dict()["t"] == 0
+
+
+# Errors name the argument, what was expected and what came
+
+LOGITS, TARGETS, W = np.zeros((4, 3, V)), np.zeros((4, 3), int), np.zeros((3, 4))
+ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "logits list": (lambda: softmax_cross_entropy([[1.0]], TARGETS), TypeError, "logits: expected .*list"),
+    "logits int": (lambda: softmax_cross_entropy(TARGETS, TARGETS), TypeError, "logits: expected dtype .*int64"),
+    "no logits": (lambda: softmax_cross_entropy(np.array(1.0), TARGETS), ValueError, r"logits: expected shape .*\(\)"),
+    "no classes": (lambda: softmax_cross_entropy(np.empty((3, 0)), TARGETS), ValueError, "logits: expected shape"),
+    "targets float": (lambda: softmax_cross_entropy(LOGITS, LOGITS), TypeError, "targets: expected integers.*float64"),
+    "targets shape": (
+        lambda: softmax_cross_entropy(LOGITS, TARGETS[:2]),
+        ValueError,
+        r"targets: expected shape \(4, 3\), got \(2, 3\)",
+    ),
+    "target V": (lambda: softmax_cross_entropy(LOGITS, TARGETS + V), ValueError, "targets: expected .*0 to 4.*got 5"),
+    "target -1": (lambda: softmax_cross_entropy(LOGITS, TARGETS - 1), ValueError, "targets: expected .*got -1"),
+    "reduction": (
+        lambda: softmax_cross_entropy(LOGITS, TARGETS, reduction="none"),  # type: ignore[arg-type]
+        ValueError,
+        "reduction: expected 'mean' or 'sum', got 'none'",
+    ),
+    "target shape": (lambda: squared_error(W, W[:1]), ValueError, r"target: expected shape \(3, 4\), got \(1, 4\)"),
+    "target dtype": (lambda: squared_error(W, W.astype("float32")), TypeError, "target: expected dtype float64"),
+    "max_norm": (lambda: clip_grad_norm({"w": W}, 0), ValueError, "max_norm: expected more than 0, got 0"),
+    "max_value": (lambda: clip_grad_value({"w": W}, math.nan), ValueError, "max_value: expected more than 0, got nan"),
+    "grads list": (lambda: clip_grad_norm([W], 1), TypeError, "grads: expected a dict"),  # type: ignore[arg-type]
+    "grads ints": (lambda: clip_grad_norm({"w": TARGETS}, 1), TypeError, r"grads\['w'\]: expected dtype .*int64"),
+    "grads read-only": (
+        lambda: clip_grad_norm({"w": np.broadcast_to(W, (2, 3, 4))}, 1),
+        ValueError,
+        r"grads\['w'\]: expected a writable array",
+    ),
+    "params": (lambda: SGD({"w": TARGETS}, 1), TypeError, r"params\['w'\]: expected dtype .*int64"),
+    "lr": (lambda: SGD({"w": W}, -1), ValueError, "lr: expected at least 0, got -1"),
+    "lr word": (lambda: Adam({"w": W}, "fast"), TypeError, "lr: expected a number, got str"),  # type: ignore[arg-type]
+    "momentum": (lambda: SGD({"w": W}, 1, momentum=-1), ValueError, "momentum: expected at least 0"),
+    "betas": (lambda: Adam({"w": W}, betas=(0.9, 1.0)), ValueError, r"betas: expected .*\(0.9, 1.0\)"),
+    "eps": (lambda: Adam({"w": W}, eps=-1), ValueError, "eps: expected at least 0"),
+    "keys": (lambda: Adam({"w": W}).step({"v": W}), ValueError, r"grads: expected .*\['v'\].*\['w'\]"),
+    "shape": (
+        lambda: Adam({"w": W}).step({"w": W[0]}),
+        ValueError,
+        r"grads\['w'\]: expected shape \(3, 4\), got \(4,\)",
+    ),
+    "dtype": (
+        lambda: SGD({"w": W}, 1).step({"w": W.astype("float32")}),
+        TypeError,
+        r"grads\['w'\]: expected dtype float64, got float32",
+    ),
+    "state keys": (lambda: Adam({"w": W}).load_state_dict({}), ValueError, "state_dict: expected .*'m.w', 't', 'v.w'"),
+    "state shape": (
+        lambda: Adam({"w": W}).load_state_dict({"t": np.array(1), "m.w": W, "v.w": W.T}),
+        ValueError,
+        r"v.w: expected shape \(3, 4\), got \(4, 3\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors_say_what_was_expected(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
