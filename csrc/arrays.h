@@ -88,7 +88,7 @@ py::array contiguous_copy(const py::array& array) {
 // An argument that is read. Arrays whose rows are not contiguous are copied.
 template <class Real>
 struct Input {
-  py::array given, array;
+  py::array given, array;  // what came, and what the kernels read
   Index stride = 0;
 
   View<const Real> view() const { return {static_cast<const Real*>(array.data()), stride}; }
@@ -131,7 +131,7 @@ inline bool overlaps_itself(const py::array& array) {
 // A result: a new array, or the caller's, written through memory of our own where its rows are not contiguous.
 template <class Real>
 struct Output {
-  py::array given, array;
+  py::array given, array;  // what the caller sees, and what the kernels write: contiguous
   Index stride = 0;
 
   View<Real> view() { return {static_cast<Real*>(array.mutable_data()), stride}; }
@@ -185,8 +185,14 @@ inline bool share_memory(const py::array& a, const py::array& b) {
 // No array of the caller's that is written may share memory with another one of the call.
 class OverlapCheck {
  public:
-  void read(const std::string& name, const py::array& array) { arrays_.push_back({name, array, false}); }
-  void written(const std::string& name, const py::array& array) { arrays_.push_back({name, array, true}); }
+  template <class Real>
+  void read(const std::string& name, const std::optional<Input<Real>>& in) {
+    if (in) arrays_.push_back({name, in->given, false});
+  }
+  template <class Real>
+  void written(const std::string& name, const std::optional<Output<Real>>& out) {
+    if (out) arrays_.push_back({name, out->given, true});
+  }
 
   void run() const {
     for (const Entry& out : arrays_)

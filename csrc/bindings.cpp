@@ -150,10 +150,18 @@ Layer<Real> read_layer(const CellInfo& info, const py::array& x, const py::seque
 template <class Real>
 struct Saved {
   LayerParameters<Real> parameters;
-  Input<Real> x;
-  std::optional<Input<Real>> h0, c0;
+  std::optional<Input<Real>> x, h0, c0;
   py::array y;  // contiguous
 };
+
+template <class Real>
+void read_all(OverlapCheck& check, const Saved<Real>& saved) {
+  check.read("x", saved.x);
+  check.read("h0", saved.h0);
+  check.read("c0", saved.c0);
+  for (std::size_t i = 0; i < saved.parameters.arrays.size(); ++i)
+    check.read(parameter_names[i % 4], saved.parameters.arrays[i]);
+}
 
 // Everything a backward needs: references to the arrays, and the memory the kernels filled.
 struct TapeObject {
@@ -231,6 +239,14 @@ void refuse_c(const CellInfo& info, const std::string& name, const py::object& o
     throw py::value_error(name + ": expected None, since " + std::string(info.name) + " has no cell state");
 }
 
+// Hands a result over; None where there is none.
+template <class Real>
+py::object finish(const std::optional<Output<Real>>& out) {
+  if (!out) return py::none();
+  out->commit();
+  return out->given;
+}
+
 template <class Real>
 py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequence& parameters, const py::object& h0,
                      const py::object& c0, const py::object& out, bool training) {
@@ -246,23 +262,19 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequenc
 
   const auto outs = sequence_of("out", out, 3, "(y, h, c)");
   refuse_c(info, "out[2]", entry(outs, 2));
-  Output<Real> y = output<Real>("out[0]", entry(outs, 0), y_shape);
-  Output<Real> h = output<Real>("out[1]", entry(outs, 1), state_shape);
-  std::optional<Output<Real>> c;
+  std::optional<Output<Real>> y, h, c;
+  y = output<Real>("out[0]", entry(outs, 0), y_shape);
+  h = output<Real>("out[1]", entry(outs, 1), state_shape);
   if (info.has_c) c = output<Real>("out[2]", entry(outs, 2), state_shape);
   if (outs) {
     OverlapCheck check;
-    check.read("x", saved.x.given);
-    if (saved.h0) check.read("h0", saved.h0->given);
-    if (saved.c0) check.read("c0", saved.c0->given);
-    for (std::size_t i = 0; i < saved.parameters.arrays.size(); ++i)
-      if (saved.parameters.arrays[i]) check.read(parameter_names[i % 4], saved.parameters.arrays[i]->given);
-    check.written("out[0]", y.given);
-    check.written("out[1]", h.given);
-    if (c) check.written("out[2]", c->given);
+    read_all(check, saved);
+    check.written("out[0]", y);
+    check.written("out[1]", h);
+    check.written("out[2]", c);
     check.run();
   }
-  saved.y = y.array;
+  saved.y = y->array;
 
   auto tape = std::make_unique<TapeObject>(TapeObject{&info, p, Saved<Real>{}, {}, {}, {}});
   if (p.B > 0) {
@@ -273,23 +285,20 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequenc
     if (size.reset_h) tape->reset_h = Buffer(bytes(size.reset_h * p.D));
     const Buffer scratch(bytes(kernels<Real>().forward_scratch(p)));
 
-    ForwardArgs<Real> args = {p, saved.x.view(), {}, static_cast<Real*>(scratch.data())};
+    ForwardArgs<Real> args = {p, saved.x->view(), {}, static_cast<Real*>(scratch.data())};
     for (Index d = 0; d < p.D; ++d) {
       args.directions[d] = {saved.parameters.direction(d), direction_of(saved.h0, p, d),
-                            direction_of(saved.c0, p, d),  {y.view().data + d * p.H, p.D * p.H},
-                            direction_of(h.view(), p, d),  direction_of(c, p, d),
+                            direction_of(saved.c0, p, d),  {y->view().data + d * p.H, p.D * p.H},
+                            direction_of(h, p, d),         direction_of(c, p, d),
                             tape_of<Real>(*tape, size, d)};
     }
     const Index threads = std::min(team_size(flops(p, info.G)), p.D * p.B);
     call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
   }
-  y.commit();
-  h.commit();
-  if (c) c->commit();
-  const py::object c_result = c ? py::object(c->given) : py::none();
-  if (!training) return py::make_tuple(y.given, h.given, c_result);
+  const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
+  if (!training) return py::make_tuple(y_result, h_result, c_result);
   tape->saved = std::move(saved);
-  return py::make_tuple(y.given, h.given, c_result, py::cast(std::move(tape)));
+  return py::make_tuple(y_result, h_result, c_result, py::cast(std::move(tape)));
 }
 
 template <class Real>
@@ -308,9 +317,9 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
   const auto outs = sequence_of("out", out, 3, "(dx, dh0, dc0)");
   refuse_c(info, "out[2]", entry(outs, 2));
   if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
-  std::optional<Output<Real>> dx, dc0;
+  std::optional<Output<Real>> dx, dh0, dc0;
   if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), {p.T, p.B, p.I});
-  Output<Real> dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
+  dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
   if (info.has_c) dc0 = output<Real>("out[2]", entry(outs, 2), state_shape);
 
   const auto given = sequence_of("grads", grads, std::size_t(p.D), "(one tuple for each direction)");
@@ -333,36 +342,31 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
   }
   if (outs || given) {
     OverlapCheck check;
-    check.read("x", saved.x.given);
-    check.read("y", saved.y);
-    if (saved.h0) check.read("h0", saved.h0->given);
-    if (saved.c0) check.read("c0", saved.c0->given);
-    if (dy_in) check.read("dy", dy_in->given);
-    if (dh_in) check.read("dh", dh_in->given);
-    if (dc_in) check.read("dc", dc_in->given);
-    for (std::size_t i = 0; i < gradients.size(); ++i) {
-      if (!gradients[i]) continue;
-      check.read(parameter_names[i % 4], saved.parameters.arrays[i]->given);
-      if (given) check.written(std::string("grads: ") + parameter_names[i % 4], gradients[i]->given);
-    }
-    if (dx) check.written("out[0]", dx->given);
-    check.written("out[1]", dh0.given);
-    if (dc0) check.written("out[2]", dc0->given);
+    read_all(check, saved);
+    check.read("y", std::optional(Input<Real>{saved.y, saved.y}));
+    check.read("dy", dy_in);
+    check.read("dh", dh_in);
+    check.read("dc", dc_in);
+    check.written("out[0]", dx);
+    check.written("out[1]", dh0);
+    check.written("out[2]", dc0);
+    for (std::size_t i = 0; i < gradients.size(); ++i)
+      check.written(std::string("grads: ") + parameter_names[i % 4], gradients[i]);
     check.run();
   }
 
   // The gradients of the states are carried in place, from the last states' to the initial states'.
   const py::module_ numpy = py::module_::import("numpy");
-  const auto start = [&](Output<Real>& state, const std::optional<Input<Real>>& from) {
-    numpy.attr("copyto")(state.array, from ? py::object(from->array) : py::object(py::int_(0)));
+  const auto start = [&](const std::optional<Output<Real>>& state, const std::optional<Input<Real>>& from) {
+    if (state) numpy.attr("copyto")(state->array, from ? py::object(from->array) : py::object(py::int_(0)));
   };
   start(dh0, dh_in);
-  if (dc0) start(*dc0, dc_in);
+  start(dc0, dc_in);
 
   if (p.B > 0) {
     const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G));
     const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, threads)) * sizeof(Real));
-    BackwardArgs<Real> args = {p,  saved.x.view(),    dx ? dx->view() : View<Real>{nullptr, 0},
+    BackwardArgs<Real> args = {p,  saved.x->view(),   dx ? dx->view() : View<Real>{nullptr, 0},
                                {}, given.has_value(), static_cast<Real*>(scratch.data())};
     const TapeSize size = kernels<Real>().tape_size(p);
     for (Index d = 0; d < p.D; ++d) {
@@ -379,7 +383,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
                             {static_cast<const Real*>(saved.y.data()) + d * p.H, p.D * p.H},
                             dy_view,
                             {filled.gates, filled.c, filled.reset_h},
-                            direction_of(dh0.view(), p, d),
+                            direction_of(dh0, p, d),
                             direction_of(dc0, p, d),
                             {gradient(0), gradient(1), gradient(2), gradient(3)}};
     }
@@ -389,21 +393,13 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
       if (gradient) numpy.attr("copyto")(gradient->array, 0);
   }
 
-  if (dx) dx->commit();
-  dh0.commit();
-  if (dc0) dc0->commit();
   py::list results;
   for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
     py::tuple direction(4);
-    for (std::size_t i = 0; i < 4; ++i) {
-      const auto& gradient = gradients[4 * d + i];
-      if (gradient) gradient->commit();
-      direction[i] = gradient ? py::object(gradient->given) : py::none();
-    }
+    for (std::size_t i = 0; i < 4; ++i) direction[i] = finish(gradients[4 * d + i]);
     results.append(direction);
   }
-  return py::make_tuple(dx ? py::object(dx->given) : py::none(), dh0.given, dc0 ? py::object(dc0->given) : py::none(),
-                        results);
+  return py::make_tuple(finish(dx), finish(dh0), finish(dc0), results);
 }
 
 // ---- The module ----------------------------------------------------------------------------------------------------

@@ -440,7 +440,14 @@ def _not_negative(value: float, name: str) -> float:
     return float(value)
 
 
+def _check_dict(arrays: object, name: str) -> None:
+    if not isinstance(arrays, Mapping):
+        msg = f"{name}: expected a dict of arrays, got {type(arrays).__name__}"
+        raise TypeError(msg)
+
+
 def _check_keys(given: Mapping[str, object], own: Mapping[str, object], name: str) -> None:
+    _check_dict(given, name)
     if given.keys() != own.keys():
         unknown, missing = sorted(given.keys() - own.keys()), sorted(own.keys() - given.keys())
         msg = f"{name}: expected the keys of the parameters, got {unknown} besides and not {missing}"
@@ -449,9 +456,7 @@ def _check_keys(given: Mapping[str, object], own: Mapping[str, object], name: st
 
 def _check_targets(arrays: Mapping[str, object], name: str) -> None:
     """Check that these are arrays of floats that can be changed in place."""
-    if not isinstance(arrays, Mapping):
-        msg = f"{name}: expected a dict of arrays, got {type(arrays).__name__}"
-        raise TypeError(msg)
+    _check_dict(arrays, name)
     for key, a in arrays.items():
         array = _floats(a, f"{name}[{key!r}]")
         checked_target(a, f"{name}[{key!r}]", array.shape, array.dtype)

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from modules import KINDS, make_layer, normal, oracle, parts, results, swap
+from modules import KINDS, make_layer, normal, oracle, results, swap
 from problems import CELLS, DTYPES, Array, Results, Shape, make_problem, named, named_grads
 
 import rnnfast
@@ -41,6 +41,7 @@ class Attempt:
     bad: str = ""  # what is wrong with the call
     free: bool = False  # NaN and the like: it may end either way
     expected: Callable[[], Results] | None = None  # what the oracle gives, if the call is legal
+    watched: list[Array] = field(default_factory=list)  # what else a bad call must not change
 
 
 # Odd but legal: the same values in another form
@@ -103,7 +104,7 @@ LAYOUTS: tuple[Callable[[Array], Any], ...] = (
     backwards,
     lambda a: a.view(Subclass),
 )
-READABLE: tuple[Callable[[Array], Any], ...] = (*LAYOUTS, Interface, Exchange, memoryview, read_only)
+READABLE: tuple[Callable[[Any], Any], ...] = (*LAYOUTS, Interface, Exchange, memoryview, read_only)
 
 
 # Bad
@@ -114,7 +115,7 @@ def fail(*_: Any, **__: Any) -> Any:
     raise RuntimeError(msg)
 
 
-BROKEN = (
+BROKEN: tuple[Any, ...] = (
     None,
     [[0.0]],
     (1.0,),
@@ -201,8 +202,8 @@ def choose(rng: Rng, values: Any) -> Any:
 
 def bare_problem(rng: Rng) -> Any:
     """Draw a layer of the oracle's, mostly small, some of them empty."""
-    size = rng.integers(1, 10, 4)
-    shape = Shape(*(int(n) for n in size), D=int(rng.integers(1, 3)))
+    size = (*rng.integers(1, 10, 4), rng.integers(1, 3))
+    shape = Shape(*(int(n) for n in size))
     if rng.random() < 0.05:
         shape = shape._replace(B=0)
     elif rng.random() < 0.05:
@@ -293,7 +294,7 @@ def bare_backward(rng: Rng) -> Attempt:
 
 def structure(rng: Rng) -> Attempt:
     """Call with arguments that are no arrays, and wrong."""
-    p = make_problem(choose(rng, ("lstm", "gru")), "float32", Shape(2, 2, 3, 4), seed=0)
+    p: Any = make_problem(choose(rng, ("lstm", "gru")), "float32", Shape(2, 2, 3, 4), seed=0)
     state = (p.h0, p.c0) if p.states == 2 else p.h0
     *_, tape = functional.forward(p.cell, p.x, p.parameters, state)
     w, other = p.parameters, choose(rng, BROKEN[1:])
@@ -314,7 +315,9 @@ def structure(rng: Rng) -> Attempt:
         "state of three": lambda: F.forward(p.cell, p.x, w, (p.h0, p.c0, None)),
         "out": lambda: F.forward(p.cell, p.x, w, out=other),
         "out of three": lambda: F.forward(p.cell, p.x, w, out=(None, None, None)),
-        "out itself": lambda: F.forward(p.cell, p.x, w, out=(np.lib.stride_tricks.as_strided(p.dy, strides=(0, 4, 4)), 0)),
+        "out itself": lambda: F.forward(
+            p.cell, p.x, w, out=(np.lib.stride_tricks.as_strided(p.dy, strides=(0, 4, 4)), 0)
+        ),
         "tape": lambda: F.backward(other, p.dy),
         "core tape": lambda: _core.backward(other, p.dy),
         "no gradient": lambda: F.backward(tape),
@@ -322,8 +325,259 @@ def structure(rng: Rng) -> Attempt:
         "grads of nothing": lambda: F.backward(tape, p.dy, grads=[other]),
         "unwanted dx": lambda: F.backward(tape, p.dy, need_dx=False, out=(p.x, None)),
         "threads": lambda: rnnfast.set_num_threads(choose(rng, (0, -1, -(2**63), 2**70, None, "2", 1.5))),
-        "asarray": lambda: _core.asarray(choose(rng, [b for b in BROKEN[1:] if not isinstance(b, bytes | np.generic)])),
+        "asarray": lambda: _core.asarray(
+            choose(rng, [b for b in BROKEN[1:] if not isinstance(b, bytes | np.generic | type)])
+        ),
     }
     name = choose(rng, list(calls))
     slots = {"x": p.x, "dy": p.dy, **parameter_slots(w, "w")}
     return Attempt("structure", calls[name], slots, bad=name)
+
+
+def whole_layer(rng: Rng) -> Attempt:
+    """Run a layer forwards and backwards."""
+    L, (T, B, I, H) = int(rng.integers(1, 4)), (int(n) for n in rng.integers(1, 8, 4))
+    options: dict[str, Any] = {
+        name: bool(rng.random() < 0.5) for name in ("bias", "batch_first", "bidirectional", "learn_initial_state")
+    }
+    options |= {"num_layers": L, "dtype": choose(rng, DTYPES), "seed": int(rng.integers(2**31))}
+    options["dropout"] = 0.5 if L > 1 and rng.random() < 0.3 else 0.0
+    layer = make_layer(choose(rng, list(KINDS)), (I, H), **options)
+    unbatched = rng.random() < 0.2
+    batch = () if unbatched else (0 if rng.random() < 0.05 else B,)
+    slots = {
+        name: normal(shape, layer.dtype, int(rng.integers(2**31)))
+        for name, shape in {
+            "x": (T, *batch, I),
+            "dy": (T, *batch, layer.directions * H),
+            **dict.fromkeys(("h", "c", "dh", "dc"), (L * layer.directions, *batch, H)),
+        }.items()
+    }
+    originals = dict(slots)
+    if not unbatched:
+        slots |= {name: swap(slots[name], layer) for name in ("x", "dy")}
+    given, need_dx, stateful = rng.random() < 0.5, rng.random() < 0.8, rng.random() < 0.7
+    if given:
+        slots |= {f"g {name}": np.zeros_like(p) for name, p in layer.parameters.items()}
+    masks: list[Array] = []
+
+    def state_of(values: dict[str, Any], h: str, c: str) -> Any:
+        return (values[h], values[c]) if layer.cell == "lstm" else values[h]
+
+    unused = {"c", "dc"} if layer.cell != "lstm" else set()
+    for name in unused | (set() if stateful else {"h", "c"}):
+        slots.pop(name, None)
+
+    def call() -> Results:
+        state = state_of(slots, "h", "c") if stateful else None
+        y, last, tape = layer.forward(slots["x"], state)
+        masks[:] = tape.masks
+        grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
+        dstate = state_of(slots, "dh", "dc")
+        return results(y, last, *layer.backward(tape, slots["dy"], dstate, need_dx=need_dx, grads=grads))
+
+    def expected() -> Results:
+        def batched(a: Array) -> Array:
+            return a[:, None] if unbatched else a
+
+        values = {name: batched(a) for name, a in originals.items()}
+        state = state_of(values, "h", "c") if stateful else None
+        dstate = state_of(values, "dh", "dc")
+        wanted = oracle(layer, values["x"], state, values["dy"], dstate, tuple(masks))
+        if not need_dx:
+            del wanted["dx"]
+        sequences = {name: a for name, a in wanted.items() if name in ("y", "dx")}
+        states = {name: a[:, 0] if unbatched else a for name, a in wanted.items() if name in ("h0", "h1", "dh0", "dh1")}
+        laid_out = {name: a[:, 0] if unbatched else swap(a, layer) for name, a in sequences.items()}
+        return {**wanted, **states, **laid_out}
+
+    written = frozenset(name for name in slots if name.startswith("g "))
+    return Attempt(type(layer).__name__, call, slots, written, expected=expected, watched=[*layer.parameters.values()])
+
+
+def one_cell(rng: Rng) -> Attempt:
+    """Make one step of a cell, and back."""
+    kind, own = KINDS[choose(rng, list(KINDS))]
+    B, I, H = (int(n) for n in rng.integers(1, 8, 3))
+    seed, dtype = int(rng.integers(2**31)), choose(rng, DTYPES)
+    cell = getattr(rnnfast, f"{kind}Cell")(I, H, seed=seed, dtype=dtype, bias=bool(rng.random() < 0.5), **own)
+    batch = () if rng.random() < 0.3 else (0 if rng.random() < 0.1 else B,)
+    x = normal((*batch, I), dtype, seed)
+    states = {name: normal((*batch, H), dtype, seed + k) for k, name in enumerate(("h", "c", "dh", "dc"), 1)}
+    names = ("h", "c", "dh", "dc") if kind == "LSTM" else ("h", "dh")
+    slots: dict[str, Any] = {"x": x, **{name: states[name] for name in names}}
+    shaped = {name: a.reshape(1, -1 if a.size else 0, a.shape[-1]) for name, a in slots.items()}
+    parameters = [tuple(cell.parameters.get(n) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))]
+
+    def call() -> Results:
+        state, dstate = (
+            ((slots["h"], slots["c"]), (slots["dh"], slots["dc"])) if kind == "LSTM" else (slots["h"], slots["dh"])
+        )
+        last, tape = cell.forward(slots["x"], state)
+        dx, dstate0, grads = cell.backward(tape, dstate)
+        return results(None, last, dx, dstate0, grads)
+
+    def expected() -> Results:
+        _, *last, tape = reference.forward(cell.cell, shaped["x"], parameters, shaped["h"], shaped.get("c"))
+        dx, *dstate0, [grads] = reference.backward(tape, None, shaped["dh"], shaped.get("dc"))
+        lasts, firsts = (tuple(s.reshape(*batch, H) for s in ss if s is not None) for ss in (last, dstate0))
+        named_grads = zip(cell.parameters, (g for g in grads if g is not None), strict=True)
+        return results(None, lasts, dx.reshape(x.shape), firsts, dict(named_grads))
+
+    return Attempt(type(cell).__name__, call, slots, expected=expected, watched=[*cell.parameters.values()])
+
+
+def readout(rng: Rng) -> Attempt:
+    """Call linear and linear_backward."""
+    dtype, seed = choose(rng, DTYPES), int(rng.integers(2**31))
+    shape, (I, O) = (
+        tuple(int(n) for n in rng.integers(0, 5, rng.integers(0, 4))),
+        (int(n) for n in rng.integers(1, 9, 2)),
+    )
+    sizes = {"x": (*shape, I), "weight": (O, I), "bias": (O,), "dy": (*shape, O)}
+    slots: dict[str, Any] = {name: normal(size, dtype, seed + k) for k, (name, size) in enumerate(sizes.items())}
+    originals = dict(slots)
+
+    def call() -> Results:
+        x, weight, bias, dy = slots.values()
+        y = functional.linear(x, weight, bias)
+        dx, (dweight, dbias) = functional.linear_backward(x, weight, bias, dy)
+        return named(y=y, dx=dx, dweight=dweight, dbias=dbias)
+
+    def expected() -> Results:
+        x, weight, bias, dy = (a.astype(np.float64) for a in originals.values())
+        rows, drows = (
+            x.reshape(-1, I) if x.size else np.zeros((0, I)),
+            dy.reshape(-1, O) if dy.size else np.zeros((0, O)),
+        )
+        return named(y=x @ weight.T + bias, dx=dy @ weight, dweight=drows.T @ rows, dbias=drows.sum(axis=0))
+
+    return Attempt("functional.linear", call, slots, expected=expected)
+
+
+def activation(rng: Rng) -> Attempt:
+    """Call sigmoid or tanh."""
+    name, dtype = choose(rng, ("sigmoid", "tanh")), choose(rng, DTYPES)
+    shape = tuple(int(n) for n in rng.integers(0, 9, rng.integers(1, 4)))
+    x = 3 * normal(shape, dtype, int(rng.integers(2**31)))
+    slots: dict[str, Any] = {"x": x, "out": np.ones_like(x)}
+    x64 = x.astype(np.float64)
+
+    def expected() -> Results:
+        return {"y": np.tanh(x64) if name == "tanh" else 1 / (1 + np.exp(-x64))}
+
+    def call() -> Results:
+        return {"y": getattr(functional, name)(slots["x"], out=slots["out"])}
+
+    return Attempt(f"functional.{name}", call, slots, frozenset({"out"}), expected=expected)
+
+
+def state_dict(rng: Rng) -> Attempt:
+    """Load parameters."""
+    layer = make_layer(choose(rng, list(KINDS)), (3, 4), num_layers=int(rng.integers(1, 3)), dtype=choose(rng, DTYPES))
+    slots: dict[str, Any] = {n: normal(p.shape, p.dtype, k) for k, (n, p) in enumerate(layer.parameters.items())}
+    originals = dict(slots)
+
+    def call() -> Results:
+        layer.load_state_dict(slots)
+        return dict(layer.parameters)
+
+    return Attempt("load_state_dict", call, slots, expected=lambda: originals, watched=[*layer.parameters.values()])
+
+
+def constructor(rng: Rng) -> Attempt:
+    """Construct something of arguments that may be anything."""
+    odd = (0, -1, 2**60, 2**62, 2**64, 3.0, None, "3", True, np.int64(3), np.float32(2), [3], np.nan)
+    sizes = [choose(rng, odd) if rng.random() < 0.3 else int(rng.integers(1, 9)) for _ in range(2)]
+    names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "dtype", "seed", "learn_initial_state")
+    options = {name: choose(rng, (*odd, "float64", "f2", -0.5, 0.5, False)) for name in names if rng.random() < 0.15}
+    kind = choose(rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear"))
+
+    def call() -> Results:
+        made = getattr(rnnfast, kind)(*sizes, **options)
+        if rng.random() < 0.5:
+            scheme = choose(rng, ("torch", "xavier", "orthogonal", "identity", "zeros", 3, None, ["torch"]))
+            rnnfast.initialize(
+                made, scheme, forget_bias=choose(rng, (None, None, 1.0, "1", True)), seed=choose(rng, (None, 3, -1))
+            )
+        repr(made)
+        rnnfast.num_parameters(made)
+        return {}
+
+    return Attempt("constructor", call, free=True)
+
+
+TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
+    *[bare_forward, bare_backward, whole_layer] * 4,
+    *[one_cell, readout, activation, structure] * 2,
+    state_dict,
+    constructor,
+)
+
+
+# The check
+
+
+def memory_of(values: Any) -> dict[str, bytes]:
+    """Return the bytes of every array among the values."""
+    return {name: a.tobytes() for name, a in values if isinstance(a, np.ndarray)}
+
+
+def check(attempt: Attempt, compare: bool) -> str:
+    """Make the call; return how it ended, or raise AssertionError."""
+    watched = [*attempt.slots.items(), *((f"watched {k}", a) for k, a in enumerate(attempt.watched))]
+    before = memory_of(watched)
+    try:
+        result = attempt.call()
+    except (TypeError, ValueError):
+        if attempt.bad or attempt.free:
+            assert memory_of(watched) == before, "a refused call has changed something"
+            return "refused"
+        raise
+    assert not attempt.bad, "a bad call was accepted"
+    read = {name: a for name, a in attempt.slots.items() if name not in attempt.written}
+    assert memory_of(read.items()) == {name: before[name] for name in before if name in read}, "an input has changed"
+    if attempt.free or attempt.expected is None or not compare:
+        return "accepted"
+    expected = attempt.expected()
+    assert result.keys() == expected.keys(), f"expected {list(expected)}, got {list(result)}"
+    for name, a in result.items():
+        assert a.shape == expected[name].shape, f"{name}: expected shape {expected[name].shape}, got {a.shape}"
+        if a.size:
+            error = np.abs(a - expected[name]).max() / max(1, np.abs(expected[name]).max())
+            assert error <= TOLERANCE[a.dtype], f"{name}: relative error {error}"
+    return "right"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make hostile calls and check what comes of them.")
+    parser.add_argument("--calls", type=int, default=10_000, help="how many (default: 10,000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the whole run (default: 0)")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first call (default: 0)")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    np.seterr(all="ignore")
+    ends: Counter[tuple[str, str]] = Counter()
+    for k in range(arguments.first, arguments.first + arguments.calls):
+        rng = np.random.default_rng([arguments.seed, k])
+        rnnfast.set_num_threads(int(rng.integers(1, 4)))
+        attempt = choose(rng, TARGETS)(rng)
+        try:
+            if attempt.slots and not attempt.bad:
+                spoil(rng, attempt)
+            ends[attempt.name, check(attempt, compare=rng.random() < 0.3)] += 1
+        except Exception:  # noqa: BLE001 whatever it is, it is what we look for
+            traceback.print_exc()
+            print(f"\n{attempt.name}: {attempt.bad or 'legal'}")
+            print(f"repeat with: python tests/fuzz.py --calls 1 --seed {arguments.seed} --first {k}")
+            return 1
+    words = ("right", "accepted", "refused")
+    print(f"{'':24}", *(f"{word:>9}" for word in words))
+    for name in sorted({name for name, _ in ends}):
+        print(f"{name:24}", *(f"{ends[name, word]:9}" for word in words))
+    print(f"{arguments.calls} calls with seed {arguments.seed}: no failure")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

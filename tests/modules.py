@@ -54,6 +54,11 @@ def named_states(state: Any, dstate0: Any = ()) -> Results:
     return {f"{name}{k}": part for name, s in (("h", state), ("dh", dstate0)) for k, part in enumerate(parts(s))}
 
 
+def swap(a: Array, layer: Any) -> Array:
+    """Change between time-major and the layer's layout."""
+    return a.swapaxes(0, 1) if layer.batch_first else a
+
+
 def results(y: Any, state: Any, dx: Any, dstate0: Any, grads: Results) -> Results:
     """Return everything that came by name, without what is None."""
     return {**named(y=y, dx=dx), **named_states(state, dstate0), **grads}

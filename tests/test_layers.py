@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, B, H, I, T, make_layer, make_state, normal, oracle, parts, results
+from modules import KINDS, B, H, I, T, make_layer, make_state, normal, oracle, parts, results, swap
 from problems import DTYPES, Array, Results, assert_close, assert_same_bits
 from tolerances import TOLERANCE, relative_error
 
@@ -35,11 +35,6 @@ def run(layer: Any, x: Any, state: Any, dy: Any, dstate: Any, **options: Any) ->
     """Run the layer forwards and backwards."""
     y, last, tape = layer.forward(x, state)
     return results(y, last, *layer.backward(tape, dy, dstate, **options))
-
-
-def swap(a: Array, layer: Any) -> Array:
-    """Change between time-major and the layer's layout."""
-    return a.swapaxes(0, 1) if layer.batch_first else a
 
 
 def swapped(values: Results, layer: Any) -> Results:

@@ -355,6 +355,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "betas": (lambda: Adam({"w": W}, betas=(0.9, 1.0)), ValueError, r"betas: expected .*\(0.9, 1.0\)"),
     "eps": (lambda: Adam({"w": W}, eps=-1), ValueError, "eps: expected at least 0"),
     "keys": (lambda: Adam({"w": W}).step({"v": W}), ValueError, r"grads: expected .*\['v'\].*\['w'\]"),
+    "no dict": (lambda: Adam({"w": W}).step([W]), TypeError, "grads: expected a dict"),  # type: ignore[arg-type]
     "shape": (
         lambda: Adam({"w": W}).step({"w": W[0]}),
         ValueError,

@@ -1,0 +1,315 @@
+"""The character language model and its runs: what a window, an epoch, a file and a sample have to hold."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from tolerances import TOLERANCE, relative_error
+
+import rnnfast
+from rnnfast import lm
+from rnnfast.lm import CharLM, Checkpoint, Options, Training, UsageError, encode
+from rnnfast.training import softmax_cross_entropy
+
+TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
+SMALL = Options(hidden=12, embed=5, batch=3, seq_len=20, lr=0.01)
+RUNS = {
+    "lstm": SMALL,
+    "gru": replace(SMALL, cell="gru"),
+    "rnn": replace(SMALL, cell="rnn"),
+    "two layers, dropout": replace(SMALL, layers=2, dropout=0.3),
+}
+by_run = pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+
+
+def weights(training: Training) -> dict[str, Any]:
+    return {name: a.copy() for name, a in training.model.state_dict().items()}
+
+
+def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Training:
+    training = Training(TEXT, replace(SMALL, hidden=32, lr=0.02))
+    for _ in range(300):
+        training.step()
+    return training
+
+
+@pytest.fixture
+def saved(trained: Training, tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    trained.save(path)
+    return path
+
+
+# The model
+
+
+@by_run
+def test_the_loss_falls(options: Options) -> None:
+    training = Training(TEXT, options)
+    losses = [training.step() for _ in range(60)]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+@by_run
+def test_windows_with_carried_state_give_the_bits_of_the_whole(options: Options) -> None:
+    model = CharLM("".join(sorted(set(TEXT))), options)
+    tokens = encode(TEXT[:90], model.vocabulary).reshape(30, 3)
+    whole, _ = model(tokens)
+    first, state = model(tokens[:13])
+    second, _ = model(tokens[13:], state)
+    assert np.array_equal(np.concatenate([first, second]), whole)
+
+
+def test_the_embeddings_gradient_is_summed_by_token() -> None:
+    model = CharLM("abc", SMALL)
+    tokens = np.array([[0, 2], [2, 2]])
+    logits, _, tape = model.forward(tokens)
+    dlogits = np.ones_like(logits)
+    grads = model.backward(tape, dlogits)
+    dx, _, _ = model.rnn.backward(tape.rnn, model.readout.backward(tape.readout, dlogits)[0])
+    expected = np.stack([dx[0, 0], np.zeros_like(dx[0, 0]), dx[0, 1] + dx[1, 0] + dx[1, 1]])
+    assert relative_error(grads["embedding.weight"], expected) <= TOLERANCE[dx.dtype]
+
+
+@by_run
+def test_the_model_and_its_gradients_are_torchs(options: Options) -> None:
+    torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
+    model = CharLM("".join(sorted(set(TEXT))), replace(options, dropout=0.0))
+    layer = getattr(torch.nn, type(model.rnn).__name__)
+    twin = torch.nn.ModuleDict(
+        {
+            "embedding": torch.nn.Embedding(len(model.vocabulary), options.embed),
+            "rnn": layer(options.embed, options.hidden, options.layers),
+            "readout": torch.nn.Linear(options.hidden, len(model.vocabulary)),
+        }
+    ).double()
+    twin.load_state_dict({name: torch.from_numpy(a) for name, a in model.state_dict().items()})
+    tokens = encode(TEXT[:93], model.vocabulary).reshape(31, 3)
+    logits, _, tape = model.forward(tokens[:-1])
+    _, dlogits = softmax_cross_entropy(logits, tokens[1:])
+    grads = model.backward(tape, dlogits)
+    theirs = twin["readout"](twin["rnn"](twin["embedding"](torch.from_numpy(tokens[:-1])))[0])
+    targets = torch.from_numpy(tokens[1:]).long().ravel()
+    torch.nn.functional.cross_entropy(theirs.flatten(0, 1), targets).backward()
+    assert relative_error(logits, theirs.detach().numpy()) <= 1e-5
+    for name, p in twin.named_parameters():
+        assert relative_error(grads[name], p.grad.numpy()) <= 1e-5, name
+
+
+# The run
+
+
+def test_the_streams_are_the_text_and_the_last_tenth_is_held_out() -> None:
+    training = Training(TEXT, SMALL)
+    tokens = encode(TEXT, training.model.vocabulary)
+    held_out = len(tokens) // 10
+    assert np.array_equal(training.held_out, tokens[-held_out:])
+    assert training.streams.shape == ((len(tokens) - held_out) // 3, 3)
+    assert np.array_equal(training.streams.T.ravel(), tokens[: training.streams.size])
+
+
+def test_an_epoch_starts_from_a_zero_state_and_a_window_from_the_last_one() -> None:
+    first, second = Training(TEXT, SMALL), Training(TEXT, SMALL)
+    n = first.steps_per_epoch
+    for training in (first, second):
+        for _ in range(n):
+            training.step()
+    other = np.ones((1, 3, 12), np.float32)
+    second.state = other, other
+    assert first.step() == second.step()
+    second.state = other, other
+    assert first.step() != second.step()
+
+
+def test_held_out_bits_do_not_depend_on_the_chunks(trained: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = trained.held_out_bits()
+    tokens = trained.held_out[:, np.newaxis]
+    loss, _ = softmax_cross_entropy(trained.model(tokens[:-1])[0], tokens[1:])
+    assert bits == pytest.approx(loss / np.log(2))
+    monkeypatch.setattr(lm, "CHUNK", 7)
+    assert trained.held_out_bits() == pytest.approx(bits)
+
+
+@pytest.mark.parametrize("stop", ["before the first step", "in an epoch", "between epochs", "in the second epoch"])
+@by_run
+def test_a_resumed_run_ends_with_the_same_bits(options: Options, stop: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    straight = Training(TEXT, options)
+    n = straight.steps_per_epoch
+    assert n > 2
+    stops = {"before the first step": 0, "in an epoch": 2, "between epochs": n, "in the second epoch": n + 1}
+    losses = [straight.step() for _ in range(2 * n + 2)]
+    stopped = Training(TEXT, options)
+    for _ in range(stops[stop]):
+        stopped.step()
+    stopped.save(path)
+    checkpoint = Checkpoint.read(path)
+    resumed = Training(TEXT, checkpoint.options)
+    resumed.resume(checkpoint)
+    assert [resumed.step() for _ in range(resumed.steps, len(losses))] == losses[stops[stop] :]
+    assert same_bits(weights(resumed), weights(straight))
+
+
+def test_a_run_is_not_resumed_with_another_text(saved: Path) -> None:
+    checkpoint = Checkpoint.read(saved)
+    with pytest.raises(UsageError, match="the text is not the one"):
+        Training(TEXT.replace("9", "8") + "9", checkpoint.options).resume(checkpoint)
+
+
+@pytest.mark.parametrize("length", [0, 1, 69])
+def test_a_text_that_is_too_short_is_refused(length: int) -> None:
+    with pytest.raises(UsageError, match=f"the text has {length} characters, and 3 sequences of 20 steps need 70"):
+        Training(TEXT[:length], SMALL)
+
+
+@pytest.mark.parametrize(("batch", "seq_len"), [(3, 20), (1, 1), (7, 1), (1, 50)])
+def test_the_shortest_text_is_enough(batch: int, seq_len: int) -> None:
+    options = replace(SMALL, batch=batch, seq_len=seq_len)
+    with pytest.raises(UsageError) as error:
+        Training("", options)
+    needed = int(str(error.value).partition(" steps need ")[2].partition(";")[0])
+    training = Training(TEXT[:needed], options)
+    for _ in range(3):
+        assert np.isfinite(training.step())
+    assert np.isfinite(training.held_out_bits())
+
+
+# The sample
+
+
+def test_temperature_0_takes_the_likeliest_character(trained: Training) -> None:
+    model, text = trained.model, "7 ti"
+    continued = "".join(model.sample(text, length=20, temperature=0))
+    for character in continued:
+        logits, _ = model(encode(text, model.vocabulary)[:, np.newaxis])
+        assert character == model.vocabulary[logits[-1, 0].argmax()]
+        text += character
+    assert continued.startswith("mes")
+
+
+def test_characters_are_drawn_as_the_softmax_says(trained: Training) -> None:
+    model, temperature, n = trained.model, 1.7, 3000
+    drawn = "".join(c for seed in range(n) for c in model.sample("1", length=1, temperature=temperature, seed=seed))
+    logits, _ = model(encode("1", model.vocabulary)[:, np.newaxis])
+    z = logits[-1, 0].astype(np.float64) / temperature
+    p = np.exp(z) / np.exp(z).sum()
+    observed = np.array([drawn.count(c) for c in model.vocabulary])
+    assert np.abs(observed - n * p).max() < 4 * np.sqrt(n / 4)  # four standard deviations at most
+
+
+def test_a_seed_gives_the_same_text_and_none_another(trained: Training) -> None:
+    texts = ["".join(trained.model.sample(seed=seed, temperature=1, length=200)) for seed in (1, 1, 2, None, None)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 4
+
+
+def test_sampling_leaves_the_run_as_it_was(trained: Training) -> None:
+    before = weights(trained), trained.model.rng.bit_generator.state
+    list(trained.model.sample(length=5))
+    assert same_bits(weights(trained), before[0])
+    assert trained.model.rng.bit_generator.state == before[1]
+
+
+@pytest.mark.parametrize("stop", [".", " is ", ".\n"])
+def test_a_sample_ends_with_the_stop(trained: Training, stop: str) -> None:
+    text = "".join(trained.model.sample("12 ", stop=stop, seed=0))
+    assert text.endswith(stop)
+    assert text.count(stop) == 1
+    assert len("".join(trained.model.sample("12 ", stop="never", length=50, seed=0))) == 50
+
+
+def test_a_prompt_in_other_characters_is_refused(trained: Training) -> None:
+    with pytest.raises(UsageError, match="'é' '€'"):
+        next(trained.model.sample("1 é €"))
+
+
+@pytest.mark.parametrize("text", ["abc", "aé€😀\n\0", "\ud800"])
+def test_tokens_are_indices_of_the_vocabulary(text: str) -> None:
+    vocabulary = "".join(sorted(set(text)))
+    assert "".join(vocabulary[token] for token in encode(text, vocabulary)) == text
+
+
+# The file
+
+
+def test_a_file_gives_the_model_back(trained: Training, saved: Path) -> None:
+    model = Checkpoint.read(saved).model()
+    assert same_bits(model.state_dict(), trained.model.state_dict())
+    assert list(model.sample("1", seed=3)) == list(trained.model.sample("1", seed=3))
+
+
+def spoil(change: Callable[[dict[str, Any], dict[str, str]], object]) -> Callable[[Path], None]:
+    """Return what rewrites a file with its tensors and its metadata changed."""
+
+    def rewrite(path: Path) -> None:
+        with safetensors.safe_open(path, "numpy") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        change(tensors, metadata)
+        safetensors.numpy.save_file(tensors, path, metadata)
+
+    return rewrite
+
+
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("to be or not to be"),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "layer": lambda path: rnnfast.LSTM(2, 3).save(path),
+    "no metadata": lambda path: safetensors.numpy.save_file({"a": np.ones(3)}, path),
+    "not json": spoil(lambda _, metadata: metadata.update({lm.FORMAT: "?"})),
+    "other json": spoil(lambda _, metadata: metadata.update({lm.FORMAT: "[1]"})),
+    "other cell": spoil(lambda _, metadata: metadata.update({lm.FORMAT: metadata[lm.FORMAT].replace("lstm", "x")})),
+    "missing weight": spoil(lambda tensors, _: tensors.pop("model.readout.bias")),
+    "other shape": spoil(lambda tensors, _: tensors.update({"model.readout.bias": np.ones(2, np.float32)})),
+    "other dtype": spoil(lambda tensors, _: tensors.update({"model.readout.bias": np.ones(2, np.int8)})),
+}
+
+
+@pytest.mark.parametrize("change", SPOILED.values(), ids=SPOILED)
+def test_a_file_that_is_not_ours_is_refused(change: Callable[[Path], object], saved: Path) -> None:
+    change(saved)
+    with pytest.raises(UsageError, match=r"model\.safetensors: not a model"):
+        Checkpoint.read(saved).model()
+
+
+@pytest.mark.parametrize("name", ["adam.t", "adam.m.embedding.weight", "state.c"])
+def test_a_run_without_all_it_carries_is_not_resumed(name: str, saved: Path) -> None:
+    spoil(lambda tensors, _: tensors.pop(name))(saved)
+    checkpoint = Checkpoint.read(saved)
+    with pytest.raises(UsageError, match=r"model\.safetensors: not a model"):
+        Training(TEXT, checkpoint.options).resume(checkpoint)
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(
+    trained: Training, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = saved.read_bytes()
+
+    def half(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space left"):
+        trained.save(saved)
+    assert saved.read_bytes() == old
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_link_is_written_through(trained: Training, saved: Path) -> None:
+    old, link = saved.read_bytes(), saved.with_name("link")
+    saved.write_bytes(b"")
+    link.symlink_to(saved)
+    trained.save(link)
+    assert link.is_symlink()
+    assert saved.read_bytes() == old
