@@ -81,8 +81,8 @@ class Pool {
  public:
   // The team may come out smaller where threads cannot be started or the pool is busy.
   void run(Region& region) {
-    const std::unique_lock busy(busy_, std::try_to_lock);
-    if (!busy.owns_lock()) region.size = 1;
+    const bool alone = busy_.test_and_set(std::memory_order_acquire);
+    if (alone) region.size = 1;
     if (region.size > 1) {
       grow(region.size - 1);
       region.size = min_size(region.size);
@@ -95,6 +95,7 @@ class Pool {
     run_member(region, 0);
     int spins = 0;
     while (region.finished.load(std::memory_order_acquire) < region.size) wait_briefly(spins);
+    if (!alone) busy_.clear(std::memory_order_release);
   }
 
  private:
@@ -127,8 +128,8 @@ class Pool {
     }
   }
 
-  std::mutex busy_;   // held while a region runs
-  std::mutex mutex_;  // guards what follows
+  std::atomic_flag busy_;  // set while a region runs, which may be one further out on the same thread
+  std::mutex mutex_;       // guards what follows
   std::condition_variable wake_;
   std::uint64_t generation_ = 0;
   Region* region_ = nullptr;  // dangles after its end; only the workers it still needs may look

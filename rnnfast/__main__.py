@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NoReturn
 
+import numpy as np
+
 from . import show_config
 from .lm import LAYERS, Checkpoint, Options, Training, UsageError, default_text, temporary
 
@@ -121,14 +123,14 @@ def _run(training: Training, quiet: bool) -> None:
         mininterval=0.1 if sys.stderr.isatty() else 5.0,
         disable=quiet,
     )
-    with bar, _first_ctrl_c() as pressed:
+    with bar, _first_ctrl_c() as pressed, np.errstate(over="ignore", invalid="ignore"):
         while training.steps < options.steps and not pressed:
             losses.append(training.step())
             if not math.isfinite(losses[-1]):
                 msg = f"step {training.steps} had a loss of {losses[-1]}; nothing was saved, lower --lr or --clip"
                 raise UsageError(msg)
             loss = fmean(losses)
-            says = f"loss {loss:.3f}, {loss / math.log(2):.3f} bits per character"
+            says = f"loss {loss:.3f}, {loss / math.log(2):.3f} bits/char"
             bar.set_postfix_str(says, refresh=False)
             bar.update(tokens)
 
@@ -235,7 +237,7 @@ TRAIN = (
     # option, of what type, called, what it says; the defaults are those of Options
     ("text", str, "FILE", "in UTF-8, the last tenth of it held out; without it, the topics of Python's help"),
     ("hidden", SIZE, "H", "units of a layer"),
-    ("layers", SIZE, "L", "layers"),
+    ("layers", SIZE, "L", "layers on top of each other"),
     ("embed", SIZE, "E", "size of the embedding"),
     ("batch", SIZE, "B", "sequences side by side"),
     ("seq_len", SIZE, "T", "steps of a window"),

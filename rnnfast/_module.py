@@ -4,7 +4,7 @@ import inspect
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, product
 from os import PathLike
@@ -122,16 +122,17 @@ class Module:
             msg = f"{name}: expected the keys of state_dict(), got {[*unknown]} and not {[*missing]}"
             raise ValueError(msg)
 
-    def _check_grads(self, grads: dict[str, Array] | None) -> None:
-        """Check what a backward is to add into, all of it before anything is added."""
+    def _check_grads(self, grads: dict[str, Array] | None, *read: Any) -> None:
+        """Check what a backward is to add into, and against what it reads, before anything is added."""
         if grads is None:
             return
         self._check_keys(grads, "grads")
         for name, parameter in self.parameters.items():
             checked_target(grads[name], f"grads[{name!r}]", parameter.shape, parameter.dtype)
-        own, others = grads.values(), self.parameters.values()
-        if any(np.may_share_memory(a, b) for a, b in (*combinations(own, 2), *product(own, others))):
-            msg = "grads: expected arrays of their own, got some that overlap each other or the parameters"
+        others = [*self.parameters.values(), *_arrays(read)]
+        pairs = (*combinations(grads.values(), 2), *product(grads.values(), others))
+        if any(np.may_share_memory(a, b) for a, b in pairs):
+            msg = "grads: expected arrays of their own, got some that overlap each other or what backward reads"
             raise ValueError(msg)
 
     def _check_tape(self, tape: object) -> None:
@@ -148,10 +149,21 @@ class Tape:
     """What a training forward keeps for its backward. It is only read: any number of backwards may use it."""
 
     owner: Module
-    kept: tuple[Any, ...]  # the kernels' tape of each layer; for `Linear`, x
-    shape: tuple[int, ...]  # of y, as the caller has it
+    x: Array  # x and y as the caller has them
+    y: Array
+    state: Any = None
+    kept: tuple[Any, ...] = ()  # the kernels' tape of each layer
     masks: tuple[Array, ...] = ()  # the factors of dropout after each layer but the last, [T,B,D·H]
     learned: bool = False  # the sequence started from initial_h, initial_c
+
+
+def _arrays(values: Iterable[Any]) -> Iterator[Array]:
+    """Return the arrays among values and tuples of values, leaving out what is None."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _arrays(value)
+        elif value is not None:
+            yield value
 
 
 def num_parameters(layer: Module | Iterable[Any], merged_bias: bool = False) -> int:

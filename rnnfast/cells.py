@@ -103,40 +103,47 @@ class _RecurrentCell(Module):
             If an argument does not fit. The message names it, what was expected and what came.
         """
         self._check_tape(tape)
-        self._check_grads(grads)
+        shape = tape.y.shape
+        dlast = self._checked_state(dstate, "dstate", shape)
+        self._check_grads(grads, tape.x, tape.y, tape.state, dlast)
         dx, dfirst, [new] = functional.backward(
             tape.kept[0],
-            dstate=self._one_step(dstate, "dstate", tape.shape),
+            dstate=dlast,
             need_dx=need_dx,
             grads=None if grads is None else [self._tuple(grads)],
         )
         if dx is not None:
-            dx = dx.reshape(*tape.shape[:-1], self.input_size)
+            dx = dx.reshape(tape.x.shape)
         if grads is None:
             grads = {name: d for name, d in zip(PARAMETERS, new, strict=True) if d is not None}
-        return dx, each_part(lambda part: part.reshape(tape.shape), dfirst), grads
+        return dx, each_part(lambda part: part.reshape(shape), dfirst), grads
 
     def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[State, Tape]:
         """Make one step by `run`, a function of `functional`, which may keep a tape."""
         x = _core.asarray(x, "x")
-        I, H = self.input_size, self.hidden_size
-        if x.ndim not in (1, 2) or x.shape[-1] != I:
+        if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
+            I = self.input_size
             msg = f"x: expected shape (B, {I}) or ({I},), got {x.shape}"
             raise ValueError(msg)
-        shape, B = (*x.shape[:-1], H), 1 if x.ndim == 1 else len(x)
-        first = self._one_step(state, "state", shape)
-        _, last, *kept = run(self.cell, x.reshape(1, B, I), [self._tuple(self.parameters)], first)
-        return each_part(lambda part: part.reshape(shape), last), Tape(self, tuple(kept), shape)
+        shape = (*x.shape[:-1], self.hidden_size)
+        first = self._checked_state(state, "state", shape)
+        y, last, *kept = run(self.cell, _one_step(x), [self._tuple(self.parameters)], first)
+        last = each_part(lambda part: part.reshape(shape), last)
+        return last, Tape(self, x, y.reshape(shape), first, tuple(kept))
 
-    def _one_step(self, state: object, name: str, shape: tuple[int, ...]) -> Any:
+    def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Any:
         """Return a state with each part as [1,B,H]."""
         split_state(self.cell, state, name)
-        one = (1, *shape) if len(shape) == 2 else (1, 1, *shape)
-        return each_part(lambda part: checked(part, name, shape, self.dtype).reshape(one), state)
+        return each_part(lambda part: _one_step(checked(part, name, shape, self.dtype)), state)
 
     def _tuple(self, arrays: Mapping[str, Array]) -> tuple[Array | None, ...]:
         """Return the parameters, or arrays like them, as `functional` takes them."""
         return tuple(arrays.get(name) for name in PARAMETERS)
+
+
+def _one_step(a: Array) -> Array:
+    """Return a view of a [B,*] or [*] as [1,B,*]."""
+    return a[None] if a.ndim == 2 else a[None, None]
 
 
 class LSTMCell(_RecurrentCell):

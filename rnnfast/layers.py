@@ -162,11 +162,11 @@ class _Recurrent(Module):
             On Ctrl-C, between chunks of time; `grads` is then part-way.
         """
         self._check_tape(tape)
-        self._check_grads(grads)
-        unbatched = len(tape.shape) == 2
-        B = 1 if unbatched else tape.shape[0 if self.batch_first else 1]
-        dx = None if dy is None else self._time_major(checked(dy, "dy", tape.shape, self.dtype))
+        unbatched = tape.y.ndim == 2
+        B = 1 if unbatched else tape.y.shape[0 if self.batch_first else 1]
+        dx = None if dy is None else self._time_major(checked(dy, "dy", tape.y.shape, self.dtype))
         dlast, dfirst = self._checked_state(dstate, "dstate", B, unbatched), self._new_state(B)
+        self._check_grads(grads, tape.x, tape.y, tape.state, dx, dlast)
         made: dict[str, Any] = {}
         for layer in reversed(range(self.num_layers)):
             dx, _, new = functional.backward(
@@ -192,7 +192,8 @@ class _Recurrent(Module):
 
     def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[Array, State, Tape]:
         """Run each layer by `run`, a function of `functional`."""
-        y, unbatched = self._checked_x(x)
+        x = self._checked_x(x)
+        y, unbatched = self._time_major(x), x.ndim == 2
         B = y.shape[1]
         learned = state is None and self.learn_initial_state
         first = self._learned_state(B) if learned else self._checked_state(state, "state", B, unbatched)
@@ -213,7 +214,7 @@ class _Recurrent(Module):
             kept += tape
         y = self._laid_out(y, unbatched)
         last = each_part(_first_sequence, last) if unbatched else last
-        return y, last, Tape(self, tuple(kept), y.shape, tuple(masks), learned)
+        return y, last, Tape(self, x, y, first, tuple(kept), tuple(masks), learned)
 
     def _suffixes(self, layer: int) -> list[str]:
         """Return the ends of the names of a layer's parameters, one for each direction."""
@@ -223,14 +224,13 @@ class _Recurrent(Module):
         """Return what a layer has of these arrays, as `functional` takes it."""
         return [tuple(arrays.get(name + suffix) for name in PARAMETERS) for suffix in self._suffixes(layer)]
 
-    def _checked_x(self, x: object) -> tuple[Array, bool]:
-        """Return x as [T,B,I], and whether it came as [T,I]."""
+    def _checked_x(self, x: object) -> Array:
         x = _core.asarray(x, "x")
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
             I, order = self.input_size, "B, T" if self.batch_first else "T, B"
             msg = f"x: expected shape ({order}, {I}) or (T, {I}), got {x.shape}"
             raise ValueError(msg)
-        return self._time_major(x), x.ndim == 2
+        return x
 
     def _time_major(self, a: Array) -> Array:
         """Return a view of the caller's `a` as [T,B,*]."""
@@ -569,7 +569,7 @@ class Linear(Module):
         """
         x = _core.asarray(x, "x")
         y = self(x)
-        return y, Tape(self, (x,), y.shape)
+        return y, Tape(self, x, y)
 
     def backward(
         self, tape: Tape, dy: object, *, need_dx: bool = True, grads: dict[str, Array] | None = None
@@ -599,8 +599,9 @@ class Linear(Module):
             If an argument does not fit.
         """
         self._check_tape(tape)
-        self._check_grads(grads)
-        dx, new = functional.linear_backward(tape.kept[0], self.weight, self.bias, dy, need_dx=need_dx)
+        dy = checked(dy, "dy", tape.y.shape, self.dtype)
+        self._check_grads(grads, tape.x, tape.y, dy)
+        dx, new = functional.linear_backward(tape.x, self.weight, self.bias, dy, need_dx=need_dx)
         made = {name: d for name, d in zip(("weight", "bias"), new, strict=True) if d is not None}
         if grads is None:
             return dx, made

@@ -215,7 +215,7 @@ def _kind_checked(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         msg = f"{path}: not a model that `python -m rnnfast train` has saved"
         raise UsageError(msg) from error
 

@@ -58,7 +58,10 @@ class Problem:
 
 
 def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True, seed: int = 0) -> Problem:
-    """Draw a problem with weights as torch initialises them, U(-1/sqrt(H), 1/sqrt(H))."""
+    """Draw a problem with weights as torch initialises them, U(-1/sqrt(H), 1/sqrt(H)).
+
+    Where I > H, x is scaled down so that few units saturate: there 1 - h^2 is rounding, in any implementation.
+    """
     rng = np.random.default_rng(seed)
     T, B, I, H, D = shape
     G, states = reference.CELLS[cell][:2]
@@ -71,7 +74,7 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
 
     return Problem(
         cell=cell,
-        x=normal(T, B, I),
+        x=normal(T, B, I) * np.asarray(min(1, np.sqrt(H / I)), dtype),
         parameters=[
             (uniform(G * H, I), uniform(G * H, H), *((uniform(G * H), uniform(G * H)) if bias else (None, None)))
             for _ in range(D)

@@ -218,6 +218,11 @@ LAYERS = {
         ValueError,
         "grads: expected arrays of their own, got some that overlap",
     ),
+    "grads_state": Case(
+        lambda w: w.lstm.backward(w.tape, w.y, grads=w.grads_with(initial_h=w.state[0][:, 0])),
+        ValueError,
+        "grads: expected arrays of their own, got some that overlap",
+    ),
     "load_list": Case(lambda w: w.lstm.load_state_dict([]), TypeError, "state_dict: expected .*, got list"),
     "load_keys": Case(lambda w: w.lstm.load_state_dict({}), ValueError, "state_dict: expected the keys .*weight_ih_l0"),
     "load_shape": Case(

@@ -1,10 +1,13 @@
 """The command line: what it prints, what it writes, and what it says to those who ask for the impossible."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +17,21 @@ import pytest
 import rnnfast
 from rnnfast import bench
 from rnnfast.__main__ import main
-from rnnfast.lm import Checkpoint, Training
+from rnnfast.lm import LAYERS, Checkpoint, Training
 
 TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
-SMALL = "--hidden 8 --embed 4 --batch 2 --seq-len 20 --text text.txt".split()
+SMALL = "--hidden 8 --embed 4 --batch 2 --seq-len 20 --text text.txt"
 HELD_OUT = re.compile(r"held-out: \d+\.\d{3} bits per character")
 
 
 def run(arguments: str) -> int:
     """Run a command, {small} standing for a text and small sizes, and return its exit status."""
     try:
-        return main([a for word in arguments.split() for a in (SMALL if word == "{small}" else [word])])
-    except SystemExit as error:
-        assert isinstance(error.code, int)
-        return error.code
+        status: object = main(arguments.replace("{small}", SMALL).split())
+    except SystemExit as end:
+        status = end.code
+    assert isinstance(status, int)
+    return status
 
 
 def weights(path: str) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def test_train_ends_with_the_held_out_bits_a_sample_and_a_file(capfd: pytest.Cap
     assert HELD_OUT.fullmatch(first)
     assert len("\n".join(sample)) == 500
     assert last == "saved; for more: python -m rnnfast sample charlm.safetensors"
-    for shown in ("100%", "0:00", "tokens/s", "loss ", "bits per character"):
+    for shown in ("100%", "0:00", "tokens/s", "loss ", "bits/char"):
         assert shown in err
     assert run("sample charlm.safetensors") == 0
     assert len(capfd.readouterr().out) == 501
@@ -131,12 +135,12 @@ def test_bench_compares_like_with_like(cell: str, peer: str) -> None:
     packages, make = bench.PEERS[peer]
     for package in packages:
         pytest.importorskip(package, reason=f'{package} is not installed (pip install ".[bench]")')
-    layer = bench.LAYERS[cell](4, 5, seed=0)
+    layer = LAYERS[cell](4, 5, seed=0)
     x = np.random.default_rng(0).standard_normal((3, 2, 4), np.float32)
     y, _ = layer(x)
     calls = make(layer, x, np.ones_like(y))
     theirs: Any = calls[bench.FORWARD]()
-    assert np.allclose(np.reshape(theirs[0], y.shape), y, atol=1e-6)
+    assert np.allclose(np.asarray(theirs[0]).reshape(y.shape), y, atol=1e-6)
     if bench.BACKWARD in calls:
         dx, _, grads = layer.backward(layer.forward(x)[2], np.ones_like(y))
         dtheirs: Any = calls[bench.BACKWARD]()
@@ -147,31 +151,148 @@ def test_bench_compares_like_with_like(cell: str, peer: str) -> None:
 # A run that is stopped and resumed
 
 
-def ctrl_c_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def ctrl_c_at(step: int) -> Iterator[None]:
     """Send the signal of Ctrl-C in the middle of a step."""
-    train = Training.step
+    whole_step = Training.step
 
-    def interrupted(self: Training) -> float:
-        if self.steps + 1 == step:
+    def interrupted(training: Training) -> float:
+        if training.steps + 1 == step:
             signal.raise_signal(signal.SIGINT)
-        return train(self)
+        return whole_step(training)
 
-    monkeypatch.setattr(Training, "step", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "step", interrupted)
+        yield
 
 
 @pytest.mark.parametrize("dropout", ["", "--layers 2 --dropout 0.2"])
-def test_ctrl_c_saves_a_run_that_ends_with_the_same_bits_when_resumed(
-    dropout: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_ctrl_c_saves_a_run_that_resumed_ends_with_the_same_bits(
+    dropout: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(f"train {{small}} {dropout} --epochs 3 --quiet --out straight") == 0
     handler = signal.getsignal(signal.SIGINT)
-    ctrl_c_at(7, monkeypatch)
-    assert run(f"train {{small}} {dropout} --epochs 3 --out stopped") == 130
+    with ctrl_c_at(7):
+        assert run(f"train {{small}} {dropout} --epochs 3 --out stopped") == 130
     assert signal.getsignal(signal.SIGINT) is handler
     message = capfd.readouterr().err.splitlines()[-1]
-    assert re.match(r"saved after 7 of \d+ steps; to go on: python -m rnnfast train --resume stopped$", message)
+    assert re.fullmatch(r"saved after 7 of \d+ steps; to go on: python -m rnnfast train --resume stopped", message)
     assert Checkpoint.read(Path("stopped")).steps == 7
-    monkeypatch.undo()
-    monkeypatch.chdir(Path(handler_folder)) if (handler_folder := "") else None
     assert run("train --resume stopped --quiet") == 0
     assert_same_bits("stopped", "straight")
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once() -> None:
+    with ctrl_c_at(4), ctrl_c_at(4):
+        assert run("train {small} --quiet") == 130
+    assert not Path("charlm.safetensors").exists()
+
+
+def test_a_finished_run_goes_on_to_a_larger_total(model: Path) -> None:
+    assert run(f"train --resume {model} --steps 9 --quiet --out longer") == 0
+    assert run("train {small} --steps 9 --quiet --out straight") == 0
+    assert_same_bits("longer", "straight")
+    assert Checkpoint.read(model).steps == 5
+
+
+def test_a_resumed_run_may_have_another_rate_and_keeps_the_rest(model: Path) -> None:
+    before = Checkpoint.read(model).options
+    Path("text.txt").rename("moved.txt")
+    assert run(f"train --resume {model} --steps 9 --quiet --lr 0.5 --clip 2 --text moved.txt --hidden 8") == 0
+    assert Checkpoint.read(model).options == replace(before, steps=9, lr=0.5, clip=2.0, text="moved.txt")
+
+
+# What cannot be done: one line that says so, exit status 2, and nothing has been touched
+
+TRAIN, SAMPLE, RESUME = "train {small} --steps 2", "sample model", "train --resume model --steps 9"
+ERRORS = {
+    "": "COMMAND",
+    "fly": "invalid choice: 'fly'",
+    "train --text none.txt": "--text none.txt: No such file or directory; it has to be a text file in UTF-8",
+    "train --text folder": "--text folder: Is a directory",
+    "train --text empty.txt": "the text has 0 characters, and 32 sequences of 64 steps need 2312; take a longer one",
+    "train --text short.txt": "the text has 100 characters, .* lower --batch or --seq-len",
+    "train --text latin.txt": "--text latin.txt: not UTF-8 at byte 2; convert it",
+    "train --cell transformer": "--cell: invalid choice: 'transformer'",
+    "train --hidden 0": "--hidden: expected an integer of at least 1, got '0'",
+    "train --layers 1.5": "--layers: expected an integer of at least 1, got '1.5'",
+    "train --batch -3": "--batch: expected an integer of at least 1, got '-3'",
+    "train --embed many": "--embed: expected an integer of at least 1, got 'many'",
+    "train --seq-len 0": "--seq-len: expected an integer of at least 1",
+    "train --steps 0": "--steps: expected an integer of at least 1",
+    "train --steps 5 --epochs 5": "--epochs: not allowed with argument --steps",
+    "train --lr 0": "--lr: expected a number above 0, got '0'",
+    "train --lr inf": "--lr: expected a number above 0, got 'inf'",
+    "train --clip nan": "--clip: expected a number above 0, got 'nan'",
+    "train --dropout 1 --layers 2": "--dropout: expected a number of at least 0 and less than 1, got '1'",
+    "train --dropout 0.5": "--dropout acts between layers: it needs --layers of at least 2",
+    "train --seed -1": "--seed: expected an integer of at least 0, got '-1'",
+    "train {small} --hidden 900000000": "not enough memory; lower --hidden",
+    "train {small} --lr 1e38 --cell rnn": "step [0-9]+ had a loss of (nan|inf); nothing was saved, lower --lr",
+    f"{TRAIN} --out folder": "--out folder: Is a directory; take a place where a file can be written",
+    f"{TRAIN} --out none/model": "--out none/model: No such file or directory; take a place",
+    f"{TRAIN} --out short.txt/model": "--out short.txt/model: Not a directory; take a place",
+    f"{TRAIN} --out {'x' * 300}": "File name too long",
+    f"{TRAIN} --out text.txt": "--out text.txt: there is such a file, and it is no model of ours",
+    f"{TRAIN} --out /dev/null": "--out /dev/null: there is such a file, and it is no model of ours",
+    "train --resume none": "none: No such file or directory",
+    "train --resume short.txt": "short.txt: not a model that `python -m rnnfast train` has saved",
+    "train --resume model": "model has had 5 of 5 steps; ask for more in all by --steps or --epochs",
+    "train --resume model --epochs 1 --hidden 9": "model has --hidden 8; a resumed run cannot change it to 9",
+    f"{RESUME} --seq-len 64": "model has --seq-len 20; a resumed run cannot change it to 64",
+    f"{RESUME} --text other.txt": "the text is not the one that the run of model was started with",
+    "sample": "FILE",
+    "sample none": "none: No such file or directory",
+    "sample folder": "folder: Is a directory",
+    "sample text.txt": "text.txt: not a model",
+    f"{SAMPLE} --length 0": "--length: expected an integer of at least 1",
+    f"{SAMPLE} --temperature -1": "--temperature: expected a number of at least 0, got '-1'",
+    f"{SAMPLE} --temperature nan": "--temperature: expected a number of at least 0, got 'nan'",
+    f"{SAMPLE} --prompt 1+1€": "characters that the model's text did not have: '\\+' '€'",
+    "bench --shape 1,2,3": "--shape: expected four sizes T,B,I,H, got '1,2,3'",
+    "bench --shape 1,2,3,x": "--shape: expected an integer of at least 1, got 'x'",
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), ERRORS.items(), ids=ERRORS)
+def test_errors_are_one_line(
+    arguments: str, message: str, model: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model.rename("model")
+    Path("folder").mkdir()
+    Path("empty.txt").touch()
+    Path("short.txt").write_text("x" * 100, encoding="utf-8")
+    Path("other.txt").write_text(TEXT.replace("times", "by"), encoding="utf-8")
+    Path("latin.txt").write_bytes("olé".encode("latin-1") * 1000)
+    before = contents(folder)
+    assert run(arguments) == 2
+    out, err = capfd.readouterr()
+    *bar, line = err.splitlines()
+    assert out == ""
+    assert all("tokens/s" in shown for shown in bar if shown)
+    assert re.search(message, line)
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_found_before_the_training(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("folder").mkdir(mode=0o500)
+    assert run(f"{TRAIN} --out folder/model") == 2
+    assert "Permission denied" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
+def test_a_reader_that_has_seen_enough_is_no_error(model: Path) -> None:
+    command = [sys.executable, "-m", "rnnfast", "sample", str(model.resolve()), "--length", "100000"]
+    package = Path(rnnfast.__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=package) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

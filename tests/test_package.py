@@ -36,7 +36,7 @@ def test_import_loads_numpy_and_the_extension_only() -> None:
     added = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert "rnnfast._core" in added
     assert "rnnfast.lm" not in added
-    assert {name.partition(".")[0] for name in added} - sys.stdlib_module_names == {"rnnfast"}
+    assert {name.partition(".")[0] for name in added} - sys.stdlib_module_names <= {"rnnfast", "numpy"}
 
 
 def test_the_package_is_typed() -> None:
