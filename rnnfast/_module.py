@@ -286,7 +286,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: float | None = None, 
     if not isinstance(layer, Module):
         msg = f"layer: expected a layer, a cell or Linear, got {type(layer).__name__}"
         raise TypeError(msg)
-    if scheme != "torch" and scheme not in SCHEMES:
+    if scheme not in ("torch", *SCHEMES):
         msg = f"scheme: expected {', '.join(map(repr, ('torch', *SCHEMES)))}, got {scheme!r}"
         raise ValueError(msg)
     if forget_bias is not None:

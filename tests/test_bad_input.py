@@ -451,6 +451,8 @@ FUNCTIONAL = {
 
 OTHERS = {
     "scheme": Case(lambda w: rf.initialize(w.lstm, "zeros"), ValueError, "scheme: expected .*, got 'zeros'"),
+    "scheme_list": Case(lambda w: rf.initialize(w.lstm, []), ValueError, r"scheme: expected .*, got \[\]"),
+    "attribute": Case(lambda _: rf.LSTN, AttributeError, "module 'rnnfast' has no attribute 'LSTN'"),
     "layer": Case(lambda _: rf.initialize("lstm", "torch"), TypeError, "layer: expected .*, got str"),
     "forget_bias_gru": Case(
         lambda w: rf.initialize(w.gru, "torch", forget_bias=1), ValueError, "forget_bias: expected None .*GRU"

@@ -129,6 +129,26 @@ def test_chunks_with_carried_state_give_the_bits_of_the_whole(
     assert_close(chunks, whole)
 
 
+@pytest.mark.parametrize(
+    ("shape", "starts"),
+    [
+        # The gradients of parameters are sums over blocks of 256 rows (512 where H is large), in whole steps.
+        (Shape(300, 4, 5, 24), (0, 128, 256)),
+        (Shape(600, 1, 1, 40), (0, 512)),
+        (Shape(23, 100, 9, 40), (0, 10, 20)),
+        (Shape(20, 64, 3, 520), (0, 8, 16)),
+    ],
+    ids=str,
+)
+@by_dtype
+@by_cell
+def test_chunks_of_whole_blocks_give_the_bits_of_every_gradient(
+    cell: str, dtype: str, shape: Shape, starts: tuple[int, ...]
+) -> None:
+    problem = make_problem(cell, dtype, shape)
+    assert_same_bits(solve_in_chunks(problem, starts), solve(_core, problem))
+
+
 @by_shape(ODD, Shape(70, 12, 5, 40))
 @by_dtype
 @by_cell

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-# The error that remains when every operation rounds once and each sum is one chain in a fixed order: a few
-# hundred roundings (6e-8 and 1.1e-16 each) of random sign. The float32 figure is the library's promise; torch
-# has 1.5e-7 to 7.5e-7. float64 is bound by the oracle's own rounding, so that its figure has room to spare.
+# Each operation rounds once, by at most 6e-8 or 1.1e-16, and a sum is a chain of a few hundred of them with random
+# signs. The float32 figure is what the library promises on the shapes that it is timed on; torch is as far off. That
+# of float64 leaves room for the oracle's own rounding.
 TOLERANCE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 
 

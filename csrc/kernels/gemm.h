@@ -2,8 +2,9 @@
 //
 //   out[m, n] = init[m, n] + sum over k of a[m, k] * panel[k, n],
 //
-// M rows times N vectors at a time. One element is one chain of fused multiply-adds in ascending k, starting from init:
-// K is never split over accumulators, so that no tile shape, batch size or number of threads changes a bit.
+// M rows times N vectors at a time. A sum is a chain of fused multiply-adds in ascending k, which after about
+// `chain_length` of them is added to what is already there: by the sizes alone, never by who computes it, so that no
+// tile shape, batch size or number of threads changes a bit.
 //
 // Hidden units are cut into unit blocks of as many units as a vector has lanes. A panel holds, for each k, the vectors
 // of all gates of one unit block side by side, so that the registers of one tile hold i, f, g, o of the same units
@@ -17,8 +18,6 @@ namespace RNNFAST_ISA {
 namespace {
 
 constexpr Index min_index(Index a, Index b) { return a < b ? a : b; }
-
-constexpr Index clamp_index(Index n, Index low, Index high) { return n < low ? low : n > high ? high : n; }
 
 // n units cut into blocks. The last block may be narrower: an H of 20 should not cost as much as one of 32.
 struct Blocks {
@@ -37,7 +36,14 @@ constexpr Blocks blocks_of(Index n) {
   return {n / W, tail, valid, n / W * W + tail};
 }
 
+// Unit blocks [first, last).
+struct Span {
+  Index first, last;
+};
+
 constexpr Index count(const Blocks& blocks) { return blocks.full + (blocks.tail ? 1 : 0); }
+
+constexpr Span all(const Blocks& blocks) { return {0, count(blocks)}; }
 
 // Consecutive unit blocks of the same width.
 struct BlockRange {
@@ -46,13 +52,13 @@ struct BlockRange {
   int valid;            // units in the last of them
 };
 
-// Calls f(Simd, BlockRange) for the blocks [first, last): in groups of `group` and smaller powers of two while they are
+// Calls f(Simd, BlockRange) for the blocks of a span: in groups of `group` and smaller powers of two while they are
 // full, then the tail.
 template <class Real, int group, class F>
-RNNFAST_INLINE void for_each_block(const Blocks& blocks, Index first, Index last, F&& f) {
+RNNFAST_INLINE void for_each_block(const Blocks& blocks, Span span, F&& f) {
   using Wide = Widest<Real>;
-  Index block = first;
-  const Index full = min_index(last, blocks.full);
+  Index block = span.first;
+  const Index full = min_index(span.last, blocks.full);
   if constexpr (group >= 8)
     for (; block + 8 <= full; block += 8) f.template operator()<Wide, 8>({block, 8, block * Wide::lanes, Wide::lanes});
   if constexpr (group >= 4)
@@ -60,7 +66,7 @@ RNNFAST_INLINE void for_each_block(const Blocks& blocks, Index first, Index last
   if constexpr (group >= 2)
     for (; block + 2 <= full; block += 2) f.template operator()<Wide, 2>({block, 2, block * Wide::lanes, Wide::lanes});
   for (; block < full; ++block) f.template operator()<Wide, 1>({block, 1, block * Wide::lanes, Wide::lanes});
-  if (last <= blocks.full || !blocks.tail) return;
+  if (span.last <= blocks.full || !blocks.tail) return;
   const BlockRange tail{blocks.full, 1, blocks.full * Wide::lanes, blocks.valid};
   if (blocks.tail == Wide::lanes) return f.template operator()<Wide, 1>(tail);
   if constexpr (vector_bytes >= 32)
@@ -84,13 +90,12 @@ struct Operand {
 template <class Real>
 struct Tile {
   Operand<Real> first, second;
-  const Real* init;  // strides of rows and of unit blocks; 0 repeats a row
+  const Real* init;  // strides of rows and of unit blocks; 0 repeats a row; null: zeros
   Index init_row, init_unit;
-  Real* partial;  // where a chain rests that is computed in pieces, with the strides of out; may be out
   Real* out;
   Index out_row, out_unit;
   int valid;  // lanes of the last unit block that exist in memory
-  bool add;   // out += the chain (which then starts from zeros), for sums of blocks of rows
+  bool add;   // to what is in out
 };
 
 template <class Real>
@@ -99,17 +104,28 @@ RNNFAST_INLINE Operand<Real> from_row(Operand<Real> o, Index row) {
   return o;
 }
 
-// The part of an operand that lies in [from, to) of its chain; where it has several blocks, both are multiples of K.
+// A chain ends after about this many k, for two reasons. A single one over 1,000 k costs float32 its sixth digit; and
+// the part of a panel that all rows of a column pass over before the next, 32 KB of 4 vectors, stays in the first
+// cache level, since the second one cannot feed the multiply-adds on every machine.
+constexpr Index chain_length = 128;
+
 template <class Real>
-RNNFAST_INLINE Operand<Real> piece_of(Operand<Real> o, Index from, Index to) {
-  from = clamp_index(from, 0, o.blocks * o.K);
-  to = clamp_index(to, from, o.blocks * o.K);
-  if (o.blocks <= 1) {
-    o.a += from * o.a_k, o.panel += from * o.panel_k;
-    o.K = to - from;
+constexpr Index chain_count(const Operand<Real>& o) {
+  const Index chains = (o.blocks * o.K + chain_length / 2) / chain_length;
+  return chains > 1 ? chains : 1;
+}
+
+template <class Real>
+RNNFAST_INLINE Operand<Real> chain_of(Operand<Real> o, Index chain, Index chains) {
+  if (chains <= 1) return o;
+  if (o.blocks > 1) {
+    const Index length = (o.blocks + chains - 1) / chains, from = min_index(chain * length, o.blocks);
+    o.a += from * o.a_block, o.panel += from * o.panel_block;
+    o.blocks = min_index(length, o.blocks - from);
   } else {
-    o.a += from / o.K * o.a_block, o.panel += from / o.K * o.panel_block;
-    o.blocks = (to - from) / o.K;
+    const Index length = (o.K + chains - 1) / chains, from = min_index(chain * length, o.K);
+    o.a += from * o.a_k, o.panel += from * o.panel_k;
+    o.K = min_index(length, o.K - from);
   }
   return o;
 }
@@ -153,7 +169,7 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
 #pragma GCC unroll 8
     for (int n = 0; n < NB * slots; ++n) {
       const Real* from = init + m * t.init_row + n / slots * t.init_unit + n % slots * S::lanes;
-      acc[m][n] = ragged ? load_lanes<S>(from, t.valid) : S::load(from);
+      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
     }
   }
   accumulate<S, M, NB, slots, C, slots - C>(acc, from_row(t.first, row));
@@ -213,32 +229,25 @@ RNNFAST_INLINE void tile_column(const Tile<typename S::Real>& t, Index rows, Epi
   }
 }
 
-// The part of a panel that many rows pass over at a time: it should stay in the first cache level (32 or 48 KB) beside
-// the rows and the tile, because the second one cannot feed the multiply-adds on every machine.
-constexpr Index resident_bytes = 24 * 1024;
-
-// A tile column with its chains computed in pieces of k, where several tiles share the panel. The accumulators are
-// stored and loaded in between, so that the chains, and with them the bits, are the same.
+// A tile column, chain by chain. The first chain of an operand goes on from what is there, in the same registers where
+// the first operand is a single chain; the others start from zero and are added.
 template <class S, int NB, int slots, int C, class Epilogue>
 RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
-  constexpr Index resident_k = resident_bytes / (NB * C * Index(sizeof(typename S::V)));
-  const Index first_K = t.first.blocks * t.first.K, K = first_K + t.second.blocks * t.second.K;
-  const Index step = t.first.blocks > 1 ? t.first.K : 1;
-  Index pieces = rows > most_rows(NB * slots) ? (K + resident_k / 2) / resident_k : 1;
-  if (pieces <= 1) return tile_column<S, NB, slots, C>(t, rows, epilogue);
-  const Index piece = ((K + pieces - 1) / pieces + step - 1) / step * step;
-  for (Index k = 0; k < K; k += piece) {
-    const bool last = k + piece >= K;
+  const Index first = chain_count(t.first), second = chain_count(t.second);
+  const Index start = first > 1 ? first : 0;  // of the second operand
+  const Index steps = t.second.blocks ? start + second : first;
+  for (Index step = 0; step < steps; ++step) {
     Tile<typename S::Real> part = t;
-    part.first = piece_of(t.first, k, k + piece);
-    part.second = piece_of(t.second, k - first_K, k + piece - first_K);
-    if (k > 0) part.init = t.partial, part.init_row = t.out_row, part.init_unit = t.out_unit;
-    if (last) {
-      tile_column<S, NB, slots, C>(part, rows, epilogue);
-    } else {
-      part.out = t.partial, part.add = false;
-      tile_column<S, NB, slots, C>(part, rows, NoEpilogue());
+    part.first = step < first ? chain_of(t.first, step, first) : Operand<typename S::Real>{};
+    part.second = step >= start ? chain_of(t.second, step - start, second) : Operand<typename S::Real>{};
+    if (step > 0) {
+      part.add = step != start;
+      part.init = part.add ? nullptr : t.out, part.init_row = t.out_row, part.init_unit = t.out_unit;
     }
+    if (step + 1 < steps)
+      tile_column<S, NB, slots, C>(part, rows, NoEpilogue());
+    else
+      tile_column<S, NB, slots, C>(part, rows, epilogue);
   }
 }
 
@@ -246,9 +255,9 @@ RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilo
 template <class Real, int slots, class F>
 RNNFAST_INLINE void for_each_unit_block(const Blocks& blocks, Index rows, F&& f) {
   if (rows == 1)
-    for_each_block<Real, unit_group(slots, true)>(blocks, 0, count(blocks), f);
+    for_each_block<Real, unit_group(slots, true)>(blocks, all(blocks), f);
   else
-    for_each_block<Real, unit_group(slots, false)>(blocks, 0, count(blocks), f);
+    for_each_block<Real, unit_group(slots, false)>(blocks, all(blocks), f);
 }
 
 // ---- Packing -------------------------------------------------------------------------------------------------------
@@ -274,8 +283,8 @@ RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
 
 // The loop that packing and unpacking share: f(panel, lanes, valid, gate's slot, first row of the matrix).
 template <class Real, class F>
-RNNFAST_INLINE void for_each_panel_gate(const Panels<Real>& p, Index H, const int* order, BlockRange range, F&& f) {
-  for (Index block = range.block; block < range.block + range.blocks; ++block) {
+RNNFAST_INLINE void for_each_panel_gate(const Panels<Real>& p, Index H, const int* order, Span span, F&& f) {
+  for (Index block = span.first; block < span.last; ++block) {
     const bool tail = block == p.units.full;
     const Index lanes = tail ? p.units.tail : Widest<Real>::lanes, unit = block * Widest<Real>::lanes;
     for (int slot = 0; slot < p.gates; ++slot)
@@ -283,11 +292,11 @@ RNNFAST_INLINE void for_each_panel_gate(const Panels<Real>& p, Index H, const in
   }
 }
 
-// w [G·H,K] -> panels, for the unit blocks of `range`.
+// w [G·H,K] -> panels, for the unit blocks of the span.
 template <class Real>
-void pack(const Real* w, Index H, const int* order, const Panels<Real>& p, BlockRange range) {
+void pack(const Real* w, Index H, const int* order, const Panels<Real>& p, Span span) {
   constexpr Index N = transpose_lanes<Real>;
-  for_each_panel_gate(p, H, order, range, [&](Real* to, Index lanes, Index valid, int slot, Index row) {
+  for_each_panel_gate(p, H, order, span, [&](Real* to, Index lanes, Index valid, int slot, Index row) {
     const Index stride = p.gates * lanes;
     to += slot * lanes;
     for (Index lane = 0; lane < lanes; lane += N) {
@@ -304,9 +313,9 @@ void pack(const Real* w, Index H, const int* order, const Panels<Real>& p, Block
 
 // The way back: panels -> w [G·H,K].
 template <class Real>
-void unpack(const Panels<Real>& p, Index H, const int* order, Real* w, BlockRange range) {
+void unpack(const Panels<Real>& p, Index H, const int* order, Real* w, Span span) {
   constexpr Index N = transpose_lanes<Real>;
-  for_each_panel_gate(p, H, order, range, [&](const Real* from, Index lanes, Index valid, int slot, Index row) {
+  for_each_panel_gate(p, H, order, span, [&](const Real* from, Index lanes, Index valid, int slot, Index row) {
     const Index stride = p.gates * lanes;
     from += slot * lanes;
     for (Index lane = 0; lane < valid; lane += N) {
@@ -337,11 +346,10 @@ constexpr Index size(const TransposedPanels<Real>& p) {
 }
 
 template <class Real>
-void pack_transposed(const Real* w, Index H, Index N, const int* order, const TransposedPanels<Real>& p, Index first,
-                     Index last) {
+void pack_transposed(const Real* w, Index H, Index N, const int* order, const TransposedPanels<Real>& p, Span span) {
   const Index K = p.units.units * p.gates;
   constexpr Index W = Widest<Real>::lanes;
-  for (Index column = first; column < last; ++column) {
+  for (Index column = span.first; column < span.last; ++column) {
     const bool tail = column == p.columns.full;
     const Index lanes = tail ? p.columns.tail : W, valid = tail ? p.columns.valid : W;
     Real* to = p.data + column * W * K;

@@ -53,13 +53,6 @@ RNNFAST_INLINE Real* gates_at(const Gates<Real>& g, Index unit, Index row) {
   return g.data + (unit * g.rows + row * S::lanes) * slots;
 }
 
-// Zeros stand in for missing states and start the chains of a tile: a row of either.
-template <class Real>
-constexpr Index zeros_size(const Problem& p) {
-  constexpr Index tile_row = 4 * Widest<Real>::lanes;
-  return p.H > tile_row ? p.H : tile_row;
-}
-
 // Rows b of step t, and of the step before it in the direction's time.
 struct Steps {
   Index T, B;
@@ -118,18 +111,16 @@ RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
   for (Index index = team.rank; index < s.items; index += team.size) f(item_of(p, s, index));
 }
 
-// The unit blocks that one member packs, unpacks or sums, over both directions: f(direction, first, last).
+// The unit blocks that one member packs, unpacks or sums, over both directions: f(direction, span).
 template <class F>
 RNNFAST_INLINE void for_my_blocks(Index blocks, Index directions, const Team& team, F&& f) {
   const Index first = share(blocks * directions, team.rank, team.size);
   const Index last = share(blocks * directions, team.rank + 1, team.size);
   for (Index d = 0; d < directions; ++d) {
     const Index from = first > d * blocks ? first - d * blocks : 0, to = min_index(last - d * blocks, blocks);
-    if (from < to) f(int(d), from, to);
+    if (from < to) f(int(d), Span{from, to});
   }
 }
-
-constexpr BlockRange block_range(Index first, Index last) { return {first, last - first, 0, 0}; }
 
 template <class Cell, int phase = 0, class F>
 RNNFAST_INLINE void for_each_phase(F&& f) {

@@ -38,15 +38,15 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     direction.gates = {take(arena, gates_size<Cell>(rows, units)), rows};
     if (phase_count < Cell >> 1) direction.reset_h = take(arena, p.B * p.H);
   }
-  s.zeros = take(arena, zeros_size<Real>(p));
+  s.zeros = take(arena, p.H);
   return s;
 }
 
 // bias[slot] is what the slot's chain starts from: b_ih, b_hh or their sum.
 template <class Cell, class Real>
-void pack_bias(const Parameters<const Real>& parameters, Index H, const Blocks& units, BlockRange range, Real* bias) {
+void pack_bias(const Parameters<const Real>& parameters, Index H, const Blocks& units, Span span, Real* bias) {
   constexpr int shift = Cell::slots - Cell::gates;
-  for (Index block = range.block; block < range.block + range.blocks; ++block) {
+  for (Index block = span.first; block < span.last; ++block) {
     const bool tail = block == units.full;
     const Index lanes = tail ? units.tail : Widest<Real>::lanes, unit = block * Widest<Real>::lanes;
     Real* to = bias + unit * Cell::slots;
@@ -112,7 +112,7 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
     constexpr Index width = Cell::gates * S::lanes, offset = (part.gates == Cell::gates ? 0 : part.slot) * S::lanes;
     Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? 0 : range.unit, s.gate_row);
     Tile<Real> t = {};
-    t.out = t.partial = gates + part.slot * S::lanes;
+    t.out = gates + part.slot * S::lanes;
     t.out_row = Cell::slots * S::lanes;
     t.out_unit = s.gates.rows * Cell::slots * S::lanes;
     t.valid = S::lanes;
@@ -144,13 +144,14 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
 constexpr bool folds_input(const Problem& p, Index rows) { return rows >= 8 || 8 * p.I <= p.H; }
 
 template <class Cell, class Real>
-void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& all, const Item& item, const Team& team) {
+void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& whole, const Item& item,
+                  const Team& team) {
   const Problem& p = args.problem;
   const ForwardDirection<Real>& direction = args.directions[item.direction];
-  const auto& scratch = all.directions[item.direction];
+  const auto& scratch = whole.directions[item.direction];
   const Steps steps = {p.T, p.B, item.direction == 1};
   const bool fold = folds_input(p, item.rows), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
-  const View<const Real> h0 = or_zeros(direction.h0, all.zeros), c0 = or_zeros(direction.c0, all.zeros);
+  const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), c0 = or_zeros(direction.c0, whole.zeros);
   const View<Real> c = keeps_c ? View<Real>{direction.tape.c, p.H} : direction.c;
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
   const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
@@ -224,14 +225,13 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   Arena<Real> arena = {args.scratch, 0};
   const ForwardScratch<Real> scratch = lay_out_forward<Cell>(p, arena);
   if (team.rank == 0)
-    for (Index j = 0; j < zeros_size<Real>(p); ++j) scratch.zeros[j] = 0;
-  for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Index first, Index last) {
+    for (Index j = 0; j < p.H; ++j) scratch.zeros[j] = 0;
+  for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
     const auto& direction = scratch.directions[d];
     const auto& parameters = args.directions[d].parameters;
-    const BlockRange range = block_range(first, last);
-    pack(parameters.w_ih, p.H, Cell::input_gates, direction.w_ih, range);
-    pack(parameters.w_hh, p.H, Cell::recurrent_gates, direction.w_hh, range);
-    pack_bias<Cell>(parameters, p.H, direction.w_hh.units, range, direction.bias);
+    pack(parameters.w_ih, p.H, Cell::input_gates, direction.w_ih, span);
+    pack(parameters.w_hh, p.H, Cell::recurrent_gates, direction.w_hh, span);
+    pack_bias<Cell>(parameters, p.H, direction.w_hh.units, span, direction.bias);
   });
   if (!team.barrier(team)) return;
   for_each_item(p, team, [&](const Item& item) { forward_item<Cell>(args, scratch, item, team); });
@@ -284,7 +284,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
     if (phase_count < Cell >> 1) direction.dreset_h = take(arena, p.B * p.H);
   }
-  s.zeros = take(arena, zeros_size<Real>(p));
+  s.zeros = take(arena, p.H);
   s.one = take(arena, 1);
   s.partial = take(arena, threads * partial_size<Cell>(p, Widest<Real>::lanes));
   return s;
@@ -329,10 +329,6 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
   if constexpr (Cell::passes_dh && phase == 0) store(s.dh, p.dh);
 }
 
-// A chain of dh and dx ends after this many k, and the next one is added to it: over G·H of them in a single chain a
-// float32 gradient loses 1e-6 from H = 256 on, and a panel of 128 fits the first cache level.
-constexpr Index chain_length = 128;
-
 // out = init + dgates w, row by row, over `gates` slots of dgates from `slot` on and gates of w from `gate` on.
 struct Factor {
   int slot, gate, gates;
@@ -342,21 +338,20 @@ template <class Real>
 struct Product {
   Gates<Real> dgates;
   Index gate_row;
-  View<const Real> init;  // stride 0: a row of zeros
+  View<const Real> init;  // null: zeros
   View<Real> out;
   Index rows;
 };
 
 template <class Cell, class Real>
-void multiply(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w, const Real* zeros) {
+void multiply(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w) {
   using Wide = Widest<Real>;
   constexpr int slots = Cell::slots;
-  const Index K = w.units.units * w.gates, blocks = count(w.units);
-  const Index chain = clamp_index(chain_length / (factor.gates * Wide::lanes), 1, blocks);
+  const Index K = w.units.units * w.gates, full = w.units.full * Wide::lanes;
   for_each_unit_block<Real, 1>(w.columns, p.rows, [&]<class S, int NB>(BlockRange range) {
     const auto operand = [&](Index unit, Index lanes, Index n) {
       Operand<Real> o = {};
-      if (n <= 0) return o;
+      if (n == 0) return o;
       o.a = p.dgates.data + (unit * p.dgates.rows + p.gate_row * lanes) * slots + factor.slot * lanes;
       o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * p.dgates.rows * slots;
       o.panel = w.data + range.unit * K + (unit * w.gates + factor.gate * lanes) * S::lanes;
@@ -365,51 +360,46 @@ void multiply(const Product<Real>& p, const Factor& factor, const TransposedPane
       return o;
     };
     Tile<Real> t = {};
-    t.out = t.partial = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = S::lanes;
+    t.first = operand(0, Wide::lanes, w.units.full);
+    t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
+    t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = S::lanes;
+    if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = S::lanes;
     t.valid = range.valid;
-    for (Index block = 0; block < blocks; block += chain) {
-      const Index end = min_index(block + chain, blocks), full = min_index(end, w.units.full);
-      t.first = operand(block * Wide::lanes, Wide::lanes, full - block);
-      t.second = operand(full * Wide::lanes, w.units.tail, end - full);
-      t.add = block > 0;
-      t.init_row = t.add ? 0 : p.init.stride, t.init_unit = t.init_row ? S::lanes : 0;
-      t.init = t.init_row ? p.init.data + range.unit : zeros;
-      tile_column<S, NB, 1, 1>(t, p.rows, NoEpilogue());
-    }
+    tile_rows<S, NB, 1, 1>(t, p.rows, NoEpilogue());
   });
 }
 
 template <class Cell, class Real>
-void backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<Real>::Direction& scratch,
-                   const Real* zeros) {
+void backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<Real>::Direction& scratch) {
   for_each_phase_backwards<Cell>([&]<int phase> {
     constexpr Phase part = Cell::phases[phase];
-    for_each_block<Real, 1>(scratch.w_hh.units, 0, count(scratch.w_hh.units), [&]<class S, int>(BlockRange range) {
+    for_each_block<Real, 1>(scratch.w_hh.units, all(scratch.w_hh.units), [&]<class S, int>(BlockRange range) {
       for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(s, range.unit, range.valid, row);
     });
     const Factor factor = {part.slot, part.gates == Cell::gates ? 0 : part.slot, part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
     const bool from_dh = Cell::passes_dh && !part.reset_h;
-    const View<const Real> init = from_dh ? read_only(out) : View<const Real>{zeros, 0};
-    multiply<Cell>(Product<Real>{s.dgates, s.gate_row, init, out, s.rows}, factor, scratch.w_hh, zeros);
+    const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
+    multiply<Cell>(Product<Real>{s.dgates, s.gate_row, init, out, s.rows}, factor, scratch.w_hh);
   });
 }
 
 // Steps [t, t + steps), finished by all members.
 struct Chunk {
+  int direction;
   Index t, steps;
   bool first;  // in the order of backward
 };
 
 template <class Cell, class Real>
-void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& all, const Item& item,
+void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Item& item,
                     const Chunk& chunk) {
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[item.direction];
-  const auto& scratch = all.directions[item.direction];
+  const auto& scratch = whole.directions[item.direction];
   const Steps steps = {p.T, p.B, item.direction == 1};
-  const View<const Real> h0 = or_zeros(direction.h0, all.zeros), c0 = or_zeros(direction.c0, all.zeros);
-  const View<const Real> c = {direction.tape.c, p.H}, dy = or_zeros(direction.dy, all.zeros);
+  const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), c0 = or_zeros(direction.c0, whole.zeros);
+  const View<const Real> c = {direction.tape.c, p.H}, dy = or_zeros(direction.dy, whole.zeros);
   const Index chunk_size = gates_size<Cell>(scratch.dgates.rows, scratch.w_hh.units);
 
   for (Index step = 0; step < chunk.steps; ++step) {
@@ -427,47 +417,62 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     if (Cell::has_c) s.dc = at(direction.dc, item.first);
     if (phase_count < Cell >> 1) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
     s.rows = item.rows;
-    backward_step<Cell>(s, scratch, all.zeros);
+    backward_step<Cell>(s, scratch);
   }
 }
 
-// dw = sum over the rows of a chunk, in descending order, of dgates^T times the rows of `a`; one or two stretches of
-// rows, since h' of the first step is the initial state.
+// Rows of the left operand of dw, beside rows [first, first + rows) of dgates.
 template <class Real>
 struct RowStretch {
   View<const Real> a;
-  Index first, rows;  // of dgates
+  Index first, rows;
+};
+
+// out [columns][gate x lanes] = sum over the rows of a chunk, in descending order, of dgates^T a: gates from `slot` on,
+// one or two stretches of rows, since h' of the first step is the initial state.
+template <class Real>
+struct RowSum {
+  Gates<Real> dgates;
+  Index unit;
+  int slot;
+  RowStretch<Real> stretches[2];
+  Index columns;
+  Real* out;
 };
 
 template <class Cell, class S, int gates, class Real>
-RNNFAST_INLINE void sum_rows(const Gates<Real>& dgates, Index unit, int slot, const RowStretch<Real> (&stretches)[2],
-                             Tile<Real> t, Index columns) {
+RNNFAST_INLINE void sum_rows(const RowSum<Real>& s) {
   const auto operand = [&](const RowStretch<Real>& stretch) {
     Operand<Real> o = {};
     if (stretch.rows == 0) return o;
-    o.a = at(stretch.a, stretch.rows - 1).data, o.a_row = columns > 1 ? 1 : 0, o.a_k = -stretch.a.stride;
-    o.panel = gates_at<S, Cell::slots>(dgates, unit, stretch.first + stretch.rows - 1) + slot * S::lanes;
+    o.a = at(stretch.a, stretch.rows - 1).data, o.a_row = 1, o.a_k = -stretch.a.stride;
+    o.panel = gates_at<S, Cell::slots>(s.dgates, s.unit, stretch.first + stretch.rows - 1) + s.slot * S::lanes;
     o.panel_k = -Index(Cell::slots * S::lanes);
     o.K = stretch.rows, o.blocks = 1;
     return o;
   };
-  t.first = operand(stretches[0]);
-  t.second = operand(stretches[1]);
-  tile_rows<S, 1, gates, gates>(t, columns, NoEpilogue());
+  Tile<Real> t = {};
+  t.first = operand(s.stretches[0]);
+  t.second = operand(s.stretches[1]);
+  t.out = s.out, t.out_row = Cell::gates * S::lanes;
+  t.valid = S::lanes;
+  tile_rows<S, 1, gates, gates>(t, s.columns, NoEpilogue());
 }
 
+// Adds the gradients of a chunk to those of the chunks after it.
 template <class Cell, class Real>
-void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& all, const Chunk& chunk, int d,
-                      Index first_block, Index last_block, Real* partial) {
+void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk, Span span,
+                      Real* partial) {
   const Problem& p = args.problem;
-  const BackwardDirection<Real>& direction = args.directions[d];
-  const auto& scratch = all.directions[d];
+  const BackwardDirection<Real>& direction = args.directions[chunk.direction];
+  const auto& scratch = whole.directions[chunk.direction];
   const Index rows = chunk.steps * p.B, row = chunk.t * p.B;
-  const View<const Real> h0 = or_zeros(direction.h0, all.zeros);
+  const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), reset_h = {direction.tape.reset_h, p.H};
+  const RowStretch<Real> x = {at(args.x, row), 0, rows}, ones = {{whole.one, 0}, 0, rows}, none = {};
 
   // h' of the chunk's rows: y one step before, and the initial state for the first step.
-  RowStretch<Real> h_before[2] = {};
-  if (d == 0) {
+  RowStretch<Real> h_before[2];
+  if (chunk.direction == 0) {
     const Index initial = chunk.t == 0 ? p.B : 0;
     h_before[0] = {at(direction.y, row - p.B + initial), initial, rows - initial};
     h_before[1] = {h0, 0, initial};
@@ -476,33 +481,37 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
     h_before[0] = {h0, rows - initial, initial};
     h_before[1] = {at(direction.y, row + p.B), 0, rows - initial};
   }
-  const RowStretch<Real> x[2] = {{at(args.x, row), 0, rows}, {}};
-  const RowStretch<Real> reset_h[2] = {
-      {{direction.tape.reset_h + (phase_count<Cell> > 1 ? row * p.H : 0), p.H}, 0, rows}, {}};
-  const RowStretch<Real> ones[2] = {{{all.one, 0}, 0, rows}, {}};
 
-  for_each_block<Real, 1>(scratch.w_hh.units, first_block, last_block, [&]<class S, int>(BlockRange range) {
+  for_each_block<Real, 1>(scratch.w_hh.units, span, [&]<class S, int>(BlockRange range) {
     constexpr int gates = Cell::gates, input_slot = Cell::slots - gates;
-    const auto into = [&](const Panels<Real>& panels, int gate) {
-      Tile<Real> t = {};
-      t.init = all.zeros;
-      t.partial = partial;
-      t.out = panel(panels, range.unit) + gate * S::lanes, t.out_row = gates * S::lanes;
-      t.valid = S::lanes;
-      t.add = !chunk.first || args.accumulate;
-      return t;
+    const bool fresh = chunk.first && !args.accumulate;
+    const auto accumulate_into = [&](const Panels<Real>& panels, auto&& sum) {
+      Real* const total = panel(panels, range.unit);
+      sum(fresh ? total : partial);
+      if (!fresh)
+        for (Index i = 0; i < panels.K * gates * S::lanes; i += S::lanes)
+          S::store(total + i, S::load(total + i) + S::load(partial + i));
     };
-    sum_rows<Cell, S, gates>(scratch.dgates, range.unit, input_slot, x, into(scratch.dw_ih, 0), p.I);
-    for_each_phase<Cell>([&]<int phase> {
-      constexpr Phase part = Cell::phases[phase];
-      constexpr int gate = part.gates == gates ? 0 : part.slot;
-      sum_rows<Cell, S, part.gates>(scratch.dgates, range.unit, part.slot, part.reset_h ? reset_h : h_before,
-                                    into(scratch.dw_hh, gate), p.H);
+    accumulate_into(scratch.dw_ih, [&](Real* out) {
+      sum_rows<Cell, S, gates>(RowSum<Real>{scratch.dgates, range.unit, input_slot, {x, none}, p.I, out});
+    });
+    accumulate_into(scratch.dw_hh, [&](Real* out) {
+      for_each_phase<Cell>([&]<int phase> {
+        constexpr Phase part = Cell::phases[phase];
+        RowSum<Real> sum = {scratch.dgates, range.unit, part.slot, {h_before[0], h_before[1]}, p.H, out};
+        if (part.reset_h) sum.stretches[0] = {at(reset_h, row), 0, rows}, sum.stretches[1] = none;
+        if (part.gates < gates) sum.out += part.slot * S::lanes;
+        sum_rows<Cell, S, part.gates>(sum);
+      });
     });
     if (direction.gradients.b_ih)
-      sum_rows<Cell, S, gates>(scratch.dgates, range.unit, input_slot, ones, into(scratch.db_ih, 0), 1);
+      accumulate_into(scratch.db_ih, [&](Real* out) {
+        sum_rows<Cell, S, gates>(RowSum<Real>{scratch.dgates, range.unit, input_slot, {ones, none}, 1, out});
+      });
     if (direction.gradients.b_hh)
-      sum_rows<Cell, S, gates>(scratch.dgates, range.unit, 0, ones, into(scratch.db_hh, 0), 1);
+      accumulate_into(scratch.db_hh, [&](Real* out) {
+        sum_rows<Cell, S, gates>(RowSum<Real>{scratch.dgates, range.unit, 0, {ones, none}, 1, out});
+      });
   });
 }
 
@@ -520,7 +529,7 @@ template <class Cell, class Real>
 void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Team& team) {
   const Problem& p = args.problem;
   if (team.rank == 0) {
-    for (Index j = 0; j < zeros_size<Real>(p); ++j) scratch.zeros[j] = 0;
+    for (Index j = 0; j < p.H; ++j) scratch.zeros[j] = 0;
     *scratch.one = 1;
     // The padding of dgates meets zero rows of the packed weights; it must not be NaN.
     for (Index d = 0; d < p.D; ++d) {
@@ -531,20 +540,20 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     }
   }
   const auto& sizes = scratch.directions[0];
-  for_my_blocks(count(sizes.w_hh.columns), p.D, team, [&](int d, Index first, Index last) {
+  for_my_blocks(count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
     pack_transposed(args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates, scratch.directions[d].w_hh,
-                    first, last);
+                    span);
   });
   if (args.dx.data)
-    for_my_blocks(count(sizes.w_ih.columns), p.D, team, [&](int d, Index first, Index last) {
+    for_my_blocks(count(sizes.w_ih.columns), p.D, team, [&](int d, Span span) {
       pack_transposed(args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates, scratch.directions[d].w_ih,
-                      first, last);
+                      span);
     });
   if (args.accumulate)
-    for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Index first, Index last) {
+    for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
       for_each_gradient<Cell>(args.directions[d].gradients, scratch.directions[d],
                               [&](const Real* gradient, const Panels<Real>& panels, const int* order) {
-                                pack(gradient, p.H, order, panels, block_range(first, last));
+                                pack(gradient, p.H, order, panels, span);
                               });
     });
 }
@@ -562,31 +571,30 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
   for (Index i = 0; i < chunks; ++i) {
     Chunk chunk[2];
-    for (Index d = 0; d < p.D; ++d) {
+    for (int d = 0; d < p.D; ++d) {
       const Index t = (d == 0 ? chunks - 1 - i : i) * chunk_length;
-      chunk[d] = {t, min_index(chunk_length, p.T - t), i == 0};
+      chunk[d] = {d, t, min_index(chunk_length, p.T - t), i == 0};
     }
     for_each_item(p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction]); });
     if (!team.barrier(team)) return;
     for (Index d = 0; d < p.D && args.dx.data; ++d) {
       const auto& direction = scratch.directions[d];
       const Index rows = chunk[d].steps * p.B, first = share(rows, team.rank, team.size);
-      const Product<Real> dx = {direction.dgates, first, View<const Real>{scratch.zeros, 0},
-                                at(direction.dx, chunk[d].t * p.B + first),
+      const Product<Real> dx = {direction.dgates, first, View<const Real>{}, at(direction.dx, chunk[d].t * p.B + first),
                                 share(rows, team.rank + 1, team.size) - first};
-      multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, direction.w_ih, scratch.zeros);
+      multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, direction.w_ih);
     }
-    for_my_blocks(units, p.D, team, [&](int d, Index first, Index last) {
-      weight_gradients<Cell>(args, scratch, chunk[d], d, first, last,
+    for_my_blocks(units, p.D, team, [&](int d, Span span) {
+      weight_gradients<Cell>(args, scratch, chunk[d], span,
                              scratch.partial + team.rank * partial_size<Cell>(p, Widest<Real>::lanes));
     });
     if (!team.barrier(team)) return;
   }
 
-  for_my_blocks(units, p.D, team, [&](int d, Index first, Index last) {
+  for_my_blocks(units, p.D, team, [&](int d, Span span) {
     for_each_gradient<Cell>(args.directions[d].gradients, scratch.directions[d],
                             [&](Real* gradient, const Panels<Real>& panels, const int* order) {
-                              unpack(panels, p.H, order, gradient, block_range(first, last));
+                              unpack(panels, p.H, order, gradient, span);
                             });
   });
   if (args.dx.data && p.D == 2) {
