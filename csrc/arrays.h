@@ -67,6 +67,7 @@ template <class Real>
 std::optional<Index> row_stride(const py::array& array) {
   const auto item = Index(sizeof(Real));
   const Index last = array.ndim() - 1;
+  if (array.size() == 0) return array.shape(last);  // whose strides may be anything
   if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(Real)) return std::nullopt;
   if (array.shape(last) > 1 && array.strides(last) != item) return std::nullopt;
   Index rows = 1, stride = array.shape(last) * item;

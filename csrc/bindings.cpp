@@ -525,7 +525,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "set_num_threads",
       [](Index n) {
-        if (n < 1) throw py::value_error("n: expected a number of threads >= 1, got " + std::to_string(n));
+        constexpr Index most = 1024;  // a mistake, rather than a machine
+        if (n < 1 || n > most)
+          throw py::value_error("n: expected a number of threads from 1 to " + std::to_string(most) + ", got " +
+                                std::to_string(n));
         set_num_threads(n);
       },
       "n"_a);

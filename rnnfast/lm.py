@@ -351,7 +351,7 @@ def default_text() -> str:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: what was there stays until all of the new one is on the disk."""
+    """Write a file whole or not at all: what was there stays until all of the new one is written."""
     new = temporary(path)
     try:
         new.write_bytes(data)
