@@ -46,11 +46,6 @@ class Problem:
     dh: Array | None  # [D,B,H]
     dc: Array | None
 
-    @property
-    def states(self) -> int:
-        """2 for a cell with c, else 1."""
-        return reference.CELLS[self.cell].states
-
     def without(self, *names: str) -> "Problem":
         """Return the problem with the named arrays None."""
         nothing: dict[str, Any] = dict.fromkeys(names)

@@ -19,6 +19,8 @@ namespace {
 
 constexpr Index min_index(Index a, Index b) { return a < b ? a : b; }
 
+constexpr Index max_index(Index a, Index b) { return a > b ? a : b; }
+
 // n units cut into blocks. The last block may be narrower: an H of 20 should not cost as much as one of 32.
 struct Blocks {
   Index full;   // blocks of W = Widest<Real>::lanes units
@@ -109,11 +111,7 @@ RNNFAST_INLINE Operand<Real> from_row(Operand<Real> o, Index row) {
 // cache level, since the second one cannot feed the multiply-adds on every machine.
 constexpr Index chain_length = 128;
 
-template <class Real>
-constexpr Index chain_count(const Operand<Real>& o) {
-  const Index chains = (o.blocks * o.K + chain_length / 2) / chain_length;
-  return chains > 1 ? chains : 1;
-}
+constexpr Index chain_count(Index K) { return max_index((K + chain_length / 2) / chain_length, 1); }
 
 template <class Real>
 RNNFAST_INLINE Operand<Real> chain_of(Operand<Real> o, Index chain, Index chains) {
@@ -233,7 +231,8 @@ RNNFAST_INLINE void tile_column(const Tile<typename S::Real>& t, Index rows, Epi
 // the first operand is a single chain; the others start from zero and are added.
 template <class S, int NB, int slots, int C, class Epilogue>
 RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
-  const Index first = chain_count(t.first), second = chain_count(t.second);
+  const Index first = chain_count(t.first.blocks * t.first.K);
+  const Index second = chain_count(t.second.blocks * t.second.K);
   const Index start = first > 1 ? first : 0;  // of the second operand
   const Index steps = t.second.blocks ? start + second : first;
   for (Index step = 0; step < steps; ++step) {

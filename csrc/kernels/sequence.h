@@ -428,8 +428,8 @@ struct RowStretch {
   Index first, rows;
 };
 
-// out [columns][gate x lanes] = sum over the rows of a chunk, in descending order, of dgates^T a: gates from `slot` on,
-// one or two stretches of rows, since h' of the first step is the initial state.
+// out [columns][gate x lanes] = sum over the rows of a chunk, in descending order, of dgates^T a: gates from `slot` on.
+// The rows of a come in one or two stretches, the upper one first, since h' of the first step is the initial state.
 template <class Real>
 struct RowSum {
   Gates<Real> dgates;
@@ -440,23 +440,35 @@ struct RowSum {
   Real* out;
 };
 
+// The part of a stretch that lies in rows [low, high) of dgates.
+template <class Cell, class S, class Real>
+RNNFAST_INLINE Operand<Real> rows_between(const RowSum<Real>& s, const RowStretch<Real>& stretch, Index low,
+                                          Index high) {
+  Operand<Real> o = {};
+  low = max_index(low, stretch.first);
+  high = min_index(high, stretch.first + stretch.rows);
+  if (low >= high) return o;
+  o.a = at(stretch.a, high - 1 - stretch.first).data, o.a_row = 1, o.a_k = -stretch.a.stride;
+  o.panel = gates_at<S, Cell::slots>(s.dgates, s.unit, high - 1) + s.slot * S::lanes;
+  o.panel_k = -Index(Cell::slots * S::lanes);
+  o.K = high - low, o.blocks = 1;
+  return o;
+}
+
+// The chains are cut on the rows of the chunk and not of a stretch: a run that begins here sums like one that passes.
 template <class Cell, class S, int gates, class Real>
 RNNFAST_INLINE void sum_rows(const RowSum<Real>& s) {
-  const auto operand = [&](const RowStretch<Real>& stretch) {
-    Operand<Real> o = {};
-    if (stretch.rows == 0) return o;
-    o.a = at(stretch.a, stretch.rows - 1).data, o.a_row = 1, o.a_k = -stretch.a.stride;
-    o.panel = gates_at<S, Cell::slots>(s.dgates, s.unit, stretch.first + stretch.rows - 1) + s.slot * S::lanes;
-    o.panel_k = -Index(Cell::slots * S::lanes);
-    o.K = stretch.rows, o.blocks = 1;
-    return o;
-  };
+  const Index rows = s.stretches[0].rows + s.stretches[1].rows, chains = chain_count(rows);
+  const Index length = (rows + chains - 1) / chains;
   Tile<Real> t = {};
-  t.first = operand(s.stretches[0]);
-  t.second = operand(s.stretches[1]);
   t.out = s.out, t.out_row = Cell::gates * S::lanes;
   t.valid = S::lanes;
-  tile_rows<S, 1, gates, gates>(t, s.columns, NoEpilogue());
+  for (Index high = rows; high > 0; high -= length) {
+    t.first = rows_between<Cell, S>(s, s.stretches[0], high - length, high);
+    t.second = rows_between<Cell, S>(s, s.stretches[1], high - length, high);
+    t.add = high < rows;
+    tile_column<S, 1, gates, gates>(t, s.columns, NoEpilogue());
+  }
 }
 
 // Adds the gradients of a chunk to those of the chunks after it.
