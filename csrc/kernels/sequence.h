@@ -138,10 +138,10 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
   });
 }
 
-// Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step, which pays where the rows are
-// few; folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is
-// small against H or the rows are many. Both give the same bits.
-constexpr bool folds_input(const Problem& p, Index rows) { return rows >= 8 || 8 * p.I <= p.H; }
+// Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
+// folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is small
+// against H. Both give the same bits.
+constexpr bool folds_input(const Problem& p) { return 8 * p.I <= p.H; }
 
 template <class Cell, class Real>
 void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& whole, const Item& item,
@@ -150,7 +150,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const ForwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
   const Steps steps = {p.T, p.B, item.direction == 1};
-  const bool fold = folds_input(p, item.rows), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
+  const bool fold = folds_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
   const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), c0 = or_zeros(direction.c0, whole.zeros);
   const View<Real> c = keeps_c ? View<Real>{direction.tape.c, p.H} : direction.c;
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
