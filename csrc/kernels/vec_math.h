@@ -70,7 +70,7 @@ RNNFAST_INLINE Exp<S> exp_parts(typename S::V z) {
 }
 
 // 1 / (1 + e^-x). What rounding takes from scale + 1 is put back, because a large scale would swallow the 1.
-// Worst error: 1.62 ULP in float.
+// Worst error: 1.69 ULP in float, 1.49 in double.
 template <class S>
 RNNFAST_INLINE typename S::V sigmoid(typename S::V x) {
   using C = ExpConstants<typename S::Real>;
