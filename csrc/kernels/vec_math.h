@@ -82,7 +82,8 @@ RNNFAST_INLINE typename S::V sigmoid(typename S::V x) {
 }
 
 // With m = e^{2|x|} - 1: t = tanh |x| = m / (m + 2), which does not cancel near zero; where m is small, m / 2 (1 - t)
-// rounds less. The sign is put back bit by bit. Worst error: 1.66 ULP in float.
+// rounds less. The sign is put back bit by bit. Worst error: 1.85 ULP in
+// float, 1.87 in double.
 template <class S>
 RNNFAST_INLINE typename S::V tanh(typename S::V x) {
   using C = ExpConstants<typename S::Real>;
