@@ -1,15 +1,13 @@
 """The compiled kernels: one layer, all its directions, one call. See `rnnfast.functional` for the public form."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
-import numpy as np
 from numpy.typing import NDArray
 
-Float = np.float32 | np.float64
-Array = NDArray[Any]
-Parameters = Sequence[Sequence[object]]
-Grads = list[tuple[Array, Array, Array | None, Array | None]]
+_Array: TypeAlias = NDArray[Any]
+_Parameters: TypeAlias = Sequence[Sequence[object]]
+_Grads: TypeAlias = list[tuple[_Array, _Array, _Array | None, _Array | None]]
 
 CELLS: tuple[str, ...]
 
@@ -25,31 +23,31 @@ class Tape:
 def inference(
     cell: str,
     x: object,
-    parameters: Parameters,
+    parameters: _Parameters,
     h0: object | None = None,
     c0: object | None = None,
     out: Sequence[object] | None = None,
-) -> tuple[Array, Array, Array | None]: ...
+) -> tuple[_Array, _Array, _Array | None]: ...
 def forward(
     cell: str,
     x: object,
-    parameters: Parameters,
+    parameters: _Parameters,
     h0: object | None = None,
     c0: object | None = None,
     out: Sequence[object] | None = None,
-) -> tuple[Array, Array, Array | None, Tape]: ...
+) -> tuple[_Array, _Array, _Array | None, Tape]: ...
 def backward(
     tape: Tape,
     dy: object | None = None,
     dh: object | None = None,
     dc: object | None = None,
     need_dx: bool = True,
-    grads: Parameters | None = None,
+    grads: _Parameters | None = None,
     out: Sequence[object] | None = None,
-) -> tuple[Array | None, Array, Array | None, Grads]: ...
-def sigmoid(x: object, out: object | None = None) -> Array: ...
-def tanh(x: object, out: object | None = None) -> Array: ...
-def asarray(x: object, name: str = "x") -> Array: ...
+) -> tuple[_Array | None, _Array, _Array | None, _Grads]: ...
+def sigmoid(x: object, out: object | None = None) -> _Array: ...
+def tanh(x: object, out: object | None = None) -> _Array: ...
+def asarray(x: object, name: str = "x") -> _Array: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def config() -> dict[str, Any]: ...
