@@ -1,11 +1,11 @@
 // The thread pool on its own, for ThreadSanitizer: a table of properties, each a function that requires what it says.
-#include "threads.h"
-
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
 #include <vector>
+
+#include "threads.h"
 
 #if __has_include(<sys/wait.h>)
 #include <sys/wait.h>
