@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -62,13 +64,18 @@ inline void require_dtype(const std::string& name, const py::array& array, const
     throw py::type_error(name + ": expected dtype " + text(dtype) + ", got " + text(array.dtype()));
 }
 
+template <class Real>
+bool is_aligned(const py::array& array) {
+  return reinterpret_cast<std::uintptr_t>(array.data()) % alignof(Real) == 0;
+}
+
 // Whether [.., .., n] can be walked as rows of contiguous elements, a fixed stride apart; if so, that stride.
 template <class Real>
 std::optional<Index> row_stride(const py::array& array) {
   const auto item = Index(sizeof(Real));
   const Index last = array.ndim() - 1;
   if (array.size() == 0) return array.shape(last);  // whose strides may be anything
-  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(Real)) return std::nullopt;
+  if (!is_aligned<Real>(array)) return std::nullopt;
   if (array.shape(last) > 1 && array.strides(last) != item) return std::nullopt;
   Index rows = 1, stride = array.shape(last) * item;
   for (Index axis = last - 1; axis >= 0; --axis) {
@@ -83,7 +90,9 @@ std::optional<Index> row_stride(const py::array& array) {
 template <class Real>
 py::array contiguous_copy(const py::array& array) {
   constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  return py::array_t<Real, py::array::c_style | aligned>::ensure(array);
+  const py::array copy = py::array_t<Real, py::array::c_style | aligned>::ensure(array);
+  if (!copy) throw std::bad_alloc();
+  return copy;
 }
 
 // An argument that is read. Arrays whose rows are not contiguous are copied.
@@ -129,6 +138,18 @@ inline bool overlaps_itself(const py::array& array) {
   return false;
 }
 
+// An array of the caller's that can take a result.
+inline py::array writable(const std::string& name, const py::object& object, const py::dtype& dtype,
+                          const Shape& shape) {
+  const py::array array = as_array(object, name);
+  require_dtype(name, array, dtype);
+  require_shape(name, array, shape);
+  if (!array.writeable()) throw py::value_error(name + ": expected a writable array, got a read-only one");
+  if (overlaps_itself(array))
+    throw py::value_error(name + ": expected distinct elements, got an array that overlaps itself");
+  return array;
+}
+
 // A result: a new array, or the caller's, written through memory of our own where its rows are not contiguous.
 template <class Real>
 struct Output {
@@ -150,12 +171,7 @@ Output<Real> output(const std::string& name, const py::object& object, const Sha
     out.given = out.array = py::array_t<Real>(shape);
     return out;
   }
-  out.given = as_array(object, name);
-  require_dtype(name, out.given, py::dtype::of<Real>());
-  require_shape(name, out.given, shape);
-  if (!out.given.writeable()) throw py::value_error(name + ": expected a writable array, got a read-only one");
-  if (overlaps_itself(out.given))
-    throw py::value_error(name + ": expected distinct elements, got an array that overlaps itself");
+  out.given = writable(name, object, py::dtype::of<Real>(), shape);
   const bool direct = row_stride<Real>(out.given) == shape.back();
   out.array = direct ? out.given : keep_values ? contiguous_copy<Real>(out.given) : py::array(py::array_t<Real>(shape));
   return out;
@@ -179,8 +195,15 @@ inline Extent extent_of(const py::array& array) {
 inline bool share_memory(const py::array& a, const py::array& b) {
   if (a.size() == 0 || b.size() == 0) return false;
   const Extent x = extent_of(a), y = extent_of(b);
-  return x.low < y.high && y.low < x.high &&
-         py::module_::import("numpy").attr("shares_memory")(a, b).template cast<bool>();
+  if (x.low >= y.high || y.low >= x.high) return false;
+  constexpr int most_work = 100'000;  // the exact answer can take exponential time
+  const py::module_ numpy = py::module_::import("numpy");
+  try {
+    return numpy.attr("shares_memory")(a, b, most_work).cast<bool>();
+  } catch (py::error_already_set& error) {
+    if (error.matches(numpy.attr("exceptions").attr("TooHardError"))) return true;
+    throw;
+  }
 }
 
 // No array of the caller's that is written may share memory with another one of the call.

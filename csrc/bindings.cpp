@@ -1,6 +1,7 @@
 // The border: NumPy arrays become checked views, memory is allocated, the GIL is released, the kernel is called.
 // Everything is validated here, once, and nothing is computed.
 #include <algorithm>
+#include <cfenv>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -46,31 +47,32 @@ constexpr CellInfo cells[] = {
     {"rnn_relu", Cell::rnn_relu, 1, false},
 };
 
-const CellInfo& cell_named(const py::object& object) {
-  if (!py::isinstance<py::str>(object)) throw py::type_error("cell: expected a str, got " + type_name(object));
-  const auto name = object.cast<std::string>();
+const CellInfo& cell_named(const py::object& name) {
+  if (!py::isinstance<py::str>(name)) throw py::type_error("cell: expected a str, got " + type_name(name));
   std::string names;
   for (const CellInfo& info : cells) {
-    if (name == info.name) return info;
+    if (name.equal(py::str(info.name))) return info;
     names += (names.empty() ? "" : ", ") + std::string(info.name);
   }
-  throw py::value_error("cell: expected one of " + names + ", got '" + name + "'");
+  throw py::value_error("cell: expected one of " + names + ", got " +
+                        text(py::reinterpret_steal<py::object>(PyObject_ASCII(name.ptr()))));
 }
 
-py::object entry(const std::optional<py::sequence>& sequence, std::size_t i) {
-  return sequence ? py::object((*sequence)[i]) : py::object(py::none());
-}
-
-std::optional<py::sequence> sequence_of(const std::string& name, const py::object& object, std::size_t length,
-                                        const std::string& content) {
+// A tuple or list of this length, as a tuple of our own: a caller's list could change while we read it.
+std::optional<py::tuple> tuple_of(const std::string& name, const py::object& object, std::size_t length,
+                                  const std::string& content) {
   if (object.is_none()) return std::nullopt;
   if (!py::isinstance<py::tuple>(object) && !py::isinstance<py::list>(object))
     throw py::type_error(name + ": expected a tuple " + content + ", got " + type_name(object));
-  const py::sequence sequence = object;
-  if (sequence.size() != length)
+  const py::tuple tuple(object);
+  if (tuple.size() != length)
     throw py::value_error(name + ": expected " + std::to_string(length) + " entries " + content + ", got " +
-                          std::to_string(sequence.size()));
-  return sequence;
+                          std::to_string(tuple.size()));
+  return tuple;
+}
+
+py::object entry(const std::optional<py::tuple>& tuple, std::size_t i) {
+  return tuple ? py::object((*tuple)[i]) : py::object(py::none());
 }
 
 // ---- Parameters of a layer -----------------------------------------------------------------------------------------
@@ -78,70 +80,78 @@ std::optional<py::sequence> sequence_of(const std::string& name, const py::objec
 constexpr const char* parameter_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
 constexpr const char* parameter_content = "(w_ih, w_hh, b_ih, b_hh)";
 
-template <class Real>
-struct LayerParameters {
-  std::vector<std::optional<Input<Real>>> arrays;  // four for each direction; biases may be missing
+// Four for each direction; None where a bias is missing. Each is converted once: an object could answer anew each time.
+using ParameterArrays = std::vector<py::object>;
 
-  Parameters<const Real> direction(Index d) const {
-    const auto data = [&](int i) {
-      const auto& in = arrays[std::size_t(4 * d + i)];
-      return in ? in->view().data : nullptr;
-    };
-    return {data(0), data(1), data(2), data(3)};
+ParameterArrays read_parameters(const py::object& parameters) {
+  if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
+    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + std::string(parameter_content) + ", got " +
+                         type_name(parameters));
+  const py::tuple directions(parameters);
+  if (directions.size() != 1 && directions.size() != 2)
+    throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
+  ParameterArrays arrays;
+  for (const py::handle direction : directions) {
+    const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), 4, parameter_content);
+    if (!given) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
+    for (std::size_t i = 0; i < 4; ++i) {
+      const py::object array = (*given)[i];
+      const bool missing = i >= 2 && array.is_none();
+      arrays.push_back(missing ? array : as_array(array, parameter_names[i]));
+    }
   }
-};
-
-// Elements of all arrays of a call together stay below this, so that no size or offset overflows.
-constexpr double most_elements = double(Index{1} << 58);
+  return arrays;
+}
 
 template <class Real>
-struct Layer {
-  const CellInfo* info;
-  Problem problem;
-  LayerParameters<Real> parameters;
-};
+using LayerParameters = std::vector<std::optional<Input<Real>>>;  // likewise
 
-Shape parameter_shape(const Problem& p, Index G, int i) {
+template <class Real>
+Parameters<const Real> parameters_of(const LayerParameters<Real>& parameters, Index d) {
+  const auto data = [&](int i) {
+    const auto& in = parameters[std::size_t(4 * d + i)];
+    return in ? in->view().data : nullptr;
+  };
+  return {data(0), data(1), data(2), data(3)};
+}
+
+Shape parameter_shape(const Problem& p, Index G, std::size_t i) {
   if (i == 0) return {G * p.H, p.I};
   if (i == 1) return {G * p.H, p.H};
   return {G * p.H};
 }
 
-template <class Real>
-Layer<Real> read_layer(const CellInfo& info, const py::array& x, const py::sequence& parameters) {
-  Layer<Real> layer = {&info, {}, {}};
-  Problem& p = layer.problem;
+// Elements of all arrays of a call but the parameters, with scratch, stay below this, so that no size overflows.
+constexpr double most_elements = double(std::int64_t{1} << 58);
+static_assert(sizeof(Index) == 8);
+
+// The sizes of a call, from the shapes of x and of the first direction's weights.
+Problem read_problem(const CellInfo& info, const py::array& x, const ParameterArrays& arrays) {
+  Problem p = {};
   p.cell = info.cell;
-  p.D = Index(parameters.size());
-  for (Index d = 0; d < p.D; ++d) {
-    const auto arrays = sequence_of("parameters", parameters[std::size_t(d)], 4, parameter_content);
-    if (!arrays) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
-    if (d == 0) {
-      const py::array w_hh = as_array((*arrays)[1], "w_hh");
-      if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / info.G != w_hh.shape(1) || w_hh.shape(0) % info.G)
-        wrong_shape("w_hh", info.G == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(info.G) + "·H, H) with H >= 1",
-                    w_hh);
-      p.H = w_hh.shape(1);
-      const py::array w_ih = as_array((*arrays)[0], "w_ih");
-      if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(info.G * p.H) + ", I)", w_ih);
-      p.I = w_ih.shape(1);
-    }
-    for (int i = 0; i < 4; ++i) {
-      const py::object array = (*arrays)[std::size_t(i)];
-      if (i >= 2 && array.is_none())
-        layer.parameters.arrays.emplace_back();
-      else
-        layer.parameters.arrays.emplace_back(
-            contiguous_input<Real>(parameter_names[i], array, parameter_shape(p, info.G, i)));
-    }
-  }
+  p.D = Index(arrays.size() / 4);
+  const py::array w_ih = arrays[0], w_hh = arrays[1];
+  if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / info.G != w_hh.shape(1) || w_hh.shape(0) % info.G)
+    wrong_shape("w_hh", info.G == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(info.G) + "·H, H) with H >= 1", w_hh);
+  p.H = w_hh.shape(1);
+  if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(info.G * p.H) + ", I)", w_ih);
+  p.I = w_ih.shape(1);
   if (x.ndim() != 3 || x.shape(2) != p.I || x.shape(0) < 1)
     wrong_shape("x", "(T, B, " + std::to_string(p.I) + ") with T >= 1", x);
   p.T = x.shape(0);
   p.B = x.shape(1);
   if (double(p.T) * double(p.B) * double(p.D) * (double(p.I) + 8.0 * double(p.H) + 64.0) > most_elements)
     throw py::value_error("x: expected a size that fits the address space, got " + shape_text(shape_of(x)));
-  return layer;
+  return p;
+}
+
+template <class Real>
+LayerParameters<Real> check_parameters(const CellInfo& info, const Problem& p, const ParameterArrays& arrays) {
+  LayerParameters<Real> parameters(arrays.size());
+  for (std::size_t i = 0; i < arrays.size(); ++i)
+    if (!arrays[i].is_none())
+      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], arrays[i], parameter_shape(p, info.G, i % 4));
+  return parameters;
 }
 
 // ---- The tape ------------------------------------------------------------------------------------------------------
@@ -159,8 +169,7 @@ void read_all(OverlapCheck& check, const Saved<Real>& saved) {
   check.read("x", saved.x);
   check.read("h0", saved.h0);
   check.read("c0", saved.c0);
-  for (std::size_t i = 0; i < saved.parameters.arrays.size(); ++i)
-    check.read(parameter_names[i % 4], saved.parameters.arrays[i]);
+  for (std::size_t i = 0; i < saved.parameters.size(); ++i) check.read(parameter_names[i % 4], saved.parameters[i]);
 }
 
 // Everything a backward needs: references to the arrays, and the memory the kernels filled.
@@ -188,21 +197,47 @@ double flops(const Problem& p, Index G) {
   return 2.0 * double(p.T) * double(p.B) * double(p.D) * double(G) * double(p.H) * double(p.I + p.H);
 }
 
-Index team_size(double flops) {
+// `parts`: in how many pieces the work can be had.
+Index team_size(double flops, Index parts) {
   const double worth = flops / flops_per_thread;
-  const Index most = get_num_threads();
+  const Index most = std::min(get_num_threads(), parts);
   return worth >= double(most) ? most : worth < 1 ? 1 : Index(worth);
 }
 
-// Runs a kernel without the GIL; Ctrl-C ends it between two chunks of time.
+bool on_main_thread() {
+  const py::module_ threading = py::module_::import("threading");
+  return threading.attr("current_thread")().is(threading.attr("main_thread")());
+}
+
+// Runs a kernel without the GIL; Ctrl-C ends it between two chunks of time. Signals are handled on the main thread
+// only, so that others need not wait for the GIL; a handler finds the floating point mode of the caller, not the
+// kernels'.
 void call(Index threads, const std::function<void(const Team&)>& kernel) {
   using Clock = std::chrono::steady_clock;
+  constexpr auto pause = std::chrono::milliseconds(20);  // not felt by who presses Ctrl-C, nor by the kernel
   auto asked = Clock::now();
+  bool asks = true;
+  std::fenv_t callers;
+  std::fegetenv(&callers);
   const auto poll = [&] {
-    if (Clock::now() - asked < std::chrono::milliseconds(20)) return false;
+    if (!asks || Clock::now() - asked < pause) return false;
+    std::fenv_t kernels;
+    std::fegetenv(&kernels);
+    std::fesetenv(&callers);
+    bool interrupted = false;
+    {
+      const py::gil_scoped_acquire gil;
+      try {
+        asks = on_main_thread();
+        interrupted = asks && PyErr_CheckSignals() != 0;
+      } catch (py::error_already_set& error) {
+        error.restore();
+        interrupted = true;
+      }
+    }
+    std::fesetenv(&kernels);
     asked = Clock::now();
-    const py::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
+    return interrupted;
   };
   bool finished;
   {
@@ -248,19 +283,18 @@ py::object finish(const std::optional<Output<Real>>& out) {
 }
 
 template <class Real>
-py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequence& parameters, const py::object& h0,
+py::tuple forward_of(const CellInfo& info, const py::array& x, const ParameterArrays& parameters, const py::object& h0,
                      const py::object& c0, const py::object& out, bool training) {
-  Layer<Real> layer = read_layer<Real>(info, x, parameters);
-  const Problem& p = layer.problem;
+  const Problem p = read_problem(info, x, parameters);
   const Shape state_shape = {p.D, p.B, p.H}, y_shape = {p.T, p.B, p.D * p.H};
   refuse_c(info, "c0", c0);
-  Saved<Real> saved = {std::move(layer.parameters),
+  Saved<Real> saved = {check_parameters<Real>(info, p, parameters),
                        input<Real>("x", x, {p.T, p.B, p.I}),
                        optional_input<Real>("h0", h0, state_shape),
                        optional_input<Real>("c0", c0, state_shape),
                        {}};
 
-  const auto outs = sequence_of("out", out, 3, "(y, h, c)");
+  const auto outs = tuple_of("out", out, 3, "(y, h, c)");
   refuse_c(info, "out[2]", entry(outs, 2));
   std::optional<Output<Real>> y, h, c;
   y = output<Real>("out[0]", entry(outs, 0), y_shape);
@@ -287,12 +321,12 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const py::sequenc
 
     ForwardArgs<Real> args = {p, saved.x->view(), {}, static_cast<Real*>(scratch.data())};
     for (Index d = 0; d < p.D; ++d) {
-      args.directions[d] = {saved.parameters.direction(d), direction_of(saved.h0, p, d),
-                            direction_of(saved.c0, p, d),  {y->view().data + d * p.H, p.D * p.H},
-                            direction_of(h, p, d),         direction_of(c, p, d),
-                            tape_of<Real>(*tape, size, d)};
+      args.directions[d] = {
+          parameters_of(saved.parameters, d),    direction_of(saved.h0, p, d), direction_of(saved.c0, p, d),
+          {y->view().data + d * p.H, p.D * p.H}, direction_of(h, p, d),        direction_of(c, p, d),
+          tape_of<Real>(*tape, size, d)};
     }
-    const Index threads = std::min(team_size(flops(p, info.G)), p.D * p.B);
+    const Index threads = team_size(flops(p, info.G), p.D * p.B);
     call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
   }
   const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
@@ -314,7 +348,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
   const auto dh_in = optional_input<Real>("dh", dh, state_shape);
   const auto dc_in = optional_input<Real>("dc", dc, state_shape);
 
-  const auto outs = sequence_of("out", out, 3, "(dx, dh0, dc0)");
+  const auto outs = tuple_of("out", out, 3, "(dx, dh0, dc0)");
   refuse_c(info, "out[2]", entry(outs, 2));
   if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
   std::optional<Output<Real>> dx, dh0, dc0;
@@ -322,20 +356,21 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
   dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
   if (info.has_c) dc0 = output<Real>("out[2]", entry(outs, 2), state_shape);
 
-  const auto given = sequence_of("grads", grads, std::size_t(p.D), "(one tuple for each direction)");
+  const auto given = tuple_of("grads", grads, std::size_t(p.D), "(one tuple for each direction)");
   std::vector<std::optional<Output<Real>>> gradients;
+  std::vector<std::string> names;
   for (Index d = 0; d < p.D; ++d) {
-    const auto arrays = given ? sequence_of("grads", (*given)[std::size_t(d)], 4, parameter_content) : std::nullopt;
+    const auto arrays = given ? tuple_of("grads", (*given)[std::size_t(d)], 4, parameter_content) : std::nullopt;
     if (given && !arrays)
       throw py::type_error("grads: expected a tuple " + std::string(parameter_content) + ", got None");
     for (int i = 0; i < 4; ++i) {
       const py::object array = entry(arrays, std::size_t(i));
-      const std::string name = "grads[" + std::to_string(d) + "]: " + parameter_names[i];
-      const bool exists = saved.parameters.arrays[std::size_t(4 * d + i)].has_value();
+      const std::string& name = names.emplace_back("grads[" + std::to_string(d) + "]: " + parameter_names[i]);
+      const bool exists = saved.parameters[std::size_t(4 * d + i)].has_value();
       if (given && exists == array.is_none())
         throw py::type_error(name + ": expected " + (exists ? "an array, got None" : "None, got an array"));
       if (exists)
-        gradients.emplace_back(output<Real>(name, array, parameter_shape(p, info.G, i), true));
+        gradients.emplace_back(output<Real>(name, array, parameter_shape(p, info.G, std::size_t(i)), true));
       else
         gradients.emplace_back();
     }
@@ -350,8 +385,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
     check.written("out[0]", dx);
     check.written("out[1]", dh0);
     check.written("out[2]", dc0);
-    for (std::size_t i = 0; i < gradients.size(); ++i)
-      check.written(std::string("grads: ") + parameter_names[i % 4], gradients[i]);
+    for (std::size_t i = 0; i < gradients.size(); ++i) check.written(names[i], gradients[i]);
     check.run();
   }
 
@@ -364,7 +398,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
   start(dc0, dc_in);
 
   if (p.B > 0) {
-    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G));
+    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G), p.D * std::max(p.B, p.H / 4 + 1));
     const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, threads)) * sizeof(Real));
     BackwardArgs<Real> args = {p,  saved.x->view(),   dx ? dx->view() : View<Real>{nullptr, 0},
                                {}, given.has_value(), static_cast<Real*>(scratch.data())};
@@ -377,7 +411,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
       const Tape<Real> filled = tape_of<Real>(tape, size, d);
       View<const Real> dy_view = {nullptr, 0};
       if (dy_in) dy_view = {dy_in->view().data + d * p.H, dy_in->stride};
-      args.directions[d] = {saved.parameters.direction(d),
+      args.directions[d] = {parameters_of(saved.parameters, d),
                             direction_of(saved.h0, p, d),
                             direction_of(saved.c0, p, d),
                             {static_cast<const Real*>(saved.y.data()) + d * p.H, p.D * p.H},
@@ -414,38 +448,29 @@ py::tuple forward_any(const py::object& cell, const py::object& x_object, const 
                       const py::object& h0, const py::object& c0, const py::object& out, bool training) {
   const CellInfo& info = cell_named(cell);
   const py::array x = as_array(x_object, "x");
-  if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
-    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + std::string(parameter_content) + ", got " +
-                         type_name(parameters));
-  const py::sequence directions = parameters;
-  if (directions.size() != 1 && directions.size() != 2)
-    throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
-  const auto first = sequence_of("parameters", directions[0], 4, parameter_content);
-  if (!first) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
-  const bool wide = is_double("w_ih", as_array((*first)[0], "w_ih"));
-  return wide ? forward_of<double>(info, x, directions, h0, c0, out, training)
-              : forward_of<float>(info, x, directions, h0, c0, out, training);
+  const ParameterArrays arrays = read_parameters(parameters);
+  return is_double("w_ih", arrays[0]) ? forward_of<double>(info, x, arrays, h0, c0, out, training)
+                                      : forward_of<float>(info, x, arrays, h0, c0, out, training);
 }
 
 template <class Real>
 py::array activate_of(Activation function, const py::array& x, const py::object& out) {
-  const py::array contiguous = contiguous_copy<Real>(x);
+  const py::array from = contiguous_copy<Real>(x);
   Output<Real> y;
-  y.given = y.array = py::array_t<Real>(shape_of(x));
-  if (!out.is_none()) {
-    y.given = as_array(out, "out");
-    require_dtype("out", y.given, py::dtype::of<Real>());
-    require_shape("out", y.given, shape_of(x));
-    if (!y.given.writeable()) throw py::value_error("out: expected a writable array, got a read-only one");
-    if (overlaps_itself(y.given))
-      throw py::value_error("out: expected distinct elements, got an array that overlaps itself");
+  if (out.is_none()) {
+    y.given = y.array = py::array_t<Real>(shape_of(x));
+  } else {
+    y.given = writable("out", out, py::dtype::of<Real>(), shape_of(x));
+    const bool in_place = y.given.data() == from.data() || !share_memory(y.given, from);
+    const bool direct = in_place && (y.given.flags() & py::array::c_style) && is_aligned<Real>(y.given);
+    y.array = direct ? y.given : py::array_t<Real>(shape_of(x));
   }
-  const auto* from = static_cast<const Real*>(contiguous.data());
-  auto* to = static_cast<Real*>(y.array.mutable_data());
+  const auto* source = static_cast<const Real*>(from.data());
+  auto* target = static_cast<Real*>(y.array.mutable_data());
   const Index n = x.size();
   {
     const py::gil_scoped_release released;
-    kernels<Real>().activate(function, from, to, n);
+    kernels<Real>().activate(function, source, target, n);
   }
   y.commit();
   return y.given;
@@ -477,7 +502,7 @@ py::dict config() {
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   try {
     kernel_table = &choose_kernels();
-    get_num_threads();
+    get_num_threads();  // so that a wrong RNNFAST_NUM_THREADS fails the import
   } catch (const std::runtime_error& error) {
     throw py::import_error(error.what());
   }
@@ -486,9 +511,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   for (std::size_t i = 0; i < std::size(cells); ++i) names[i] = cells[i].name;
   m.attr("CELLS") = names;
 
-  py::class_<TapeObject>(m, "Tape", py::is_final(),
-                         "What a training forward keeps for its backward. Opaque and read-only.")
-      .def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
+  py::class_<TapeObject> tape_type(m, "Tape", py::is_final(),
+                                   "What a training forward keeps for its backward. Opaque and read-only.");
+  reinterpret_cast<PyTypeObject*>(tape_type.ptr())->tp_new = nullptr;  // forward alone makes tapes
+  tape_type.def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
       .def_property_readonly(
           "nbytes", [](const TapeObject& tape) { return tape.gates.bytes() + tape.c.bytes() + tape.reset_h.bytes(); });
 
@@ -525,9 +551,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "set_num_threads",
       [](Index n) {
-        constexpr Index most = 1024;  // a mistake, rather than a machine
-        if (n < 1 || n > most)
-          throw py::value_error("n: expected a number of threads from 1 to " + std::to_string(most) + ", got " +
+        if (n < 1 || n > most_threads)
+          throw py::value_error("n: expected a number of threads from 1 to " + std::to_string(most_threads) + ", got " +
                                 std::to_string(n));
         set_num_threads(n);
       },

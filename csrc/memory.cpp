@@ -4,9 +4,8 @@
 #include <new>
 #include <vector>
 
-#if __has_include(<pthread.h>)
+#if !defined(_WIN32)
 #include <pthread.h>
-#define RNNFAST_HAS_FORK 1
 #endif
 
 namespace rnnfast {
@@ -15,69 +14,98 @@ namespace {
 
 constexpr std::align_val_t alignment{64};
 constexpr std::size_t smallest_kept = 1 << 16;           // below, the allocator reuses memory well itself
-constexpr std::size_t most_kept = std::size_t{1} << 29;  // bytes that may lie idle
+constexpr std::size_t most_kept = std::size_t{1} << 29;  // bytes that may lie idle: the tape of a large training step
 
 struct Block {
   void* data;
-  std::size_t bytes;
+  std::size_t capacity;
 };
 
-struct Cache {
-  std::mutex mutex;
-  std::vector<Block> idle;  // oldest first
-  std::size_t bytes = 0;
-
-#if RNNFAST_HAS_FORK
-  Cache() {
-    // A child must not inherit the mutex locked by a thread that it does not have.
-    pthread_atfork([] { cache().mutex.lock(); }, [] { cache().mutex.unlock(); }, [] { cache().mutex.unlock(); });
+class Cache {
+ public:
+  // The smallest idle block of this size, if it is not far too large; else none.
+  Block take(std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    auto best = idle_.end();
+    for (auto block = idle_.begin(); block != idle_.end(); ++block)
+      if (block->capacity >= bytes && block->capacity / 2 <= bytes &&
+          (best == idle_.end() || block->capacity < best->capacity))
+        best = block;
+    if (best == idle_.end()) return {nullptr, 0};
+    const Block block = *best;
+    bytes_ -= block.capacity;
+    idle_.erase(best);
+    return block;
   }
+
+  // Keeps a block, in place of the oldest ones if there are too many. Throws std::bad_alloc and keeps nothing new.
+  void keep(const Block& block) {
+    const std::lock_guard lock(mutex_);
+    idle_.push_back(block);
+    bytes_ += block.capacity;
+    while (bytes_ > most_kept) release_oldest();
+  }
+
+  void release_all() {
+    const std::lock_guard lock(mutex_);
+    while (!idle_.empty()) release_oldest();
+  }
+
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
+ private:
+  void release_oldest() {
+    ::operator delete(idle_.front().data, alignment);
+    bytes_ -= idle_.front().capacity;
+    idle_.erase(idle_.begin());
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> idle_;  // oldest first
+  std::size_t bytes_ = 0;
+};
+
+// Never destroyed: tapes may outlive static destructors. A forked child must not inherit the mutex locked by a thread
+// that it does not have.
+Cache* make_cache();
+
+Cache& cache = *make_cache();
+
+Cache* make_cache() {
+#if !defined(_WIN32)
+  pthread_atfork([] { cache.lock(); }, [] { cache.unlock(); }, [] { cache.unlock(); });
 #endif
-
-  static Cache& cache() {
-    static Cache* const instance = new Cache;  // never destroyed: tapes may outlive static destructors
-    return *instance;
-  }
-};
+  return new Cache;
+}
 
 }  // namespace
 
-Buffer::Buffer(std::size_t bytes) {
+Buffer::Buffer(std::size_t bytes) : bytes_(bytes) {
   if (bytes >= smallest_kept) {
-    Cache& cache = Cache::cache();
-    const std::lock_guard lock(cache.mutex);
-    auto best = cache.idle.end();
-    for (auto block = cache.idle.begin(); block != cache.idle.end(); ++block)
-      if (block->bytes >= bytes && block->bytes / 2 <= bytes &&
-          (best == cache.idle.end() || block->bytes < best->bytes))
-        best = block;
-    if (best != cache.idle.end()) {
-      data_ = best->data;
-      bytes_ = best->bytes;
-      cache.bytes -= bytes_;
-      cache.idle.erase(best);
-      return;
-    }
+    const Block block = cache.take(bytes);
+    data_ = block.data, capacity_ = block.capacity;
+    if (data_) return;
   }
-  data_ = ::operator new(bytes, alignment);
-  bytes_ = bytes;
+  capacity_ = bytes;
+  try {
+    data_ = ::operator new(bytes, alignment);
+  } catch (const std::bad_alloc&) {
+    cache.release_all();
+    data_ = ::operator new(bytes, alignment);
+  }
 }
 
 Buffer::~Buffer() {
-  if (!data_) return;
-  if (bytes_ >= smallest_kept && bytes_ <= most_kept) {
-    Cache& cache = Cache::cache();
-    const std::lock_guard lock(cache.mutex);
-    while (cache.bytes + bytes_ > most_kept) {
-      ::operator delete(cache.idle.front().data, alignment);
-      cache.bytes -= cache.idle.front().bytes;
-      cache.idle.erase(cache.idle.begin());
+  if (data_ && capacity_ >= smallest_kept && capacity_ <= most_kept) {
+    try {
+      cache.keep({data_, capacity_});
+      return;
+    } catch (const std::bad_alloc&) {
+      // no room to remember it
     }
-    cache.idle.push_back({data_, bytes_});
-    cache.bytes += bytes_;
-  } else {
-    ::operator delete(data_, alignment);
   }
+  ::operator delete(data_, alignment);
 }
 
 }  // namespace rnnfast

@@ -13,19 +13,20 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(std::size_t bytes);
   ~Buffer();
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+  Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
+    std::swap(capacity_, other.capacity_);
     return *this;
   }
 
   void* data() const { return data_; }
-  std::size_t bytes() const { return bytes_; }
+  std::size_t bytes() const { return bytes_; }  // as asked for
 
  private:
   void* data_ = nullptr;
-  std::size_t bytes_ = 0;
+  std::size_t bytes_ = 0, capacity_ = 0;
 };
 
 }  // namespace rnnfast

@@ -3,20 +3,19 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <limits>
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <vector>
 
 #if defined(__linux__)
 #include <sched.h>
 #endif
-#if __has_include(<pthread.h>)
+#if !defined(_WIN32)
 #include <pthread.h>
-#define RNNFAST_HAS_FORK 1
 #endif
 
 namespace rnnfast {
@@ -72,17 +71,29 @@ bool interrupted(const Team& team) {
   return region.stops_at.load(std::memory_order_relaxed) == 0;
 }
 
+Team team_of(Region& region, Index rank) { return {rank, region.size, barrier, interrupted, &region}; }
+
 void run_member(Region& region, Index rank) {
-  region.job(Team{rank, region.size, barrier, interrupted, &region});
+  region.job(team_of(region, rank));
   region.finished.fetch_add(1, std::memory_order_release);
 }
+
+// Takes a flag that nobody has, and gives it back.
+struct Claim {
+  std::atomic_flag& flag;
+  const bool taken;
+  explicit Claim(std::atomic_flag& f) : flag(f), taken(!f.test_and_set(std::memory_order_acquire)) {}
+  ~Claim() {
+    if (taken) flag.clear(std::memory_order_release);
+  }
+};
 
 class Pool {
  public:
   // The team may come out smaller where threads cannot be started or the pool is busy.
   void run(Region& region) {
-    const bool alone = busy_.test_and_set(std::memory_order_acquire);
-    if (alone) region.size = 1;
+    const Claim claim(busy_);
+    if (!claim.taken) region.size = 1;
     if (region.size > 1) {
       grow(region.size - 1);
       region.size = min_size(region.size);
@@ -94,8 +105,10 @@ class Pool {
     }
     run_member(region, 0);
     int spins = 0;
-    while (region.finished.load(std::memory_order_acquire) < region.size) wait_briefly(spins);
-    if (!alone) busy_.clear(std::memory_order_release);
+    while (region.finished.load(std::memory_order_acquire) < region.size) {
+      interrupted(team_of(region, 0));
+      wait_briefly(spins);
+    }
   }
 
  private:
@@ -110,8 +123,8 @@ class Pool {
         const Index rank = Index(workers_.size()) + 1;
         workers_.emplace_back([this, rank, seen = generation_] { work(rank, seen); });
       }
-    } catch (const std::system_error&) {
-      // no more threads to be had; those that run suffice
+    } catch (const std::exception&) {
+      // no more threads or memory to be had; the threads that run suffice
     }
   }
 
@@ -128,30 +141,26 @@ class Pool {
     }
   }
 
-  std::atomic_flag busy_;  // set while a region runs, which may be one further out on the same thread
-  std::mutex mutex_;       // guards what follows
+  std::atomic_flag busy_;             // set while a region runs, which may be one further out on the same thread
+  std::vector<std::thread> workers_;  // changed by whoever has set busy_
+  std::mutex mutex_;                  // guards what follows
   std::condition_variable wake_;
   std::uint64_t generation_ = 0;
   Region* region_ = nullptr;  // dangles after its end; only the workers it still needs may look
   Index size_ = 0;
-  std::vector<std::thread> workers_;
 };
 
-// Never destroyed: workers wait in it until the process ends. A forked child has none of the workers and starts anew.
-std::atomic<Pool*> current_pool = nullptr;
+// Never destroyed: workers wait in it until the process ends. Made when the library is loaded, since a fork might find
+// a lazy start half done. A forked child has none of the workers and starts anew.
+Pool* make_pool();
 
-Pool& pool() {
-  Pool* existing = current_pool.load(std::memory_order_acquire);
-  if (existing) return *existing;
-  static std::mutex creation;
-  const std::lock_guard lock(creation);
-  if (!current_pool.load(std::memory_order_acquire)) {
-#if RNNFAST_HAS_FORK
-    pthread_atfork(nullptr, nullptr, [] { current_pool.store(new Pool, std::memory_order_release); });
+std::atomic<Pool*> current_pool = make_pool();
+
+Pool* make_pool() {
+#if !defined(_WIN32)
+  pthread_atfork(nullptr, nullptr, [] { current_pool.store(new Pool, std::memory_order_release); });
 #endif
-    current_pool.store(new Pool, std::memory_order_release);
-  }
-  return *current_pool.load(std::memory_order_acquire);
+  return new Pool;
 }
 
 Index usable_processors() {
@@ -163,23 +172,24 @@ Index usable_processors() {
   return n ? n : 1;
 }
 
-// The number at the start of an environment variable, 0 if there is none.
-Index number_in(const char* name) {
+// The number of threads that an environment variable holds; 0 if it holds none.
+Index threads_in(const char* name) {
   const char* text = std::getenv(name);
-  return text ? std::strtol(text, nullptr, 10) : 0;
+  if (!text || !*text) return 0;
+  char* end = nullptr;
+  const long n = std::strtol(text, &end, 10);
+  return *end == '\0' && n >= 1 && n <= most_threads ? n : 0;
 }
 
 Index default_num_threads() {
   const char* own = std::getenv("RNNFAST_NUM_THREADS");
   if (own && *own) {
-    const Index n = number_in("RNNFAST_NUM_THREADS");
-    if (n < 1)
-      throw std::runtime_error("RNNFAST_NUM_THREADS: expected a number of threads >= 1, got '" + std::string(own) +
-                               "'");
-    return n;
+    if (const Index n = threads_in("RNNFAST_NUM_THREADS")) return n;
+    throw std::runtime_error("RNNFAST_NUM_THREADS: expected a number of threads from 1 to " +
+                             std::to_string(most_threads) + ", got '" + own + "'");
   }
-  const Index openmp = number_in("OMP_NUM_THREADS");
-  return openmp >= 1 ? openmp : usable_processors();
+  const Index openmp = threads_in("OMP_NUM_THREADS");
+  return openmp ? openmp : usable_processors();
 }
 
 std::atomic<Index>& num_threads() {
@@ -196,7 +206,7 @@ void set_num_threads(Index n) { num_threads().store(n, std::memory_order_relaxed
 bool run_parallel(Index threads, const std::function<void(const Team&)>& job, const std::function<bool()>& poll) {
   Region region{job, poll, threads};
   if (threads > 1)
-    pool().run(region);
+    current_pool.load(std::memory_order_acquire)->run(region);
   else
     run_member(region, 0);
   return region.stops_at.load(std::memory_order_relaxed) == never;

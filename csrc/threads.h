@@ -7,8 +7,10 @@
 
 namespace rnnfast {
 
+constexpr Index most_threads = 1024;  // more is a mistake
+
 // At first RNNFAST_NUM_THREADS, else OMP_NUM_THREADS, else the number of processors that this process may use.
-// Throws std::runtime_error if RNNFAST_NUM_THREADS is no positive number.
+// Throws std::runtime_error if RNNFAST_NUM_THREADS is no number from 1 to most_threads.
 Index get_num_threads();
 void set_num_threads(Index n);
 

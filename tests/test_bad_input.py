@@ -1,6 +1,9 @@
 """What does not fit is refused: the error names the argument, what was expected and what came; nothing changes."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +13,7 @@ from modules import B, H, I, T, make_cell, make_layer, make_state, normal
 from problems import Array, Shape, make_problem
 
 import rnnfast
-from rnnfast import functional
+from rnnfast import _core, functional
 
 rf: Any = rnnfast  # these calls are not what the types allow
 F: Any = functional
@@ -520,3 +523,45 @@ def test_a_bad_call_says_so_and_changes_nothing(case: Case) -> None:
     assert world.lstm.rng.bit_generator.state == rng
     assert rf.get_num_threads() == threads
     world.lstm.backward(world.tape, world.y, world.dstate, grads=world.grads)  # the tape is as good as before
+
+
+def test_parameters_that_grow_while_they_are_read_are_read_once() -> None:
+    w_ih, w_hh = np.ones((4, 3)), np.ones((4, 4))
+    parameters: list[Any] = []
+
+    class Growing:
+        def __array__(self, dtype: object = None, copy: object = None) -> Any:
+            parameters.extend([(w_ih, w_hh, None, None)] * 40)
+            return w_ih
+
+    parameters.append((Growing(), w_hh, None, None))
+    y, _, _ = _core.inference("rnn_tanh", np.ones((5, 2, 3)), parameters)
+    assert y.shape == (5, 2, 4)
+
+
+def test_tapes_are_made_by_forward_alone() -> None:
+    Tape: Any = _core.Tape
+    for make in (Tape, lambda: Tape.__new__(Tape), lambda: object.__new__(Tape)):
+        with pytest.raises(TypeError):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *[("RNNFAST_NUM_THREADS", n, "a number of threads from 1 to 1024") for n in ("0", "-1", "1025", "4abc", "2.5")],
+        ("RNNFAST_NUM_THREADS", "9" * 30, "a number of threads from 1 to 1024"),
+        ("RNNFAST_ISA", "sse9", "one of baseline"),
+    ],
+)
+def test_a_wrong_setting_in_the_environment_fails_the_import(name: str, value: str, expected: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import rnnfast"],
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert f"ImportError: {name}: expected {expected}" in run.stderr
+    assert f"got '{value}'" in run.stderr

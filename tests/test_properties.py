@@ -1,5 +1,8 @@
 """Properties of the kernels that hold bit for bit, and those of any gradient."""
 
+import ctypes
+import platform
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -280,3 +283,21 @@ def test_the_caller_keeps_subnormal_numbers(cell: str, dtype: str) -> None:
     subnormal = np.finfo(dtype).smallest_subnormal
     solve(_core, make_problem(cell, dtype, ODD))
     assert np.full(3, 4 * subnormal) @ np.full(3, 0.25, dtype) == 3 * subnormal
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library's rounding modes are called by their numbers")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_callers_rounding_mode_neither_reaches_the_kernels_nor_changes(threads: int) -> None:
+    p = make_problem("lstm", "float32", Shape(20, 40, 16, 96))
+    _core.set_num_threads(threads)
+    expected = _core.inference(p.cell, p.x, p.parameters)[0]
+    library = ctypes.CDLL(None)
+    upwards = 0x800 if platform.machine() in ("x86_64", "AMD64") else 0x400000
+    library.fesetround(upwards)
+    try:
+        y = _core.inference(p.cell, p.x, p.parameters)[0]
+        mode = library.fegetround()
+    finally:
+        library.fesetround(0)
+    assert mode == upwards
+    assert np.array_equal(y, expected)

@@ -15,18 +15,22 @@
 #include "gemm.h"
 #include "vec_math.h"
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// One recurrent product: `slots` slots from `slot` on, of which `gates` take part in it, with h' (or r h') as operand.
+// One recurrent product: it fills `slots` slots from `slot` on; the gates from `gate` on of packed w_hh take part in
+// it, `gates` of them, with h' (or r h') as operand.
 struct Phase {
-  int slot, slots, gates;
+  int slot, slots, gate, gates;
   bool reset_h;
 };
 
 template <class Cell>
 constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
+
+// Whether a second product waits for r h'.
+template <class Cell>
+constexpr bool resets_h = phase_count<Cell> > 1;
 
 // One row of one unit block. gate: pre-activations on entry, activations on return.
 template <class S, int slots>
@@ -44,5 +48,4 @@ struct BackwardPoint {
 };
 
 }  // namespace
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA

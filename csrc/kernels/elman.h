@@ -7,8 +7,7 @@
 
 #include "cell.h"
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 struct Tanh {
@@ -37,7 +36,7 @@ template <class Function>
 struct Elman {
   static constexpr int gates = 1, slots = 1;
   static constexpr int input_gates[] = {0}, recurrent_gates[] = {0};
-  static constexpr Phase phases[] = {{.slot = 0, .slots = 1, .gates = 1, .reset_h = false}};
+  static constexpr Phase phases[] = {{.slot = 0, .slots = 1, .gate = 0, .gates = 1, .reset_h = false}};
   static constexpr bool keeps_gates = false, has_c = false, passes_dh = false;
 
   template <class S, int phase>
@@ -52,5 +51,4 @@ struct Elman {
 };
 
 }  // namespace
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA

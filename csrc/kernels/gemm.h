@@ -13,8 +13,7 @@
 
 #include "vec.h"
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 constexpr Index min_index(Index a, Index b) { return a < b ? a : b; }
@@ -46,6 +45,18 @@ struct Span {
 constexpr Index count(const Blocks& blocks) { return blocks.full + (blocks.tail ? 1 : 0); }
 
 constexpr Span all(const Blocks& blocks) { return {0, count(blocks)}; }
+
+// One block: its first unit, its lanes, and how many of them hold a unit.
+struct BlockWidth {
+  Index unit, lanes, valid;
+};
+
+template <class Real>
+constexpr BlockWidth width_of(const Blocks& blocks, Index block) {
+  constexpr Index W = Widest<Real>::lanes;
+  if (block == blocks.full) return {block * W, blocks.tail, blocks.valid};
+  return {block * W, W, W};
+}
 
 // Consecutive unit blocks of the same width.
 struct BlockRange {
@@ -87,8 +98,9 @@ struct Operand {
   Index K, blocks;
 };
 
-// A tile of M rows by NB unit blocks of S vectors ("slots"). Where S > C, the last C slots take part in the first
-// product and the first C slots in the second: the GRU's n keeps its recurrent part apart from its input part.
+// A tile of M rows by NB unit blocks of some vectors each, their `slots`. Where a product has fewer gates than there
+// are slots, the first operand fills the last ones and the second operand the first ones: the GRU's n keeps its
+// recurrent part apart from its input part.
 template <class Real>
 struct Tile {
   Operand<Real> first, second;
@@ -97,7 +109,7 @@ struct Tile {
   Real* out;
   Index out_row, out_unit;
   int valid;  // lanes of the last unit block that exist in memory
-  bool add;   // to what is in out
+  bool add;   // to what is in out; tile_rows sets it itself
 };
 
 template <class Real>
@@ -106,9 +118,9 @@ RNNFAST_INLINE Operand<Real> from_row(Operand<Real> o, Index row) {
   return o;
 }
 
-// A chain ends after about this many k, for two reasons. A single one over 1,000 k costs float32 its sixth digit; and
-// the part of a panel that all rows of a column pass over before the next, 32 KB of 4 vectors, stays in the first
-// cache level, since the second one cannot feed the multiply-adds on every machine.
+// A chain ends after about this many k (at most one and a half times as many), for two reasons. A single one over 1,000
+// k costs float32 its sixth digit; and the part of a panel that all rows of a column pass over before the next, 32 KB
+// of 4 vectors, stays in the first cache level, since the second one cannot feed the multiply-adds on every machine.
 constexpr Index chain_length = 128;
 
 constexpr Index chain_count(Index K) { return max_index((K + chain_length / 2) / chain_length, 1); }
@@ -130,7 +142,7 @@ RNNFAST_INLINE Operand<Real> chain_of(Operand<Real> o, Index chain, Index chains
 
 // The accumulators stay in registers only because every loop over them is unrolled: one run-time index and they live in
 // memory, three times slower.
-template <class S, int M, int NB, int slots, int C, int shift>
+template <class S, int M, int NB, int slots, int gates, int shift>
 RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o) {
   using Real = typename S::Real;
   using V = typename S::V;
@@ -141,7 +153,7 @@ RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operan
 #pragma GCC unroll 8
       for (int unit = 0; unit < NB; ++unit) {
 #pragma GCC unroll 4
-        for (int gate = 0; gate < C; ++gate) {
+        for (int gate = 0; gate < gates; ++gate) {
           const V v = S::load(w + unit * o.panel_unit + gate * S::lanes);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) {
@@ -154,7 +166,7 @@ RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operan
   }
 }
 
-template <class S, int M, int NB, int slots, int C>
+template <class S, int M, int NB, int slots, int gates>
 __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) {
   using V = typename S::V;
   using Real = typename S::Real;
@@ -170,8 +182,8 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
       acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
     }
   }
-  accumulate<S, M, NB, slots, C, slots - C>(acc, from_row(t.first, row));
-  accumulate<S, M, NB, slots, C, 0>(acc, from_row(t.second, row));
+  accumulate<S, M, NB, slots, gates, slots - gates>(acc, from_row(t.first, row));
+  accumulate<S, M, NB, slots, gates, 0>(acc, from_row(t.second, row));
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -196,32 +208,32 @@ constexpr int most_rows(int N) {
   return N == 4 ? 3 : 4;
 }
 
-// Unit blocks taken at once, by the vectors of one of them.
+// Unit blocks taken at once, by the vectors of one of them; a power of two, so that the rest of a row can follow in
+// halves.
 constexpr int unit_group(int slots, bool one_row) { return (one_row ? 8 : 4) / (slots == 3 ? 4 : slots); }
 
 struct NoEpilogue {
   RNNFAST_INLINE void operator()(Index, Index) const {}
 };
 
+// The tile of M <= most rows.
+template <class S, int most, int NB, int slots, int gates>
+RNNFAST_INLINE void tile_of(const Tile<typename S::Real>& t, Index row, Index M) {
+  if (M == most)
+    tile<S, most, NB, slots, gates>(t, row);
+  else if constexpr (most > 1)
+    tile_of<S, most - 1, NB, slots, gates>(t, row, M);
+}
+
 // All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
 // After each tile epilogue(row, M) runs, while the tile is still in the first cache level.
-template <class S, int NB, int slots, int C, class Epilogue>
+template <class S, int NB, int slots, int gates, class Epilogue>
 RNNFAST_INLINE void tile_column(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
   constexpr int most = most_rows(NB * slots);
   Index tiles = (rows + most - 1) / most;
   for (Index row = 0; tiles > 0; --tiles) {
     const Index M = (rows - row + tiles - 1) / tiles;
-    if constexpr (most >= 6)
-      if (M == 6) tile<S, 6, NB, slots, C>(t, row);
-    if constexpr (most >= 5)
-      if (M == 5) tile<S, 5, NB, slots, C>(t, row);
-    if constexpr (most >= 4)
-      if (M == 4) tile<S, 4, NB, slots, C>(t, row);
-    if constexpr (most >= 3)
-      if (M == 3) tile<S, 3, NB, slots, C>(t, row);
-    if constexpr (most >= 2)
-      if (M == 2) tile<S, 2, NB, slots, C>(t, row);
-    if (M == 1) tile<S, 1, NB, slots, C>(t, row);
+    tile_of<S, most, NB, slots, gates>(t, row, M);
     epilogue(row, M);
     row += M;
   }
@@ -229,7 +241,7 @@ RNNFAST_INLINE void tile_column(const Tile<typename S::Real>& t, Index rows, Epi
 
 // A tile column, chain by chain. The first chain of an operand goes on from what is there, in the same registers where
 // the first operand is a single chain; the others start from zero and are added.
-template <class S, int NB, int slots, int C, class Epilogue>
+template <class S, int NB, int slots, int gates, class Epilogue>
 RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
   const Index first = chain_count(t.first.blocks * t.first.K);
   const Index second = chain_count(t.second.blocks * t.second.K);
@@ -239,14 +251,15 @@ RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilo
     Tile<typename S::Real> part = t;
     part.first = step < first ? chain_of(t.first, step, first) : Operand<typename S::Real>{};
     part.second = step >= start ? chain_of(t.second, step - start, second) : Operand<typename S::Real>{};
-    if (step > 0) {
-      part.add = step != start;
-      part.init = part.add ? nullptr : t.out, part.init_row = t.out_row, part.init_unit = t.out_unit;
-    }
+    part.add = step > 0 && step != start;
+    if (part.add)
+      part.init = nullptr, part.init_row = 0, part.init_unit = 0;
+    else if (step > 0)
+      part.init = t.out, part.init_row = t.out_row, part.init_unit = t.out_unit;
     if (step + 1 < steps)
-      tile_column<S, NB, slots, C>(part, rows, NoEpilogue());
+      tile_column<S, NB, slots, gates>(part, rows, NoEpilogue());
     else
-      tile_column<S, NB, slots, C>(part, rows, epilogue);
+      tile_column<S, NB, slots, gates>(part, rows, epilogue);
   }
 }
 
@@ -280,14 +293,12 @@ RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
   return p.data + unit * p.K * p.gates;
 }
 
-// The loop that packing and unpacking share: f(panel, lanes, valid, gate's slot, first row of the matrix).
+// The loop that packing and unpacking share: f(panel, width of its block, gate's slot, first row of the matrix).
 template <class Real, class F>
 RNNFAST_INLINE void for_each_panel_gate(const Panels<Real>& p, Index H, const int* order, Span span, F&& f) {
   for (Index block = span.first; block < span.last; ++block) {
-    const bool tail = block == p.units.full;
-    const Index lanes = tail ? p.units.tail : Widest<Real>::lanes, unit = block * Widest<Real>::lanes;
-    for (int slot = 0; slot < p.gates; ++slot)
-      f(panel(p, unit), lanes, tail ? Index(p.units.valid) : lanes, slot, order[slot] * H + unit);
+    const BlockWidth width = width_of<Real>(p.units, block);
+    for (int slot = 0; slot < p.gates; ++slot) f(panel(p, width.unit), width, slot, order[slot] * H + width.unit);
   }
 }
 
@@ -295,11 +306,11 @@ RNNFAST_INLINE void for_each_panel_gate(const Panels<Real>& p, Index H, const in
 template <class Real>
 void pack(const Real* w, Index H, const int* order, const Panels<Real>& p, Span span) {
   constexpr Index N = transpose_lanes<Real>;
-  for_each_panel_gate(p, H, order, span, [&](Real* to, Index lanes, Index valid, int slot, Index row) {
-    const Index stride = p.gates * lanes;
-    to += slot * lanes;
-    for (Index lane = 0; lane < lanes; lane += N) {
-      const Index rows = min_index(N, valid - lane);
+  for_each_panel_gate(p, H, order, span, [&](Real* to, const BlockWidth& width, int slot, Index row) {
+    const Index stride = p.gates * width.lanes;
+    to += slot * width.lanes;
+    for (Index lane = 0; lane < width.lanes; lane += N) {
+      const Index rows = min_index(N, width.valid - lane);
       const Real* from = w + (row + lane) * p.K;
       Index k = 0;
       if (rows == N)
@@ -314,11 +325,11 @@ void pack(const Real* w, Index H, const int* order, const Panels<Real>& p, Span 
 template <class Real>
 void unpack(const Panels<Real>& p, Index H, const int* order, Real* w, Span span) {
   constexpr Index N = transpose_lanes<Real>;
-  for_each_panel_gate(p, H, order, span, [&](const Real* from, Index lanes, Index valid, int slot, Index row) {
-    const Index stride = p.gates * lanes;
-    from += slot * lanes;
-    for (Index lane = 0; lane < valid; lane += N) {
-      const Index rows = min_index(N, valid - lane);
+  for_each_panel_gate(p, H, order, span, [&](const Real* from, const BlockWidth& width, int slot, Index row) {
+    const Index stride = p.gates * width.lanes;
+    from += slot * width.lanes;
+    for (Index lane = 0; lane < width.valid; lane += N) {
+      const Index rows = min_index(N, width.valid - lane);
       Real* to = w + (row + lane) * p.K;
       Index k = 0;
       if (rows == N)
@@ -347,23 +358,20 @@ constexpr Index size(const TransposedPanels<Real>& p) {
 template <class Real>
 void pack_transposed(const Real* w, Index H, Index N, const int* order, const TransposedPanels<Real>& p, Span span) {
   const Index K = p.units.units * p.gates;
-  constexpr Index W = Widest<Real>::lanes;
   for (Index column = span.first; column < span.last; ++column) {
-    const bool tail = column == p.columns.full;
-    const Index lanes = tail ? p.columns.tail : W, valid = tail ? p.columns.valid : W;
-    Real* to = p.data + column * W * K;
+    const BlockWidth to_width = width_of<Real>(p.columns, column);
+    Real* to = p.data + to_width.unit * K;
     for (Index block = 0; block < count(p.units); ++block) {
-      const bool last_units = block == p.units.full;
-      const Index unit_lanes = last_units ? p.units.tail : W, units = last_units ? p.units.valid : W;
+      const BlockWidth width = width_of<Real>(p.units, block);
       for (int slot = 0; slot < p.gates; ++slot) {
-        const Real* from = w + (order[slot] * H + block * W) * N + column * W;
-        for (Index unit = 0; unit < unit_lanes; ++unit, from += N, to += lanes)
-          for (Index j = 0; j < lanes; ++j) to[j] = unit < units && j < valid ? from[j] : Real(0);
+        const Real* from = w + (order[slot] * H + width.unit) * N + to_width.unit;
+        for (Index unit = 0; unit < width.lanes; ++unit, from += N, to += to_width.lanes)
+          for (Index j = 0; j < to_width.lanes; ++j)
+            to[j] = unit < width.valid && j < to_width.valid ? from[j] : Real(0);
       }
     }
   }
 }
 
 }  // namespace
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA

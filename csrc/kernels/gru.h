@@ -10,8 +10,7 @@
 
 #include "cell.h"
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 // Slots: hn = w_hn h' + b_hn, r, z, n. The recurrent product fills the first three, the input product the last three,
@@ -19,7 +18,7 @@ namespace {
 struct Gru {
   static constexpr int gates = 3, slots = 4;
   static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {2, 0, 1};
-  static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gates = 3, .reset_h = false}};
+  static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gate = 0, .gates = 3, .reset_h = false}};
   static constexpr bool keeps_gates = true, has_c = false, passes_dh = true;
 
   template <class S, int phase>
@@ -47,8 +46,8 @@ struct Gru {
 struct GruResetBefore {
   static constexpr int gates = 3, slots = 3;
   static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {0, 1, 2};
-  static constexpr Phase phases[] = {{.slot = 0, .slots = 2, .gates = 2, .reset_h = false},
-                                     {.slot = 2, .slots = 1, .gates = 1, .reset_h = true}};
+  static constexpr Phase phases[] = {{.slot = 0, .slots = 2, .gate = 0, .gates = 2, .reset_h = false},
+                                     {.slot = 2, .slots = 1, .gate = 2, .gates = 1, .reset_h = true}};
   static constexpr bool keeps_gates = true, has_c = false, passes_dh = true;
 
   template <class S, int phase>
@@ -78,5 +77,4 @@ struct GruResetBefore {
 };
 
 }  // namespace
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA

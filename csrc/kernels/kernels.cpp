@@ -5,8 +5,7 @@
 #include "lstm.h"
 #include "sequence.h"
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 template <class F>
@@ -31,7 +30,7 @@ TapeSize tape_size_of(const Problem& p) {
   return with_cell(p.cell, [&]<class C> {
     const Index rows = chunk_count(p) * chunk_steps(p) * p.B;
     return TapeSize{C::keeps_gates ? gates_size<C>(rows, blocks_of<Real>(p.H)) : 0, C::has_c ? p.T * p.B * p.H : 0,
-                    phase_count<C> > 1 ? p.T * p.B * p.H : 0};
+                    resets_h<C> ? p.T * p.B * p.H : 0};
   });
 }
 
@@ -65,7 +64,7 @@ void backward_of(const BackwardArgs<Real>& args, const Team& team) {
 
 template <class Real>
 void activate(Activation function, const Real* x, Real* y, Index n) {
-  const FlushToZero flush;
+  const FloatingPointMode mode;
   using S = Widest<Real>;
   for (Index i = 0; i < n; i += S::lanes) {
     const int valid = int(min_index(S::lanes, n - i));
@@ -85,5 +84,4 @@ constexpr Kernels<Real> kernels = {tape_size_of<Real>,        forward_scratch_of
 extern const KernelTable table;
 const KernelTable table = {RNNFAST_NAME(RNNFAST_ISA), kernels<float>, kernels<double>};
 
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA

@@ -6,12 +6,12 @@
 
 #include "cell.h"
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// Rows of a chunk: its gates (G·H·rows) should stay in the second cache level, and a weight gradient is a sum of sums
-// over chunks, which keeps rounding small. Large weight matrices want more rows between two passes over them.
+// Rows of a chunk. Enough that a chunk's weight gradients, which are read and written once a chunk, cost little beside
+// their products; large weight matrices want more. Few enough that dgates (G·H·rows) stay in the second cache level, or
+// near it.
 constexpr Index chunk_rows(Index H) { return H >= 512 ? 512 : 256; }
 
 constexpr Index chunk_steps(const Problem& p) {
@@ -53,21 +53,22 @@ RNNFAST_INLINE Real* gates_at(const Gates<Real>& g, Index unit, Index row) {
   return g.data + (unit * g.rows + row * S::lanes) * slots;
 }
 
-// Rows b of step t, and of the step before it in the direction's time.
-struct Steps {
+// Which step comes before which in a direction.
+struct TimeOrder {
   Index T, B;
   bool reverse;
 };
 
-constexpr bool is_first(const Steps& s, Index t) { return s.reverse ? t == s.T - 1 : t == 0; }
+constexpr bool is_first(const TimeOrder& s, Index t) { return s.reverse ? t == s.T - 1 : t == 0; }
 
 template <class Real>
 RNNFAST_INLINE View<Real> at(const View<Real>& view, Index row) {
   return {view.data + row * view.stride, view.stride};
 }
 
+// Rows b of the step before t: of the initial state, or of a sequence.
 template <class Real>
-RNNFAST_INLINE View<const Real> before(const Steps& s, Index t, Index b, View<const Real> initial,
+RNNFAST_INLINE View<const Real> before(const TimeOrder& s, Index t, Index b, View<const Real> initial,
                                        View<const Real> sequence) {
   return is_first(s, t) ? at(initial, b) : at(sequence, (s.reverse ? t + 1 : t - 1) * s.B + b);
 }
@@ -135,5 +136,4 @@ RNNFAST_INLINE void for_each_phase_backwards(F&& f) {
 }
 
 }  // namespace
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA

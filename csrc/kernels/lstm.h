@@ -9,14 +9,13 @@
 
 #include "cell.h"
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 struct Lstm {
   static constexpr int gates = 4, slots = 4;
   static constexpr int input_gates[] = {0, 1, 2, 3}, recurrent_gates[] = {0, 1, 2, 3};
-  static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gates = 4, .reset_h = false}};
+  static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gate = 0, .gates = 4, .reset_h = false}};
   static constexpr bool keeps_gates = true, has_c = true, passes_dh = false;
 
   template <class S, int phase>
@@ -44,5 +43,4 @@ struct Lstm {
 };
 
 }  // namespace
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA

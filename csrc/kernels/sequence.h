@@ -6,8 +6,7 @@
 
 #include "layout.h"
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 // ---- Forward -------------------------------------------------------------------------------------------------------
@@ -36,7 +35,7 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     direction.bias = take(arena, gates_size<Cell>(1, units));
     const Index rows = chunk_steps(p) * p.B;
     direction.gates = {take(arena, gates_size<Cell>(rows, units)), rows};
-    if (phase_count < Cell >> 1) direction.reset_h = take(arena, p.B * p.H);
+    if (resets_h<Cell>) direction.reset_h = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, p.H);
   return s;
@@ -44,19 +43,18 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
 
 // bias[slot] is what the slot's chain starts from: b_ih, b_hh or their sum.
 template <class Cell, class Real>
-void pack_bias(const Parameters<const Real>& parameters, Index H, const Blocks& units, Span span, Real* bias) {
+void pack_bias(const Parameters<const Real>& parameters, const Panels<Real>& w_hh, Index H, Span span, Real* bias) {
   constexpr int shift = Cell::slots - Cell::gates;
   for (Index block = span.first; block < span.last; ++block) {
-    const bool tail = block == units.full;
-    const Index lanes = tail ? units.tail : Widest<Real>::lanes, unit = block * Widest<Real>::lanes;
-    Real* to = bias + unit * Cell::slots;
+    const BlockWidth width = width_of<Real>(w_hh.units, block);
+    Real* to = bias + width.unit * Cell::slots;
     for (int slot = 0; slot < Cell::slots; ++slot) {
-      for (Index lane = 0; lane < lanes; ++lane, ++to) {
+      for (Index lane = 0; lane < width.lanes; ++lane, ++to) {
         *to = 0;
-        if (unit + lane >= H) continue;
-        if (parameters.b_ih && slot >= shift) *to += parameters.b_ih[Cell::input_gates[slot - shift] * H + unit + lane];
-        if (parameters.b_hh && slot < Cell::gates)
-          *to += parameters.b_hh[Cell::recurrent_gates[slot] * H + unit + lane];
+        if (lane >= width.valid) continue;
+        const Index unit = width.unit + lane;
+        if (parameters.b_ih && slot >= shift) *to += parameters.b_ih[Cell::input_gates[slot - shift] * H + unit];
+        if (parameters.b_hh && slot < Cell::gates) *to += parameters.b_hh[Cell::recurrent_gates[slot] * H + unit];
       }
     }
   }
@@ -101,15 +99,15 @@ RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index
   }
 }
 
-// gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
 enum class Products { input, recurrent, both };
 
+// gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
 template <class Cell, int phase, Products products, class Real>
 void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Real>::Direction& scratch) {
   constexpr Phase part = Cell::phases[phase];
   const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.h_before;
   for_each_unit_block<Real, part.slots>(scratch.w_hh.units, s.rows, [&]<class S, int NB>(BlockRange range) {
-    constexpr Index width = Cell::gates * S::lanes, offset = (part.gates == Cell::gates ? 0 : part.slot) * S::lanes;
+    constexpr Index width = Cell::gates * S::lanes, offset = part.gate * S::lanes;
     Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? 0 : range.unit, s.gate_row);
     Tile<Real> t = {};
     t.out = gates + part.slot * S::lanes;
@@ -149,7 +147,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const Problem& p = args.problem;
   const ForwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
-  const Steps steps = {p.T, p.B, item.direction == 1};
+  const TimeOrder order = {p.T, p.B, item.direction == 1};
   const bool fold = folds_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
   const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), c0 = or_zeros(direction.c0, whole.zeros);
   const View<Real> c = keeps_c ? View<Real>{direction.tape.c, p.H} : direction.c;
@@ -158,7 +156,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
 
   for (Index i = 0; i < chunks; ++i) {
     if (team.interrupted(team)) return;
-    const Index chunk = steps.reverse ? chunks - 1 - i : i;
+    const Index chunk = order.reverse ? chunks - 1 - i : i;
     const Index t_first = chunk * chunk_length, t_count = min_index(chunk_length, p.T - t_first);
 
     // Where the gates of (t, b) go: row gate_row + (t - t_first) * gate_step.
@@ -172,21 +170,21 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     }
 
     const auto at_step = [&](Index t) {
-      ForwardStep<Real> s;
+      ForwardStep<Real> s = {};
       const Index row = t * p.B + item.first;
       s.gates = gates;
       s.gate_row = gate_row + (t - t_first) * gate_step;
       s.x = at(args.x, row);
-      s.h_before = before(steps, t, item.first, h0, read_only(direction.y));
+      s.h_before = before(order, t, item.first, h0, read_only(direction.y));
       s.h = at(direction.y, row);
       if (Cell::has_c) {
-        const bool carried = !keeps_c && !is_first(steps, t);
-        s.c_before = carried ? at(read_only(c), item.first) : before(steps, t, item.first, c0, read_only(c));
+        const bool carried = !keeps_c && !is_first(order, t);
+        s.c_before = carried ? at(read_only(c), item.first) : before(order, t, item.first, c0, read_only(c));
         s.c = at(c, keeps_c ? row : item.first);
       }
-      if (phase_count < Cell >> 1) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
+      if (resets_h<Cell>) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = item.rows;
-      s.store_gates = keeps_gates || phase_count<Cell> > 1;
+      s.store_gates = keeps_gates || resets_h<Cell>;
       s.shared_gates = !s.store_gates && fold;
       return s;
     };
@@ -200,7 +198,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       }
     }
     for (Index step = 0; step < t_count; ++step) {
-      const ForwardStep<Real> s = at_step(t_first + (steps.reverse ? t_count - 1 - step : step));
+      const ForwardStep<Real> s = at_step(t_first + (order.reverse ? t_count - 1 - step : step));
       for_each_phase<Cell>([&]<int phase> {
         if (fold)
           forward_phase<Cell, phase, Products::both>(s, scratch);
@@ -210,7 +208,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     }
   }
 
-  const Index last = (steps.reverse ? 0 : p.T - 1) * p.B;
+  const Index last = (order.reverse ? 0 : p.T - 1) * p.B;
   for (Index b = item.first; b < item.first + item.rows; ++b) {
     for (Index j = 0; j < p.H; ++j) direction.h.data[b * direction.h.stride + j] = at(direction.y, last + b).data[j];
     if (Cell::has_c && keeps_c)
@@ -220,7 +218,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
 
 template <class Cell, class Real>
 void forward(const ForwardArgs<Real>& args, const Team& team) {
-  const FlushToZero flush;
+  const FloatingPointMode mode;
   const Problem& p = args.problem;
   Arena<Real> arena = {args.scratch, 0};
   const ForwardScratch<Real> scratch = lay_out_forward<Cell>(p, arena);
@@ -231,7 +229,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
     const auto& parameters = args.directions[d].parameters;
     pack(parameters.w_ih, p.H, Cell::input_gates, direction.w_ih, span);
     pack(parameters.w_hh, p.H, Cell::recurrent_gates, direction.w_hh, span);
-    pack_bias<Cell>(parameters, p.H, direction.w_hh.units, span, direction.bias);
+    pack_bias<Cell>(parameters, direction.w_hh, p.H, span, direction.bias);
   });
   if (!team.barrier(team)) return;
   for_each_item(p, team, [&](const Item& item) { forward_item<Cell>(args, scratch, item, team); });
@@ -282,7 +280,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     direction.db_hh = gradient(1);
     const Index rows = chunk_steps(p) * p.B;
     direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
-    if (phase_count < Cell >> 1) direction.dreset_h = take(arena, p.B * p.H);
+    if (resets_h<Cell>) direction.dreset_h = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, p.H);
   s.one = take(arena, 1);
@@ -376,7 +374,7 @@ void backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<R
     for_each_block<Real, 1>(scratch.w_hh.units, all(scratch.w_hh.units), [&]<class S, int>(BlockRange range) {
       for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(s, range.unit, range.valid, row);
     });
-    const Factor factor = {part.slot, part.gates == Cell::gates ? 0 : part.slot, part.gates};
+    const Factor factor = {part.slot, part.gate, part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
     const bool from_dh = Cell::passes_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
@@ -397,25 +395,25 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
-  const Steps steps = {p.T, p.B, item.direction == 1};
+  const TimeOrder order = {p.T, p.B, item.direction == 1};
   const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), c0 = or_zeros(direction.c0, whole.zeros);
   const View<const Real> c = {direction.tape.c, p.H}, dy = or_zeros(direction.dy, whole.zeros);
   const Index chunk_size = gates_size<Cell>(scratch.dgates.rows, scratch.w_hh.units);
 
   for (Index step = 0; step < chunk.steps; ++step) {
-    const Index t = chunk.t + (steps.reverse ? step : chunk.steps - 1 - step), row = t * p.B + item.first;
-    BackwardStep<Real> s;
+    const Index t = chunk.t + (order.reverse ? step : chunk.steps - 1 - step), row = t * p.B + item.first;
+    BackwardStep<Real> s = {};
     if (Cell::keeps_gates)
       s.gates = {direction.tape.gates + chunk.t / chunk_steps(p) * chunk_size, scratch.dgates.rows};
     s.dgates = scratch.dgates;
     s.gate_row = (t - chunk.t) * p.B + item.first;
-    s.h_before = before(steps, t, item.first, h0, direction.y);
+    s.h_before = before(order, t, item.first, h0, direction.y);
     s.h = at(direction.y, row);
-    if (Cell::has_c) s.c_before = before(steps, t, item.first, c0, c), s.c = at(c, row);
+    if (Cell::has_c) s.c_before = before(order, t, item.first, c0, c), s.c = at(c, row);
     s.dy = at(dy, row);
     s.dh = at(direction.dh, item.first);
     if (Cell::has_c) s.dc = at(direction.dc, item.first);
-    if (phase_count < Cell >> 1) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
+    if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
     s.rows = item.rows;
     backward_step<Cell>(s, scratch);
   }
@@ -512,7 +510,7 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
         constexpr Phase part = Cell::phases[phase];
         RowSum<Real> sum = {scratch.dgates, range.unit, part.slot, {h_before[0], h_before[1]}, p.H, out};
         if (part.reset_h) sum.stretches[0] = {at(reset_h, row), 0, rows}, sum.stretches[1] = none;
-        if (part.gates < gates) sum.out += part.slot * S::lanes;
+        sum.out += part.gate * S::lanes;
         sum_rows<Cell, S, part.gates>(sum);
       });
     });
@@ -572,7 +570,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
 
 template <class Cell, class Real>
 void backward(const BackwardArgs<Real>& args, const Team& team) {
-  const FlushToZero flush;
+  const FloatingPointMode mode;
   const Problem& p = args.problem;
   Arena<Real> arena = {args.scratch, 0};
   const BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, team.size, arena);
@@ -620,5 +618,4 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
 }
 
 }  // namespace
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA

@@ -8,7 +8,7 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
-#define RNNFAST_X86 1
+#define RNNFAST_SSE 1
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #define RNNFAST_NEON 1
@@ -16,8 +16,7 @@
 
 #define RNNFAST_INLINE inline __attribute__((always_inline))
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 // Bytes of the widest vector, and how many registers of it there are.
@@ -93,7 +92,7 @@ RNNFAST_INLINE D2 fma(D2 a, D2 b, D2 c) { return vfmaq_f64(c, a, b); }
 RNNFAST_INLINE F4 fma(F4 a, F4 b, F4 c) { return a * b + c; }
 RNNFAST_INLINE D2 fma(D2 a, D2 b, D2 c) { return a * b + c; }
 #endif
-#if defined(RNNFAST_X86)
+#if defined(RNNFAST_SSE)
 RNNFAST_INLINE F4 min(F4 a, F4 b) { return _mm_min_ps(a, b); }
 RNNFAST_INLINE D2 min(D2 a, D2 b) { return _mm_min_pd(a, b); }
 RNNFAST_INLINE F4 max(F4 a, F4 b) { return _mm_max_ps(a, b); }
@@ -208,27 +207,28 @@ RNNFAST_INLINE void transpose_tile(const double* from, Index from_stride, double
 template <class Real>
 constexpr int transpose_lanes = 16 / int(sizeof(Real));
 
-// While alive, results and inputs below the smallest normal number count as zero: a decaying state would otherwise
-// cost tens of times more per operation.
-struct FlushToZero {
-#if defined(RNNFAST_X86)
+// While alive, this thread rounds to nearest whatever its caller does, and results and inputs below the smallest normal
+// number count as zero: a decaying state would otherwise cost tens of times more per operation.
+struct FloatingPointMode {
+#if defined(RNNFAST_SSE)
+  static constexpr unsigned mode = 0x9fc0;  // exceptions masked | flush to zero | denormals are zero
   unsigned before = _mm_getcsr();
-  FlushToZero() { _mm_setcsr(before | 0x8040u); }  // flush to zero | denormals are zero
-  ~FlushToZero() { _mm_setcsr(before); }
+  FloatingPointMode() { _mm_setcsr(mode); }
+  ~FloatingPointMode() { _mm_setcsr(before); }
 #elif defined(RNNFAST_NEON)
+  static constexpr std::uint64_t mode = std::uint64_t{1} << 24;  // flush to zero
   std::uint64_t before;
-  FlushToZero() {
+  FloatingPointMode() {
     asm volatile("mrs %0, fpcr" : "=r"(before));
-    asm volatile("msr fpcr, %0" : : "r"(before | (std::uint64_t{1} << 24)));
+    asm volatile("msr fpcr, %0" : : "r"(mode) : "memory");
   }
-  ~FlushToZero() { asm volatile("msr fpcr, %0" : : "r"(before)); }
+  ~FloatingPointMode() { asm volatile("msr fpcr, %0" : : "r"(before) : "memory"); }
 #else
-  FlushToZero() {}
+  FloatingPointMode() {}
 #endif
-  FlushToZero(const FlushToZero&) = delete;
-  FlushToZero& operator=(const FlushToZero&) = delete;
+  FloatingPointMode(const FloatingPointMode&) = delete;
+  FloatingPointMode& operator=(const FloatingPointMode&) = delete;
 };
 
 }  // namespace
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA

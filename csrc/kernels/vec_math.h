@@ -8,8 +8,7 @@
 
 #include "vec.h"
 
-namespace rnnfast {
-namespace RNNFAST_ISA {
+namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 template <class Real>
@@ -100,5 +99,4 @@ RNNFAST_INLINE typename S::V tanh(typename S::V x) {
 }
 
 }  // namespace
-}  // namespace RNNFAST_ISA
-}  // namespace rnnfast
+}  // namespace rnnfast::RNNFAST_ISA
