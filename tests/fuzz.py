@@ -233,7 +233,7 @@ def bare_forward(rng: Rng) -> Attempt:
     (T, B, _), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
     shapes = ((T, B, D * H), (D, B, H), (D, B, H))
     outs = [np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for s in shapes]
-    if p.states == 1:
+    if p.cell != "lstm":
         outs[2] = None
     slots = {"x": p.x, "h0": p.h0, "c0": p.c0, **parameter_slots(p.parameters, "w")}
     slots |= {f"out{i}": out for i, out in enumerate(outs)}
@@ -245,9 +245,9 @@ def bare_forward(rng: Rng) -> Attempt:
         if core:
             y, h, c, *_ = getattr(_core, run)(*arguments, slots["h0"], slots["c0"], out)
         else:
-            state, out_state = ((slots["h0"], slots["c0"]), out[1:]) if p.states == 2 else (slots["h0"], out[1])
+            state, out_state = ((slots["h0"], slots["c0"]), out[1:]) if p.cell == "lstm" else (slots["h0"], out[1])
             y, state, *_ = getattr(functional, run)(*arguments, state, out=(out[0], out_state))
-            h, c = state if p.states == 2 else (state, None)
+            h, c = state if p.cell == "lstm" else (state, None)
         return named(y=y, h=h, c=c)
 
     def expected() -> Results:
@@ -265,7 +265,7 @@ def bare_backward(rng: Rng) -> Attempt:
     *_, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
     need_dx, core, given = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.5
     outs = [np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for s in ((T, B, I), (D, B, H), (D, B, H))]
-    outs = [out if wanted else None for out, wanted in zip(outs, (need_dx, True, p.states == 2), strict=True)]
+    outs = [out if wanted else None for out, wanted in zip(outs, (need_dx, True, p.cell == "lstm"), strict=True)]
     slots = {"dy": p.dy, "dh": p.dh, "dc": p.dc, **{f"out{i}": out for i, out in enumerate(outs)}}
     if given:
         zeros = [tuple(None if w is None else np.zeros_like(w) for w in ws) for ws in p.parameters]
@@ -277,7 +277,7 @@ def bare_backward(rng: Rng) -> Attempt:
         if core:
             dx, dh0, dc0, new = _core.backward(tape, slots["dy"], slots["dh"], slots["dc"], need_dx, grads, out)
         else:
-            dstate, out_state = ((slots["dh"], slots["dc"]), out[1:]) if p.states == 2 else (slots["dh"], out[1])
+            dstate, out_state = ((slots["dh"], slots["dc"]), out[1:]) if p.cell == "lstm" else (slots["dh"], out[1])
             dx, state, new = functional.backward(
                 tape, slots["dy"], dstate, need_dx=need_dx, grads=grads, out=(out[0], out_state)
             )
@@ -297,7 +297,7 @@ def bare_backward(rng: Rng) -> Attempt:
 def structure(rng: Rng) -> Attempt:
     """Call with arguments that are no arrays, and wrong."""
     p: Any = make_problem(choose(rng, ("lstm", "gru")), "float32", Shape(2, 2, 3, 4), seed=0)
-    state = (p.h0, p.c0) if p.states == 2 else p.h0
+    state = (p.h0, p.c0) if p.cell == "lstm" else p.h0
     *_, tape = functional.forward(p.cell, p.x, p.parameters, state)
     w, other = p.parameters, choose(rng, BROKEN[1:])
     huge = np.broadcast_to(p.x[:1, :1], (2**30, 2**27, 3))
