@@ -128,11 +128,11 @@ def named(**arrays: Array | None) -> Results:
     return {name: a for name, a in arrays.items() if a is not None}
 
 
-def assert_close(actual: Results, expected: Results) -> None:
-    """Assert that the same arrays came, and that each is within the tolerance of its dtype."""
+def assert_close(actual: Results, expected: Results, layers: int = 1) -> None:
+    """Assert that the same arrays came, and that each is within the tolerance of its dtype, once for each layer."""
     assert actual.keys() == expected.keys()
     errors = {name: relative_error(a, expected[name]) for name, a in actual.items()}
-    far = {name: e for name, e in errors.items() if not e <= TOLERANCE[actual[name].dtype]}
+    far = {name: e for name, e in errors.items() if not e <= layers * TOLERANCE[actual[name].dtype]}
     assert not far, f"relative errors {far}"
 
 

@@ -56,7 +56,7 @@ def test_a_stack_is_the_oracles_layers_on_top_of_each_other(cell: str, form: str
     y, last, tape = layer.forward(swap(x, layer), state)
     actual = results(y, last, *layer.backward(tape, swap(dy, layer), dstate))
     assert len(tape.masks) == (layer.num_layers - 1 if layer.dropout else 0)
-    assert_close(swapped(actual, layer), oracle(layer, x, state, dy, dstate, tape.masks))
+    assert_close(swapped(actual, layer), oracle(layer, x, state, dy, dstate, tape.masks), layer.num_layers)
 
 
 @by_form

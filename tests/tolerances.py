@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 # Each operation rounds once, by at most 6e-8 or 1.1e-16, and a sum is a chain of a few hundred of them with random
 # signs. The float32 figure is what the library promises on the shapes that it is timed on; torch is as far off. That
-# of float64 leaves room for the oracle's own rounding.
+# of float64 leaves room for the oracle's own rounding. A stack hands the error of each layer on to the next.
 TOLERANCE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 
 
