@@ -399,7 +399,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
 
   if (p.B > 0) {
     const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G), p.D * std::max(p.B, p.H / 4 + 1));
-    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, threads)) * sizeof(Real));
+    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx)) * sizeof(Real));
     BackwardArgs<Real> args = {p,  saved.x->view(),   dx ? dx->view() : View<Real>{nullptr, 0},
                                {}, given.has_value(), static_cast<Real*>(scratch.data())};
     const TapeSize size = kernels<Real>().tape_size(p);

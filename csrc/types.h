@@ -98,7 +98,7 @@ struct Kernels {
   TapeSize (*tape_size)(const Problem&);
   Index (*forward_scratch)(const Problem&);
   void (*forward)(const ForwardArgs<Real>&, const Team&);
-  Index (*backward_scratch)(const Problem&, bool need_dx, Index threads);
+  Index (*backward_scratch)(const Problem&, bool need_dx);
   void (*backward)(const BackwardArgs<Real>&, const Team&);
   void (*activate)(Activation, const Real* x, Real* y, Index n);
 };

@@ -12,7 +12,7 @@
 //   forward<S, phase>(point), backward<S, phase>(point)
 #pragma once
 
-#include "gemm.h"
+#include "pack.h"
 #include "vec_math.h"
 
 namespace rnnfast::RNNFAST_ISA {

@@ -1,4 +1,4 @@
-// The one microkernel, and the packing that feeds it. Every product of the library is
+// The one microkernel. Every product of the library is
 //
 //   out[m, n] = init[m, n] + sum over k of a[m, k] * panel[k, n],
 //
@@ -270,107 +270,6 @@ RNNFAST_INLINE void for_each_unit_block(const Blocks& blocks, Index rows, F&& f)
     for_each_block<Real, unit_group(slots, true)>(blocks, all(blocks), f);
   else
     for_each_block<Real, unit_group(slots, false)>(blocks, all(blocks), f);
-}
-
-// ---- Packing -------------------------------------------------------------------------------------------------------
-
-// A [G·H,K] matrix as panels: [unit block][k][gate x lanes], gates in the order `order`; a view of K = 1 is a bias.
-template <class Real>
-struct Panels {
-  Real* data;
-  Blocks units;
-  Index K;
-  int gates;
-};
-
-template <class Real>
-constexpr Index size(const Panels<Real>& p) {
-  return p.units.units * p.K * p.gates;
-}
-
-template <class Real>
-RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
-  return p.data + unit * p.K * p.gates;
-}
-
-// The loop that packing and unpacking share: f(panel, width of its block, gate's slot, first row of the matrix).
-template <class Real, class F>
-RNNFAST_INLINE void for_each_panel_gate(const Panels<Real>& p, Index H, const int* order, Span span, F&& f) {
-  for (Index block = span.first; block < span.last; ++block) {
-    const BlockWidth width = width_of<Real>(p.units, block);
-    for (int slot = 0; slot < p.gates; ++slot) f(panel(p, width.unit), width, slot, order[slot] * H + width.unit);
-  }
-}
-
-// w [G·H,K] -> panels, for the unit blocks of the span.
-template <class Real>
-void pack(const Real* w, Index H, const int* order, const Panels<Real>& p, Span span) {
-  constexpr Index N = transpose_lanes<Real>;
-  for_each_panel_gate(p, H, order, span, [&](Real* to, const BlockWidth& width, int slot, Index row) {
-    const Index stride = p.gates * width.lanes;
-    to += slot * width.lanes;
-    for (Index lane = 0; lane < width.lanes; lane += N) {
-      const Index rows = min_index(N, width.valid - lane);
-      const Real* from = w + (row + lane) * p.K;
-      Index k = 0;
-      if (rows == N)
-        for (; k + N <= p.K; k += N) transpose_tile(from + k, p.K, to + k * stride + lane, stride);
-      for (; k < p.K; ++k)
-        for (Index j = 0; j < N; ++j) to[k * stride + lane + j] = j < rows ? from[j * p.K + k] : Real(0);
-    }
-  });
-}
-
-// The way back: panels -> w [G·H,K].
-template <class Real>
-void unpack(const Panels<Real>& p, Index H, const int* order, Real* w, Span span) {
-  constexpr Index N = transpose_lanes<Real>;
-  for_each_panel_gate(p, H, order, span, [&](const Real* from, const BlockWidth& width, int slot, Index row) {
-    const Index stride = p.gates * width.lanes;
-    from += slot * width.lanes;
-    for (Index lane = 0; lane < width.valid; lane += N) {
-      const Index rows = min_index(N, width.valid - lane);
-      Real* to = w + (row + lane) * p.K;
-      Index k = 0;
-      if (rows == N)
-        for (; k + N <= p.K; k += N) transpose_tile(from + k * stride + lane, stride, to + k, p.K);
-      for (; k < p.K; ++k)
-        for (Index j = 0; j < rows; ++j) to[j * p.K + k] = from[k * stride + lane + j];
-    }
-  });
-}
-
-// w [G·H,N] for products that go the other way, gates times w: [block of N][k][lanes], where k runs over
-// (unit block, gate, lane) as the gates are stored. Rows of padding are zero.
-template <class Real>
-struct TransposedPanels {
-  Real* data;
-  Blocks columns;  // of N
-  Blocks units;    // of H
-  int gates;
-};
-
-template <class Real>
-constexpr Index size(const TransposedPanels<Real>& p) {
-  return p.columns.units * p.units.units * p.gates;
-}
-
-template <class Real>
-void pack_transposed(const Real* w, Index H, Index N, const int* order, const TransposedPanels<Real>& p, Span span) {
-  const Index K = p.units.units * p.gates;
-  for (Index column = span.first; column < span.last; ++column) {
-    const BlockWidth to_width = width_of<Real>(p.columns, column);
-    Real* to = p.data + to_width.unit * K;
-    for (Index block = 0; block < count(p.units); ++block) {
-      const BlockWidth width = width_of<Real>(p.units, block);
-      for (int slot = 0; slot < p.gates; ++slot) {
-        const Real* from = w + (order[slot] * H + width.unit) * N + to_width.unit;
-        for (Index unit = 0; unit < width.lanes; ++unit, from += N, to += to_width.lanes)
-          for (Index j = 0; j < to_width.lanes; ++j)
-            to[j] = unit < width.valid && j < to_width.valid ? from[j] : Real(0);
-      }
-    }
-  }
 }
 
 }  // namespace

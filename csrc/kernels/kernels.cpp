@@ -44,10 +44,10 @@ Index forward_scratch_of(const Problem& p) {
 }
 
 template <class Real>
-Index backward_scratch_of(const Problem& p, bool need_dx, Index threads) {
+Index backward_scratch_of(const Problem& p, bool need_dx) {
   return with_cell(p.cell, [&]<class C> {
     Arena<Real> arena = {nullptr, 0};
-    lay_out_backward<C>(p, View<Real>{}, need_dx, threads, arena);
+    lay_out_backward<C>(p, View<Real>{}, need_dx, arena);
     return arena.used;
   });
 }

@@ -4,7 +4,7 @@
 // products of a finished chunk with the others. What a row or an element is made of never depends on who computes it.
 #pragma once
 
-#include "layout.h"
+#include "products.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -227,8 +227,8 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
     const auto& direction = scratch.directions[d];
     const auto& parameters = args.directions[d].parameters;
-    pack(parameters.w_ih, p.H, Cell::input_gates, direction.w_ih, span);
-    pack(parameters.w_hh, p.H, Cell::recurrent_gates, direction.w_hh, span);
+    pack({parameters.w_ih, p.H, p.I, Cell::input_gates}, direction.w_ih, 0, span);
+    pack({parameters.w_hh, p.H, p.H, Cell::recurrent_gates}, direction.w_hh, 0, span);
     pack_bias<Cell>(parameters, direction.w_hh, p.H, span, direction.bias);
   });
   if (!team.barrier(team)) return;
@@ -241,23 +241,17 @@ template <class Real>
 struct BackwardScratch {
   struct Direction {
     TransposedPanels<Real> w_ih, w_hh;
-    Panels<Real> dw_ih, dw_hh, db_ih, db_hh;
-    Gates<Real> dgates;  // of one chunk
-    Real* dreset_h;      // [B,H]
-    View<Real> dx;       // [T·B,I]: the caller's for the first direction, own memory for the second
+    Panels<Real> dw_ih, dw_hh;           // the last row is that of the bias
+    Columns<Real> x, h_before, reset_h;  // of one chunk
+    Gates<Real> dgates;                  // likewise
+    Real* dreset_h;                      // [B,H]
+    View<Real> dx;                       // [T·B,I]: the caller's for the first direction, own memory for the second
   } directions[2];
-  Real *zeros, *one;
-  Real* partial;  // [max(I,H)][gate x lanes] for each member: sums of part of a chunk
+  Real* zeros;
 };
 
-template <class Cell>
-constexpr Index partial_size(const Problem& p, Index lanes) {
-  return (p.I > p.H ? p.I : p.H) * Cell::gates * lanes;
-}
-
 template <class Cell, class Real>
-BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Index threads,
-                                       Arena<Real>& arena) {
+BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Arena<Real>& arena) {
   const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
@@ -269,22 +263,24 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       direction.w_ih.data = take(arena, size(direction.w_ih));
       direction.dx = d == 0 ? dx : View<Real>{take(arena, p.T * p.B * p.I), p.I};
     }
+    const Index rows = chunk_steps(p) * p.B;
     const auto gradient = [&](Index K) {
-      Panels<Real> panels = {nullptr, units, K, Cell::gates};
+      Panels<Real> panels = {nullptr, units, K + 1, Cell::gates};
       panels.data = take(arena, size(panels));
       return panels;
     };
+    const auto columns = [&](Index K) {
+      return Columns<Real>{take(arena, columns_size<Cell>(K + 1, rows)), K + 1, rows};
+    };
     direction.dw_ih = gradient(p.I);
     direction.dw_hh = gradient(p.H);
-    direction.db_ih = gradient(1);
-    direction.db_hh = gradient(1);
-    const Index rows = chunk_steps(p) * p.B;
+    direction.x = columns(p.I);
+    direction.h_before = columns(p.H);
+    if (resets_h<Cell>) direction.reset_h = columns(p.H);
     direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
     if (resets_h<Cell>) direction.dreset_h = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, p.H);
-  s.one = take(arena, 1);
-  s.partial = take(arena, threads * partial_size<Cell>(p, Widest<Real>::lanes));
   return s;
 }
 
@@ -325,46 +321,6 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
     store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
   if constexpr (Cell::has_c) store(s.dc, p.dc);
   if constexpr (Cell::passes_dh && phase == 0) store(s.dh, p.dh);
-}
-
-// out = init + dgates w, row by row, over `gates` slots of dgates from `slot` on and gates of w from `gate` on.
-struct Factor {
-  int slot, gate, gates;
-};
-
-template <class Real>
-struct Product {
-  Gates<Real> dgates;
-  Index gate_row;
-  View<const Real> init;  // null: zeros
-  View<Real> out;
-  Index rows;
-};
-
-template <class Cell, class Real>
-void multiply(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w) {
-  using Wide = Widest<Real>;
-  constexpr int slots = Cell::slots;
-  const Index K = w.units.units * w.gates, full = w.units.full * Wide::lanes;
-  for_each_unit_block<Real, 1>(w.columns, p.rows, [&]<class S, int NB>(BlockRange range) {
-    const auto operand = [&](Index unit, Index lanes, Index n) {
-      Operand<Real> o = {};
-      if (n == 0) return o;
-      o.a = p.dgates.data + (unit * p.dgates.rows + p.gate_row * lanes) * slots + factor.slot * lanes;
-      o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * p.dgates.rows * slots;
-      o.panel = w.data + range.unit * K + (unit * w.gates + factor.gate * lanes) * S::lanes;
-      o.panel_unit = K * S::lanes, o.panel_k = S::lanes, o.panel_block = lanes * w.gates * S::lanes;
-      o.K = factor.gates * lanes, o.blocks = n;
-      return o;
-    };
-    Tile<Real> t = {};
-    t.first = operand(0, Wide::lanes, w.units.full);
-    t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
-    t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = S::lanes;
-    if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = S::lanes;
-    t.valid = range.valid;
-    tile_rows<S, NB, 1, 1>(t, p.rows, NoEpilogue());
-  });
 }
 
 template <class Cell, class Real>
@@ -419,120 +375,55 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
   }
 }
 
-// Rows of the left operand of dw, beside rows [first, first + rows) of dgates.
-template <class Real>
-struct RowStretch {
-  View<const Real> a;
-  Index first, rows;
-};
-
-// out [columns][gate x lanes] = sum over the rows of a chunk, in descending order, of dgates^T a: gates from `slot` on.
-// The rows of a come in one or two stretches, the upper one first, since h' of the first step is the initial state.
-template <class Real>
-struct RowSum {
-  Gates<Real> dgates;
-  Index unit;
-  int slot;
-  RowStretch<Real> stretches[2];
-  Index columns;
-  Real* out;
-};
-
-// The part of a stretch that lies in rows [low, high) of dgates.
-template <class Cell, class S, class Real>
-RNNFAST_INLINE Operand<Real> rows_between(const RowSum<Real>& s, const RowStretch<Real>& stretch, Index low,
-                                          Index high) {
-  Operand<Real> o = {};
-  low = max_index(low, stretch.first);
-  high = min_index(high, stretch.first + stretch.rows);
-  if (low >= high) return o;
-  o.a = at(stretch.a, high - 1 - stretch.first).data, o.a_row = 1, o.a_k = -stretch.a.stride;
-  o.panel = gates_at<S, Cell::slots>(s.dgates, s.unit, high - 1) + s.slot * S::lanes;
-  o.panel_k = -Index(Cell::slots * S::lanes);
-  o.K = high - low, o.blocks = 1;
-  return o;
-}
-
-// The chains are cut on the rows of the chunk and not of a stretch: a run that begins here sums like one that passes.
-template <class Cell, class S, int gates, class Real>
-RNNFAST_INLINE void sum_rows(const RowSum<Real>& s) {
-  const Index rows = s.stretches[0].rows + s.stretches[1].rows, chains = chain_count(rows);
-  const Index length = (rows + chains - 1) / chains;
-  Tile<Real> t = {};
-  t.out = s.out, t.out_row = Cell::gates * S::lanes;
-  t.valid = S::lanes;
-  for (Index high = rows; high > 0; high -= length) {
-    t.first = rows_between<Cell, S>(s, s.stretches[0], high - length, high);
-    t.second = rows_between<Cell, S>(s, s.stretches[1], high - length, high);
-    t.add = high < rows;
-    tile_column<S, 1, gates, gates>(t, s.columns, NoEpilogue());
-  }
-}
-
-// Adds the gradients of a chunk to those of the chunks after it.
+// Regroups the left operands of a chunk's weight gradients, this member's share of the rows.
 template <class Cell, class Real>
-void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk, Span span,
-                      Real* partial) {
+void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk,
+                   const Team& team) {
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[chunk.direction];
   const auto& scratch = whole.directions[chunk.direction];
-  const Index rows = chunk.steps * p.B, row = chunk.t * p.B;
+  const TimeOrder order = {p.T, p.B, chunk.direction == 1};
   const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), reset_h = {direction.tape.reset_h, p.H};
-  const RowStretch<Real> x = {at(args.x, row), 0, rows}, ones = {{whole.one, 0}, 0, rows}, none = {};
-
-  // h' of the chunk's rows: y one step before, and the initial state for the first step.
-  RowStretch<Real> h_before[2];
-  if (chunk.direction == 0) {
-    const Index initial = chunk.t == 0 ? p.B : 0;
-    h_before[0] = {at(direction.y, row - p.B + initial), initial, rows - initial};
-    h_before[1] = {h0, 0, initial};
-  } else {
-    const Index initial = chunk.t + chunk.steps == p.T ? p.B : 0;
-    h_before[0] = {h0, rows - initial, initial};
-    h_before[1] = {at(direction.y, row + p.B), 0, rows - initial};
+  for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
+       ++step) {
+    const Index t = chunk.t + step;
+    const RowRange rows = {step * p.B, p.B};
+    regroup<Cell>(at(args.x, t * p.B), rows, scratch.x);
+    regroup<Cell>(before(order, t, 0, h0, direction.y), rows, scratch.h_before);
+    if constexpr (resets_h<Cell>) regroup<Cell>(at(reset_h, t * p.B), rows, scratch.reset_h);
   }
+}
 
-  for_each_block<Real, 1>(scratch.w_hh.units, span, [&]<class S, int>(BlockRange range) {
-    constexpr int gates = Cell::gates, input_slot = Cell::slots - gates;
-    const bool fresh = chunk.first && !args.accumulate;
-    const auto accumulate_into = [&](const Panels<Real>& panels, auto&& sum) {
-      Real* const total = panel(panels, range.unit);
-      sum(fresh ? total : partial);
-      if (!fresh)
-        for (Index i = 0; i < panels.K * gates * S::lanes; i += S::lanes)
-          S::store(total + i, S::load(total + i) + S::load(partial + i));
-    };
-    accumulate_into(scratch.dw_ih, [&](Real* out) {
-      sum_rows<Cell, S, gates>(RowSum<Real>{scratch.dgates, range.unit, input_slot, {x, none}, p.I, out});
-    });
-    accumulate_into(scratch.dw_hh, [&](Real* out) {
-      for_each_phase<Cell>([&]<int phase> {
-        constexpr Phase part = Cell::phases[phase];
-        RowSum<Real> sum = {scratch.dgates, range.unit, part.slot, {h_before[0], h_before[1]}, p.H, out};
-        if (part.reset_h) sum.stretches[0] = {at(reset_h, row), 0, rows}, sum.stretches[1] = none;
-        sum.out += part.gate * S::lanes;
-        sum_rows<Cell, S, part.gates>(sum);
-      });
-    });
-    if (direction.gradients.b_ih)
-      accumulate_into(scratch.db_ih, [&](Real* out) {
-        sum_rows<Cell, S, gates>(RowSum<Real>{scratch.dgates, range.unit, input_slot, {ones, none}, 1, out});
-      });
-    if (direction.gradients.b_hh)
-      accumulate_into(scratch.db_hh, [&](Real* out) {
-        sum_rows<Cell, S, gates>(RowSum<Real>{scratch.dgates, range.unit, 0, {ones, none}, 1, out});
-      });
+// Adds the weight gradients of a chunk to those of the chunks after it. The biases' are the last columns.
+template <class Cell, class Real>
+void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk,
+                      Span span) {
+  const auto& scratch = whole.directions[chunk.direction];
+  WeightProduct<Real> product = {};
+  product.dgates = scratch.dgates;
+  product.rows = chunk.steps * args.problem.B;
+  product.add = !chunk.first || args.accumulate;
+  product.columns = scratch.x, product.dw = scratch.dw_ih;
+  product.slot = Cell::slots - Cell::gates;
+  add_products<Cell, Cell::gates>(product, span);
+  product.dw = scratch.dw_hh;
+  for_each_phase<Cell>([&]<int phase> {
+    constexpr Phase part = Cell::phases[phase];
+    product.columns = part.reset_h ? scratch.reset_h : scratch.h_before;
+    product.slot = part.slot, product.gate = part.gate;
+    add_products<Cell, part.gates>(product, span);
   });
 }
 
-// f(gradient, panels, order) for each gradient that is asked for.
+// f(gradient, panels, its first row in them) for each gradient that is asked for.
 template <class Cell, class Real, class F>
-RNNFAST_INLINE void for_each_gradient(const Parameters<Real>& gradients,
+RNNFAST_INLINE void for_each_gradient(const Problem& p, const Parameters<Real>& gradients,
                                       const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
-  f(gradients.w_ih, scratch.dw_ih, Cell::input_gates);
-  f(gradients.w_hh, scratch.dw_hh, Cell::recurrent_gates);
-  if (gradients.b_ih) f(gradients.b_ih, scratch.db_ih, Cell::input_gates);
-  if (gradients.b_hh) f(gradients.b_hh, scratch.db_hh, Cell::recurrent_gates);
+  const Index H = p.H;
+  f(GateRows<Real>{gradients.w_ih, H, p.I, Cell::input_gates}, scratch.dw_ih, 0);
+  f(GateRows<Real>{gradients.w_hh, H, H, Cell::recurrent_gates}, scratch.dw_hh, 0);
+  if (gradients.b_ih) f(GateRows<Real>{gradients.b_ih, H, 1, Cell::input_gates}, scratch.dw_ih, p.I);
+  if (gradients.b_hh) f(GateRows<Real>{gradients.b_hh, H, 1, Cell::recurrent_gates}, scratch.dw_hh, H);
 }
 
 template <class Cell, class Real>
@@ -540,7 +431,6 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   const Problem& p = args.problem;
   if (team.rank == 0) {
     for (Index j = 0; j < p.H; ++j) scratch.zeros[j] = 0;
-    *scratch.one = 1;
     // The padding of dgates meets zero rows of the packed weights; it must not be NaN.
     for (Index d = 0; d < p.D; ++d) {
       const Gates<Real>& dgates = scratch.directions[d].dgates;
@@ -551,19 +441,19 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   }
   const auto& sizes = scratch.directions[0];
   for_my_blocks(count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
-    pack_transposed(args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates, scratch.directions[d].w_hh,
-                    span);
+    const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
+    pack_transposed(w_hh, scratch.directions[d].w_hh, span);
   });
   if (args.dx.data)
     for_my_blocks(count(sizes.w_ih.columns), p.D, team, [&](int d, Span span) {
-      pack_transposed(args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates, scratch.directions[d].w_ih,
-                      span);
+      const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates};
+      pack_transposed(w_ih, scratch.directions[d].w_ih, span);
     });
   if (args.accumulate)
     for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
-      for_each_gradient<Cell>(args.directions[d].gradients, scratch.directions[d],
-                              [&](const Real* gradient, const Panels<Real>& panels, const int* order) {
-                                pack(gradient, p.H, order, panels, span);
+      for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
+                              [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
+                                pack({gradient.data, gradient.H, gradient.K, gradient.order}, panels, k, span);
                               });
     });
 }
@@ -573,7 +463,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
   Arena<Real> arena = {args.scratch, 0};
-  const BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, team.size, arena);
+  const BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, arena);
   const Index units = count(scratch.directions[0].w_hh.units);
   backward_prepare<Cell>(args, scratch, team);
   if (!team.barrier(team)) return;
@@ -585,6 +475,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       const Index t = (d == 0 ? chunks - 1 - i : i) * chunk_length;
       chunk[d] = {d, t, min_index(chunk_length, p.T - t), i == 0};
     }
+    for (int d = 0; d < p.D; ++d) regroup_chunk<Cell>(args, scratch, chunk[d], team);
     for_each_item(p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction]); });
     if (!team.barrier(team)) return;
     for (Index d = 0; d < p.D && args.dx.data; ++d) {
@@ -594,17 +485,14 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
                                 share(rows, team.rank + 1, team.size) - first};
       multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, direction.w_ih);
     }
-    for_my_blocks(units, p.D, team, [&](int d, Span span) {
-      weight_gradients<Cell>(args, scratch, chunk[d], span,
-                             scratch.partial + team.rank * partial_size<Cell>(p, Widest<Real>::lanes));
-    });
+    for_my_blocks(units, p.D, team, [&](int d, Span span) { weight_gradients<Cell>(args, scratch, chunk[d], span); });
     if (!team.barrier(team)) return;
   }
 
   for_my_blocks(units, p.D, team, [&](int d, Span span) {
-    for_each_gradient<Cell>(args.directions[d].gradients, scratch.directions[d],
-                            [&](Real* gradient, const Panels<Real>& panels, const int* order) {
-                              unpack(panels, p.H, order, gradient, span);
+    for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
+                            [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
+                              unpack(panels, k, gradient, span);
                             });
   });
   if (args.dx.data && p.D == 2) {

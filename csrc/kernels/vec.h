@@ -184,28 +184,38 @@ RNNFAST_INLINE void store_lanes(typename S::Real* p, typename S::V v, int count)
     store_partial<S>(p, v, count);
 }
 
-// Transposes N x N elements, N = 16 bytes / sizeof(Real); to[j][i] = from[i][j].
-RNNFAST_INLINE void transpose_tile(const float* from, Index from_stride, float* to, Index to_stride) {
-  using S = Simd<float, 4>;
-  const F4 a = S::load(from), b = S::load(from + from_stride);
-  const F4 c = S::load(from + 2 * from_stride), d = S::load(from + 3 * from_stride);
-  const F4 ac_low = __builtin_shufflevector(a, c, 0, 4, 1, 5), ac_high = __builtin_shufflevector(a, c, 2, 6, 3, 7);
-  const F4 bd_low = __builtin_shufflevector(b, d, 0, 4, 1, 5), bd_high = __builtin_shufflevector(b, d, 2, 6, 3, 7);
-  S::store(to, __builtin_shufflevector(ac_low, bd_low, 0, 4, 1, 5));
-  S::store(to + to_stride, __builtin_shufflevector(ac_low, bd_low, 2, 6, 3, 7));
-  S::store(to + 2 * to_stride, __builtin_shufflevector(ac_high, bd_high, 0, 4, 1, 5));
-  S::store(to + 3 * to_stride, __builtin_shufflevector(ac_high, bd_high, 2, 6, 3, 7));
+// The numbers 0 to n - 1, to spell out the lanes of a shuffle.
+template <int... i>
+struct Lanes {};
+template <int n, int... i>
+struct LanesTo : LanesTo<n - 1, n - 1, i...> {};
+template <int... i>
+struct LanesTo<0, i...> {
+  using type = Lanes<i...>;
+};
+
+// a[first], b[first], a[first + 1], b[first + 1], ...
+template <class S, int first, int... i>
+RNNFAST_INLINE typename S::V interleave(typename S::V a, typename S::V b, Lanes<i...>) {
+  return __builtin_shufflevector(a, b, (first + i / 2 + i % 2 * S::lanes)...);
 }
 
-RNNFAST_INLINE void transpose_tile(const double* from, Index from_stride, double* to, Index to_stride) {
-  using S = Simd<double, 2>;
-  const D2 a = S::load(from), b = S::load(from + from_stride);
-  S::store(to, __builtin_shufflevector(a, b, 0, 2));
-  S::store(to + to_stride, __builtin_shufflevector(a, b, 1, 3));
+// Transposes as many vectors as they have lanes: each pass is a perfect shuffle of all elements.
+template <class S, int pass = S::lanes>
+RNNFAST_INLINE void transpose(typename S::V (&rows)[S::lanes]) {
+  if constexpr (pass > 1) {
+    typename S::V shuffled[S::lanes];
+    using Sequence = typename LanesTo<S::lanes>::type;
+#pragma GCC unroll 16
+    for (int i = 0; i < S::lanes / 2; ++i) {
+      shuffled[2 * i] = interleave<S, 0>(rows[i], rows[i + S::lanes / 2], Sequence());
+      shuffled[2 * i + 1] = interleave<S, S::lanes / 2>(rows[i], rows[i + S::lanes / 2], Sequence());
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < S::lanes; ++i) rows[i] = shuffled[i];
+    transpose<S, pass / 2>(rows);
+  }
 }
-
-template <class Real>
-constexpr int transpose_lanes = 16 / int(sizeof(Real));
 
 // While alive, this thread rounds to nearest whatever its caller does, and results and inputs below the smallest normal
 // number count as zero: a decaying state would otherwise cost tens of times more per operation.

@@ -1,0 +1,125 @@
+// Weights as the microkernel reads them, and back.
+#pragma once
+
+#include "gemm.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// A [G·H,K] matrix of the caller's; `order` says which of its gates each gate of a panel is. A bias has K = 1.
+template <class Real>
+struct GateRows {
+  Real* data;
+  Index H, K;
+  const int* order;
+};
+
+// It as panels, [unit block][k][gate x lanes].
+template <class Real>
+struct Panels {
+  Real* data;
+  Blocks units;
+  Index K;
+  int gates;
+};
+
+template <class Real>
+constexpr Index size(const Panels<Real>& p) {
+  return p.units.units * p.K * p.gates;
+}
+
+template <class Real>
+RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
+  return p.data + unit * p.K * p.gates;
+}
+
+// f(rows of the matrix, the place of their first k in the panel, the panel's stride of k) for each gate of each block.
+template <class Real, class From, class F>
+RNNFAST_INLINE void for_each_panel_gate(const GateRows<From>& w, const Panels<Real>& p, Index k, Span span, F&& f) {
+  for_each_block<Real, 1>(p.units, span, [&]<class S, int>(BlockRange range) {
+    const Index stride = p.gates * S::lanes;
+    for (int gate = 0; gate < p.gates; ++gate)
+      f.template operator()<S>(w.data + (w.order[gate] * w.H + range.unit) * w.K, range.valid,
+                               panel(p, range.unit) + k * stride + gate * S::lanes, stride);
+  });
+}
+
+// w -> rows [k, k + w.K) of the panels, for the unit blocks of the span.
+template <class Real>
+void pack(const GateRows<const Real>& w, const Panels<Real>& p, Index k, Span span) {
+  for_each_panel_gate(w, p, k, span, [&]<class S>(const Real* from, int units, Real* to, Index stride) {
+    for (Index column = 0; column < w.K; column += S::lanes) {
+      const int columns = int(min_index(S::lanes, w.K - column));
+      typename S::V tile[S::lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < S::lanes; ++i)
+        tile[i] = i < units ? load_lanes<S>(from + i * w.K + column, columns) : typename S::V{};
+      transpose<S>(tile);
+#pragma GCC unroll 16
+      for (int i = 0; i < S::lanes; ++i)
+        if (i < columns) S::store(to + (column + i) * stride, tile[i]);
+    }
+  });
+}
+
+// The way back: rows [k, k + w.K) of the panels -> w.
+template <class Real>
+void unpack(const Panels<Real>& p, Index k, const GateRows<Real>& w, Span span) {
+  for_each_panel_gate(w, p, k, span, [&]<class S>(Real* to, int units, const Real* from, Index stride) {
+    for (Index column = 0; column < w.K; column += S::lanes) {
+      const int columns = int(min_index(S::lanes, w.K - column));
+      typename S::V tile[S::lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < S::lanes; ++i)
+        tile[i] = i < columns ? S::load(from + (column + i) * stride) : typename S::V{};
+      transpose<S>(tile);
+#pragma GCC unroll 16
+      for (int i = 0; i < S::lanes; ++i)
+        if (i < units) store_lanes<S>(to + i * w.K + column, tile[i], columns);
+    }
+  });
+}
+
+// The same matrix for products that go the other way, gates times w: [block of K][row][lanes], where the rows run over
+// (unit block, gate, lane) as the gates are stored. Rows of padding are zero.
+template <class Real>
+struct TransposedPanels {
+  Real* data;
+  Blocks columns;  // of K
+  Blocks units;    // of H
+  int gates;
+};
+
+template <class Real>
+constexpr Index rows_of(const TransposedPanels<Real>& p) {
+  return p.units.units * p.gates;
+}
+
+template <class Real>
+constexpr Index size(const TransposedPanels<Real>& p) {
+  return p.columns.units * rows_of(p);
+}
+
+// For the blocks of columns of the span, four at a time: a line of the cache is read once.
+template <class Real>
+void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>& p, Span span) {
+  const Index rows = rows_of(p);
+  for_each_block<Real, 4>(p.columns, span, [&]<class S, int>(BlockRange range) {
+    Real* to = p.data + range.unit * rows;
+    for (Index block = 0; block < count(p.units); ++block) {
+      const BlockWidth width = width_of<Real>(p.units, block);
+      for (int gate = 0; gate < p.gates; ++gate) {
+        const Real* from = w.data + (w.order[gate] * w.H + width.unit) * w.K + range.unit;
+        for (Index unit = 0; unit < width.lanes; ++unit, from += w.K, to += S::lanes)
+          for (Index i = 0; i < range.blocks; ++i) {
+            const bool padding = unit >= width.valid;
+            const int valid = i + 1 < range.blocks ? S::lanes : range.valid;
+            S::store(to + i * rows * S::lanes, padding ? typename S::V{} : load_lanes<S>(from + i * S::lanes, valid));
+          }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

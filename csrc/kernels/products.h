@@ -1,0 +1,142 @@
+// The products of backward, whose left operands are dgates: dh and dx row by row, the weights' gradients over all rows.
+#pragma once
+
+#include "layout.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// out = init + dgates w, row by row, over `gates` slots of dgates from `slot` on and gates of w from `gate` on.
+struct Factor {
+  int slot, gate, gates;
+};
+
+template <class Real>
+struct Product {
+  Gates<Real> dgates;
+  Index gate_row;
+  View<const Real> init;  // null: zeros
+  View<Real> out;
+  Index rows;
+};
+
+template <class Cell, class Real>
+void multiply(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w) {
+  using Wide = Widest<Real>;
+  constexpr int slots = Cell::slots;
+  const Index K = w.units.units * w.gates, full = w.units.full * Wide::lanes;
+  for_each_unit_block<Real, 1>(w.columns, p.rows, [&]<class S, int NB>(BlockRange range) {
+    const auto operand = [&](Index unit, Index lanes, Index n) {
+      Operand<Real> o = {};
+      if (n == 0) return o;
+      o.a = p.dgates.data + (unit * p.dgates.rows + p.gate_row * lanes) * slots + factor.slot * lanes;
+      o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * p.dgates.rows * slots;
+      o.panel = w.data + range.unit * K + (unit * w.gates + factor.gate * lanes) * S::lanes;
+      o.panel_unit = K * S::lanes, o.panel_k = S::lanes, o.panel_block = lanes * w.gates * S::lanes;
+      o.K = factor.gates * lanes, o.blocks = n;
+      return o;
+    };
+    Tile<Real> t = {};
+    t.first = operand(0, Wide::lanes, w.units.full);
+    t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
+    t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = S::lanes;
+    if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = S::lanes;
+    t.valid = range.valid;
+    tile_rows<S, NB, 1, 1>(t, p.rows, NoEpilogue());
+  });
+}
+
+// Rows [first, first + count) of a chunk.
+struct RowRange {
+  Index first, count;
+};
+
+// Vectors of a tile of weight gradients: all gates of a unit block, or one gate of several.
+constexpr int unit_blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
+
+template <class Cell>
+constexpr int columns_of_tile = most_rows(Cell::gates == 3 && !resets_h<Cell> ? 3 : 4);
+
+// Rows of x or h', regrouped so that a tile reads its columns one after the other: [tile][row][columns]. A last column
+// of ones makes the gradient of the bias another column of that of the weights.
+template <class Real>
+struct Columns {
+  Real* data;
+  Index count, rows;
+};
+
+template <class Cell>
+constexpr Index columns_size(Index count, Index rows) {
+  constexpr Index M = columns_of_tile<Cell>;
+  return (count + M - 1) / M * M * rows;
+}
+
+template <class Cell, class Real>
+void regroup(View<const Real> a, const RowRange& range, const Columns<Real>& to) {
+  constexpr Index M = columns_of_tile<Cell>;
+  const Index K = to.count - 1;
+  for (Index row = 0; row < range.count; ++row) {
+    const Real* from = a.data + row * a.stride;
+    Real* tile = to.data + (range.first + row) * M;
+    Index column = 0;
+    for (; column + M <= K; column += M, tile += to.rows * M)
+#pragma GCC unroll 8
+      for (Index i = 0; i < M; ++i) tile[i] = from[column + i];
+    for (Index i = 0; column + i < K; ++i) tile[i] = from[column + i];
+    tile[K - column] = 1;
+  }
+}
+
+// dw [unit block][column][gate x lanes] = or += sum over rows, in descending order, of columns^T dgates: gates of dw
+// from `gate` on and slots of dgates from `slot` on.
+template <class Real>
+struct WeightProduct {
+  Gates<Real> dgates;
+  Columns<Real> columns;
+  Panels<Real> dw;
+  int slot, gate;
+  Index rows;
+  bool add;
+};
+
+// Columns that are taken together: with the tile's height a multiple of them, they stay in the second cache level with
+// the dgates of `units_at_once` tiles.
+constexpr Index columns_at_once = 96, tiles_at_once = 4;
+
+// The chains are cut on the rows of the chunk and added to the gradients one by one: a run that begins here sums like
+// one that passes.
+template <class Cell, int gates, class Real>
+void add_products(const WeightProduct<Real>& w, Span span) {
+  constexpr Index M = columns_of_tile<Cell>;
+  constexpr int group = unit_blocks_of(gates);
+  const Index chains = chain_count(w.rows), length = (w.rows + chains - 1) / chains;
+  for (Index unit = span.first; unit < span.last; unit += group * tiles_at_once) {
+    const Span units = {unit, min_index(unit + group * tiles_at_once, span.last)};
+    for (Index first = 0; first < w.columns.count; first += columns_at_once) {
+      const Index last = min_index(first + columns_at_once, w.columns.count);
+      for_each_block<Real, group>(w.dw.units, units, [&]<class S, int NB>(BlockRange range) {
+        Tile<Real> t = {};
+        t.first.a_row = 1, t.first.a_k = -M;
+        t.first.panel_k = -Index(Cell::slots * S::lanes);
+        t.first.panel_unit = w.dgates.rows * Cell::slots * S::lanes;
+        t.first.blocks = 1;
+        t.out_row = w.dw.gates * S::lanes, t.out_unit = w.dw.K * t.out_row;
+        t.valid = S::lanes;
+        Real* const out = panel(w.dw, range.unit) + w.gate * S::lanes;
+        for (Index high = w.rows; high > 0; high -= length) {
+          t.first.K = min_index(high, length);
+          t.first.panel = gates_at<S, Cell::slots>(w.dgates, range.unit, high - 1) + w.slot * S::lanes;
+          t.add = high < w.rows || w.add;
+          for (Index column = first; column < last; column += M) {
+            t.first.a = w.columns.data + column * w.columns.rows + (high - 1) * M;
+            t.out = out + column * t.out_row;
+            tile_of<S, M, NB, gates, gates>(t, 0, min_index(M, last - column));
+          }
+        }
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA
