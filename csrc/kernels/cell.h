@@ -5,6 +5,7 @@
 //   slots                       vectors per row and unit block that it keeps: its gates, and for the GRU hn
 //   input_gates                 which gate of w_ih the last G slots hold
 //   recurrent_gates             which gate of w_hh the first G slots hold
+//   squashes                    the functions that its slots pass before anything else is done with them
 //   phases                      the dependent products of one step
 //   keeps_gates                 whether the tape holds the slots (else the derivative follows from y)
 //   has_c                       whether the state has a c
@@ -32,7 +33,15 @@ constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
 template <class Cell>
 constexpr bool resets_h = phase_count<Cell> > 1;
 
-// One row of one unit block. gate: pre-activations on entry, activations on return.
+enum class Squash { none, sigmoid, tanh };
+
+template <class S, Squash function>
+RNNFAST_INLINE typename S::V squashed(typename S::V a) {
+  return function == Squash::sigmoid ? sigmoid<S>(a) : tanh<S>(a);
+}
+
+// One row of one unit block. gate: squashed where the cell says so, else pre-activations on entry and activations on
+// return.
 template <class S, int slots>
 struct ForwardPoint {
   typename S::V gate[slots], h_before, c_before;

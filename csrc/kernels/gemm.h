@@ -199,12 +199,13 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   }
 }
 
-// Rows of one tile by its vectors N. With 32 registers 6 x 4 accumulators leave 8 for the panel and the broadcasts and
-// hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and 4 x 4 would spill.
+// Rows of one tile by its vectors N. With 32 registers 6 x 4 and 8 x 3 accumulators leave 8 for the panel and the
+// broadcasts and hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and 4 x 4
+// would spill.
 // More than 4 vectors serve a single row only, to have 8 chains in flight.
 constexpr int most_rows(int N) {
   if (N > 4) return 1;
-  if (vector_registers == 32) return 6;
+  if (vector_registers == 32) return N == 3 ? 8 : 6;
   return N == 4 ? 3 : 4;
 }
 

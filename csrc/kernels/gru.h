@@ -18,14 +18,13 @@ namespace {
 struct Gru {
   static constexpr int gates = 3, slots = 4;
   static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {2, 0, 1};
+  static constexpr Squash squashes[] = {Squash::none, Squash::sigmoid, Squash::sigmoid, Squash::none};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gate = 0, .gates = 3, .reset_h = false}};
   static constexpr bool keeps_gates = true, has_c = false, passes_dh = true;
 
   template <class S, int phase>
   static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
-    const auto hn = p.gate[0];
-    const auto r = p.gate[1] = sigmoid<S>(p.gate[1]);
-    const auto z = p.gate[2] = sigmoid<S>(p.gate[2]);
+    const auto hn = p.gate[0], r = p.gate[1], z = p.gate[2];
     const auto n = p.gate[3] = tanh<S>(fma(r, hn, p.gate[3]));
     p.h = fma(z, p.h_before - n, n);
   }
@@ -46,6 +45,7 @@ struct Gru {
 struct GruResetBefore {
   static constexpr int gates = 3, slots = 3;
   static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {0, 1, 2};
+  static constexpr Squash squashes[] = {Squash::sigmoid, Squash::sigmoid, Squash::tanh};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 2, .gate = 0, .gates = 2, .reset_h = false},
                                      {.slot = 2, .slots = 1, .gate = 2, .gates = 1, .reset_h = true}};
   static constexpr bool keeps_gates = true, has_c = false, passes_dh = true;
@@ -53,12 +53,9 @@ struct GruResetBefore {
   template <class S, int phase>
   static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
     if constexpr (phase == 0) {
-      const auto r = p.gate[0] = sigmoid<S>(p.gate[0]);
-      p.gate[1] = sigmoid<S>(p.gate[1]);
-      p.reset_h = r * p.h_before;
+      p.reset_h = p.gate[0] * p.h_before;
     } else {
-      const auto z = p.gate[1];
-      const auto n = p.gate[2] = tanh<S>(p.gate[2]);
+      const auto z = p.gate[1], n = p.gate[2];
       p.h = fma(z, p.h_before - n, n);
     }
   }

@@ -15,15 +15,13 @@ namespace {
 struct Lstm {
   static constexpr int gates = 4, slots = 4;
   static constexpr int input_gates[] = {0, 1, 2, 3}, recurrent_gates[] = {0, 1, 2, 3};
+  static constexpr Squash squashes[] = {Squash::sigmoid, Squash::sigmoid, Squash::tanh, Squash::sigmoid};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gate = 0, .gates = 4, .reset_h = false}};
   static constexpr bool keeps_gates = true, has_c = true, passes_dh = false;
 
   template <class S, int phase>
   static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
-    const auto i = p.gate[0] = sigmoid<S>(p.gate[0]);
-    const auto f = p.gate[1] = sigmoid<S>(p.gate[1]);
-    const auto g = p.gate[2] = tanh<S>(p.gate[2]);
-    const auto o = p.gate[3] = sigmoid<S>(p.gate[3]);
+    const auto i = p.gate[0], f = p.gate[1], g = p.gate[2], o = p.gate[3];
     p.c = fma(f, p.c_before, i * g);
     p.h = o * tanh<S>(p.c);
   }

@@ -72,6 +72,19 @@ struct ForwardStep {
   bool shared_gates;  // all unit blocks use the memory of the first: it stays in the first cache level
 };
 
+// The squashed slots of one phase, those from `slot` on. Rows pass in their own loop before they meet the state: with
+// both in one, the processor finds too few independent operations.
+template <class Cell, int phase, class S, int slot = Cell::phases[phase].slot, class Real>
+RNNFAST_INLINE void squash_row(Real* gates) {
+  constexpr Phase part = Cell::phases[phase];
+  if constexpr (slot < part.slot + part.slots) {
+    Real* const at = gates + slot * S::lanes;
+    if constexpr (Cell::squashes[slot] != Squash::none)
+      S::store(at, squashed<S, Cell::squashes[slot]>(S::load(at)));
+    squash_row<Cell, phase, S, slot + 1>(gates);
+  }
+}
+
 template <class Cell, int phase, class S, class Real>
 RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index unit, int valid, Index row) {
   constexpr Phase part = Cell::phases[phase];
@@ -89,7 +102,8 @@ RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index
   Cell::template forward<S, phase>(p);
   if (s.store_gates) {
 #pragma GCC unroll 4
-    for (int slot = part.slot; slot < part.slot + part.slots; ++slot) S::store(gates + slot * S::lanes, p.gate[slot]);
+    for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+      if (Cell::squashes[slot] == Squash::none) S::store(gates + slot * S::lanes, p.gate[slot]);
   }
   if constexpr (phase + 1 < phase_count<Cell>) {
     store(s.reset_h, p.reset_h);
@@ -128,10 +142,12 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
     }
     tile_rows<S, NB, part.slots, part.gates>(t, s.rows, [&](Index row, Index M) {
       if constexpr (products != Products::input)
-        for (Index block = 0; block < range.blocks; ++block)
+        for (Index block = 0; block < range.blocks; ++block) {
+          Real* const tile = gates + block * t.out_unit;
+          for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(tile + m * t.out_row);
           for (Index m = row; m < row + M; ++m)
-            forward_point<Cell, phase, S>(s, gates + block * t.out_unit + m * t.out_row, range.unit + block * S::lanes,
-                                          range.valid, m);
+            forward_point<Cell, phase, S>(s, tile + m * t.out_row, range.unit + block * S::lanes, range.valid, m);
+        }
     });
   });
 }
