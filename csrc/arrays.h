@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "memory.h"
 #include "types.h"
 
 namespace rnnfast {
@@ -150,6 +152,21 @@ inline py::array writable(const std::string& name, const py::object& object, con
   return array;
 }
 
+// An array, not initialised. Large ones are made of memory that is used again: a training loop that drops its results
+// at each step would otherwise be handed, and have to touch, fresh pages at each step.
+template <class Real>
+py::array new_array(const Shape& shape) {
+  constexpr Index large = Index{1} << 16;
+  Index elements = 1;
+  for (const Index n : shape) elements *= n;
+  if (elements * Index(sizeof(Real)) < large) return py::array_t<Real>(shape);
+  auto memory = std::make_unique<Buffer>(std::size_t(elements) * sizeof(Real));
+  auto* const data = static_cast<Real*>(memory->data());
+  const py::capsule owner(memory.get(), [](void* buffer) { delete static_cast<Buffer*>(buffer); });
+  memory.release();
+  return py::array_t<Real>(shape, data, owner);
+}
+
 // A result: a new array, or the caller's, written through memory of our own where its rows are not contiguous.
 template <class Real>
 struct Output {
@@ -168,12 +185,12 @@ Output<Real> output(const std::string& name, const py::object& object, const Sha
   Output<Real> out;
   out.stride = shape.back();
   if (object.is_none()) {
-    out.given = out.array = py::array_t<Real>(shape);
+    out.given = out.array = new_array<Real>(shape);
     return out;
   }
   out.given = writable(name, object, py::dtype::of<Real>(), shape);
   const bool direct = row_stride<Real>(out.given) == shape.back();
-  out.array = direct ? out.given : keep_values ? contiguous_copy<Real>(out.given) : py::array(py::array_t<Real>(shape));
+  out.array = direct ? out.given : keep_values ? contiguous_copy<Real>(out.given) : new_array<Real>(shape);
   return out;
 }
 

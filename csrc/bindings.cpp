@@ -458,12 +458,12 @@ py::array activate_of(Activation function, const py::array& x, const py::object&
   const py::array from = contiguous_copy<Real>(x);
   Output<Real> y;
   if (out.is_none()) {
-    y.given = y.array = py::array_t<Real>(shape_of(x));
+    y.given = y.array = new_array<Real>(shape_of(x));
   } else {
     y.given = writable("out", out, py::dtype::of<Real>(), shape_of(x));
     const bool in_place = y.given.data() == from.data() || !share_memory(y.given, from);
     const bool direct = in_place && (y.given.flags() & py::array::c_style) && is_aligned<Real>(y.given);
-    y.array = direct ? y.given : py::array_t<Real>(shape_of(x));
+    y.array = direct ? y.given : new_array<Real>(shape_of(x));
   }
   const auto* source = static_cast<const Real*>(from.data());
   auto* target = static_cast<Real*>(y.array.mutable_data());

@@ -79,8 +79,7 @@ RNNFAST_INLINE void squash_row(Real* gates) {
   constexpr Phase part = Cell::phases[phase];
   if constexpr (slot < part.slot + part.slots) {
     Real* const at = gates + slot * S::lanes;
-    if constexpr (Cell::squashes[slot] != Squash::none)
-      S::store(at, squashed<S, Cell::squashes[slot]>(S::load(at)));
+    if constexpr (Cell::squashes[slot] != Squash::none) S::store(at, squashed<S, Cell::squashes[slot]>(S::load(at)));
     squash_row<Cell, phase, S, slot + 1>(gates);
   }
 }
@@ -119,8 +118,10 @@ enum class Products { input, recurrent, both };
 template <class Cell, int phase, Products products, class Real>
 void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Real>::Direction& scratch) {
   constexpr Phase part = Cell::phases[phase];
+  // The recurrent product alone leaves a slot that is the input's as it is.
+  constexpr int slots = products == Products::recurrent ? part.gates : part.slots;
   const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.h_before;
-  for_each_unit_block<Real, part.slots>(scratch.w_hh.units, s.rows, [&]<class S, int NB>(BlockRange range) {
+  for_each_unit_block<Real, slots>(scratch.w_hh.units, s.rows, [&]<class S, int NB>(BlockRange range) {
     constexpr Index width = Cell::gates * S::lanes, offset = part.gate * S::lanes;
     Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? 0 : range.unit, s.gate_row);
     Tile<Real> t = {};
@@ -140,7 +141,7 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
       const Index H = scratch.w_hh.K;
       t.second = {h.data, h.stride, 1, 0, panel(scratch.w_hh, range.unit) + offset, H * width, width, 0, H, 1};
     }
-    tile_rows<S, NB, part.slots, part.gates>(t, s.rows, [&](Index row, Index M) {
+    tile_rows<S, NB, slots, part.gates>(t, s.rows, [&](Index row, Index M) {
       if constexpr (products != Products::input)
         for (Index block = 0; block < range.blocks; ++block) {
           Real* const tile = gates + block * t.out_unit;
