@@ -46,6 +46,36 @@ void multiply(const Product<Real>& p, const Factor& factor, const TransposedPane
   });
 }
 
+// Up to so many inputs, the tiles of dx would be mostly padding.
+constexpr bool is_thin(Index I) { return I <= 4; }
+
+// out = dgates w for a thin w, over the gates of the input: dot products, a lane at a time.
+template <class Cell, class Real>
+void multiply_thin(const Product<Real>& p, const Panels<Real>& w) {
+  using Wide = Widest<Real>;
+  constexpr int gates = Cell::gates, shift = Cell::slots - gates;
+  for (Index row = 0; row < p.rows; ++row)
+    for (Index column = 0; column < w.K; ++column) {
+      typename Wide::V sums[gates] = {};
+      Real tail = 0;
+      for_each_block<Real, 1>(w.units, all(w.units), [&]<class S, int>(BlockRange range) {
+        const Real* a = gates_at<S, Cell::slots>(p.dgates, range.unit, p.gate_row + row) + shift * S::lanes;
+        const Real* b = panel(w, range.unit) + column * gates * S::lanes;
+#pragma GCC unroll 4
+        for (int gate = 0; gate < gates; ++gate) {
+          const typename S::V u = S::load(a + gate * S::lanes), v = S::load(b + gate * S::lanes);
+          if constexpr (S::lanes == Wide::lanes)
+            sums[gate] = fma(u, v, sums[gate]);
+          else
+            tail += sum_lanes<S>(u * v);
+        }
+      });
+#pragma GCC unroll 4
+      for (int gate = 1; gate < gates; ++gate) sums[0] = sums[0] + sums[gate];
+      p.out.data[row * p.out.stride + column] = sum_lanes<Wide>(sums[0]) + tail;
+    }
+}
+
 // Rows [first, first + count) of a chunk.
 struct RowRange {
   Index first, count;
@@ -80,8 +110,7 @@ void regroup(View<const Real> a, const RowRange& range, const Columns<Real>& to)
     Real* tile = to.data + (range.first + row) * M;
     Index column = 0;
     for (; column + M <= K; column += M, tile += to.rows * M)
-#pragma GCC unroll 8
-      for (Index i = 0; i < M; ++i) tile[i] = from[column + i];
+      __builtin_memcpy(tile, from + column, M * sizeof(Real));  // of constant size: two moves
     for (Index i = 0; column + i < K; ++i) tile[i] = from[column + i];
     tile[K - column] = 1;
   }

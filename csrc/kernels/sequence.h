@@ -258,6 +258,7 @@ template <class Real>
 struct BackwardScratch {
   struct Direction {
     TransposedPanels<Real> w_ih, w_hh;
+    Panels<Real> thin_w_ih;              // instead of w_ih
     Panels<Real> dw_ih, dw_hh;           // the last row is that of the bias
     Columns<Real> x, h_before, reset_h;  // of one chunk
     Gates<Real> dgates;                  // likewise
@@ -276,7 +277,9 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     direction.w_hh = {nullptr, units, units, Cell::gates};
     direction.w_hh.data = take(arena, size(direction.w_hh));
     if (need_dx) {
-      direction.w_ih = {nullptr, inputs, units, Cell::gates};
+      direction.thin_w_ih = {nullptr, units, is_thin(p.I) ? p.I : 0, Cell::gates};
+      direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
+      direction.w_ih = {nullptr, is_thin(p.I) ? Blocks{} : inputs, units, Cell::gates};
       direction.w_ih.data = take(arena, size(direction.w_ih));
       direction.dx = d == 0 ? dx : View<Real>{take(arena, p.T * p.B * p.I), p.I};
     }
@@ -461,10 +464,14 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
     pack_transposed(w_hh, scratch.directions[d].w_hh, span);
   });
+  const bool thin = is_thin(p.I);
   if (args.dx.data)
-    for_my_blocks(count(sizes.w_ih.columns), p.D, team, [&](int d, Span span) {
+    for_my_blocks(count(thin ? sizes.thin_w_ih.units : sizes.w_ih.columns), p.D, team, [&](int d, Span span) {
       const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates};
-      pack_transposed(w_ih, scratch.directions[d].w_ih, span);
+      if (thin)
+        pack(w_ih, scratch.directions[d].thin_w_ih, 0, span);
+      else
+        pack_transposed(w_ih, scratch.directions[d].w_ih, span);
     });
   if (args.accumulate)
     for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
@@ -500,7 +507,10 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       const Index rows = chunk[d].steps * p.B, first = share(rows, team.rank, team.size);
       const Product<Real> dx = {direction.dgates, first, View<const Real>{}, at(direction.dx, chunk[d].t * p.B + first),
                                 share(rows, team.rank + 1, team.size) - first};
-      multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, direction.w_ih);
+      if (is_thin(p.I))
+        multiply_thin<Cell>(dx, direction.thin_w_ih);
+      else
+        multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, direction.w_ih);
     }
     for_my_blocks(units, p.D, team, [&](int d, Span span) { weight_gradients<Cell>(args, scratch, chunk[d], span); });
     if (!team.barrier(team)) return;

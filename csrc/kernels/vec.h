@@ -200,6 +200,20 @@ RNNFAST_INLINE typename S::V interleave(typename S::V a, typename S::V b, Lanes<
   return __builtin_shufflevector(a, b, (first + i / 2 + i % 2 * S::lanes)...);
 }
 
+template <class S, int distance, int... i>
+RNNFAST_INLINE typename S::V rotate(typename S::V v, Lanes<i...>) {
+  return __builtin_shufflevector(v, v, ((i + distance) % S::lanes)...);
+}
+
+// The sum of all lanes.
+template <class S, int distance = S::lanes / 2>
+RNNFAST_INLINE typename S::Real sum_lanes(typename S::V v) {
+  if constexpr (distance == 0)
+    return v[0];
+  else
+    return sum_lanes<S, distance / 2>(v + rotate<S, distance>(v, typename LanesTo<S::lanes>::type()));
+}
+
 // Transposes as many vectors as they have lanes: each pass is a perfect shuffle of all elements.
 template <class S, int pass = S::lanes>
 RNNFAST_INLINE void transpose(typename S::V (&rows)[S::lanes]) {
