@@ -98,6 +98,14 @@ struct Operand {
   Index K, blocks;
 };
 
+// What follows a panel in memory and is read after it. The rows of a tile column ask for a share of it each, evenly
+// over their k: asked for all at once, it would hold up the multiply-adds.
+template <class Real>
+struct Ahead {
+  const Real* data;  // null: nothing
+  Index row, k;      // strides
+};
+
 // A tile of M rows by NB unit blocks of some vectors each, their `slots`. Where a product has fewer gates than there
 // are slots, the first operand fills the last ones and the second operand the first ones: the GRU's n keeps its
 // recurrent part apart from its input part.
@@ -109,7 +117,9 @@ struct Tile {
   Real* out;
   Index out_row, out_unit;
   int valid;  // lanes of the last unit block that exist in memory
-  bool add;   // to what is in out; tile_rows sets it itself
+  bool far;   // the panels come from beyond the second cache level
+  bool add;   // to what is in out; tile_rows sets this and the next itself
+  Ahead<Real> ahead;
 };
 
 template <class Real>
@@ -142,14 +152,16 @@ RNNFAST_INLINE Operand<Real> chain_of(Operand<Real> o, Index chain, Index chains
 
 // The accumulators stay in registers only because every loop over them is unrolled: one run-time index and they live in
 // memory, three times slower.
-template <class S, int M, int NB, int slots, int gates, int shift>
-RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o) {
+template <class S, int M, int NB, int slots, int gates, int shift, bool prefetch>
+RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
+                               [[maybe_unused]] Ahead<typename S::Real> ahead) {
   using Real = typename S::Real;
   using V = typename S::V;
   for (Index block = 0; block < o.blocks; ++block) {
     const Real* a = o.a + block * o.a_block;
     const Real* w = o.panel + block * o.panel_block;
     for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
+      if constexpr (prefetch) __builtin_prefetch(ahead.data, 0, 2), ahead.data += ahead.k;
 #pragma GCC unroll 8
       for (int unit = 0; unit < NB; ++unit) {
 #pragma GCC unroll 4
@@ -182,8 +194,14 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
       acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
     }
   }
-  accumulate<S, M, NB, slots, gates, slots - gates>(acc, from_row(t.first, row));
-  accumulate<S, M, NB, slots, gates, 0>(acc, from_row(t.second, row));
+  const Ahead<Real> ahead = {t.ahead.data + row * t.ahead.row, t.ahead.row, t.ahead.k};
+  if (t.ahead.data) {
+    accumulate<S, M, NB, slots, gates, slots - gates, true>(acc, from_row(t.first, row), ahead);
+    accumulate<S, M, NB, slots, gates, 0, true>(acc, from_row(t.second, row), ahead);
+  } else {
+    accumulate<S, M, NB, slots, gates, slots - gates, false>(acc, from_row(t.first, row), ahead);
+    accumulate<S, M, NB, slots, gates, 0, false>(acc, from_row(t.second, row), ahead);
+  }
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -226,6 +244,13 @@ RNNFAST_INLINE void tile_of(const Tile<typename S::Real>& t, Index row, Index M)
     tile_of<S, most - 1, NB, slots, gates>(t, row, M);
 }
 
+// `rows` rows, at most `most` of them in a tile.
+template <int NB, class Real>
+RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& o, Index rows, Index most) {
+  const Index length = NB * o.blocks * o.K * o.panel_k, row = length / rows;
+  return {o.panel + length, row, row * most / max_index(o.blocks * o.K, 1)};
+}
+
 // All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
 // After each tile epilogue(row, M) runs, while the tile is still in the first cache level.
 template <class S, int NB, int slots, int gates, class Epilogue>
@@ -257,6 +282,7 @@ RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilo
       part.init = nullptr, part.init_row = 0, part.init_unit = 0;
     else if (step > 0)
       part.init = t.out, part.init_row = t.out_row, part.init_unit = t.out_unit;
+    if (t.far) part.ahead = ahead_of<NB>(part.second.blocks ? part.second : part.first, rows, most_rows(NB * slots));
     if (step + 1 < steps)
       tile_column<S, NB, slots, gates>(part, rows, NoEpilogue());
     else

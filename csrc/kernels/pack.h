@@ -80,8 +80,9 @@ void unpack(const Panels<Real>& p, Index k, const GateRows<Real>& w, Span span) 
   });
 }
 
-// The same matrix for products that go the other way, gates times w: [block of K][row][lanes], where the rows run over
-// (unit block, gate, lane) as the gates are stored. Rows of padding are zero.
+// The same matrix for products that go the other way, gates times w: [group of blocks of K][row][block x lanes], where
+// the rows run over (unit block, gate, lane) as the gates are stored. Rows of padding are zero. Groups are of four
+// blocks, and of two and one at the end.
 template <class Real>
 struct TransposedPanels {
   Real* data;
@@ -100,25 +101,42 @@ constexpr Index size(const TransposedPanels<Real>& p) {
   return p.columns.units * rows_of(p);
 }
 
-// For the blocks of columns of the span, four at a time: a line of the cache is read once.
+constexpr int group_of_columns = 4;
+
+template <class Real>
+constexpr Index group_count(const TransposedPanels<Real>& p) {
+  return (count(p.columns) + group_of_columns - 1) / group_of_columns;
+}
+
+// For the groups of the span.
 template <class Real>
 void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>& p, Span span) {
   const Index rows = rows_of(p);
-  for_each_block<Real, 4>(p.columns, span, [&]<class S, int>(BlockRange range) {
+  const Span blocks = {span.first * group_of_columns, min_index(span.last * group_of_columns, count(p.columns))};
+  for_each_block<Real, group_of_columns>(p.columns, blocks, [&]<class S, int>(BlockRange range) {
     Real* to = p.data + range.unit * rows;
     for (Index block = 0; block < count(p.units); ++block) {
       const BlockWidth width = width_of<Real>(p.units, block);
       for (int gate = 0; gate < p.gates; ++gate) {
         const Real* from = w.data + (w.order[gate] * w.H + width.unit) * w.K + range.unit;
-        for (Index unit = 0; unit < width.lanes; ++unit, from += w.K, to += S::lanes)
-          for (Index i = 0; i < range.blocks; ++i) {
+        for (Index unit = 0; unit < width.lanes; ++unit, from += w.K)
+          for (Index i = 0; i < range.blocks; ++i, to += S::lanes) {
             const bool padding = unit >= width.valid;
             const int valid = i + 1 < range.blocks ? S::lanes : range.valid;
-            S::store(to + i * rows * S::lanes, padding ? typename S::V{} : load_lanes<S>(from + i * S::lanes, valid));
+            S::store(to, padding ? typename S::V{} : load_lanes<S>(from + i * S::lanes, valid));
           }
       }
     }
   });
+}
+
+// Packed weights of more than so many bytes are taken to lie beyond the second cache level. Few rows read them no
+// faster than they come anyway.
+constexpr Index near_bytes = 1 << 20, few_rows = 6;
+
+template <class Packed>
+constexpr bool is_far(const Packed& p, Index rows) {
+  return rows > few_rows && size(p) * Index(sizeof(*p.data)) > near_bytes;
 }
 
 }  // namespace

@@ -20,29 +20,43 @@ struct Product {
   Index rows;
 };
 
+// Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
+// being a power of two apart.
+constexpr Index rows_at_once = 96;
+
 template <class Cell, class Real>
-void multiply(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w) {
+void multiply(Product<Real> p, const Factor& factor, const TransposedPanels<Real>& w) {
   using Wide = Widest<Real>;
   constexpr int slots = Cell::slots;
-  const Index K = w.units.units * w.gates, full = w.units.full * Wide::lanes;
+  if (p.rows > rows_at_once) {
+    Product<Real> rest = p;
+    rest.gate_row += rows_at_once, rest.rows -= rows_at_once, rest.out = at(p.out, rows_at_once);
+    if (p.init.data) rest.init = at(p.init, rows_at_once);
+    p.rows = rows_at_once;
+    multiply<Cell>(p, factor, w);
+    return multiply<Cell>(rest, factor, w);
+  }
+  const Index K = rows_of(w), full = w.units.full * Wide::lanes;
   for_each_unit_block<Real, 1>(w.columns, p.rows, [&]<class S, int NB>(BlockRange range) {
+    constexpr int group = NB < group_of_columns ? NB : group_of_columns;
     const auto operand = [&](Index unit, Index lanes, Index n) {
       Operand<Real> o = {};
       if (n == 0) return o;
       o.a = p.dgates.data + (unit * p.dgates.rows + p.gate_row * lanes) * slots + factor.slot * lanes;
       o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * p.dgates.rows * slots;
-      o.panel = w.data + range.unit * K + (unit * w.gates + factor.gate * lanes) * S::lanes;
-      o.panel_unit = K * S::lanes, o.panel_k = S::lanes, o.panel_block = lanes * w.gates * S::lanes;
+      o.panel_k = group * S::lanes, o.panel_unit = K * o.panel_k, o.panel_block = lanes * w.gates * o.panel_k;
+      o.panel = w.data + range.unit * K + (unit * w.gates + factor.gate * lanes) * o.panel_k;
       o.K = factor.gates * lanes, o.blocks = n;
       return o;
     };
     Tile<Real> t = {};
     t.first = operand(0, Wide::lanes, w.units.full);
     t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
-    t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = S::lanes;
-    if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = S::lanes;
+    t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = group * S::lanes;
+    if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = t.out_unit;
     t.valid = range.valid;
-    tile_rows<S, NB, 1, 1>(t, p.rows, NoEpilogue());
+    t.far = is_far(w, p.rows);
+    tile_rows<S, NB / group, group, group>(t, p.rows, NoEpilogue());
   });
 }
 
@@ -128,9 +142,9 @@ struct WeightProduct {
   bool add;
 };
 
-// Columns that are taken together: with the tile's height a multiple of them, they stay in the second cache level with
-// the dgates of `units_at_once` tiles.
-constexpr Index columns_at_once = 96, tiles_at_once = 4;
+// Columns that are taken together, a multiple of any tile's height, and tiles of dgates that pass over them: both stay
+// in the second cache level.
+constexpr Index columns_at_once = 192, tiles_at_once = 4;
 
 // The chains are cut on the rows of the chunk and added to the gradients one by one: a run that begins here sums like
 // one that passes.

@@ -129,6 +129,7 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
     t.out_row = Cell::slots * S::lanes;
     t.out_unit = s.gates.rows * Cell::slots * S::lanes;
     t.valid = S::lanes;
+    t.far = is_far(scratch.w_hh, s.rows);
     if constexpr (products == Products::recurrent) {
       t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
     } else {
@@ -460,13 +461,13 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     }
   }
   const auto& sizes = scratch.directions[0];
-  for_my_blocks(count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
+  for_my_blocks(group_count(sizes.w_hh), p.D, team, [&](int d, Span span) {
     const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
     pack_transposed(w_hh, scratch.directions[d].w_hh, span);
   });
   const bool thin = is_thin(p.I);
   if (args.dx.data)
-    for_my_blocks(count(thin ? sizes.thin_w_ih.units : sizes.w_ih.columns), p.D, team, [&](int d, Span span) {
+    for_my_blocks(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih), p.D, team, [&](int d, Span span) {
       const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates};
       if (thin)
         pack(w_ih, scratch.directions[d].thin_w_ih, 0, span);
