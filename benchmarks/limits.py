@@ -39,10 +39,9 @@ class Limits:
         and packing count nothing.
         """
         T, B, I, H = problem.shape
-        w_hh_bytes = problem.gates * H * H * np.dtype(problem.dtype).itemsize
         from_x = 2 * T * B * problem.gates * H * I / self.peak
         at_peak = 2 * B * problem.gates * H * H / self.peak
-        recurrent = max(at_peak, w_hh_bytes / self.level_of(w_hh_bytes).bandwidth)
+        recurrent = max(at_peak, problem.w_hh_bytes / self.level_of(problem.w_hh_bytes).bandwidth)
         if work in (FORWARD, PACKED):
             return from_x + T * recurrent
         return (3 if work == TRAINING else 2) * from_x + T * (2 * recurrent + at_peak)

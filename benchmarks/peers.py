@@ -1,8 +1,8 @@
 """rnnfast beside its peers, in one run: `python -m benchmarks.peers`. What the columns mean is in README.md here.
 
 Each system has a process of its own, on the same core, and waits there while the others run. They are measured in
-turns, each once a round, and a ratio is the median over the rounds. Before anything is timed, the results of all systems
-are compared with ours in float64.
+turns, each once a round, and a ratio is the median over the rounds. Before anything is timed, the results of all
+systems are compared with ours in float64.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive)
     parser.add_argument("--quick", action="store_true", help="a few small shapes, a few short rounds")
     parser.add_argument("--threads", type=positive, default=1)
-    parser.add_argument("--core", type=int, default=0, help="the first of as many cores as there are threads")
+    parser.add_argument("--core", type=int, help="the first of as many cores as there are threads")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a roofline picture, PNG or SVG")
@@ -91,12 +91,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure; return what the JSON holds."""
     os.environ.update(environment(options.threads))
     if hasattr(os, "sched_setaffinity"):  # the workers inherit it
-        os.sched_setaffinity(0, range(options.core, options.core + options.threads))
+        core = min(os.sched_getaffinity(0)) if options.core is None else options.core
+        os.sched_setaffinity(0, range(core, core + options.threads))
     data = describe() | {"threads": options.threads, "dtype": options.dtype, "rounds": options.rounds}
     data |= {"versions": {}, "absent": {}, "refused": [], "results": []}
     workers = start(options, data)
     measured = workers[OURS].limits(options.dtype)
-    problems = [Problem(cell, *sizes, options.dtype) for cell in options.cells for sizes in options.shapes]
+    problems = [Problem(cell, T, B, I, H, options.dtype) for cell in options.cells for T, B, I, H in options.shapes]
     sample = QUICK_SAMPLE if options.quick else SAMPLE
     try:
         for problem in tqdm(problems, unit="layer"):
@@ -108,7 +109,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         worker.close()
     data["limits"] = asdict(measured)
     for result in data["results"]:
-        problem = Problem(result["cell"], *result["shape"], options.dtype)
+        T, B, I, H = result["shape"]
+        problem = Problem(result["cell"], T, B, I, H, options.dtype)
         result["limit"] = measured.seconds(problem, result["work"]) if options.threads == 1 else None
     return data
 

@@ -72,6 +72,10 @@ class Problem:
     def gates(self) -> int:
         return GATES[CELLS[self.cell]]
 
+    @property
+    def w_hh_bytes(self) -> int:
+        return self.gates * self.H * self.H * np.dtype(self.dtype).itemsize
+
     @cached_property
     def x(self) -> Array:
         """Return the input [T,B,I]."""

@@ -184,7 +184,7 @@ def _start_jax(threads: int) -> dict[str, str]:
 
 
 def _jax(problem: Problem) -> Tasks:
-    """Scan over time, after the products with x of all steps at once; weights are transposed, as JAX's users have them."""
+    """Scan over time, after the products with x of all steps at once. Weights are transposed, as is usual in JAX."""
     import jax
     import jax.numpy as jnp
 
@@ -219,19 +219,17 @@ def _jax(problem: Problem) -> Tasks:
 
         return jax.lax.scan(step, state, x @ w_ih + b_ih)[1]
 
-    @jax.jit
-    def training(weights: Any, x: Any, dy: Any) -> Any:
+    def gradients(weights: Any, x: Any, dy: Any) -> Any:
         return jax.vjp(forward, weights, x)[1](dy)
 
-    @jax.jit
-    def training_no_dx(weights: Any, x: Any, dy: Any) -> Any:
+    def gradients_no_dx(weights: Any, x: Any, dy: Any) -> Any:
         return (*jax.vjp(lambda weights: forward(weights, x), weights)[1](dy), None)
 
     def numbers(result: Any) -> Numbers:
         (dw_ih, dw_hh, db_ih, db_hh), dx = result
         return named([dw_ih.T, dw_hh.T, db_ih, db_hh, dx])
 
-    inference = jax.jit(forward)
+    inference, training, training_no_dx = (jax.jit(f) for f in (forward, gradients, gradients_no_dx))
     wait = jax.block_until_ready
     return {
         FORWARD: Task(lambda: wait(inference(weights, x)), lambda y: {"y": np.asarray(y)}),
@@ -272,8 +270,7 @@ def _keras(problem: Problem) -> Tasks:
     inference = tf.function(layer, autograph=False)
 
     def training(need_dx: bool) -> Task:
-        @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-        def run(x: Any, dy: Any) -> Any:
+        def gradients(x: Any, dy: Any) -> Any:
             with tf.GradientTape() as tape:
                 if need_dx:
                     tape.watch(x)
@@ -281,6 +278,7 @@ def _keras(problem: Problem) -> Tasks:
             sources = [*(variable.value for variable in layer.trainable_variables), *([x] if need_dx else [])]
             return tape.gradient(y, sources, output_gradients=dy)
 
+        run = tf.function(gradients, autograph=False)
         return Task(lambda: run(x, dy), numbers)
 
     def numbers(result: Any) -> Numbers:
