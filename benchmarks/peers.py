@@ -102,9 +102,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     try:
         for problem in tqdm(problems, unit="layer"):
             data["results"] += measure(problem, options.works, workers, (options.rounds, sample), data["refused"])
+        measured = limits.best_of(measured, workers[OURS].limits(options.dtype))
     except KeyboardInterrupt:
         print("stopped; this is what was measured until then", file=sys.stderr)
-    measured = limits.best_of(measured, workers[OURS].limits(options.dtype))
     for worker in workers.values():
         worker.close()
     data["limits"] = asdict(measured)

@@ -52,7 +52,7 @@ GRIDS: dict[str, list[Shape]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One layer without an initial state. Equal problems have equal arrays, in any process."""
+    """One layer without an initial state. Equal sizes have equal numbers, in any process and either dtype."""
 
     cell: str
     T: int
@@ -92,10 +92,14 @@ class Problem:
         G, I, H = self.gates, self.I, self.H
         rng = np.random.default_rng(2)
         shapes = {"w_ih": (G * H, I), "w_hh": (G * H, H), "b_ih": (G * H,), "b_hh": (G * H,)}
-        return {name: rng.uniform(-1, 1, shape).astype(self.dtype) / H**0.5 for name, shape in shapes.items()}
+        return {name: self._floats(rng.uniform(-1, 1, shape) / H**0.5) for name, shape in shapes.items()}
 
     def _normal(self, seed: int, *shape: int) -> Array:
-        return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(self.dtype)
+        return self._floats(np.random.default_rng(seed).standard_normal(shape))
+
+    def _floats(self, a: Array) -> Array:
+        """Return numbers that float32 holds, so that both dtypes have the same problem."""
+        return a.astype(np.float32).astype(self.dtype)
 
     def flops(self, work: str) -> int:
         """Return how many floating point operations the matrix products of a work have.
