@@ -10,7 +10,8 @@ from benchmarks.machine import Cache, caches, memory_bytes
 from benchmarks.problems import FORWARD, PACKED, TRAINING, Array, Problem
 from rnnfast import _core
 
-SAMPLES, SECONDS = 15, 0.01  # how many samples each figure is the best of, and how long one is
+SAMPLE = 1e-3  # seconds: short against the time slices of a system that shares the core with others
+SECONDS = 0.2  # that samples are taken for each figure, which is the best of them
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,12 @@ def _aligned(n: int, dtype: str) -> Array:
 def _best_rate(call: Callable[[int], object], start: int) -> float:
     """Return n / time of call(n), the best of some samples."""
     n = start
-    while (seconds := _seconds(call, n)) < SECONDS / 2:
+    while (seconds := _seconds(call, n)) < SAMPLE:
         n *= 2
-    n = max(1, round(n * SECONDS / seconds))
-    return max(n / _seconds(call, n) for _ in range(SAMPLES))
+    best, until = n / seconds, time.perf_counter() + SECONDS
+    while time.perf_counter() < until:
+        best = max(best, n / _seconds(call, n))
+    return best
 
 
 def _seconds(call: Callable[[int], object], n: int) -> float:

@@ -29,7 +29,7 @@ def roofline(data: dict[str, Any], path: Path) -> None:
     peak = limits["peak"] * 1e-9
     xs = [intensity(point, dtype) for point in measured]
     lowest = min((point.gflops / max(1, point.to_best or 1) for point in measured), default=1)
-    low, high = min(xs, default=1) / 2, max(xs, default=1) * 2
+    low, high = min(xs, default=1) / 4, max(xs, default=1) * 2
 
     figure = Figure(figsize=(6 * max(len(works), 1), 4.6), layout="constrained")
     panels = figure.subplots(1, max(len(works), 1), sharey=True, squeeze=False)[0]

@@ -176,8 +176,8 @@ def _openvino(problem: Problem) -> Tasks:
 
 
 def _start_jax(threads: int) -> dict[str, str]:
-    one = "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""
-    os.environ["XLA_FLAGS"] = f"{one} intra_op_parallelism_threads={threads}"
+    if threads == 1:  # otherwise as many as the process may use cores
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     import jax
 
     return {"jax": jax.__version__}

@@ -7,9 +7,9 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// Chains that do not wait for each other: enough to hide the latency of an operation (4 cycles on 2 ports ask for 8),
-// and few enough for registers.
-constexpr int limit_chains = vector_registers / 2;
+// Chains that do not wait for each other: more than the 8 that hide the latency of an operation, 4 cycles on 2 ports,
+// and with two constants no more than 16 registers hold.
+constexpr int limit_chains = 12;
 
 template <class S>
 RNNFAST_INLINE typename S::Real sum_of(const typename S::V (&chains)[limit_chains]) {
