@@ -481,6 +481,28 @@ py::array activate(Activation function, const py::object& x, const py::object& o
   return is_double("x", array) ? activate_of<double>(function, array, out) : activate_of<float>(function, array, out);
 }
 
+// ---- The limits of the machine -------------------------------------------------------------------------------------
+
+Index at_least_one(const std::string& name, Index n) {
+  if (n < 1) throw py::value_error(name + ": expected at least 1, got " + std::to_string(n));
+  return n;
+}
+
+template <class Real>
+double multiply_adds(const py::object& factors, Index n) {
+  const Input<Real> in = contiguous_input<Real>("factors", factors, {2});
+  const Real a = in.view().data[0], b = in.view().data[1];
+  const py::gil_scoped_release released;
+  return kernels<Real>().multiply_adds(a, b, n);
+}
+
+template <class Real>
+double read(const py::array& x, Index passes) {
+  const Input<Real> in = contiguous_input<Real>("x", x, {x.size()});
+  const py::gil_scoped_release released;
+  return kernels<Real>().read(in.view().data, x.size(), passes);
+}
+
 py::dict config() {
   py::dict config;
   config["version"] = RNNFAST_VERSION;
@@ -547,6 +569,22 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "tanh", [](const py::object& x, const py::object& out) { return activate(Activation::tanh, x, out); }, "x"_a,
       "out"_a = py::none());
+  m.def(
+      "multiply_adds",
+      [](const py::object& object, Index n) {
+        const py::array factors = as_array(object, "factors");
+        at_least_one("n", n);
+        return is_double("factors", factors) ? multiply_adds<double>(factors, n) : multiply_adds<float>(factors, n);
+      },
+      "factors"_a, "n"_a);
+  m.def(
+      "read",
+      [](const py::object& object, Index passes) {
+        const py::array x = as_array(object, "x");
+        at_least_one("passes", passes);
+        return is_double("x", x) ? read<double>(x, passes) : read<float>(x, passes);
+      },
+      "x"_a, "passes"_a = 1);
   m.def("asarray", &as_array, "x"_a, "name"_a = "x");
   m.def(
       "set_num_threads",

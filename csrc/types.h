@@ -101,6 +101,8 @@ struct Kernels {
   Index (*backward_scratch)(const Problem&, bool need_dx);
   void (*backward)(const BackwardArgs<Real>&, const Team&);
   void (*activate)(Activation, const Real* x, Real* y, Index n);
+  Real (*multiply_adds)(Real a, Real b, Index n);
+  Real (*read)(const Real* x, Index n, Index passes);
 };
 
 // What one instruction set exports.

@@ -112,12 +112,12 @@ def _onnxruntime(layer: Any, x: Array, dy: Array) -> dict[str, Call]:  # noqa: A
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    model = _onnx_model(layer, x.shape)
+    model = onnx_model(layer, x.shape)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return {FORWARD: lambda: session.run(None, {"x": x})}
 
 
-def _onnx_model(layer: Any, shape: tuple[int, ...]) -> bytes:
+def onnx_model(layer: Any, shape: tuple[int, ...]) -> bytes:
     """Return a model of the one layer, for x of this shape."""
     from onnx import TensorProto, helper, numpy_helper
 

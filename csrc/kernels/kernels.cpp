@@ -2,6 +2,7 @@
 // RNNFAST_ISA as the name of the namespace. The table is the only symbol that leaves it.
 #include "elman.h"
 #include "gru.h"
+#include "limits.h"
 #include "lstm.h"
 #include "sequence.h"
 
@@ -74,8 +75,9 @@ void activate(Activation function, const Real* x, Real* y, Index n) {
 }
 
 template <class Real>
-constexpr Kernels<Real> kernels = {tape_size_of<Real>,        forward_scratch_of<Real>, forward_of<Real>,
-                                   backward_scratch_of<Real>, backward_of<Real>,        activate<Real>};
+constexpr Kernels<Real> kernels = {
+    tape_size_of<Real>, forward_scratch_of<Real>, forward_of<Real>,    backward_scratch_of<Real>,
+    backward_of<Real>,  activate<Real>,           multiply_adds<Real>, read<Real>};
 
 }  // namespace
 

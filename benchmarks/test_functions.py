@@ -1,0 +1,98 @@
+"""Single functions by pytest-benchmark: `pytest benchmarks/`, one thread."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+
+import rnnfast
+from benchmarks.problems import Problem
+from benchmarks.systems import layer_of
+from rnnfast import functional
+from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
+
+Benchmark: TypeAlias = Callable[..., Any]
+
+SHAPES = [(100, 1, 128, 128), (50, 32, 256, 256), (100, 64, 1, 128)]
+CELLS = {"lstm": rnnfast.LSTMCell, "gru": rnnfast.GRUCell, "rnn": rnnfast.RNNCell}
+ROWS, H, V = 64 * 64, 256, 100  # of the readout of a character language model
+
+by_cell = pytest.mark.parametrize("cell", CELLS)
+by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: ",".join(map(str, shape)))
+by_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with rnnfast.threads(1):
+        yield
+
+
+def normal(*shape: int, dtype: str = "float32") -> Any:
+    return np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)
+
+
+@by_dtype
+@pytest.mark.parametrize("function", [functional.sigmoid, functional.tanh])
+def test_activation(benchmark: Benchmark, function: Callable[..., Any], dtype: str) -> None:
+    x = normal(1 << 14, dtype=dtype)
+    benchmark(function, x, out=np.empty_like(x))
+
+
+@by_cell
+def test_step(benchmark: Benchmark, cell: str) -> None:
+    step, x = CELLS[cell](128, 128, seed=0), normal(1, 128)
+    benchmark(step, x, step(x))
+
+
+@by_cell
+@by_shape
+@by_dtype
+def test_inference(benchmark: Benchmark, cell: str, shape: tuple[int, int, int, int], dtype: str) -> None:
+    problem = Problem(cell, *shape, dtype)
+    benchmark(layer_of(problem), problem.x)
+
+
+@by_cell
+@by_shape
+@by_dtype
+def test_forward(benchmark: Benchmark, cell: str, shape: tuple[int, int, int, int], dtype: str) -> None:
+    problem = Problem(cell, *shape, dtype)
+    benchmark(layer_of(problem).forward, problem.x)
+
+
+@by_cell
+@by_shape
+@by_dtype
+@pytest.mark.parametrize("need_dx", [True, False], ids=["dx", "no dx"])
+def test_backward(benchmark: Benchmark, cell: str, shape: tuple[int, int, int, int], dtype: str, need_dx: bool) -> None:
+    problem = Problem(cell, *shape, dtype)
+    layer = layer_of(problem)
+    _, _, tape = layer.forward(problem.x)
+    benchmark(layer.backward, tape, problem.dy, need_dx=need_dx)
+
+
+def test_linear_forward(benchmark: Benchmark) -> None:
+    benchmark(rnnfast.Linear(H, V, seed=0), normal(ROWS, H))
+
+
+def test_linear_backward(benchmark: Benchmark) -> None:
+    linear = rnnfast.Linear(H, V, seed=0)
+    y, tape = linear.forward(normal(ROWS, H))
+    benchmark(linear.backward, tape, y)
+
+
+def test_softmax_cross_entropy(benchmark: Benchmark) -> None:
+    targets = np.random.default_rng(1).integers(0, V, ROWS)
+    benchmark(softmax_cross_entropy, normal(ROWS, V), targets)
+
+
+def test_clip_grad_norm(benchmark: Benchmark) -> None:
+    benchmark(clip_grad_norm, rnnfast.LSTM(H, H, seed=0).state_dict(), 1.0)
+
+
+def test_adam(benchmark: Benchmark) -> None:
+    parameters = rnnfast.LSTM(H, H, seed=0).state_dict()
+    grads = {name: np.ones_like(a) for name, a in parameters.items()}
+    benchmark(Adam(parameters).step, grads)
