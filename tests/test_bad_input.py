@@ -303,18 +303,15 @@ READOUT = {
         r"out: expected shape \(5, 3, 6\), got \(3, 6\)",
     ),
     "bare_out_list": Case(
-        lambda w: F.linear(w.x, w.readout.weight, out=[]), TypeError, "out: expected an ndarray, got"
+        lambda w: F.linear(w.x, w.readout.weight, out=[]), TypeError, "out: expected an array, got list"
     ),
     "bare_out_read_only": Case(
         lambda w: F.linear(w.x, w.readout.weight, out=read_only(w.out)), ValueError, "out: expected a writable array"
     ),
-    "bare_out_strided": Case(
-        lambda w: F.linear(w.x, w.readout.weight, out=w.out[::-1]), ValueError, "out: expected a C-contiguous array"
-    ),
     "bare_out_overlap": Case(
         lambda w: F.linear(w.out, np.eye(H, dtype="f4"), out=w.out),
         ValueError,
-        "out: expected .*, got one that overlaps",
+        "out: expected .*, got an array that overlaps x",
     ),
 }
 
