@@ -16,8 +16,8 @@ void run(double flops, Index parts, const std::function<void(const Team&)>& kern
   run_parallel(team_size(flops, std::max(parts, Index(1))), kernel, [] { return false; });
 }
 
-// What passing over an element costs in memory and arithmetic, as the floating point operations that take as long.
-constexpr double flops_per_element = 100;
+// A pass over memory, element by element, as the floating point operations of a product that take about as long.
+constexpr double flops_per_element = 30;
 
 // ---- Linear --------------------------------------------------------------------------------------------------------
 
@@ -56,12 +56,10 @@ LinearOperands<Real> linear_operands(const py::object& x_object, const py::array
   if (weight.ndim() != 2) wrong_shape("weight", "(O, I)", weight);
   const Index O = weight.shape(0), I = weight.shape(1);
   if (x.ndim() < 1 || x.shape(x.ndim() - 1) != I) wrong_shape("x", "(..., " + std::to_string(I) + ")", x);
-  LinearOperands<Real> operands = {{row_count(x), I, O},
-                                   input<Real>("x", x, shape_of(x)),
-                                   contiguous_input<Real>("weight", weight, {O, I}),
-                                   optional_input<Real>("bias", bias, {O})};
-  if (operands.bias && operands.bias->stride != O) operands.bias = contiguous_input<Real>("bias", bias, {O});
-  return operands;
+  return {{row_count(x), I, O},
+          input<Real>("x", x, shape_of(x)),
+          contiguous_input<Real>("weight", weight, {O, I}),
+          optional_input<Real>("bias", bias, {O})};
 }
 
 template <class Real>
@@ -76,8 +74,8 @@ py::object linear_of(const py::object& x, const py::array& weight, const py::obj
     check.run();
   }
   const Buffer scratch(std::size_t(kernels<Real>().linear_scratch(size)) * sizeof(Real));
-  const LinearArgs<Real> args = {
-      size, operands.x.view(), operands.weight.view().data, operands.b(), y->view(), static_cast<Real*>(scratch.data())};
+  const LinearArgs<Real> args = {size,         operands.x.view(), operands.weight.view().data,
+                                 operands.b(), y->view(),         static_cast<Real*>(scratch.data())};
   run(operands.flops(), size.N, [&](const Team& team) { kernels<Real>().linear(args, team); });
   return finish(y);
 }
@@ -89,13 +87,18 @@ py::tuple linear_backward_of(const py::object& x, const py::array& weight, const
   const LinearSize& size = operands.size;
   const std::optional dy = input<Real>("dy", dy_object, with_last(operands.x.given, size.O));
   const auto given = tuple_of("grads", grads, 2, "(dweight, dbias)");
-  if (given && entry(given, 1).is_none() != !operands.bias)
-    throw py::type_error("grads: expected " + std::string(operands.bias ? "" : "no ") + "dbias, since there is " +
-                         (operands.bias ? "a" : "no") + " bias");
+  const auto gradient = [&](std::size_t i, const std::string& name, const Shape& shape) {
+    const py::object array = entry(given, i);
+    if (given && array.is_none()) throw py::type_error("grads: " + name + ": expected an array, got None");
+    return std::optional(output<Real>("grads: " + name, array, shape, true));
+  };
   std::optional<Output<Real>> dx, dweight, dbias;
   if (need_dx) dx = output<Real>("dx", py::none(), shape_of(operands.x.given));
-  dweight = output<Real>("grads: dweight", entry(given, 0), {size.O, size.I}, true);
-  if (operands.bias) dbias = output<Real>("grads: dbias", entry(given, 1), {size.O}, true);
+  dweight = gradient(0, "dweight", {size.O, size.I});
+  if (operands.bias)
+    dbias = gradient(1, "dbias", {size.O});
+  else if (!entry(given, 1).is_none())
+    throw py::type_error("grads: dbias: expected None, since there is no bias");
   if (given) {
     OverlapCheck check;
     operands.read_all(check);
@@ -155,8 +158,8 @@ py::tuple cross_entropy_of(const py::array& logits, const py::object& targets_ob
   const Index N = Index(targets.size());
   std::vector<double> losses(targets.size());
   double loss = 0;
-  const CrossEntropyArgs<Real> args = {N,    V,     in.view(), targets.data(), mean, losses.data(),
-                                       &loss, dlogits.view().data};
+  const CrossEntropyArgs<Real> args = {
+      N, V, in.view(), targets.data(), mean, losses.data(), &loss, dlogits.view().data};
   run(flops_per_element * double(in.given.size()), N,
       [&](const Team& team) { kernels<Real>().cross_entropy(args, team); });
   return py::make_tuple(loss, dlogits.given);

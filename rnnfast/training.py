@@ -2,7 +2,8 @@
 
 A loss returns its value and its gradient. Parameters and gradients are dicts of arrays with the same keys, as
 ``layer.state_dict()`` and ``layer.backward`` return them. Clipping changes the gradients in place, an optimizer
-changes the parameters.
+changes the parameters. As in the layers, numbers below the smallest normal one count as zero, and the number of
+threads changes no bit.
 
 Examples
 --------
@@ -34,7 +35,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from . import _core
-from ._module import number
+from ._module import integer, number
 from .functional import Array, checked, checked_target
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
@@ -76,7 +77,8 @@ def softmax_cross_entropy(
     (1.3862943611198906, array([[ 0.25,  0.25,  0.25, -0.75],
            [ 0.  ,  0.  ,  0.  ,  0.  ]]))
     """
-    return _core.softmax_cross_entropy(logits, targets, _is_mean(reduction), ignore_index)
+    ignored = None if ignore_index is None else integer(ignore_index, "ignore_index")
+    return _core.softmax_cross_entropy(logits, targets, _is_mean(reduction), ignored)
 
 
 def squared_error(y: object, target: object, *, reduction: Reduction = "mean") -> tuple[float, Array]:

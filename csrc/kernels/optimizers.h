@@ -49,8 +49,8 @@ void adam(const OptimizerArgs<Real>& args, const AdamOptions& options, const Tea
   });
 }
 
-// The sum of the squares of x [n], in double since a large float32 has no square: of blocks, to sums[block], and then of
-// these, to sums[0], which is there even if n is 0.
+// The sum of the squares of x [n], in double since a large float32 has no square: those of blocks go to sums[block],
+// and their sum to sums[0], which is there even if n is 0.
 template <class Real>
 void sum_of_squares(const Real* x, Index n, double* sums, const Team& team) {
   const FloatingPointMode mode;
