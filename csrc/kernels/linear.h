@@ -6,6 +6,11 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
+// The blocks that a member takes.
+RNNFAST_INLINE Span my_blocks(const Blocks& blocks, const Team& team) {
+  return {share(count(blocks), team.rank, team.size), share(count(blocks), team.rank + 1, team.size)};
+}
+
 // ---- Forward -------------------------------------------------------------------------------------------------------
 
 template <class Real>
@@ -23,7 +28,7 @@ void linear(const LinearArgs<Real>& args, const Team& team) {
   const Index N = args.size.N, I = args.size.I;
   const Panels<Real> w = linear_panels(args.size, args.scratch);
   constexpr int order[] = {0};
-  for_my_blocks(count(w.units), 1, team, [&](int, Span span) { pack(args.w, args.size.O, order, w, span); });
+  pack(args.w, args.size.O, order, w, my_blocks(w.units, team));
   if (!team.barrier(team)) return;
   const Index last = share(N, team.rank + 1, team.size);
   for (Index row = share(N, team.rank, team.size); row < last; row += linear_rows) {
@@ -45,36 +50,44 @@ void linear(const LinearArgs<Real>& args, const Team& team) {
 
 template <class Real>
 struct LinearBackwardScratch {
-  Real *w, *x;  // panels of the columns of w, and of those of the rows of x that are summed up next
+  Panels<Real> w, x;  // of the columns of w, and of those of the rows of x that are summed up next
 };
 
 template <class Real>
-LinearBackwardScratch<Real> lay_out_linear_backward(const LinearSize& size, Arena<Real>& arena) {
-  const Index columns = blocks_of<Real>(size.I).units;
-  Real* w = take(arena, columns * size.O);
-  return {w, take(arena, columns * chain_length)};
+LinearBackwardScratch<Real> lay_out_linear_backward(const LinearSize& n, Arena<Real>& arena) {
+  const Blocks columns = blocks_of<Real>(n.I);
+  LinearBackwardScratch<Real> s = {{nullptr, columns, n.O, 1}, {nullptr, columns, chain_length, 1}};
+  s.w.data = take(arena, size(s.w));
+  s.x.data = take(arena, size(s.x));
+  return s;
 }
 
-// The columns of a [rows,N] as panels [block of N][row][lanes], for the blocks of the span.
+// The columns of a [rows,N] as panels [block of N][row][lanes], for the blocks of the span; at most p.K rows.
 template <class Real>
-void pack_columns(const View<const Real>& a, Index rows, const Blocks& columns, Span span, Real* panels) {
-  for_each_block<Real, 1>(columns, span, [&]<class S, int>(BlockRange range) {
+void pack_columns(const View<const Real>& a, Index rows, const Panels<Real>& p, Span span) {
+  for_each_block<Real, 1>(p.units, span, [&]<class S, int>(BlockRange range) {
     const Real* from = a.data + range.unit;
-    Real* to = panels + range.unit * rows;
+    Real* to = panel(p, range.unit);
     for (Index row = 0; row < rows; ++row, from += a.stride, to += S::lanes)
       S::store(to, load_lanes<S>(from, range.valid));
   });
 }
 
-// db (+)= the sum of `rows` rows of dy, for the blocks of the span.
+// Whether the sums over the rows from `row` on are added to what is in dw and db.
 template <class Real>
-void sum_columns(const View<const Real>& dy, Index rows, const Blocks& columns, Span span, Real* db, bool add) {
-  for_each_block<Real, 1>(columns, span, [&]<class S, int>(BlockRange range) {
+constexpr bool adds(const LinearBackwardArgs<Real>& args, Index row) {
+  return row > 0 || args.accumulate;
+}
+
+// db (+)= the sum of rows [row, row + rows) of dy.
+template <class Real>
+void bias_gradient(const LinearBackwardArgs<Real>& args, Index row, Index rows, const Team& team) {
+  const Blocks outputs = blocks_of<Real>(args.size.O);
+  for_each_block<Real, 1>(outputs, my_blocks(outputs, team), [&]<class S, int>(BlockRange range) {
     typename S::V sum = {};
-    for (Index row = 0; row < rows; ++row)
-      sum = sum + load_lanes<S>(dy.data + row * dy.stride + range.unit, range.valid);
-    if (add) sum = sum + load_lanes<S>(db + range.unit, range.valid);
-    store_lanes<S>(db + range.unit, sum, range.valid);
+    for (Index r = row; r < row + rows; ++r) sum = sum + load_lanes<S>(at(args.dy, r).data + range.unit, range.valid);
+    Real* db = args.db + range.unit;
+    store_lanes<S>(db, adds(args, row) ? sum + load_lanes<S>(db, range.valid) : sum, range.valid);
   });
 }
 
@@ -85,30 +98,30 @@ void linear_backward(const LinearBackwardArgs<Real>& args, const Team& team) {
   const Index N = args.size.N, I = args.size.I, O = args.size.O;
   Arena<Real> arena = {args.scratch, 0};
   const LinearBackwardScratch<Real> scratch = lay_out_linear_backward(args.size, arena);
-  const Blocks columns = blocks_of<Real>(I), outputs = blocks_of<Real>(O);
-  const auto part = [&](const Blocks& blocks) {
-    return Span{share(count(blocks), team.rank, team.size), share(count(blocks), team.rank + 1, team.size)};
-  };
-  if (args.dx.data) pack_columns({args.w, I}, O, columns, part(columns), scratch.w);
+  const Blocks& columns = scratch.x.units;
+  const Span mine = my_blocks(columns, team);
+  if (args.dx.data) pack_columns({args.w, I}, O, scratch.w, mine);
   Index row = 0;
   do {  // once at least, so that a sum of no rows is 0
     const Index rows = min_index(chain_length, N - row);
-    const bool add = row > 0 || args.accumulate;
     const View<const Real> dy = at(args.dy, row);
-    pack_columns(at(args.x, row), rows, columns, part(columns), scratch.x);
-    for_each_block<Real, unit_group(1, false)>(columns, part(columns), [&]<class S, int NB>(BlockRange range) {
+    pack_columns(at(args.x, row), rows, scratch.x, mine);
+    for_each_block<Real, unit_group(1, false)>(columns, mine, [&]<class S, int NB>(BlockRange range) {
+      const auto product = [&](const Panels<Real>& p, Index a_row, Index a_k, Index K) {
+        return Operand<Real>{dy.data, a_row, a_k, 0, panel(p, range.unit), p.K * S::lanes, S::lanes, 0, K, 1};
+      };
       Tile<Real> t = {};
-      t.first = {dy.data, 1, dy.stride, 0, scratch.x + range.unit * rows, rows * S::lanes, S::lanes, 0, rows, 1};
+      t.first = product(scratch.x, 1, dy.stride, rows);
       t.out = args.dw + range.unit, t.out_row = I, t.out_unit = S::lanes;
       t.valid = range.valid;
-      t.add = add;
+      t.add = adds(args, row);
       tile_column<S, NB, 1, 1>(t, O, NoEpilogue());
       if (!args.dx.data) return;
-      t.first = {dy.data, dy.stride, 1, 0, scratch.w + range.unit * O, O * S::lanes, S::lanes, 0, O, 1};
+      t.first = product(scratch.w, dy.stride, 1, O);
       t.out = at(args.dx, row).data + range.unit, t.out_row = args.dx.stride;
       tile_rows<S, NB, 1, 1>(t, rows, NoEpilogue());
     });
-    if (args.db) sum_columns(dy, rows, outputs, part(outputs), args.db, add);
+    if (args.db) bias_gradient(args, row, rows, team);
     row += rows;
   } while (row < N);
 }
