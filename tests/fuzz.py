@@ -463,7 +463,8 @@ def adam_step(rng: Rng) -> Attempt:
     originals = {name: a.astype(np.float64) for name, a in slots.items()}
 
     def call() -> Results:
-        _core.adam_step(*slots.values(), lr=0.1, b1=0.5, b2=0.75, eps=0.01)
+        p, g, m, v = slots.values()
+        _core.adam_step(p, g, m, v, lr=0.1, b1=0.5, b2=0.75, eps=0.01)
         return {name: np.asarray(slots[name]) for name in "pmv"}
 
     def expected() -> Results:
