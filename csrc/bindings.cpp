@@ -9,26 +9,17 @@
 #include <variant>
 #include <vector>
 
-#include "arrays.h"
+#include "calls.h"
 #include "dispatch.h"
 #include "memory.h"
-#include "threads.h"
 
 namespace rnnfast {
-namespace {
 
 const KernelTable* kernel_table = nullptr;
 
-template <class Real>
-const Kernels<Real>& kernels();
-template <>
-const Kernels<float>& kernels<float>() {
-  return kernel_table->f32;
-}
-template <>
-const Kernels<double>& kernels<double>() {
-  return kernel_table->f64;
-}
+void bind_training(py::module_& m);
+
+namespace {
 
 // ---- Cells by name -------------------------------------------------------------------------------------------------
 
@@ -56,23 +47,6 @@ const CellInfo& cell_named(const py::object& name) {
   }
   throw py::value_error("cell: expected one of " + names + ", got " +
                         text(py::reinterpret_steal<py::object>(PyObject_ASCII(name.ptr()))));
-}
-
-// A tuple or list of this length, as a tuple of our own: a caller's list could change while we read it.
-std::optional<py::tuple> tuple_of(const std::string& name, const py::object& object, std::size_t length,
-                                  const std::string& content) {
-  if (object.is_none()) return std::nullopt;
-  if (!py::isinstance<py::tuple>(object) && !py::isinstance<py::list>(object))
-    throw py::type_error(name + ": expected a tuple " + content + ", got " + type_name(object));
-  const py::tuple tuple(object);
-  if (tuple.size() != length)
-    throw py::value_error(name + ": expected " + std::to_string(length) + " entries " + content + ", got " +
-                          std::to_string(tuple.size()));
-  return tuple;
-}
-
-py::object entry(const std::optional<py::tuple>& tuple, std::size_t i) {
-  return tuple ? py::object((*tuple)[i]) : py::object(py::none());
 }
 
 // ---- Parameters of a layer -----------------------------------------------------------------------------------------
@@ -190,18 +164,8 @@ Tape<Real> tape_of(const TapeObject& tape, const TapeSize& size, Index d) {
 
 // ---- Calling the kernels -------------------------------------------------------------------------------------------
 
-// Work that a thread should have before it is worth waking: about 50 µs at 80 GFLOP/s.
-constexpr double flops_per_thread = 4e6;
-
 double flops(const Problem& p, Index G) {
   return 2.0 * double(p.T) * double(p.B) * double(p.D) * double(G) * double(p.H) * double(p.I + p.H);
-}
-
-// `parts`: in how many pieces the work can be had.
-Index team_size(double flops, Index parts) {
-  const double worth = flops / flops_per_thread;
-  const Index most = std::min(get_num_threads(), parts);
-  return worth >= double(most) ? most : worth < 1 ? 1 : Index(worth);
 }
 
 bool on_main_thread() {
@@ -247,12 +211,6 @@ void call(Index threads, const std::function<void(const Team&)>& kernel) {
   if (!finished) throw py::error_already_set();
 }
 
-template <class Real>
-std::optional<Input<Real>> optional_input(const std::string& name, const py::object& object, const Shape& shape) {
-  if (object.is_none()) return std::nullopt;
-  return input<Real>(name, object, shape);
-}
-
 // The view of one direction of a [D,B,H] array; null where there is none.
 template <class Real>
 View<Real> direction_of(const View<Real>& view, const Problem& p, Index d) {
@@ -272,14 +230,6 @@ View<Real> direction_of(std::optional<Output<Real>>& out, const Problem& p, Inde
 void refuse_c(const CellInfo& info, const std::string& name, const py::object& object) {
   if (!info.has_c && !object.is_none())
     throw py::value_error(name + ": expected None, since " + std::string(info.name) + " has no cell state");
-}
-
-// Hands a result over; None where there is none.
-template <class Real>
-py::object finish(const std::optional<Output<Real>>& out) {
-  if (!out) return py::none();
-  out->commit();
-  return out->given;
 }
 
 template <class Real>
@@ -438,12 +388,6 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
 
 // ---- The module ----------------------------------------------------------------------------------------------------
 
-bool is_double(const std::string& name, const py::array& array) {
-  if (array.dtype().equal(py::dtype::of<double>())) return true;
-  if (array.dtype().equal(py::dtype::of<float>())) return false;
-  throw py::type_error(name + ": expected dtype float32 or float64, got " + text(array.dtype()));
-}
-
 py::tuple forward_any(const py::object& cell, const py::object& x_object, const py::object& parameters,
                       const py::object& h0, const py::object& c0, const py::object& out, bool training) {
   const CellInfo& info = cell_named(cell);
@@ -597,6 +541,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       "n"_a);
   m.def("get_num_threads", &get_num_threads);
   m.def("config", &config);
+  bind_training(m);
 }
 
 }  // namespace rnnfast

@@ -80,6 +80,64 @@ struct BackwardArgs {
   Real* scratch;
 };
 
+// y = x w^T + b, of N rows from I inputs to O outputs.
+struct LinearSize {
+  Index N, I, O;
+};
+
+template <class Real>
+struct LinearArgs {
+  LinearSize size;
+  View<const Real> x;  // [N,I]
+  const Real *w, *b;   // [O,I], [O]; b may be null
+  View<Real> y;        // [N,O]
+  Real* scratch;
+};
+
+template <class Real>
+struct LinearBackwardArgs {
+  LinearSize size;
+  View<const Real> x, dy;  // [N,I], [N,O]
+  const Real* w;           // [O,I]
+  View<Real> dx;           // [N,I]; null: not computed
+  Real *dw, *db;           // [O,I], [O]; db may be null
+  bool accumulate;         // add to dw and db instead of overwriting them
+  Real* scratch;
+};
+
+constexpr Index no_class = -1;  // a row that has no target, no loss and no gradient
+
+template <class Real>
+struct CrossEntropyArgs {
+  Index N, V;
+  View<const Real> logits;  // [N,V]
+  const Index* targets;     // [N]
+  bool mean;                // over the rows that have a target; else the sum
+  double* losses;           // [N], of the rows
+  double* loss;
+  Real* dlogits;  // [N,V]
+};
+
+// Elements whose squares are summed up before the sums are.
+constexpr Index square_block = 4096;
+
+// A parameter of n elements, its gradient, and what the optimizer carries; SGD has no m, and no v without momentum.
+template <class Real>
+struct OptimizerArgs {
+  Index n;
+  Real* p;
+  const Real* g;
+  Real *m, *v;
+};
+
+struct SgdOptions {
+  double lr, momentum;
+};
+
+struct AdamOptions {
+  double lr, b1, b2, eps;
+};
+
 // The threads that run one kernel call together, seen from one of them.
 struct Team {
   Index rank, size;
@@ -103,6 +161,14 @@ struct Kernels {
   void (*activate)(Activation, const Real* x, Real* y, Index n);
   Real (*multiply_adds)(Real a, Real b, Index n);
   Real (*read)(const Real* x, Index n, Index passes);
+  Index (*linear_scratch)(const LinearSize&);
+  void (*linear)(const LinearArgs<Real>&, const Team&);
+  Index (*linear_backward_scratch)(const LinearSize&);
+  void (*linear_backward)(const LinearBackwardArgs<Real>&, const Team&);
+  void (*cross_entropy)(const CrossEntropyArgs<Real>&, const Team&);
+  void (*sum_of_squares)(const Real* x, Index n, double* sums, const Team&);
+  void (*sgd)(const OptimizerArgs<Real>&, const SgdOptions&, const Team&);
+  void (*adam)(const OptimizerArgs<Real>&, const AdamOptions&, const Team&);
 };
 
 // What one instruction set exports.

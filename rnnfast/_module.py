@@ -389,13 +389,18 @@ def addressable(parameters: int, sizes: str) -> None:
         raise ValueError(msg)
 
 
-def size(value: Any, name: str) -> int:
-    """Return a positive integer."""
+def integer(value: Any, name: str) -> int:
+    """Return an integer of any type as an int."""
     try:
-        n = operator.index(value)
+        return operator.index(value)
     except TypeError:
         msg = f"{name}: expected an int, got {type(value).__name__}"
         raise TypeError(msg) from None
+
+
+def size(value: Any, name: str) -> int:
+    """Return a positive integer."""
+    n = integer(value, name)
     if n < 1:
         msg = f"{name}: expected at least 1, got {n}"
         raise ValueError(msg)

@@ -76,7 +76,6 @@ Examples
 ((5, 2, 3), (1, 2, 4), (16, 3), (16, 4))
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -289,15 +288,15 @@ def tanh(x: object, *, out: Array | None = None) -> Array:
 
 
 def linear(x: object, weight: object, bias: object | None = None, *, out: object | None = None) -> Array:
-    """Return ``x weight^T + bias``, as NumPy computes it.
+    """Return ``x weight^T + bias``.
 
     Parameters
     ----------
-    x : array [..., I], float32 or float64
+    x : array [..., I]
     weight : array [O,I]
     bias : array [O], optional
-    out : ndarray [..., O], optional
-        C-contiguous; overlaps none of the others.
+    out : array [..., O], optional
+        Filled and returned.
 
     Returns
     -------
@@ -306,7 +305,7 @@ def linear(x: object, weight: object, bias: object | None = None, *, out: object
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument does not fit; see `rnnfast.functional`.
 
     Examples
     --------
@@ -315,26 +314,17 @@ def linear(x: object, weight: object, bias: object | None = None, *, out: object
     array([[3.5],
            [3.5]])
     """
-    x, weight, bias = _linear_operands(x, weight, bias)
-    shape = (*x.shape[:-1], len(weight))
-    if out is None:
-        y = np.empty(shape, x.dtype)
-    else:
-        y = checked_target(out, "out", shape, x.dtype)
-        if not y.flags.c_contiguous:
-            msg = f"out: expected a C-contiguous array, got strides {y.strides}"
-            raise ValueError(msg)
-        if any(np.may_share_memory(y, a) for a in (x, weight, bias) if a is not None):
-            msg = "out: expected an array of its own, got one that overlaps x, weight or bias"
-            raise ValueError(msg)
-    np.matmul(_rows(x), weight.T, out=_rows(y))
-    if bias is not None:
-        y += bias
-    return y
+    return _core.linear(x, weight, bias, out)
 
 
 def linear_backward(
-    x: object, weight: object, bias: object | None, dy: object, *, need_dx: bool = True
+    x: object,
+    weight: object,
+    bias: object | None,
+    dy: object,
+    *,
+    need_dx: bool = True,
+    grads: tuple[object, object | None] | None = None,
 ) -> tuple[Array | None, tuple[Array, Array | None]]:
     """Return the gradients of ``sum(dy * linear(x, weight, bias))``.
 
@@ -346,6 +336,8 @@ def linear_backward(
         The gradient of its result.
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
+    grads : pair (dweight, dbias), optional
+        The gradients are added into these arrays.
 
     Returns
     -------
@@ -355,7 +347,7 @@ def linear_backward(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument does not fit; see `rnnfast.functional`.
 
     Examples
     --------
@@ -364,10 +356,7 @@ def linear_backward(
     >>> dweight, dbias
     (array([[2., 2., 2.]]), array([2.]))
     """
-    x, weight, bias = _linear_operands(x, weight, bias)
-    dy = _rows(checked(dy, "dy", (*x.shape[:-1], len(weight)), x.dtype))
-    dx = (dy @ weight).reshape(x.shape) if need_dx else None
-    return dx, (dy.T @ _rows(x), None if bias is None else dy.sum(axis=0))
+    return _core.linear_backward(x, weight, bias, dy, need_dx, grads)
 
 
 # The border, shared with layers and cells; what the kernels are given, they check themselves
@@ -437,28 +426,3 @@ def _split_out(cell: str, out: tuple[Any, Any] | None, form: str) -> tuple[objec
 
 def _join(h: Array, c: Array | None) -> State:
     return h if c is None else (h, c)
-
-
-def _linear_operands(x: object, weight: object, bias: object | None) -> tuple[Array, Array, Array | None]:
-    """Return x [..., I], weight [O,I] and bias [O] or None, checked."""
-    x, weight = _core.asarray(x, "x"), _core.asarray(weight, "weight")
-    if weight.dtype not in (np.float32, np.float64):
-        msg = f"weight: expected dtype float32 or float64, got {weight.dtype}"
-        raise TypeError(msg)
-    if weight.ndim != 2:
-        msg = f"weight: expected shape (O, I), got {weight.shape}"
-        raise ValueError(msg)
-    O, I = weight.shape
-    if x.ndim < 1 or x.shape[-1] != I:
-        msg = f"x: expected shape (..., {I}), got {x.shape}"
-        raise ValueError(msg)
-    return (
-        checked(x, "x", x.shape, weight.dtype),
-        weight,
-        None if bias is None else checked(bias, "bias", (O,), weight.dtype),
-    )
-
-
-def _rows(a: Array) -> Array:
-    """Return a [..., N] as a matrix with rows of N."""
-    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])

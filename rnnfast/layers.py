@@ -601,10 +601,7 @@ class Linear(Module):
         self._check_tape(tape)
         dy = checked(dy, "dy", tape.y.shape, self.dtype)
         self._check_grads(grads, tape.x, tape.y, dy)
-        dx, new = functional.linear_backward(tape.x, self.weight, self.bias, dy, need_dx=need_dx)
+        given = None if grads is None else (grads["weight"], grads.get("bias"))
+        dx, new = functional.linear_backward(tape.x, self.weight, self.bias, dy, need_dx=need_dx, grads=given)
         made = {name: d for name, d in zip(("weight", "bias"), new, strict=True) if d is not None}
-        if grads is None:
-            return dx, made
-        for name, d in made.items():
-            grads[name] += d
-        return dx, grads
+        return dx, made if grads is None else grads

@@ -2,7 +2,8 @@
 
 A loss returns its value and its gradient. Parameters and gradients are dicts of arrays with the same keys, as
 ``layer.state_dict()`` and ``layer.backward`` return them. Clipping changes the gradients in place, an optimizer
-changes the parameters.
+changes the parameters. As in the layers, numbers below the smallest normal one count as zero, and the number of
+threads changes no bit.
 
 Examples
 --------
@@ -34,7 +35,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from . import _core
-from ._module import number
+from ._module import integer, number
 from .functional import Array, checked, checked_target
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
@@ -76,30 +77,8 @@ def softmax_cross_entropy(
     (1.3862943611198906, array([[ 0.25,  0.25,  0.25, -0.75],
            [ 0.  ,  0.  ,  0.  ,  0.  ]]))
     """
-    logits = _floats(logits, "logits")
-    if logits.ndim < 1 or logits.shape[-1] < 1:
-        msg = f"logits: expected shape (..., V), got {logits.shape}"
-        raise ValueError(msg)
-    *shape, V = logits.shape
-    classes = _integers(targets, "targets", tuple(shape)).ravel()
-    counted = slice(None) if ignore_index is None else np.flatnonzero(classes != ignore_index)
-    rows, classes = np.arange(len(classes))[counted], classes[counted]
-    if classes.size and not 0 <= classes.min() <= classes.max() < V:
-        msg = f"targets: expected classes from 0 to {V - 1}, got {classes.min()} to {classes.max()}"
-        raise ValueError(msg)
-    scale = _scale(reduction, len(classes))
-
-    z = logits.reshape(math.prod(shape), V)
-    z = z - z.max(axis=-1, keepdims=True)
-    z_target = z[rows, classes]
-    p = np.exp(z, out=z)
-    total = p @ np.ones(V, p.dtype)
-    loss = scale * float(np.sum(np.log(total[rows]) - z_target, dtype=np.float64))
-    p *= (scale / total)[:, np.newaxis]
-    p[rows, classes] -= scale
-    if ignore_index is not None:
-        p[np.setdiff1d(np.arange(len(p)), rows)] = 0
-    return loss, p.reshape(logits.shape)
+    ignored = None if ignore_index is None else integer(ignore_index, "ignore_index")
+    return _core.softmax_cross_entropy(logits, targets, _is_mean(reduction), ignored)
 
 
 def squared_error(y: object, target: object, *, reduction: Reduction = "mean") -> tuple[float, Array]:
@@ -130,8 +109,8 @@ def squared_error(y: object, target: object, *, reduction: Reduction = "mean") -
     """
     y = _floats(y, "y")
     dy = np.asarray(y - checked(target, "target", y.shape, y.dtype))
-    scale = _scale(reduction, dy.size)
-    loss = scale * float(np.vdot(dy, dy))
+    scale = 1 / max(dy.size, 1) if _is_mean(reduction) else 1.0
+    loss = scale * _core.sum_of_squares(dy)
     dy *= 2 * scale
     return loss, dy
 
@@ -168,7 +147,7 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     """
     max_norm = _positive(max_norm, "max_norm")
     _check_targets(grads, "grads")
-    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
+    norm = math.sqrt(sum(map(_core.sum_of_squares, grads.values())))
     scale = max_norm / (norm + 1e-6)
     if scale < 1:
         for g in grads.values():
@@ -299,13 +278,9 @@ class SGD(Optimizer):
             If they do not fit. Then nothing has been changed.
         """
         self._check(grads)
+        v = self._carried.get("v", {})
         for name, p in self.params.items():
-            v = grads[name]
-            if self.momentum:
-                v = self._carried["v"][name]
-                v *= self.momentum
-                v += grads[name]
-            p -= self.lr * v
+            _core.sgd_step(p, grads[name], v.get(name), self.lr, self.momentum)
 
 
 class Adam(Optimizer):
@@ -383,23 +358,12 @@ class Adam(Optimizer):
         self._check(grads)
         self._t += 1
         b1, b2 = self.betas
-        # The corrections of m and v as two scalars, which saves two passes over each array
+        # The corrections of m and v as two scalars, which saves two operations on each element
         root = math.sqrt(1 - b2 ** int(self._t))
         lr, eps = self.lr * root / (1 - b1 ** int(self._t)), self.eps * root
+        m, v = self._carried["m"], self._carried["v"]
         for name, p in self.params.items():
-            g, m, v = grads[name], self._carried["m"][name], self._carried["v"][name]
-            scratch = (1 - b1) * g
-            m *= b1
-            m += scratch
-            v *= b2
-            np.multiply(g, g, out=scratch)
-            scratch *= 1 - b2
-            v += scratch
-            np.sqrt(v, out=scratch)
-            scratch += eps
-            np.divide(m, scratch, out=scratch)
-            scratch *= lr
-            p -= scratch
+            _core.adam_step(p, grads[name], m[name], v[name], lr, b1, b2, eps)
 
 
 def _floats(a: object, name: str) -> Array:
@@ -410,20 +374,11 @@ def _floats(a: object, name: str) -> Array:
     return array
 
 
-def _integers(a: object, name: str, shape: tuple[int, ...]) -> Array:
-    array = _core.asarray(a, name)
-    if array.dtype.kind not in "iu":
-        msg = f"{name}: expected integers, got {array.dtype}"
-        raise TypeError(msg)
-    return checked(array, name, shape, array.dtype)
-
-
-def _scale(reduction: Reduction, n: int) -> float:
-    """Return what each of the n terms of the loss is multiplied by."""
+def _is_mean(reduction: Reduction) -> bool:
     if reduction not in ("mean", "sum"):
         msg = f"reduction: expected 'mean' or 'sum', got {reduction!r}"
         raise ValueError(msg)
-    return 1 / max(n, 1) if reduction == "mean" else 1.0
+    return reduction == "mean"
 
 
 def _positive(value: float, name: str) -> float:

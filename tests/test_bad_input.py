@@ -303,18 +303,56 @@ READOUT = {
         r"out: expected shape \(5, 3, 6\), got \(3, 6\)",
     ),
     "bare_out_list": Case(
-        lambda w: F.linear(w.x, w.readout.weight, out=[]), TypeError, "out: expected an ndarray, got"
+        lambda w: F.linear(w.x, w.readout.weight, out=[]), TypeError, "out: expected an array, got list"
     ),
     "bare_out_read_only": Case(
         lambda w: F.linear(w.x, w.readout.weight, out=read_only(w.out)), ValueError, "out: expected a writable array"
     ),
-    "bare_out_strided": Case(
-        lambda w: F.linear(w.x, w.readout.weight, out=w.out[::-1]), ValueError, "out: expected a C-contiguous array"
-    ),
     "bare_out_overlap": Case(
         lambda w: F.linear(w.out, np.eye(H, dtype="f4"), out=w.out),
         ValueError,
-        "out: expected .*, got one that overlaps",
+        "out: expected .*, got an array that overlaps x",
+    ),
+    "bare_dy": Case(
+        lambda w: F.linear_backward(w.x, w.readout.weight, None, w.out[..., 1:]),
+        ValueError,
+        r"dy: expected shape \(5, 3, 6\), got \(5, 3, 5\)",
+    ),
+    "bare_grads_list": Case(
+        lambda w: F.linear_backward(w.x, w.readout.weight, None, w.out, grads=w.out),
+        TypeError,
+        r"grads: expected a tuple \(dweight, dbias\), got ndarray",
+    ),
+    "bare_grads_no_dbias": Case(
+        lambda w: F.linear_backward(
+            w.x, w.readout.weight, w.readout.bias, w.out, grads=(np.zeros_like(w.readout.weight), None)
+        ),
+        TypeError,
+        "grads: dbias: expected an array, got None",
+    ),
+    "bare_grads_dbias": Case(
+        lambda w: F.linear_backward(
+            w.x, w.readout.weight, None, w.out, grads=(np.zeros_like(w.readout.weight), np.zeros(H, "f4"))
+        ),
+        TypeError,
+        "grads: dbias: expected None, since there is no bias",
+    ),
+    "bare_grads_no_dweight": Case(
+        lambda w: F.linear_backward(w.x, w.readout.weight, None, w.out, grads=(None, None)),
+        TypeError,
+        "grads: dweight: expected an array, got None",
+    ),
+    "bare_grads_overlap": Case(
+        lambda w: F.linear_backward(w.x, w.readout.weight, None, w.out, grads=(w.readout.weight, None)),
+        ValueError,
+        "grads: dweight: expected memory of its own, got an array that overlaps weight",
+    ),
+    "bare_grads_overlap_each_other": Case(
+        lambda w: F.linear_backward(
+            w.x, w.readout.weight, w.readout.bias, w.out, grads=((a := np.zeros((H, I), "f4")), a.ravel()[:H])
+        ),
+        ValueError,
+        "grads: dweight: expected memory of its own, got an array that overlaps grads: dbias",
     ),
 }
 

@@ -1,6 +1,7 @@
 """The functions of bare arrays: the forms of a state and of `out`, activations, the readout."""
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -110,43 +111,112 @@ def test_activations_write_where_they_are_told(function: str, dtype: str) -> Non
 # The readout
 
 
-def linear_problem(dtype: str, shape: tuple[int, ...]) -> tuple[Array, Array, Array, Array]:
-    """Draw x [*shape,I], weight [O,I], bias [O], dy [*shape,O]."""
+class Map(NamedTuple):
+    """Sizes: [*rows,I] inputs, [*rows,O] outputs."""
+
+    rows: tuple[int, ...]
+    I: int
+    O: int
+
+
+# Around the widths of vectors, the heights of tiles and the lengths of chains; the last ones are work for 7 threads
+MAPS = (
+    Map((), 7, 4),
+    Map((0, 3), 7, 4),
+    Map((1,), 1, 1),
+    Map((5, 3), 3, 17),
+    Map((2, 5, 3), 16, 31),
+    Map((5,), 33, 1),
+    Map((3, 5), 0, 3),
+    Map((3, 5), 3, 0),
+    Map((127,), 65, 15),
+    Map((129,), 200, 67),
+    Map((1000,), 256, 103),
+    Map((3, 500), 130, 95),
+)
+LARGE = MAPS[-2:]
+
+by_map = pytest.mark.parametrize("sizes", MAPS, ids=str)
+by_large_map = pytest.mark.parametrize("sizes", LARGE, ids=str)
+
+
+def linear_problem(dtype: str, sizes: Map) -> tuple[Array, Array, Array, Array]:
+    """Draw x [*rows,I], weight [O,I], bias [O], dy [*rows,O]."""
     rng = np.random.default_rng(0)
-    sizes = ((*shape, 7), (4, 7), (4,), (*shape, 4))
-    x, weight, bias, dy = (rng.standard_normal(size).astype(dtype) for size in sizes)
+    rows, I, O = sizes
+    shapes = ((*rows, I), (O, I), (O,), (*rows, O))
+    x, weight, bias, dy = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
     return x, weight, bias, dy
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (5, 3), (2, 5, 3), (0, 3)])
-@by_dtype
-def test_linear_and_its_gradients(shape: tuple[int, ...], dtype: str) -> None:
-    x, weight, bias, dy = linear_problem(dtype, shape)
-    x64, weight64, dy64 = (a.astype(np.float64) for a in (x, weight, dy))
-    y = F.linear(x, weight, bias)
+def solve_linear(x: Array, weight: Array, bias: Array | None, dy: Array) -> dict[str, Array]:
+    """Return all results by name."""
     dx, (dweight, dbias) = F.linear_backward(x, weight, bias, dy)
+    return named(y=F.linear(x, weight, bias), dx=dx, dweight=dweight, dbias=dbias)
+
+
+@by_map
+@by_dtype
+def test_linear_and_its_gradients(sizes: Map, dtype: str) -> None:
+    (rows, I, O), (x, weight, bias, dy) = sizes, linear_problem(dtype, sizes)
+    x64, weight64, dy64 = (a.astype(np.float64) for a in (x, weight, dy))
+    N = math.prod(rows)
     expected = {
         "y": x64 @ weight64.T + bias,
         "dx": dy64 @ weight64,
-        "dweight": dy64.reshape(-1, 4).T @ x64.reshape(-1, 7),
-        "dbias": dy64.reshape(-1, 4).sum(axis=0),
+        "dweight": dy64.reshape(N, O).T @ x64.reshape(N, I),
+        "dbias": dy64.reshape(N, O).sum(axis=0),
     }
-    assert_close(named(y=y, dx=dx, dweight=dweight, dbias=dbias), expected)
+    actual = solve_linear(x, weight, bias, dy)
+    assert_close(actual, expected)
     assert_close({"y": F.linear(x, weight)}, {"y": x64 @ weight64.T})
-    none, (dweight_again, no_dbias) = F.linear_backward(x, weight, None, dy, need_dx=False)
+    none, (dweight, no_dbias) = F.linear_backward(x, weight, None, dy, need_dx=False)
     assert none is None
     assert no_dbias is None
-    assert np.array_equal(dweight_again, dweight)
-    out = np.full((*shape, 4), np.nan, dtype)
-    assert F.linear(x, weight, bias, out=out) is out
-    assert np.array_equal(out, y)
+    assert np.array_equal(dweight, actual["dweight"])
+    for y in (np.full((*rows, O), np.nan, dtype), np.full((O, *rows), np.nan, dtype).transpose(*range(1, x.ndim), 0)):
+        assert F.linear(x, weight, bias, out=y) is y
+        assert np.array_equal(y, actual["y"])
+
+
+@by_map
+@by_dtype
+def test_linear_adds_into_gradients_that_are_given(sizes: Map, dtype: str) -> None:
+    x, weight, bias, dy = linear_problem(dtype, sizes)
+    _, (dweight, dbias) = F.linear_backward(x, weight, bias, dy)
+    given = weight.copy(), np.repeat(bias, 2)[::2]
+    _, grads = F.linear_backward(x, weight, bias, dy, grads=given)
+    assert all(a is b for a, b in zip(grads, given, strict=True))
+    assert_close(named(dweight=given[0], dbias=given[1]), named(dweight=weight + dweight, dbias=bias + dbias))
+
+
+@by_large_map
+@by_dtype
+def test_threads_do_not_change_the_bits_of_linear(sizes: Map, dtype: str) -> None:
+    problem = linear_problem(dtype, sizes)
+    _core.set_num_threads(1)
+    expected = solve_linear(*problem)
+    for n in (2, 3, 7):
+        _core.set_num_threads(n)
+        assert_same_bits(solve_linear(*problem), expected)
+
+
+@by_large_map
+@by_dtype
+def test_rows_do_not_change_their_neighbours(sizes: Map, dtype: str) -> None:
+    x, weight, bias, dy = linear_problem(dtype, sizes)
+    whole = solve_linear(x, weight, bias, dy)
+    x, dy = x.reshape(-1, sizes.I), dy.reshape(-1, sizes.O)
+    for rows in (slice(0, 1), slice(5, 12), slice(100, 333), slice(len(x) - 2, None)):
+        part = solve_linear(x[rows], weight, bias, dy[rows])
+        for name, width in (("y", sizes.O), ("dx", sizes.I)):
+            assert np.array_equal(part[name], whole[name].reshape(-1, width)[rows])
+    x[7] = math.nan
+    assert np.flatnonzero(np.isnan(F.linear(x, weight, bias)).any(axis=1)).tolist() == [7]
 
 
 def test_linear_reads_any_layout() -> None:
-    x, weight, bias, dy = linear_problem("float64", (5, 3))
-    y, (dx, (dweight, _)) = F.linear(x, weight, bias), F.linear_backward(x, weight, bias, dy)
+    x, weight, bias, dy = linear_problem("float64", Map((5, 3), 7, 4))
     wide = np.repeat(np.repeat(x, 2, axis=0), 2, axis=2)[::2, :, ::2]
-    fortran = np.asfortranarray(weight)
-    assert_close({"y": F.linear(wide, fortran, bias)}, {"y": y})
-    dx2, (dweight2, _) = F.linear_backward(wide, fortran, bias, np.asfortranarray(dy))
-    assert_close(named(dx=dx2, dweight=dweight2), named(dx=dx, dweight=dweight))
+    strided = wide, np.asfortranarray(weight), np.repeat(bias, 2)[::2], np.asfortranarray(dy)
+    assert_same_bits(solve_linear(*strided), solve_linear(x, weight, bias, dy))

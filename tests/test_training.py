@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tolerances import TOLERANCE, relative_error
 
+import rnnfast
 from rnnfast.training import SGD, Adam, clip_grad_norm, clip_grad_value, softmax_cross_entropy, squared_error
 
 Array = Any
@@ -98,6 +99,19 @@ def test_the_squared_error_is_torchs(torch: Any, dtype: str, reduction: Any) -> 
     assert relative_error(dy, leaf.grad.numpy()) <= TOLERANCE[y.dtype]
 
 
+@pytest.mark.parametrize("classes", [1, 2, 7, 8, 15, 16, 17, 33, 95, 1000])
+@by_dtype
+def test_cross_entropy_is_its_equation(dtype: str, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    logits, targets = 5 * normal(50, classes, dtype=dtype), rng.integers(0, classes, 50)
+    loss, dlogits = softmax_cross_entropy(logits, targets, reduction="sum")
+    e = np.exp(logits.astype(np.float64))
+    p = e / e.sum(axis=1, keepdims=True)
+    onehot = np.eye(classes)[targets]
+    assert loss == pytest.approx(-np.log(p[onehot > 0]).sum(), rel=TOLERANCE[logits.dtype], abs=1e-12)
+    assert np.abs(dlogits - (p - onehot)).max() <= TOLERANCE[logits.dtype]
+
+
 @by_dtype
 def test_cross_entropy_of_equal_logits_is_the_logarithm_of_their_number(dtype: str) -> None:
     loss, dlogits = softmax_cross_entropy(np.full((1, V), 7, dtype), np.array([1]))
@@ -153,6 +167,22 @@ def test_nan_is_not_lost() -> None:
     assert np.isnan(dlogits).any(axis=-1).sum() == 1
 
 
+def test_a_class_that_cannot_be_has_no_share() -> None:
+    loss, dlogits = softmax_cross_entropy(np.array([[-math.inf, 0.0, 0.0]]), np.array([1]))
+    assert loss == pytest.approx(math.log(2))
+    assert dlogits.tolist() == [[0, -0.5, 0.5]]
+    assert softmax_cross_entropy(np.array([[-math.inf, 0.0]]), np.array([0]))[0] == math.inf
+
+
+def test_ignored_logits_may_be_anything() -> None:
+    logits, targets = normal(*SHAPE, V), classes(ignore_index=-100)
+    expected = softmax_cross_entropy(logits, targets, ignore_index=-100)
+    logits[targets == -100] = math.nan
+    loss, dlogits = softmax_cross_entropy(logits, targets, ignore_index=-100)
+    assert loss == expected[0]
+    assert np.array_equal(dlogits, expected[1])
+
+
 def test_losses_leave_their_arguments_alone() -> None:
     arguments = normal(*SHAPE, V), classes(), normal(*SHAPE), normal(*SHAPE, seed=1)
     before = [a.copy() for a in arguments]
@@ -196,6 +226,12 @@ def test_clipping_by_norm_is_torchs(torch: Any, dtype: str, max_norm: float) -> 
     assert clip_grad_norm(grads, max_norm) == pytest.approx(expected.item(), rel=TOLERANCE[np.dtype(dtype)])
     for g, leaf in zip(grads.values(), leaves, strict=True):
         assert relative_error(g, leaf.grad.numpy()) <= TOLERANCE[g.dtype]
+
+
+def test_the_norm_may_be_larger_than_a_square_can_be() -> None:
+    grads = {"w": np.full((3, 4), 2e30, np.float32), "b": np.full(4, 2e30, np.float32)}
+    assert clip_grad_norm(grads, 1.0) == pytest.approx(8e30)
+    assert grads["w"] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("grads", [gradients(size=1e-3), gradients(size=math.nan), {}], ids=["small", "nan", "none"])
@@ -281,6 +317,68 @@ def test_steps_are_torchs(torch: Any, optimizer: Any, options: dict[str, Any], d
         assert relative_error(p, leaves[name].detach().numpy()) <= TOLERANCE[p.dtype]
 
 
+def rounded(p: Array, g: Array, lr: float, **options: Any) -> Array:
+    """Return p after two steps, each operation of the equations rounded to its dtype."""
+    p, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
+    for t in (1, 2):
+        if "betas" in options:
+            b1, b2 = options["betas"]
+            root = math.sqrt(1 - b2**t)
+            m, v = m * b1 + g * (1 - b1), v * b2 + g * g * (1 - b2)
+            p = p - m / (np.sqrt(v) + options["eps"] * root) * (lr * root / (1 - b1**t))
+        else:
+            v = v * options.get("momentum", 0.0) + g
+            p = p - v * lr
+    return p
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 15, 16, 17, 33, 1000])
+@by_dtype
+@by_optimizer
+def test_a_step_rounds_each_operation_once(optimizer: Any, options: dict[str, Any], dtype: str, n: int) -> None:
+    p, g = normal(n, dtype=dtype), normal(n, dtype=dtype, seed=1)
+    defaults = {"betas": (0.9, 0.999), "eps": 1e-8} if optimizer is Adam else {}
+    expected = rounded(p, g, **{**defaults, **options})
+    made = optimizer({"p": p}, **options)
+    made.step({"p": g})
+    made.step({"p": g})
+    assert np.array_equal(p, expected)
+
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "transposed": lambda a: np.asfortranarray(a),
+    "strided": lambda a: np.repeat(np.repeat(a, 2, 0), 3, 1)[::2, ::3],
+    "reversed": lambda a: a[::-1, ::-1].copy()[::-1, ::-1],
+    "unaligned": lambda a: np.frombuffer(bytearray(b" " + a.tobytes()), a.dtype, offset=1).reshape(a.shape),
+    "0-d": lambda a: a[1, 2, ...].copy(),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@by_optimizer
+def test_parameters_and_gradients_may_lie_anyhow(
+    optimizer: Any, options: dict[str, Any], layout: Callable[[Array], Array]
+) -> None:
+    start, g = normal(3, 4), normal(3, 4, seed=1)
+    p, plain = layout(start), layout(start).copy()
+    strange, straight = optimizer({"w": p}, **options), optimizer({"w": plain}, **options)
+    for _ in range(2):
+        strange.step({"w": layout(g)})
+        straight.step({"w": layout(g).copy()})
+    assert np.array_equal(p, plain)
+    assert clip_grad_norm({"w": layout(g)}, 1.0) == clip_grad_norm({"w": layout(g).copy()}, 1.0)
+
+
+@by_optimizer
+def test_a_parameter_may_be_its_own_gradient(optimizer: Any, options: dict[str, Any]) -> None:
+    memory = normal(40)
+    for p, g in ((memory[:30], memory[:30]), (memory[:30], memory[5:35])):
+        expected = p.copy()
+        optimizer({"p": expected}, **options).step({"p": g.copy()})
+        optimizer({"p": p}, **options).step({"p": g})
+        assert np.array_equal(p, expected)
+
+
 @by_optimizer
 def test_a_run_that_is_resumed_ends_with_the_same_bits(optimizer: Any, options: dict[str, Any]) -> None:
     whole, first = parameters("float32"), parameters("float32")
@@ -316,6 +414,30 @@ def test_a_step_that_does_not_fit_changes_nothing() -> None:
     assert adam.state_dict()["t"] == 0
 
 
+# Threads
+
+
+@by_dtype
+def test_threads_change_no_bit_of_a_step(dtype: str) -> None:
+    n = 1_000_001  # work for 7
+    logits, targets = normal(n // V, V, dtype=dtype), np.arange(n // V) % V
+
+    def step() -> list[Array]:
+        loss, dlogits = softmax_cross_entropy(logits, targets, ignore_index=2)
+        grads = {"w": normal(n, dtype=dtype), "b": normal(3, dtype=dtype)}
+        norm = clip_grad_norm(grads, 1.5)
+        params = {name: g.copy() for name, g in grads.items()}
+        for optimizer in (SGD(params, 0.1), SGD(params, 0.1, momentum=0.5), Adam(params)):
+            optimizer.step(grads)
+        return [np.array([loss, norm]), dlogits, *params.values()]
+
+    with rnnfast.threads(1):
+        expected = step()
+    for threads in (2, 3, 7):
+        with rnnfast.threads(threads):
+            assert all(map(np.array_equal, step(), expected))
+
+
 # Errors name the argument, what was expected and what came
 
 LOGITS, TARGETS, W = np.zeros((4, 3, V)), np.zeros((4, 3), int), np.zeros((3, 4))
@@ -331,6 +453,11 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"targets: expected shape \(4, 3\), got \(2, 3\)",
     ),
     "target V": (lambda: softmax_cross_entropy(LOGITS, TARGETS + V), ValueError, "targets: expected .*0 to 4.*got 5"),
+    "ignore_index": (
+        lambda: softmax_cross_entropy(LOGITS, TARGETS, ignore_index=1.5),  # type: ignore[arg-type]
+        TypeError,
+        "ignore_index: expected an int, got float",
+    ),
     "target -1": (lambda: softmax_cross_entropy(LOGITS, TARGETS - 1), ValueError, "targets: expected .*got -1"),
     "reduction": (
         lambda: softmax_cross_entropy(LOGITS, TARGETS, reduction="none"),  # type: ignore[arg-type]

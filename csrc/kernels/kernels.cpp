@@ -3,7 +3,10 @@
 #include "elman.h"
 #include "gru.h"
 #include "limits.h"
+#include "linear.h"
+#include "losses.h"
 #include "lstm.h"
+#include "optimizers.h"
 #include "sequence.h"
 
 namespace rnnfast::RNNFAST_ISA {
@@ -75,9 +78,34 @@ void activate(Activation function, const Real* x, Real* y, Index n) {
 }
 
 template <class Real>
-constexpr Kernels<Real> kernels = {
-    tape_size_of<Real>, forward_scratch_of<Real>, forward_of<Real>,    backward_scratch_of<Real>,
-    backward_of<Real>,  activate<Real>,           multiply_adds<Real>, read<Real>};
+Index linear_scratch_of(const LinearSize& n) {
+  return size(linear_panels<Real>(n, nullptr));
+}
+
+template <class Real>
+Index linear_backward_scratch_of(const LinearSize& n) {
+  Arena<Real> arena = {nullptr, 0};
+  lay_out_linear_backward(n, arena);
+  return arena.used;
+}
+
+template <class Real>
+constexpr Kernels<Real> kernels = {tape_size_of<Real>,
+                                   forward_scratch_of<Real>,
+                                   forward_of<Real>,
+                                   backward_scratch_of<Real>,
+                                   backward_of<Real>,
+                                   activate<Real>,
+                                   multiply_adds<Real>,
+                                   read<Real>,
+                                   linear_scratch_of<Real>,
+                                   linear<Real>,
+                                   linear_backward_scratch_of<Real>,
+                                   linear_backward<Real>,
+                                   cross_entropy<Real>,
+                                   sum_of_squares<Real>,
+                                   sgd<Real>,
+                                   adam<Real>};
 
 }  // namespace
 

@@ -67,6 +67,7 @@ using D8 = Simd<double, 8>::V;
 
 // fma(a, b, c) = a * b + c, rounded once where the machine can.
 // min and max return b when either argument is NaN: clamp(x) = max(lo, min(hi, x)) lets NaN pass.
+// sqrt is rounded correctly.
 // The masked forms with a full mask compile to the plain instructions, whose intrinsics GCC 12 warns about.
 #if defined(__AVX512F__)
 RNNFAST_INLINE F16 fma(F16 a, F16 b, F16 c) { return _mm512_fmadd_ps(a, b, c); }
@@ -75,6 +76,8 @@ RNNFAST_INLINE F16 min(F16 a, F16 b) { return _mm512_maskz_min_ps(__mmask16(-1),
 RNNFAST_INLINE D8 min(D8 a, D8 b) { return _mm512_maskz_min_pd(__mmask8(-1), a, b); }
 RNNFAST_INLINE F16 max(F16 a, F16 b) { return _mm512_maskz_max_ps(__mmask16(-1), a, b); }
 RNNFAST_INLINE D8 max(D8 a, D8 b) { return _mm512_maskz_max_pd(__mmask8(-1), a, b); }
+RNNFAST_INLINE F16 sqrt(F16 a) { return _mm512_maskz_sqrt_ps(__mmask16(-1), a); }
+RNNFAST_INLINE D8 sqrt(D8 a) { return _mm512_maskz_sqrt_pd(__mmask8(-1), a); }
 #endif
 #if defined(__AVX2__) && defined(__FMA__)
 RNNFAST_INLINE F8 fma(F8 a, F8 b, F8 c) { return _mm256_fmadd_ps(a, b, c); }
@@ -85,6 +88,8 @@ RNNFAST_INLINE F8 min(F8 a, F8 b) { return _mm256_min_ps(a, b); }
 RNNFAST_INLINE D4 min(D4 a, D4 b) { return _mm256_min_pd(a, b); }
 RNNFAST_INLINE F8 max(F8 a, F8 b) { return _mm256_max_ps(a, b); }
 RNNFAST_INLINE D4 max(D4 a, D4 b) { return _mm256_max_pd(a, b); }
+RNNFAST_INLINE F8 sqrt(F8 a) { return _mm256_sqrt_ps(a); }
+RNNFAST_INLINE D4 sqrt(D4 a) { return _mm256_sqrt_pd(a); }
 #elif defined(RNNFAST_NEON)
 RNNFAST_INLINE F4 fma(F4 a, F4 b, F4 c) { return vfmaq_f32(c, a, b); }
 RNNFAST_INLINE D2 fma(D2 a, D2 b, D2 c) { return vfmaq_f64(c, a, b); }
@@ -97,11 +102,26 @@ RNNFAST_INLINE F4 min(F4 a, F4 b) { return _mm_min_ps(a, b); }
 RNNFAST_INLINE D2 min(D2 a, D2 b) { return _mm_min_pd(a, b); }
 RNNFAST_INLINE F4 max(F4 a, F4 b) { return _mm_max_ps(a, b); }
 RNNFAST_INLINE D2 max(D2 a, D2 b) { return _mm_max_pd(a, b); }
+RNNFAST_INLINE F4 sqrt(F4 a) { return _mm_sqrt_ps(a); }
+RNNFAST_INLINE D2 sqrt(D2 a) { return _mm_sqrt_pd(a); }
 #else
 RNNFAST_INLINE F4 min(F4 a, F4 b) { return a < b ? a : b; }
 RNNFAST_INLINE D2 min(D2 a, D2 b) { return a < b ? a : b; }
 RNNFAST_INLINE F4 max(F4 a, F4 b) { return a > b ? a : b; }
 RNNFAST_INLINE D2 max(D2 a, D2 b) { return a > b ? a : b; }
+#endif
+#if defined(RNNFAST_NEON)
+RNNFAST_INLINE F4 sqrt(F4 a) { return vsqrtq_f32(a); }
+RNNFAST_INLINE D2 sqrt(D2 a) { return vsqrtq_f64(a); }
+#elif !defined(RNNFAST_SSE)
+RNNFAST_INLINE F4 sqrt(F4 a) {
+  for (int lane = 0; lane < 4; ++lane) a[lane] = __builtin_sqrtf(a[lane]);
+  return a;
+}
+RNNFAST_INLINE D2 sqrt(D2 a) {
+  for (int lane = 0; lane < 2; ++lane) a[lane] = __builtin_sqrt(a[lane]);
+  return a;
+}
 #endif
 
 // The first `count` lanes, the others zero; memory behind them is not touched. For the ragged end of a row.
@@ -205,13 +225,18 @@ RNNFAST_INLINE typename S::V rotate(typename S::V v, Lanes<i...>) {
   return __builtin_shufflevector(v, v, ((i + distance) % S::lanes)...);
 }
 
-// The sum of all lanes.
-template <class S, int distance = S::lanes / 2>
-RNNFAST_INLINE typename S::Real sum_lanes(typename S::V v) {
+// All lanes in one, by a function of two vectors; in a fixed order.
+template <class S, int distance = S::lanes / 2, class F>
+RNNFAST_INLINE typename S::Real fold(typename S::V v, F&& f) {
   if constexpr (distance == 0)
     return v[0];
   else
-    return sum_lanes<S, distance / 2>(v + rotate<S, distance>(v, typename LanesTo<S::lanes>::type()));
+    return fold<S, distance / 2>(f(v, rotate<S, distance>(v, typename LanesTo<S::lanes>::type())), f);
+}
+
+template <class S>
+RNNFAST_INLINE typename S::Real sum_lanes(typename S::V v) {
+  return fold<S>(v, [](typename S::V a, typename S::V b) { return a + b; });
 }
 
 // Transposes as many vectors as they have lanes: each pass is a perfect shuffle of all elements.

@@ -69,6 +69,28 @@ RNNFAST_INLINE Exp<S> exp_parts(typename S::V z) {
   return {reinterpret_cast<V>(scale), high + fma(r * r, q, low)};
 }
 
+// e^z for z <= 0; where that is no normal number, 0.
+template <class S>
+RNNFAST_INLINE typename S::V exp_not_positive(typename S::V z) {
+  using C = ExpConstants<typename S::Real>;
+  const Exp<S> e = exp_parts<S>(max(S::broadcast(C::sigmoid_low), z));
+  return z < C::sigmoid_low ? typename S::V{} : fma(e.scale, e.p, e.scale);
+}
+
+// log x for x >= 1. With x = 2^n m, m in [sqrt(1/2), sqrt(2)) and s = (m - 1) / (m + 1) it is
+// n ln 2 + 2 (s + s^3 / 3 + s^5 / 5 + ...); the terms left out are below 2e-18.
+RNNFAST_INLINE double log_from_one(double x) {
+  constexpr double ln2 = 0x1.62e42fefa39efp-1;
+  constexpr std::int64_t sqrt_half = 0x3fe6a09e667f3bcd, bias = 1023;  // as bits
+  const std::int64_t n = (__builtin_bit_cast(std::int64_t, x) - sqrt_half) >> 52;
+  const double m = x * __builtin_bit_cast(double, (bias - n) << 52);  // and not from bits, so that NaN passes
+  const double s = (m - 1) / (m + 1), s2 = s * s;
+  double q = 0;
+#pragma GCC unroll 16
+  for (int odd = 21; odd > 1; odd -= 2) q = (q + 1.0 / odd) * s2;
+  return double(n) * ln2 + 2 * (s + s * q);
+}
+
 // 1 / (1 + e^-x). What rounding takes from scale + 1 is put back, because a large scale would swallow the 1.
 // Worst error in float: 1.67 ULP.
 template <class S>

@@ -1,0 +1,300 @@
+// The border of what training needs beside the layers: the readout, the loss, and the steps of optimizers.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "calls.h"
+#include "memory.h"
+
+namespace rnnfast {
+namespace {
+
+// Runs a kernel without the GIL, to its end: what it changes in place must not be left half done.
+void run(double flops, Index parts, const std::function<void(const Team&)>& kernel) {
+  const py::gil_scoped_release released;
+  run_parallel(team_size(flops, std::max(parts, Index(1))), kernel, [] { return false; });
+}
+
+// A pass over memory, element by element, as the floating point operations of a product that take about as long.
+constexpr double flops_per_element = 30;
+
+// ---- Linear --------------------------------------------------------------------------------------------------------
+
+// The last axis replaced by n.
+Shape with_last(const py::array& array, Index n) {
+  Shape shape = shape_of(array);
+  shape.back() = n;
+  return shape;
+}
+
+Index row_count(const py::array& array) {
+  Index rows = 1;
+  for (Index axis = 0; axis + 1 < array.ndim(); ++axis) rows *= array.shape(axis);
+  return rows;
+}
+
+template <class Real>
+struct LinearOperands {
+  LinearSize size;
+  Input<Real> x, weight;
+  std::optional<Input<Real>> bias;
+
+  const Real* b() const { return bias ? bias->view().data : nullptr; }
+  double flops() const { return 2.0 * double(size.N) * double(size.I) * double(size.O); }
+
+  void read_all(OverlapCheck& check) const {
+    check.read("x", std::optional(x));
+    check.read("weight", std::optional(weight));
+    check.read("bias", bias);
+  }
+};
+
+template <class Real>
+LinearOperands<Real> linear_operands(const py::object& x_object, const py::array& weight, const py::object& bias) {
+  const py::array x = as_array(x_object, "x");
+  if (weight.ndim() != 2) wrong_shape("weight", "(O, I)", weight);
+  const Index O = weight.shape(0), I = weight.shape(1);
+  if (x.ndim() < 1 || x.shape(x.ndim() - 1) != I) wrong_shape("x", "(..., " + std::to_string(I) + ")", x);
+  return {{row_count(x), I, O},
+          input<Real>("x", x, shape_of(x)),
+          contiguous_input<Real>("weight", weight, {O, I}),
+          optional_input<Real>("bias", bias, {O})};
+}
+
+template <class Real>
+py::object linear_of(const py::object& x, const py::array& weight, const py::object& bias, const py::object& out) {
+  const auto operands = linear_operands<Real>(x, weight, bias);
+  const LinearSize& size = operands.size;
+  std::optional<Output<Real>> y = output<Real>("out", out, with_last(operands.x.given, size.O));
+  if (!out.is_none()) {
+    OverlapCheck check;
+    operands.read_all(check);
+    check.written("out", y);
+    check.run();
+  }
+  const Buffer scratch(std::size_t(kernels<Real>().linear_scratch(size)) * sizeof(Real));
+  const LinearArgs<Real> args = {size,         operands.x.view(), operands.weight.view().data,
+                                 operands.b(), y->view(),         static_cast<Real*>(scratch.data())};
+  run(operands.flops(), size.N, [&](const Team& team) { kernels<Real>().linear(args, team); });
+  return finish(y);
+}
+
+template <class Real>
+py::tuple linear_backward_of(const py::object& x, const py::array& weight, const py::object& bias,
+                             const py::object& dy_object, bool need_dx, const py::object& grads) {
+  const auto operands = linear_operands<Real>(x, weight, bias);
+  const LinearSize& size = operands.size;
+  const std::optional dy = input<Real>("dy", dy_object, with_last(operands.x.given, size.O));
+  const auto given = tuple_of("grads", grads, 2, "(dweight, dbias)");
+  const auto gradient = [&](std::size_t i, const std::string& name, const Shape& shape) {
+    const py::object array = entry(given, i);
+    if (given && array.is_none()) throw py::type_error("grads: " + name + ": expected an array, got None");
+    return std::optional(output<Real>("grads: " + name, array, shape, true));
+  };
+  std::optional<Output<Real>> dx, dweight, dbias;
+  if (need_dx) dx = output<Real>("dx", py::none(), shape_of(operands.x.given));
+  dweight = gradient(0, "dweight", {size.O, size.I});
+  if (operands.bias)
+    dbias = gradient(1, "dbias", {size.O});
+  else if (!entry(given, 1).is_none())
+    throw py::type_error("grads: dbias: expected None, since there is no bias");
+  if (given) {
+    OverlapCheck check;
+    operands.read_all(check);
+    check.read("dy", dy);
+    check.written("grads: dweight", dweight);
+    check.written("grads: dbias", dbias);
+    check.run();
+  }
+  const Buffer scratch(std::size_t(kernels<Real>().linear_backward_scratch(size)) * sizeof(Real));
+  const LinearBackwardArgs<Real> args = {size,
+                                         operands.x.view(),
+                                         dy->view(),
+                                         operands.weight.view().data,
+                                         dx ? dx->view() : View<Real>{nullptr, 0},
+                                         dweight->view().data,
+                                         dbias ? dbias->view().data : nullptr,
+                                         given.has_value(),
+                                         static_cast<Real*>(scratch.data())};
+  const Index parts = size.I / 4 + 1;  // 4 columns make a unit block at least
+  run((need_dx ? 2 : 1) * operands.flops(), parts,
+      [&](const Team& team) { kernels<Real>().linear_backward(args, team); });
+  const py::object dx_result = finish(dx), dweight_result = finish(dweight), dbias_result = finish(dbias);
+  return py::make_tuple(dx_result, py::make_tuple(dweight_result, dbias_result));
+}
+
+// ---- The loss ------------------------------------------------------------------------------------------------------
+
+// Classes from 0 to V - 1, one for each row of logits; no_class where they are ignored.
+std::vector<Index> read_targets(const py::object& object, const Shape& shape, Index V,
+                                const std::optional<Index>& ignore_index) {
+  const py::array array = as_array(object, "targets");
+  if (array.dtype().kind() != 'i' && array.dtype().kind() != 'u')
+    throw py::type_error("targets: expected integers, got " + text(array.dtype()));
+  require_shape("targets", array, shape);
+  const auto classes = py::array_t<Index, py::array::c_style | py::array::forcecast>::ensure(array);
+  if (!classes) throw std::bad_alloc();
+  std::vector<Index> targets(classes.data(), classes.data() + classes.size());
+  for (Index& target : targets) {
+    if (target == ignore_index)
+      target = no_class;
+    else if (target < 0 || target >= V)
+      throw py::value_error("targets: expected classes from 0 to " + std::to_string(V - 1) + ", got " +
+                            std::to_string(target));
+  }
+  return targets;
+}
+
+template <class Real>
+py::tuple cross_entropy_of(const py::array& logits, const py::object& targets_object, bool mean,
+                           const std::optional<Index>& ignore_index) {
+  const Shape shape = shape_of(logits);
+  if (shape.empty() || shape.back() < 1) wrong_shape("logits", "(..., V)", logits);
+  const Index V = shape.back();
+  const std::vector<Index> targets = read_targets(targets_object, {shape.begin(), shape.end() - 1}, V, ignore_index);
+  const Input<Real> in = input<Real>("logits", logits, shape);
+  Output<Real> dlogits = output<Real>("dlogits", py::none(), shape);
+  const Index N = Index(targets.size());
+  std::vector<double> losses(targets.size());
+  double loss = 0;
+  const CrossEntropyArgs<Real> args = {
+      N, V, in.view(), targets.data(), mean, losses.data(), &loss, dlogits.view().data};
+  run(flops_per_element * double(in.given.size()), N,
+      [&](const Team& team) { kernels<Real>().cross_entropy(args, team); });
+  return py::make_tuple(loss, dlogits.given);
+}
+
+// ---- Optimizers ----------------------------------------------------------------------------------------------------
+
+template <class Real>
+bool is_flat(const py::array& array) {
+  return (array.flags() & py::array::c_style) && is_aligned<Real>(array);
+}
+
+// Arrays of any shape as their elements in C order; what is not contiguous is copied, and if written copied back.
+template <class Real>
+py::array elements(const std::string& name, const py::object& object) {
+  const py::array array = as_array(object, name);
+  require_dtype(name, array, py::dtype::of<Real>());
+  return is_flat<Real>(array) ? array : contiguous_copy<Real>(array);
+}
+
+template <class Real>
+Output<Real> changed_elements(const std::string& name, const py::object& object, const Shape& shape) {
+  Output<Real> out;
+  out.given = writable(name, object, py::dtype::of<Real>(), shape);
+  out.array = is_flat<Real>(out.given) ? out.given : contiguous_copy<Real>(out.given);
+  return out;
+}
+
+template <class Real>
+double sum_of_squares_of(const py::array& x) {
+  const py::array from = elements<Real>("x", x);
+  const Index n = from.size();
+  std::vector<double> sums(std::size_t(n / square_block + 1));
+  run(flops_per_element * double(n), Index(sums.size()), [&](const Team& team) {
+    kernels<Real>().sum_of_squares(static_cast<const Real*>(from.data()), n, sums.data(), team);
+  });
+  return sums[0];
+}
+
+template <class Real>
+struct StepArrays {
+  py::array g;
+  std::optional<Output<Real>> p, m, v;
+};
+
+template <class Real>
+StepArrays<Real> step_arrays(const py::array& p, const py::object& g, const py::object& m, const py::object& v) {
+  const auto changed = [&](const char* name, const py::object& object) {
+    return object.is_none() ? std::nullopt : std::optional(changed_elements<Real>(name, object, shape_of(p)));
+  };
+  StepArrays<Real> arrays = {elements<Real>("g", g), changed("p", p), changed("m", m), changed("v", v)};
+  require_shape("g", arrays.g, shape_of(p));
+  for (const auto& out : {arrays.p, arrays.m, arrays.v})
+    if (out && share_memory(arrays.g, out->given)) arrays.g = arrays.g.attr("copy")();
+  return arrays;
+}
+
+// step(args, team) is a kernel's.
+template <class Real, class Step>
+void change(StepArrays<Real>& arrays, Step&& step) {
+  const auto data = [](std::optional<Output<Real>>& out) { return out ? out->view().data : nullptr; };
+  const Index n = arrays.g.size();
+  const OptimizerArgs<Real> args = {n, data(arrays.p), static_cast<const Real*>(arrays.g.data()), data(arrays.m),
+                                    data(arrays.v)};
+  run(flops_per_element * double(n), n, [&](const Team& team) { step(args, team); });
+  for (const auto& out : {arrays.p, arrays.m, arrays.v}) finish(out);
+}
+
+template <class Real>
+void sgd_of(const py::array& p, const py::object& g, const py::object& v, const SgdOptions& options) {
+  auto arrays = step_arrays<Real>(p, g, py::none(), v);
+  change(arrays, [&](const auto& args, const Team& team) { kernels<Real>().sgd(args, options, team); });
+}
+
+template <class Real>
+void adam_of(const py::array& p, const py::object& g, const py::object& m, const py::object& v,
+             const AdamOptions& options) {
+  auto arrays = step_arrays<Real>(p, g, m, v);
+  change(arrays, [&](const auto& args, const Team& team) { kernels<Real>().adam(args, options, team); });
+}
+
+}  // namespace
+
+void bind_training(py::module_& m) {
+  using namespace py::literals;
+  m.def(
+      "linear",
+      [](const py::object& x, const py::object& weight_object, const py::object& bias, const py::object& out) {
+        const py::array weight = as_array(weight_object, "weight");
+        return is_double("weight", weight) ? linear_of<double>(x, weight, bias, out)
+                                           : linear_of<float>(x, weight, bias, out);
+      },
+      "x"_a, "weight"_a, "bias"_a = py::none(), "out"_a = py::none());
+  m.def(
+      "linear_backward",
+      [](const py::object& x, const py::object& weight_object, const py::object& bias, const py::object& dy,
+         bool need_dx, const py::object& grads) {
+        const py::array weight = as_array(weight_object, "weight");
+        return is_double("weight", weight) ? linear_backward_of<double>(x, weight, bias, dy, need_dx, grads)
+                                           : linear_backward_of<float>(x, weight, bias, dy, need_dx, grads);
+      },
+      "x"_a, "weight"_a, "bias"_a, "dy"_a, "need_dx"_a = true, "grads"_a = py::none());
+  m.def(
+      "softmax_cross_entropy",
+      [](const py::object& object, const py::object& targets, bool mean, const std::optional<Index>& ignore_index) {
+        const py::array logits = as_array(object, "logits");
+        return is_double("logits", logits) ? cross_entropy_of<double>(logits, targets, mean, ignore_index)
+                                           : cross_entropy_of<float>(logits, targets, mean, ignore_index);
+      },
+      "logits"_a, "targets"_a, "mean"_a, "ignore_index"_a = py::none());
+  m.def(
+      "sum_of_squares",
+      [](const py::object& object) {
+        const py::array x = as_array(object, "x");
+        return is_double("x", x) ? sum_of_squares_of<double>(x) : sum_of_squares_of<float>(x);
+      },
+      "x"_a);
+  m.def(
+      "sgd_step",
+      [](const py::object& object, const py::object& g, const py::object& v, double lr, double momentum) {
+        const py::array p = as_array(object, "p");
+        const SgdOptions options = {lr, momentum};
+        return is_double("p", p) ? sgd_of<double>(p, g, v, options) : sgd_of<float>(p, g, v, options);
+      },
+      "p"_a, "g"_a, "v"_a, "lr"_a, "momentum"_a);
+  m.def(
+      "adam_step",
+      [](const py::object& object, const py::object& g, const py::object& moment1, const py::object& moment2, double lr,
+         double b1, double b2, double eps) {
+        const py::array p = as_array(object, "p");
+        const AdamOptions options = {lr, b1, b2, eps};
+        return is_double("p", p) ? adam_of<double>(p, g, moment1, moment2, options)
+                                 : adam_of<float>(p, g, moment1, moment2, options);
+      },
+      "p"_a, "g"_a, "m"_a, "v"_a, "lr"_a, "b1"_a, "b2"_a, "eps"_a);
+}
+
+}  // namespace rnnfast
