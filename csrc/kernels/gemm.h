@@ -162,16 +162,21 @@ RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operan
     const Real* w = o.panel + block * o.panel_block;
     for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
       if constexpr (prefetch) __builtin_prefetch(ahead.data, 0, 2), ahead.data += ahead.k;
+      // The shorter side is held in registers, the longer one passes by.
+      constexpr int N = NB * gates, outer = M > N ? M : N, inner = M > N ? N : M;
+      const auto row = [&](int m) { return S::broadcast(a[m * o.a_row]); };
+      const auto vector = [&](int n) { return S::load(w + n / gates * o.panel_unit + n % gates * S::lanes); };
+      V held[inner];
 #pragma GCC unroll 8
-      for (int unit = 0; unit < NB; ++unit) {
-#pragma GCC unroll 4
-        for (int gate = 0; gate < gates; ++gate) {
-          const V v = S::load(w + unit * o.panel_unit + gate * S::lanes);
+      for (int i = 0; i < inner; ++i) held[i] = M > N ? vector(i) : row(i);
 #pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) {
-            V& sum = acc[m][unit * slots + shift + gate];
-            sum = fma(S::broadcast(a[m * o.a_row]), v, sum);
-          }
+      for (int i = 0; i < outer; ++i) {
+        const V passing = M > N ? row(i) : vector(i);
+#pragma GCC unroll 8
+        for (int j = 0; j < inner; ++j) {
+          const int m = M > N ? i : j, n = M > N ? j : i;
+          V& sum = acc[m][n / gates * slots + shift + n % gates];
+          sum = fma(passing, held[j], sum);
         }
       }
     }
