@@ -167,12 +167,12 @@ RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operan
       const auto row = [&](int m) { return S::broadcast(a[m * o.a_row]); };
       const auto vector = [&](int n) { return S::load(w + n / gates * o.panel_unit + n % gates * S::lanes); };
       V held[inner];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int i = 0; i < inner; ++i) held[i] = M > N ? vector(i) : row(i);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int i = 0; i < outer; ++i) {
         const V passing = M > N ? row(i) : vector(i);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int j = 0; j < inner; ++j) {
           const int m = M > N ? i : j, n = M > N ? j : i;
           V& sum = acc[m][n / gates * slots + shift + n % gates];
@@ -191,9 +191,9 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   // Only rows of single vectors end in the caller's memory; those of several slots are padded to full width.
   constexpr bool ragged = slots == 1 && NB == 1;
   const Real* init = t.init + row * t.init_row;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       const Real* from = init + m * t.init_row + n / slots * t.init_unit + n % slots * S::lanes;
       acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
@@ -208,9 +208,9 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
     accumulate<S, M, NB, slots, gates, 0, false>(acc, from_row(t.second, row), ahead);
   }
   Real* out = t.out + row * t.out_row;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       Real* to = out + m * t.out_row + n / slots * t.out_unit + n % slots * S::lanes;
       if (t.add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, t.valid) : S::load(to));
@@ -224,10 +224,11 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
 
 // Rows of one tile by its vectors N. With 32 registers 6 x 4 and 8 x 3 accumulators leave 8 for the panel and the
 // broadcasts and hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and 4 x 4
-// would spill.
-// More than 4 vectors serve a single row only, to have 8 chains in flight.
+// would spill. A single vector needs as many rows to hide it. More than 4 vectors serve a single row only, to have 8
+// chains in flight.
 constexpr int most_rows(int N) {
   if (N > 4) return 1;
+  if (N == 1) return 12;
   if (vector_registers == 32) return N == 3 ? 8 : 6;
   return N == 4 ? 3 : 4;
 }
