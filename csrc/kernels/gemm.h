@@ -114,7 +114,6 @@ struct Tile {
   Operand<Real> first, second;
   const Real* init;  // strides of rows and of unit blocks; 0 repeats a row; null: zeros
   Index init_row, init_unit;
-  const Index* init_rows;  // which row of init each row starts from; null: its own
   Real* out;
   Index out_row, out_unit;
   int valid;  // lanes of the last unit block that exist in memory
@@ -186,12 +185,12 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   V acc[M][NB * slots];
   // Only rows of single vectors end in the caller's memory; those of several slots are padded to full width.
   constexpr bool ragged = slots == 1 && NB == 1;
+  const Real* init = t.init + row * t.init_row;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    const Real* init = t.init + (t.init_rows ? t.init_rows[row + m] : row + m) * t.init_row;
 #pragma GCC unroll 8
     for (int n = 0; n < NB * slots; ++n) {
-      const Real* from = init + n / slots * t.init_unit + n % slots * S::lanes;
+      const Real* from = init + m * t.init_row + n / slots * t.init_unit + n % slots * S::lanes;
       acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
     }
   }
@@ -279,7 +278,6 @@ RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilo
     part.first = step < first ? chain_of(t.first, step, first) : Operand<typename S::Real>{};
     part.second = step >= start ? chain_of(t.second, step - start, second) : Operand<typename S::Real>{};
     part.add = step > 0 && step != start;
-    if (step > 0) part.init_rows = nullptr;
     if (part.add)
       part.init = nullptr, part.init_row = 0, part.init_unit = 0;
     else if (step > 0)

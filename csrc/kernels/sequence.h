@@ -70,7 +70,7 @@ struct ForwardStep {
   Index gate_row;
   View<const Real> x, h_before, c_before;
   View<Real> h, c, reset_h;
-  const Index* tokens;  // the rows of the table that the gates start from; null: they start from what is there
+  const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
   Index rows;
   bool store_gates;   // the activated slots are read again
   bool shared_gates;  // all unit blocks use the memory of the first: it stays in the first cache level
@@ -116,6 +116,18 @@ RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index
   }
 }
 
+// The rows of the table that a step's tokens name, one unit block of them and the slots of one phase.
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, Index unit, Real* gates) {
+  constexpr Phase part = Cell::phases[phase];
+  for (Index row = 0; row < s.rows; ++row, gates += Cell::slots * S::lanes) {
+    const Real* from = gates_at<S, Cell::slots>(table, unit, s.tokens[row]);
+#pragma GCC unroll 4
+    for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+      S::store(gates + slot * S::lanes, S::load(from + slot * S::lanes));
+  }
+}
+
 enum class Products { input, recurrent, both };
 
 // gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
@@ -136,11 +148,6 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
     t.far = is_far(scratch.w_hh, s.rows);
     if constexpr (products == Products::recurrent) {
       t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
-      if (s.tokens) {
-        t.init = gates_at<S, Cell::slots>(scratch.table, range.unit, 0) + part.slot * S::lanes;
-        t.init_unit = scratch.table.rows * Cell::slots * S::lanes;
-        t.init_rows = s.tokens;
-      }
     } else {
       t.init = scratch.bias + range.unit * Cell::slots + part.slot * S::lanes;
       t.init_unit = Cell::slots * S::lanes;
@@ -151,6 +158,9 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
       const Index H = scratch.w_hh.K;
       t.second = {h.data, h.stride, 1, 0, panel(scratch.w_hh, range.unit) + offset, H * width, width, 0, H, 1};
     }
+    if (products == Products::recurrent && s.tokens)
+      for (Index block = 0; block < range.blocks; ++block)
+        copy_tokens<Cell, phase, S>(s, scratch.table, range.unit + block * S::lanes, gates + block * t.out_unit);
     tile_rows<S, NB, slots, part.gates>(t, s.rows, [&](Index row, Index M) {
       if constexpr (products != Products::input)
         for (Index block = 0; block < range.blocks; ++block) {
@@ -482,6 +492,14 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   });
 }
 
+template <class Cell, class Real>
+void multiply_input(const Product<Real>& dx, const typename BackwardScratch<Real>::Direction& scratch) {
+  if (scratch.thin_w_ih.K)
+    multiply_thin<Cell>(dx, scratch.thin_w_ih);
+  else
+    multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, scratch.w_ih);
+}
+
 // The gradients that follow from a table at the end of time: those of an embedding and of w_ih as from the dgates of a
 // chunk where x is dense, or columns of dw_ih.
 template <class Cell, class Real>
@@ -496,7 +514,7 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
           regroup<Cell>(at(args.x, args.tokens.token[row]), RowRange{row, 1}, scratch.x);
         if (!args.dx.data) continue;
         const Product<Real> dx = {scratch.table, range.first, {}, at(scratch.dx, range.first), range.count};
-        multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, scratch.w_ih);
+        multiply_input<Cell>(dx, scratch);
       }
     });
   if (!team.barrier(team)) return false;
@@ -594,10 +612,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       const Index rows = chunk[d].steps * p.B, first = share(rows, team.rank, team.size);
       const Product<Real> dx = {direction.dgates, first, View<const Real>{}, at(direction.dx, chunk[d].t * p.B + first),
                                 share(rows, team.rank + 1, team.size) - first};
-      if (is_thin(p.I))
-        multiply_thin<Cell>(dx, direction.thin_w_ih);
-      else
-        multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, direction.w_ih);
+      multiply_input<Cell>(dx, direction);
     }
     for_my_blocks(units, p.D, team, [&](int d, Span span) {
       const auto& direction = scratch.directions[d];
