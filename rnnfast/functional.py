@@ -50,7 +50,8 @@ are used without a copy. Besides NumPy's, any object with the buffer protocol, `
 it writes anything, and raises
 
 - TypeError for what is not an array or has another dtype,
-- ValueError for another shape, a token outside 0 to V - 1, a read-only `out` or `grads`, and one that overlaps another array of the call,
+- ValueError for another shape, a token that is not in 0..V-1, a read-only `out` or `grads`, and one that overlaps
+  another array of the call,
 
 with a message that names the argument, what was expected and what came.
 

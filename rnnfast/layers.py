@@ -154,9 +154,9 @@ class _Recurrent(Module):
         dstate0 : ndarray or pair of ndarrays like state
             The gradient of the initial state, dh0 or (dh0, dc0).
         grads : dict of ndarrays
-            The gradients of the parameters, by the keys of `state_dict()`; `grads` itself if it was given. If
-            `forward` had an embedding, its gradient is ``grads["embedding"]``. That of a learned initial state is the sum of dstate0 over B, and zero if `forward` was given
-            another state.
+            The gradients of the parameters, by the keys of `state_dict()`; `grads` itself if it was given. With
+            an embedding, ``grads["embedding"]`` [V,I] is its gradient. That of a learned initial state is the sum
+            of dstate0 over B, and zero if `forward` was given another state.
 
         Raises
         ------
