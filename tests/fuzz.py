@@ -305,7 +305,7 @@ def tokens(rng: Rng) -> Attempt:
     if rng.random() < 0.5:
         slots |= parameter_slots([tuple(np.zeros_like(w) for w in ws) for ws in p.parameters], "g")
     need_dx = rng.random() < 0.8
-    x = p.x.astype(choose(rng, ("i1", "u1", "i4", ">i8", "u8")))
+    x = p.x.astype(choose(rng, ("i1", "u1", "i4", "i8", "u8")))
     bad = ""
     if x.size and rng.random() < 0.2:
         n = I if V is None else V
