@@ -214,8 +214,10 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       const Index row = t * p.B + item.first;
       s.gates = gates;
       s.gate_row = gate_row + (t - t_first) * gate_step;
-      s.x = at(args.x, row);
-      if (p.input != InputKind::dense) s.tokens = args.tokens.number + row;
+      if (p.input == InputKind::dense)
+        s.x = at(args.x, row);
+      else
+        s.tokens = args.tokens.number + row;
       s.h_before = before(order, t, item.first, h0, read_only(direction.y));
       s.h = at(direction.y, row);
       if (Cell::has_c) {
@@ -345,8 +347,8 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       panels.data = take(arena, size(panels));
       return panels;
     };
-    const auto columns = [&](Index K, Index rows) {
-      return Columns<Real>{take(arena, columns_size<Cell>(K + 1, rows)), K + 1, rows};
+    const auto columns = [&](Index K, Index count) {
+      return Columns<Real>{take(arena, columns_size<Cell>(K + 1, count)), K + 1, count};
     };
     direction.dw_ih = gradient(I);
     direction.dw_hh = gradient(p.H);
