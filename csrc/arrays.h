@@ -230,6 +230,7 @@ class OverlapCheck {
   void read(const std::string& name, const std::optional<Input<Real>>& in) {
     if (in) arrays_.push_back({name, in->given, false});
   }
+  void read(const std::string& name, const py::array& array) { arrays_.push_back({name, array, false}); }
   template <class Real>
   void written(const std::string& name, const std::optional<Output<Real>>& out) {
     if (out) arrays_.push_back({name, out->given, true});

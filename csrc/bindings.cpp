@@ -12,6 +12,7 @@
 #include "calls.h"
 #include "dispatch.h"
 #include "memory.h"
+#include "tokens.h"
 
 namespace rnnfast {
 
@@ -99,9 +100,23 @@ Shape parameter_shape(const Problem& p, Index G, std::size_t i) {
 constexpr double most_elements = double(std::int64_t{1} << 58);
 static_assert(sizeof(Index) == 8);
 
+// x [T,B,I], or tokens [T,B] and maybe their embedding [V,I].
+struct InputArrays {
+  py::array x;
+  std::optional<py::array> embedding;
+};
+
+InputKind kind_of(const InputArrays& in) {
+  if (!in.embedding) return is_integer(in.x) && in.x.ndim() == 2 ? InputKind::one_hot : InputKind::dense;
+  if (!is_integer(in.x)) throw py::type_error("x: expected integers as tokens, got " + text(in.x.dtype()));
+  return InputKind::embedded;
+}
+
 // The sizes of a call, from the shapes of x and of the first direction's weights.
-Problem read_problem(const CellInfo& info, const py::array& x, const ParameterArrays& arrays) {
+Problem read_problem(const CellInfo& info, const InputArrays& in, const ParameterArrays& arrays) {
+  const py::array& x = in.x;
   Problem p = {};
+  p.input = kind_of(in);
   p.cell = info.cell;
   p.D = Index(arrays.size() / 4);
   const py::array w_ih = arrays[0], w_hh = arrays[1];
@@ -110,8 +125,11 @@ Problem read_problem(const CellInfo& info, const py::array& x, const ParameterAr
   p.H = w_hh.shape(1);
   if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(info.G * p.H) + ", I)", w_ih);
   p.I = w_ih.shape(1);
-  if (x.ndim() != 3 || x.shape(2) != p.I || x.shape(0) < 1)
-    wrong_shape("x", "(T, B, " + std::to_string(p.I) + ") with T >= 1", x);
+  const bool dense = p.input == InputKind::dense;
+  if (!(dense ? x.ndim() == 3 && x.shape(2) == p.I : x.ndim() == 2) || x.shape(0) < 1)
+    wrong_shape("x", "(T, B" + (dense ? ", " + std::to_string(p.I) : "") + ") with T >= 1", x);
+  if (in.embedding && in.embedding->ndim() != 2)
+    wrong_shape("embedding", "(V, " + std::to_string(p.I) + ")", *in.embedding);
   p.T = x.shape(0);
   p.B = x.shape(1);
   if (double(p.T) * double(p.B) * double(p.D) * (double(p.I) + 8.0 * double(p.H) + 64.0) > most_elements)
@@ -134,13 +152,14 @@ LayerParameters<Real> check_parameters(const CellInfo& info, const Problem& p, c
 template <class Real>
 struct Saved {
   LayerParameters<Real> parameters;
-  std::optional<Input<Real>> x, h0, c0;
+  std::optional<Input<Real>> x, embedding, h0, c0;
   py::array y;  // contiguous
 };
 
 template <class Real>
 void read_all(OverlapCheck& check, const Saved<Real>& saved) {
   check.read("x", saved.x);
+  check.read("embedding", saved.embedding);
   check.read("h0", saved.h0);
   check.read("c0", saved.c0);
   for (std::size_t i = 0; i < saved.parameters.size(); ++i) check.read(parameter_names[i % 4], saved.parameters[i]);
@@ -151,6 +170,7 @@ struct TapeObject {
   const CellInfo* info;
   Problem problem;
   std::variant<Saved<float>, Saved<double>> saved;
+  TokenArrays tokens;
   Buffer gates, c, reset_h;
 };
 
@@ -165,7 +185,9 @@ Tape<Real> tape_of(const TapeObject& tape, const TapeSize& size, Index d) {
 // ---- Calling the kernels -------------------------------------------------------------------------------------------
 
 double flops(const Problem& p, Index G) {
-  return 2.0 * double(p.T) * double(p.B) * double(p.D) * double(G) * double(p.H) * double(p.I + p.H);
+  const Index inputs = p.input == InputKind::dense ? p.T * p.B : p.input == InputKind::embedded ? p.U : 0;
+  return 2.0 * double(p.D) * double(G) * double(p.H) *
+         (double(inputs) * double(p.I) + double(p.T) * double(p.B) * double(p.H));
 }
 
 bool on_main_thread() {
@@ -232,17 +254,32 @@ void refuse_c(const CellInfo& info, const std::string& name, const py::object& o
     throw py::value_error(name + ": expected None, since " + std::string(info.name) + " has no cell state");
 }
 
+// The rows that x is or picks; null where tokens are one-hot.
 template <class Real>
-py::tuple forward_of(const CellInfo& info, const py::array& x, const ParameterArrays& parameters, const py::object& h0,
-                     const py::object& c0, const py::object& out, bool training) {
-  const Problem p = read_problem(info, x, parameters);
+View<const Real> rows_of(const Saved<Real>& saved) {
+  const auto& rows = saved.embedding ? saved.embedding : saved.x;
+  return rows ? rows->view() : View<const Real>{nullptr, 0};
+}
+
+template <class Real>
+py::tuple forward_of(const CellInfo& info, const InputArrays& in, const ParameterArrays& parameters,
+                     const py::object& h0, const py::object& c0, const py::object& out, bool training) {
+  Problem p = read_problem(info, in, parameters);
   const Shape state_shape = {p.D, p.B, p.H}, y_shape = {p.T, p.B, p.D * p.H};
   refuse_c(info, "c0", c0);
   Saved<Real> saved = {check_parameters<Real>(info, p, parameters),
-                       input<Real>("x", x, {p.T, p.B, p.I}),
+                       std::nullopt,
+                       std::nullopt,
                        optional_input<Real>("h0", h0, state_shape),
                        optional_input<Real>("c0", c0, state_shape),
                        {}};
+  TokenArrays tokens;
+  if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
+  if (p.input == InputKind::dense)
+    saved.x = input<Real>("x", in.x, {p.T, p.B, p.I});
+  else
+    tokens = read_tokens(in.x, in.embedding ? in.embedding->shape(0) : p.I);
+  p.U = Index(tokens.token.size());
 
   const auto outs = tuple_of("out", out, 3, "(y, h, c)");
   refuse_c(info, "out[2]", entry(outs, 2));
@@ -253,6 +290,7 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const ParameterAr
   if (outs) {
     OverlapCheck check;
     read_all(check, saved);
+    if (p.input != InputKind::dense) check.read("x", in.x);
     check.written("out[0]", y);
     check.written("out[1]", h);
     check.written("out[2]", c);
@@ -260,7 +298,7 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const ParameterAr
   }
   saved.y = y->array;
 
-  auto tape = std::make_unique<TapeObject>(TapeObject{&info, p, Saved<Real>{}, {}, {}, {}});
+  auto tape = std::make_unique<TapeObject>(TapeObject{&info, p, Saved<Real>{}, {}, {}, {}, {}});
   if (p.B > 0) {
     const auto bytes = [](Index elements) { return std::size_t(elements) * sizeof(Real); };
     const TapeSize size = training ? kernels<Real>().tape_size(p) : TapeSize{0, 0, 0};
@@ -269,7 +307,7 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const ParameterAr
     if (size.reset_h) tape->reset_h = Buffer(bytes(size.reset_h * p.D));
     const Buffer scratch(bytes(kernels<Real>().forward_scratch(p)));
 
-    ForwardArgs<Real> args = {p, saved.x->view(), {}, static_cast<Real*>(scratch.data())};
+    ForwardArgs<Real> args = {p, rows_of(saved), {}, static_cast<Real*>(scratch.data()), view(tokens, TokenLinks{})};
     for (Index d = 0; d < p.D; ++d) {
       args.directions[d] = {
           parameters_of(saved.parameters, d),    direction_of(saved.h0, p, d), direction_of(saved.c0, p, d),
@@ -282,6 +320,7 @@ py::tuple forward_of(const CellInfo& info, const py::array& x, const ParameterAr
   const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
   if (!training) return py::make_tuple(y_result, h_result, c_result);
   tape->saved = std::move(saved);
+  tape->tokens = std::move(tokens);
   return py::make_tuple(y_result, h_result, c_result, py::cast(std::move(tape)));
 }
 
@@ -300,9 +339,11 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
 
   const auto outs = tuple_of("out", out, 3, "(dx, dh0, dc0)");
   refuse_c(info, "out[2]", entry(outs, 2));
+  need_dx = need_dx && p.input != InputKind::one_hot;
   if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
   std::optional<Output<Real>> dx, dh0, dc0;
-  if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), {p.T, p.B, p.I});
+  const Shape dx_shape = saved.embedding ? shape_of(saved.embedding->array) : Shape{p.T, p.B, p.I};
+  if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
   dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
   if (info.has_c) dc0 = output<Real>("out[2]", entry(outs, 2), state_shape);
 
@@ -346,12 +387,22 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
   };
   start(dh0, dh_in);
   start(dc0, dc_in);
+  // The kernels write what belongs to tokens that occur.
+  if (saved.embedding) start(dx, std::nullopt);
+  for (std::size_t d = 0; d < std::size_t(p.D) && p.input == InputKind::one_hot && !given; ++d)
+    start(gradients[4 * d], std::nullopt);
 
   if (p.B > 0) {
     const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G), p.D * std::max(p.B, p.H / 4 + 1));
     const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx)) * sizeof(Real));
-    BackwardArgs<Real> args = {p,  saved.x->view(),   dx ? dx->view() : View<Real>{nullptr, 0},
-                               {}, given.has_value(), static_cast<Real*>(scratch.data())};
+    const TokenLinks links = link(tape.tokens);
+    BackwardArgs<Real> args = {p,
+                               rows_of(saved),
+                               dx ? dx->view() : View<Real>{nullptr, 0},
+                               {},
+                               given.has_value(),
+                               static_cast<Real*>(scratch.data()),
+                               view(tape.tokens, links)};
     const TapeSize size = kernels<Real>().tape_size(p);
     for (Index d = 0; d < p.D; ++d) {
       const auto gradient = [&](int i) {
@@ -388,13 +439,14 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
 
 // ---- The module ----------------------------------------------------------------------------------------------------
 
-py::tuple forward_any(const py::object& cell, const py::object& x_object, const py::object& parameters,
-                      const py::object& h0, const py::object& c0, const py::object& out, bool training) {
+py::tuple forward_any(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
+                      const py::object& c0, const py::object& out, const py::object& embedding, bool training) {
   const CellInfo& info = cell_named(cell);
-  const py::array x = as_array(x_object, "x");
+  InputArrays in = {as_array(x, "x"), std::nullopt};
+  if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   const ParameterArrays arrays = read_parameters(parameters);
-  return is_double("w_ih", arrays[0]) ? forward_of<double>(info, x, arrays, h0, c0, out, training)
-                                      : forward_of<float>(info, x, arrays, h0, c0, out, training);
+  return is_double("w_ih", arrays[0]) ? forward_of<double>(info, in, arrays, h0, c0, out, training)
+                                      : forward_of<float>(info, in, arrays, h0, c0, out, training);
 }
 
 template <class Real>
@@ -488,13 +540,17 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "inference",
       [](const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
-         const py::object& c0, const py::object& out) { return forward_any(cell, x, parameters, h0, c0, out, false); },
-      "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(), "out"_a = py::none());
+         const py::object& c0, const py::object& out,
+         const py::object& embedding) { return forward_any(cell, x, parameters, h0, c0, out, embedding, false); },
+      "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(), "out"_a = py::none(),
+      "embedding"_a = py::none());
   m.def(
       "forward",
       [](const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
-         const py::object& c0, const py::object& out) { return forward_any(cell, x, parameters, h0, c0, out, true); },
-      "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(), "out"_a = py::none());
+         const py::object& c0, const py::object& out,
+         const py::object& embedding) { return forward_any(cell, x, parameters, h0, c0, out, embedding, true); },
+      "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(), "out"_a = py::none(),
+      "embedding"_a = py::none());
   m.def(
       "backward",
       [](const py::object& object, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,

@@ -1,6 +1,6 @@
 // The vocabulary of the library: one letter, one meaning, everywhere.
 //
-//   T time steps   B batch   I input size   H hidden size   G gates   D directions
+//   T time steps   B batch   I input size   H hidden size   G gates   D directions   V vocabulary size
 //
 // Everything here is a plain aggregate without member functions, because this header is compiled once per
 // instruction set and must not leave a function behind that the linker could share between them.
@@ -17,9 +17,22 @@ enum class Cell { lstm, gru, gru_reset_before, rnn_tanh, rnn_relu };
 
 enum class Activation { sigmoid, tanh };
 
+// What x is: rows of numbers, or tokens. One-hot tokens stand for rows of I = V numbers, one of which is 1; embedded
+// ones for rows of an embedding [V,I].
+enum class InputKind { dense, one_hot, embedded };
+
 struct Problem {
   Index T, B, I, H, D;
   Cell cell;
+  InputKind input;
+  Index U;  // different tokens that occur
+};
+
+// The tokens of a call, numbered by those that occur; absent where x is dense.
+struct Tokens {
+  const Index* number;           // of row (t, b), less than U; [T·B]
+  const Index* token;            // of a number, in ascending order; [U]
+  const Index *earlier, *later;  // the nearest row with the same token, else -1 and T·B; [T·B], for backward only
 };
 
 // A matrix with contiguous rows, `stride` elements apart. [T,B,*] arrays are seen as T·B rows.
@@ -55,9 +68,10 @@ struct ForwardDirection {
 template <class Real>
 struct ForwardArgs {
   Problem problem;
-  View<const Real> x;  // [T·B,I]
+  View<const Real> x;  // [T·B,I]; of tokens the embedding [V,I], or null
   ForwardDirection<Real> directions[2];
   Real* scratch;
+  Tokens tokens = {};
 };
 
 template <class Real>
@@ -73,11 +87,12 @@ struct BackwardDirection {
 template <class Real>
 struct BackwardArgs {
   Problem problem;
-  View<const Real> x;  // [T·B,I]
-  View<Real> dx;       // [T·B,I]; null: not computed
+  View<const Real> x;  // [T·B,I]; of tokens the embedding [V,I], or null
+  View<Real> dx;       // like x; null: not computed. Rows of tokens that do not occur are left as they are
   BackwardDirection<Real> directions[2];
   bool accumulate;  // add to the gradients instead of overwriting them
   Real* scratch;
+  Tokens tokens = {};
 };
 
 // y = x w^T + b, of N rows from I inputs to O outputs.

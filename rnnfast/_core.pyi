@@ -27,6 +27,7 @@ def inference(
     h0: object | None = None,
     c0: object | None = None,
     out: Sequence[object] | None = None,
+    embedding: object | None = None,
 ) -> tuple[_Array, _Array, _Array | None]: ...
 def forward(
     cell: str,
@@ -35,6 +36,7 @@ def forward(
     h0: object | None = None,
     c0: object | None = None,
     out: Sequence[object] | None = None,
+    embedding: object | None = None,
 ) -> tuple[_Array, _Array, _Array | None, Tape]: ...
 def backward(
     tape: Tape,

@@ -113,24 +113,29 @@ class Module:
         description = json.dumps({"class": type(self).__name__, "arguments": self._arguments()})
         save_file(self.parameters, path, {"rnnfast": description})
 
-    def _check_keys(self, given: object, name: str) -> None:
+    def _check_keys(self, given: object, name: str, **others: Array) -> None:
+        keys = " and ".join(("the keys of state_dict()", *map(repr, others)))
         if not isinstance(given, Mapping):
-            msg = f"{name}: expected a mapping with the keys of state_dict(), got {type(given).__name__}"
+            msg = f"{name}: expected a mapping with {keys}, got {type(given).__name__}"
             raise TypeError(msg)
-        missing, unknown = self.parameters.keys() - given.keys(), given.keys() - self.parameters.keys()
+        expected = self.parameters.keys() | others.keys()
+        missing, unknown = expected - given.keys(), given.keys() - expected
         if missing or unknown:
-            msg = f"{name}: expected the keys of state_dict(), got {[*unknown]} and not {[*missing]}"
+            msg = f"{name}: expected {keys}, got {[*unknown]} and not {[*missing]}"
             raise ValueError(msg)
 
-    def _check_grads(self, grads: dict[str, Array] | None, *read: Any) -> None:
-        """Check what a backward is to add into, and against what it reads, before anything is added."""
+    def _check_grads(self, grads: dict[str, Array] | None, *read: Any, **others: Array) -> None:
+        """Check what a backward is to add into, and against what it reads, before anything is added.
+
+        `others` are what `grads` has an entry for beside the parameters.
+        """
         if grads is None:
             return
-        self._check_keys(grads, "grads")
-        for name, parameter in self.parameters.items():
+        self._check_keys(grads, "grads", **others)
+        for name, parameter in {**self.parameters, **others}.items():
             checked_target(grads[name], f"grads[{name!r}]", parameter.shape, parameter.dtype)
-        others = [*self.parameters.values(), *_arrays(read)]
-        pairs = (*combinations(grads.values(), 2), *product(grads.values(), others))
+        sources = [*self.parameters.values(), *_arrays(read)]
+        pairs = (*combinations(grads.values(), 2), *product(grads.values(), sources))
         if any(np.may_share_memory(a, b) for a, b in pairs):
             msg = "grads: expected arrays of their own, got some that overlap each other or what backward reads"
             raise ValueError(msg)
@@ -155,6 +160,7 @@ class Tape:
     kept: tuple[Any, ...] = ()  # the kernels' tape of each layer
     masks: tuple[Array, ...] = ()  # the factors of dropout after each layer but the last, [T,B,D·H]
     learned: bool = False  # the sequence started from initial_h, initial_c
+    embedding: Array | None = None  # what the tokens x select rows of
 
 
 def _arrays(values: Iterable[Any]) -> Iterator[Array]:

@@ -39,13 +39,19 @@ with the gates' blocks of H rows in the order in which the equations name them. 
 
 A state is ``(h, c)`` for the LSTM and ``h`` for the others, [D,B,H] each.
 
-All arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones
+In place of x, tokens [T,B] of any integer dtype select the rows of an embedding [V,I]; without one they are
+one-hot, and I = V. Nothing is multiplied by zeros, nor is one token's row multiplied twice: ``W_ih x + b_ih`` is
+formed once for each token that occurs, and the gradients of the gates are summed by token before they meet w_ih.
+Results differ from those of the rows themselves by rounding.
+
+All other arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones
 are used without a copy. Besides NumPy's, any object with the buffer protocol, ``__array_interface__``,
 ``__array__`` or DLPack on the CPU is an array; a list is not. Every function checks all its arguments before
 it writes anything, and raises
 
 - TypeError for what is not an array or has another dtype,
-- ValueError for another shape, a read-only `out` or `grads`, and one that overlaps another array of the call,
+- ValueError for another shape, a token that is not in 0..V-1, a read-only `out` or `grads`, and one that overlaps
+  another array of the call,
 
 with a message that names the argument, what was expected and what came.
 
@@ -100,6 +106,7 @@ def inference(
     parameters: Parameters,
     state: object | None = None,
     *,
+    embedding: object | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State]:
     """Run one layer over whole sequences and keep nothing.
@@ -108,12 +115,14 @@ def inference(
     ----------
     cell : {"lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"}
         The equations; see `rnnfast.functional`.
-    x : array [T,B,I]
-        The input; T is at least 1, B may be 0.
+    x : array [T,B,I], or of integers [T,B]
+        The input, or its tokens; T is at least 1, B may be 0.
     parameters : sequence of D tuples
         w_ih, w_hh, b_ih, b_hh of each direction.
     state : array [D,B,H] or pair of such, optional
         The initial state, h or (h, c); zero where it or a part of it is None.
+    embedding : array [V,I], optional
+        What the tokens x select rows of. By default they are one-hot.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -140,7 +149,7 @@ def inference(
     array([1., 2., 3.])
     """
     h0, c0 = split_state(cell, state, "state")
-    y, h, c = _core.inference(cell, x, parameters, h0, c0, _split_out(cell, out, "(y, state)"))
+    y, h, c = _core.inference(cell, x, parameters, h0, c0, _split_out(cell, out, "(y, state)"), embedding)
     return y, _join(h, c)
 
 
@@ -150,6 +159,7 @@ def forward(
     parameters: Parameters,
     state: object | None = None,
     *,
+    embedding: object | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State, _core.Tape]:
     """Run one layer over whole sequences and keep what `backward` needs.
@@ -161,8 +171,8 @@ def forward(
     y, state
         As from `inference`, with the same bits.
     tape : Tape
-        For `backward`. It refers to x, y, the state and the parameters and does not copy them: they must not
-        change before the last backward.
+        For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy them:
+        they must not change before the last backward. Tokens are copied.
 
     Examples
     --------
@@ -172,9 +182,20 @@ def forward(
     >>> dx, dh0, [(dw_ih, dw_hh, _, _)] = backward(tape, dstate=np.ones_like(h))
     >>> dw_hh  # the previous h of the three steps, 0 + 1 + 2
     array([[3.]])
+
+    Tokens, with an embedding of two words:
+
+    >>> embedding = np.array([[1.0], [2.0]])
+    >>> y, h, tape = forward("rnn_relu", np.array([[0], [0], [1]]), [(w, w, None, None)], embedding=embedding)
+    >>> y.ravel()
+    array([1., 2., 4.])
+    >>> dembedding, _, _ = backward(tape, dstate=np.ones_like(h))
+    >>> dembedding
+    array([[2.],
+           [1.]])
     """
     h0, c0 = split_state(cell, state, "state")
-    y, h, c, tape = _core.forward(cell, x, parameters, h0, c0, _split_out(cell, out, "(y, state)"))
+    y, h, c, tape = _core.forward(cell, x, parameters, h0, c0, _split_out(cell, out, "(y, state)"), embedding)
     return y, _join(h, c), tape
 
 
@@ -208,6 +229,7 @@ def backward(
     Returns
     -------
     dx : ndarray [T,B,I] or None
+        Of tokens, the gradient of their embedding, [V,I]; None if they have none.
     dstate0 : ndarray [D,B,H] or pair of such
         The gradient of the initial state, dh0 or (dh0, dc0).
     grads : list of D tuples

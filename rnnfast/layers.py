@@ -76,16 +76,18 @@ class _Recurrent(Module):
             shapes |= dict.fromkeys(INITIAL[: 2 if self.cell == "lstm" else 1], (L * D, H))
         super().__init__(shapes, H, dtype, seed)
 
-    def __call__(self, x: object, state: object = None) -> tuple[Array, State]:
+    def __call__(self, x: object, state: object = None, *, embedding: object = None) -> tuple[Array, State]:
         """Run over whole sequences and keep nothing; no dropout.
 
         Parameters
         ----------
         x : array [T,B,I], [B,T,I] if `batch_first`, or [T,I] for one sequence
-            The input; T is at least 1, B may be 0.
+            The input; T is at least 1, B may be 0. An array of integers, [T,B], [B,T] or [T], holds tokens.
         state : array [L·D,B,H] or pair of such, optional
             The initial state, h or (h, c); [L·D,H] for one sequence. By default, the learned one of a layer
             with `learn_initial_state`, else zero; a part of it that is None is zero.
+        embedding : array [V,I], optional
+            What the tokens x select rows of. By default they are one-hot: from 0 to I - 1.
 
         Returns
         -------
@@ -101,10 +103,10 @@ class _Recurrent(Module):
         KeyboardInterrupt
             On Ctrl-C, between chunks of time.
         """
-        y, last, _ = self._run(functional.inference, x, state)
+        y, last, _ = self._run(functional.inference, x, state, embedding)
         return y, last
 
-    def forward(self, x: object, state: object = None) -> tuple[Array, State, Tape]:
+    def forward(self, x: object, state: object = None, *, embedding: object = None) -> tuple[Array, State, Tape]:
         """Run over whole sequences and keep what `backward` needs; with dropout between layers.
 
         Takes and raises what a call of the layer does.
@@ -114,10 +116,10 @@ class _Recurrent(Module):
         y, state
             As from a call of the layer; without dropout the same bits.
         tape : Tape
-            For `backward`. It refers to x, y, the state and the parameters and does not copy them: they must
-            not change before the last backward.
+            For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy
+            them: they must not change before the last backward.
         """
-        return self._run(functional.forward, x, state)
+        return self._run(functional.forward, x, state, embedding)
 
     def backward(
         self,
@@ -140,19 +142,21 @@ class _Recurrent(Module):
             The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least
             one of dy and dstate is required.
         need_dx : bool, optional
-            If False, dx is not computed and None is returned for it.
+            If False, dx is not computed and None is returned for it; nor is the gradient of an embedding.
         grads : dict of ndarrays, optional
-            With the keys, shapes and dtype of `state_dict()`: the gradients are added into these arrays.
+            With the keys, shapes and dtype of `state_dict()`, and "embedding" where that has a gradient: the
+            gradients are added into these arrays.
 
         Returns
         -------
         dx : ndarray like x, or None
+            None for tokens.
         dstate0 : ndarray or pair of ndarrays like state
             The gradient of the initial state, dh0 or (dh0, dc0).
         grads : dict of ndarrays
-            The gradients of the parameters, by the keys of `state_dict()`; `grads` itself if it was given.
-            That of a learned initial state is the sum of dstate0 over B, and zero if `forward` was given
-            another state.
+            The gradients of the parameters, by the keys of `state_dict()`; `grads` itself if it was given. With
+            an embedding, ``grads["embedding"]`` [V,I] is its gradient. That of a learned initial state is the sum
+            of dstate0 over B, and zero if `forward` was given another state.
 
         Raises
         ------
@@ -164,9 +168,10 @@ class _Recurrent(Module):
         self._check_tape(tape)
         unbatched = tape.y.ndim == 2
         B = 1 if unbatched else tape.y.shape[0 if self.batch_first else 1]
-        dx = None if dy is None else self._time_major(checked(dy, "dy", tape.y.shape, self.dtype))
+        dx = None if dy is None else self._time_major(checked(dy, "dy", tape.y.shape, self.dtype), unbatched)
         dlast, dfirst = self._checked_state(dstate, "dstate", B, unbatched), self._new_state(B)
-        self._check_grads(grads, tape.x, tape.y, tape.state, dx, dlast)
+        others = {} if tape.embedding is None or not need_dx else {"embedding": tape.embedding}
+        self._check_grads(grads, tape.x, tape.y, tape.state, tape.embedding, dx, dlast, **others)
         made: dict[str, Any] = {}
         for layer in reversed(range(self.num_layers)):
             dx, _, new = functional.backward(
@@ -183,17 +188,22 @@ class _Recurrent(Module):
                 made |= zip((name + suffix for name in PARAMETERS), arrays, strict=True)
         if grads is None:
             made |= {name: np.zeros_like(p) for name, p in self.parameters.items() if name in INITIAL}
-            grads = {name: made[name] for name in self.parameters}
+            made |= dict.fromkeys(others, dx)
+            grads = {name: made[name] for name in (*self.parameters, *others)}
+        else:
+            for name in others:
+                grads[name] += dx
         if tape.learned:
             for name, part in zip(INITIAL, dfirst if isinstance(dfirst, tuple) else (dfirst,), strict=False):
                 grads[name] += part.sum(axis=1)
-        dx = None if dx is None else self._laid_out(dx, unbatched)
+        dx = None if dx is None or others else self._laid_out(dx, unbatched)
         return dx, each_part(_first_sequence, dfirst) if unbatched else dfirst, grads
 
-    def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[Array, State, Tape]:
+    def _run(self, run: Callable[..., Any], x: object, state: object, embedding: object) -> tuple[Array, State, Tape]:
         """Run each layer by `run`, a function of `functional`."""
-        x = self._checked_x(x)
-        y, unbatched = self._time_major(x), x.ndim == 2
+        rows = None if embedding is None else _core.asarray(embedding, "embedding")
+        x, unbatched = self._checked_x(x, rows)
+        y = self._time_major(x, unbatched)
         B = y.shape[1]
         learned = state is None and self.learn_initial_state
         first = self._learned_state(B) if learned else self._checked_state(state, "state", B, unbatched)
@@ -209,12 +219,13 @@ class _Recurrent(Module):
                 y,
                 self._tuples(self.parameters, layer),
                 self._of_layer(first, layer),
+                embedding=None if layer else rows,
                 out=(None, self._of_layer(last, layer)),
             )
             kept += tape
         y = self._laid_out(y, unbatched)
         last = each_part(_first_sequence, last) if unbatched else last
-        return y, last, Tape(self, x, y, first, tuple(kept), tuple(masks), learned)
+        return y, last, Tape(self, x, y, first, tuple(kept), tuple(masks), learned, rows)
 
     def _suffixes(self, layer: int) -> list[str]:
         """Return the ends of the names of a layer's parameters, one for each direction."""
@@ -224,17 +235,21 @@ class _Recurrent(Module):
         """Return what a layer has of these arrays, as `functional` takes it."""
         return [tuple(arrays.get(name + suffix) for name in PARAMETERS) for suffix in self._suffixes(layer)]
 
-    def _checked_x(self, x: object) -> Array:
+    def _checked_x(self, x: object, embedding: Array | None) -> tuple[Array, bool]:
+        """Return x, and whether it is one sequence."""
         x = _core.asarray(x, "x")
-        if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
-            I, order = self.input_size, "B, T" if self.batch_first else "T, B"
-            msg = f"x: expected shape ({order}, {I}) or (T, {I}), got {x.shape}"
+        tokens = embedding is not None or (x.dtype.kind in "iu" and x.ndim < 3)
+        row = () if tokens else (self.input_size,)
+        axes = x.ndim - len(row)
+        if axes not in (1, 2) or x.shape[axes:] != row:
+            batch, one = ("B, T" if self.batch_first else "T, B"), f"T, {row[0]}" if row else "T,"
+            msg = f"x: expected shape ({', '.join((batch, *map(str, row)))}) or ({one}), got {x.shape}"
             raise ValueError(msg)
-        return x
+        return x, axes == 1
 
-    def _time_major(self, a: Array) -> Array:
+    def _time_major(self, a: Array, unbatched: bool) -> Array:
         """Return a view of the caller's `a` as [T,B,*]."""
-        if a.ndim == 2:
+        if unbatched:
             return a[:, None]
         return a.swapaxes(0, 1) if self.batch_first else a
 
@@ -340,6 +355,14 @@ class LSTM(_Recurrent):
     >>> dx, (dh0, dc0), grads = lstm.backward(tape, np.ones_like(y))
     >>> dx.shape, grads["weight_ih_l1_reverse"].shape
     ((50, 32, 28), (512, 256))
+
+    Tokens are rows of an embedding:
+
+    >>> tokens, embedding = np.zeros((50, 32), int), np.ones((1000, 28), np.float32)
+    >>> y, (h, c), tape = lstm.forward(tokens, embedding=embedding)
+    >>> dx, (dh0, dc0), grads = lstm.backward(tape, np.ones_like(y))
+    >>> dx, grads["embedding"].shape
+    (None, (1000, 28))
     """
 
     cell = "lstm"

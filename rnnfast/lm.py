@@ -62,7 +62,6 @@ class Options:
 class CharLMTape(NamedTuple):
     """What `CharLM.forward` keeps for `CharLM.backward`."""
 
-    tokens: Array
     rnn: Tape
     readout: Tape
 
@@ -102,26 +101,20 @@ class CharLM:
 
     def __call__(self, tokens: Array, state: State | None = None) -> tuple[Array, State]:
         """Return the logits [T,B,V] after tokens [T,B], and the last state."""
-        y, state = self.rnn(self.embedding[tokens], state)
+        y, state = self.rnn(tokens, state, embedding=self.embedding)
         return self.readout(y), state
 
     def forward(self, tokens: Array, state: State | None = None) -> tuple[Array, State, CharLMTape]:
         """Return what a call does, with dropout, and the tape for `backward`."""
-        y, state, rnn = self.rnn.forward(self.embedding[tokens], state)
+        y, state, rnn = self.rnn.forward(tokens, state, embedding=self.embedding)
         logits, readout = self.readout.forward(y)
-        return logits, state, CharLMTape(tokens, rnn, readout)
+        return logits, state, CharLMTape(rnn, readout)
 
     def backward(self, tape: CharLMTape, dlogits: Array) -> dict[str, Array]:
         """Return the gradients by the keys of `state_dict()`, given that of the logits [T,B,V]."""
         dy, readout = self.readout.backward(tape.readout, dlogits)
-        dx, _, rnn = self.rnn.backward(tape.rnn, dy)
-        return _joined(embedding={"weight": self._dembedding(tape.tokens, dx)}, rnn=rnn, readout=readout)
-
-    def _dembedding(self, tokens: Array, dx: Array) -> Array:
-        """Sum the rows of dx [T,B,E] by token: [V,E]."""
-        V, E = self.embedding.shape
-        elements = tokens[..., np.newaxis] * E + np.arange(E)
-        return np.bincount(elements.ravel(), dx.ravel(), V * E).reshape(V, E).astype(dx.dtype)
+        _, _, rnn = self.rnn.backward(tape.rnn, dy)
+        return _joined(embedding={"weight": rnn.pop("embedding")}, rnn=rnn, readout=readout)
 
     def sample(
         self,

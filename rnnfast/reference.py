@@ -196,6 +196,8 @@ class Tape(NamedTuple):
     x: Array
     parameters: list[Parameters]
     kept: list[list[Kept]]
+    one_hot: Array | None  # [T,B,V], of tokens
+    embedding: Array | None
 
 
 def forward(
@@ -204,6 +206,8 @@ def forward(
     parameters: Sequence[Sequence[Any]],
     h0: ArrayLike | None = None,
     c0: ArrayLike | None = None,
+    *,
+    embedding: ArrayLike | None = None,
 ) -> tuple[Array, Array, Array | None, Tape]:
     """Run one layer over whole sequences.
 
@@ -211,12 +215,14 @@ def forward(
     ----------
     cell : str
         A key of `CELLS`.
-    x : array_like [T,B,I]
-        The input.
+    x : array_like [T,B,I], or of integers [T,B]
+        The input, or its tokens.
     parameters : sequence of D tuples
         w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None of each direction.
     h0, c0 : array_like [D,B,H], optional
         The initial states, zero where not given; only the LSTM has c0.
+    embedding : array_like [V,I], optional
+        What the tokens select rows of. By default, those of the identity: they are one-hot.
 
     Returns
     -------
@@ -244,8 +250,13 @@ def forward(
     array([[3.]])
     """
     step = CELLS[cell]
-    x = np.asarray(x, np.float64)
     weights = [_float64(p) for p in parameters]
+    rows = None if embedding is None else np.asarray(embedding, np.float64)
+    one_hot = None
+    if np.ndim(x) == 2:
+        one_hot = np.eye(weights[0][0].shape[1] if rows is None else len(rows))[np.asarray(x)]
+        x = one_hot if rows is None else one_hot @ rows
+    x = np.asarray(x, np.float64)
     T, B, D, H = *x.shape[:2], len(weights), weights[0][1].shape[1]
     y = np.empty((T, B, D * H))
     first = _states(step, ("h0", h0), ("c0", c0), shape=(D, B, H))
@@ -259,7 +270,7 @@ def forward(
         last.append(state)
         kept.append(kept_d)
     h, *c = (np.stack(s) for s in zip(*last, strict=True))
-    return y, h, c[0] if c else None, Tape(step, x, weights, kept)
+    return y, h, c[0] if c else None, Tape(step, x, weights, kept, one_hot, rows)
 
 
 def backward(
@@ -267,7 +278,7 @@ def backward(
     dy: ArrayLike | None = None,
     dh: ArrayLike | None = None,
     dc: ArrayLike | None = None,
-) -> tuple[Array, Array, Array | None, list[Parameters]]:
+) -> tuple[Any, Array, Array | None, list[Parameters]]:
     """Run the layer that made the tape backwards: the gradients of ``sum(dy*y) + sum(dh*h) + sum(dc*c)``.
 
     Parameters
@@ -281,7 +292,8 @@ def backward(
 
     Returns
     -------
-    dx : ndarray [T,B,I]
+    dx : ndarray [T,B,I] or None
+        Of tokens, the gradient of their embedding [V,I]; None if they have none.
     dh0, dc0 : ndarray [D,B,H]
         The gradients of the initial states; dc0 is None for cells other than the LSTM.
     grads : list of D tuples
@@ -292,7 +304,7 @@ def backward(
     ValueError
         If dc is given to a cell that has none.
     """
-    step, x, weights, kept = tape
+    step, x, weights, kept, one_hot, embedding = tape
     T, B, D, H = *x.shape[:2], len(weights), weights[0][1].shape[1]
     dy = np.zeros((T, B, D * H)) if dy is None else np.asarray(dy, np.float64)
     dx = np.zeros_like(x)
@@ -314,7 +326,10 @@ def backward(
         dfirst.append(dstate)
         grads.append((dw_ih, dw_hh, None if b_ih is None else db_ih, None if b_hh is None else db_hh))
     dh0, *dc0 = (np.stack(ds) for ds in zip(*dfirst, strict=True))
-    return dx, dh0, dc0[0] if dc0 else None, grads
+    if one_hot is None:
+        return dx, dh0, dc0[0] if dc0 else None, grads
+    dembedding = None if embedding is None else np.einsum("tbv,tbi->vi", one_hot, dx)
+    return dembedding, dh0, dc0[0] if dc0 else None, grads
 
 
 def _times(T: int, d: int) -> range:

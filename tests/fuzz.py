@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from modules import KINDS, make_layer, normal, oracle, results, swap
-from problems import CELLS, DTYPES, Array, Results, Shape, make_problem, named, named_grads
+from problems import CELLS, DTYPES, Array, Results, Shape, make_problem, make_token_problem, named, named_grads, solve
 
 import rnnfast
 from rnnfast import _core, functional, reference
@@ -294,6 +294,44 @@ def bare_backward(rng: Rng) -> Attempt:
     return Attempt(f"{'_core' if core else 'functional'}.backward", call, slots, written, expected=expected)
 
 
+def tokens(rng: Rng) -> Attempt:
+    """Call forward and backward with tokens, some of them out of range."""
+    T, B, I, H, D = (int(n) for n in (*rng.integers(1, 8, 4), rng.integers(1, 3)))
+    B = 0 if rng.random() < 0.05 else B
+    V = int(rng.integers(1, 40)) if rng.random() < 0.5 else None
+    cell, dtype, seed = choose(rng, CELLS), choose(rng, DTYPES), int(rng.integers(2**31))
+    p: Any = make_token_problem(cell, dtype, Shape(T, B, I, H, D), V=V, seed=seed)
+    slots = {"h0": p.h0, "c0": p.c0, "embedding": p.embedding, "dy": p.dy, **parameter_slots(p.parameters, "w")}
+    if rng.random() < 0.5:
+        slots |= parameter_slots([tuple(np.zeros_like(w) for w in ws) for ws in p.parameters], "g")
+    need_dx = rng.random() < 0.8
+    x = p.x.astype(choose(rng, ("i1", "u1", "i4", "i8", "u8")))
+    bad = ""
+    if x.size and rng.random() < 0.2:
+        n = I if V is None else V
+        wrong = [w for w in (-1, n, n + 1, 127, 255, -(2**63), 2**63, 2**64 - 1) if not 0 <= w < n]
+        x, bad = p.x.astype(object), "a token out of range"
+        x.flat[rng.integers(x.size)] = choose(rng, wrong)
+        x = x.astype("u8" if x.max() >= 2**63 else "i8")
+    x = choose(rng, (*READABLE, np.copy))(x)
+
+    def call() -> Results:
+        ws = parameters_of(slots, "w", D)
+        y, h, c, tape = _core.forward(cell, x, ws, slots["h0"], slots["c0"], embedding=slots["embedding"])
+        grads = parameters_of(slots, "g", D) if "g[0][0]" in slots else None
+        dx, dh0, dc0, new = _core.backward(tape, slots["dy"], need_dx=need_dx, grads=grads)
+        return {**named(y=y, h=h, c=c, dx=dx, dh0=dh0, dc0=dc0), **named_grads(new)}
+
+    def expected() -> Results:
+        wanted = solve(reference, p.without("dh", "dc"))
+        if not need_dx:
+            wanted.pop("dx", None)
+        return wanted
+
+    written = frozenset(name for name in slots if name.startswith("g"))
+    return Attempt("tokens", call, slots, written, bad=bad, expected=expected)
+
+
 def structure(rng: Rng) -> Attempt:
     """Call with arguments that are no arrays, and wrong."""
     p: Any = make_problem(choose(rng, ("lstm", "gru")), "float32", Shape(2, 2, 3, 4), seed=0)
@@ -529,7 +567,7 @@ def constructor(rng: Rng) -> Attempt:
 
 TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     *[bare_forward, bare_backward, whole_layer] * 4,
-    *[one_cell, readout, activation, structure] * 2,
+    *[tokens, one_cell, readout, activation, structure] * 2,
     adam_step,
     state_dict,
     constructor,

@@ -38,13 +38,14 @@ class Problem:
     """One layer, its input and the gradients of its outputs; what is None is not given to the call."""
 
     cell: str
-    x: Array  # [T,B,I]
+    x: Array  # [T,B,I], or tokens [T,B]
     parameters: list[tuple[Array | None, ...]]  # D tuples w_ih [G·H,I], w_hh [G·H,H], b_ih, b_hh [G·H] or None
     h0: Array | None  # [D,B,H]
     c0: Array | None
     dy: Array | None  # [T,B,D·H]
     dh: Array | None  # [D,B,H]
     dc: Array | None
+    embedding: Array | None = None  # [V,I]
 
     def without(self, *names: str) -> "Problem":
         """Return the problem with the named arrays None."""
@@ -82,6 +83,21 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
     )
 
 
+def make_token_problem(
+    cell: str, dtype: DTypeLike, shape: Shape, *, V: int | None = None, bias: bool = True, seed: int = 0
+) -> Problem:
+    """Draw a problem with tokens, from an embedding [V,I] or, without V, one-hot: from 0 to I - 1.
+
+    The smaller a token is, the more often it occurs.
+    """
+    rng = np.random.default_rng(seed)
+    problem = make_problem(cell, dtype, shape, bias=bias, seed=seed)
+    n = shape.I if V is None else V
+    tokens = np.floor(n * rng.random((shape.T, shape.B)) ** 2).astype(np.int64)
+    embedding = None if V is None else np.asarray(rng.standard_normal((n, shape.I)), dtype)
+    return replace(problem, x=tokens, embedding=embedding)
+
+
 def laid_out(problem: Problem, layout: Layout) -> Problem:
     """Return the problem with every array stored in the layout."""
 
@@ -98,6 +114,7 @@ def laid_out(problem: Problem, layout: Layout) -> Problem:
         dy=maybe(p.dy),
         dh=maybe(p.dh),
         dc=maybe(p.dc),
+        embedding=maybe(p.embedding),
     )
 
 
@@ -107,7 +124,7 @@ def solve(engine: Any, problem: Problem, **options: Any) -> Results:
     Gradients of the parameters of direction d are named ``dw_ih[d]`` and so on; what is None has no entry.
     """
     p = problem
-    y, h, c, tape = engine.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    y, h, c, tape = engine.forward(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)
     return {**named(y=y, h=h, c=c), **gradients(engine, tape, p, **options)}
 
 
@@ -162,6 +179,8 @@ def sensitivity(problem: Problem, expected: Results) -> dict[str, float]:
     rng = np.random.default_rng(0)
 
     def neighbour(a: Array) -> Array:
+        if a.dtype.kind == "i":
+            return a
         return a * (1 + float(np.finfo(a.dtype).eps) * rng.choice([-1.0, 1.0], a.shape))
 
     for _ in range(3):

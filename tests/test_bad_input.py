@@ -43,6 +43,8 @@ class World:
         self.dy = problem.dy
         _, _, self.bare_tape = F.forward("lstm", self.x, self.parameters, (self.h0, self.c0))
         _, _, self.rnn_tape = F.forward("rnn_tanh", self.x, [tuple(p[:H] for p in self.parameters[0])])
+        self.token_layer = make_layer("gru")
+        _, _, self.token_tape = self.token_layer.forward(np.zeros((T, B), int), embedding=normal((8, I), "float32", 5))
         self.out = np.ones((T, B, H), np.float32)
         self.bare_grads = [tuple(np.ones_like(p) for p in self.parameters[0])]
 
@@ -51,6 +53,10 @@ class World:
 
     def grads_without(self, name: str) -> dict[str, Any]:
         return {key: g for key, g in self.grads.items() if key != name}
+
+    def token_grads(self, dembedding: Array) -> dict[str, Array]:
+        zeros = {name: np.zeros_like(p) for name, p in self.token_layer.parameters.items()}
+        return {**zeros, "embedding": dembedding}
 
     def parameters_with(self, i: int, p: Any) -> list[tuple[Any, ...]]:
         """Return the bare parameters with another i-th one."""
@@ -267,6 +273,94 @@ CELLS = {
         lambda w: w.cell.backward(w.cell_tape, (w.out[0], None), grads=w.cell.state_dict()),
         ValueError,
         "grads: expected arrays of their own, got some that overlap",
+    ),
+}
+
+tokens = np.zeros((T, B), int)
+tokens[3, 1] = 7  # I is 7
+embedding = np.ones((8, I), np.float32)
+
+TOKENS = {
+    "too_large": Case(lambda w: w.lstm(tokens), ValueError, "x: expected tokens from 0 to 6, got 7"),
+    "too_large_embedded": Case(
+        lambda w: w.lstm.forward(tokens, embedding=embedding[1:]), ValueError, "x: expected tokens from 0 to 6, got 7"
+    ),
+    "negative": Case(lambda w: w.gru(-tokens), ValueError, "x: expected tokens from 0 to 6, got -7"),
+    "beyond_int64": Case(
+        lambda w: w.lstm(tokens.astype("u8") << 61),
+        ValueError,
+        "x: expected tokens from 0 to 6, got 16140901064495857664",
+    ),
+    "empty_embedding": Case(
+        lambda w: F.forward("lstm", tokens, w.parameters, embedding=embedding[:0]), ValueError, "x: expected tokens"
+    ),
+    "bool": Case(lambda w: w.lstm(tokens > 3), ValueError, r"x: expected shape \(T, B, 7\) .*, got \(5, 3\)"),
+    "rank": Case(
+        lambda w: w.lstm(tokens[None], embedding=embedding),
+        ValueError,
+        r"x: expected shape \(T, B\) or \(T,\), got \(1, 5, 3\)",
+    ),
+    "rank_0": Case(lambda w: w.lstm(np.array(3)), ValueError, r"x: expected shape \(T, B\) or \(T,\), got \(\)"),
+    "bare_rank": Case(
+        lambda w: F.forward("lstm", tokens[0], w.parameters, embedding=embedding),
+        ValueError,
+        r"x: expected shape \(T, B\) with T >= 1, got \(3,\)",
+    ),
+    "T_0": Case(lambda w: F.forward("lstm", tokens[:0], w.parameters), ValueError, "x: expected shape .*T >= 1"),
+    "floats": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters, embedding=embedding),
+        TypeError,
+        "x: expected integers as tokens, got float32",
+    ),
+    "embedding_list": Case(
+        lambda w: w.lstm(tokens, embedding=[[0.0]]), TypeError, "embedding: expected an array, got list"
+    ),
+    "embedding_dtype": Case(
+        lambda w: w.lstm(tokens, embedding=embedding.astype("f8")),
+        TypeError,
+        "embedding: expected dtype float32, got float64",
+    ),
+    "embedding_shape": Case(
+        lambda w: w.lstm(tokens, embedding=embedding[:, 1:]),
+        ValueError,
+        r"embedding: expected shape \(8, 7\), got \(8, 6\)",
+    ),
+    "embedding_rank": Case(
+        lambda w: w.lstm(tokens, embedding=embedding[0]), ValueError, r"embedding: expected shape \(V, 7\), got \(7,\)"
+    ),
+    "out_embedding": Case(
+        lambda w: F.inference(
+            "lstm", tokens[:, :1], w.parameters, embedding=w.x[0], out=(None, (w.x[:1, :1, :H], None))
+        ),
+        ValueError,
+        "out.*: expected .*overlaps embedding",
+    ),
+    "grads": Case(
+        lambda w: w.token_layer.backward(w.token_tape, w.token_tape.y, grads=w.token_layer.state_dict()),
+        ValueError,
+        r"grads: expected the keys of state_dict\(\) and 'embedding', got \[\] and not \['embedding'\]",
+    ),
+    "grads_shape": Case(
+        lambda w: w.token_layer.backward(w.token_tape, w.token_tape.y, grads=w.token_grads(np.ones((7, 7), "f4"))),
+        ValueError,
+        r"grads\['embedding'\]: expected shape \(8, 7\), got \(7, 7\)",
+    ),
+    "grads_overlap": Case(
+        lambda w: w.token_layer.backward(w.token_tape, w.token_tape.y, grads=w.token_grads(w.token_tape.embedding)),
+        ValueError,
+        "grads: expected arrays of their own",
+    ),
+    "grads_unwanted": Case(
+        lambda w: w.token_layer.backward(
+            w.token_tape, w.token_tape.y, need_dx=False, grads=w.token_grads(np.ones((8, 7), "f4"))
+        ),
+        ValueError,
+        r"grads: expected the keys of state_dict\(\), got \['embedding'\]",
+    ),
+    "out_one_hot": Case(
+        lambda w: F.backward(F.forward("lstm", tokens % 7, w.parameters)[2], w.dy, out=(w.x, None)),
+        ValueError,
+        r"out\[0\]: expected None, since dx is not computed",
     ),
 }
 
@@ -527,6 +621,7 @@ CASES = {
         "array": ARRAYS,
         "layer": LAYERS,
         "cell": CELLS,
+        "tokens": TOKENS,
         "readout": READOUT,
         "functional": FUNCTIONAL,
         "other": OTHERS,

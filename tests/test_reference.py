@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import CELLS, Array, Problem, Results, Shape, make_problem, named, named_grads, solve
+from problems import (
+    CELLS,
+    Array,
+    Problem,
+    Results,
+    Shape,
+    make_problem,
+    make_token_problem,
+    named,
+    named_grads,
+    solve,
+)
 
 from rnnfast import reference
 
@@ -16,7 +27,7 @@ TOLERANCE = 1e-8
 def loss(problem: Problem) -> float:
     """Return the number of which `backward` gives the gradients."""
     p = problem
-    y, h, c, _ = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    y, h, c, _ = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)
     pairs = ((p.dy, y), (p.dh, h), (p.dc, c))
     return float(sum(np.vdot(d, a) for d, a in pairs if d is not None and a is not None))
 
@@ -43,7 +54,7 @@ def by_differences(problem: Problem) -> Results:
         return None if a is None else central_difference(p, a)
 
     return {
-        **named(dx=diff(p.x), dh0=diff(p.h0), dc0=diff(p.c0)),
+        **named(dx=diff(p.embedding if p.x.ndim == 2 else p.x), dh0=diff(p.h0), dc0=diff(p.c0)),
         **named_grads([tuple(map(diff, direction)) for direction in p.parameters]),
     }
 
@@ -60,6 +71,20 @@ def test_backward_is_the_gradient_of_forward(cell: str, given: str, D: int, bias
         problem = problem.without(*{"dy", "dh", "dc"} - {given})
     actual = {name: a for name, a in solve(reference, problem).items() if name.startswith("d")}
     expected = by_differences(problem)
+    assert actual.keys() == expected.keys()
+    for name, a in actual.items():
+        np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("V", [None, 5], ids=["one-hot", "embedded"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_tokens_are_rows_and_backward_is_the_gradient_of_forward(cell: str, V: int | None) -> None:
+    p = make_token_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2, D=2), V=V)
+    results = solve(reference, p)
+    rows = (np.eye(3) if p.embedding is None else p.embedding)[p.x]
+    assert np.array_equal(results["y"], reference.forward(cell, rows, p.parameters, p.h0, p.c0)[0])
+    expected = by_differences(p)
+    actual = {name: a for name, a in results.items() if name.startswith("d")}
     assert actual.keys() == expected.keys()
     for name, a in actual.items():
         np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)

@@ -117,6 +117,22 @@ def test_layers_agree_where_only_x_and_dy_are_given(layer: Layer, form: dict[str
     assert_close(by_name(dx=dx, **grads), torch_gradients(theirs, (y_torch,), (dy,), x_torch, ()))
 
 
+@by_form
+@by_layer
+def test_layers_agree_on_tokens(layer: Layer, form: dict[str, Any]) -> None:
+    theirs, ours = twins(layer, form, (I, H))
+    embedding = torch.nn.Embedding(11, I, dtype=torch.float64)
+    tokens = np.random.default_rng(0).integers(11, size=normal_x(form).shape[:2])
+    y, last, tape = ours.forward(tokens, embedding=embedding.weight.detach())
+    dy, dlast = normal(y, 3), normal(last, 4)
+    _, _, grads = ours.backward(tape, dy, dlast)
+    y_torch, last_torch = theirs(embedding(torch.from_numpy(tokens)))
+    assert_close(by_name(y=y, last=last), by_name(y=y_torch, last=last_torch))
+    torch.autograd.backward((y_torch, *parts(last_torch)), [torch.from_numpy(d) for d in (dy, *parts(dlast))])
+    expected = {name: p.grad for name, p in theirs.named_parameters()} | {"embedding": embedding.weight.grad}
+    assert_close(by_name(**grads), by_name(**expected))
+
+
 @pytest.mark.parametrize("shape", [(B, I), (I,)], ids=["batch", "unbatched"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @by_layer

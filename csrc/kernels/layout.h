@@ -21,6 +21,9 @@ constexpr Index chunk_steps(const Problem& p) {
 
 constexpr Index chunk_count(const Problem& p) { return (p.T + chunk_steps(p) - 1) / chunk_steps(p); }
 
+// Columns of w_ih that meet an input in a product: none where tokens pick them.
+constexpr Index input_columns(const Problem& p) { return p.input == InputKind::one_hot ? 0 : p.I; }
+
 // Hands out pieces of one allocation, or with a null base only counts.
 template <class Real>
 struct Arena {

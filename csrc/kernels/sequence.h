@@ -4,7 +4,7 @@
 // products of a finished chunk with the others. What a row or an element is made of never depends on who computes it.
 #pragma once
 
-#include "products.h"
+#include "tokens.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -17,9 +17,10 @@ struct ForwardScratch {
     Panels<Real> w_ih, w_hh;
     Real* bias;         // [unit block][slot x lanes]
     Gates<Real> gates;  // of one chunk, where no tape keeps them
+    Gates<Real> table;  // what each token brings to the gates
     Real* reset_h;      // [B,H], likewise
   } directions[2];
-  Real* zeros;
+  Real *zeros, *embedded;  // embedded: the rows of the tokens that occur, [U,I]
 };
 
 template <class Cell, class Real>
@@ -28,16 +29,18 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
   ForwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
-    direction.w_ih = {nullptr, units, p.I, Cell::gates};
+    direction.w_ih = {nullptr, units, input_columns(p), Cell::gates};
     direction.w_hh = {nullptr, units, p.H, Cell::gates};
     direction.w_ih.data = take(arena, size(direction.w_ih));
     direction.w_hh.data = take(arena, size(direction.w_hh));
     direction.bias = take(arena, gates_size<Cell>(1, units));
     const Index rows = chunk_steps(p) * p.B;
     direction.gates = {take(arena, gates_size<Cell>(rows, units)), rows};
+    direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
     if (resets_h<Cell>) direction.reset_h = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, p.H);
+  s.embedded = take(arena, p.U * input_columns(p));
   return s;
 }
 
@@ -67,6 +70,7 @@ struct ForwardStep {
   Index gate_row;
   View<const Real> x, h_before, c_before;
   View<Real> h, c, reset_h;
+  const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
   Index rows;
   bool store_gates;   // the activated slots are read again
   bool shared_gates;  // all unit blocks use the memory of the first: it stays in the first cache level
@@ -112,6 +116,18 @@ RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index
   }
 }
 
+// The rows of the table that a step's tokens name, one unit block of them and the slots of one phase.
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, Index unit, Real* gates) {
+  constexpr Phase part = Cell::phases[phase];
+  for (Index row = 0; row < s.rows; ++row, gates += Cell::slots * S::lanes) {
+    const Real* from = gates_at<S, Cell::slots>(table, unit, s.tokens[row]);
+#pragma GCC unroll 4
+    for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+      S::store(gates + slot * S::lanes, S::load(from + slot * S::lanes));
+  }
+}
+
 enum class Products { input, recurrent, both };
 
 // gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
@@ -142,6 +158,9 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
       const Index H = scratch.w_hh.K;
       t.second = {h.data, h.stride, 1, 0, panel(scratch.w_hh, range.unit) + offset, H * width, width, 0, H, 1};
     }
+    if (products == Products::recurrent && s.tokens)
+      for (Index block = 0; block < range.blocks; ++block)
+        copy_tokens<Cell, phase, S>(s, scratch.table, range.unit + block * S::lanes, gates + block * t.out_unit);
     tile_rows<S, NB, slots, part.gates>(t, s.rows, [&](Index row, Index M) {
       if constexpr (products != Products::input)
         for (Index block = 0; block < range.blocks; ++block) {
@@ -157,7 +176,10 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
 // folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is small
 // against H. Both give the same bits.
-constexpr bool folds_input(const Problem& p) { return 8 * p.I <= p.H; }
+constexpr bool folds_input(const Problem& p) { return p.input == InputKind::dense && 8 * p.I <= p.H; }
+
+// Nothing is left to project where the gates start from a table.
+constexpr bool projects_input(const Problem& p) { return p.input == InputKind::dense && !folds_input(p); }
 
 template <class Cell, class Real>
 void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& whole, const Item& item,
@@ -166,7 +188,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const ForwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
   const TimeOrder order = {p.T, p.B, item.direction == 1};
-  const bool fold = folds_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
+  const bool project = projects_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
   const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), c0 = or_zeros(direction.c0, whole.zeros);
   const View<Real> c = keeps_c ? View<Real>{direction.tape.c, p.H} : direction.c;
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
@@ -182,7 +204,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     Index gate_row = item.first, gate_step = p.B;
     if (keeps_gates) {
       gates.data = direction.tape.gates + chunk * gates_size<Cell>(gates.rows, scratch.w_hh.units);
-    } else if (fold) {
+    } else if (!project) {
       gates.data += gates_size<Cell>(item.first, scratch.w_hh.units);
       gates.rows = item.rows, gate_row = 0, gate_step = 0;
     }
@@ -192,7 +214,10 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       const Index row = t * p.B + item.first;
       s.gates = gates;
       s.gate_row = gate_row + (t - t_first) * gate_step;
-      s.x = at(args.x, row);
+      if (p.input == InputKind::dense)
+        s.x = at(args.x, row);
+      else
+        s.tokens = args.tokens.number + row;
       s.h_before = before(order, t, item.first, h0, read_only(direction.y));
       s.h = at(direction.y, row);
       if (Cell::has_c) {
@@ -203,11 +228,11 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (resets_h<Cell>) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = item.rows;
       s.store_gates = keeps_gates || resets_h<Cell>;
-      s.shared_gates = !s.store_gates && fold;
+      s.shared_gates = !s.store_gates && !project;
       return s;
     };
 
-    if (!fold) {
+    if (project) {
       const bool joined = item.rows == p.B;
       for (Index t = t_first; t < t_first + t_count; t += joined ? t_count : 1) {
         ForwardStep<Real> s = at_step(t);
@@ -218,7 +243,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     for (Index step = 0; step < t_count; ++step) {
       const ForwardStep<Real> s = at_step(t_first + (order.reverse ? t_count - 1 - step : step));
       for_each_phase<Cell>([&]<int phase> {
-        if (fold)
+        if (folds_input(p))
           forward_phase<Cell, phase, Products::both>(s, scratch);
         else
           forward_phase<Cell, phase, Products::recurrent>(s, scratch);
@@ -234,6 +259,25 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   }
 }
 
+// The table of an embedding: its rows of the tokens that occur are projected like a chunk of the input.
+template <class Cell, class Real>
+void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>& scratch, const Team& team) {
+  const Problem& p = args.problem;
+  for_my_rows(p.U, team, [&](const RowRange& range) {
+    const View<Real> rows = at(View<Real>{scratch.embedded, p.I}, range.first);
+    for (Index row = 0; row < range.count; ++row) {
+      const Real* from = at(args.x, args.tokens.token[range.first + row]).data;
+      for (Index k = 0; k < p.I; ++k) at(rows, row).data[k] = from[k];
+    }
+    for (Index d = 0; d < p.D; ++d) {
+      ForwardStep<Real> s = {};
+      s.gates = scratch.directions[d].table, s.gate_row = range.first;
+      s.x = read_only(rows), s.rows = range.count;
+      for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch.directions[d]); });
+    }
+  });
+}
+
 template <class Cell, class Real>
 void forward(const ForwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
@@ -245,11 +289,21 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
     const auto& direction = scratch.directions[d];
     const auto& parameters = args.directions[d].parameters;
-    pack({parameters.w_ih, p.H, p.I, Cell::input_gates}, direction.w_ih, 0, span);
+    pack({parameters.w_ih, p.H, direction.w_ih.K, Cell::input_gates}, direction.w_ih, 0, span);
     pack({parameters.w_hh, p.H, p.H, Cell::recurrent_gates}, direction.w_hh, 0, span);
     pack_bias<Cell>(parameters, direction.w_hh, p.H, span, direction.bias);
+    if (p.input == InputKind::one_hot) {
+      const TableBlocks<Real> table = {direction.table, direction.w_hh.units, span};
+      fill<Cell>(table, direction.bias);
+      for_each_column<Cell>(table, GateRows<const Real>{parameters.w_ih, p.H, p.I, Cell::input_gates},
+                            args.tokens.token, [](Real& element, Real w) { element += w; });
+    }
   });
   if (!team.barrier(team)) return;
+  if (p.input == InputKind::embedded) {
+    project_embedding<Cell>(args, scratch, team);
+    if (!team.barrier(team)) return;
+  }
   for_each_item(p, team, [&](const Item& item) { forward_item<Cell>(args, scratch, item, team); });
 }
 
@@ -261,10 +315,12 @@ struct BackwardScratch {
     TransposedPanels<Real> w_ih, w_hh;
     Panels<Real> thin_w_ih;              // instead of w_ih
     Panels<Real> dw_ih, dw_hh;           // the last row is that of the bias
-    Columns<Real> x, h_before, reset_h;  // of one chunk
-    Gates<Real> dgates;                  // likewise
+    Columns<Real> x, h_before, reset_h;  // of one chunk; x of tokens: of the embedding
+    Gates<Real> dgates;                  // of one chunk
+    Gates<Real> table;                   // dgates summed by token
     Real* dreset_h;                      // [B,H]
-    View<Real> dx;                       // [T·B,I]: the caller's for the first direction, own memory for the second
+    View<Real> dx;                       // [T·B,I]: the caller's for the first direction, own memory for the second;
+                                         // of tokens [U,I], own memory
   } directions[2];
   Real* zeros;
 };
@@ -272,6 +328,7 @@ struct BackwardScratch {
 template <class Cell, class Real>
 BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Arena<Real>& arena) {
   const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
+  const bool dense = p.input == InputKind::dense;
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
@@ -282,23 +339,24 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
       direction.w_ih = {nullptr, is_thin(p.I) ? Blocks{} : inputs, units, Cell::gates};
       direction.w_ih.data = take(arena, size(direction.w_ih));
-      direction.dx = d == 0 ? dx : View<Real>{take(arena, p.T * p.B * p.I), p.I};
+      direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? p.T * p.B : p.U) * p.I), p.I};
     }
-    const Index rows = chunk_steps(p) * p.B;
+    const Index I = input_columns(p), rows = chunk_steps(p) * p.B;
     const auto gradient = [&](Index K) {
       Panels<Real> panels = {nullptr, units, K + 1, Cell::gates};
       panels.data = take(arena, size(panels));
       return panels;
     };
-    const auto columns = [&](Index K) {
-      return Columns<Real>{take(arena, columns_size<Cell>(K + 1, rows)), K + 1, rows};
+    const auto columns = [&](Index K, Index count) {
+      return Columns<Real>{take(arena, columns_size<Cell>(K + 1, count)), K + 1, count};
     };
-    direction.dw_ih = gradient(p.I);
+    direction.dw_ih = gradient(I);
     direction.dw_hh = gradient(p.H);
-    direction.x = columns(p.I);
-    direction.h_before = columns(p.H);
-    if (resets_h<Cell>) direction.reset_h = columns(p.H);
+    direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
+    direction.h_before = columns(p.H, rows);
+    if (resets_h<Cell>) direction.reset_h = columns(p.H, rows);
     direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
+    direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
     if (resets_h<Cell>) direction.dreset_h = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, p.H);
@@ -409,7 +467,7 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
        ++step) {
     const Index t = chunk.t + step;
     const RowRange rows = {step * p.B, p.B};
-    regroup<Cell>(at(args.x, t * p.B), rows, scratch.x);
+    if (p.input != InputKind::embedded) regroup<Cell>(at(args.x, t * p.B), rows, scratch.x);
     regroup<Cell>(before(order, t, 0, h0, direction.y), rows, scratch.h_before);
     if constexpr (resets_h<Cell>) regroup<Cell>(at(reset_h, t * p.B), rows, scratch.reset_h);
   }
@@ -426,7 +484,7 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   product.add = !chunk.first || args.accumulate;
   product.columns = scratch.x, product.dw = scratch.dw_ih;
   product.slot = Cell::slots - Cell::gates;
-  add_products<Cell, Cell::gates>(product, span);
+  if (args.problem.input != InputKind::embedded) add_products<Cell, Cell::gates>(product, span);
   product.dw = scratch.dw_hh;
   for_each_phase<Cell>([&]<int phase> {
     constexpr Phase part = Cell::phases[phase];
@@ -436,14 +494,54 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   });
 }
 
+template <class Cell, class Real>
+void multiply_input(const Product<Real>& dx, const typename BackwardScratch<Real>::Direction& scratch) {
+  if (scratch.thin_w_ih.K)
+    multiply_thin<Cell>(dx, scratch.thin_w_ih);
+  else
+    multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, scratch.w_ih);
+}
+
+// The gradients that follow from a table at the end of time: those of an embedding and of w_ih as from the dgates of a
+// chunk where x is dense, or columns of dw_ih.
+template <class Cell, class Real>
+bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Team& team) {
+  const Problem& p = args.problem;
+  const bool embedded = p.input == InputKind::embedded;
+  if (embedded)
+    for_my_rows(p.U, team, [&](const RowRange& range) {
+      for (Index d = 0; d < p.D; ++d) {
+        const auto& scratch = whole.directions[d];
+        for (Index row = range.first; row < range.first + range.count; ++row)
+          regroup<Cell>(at(args.x, args.tokens.token[row]), RowRange{row, 1}, scratch.x);
+        if (!args.dx.data) continue;
+        const Product<Real> dx = {scratch.table, range.first, {}, at(scratch.dx, range.first), range.count};
+        multiply_input<Cell>(dx, scratch);
+      }
+    });
+  if (!team.barrier(team)) return false;
+  for_my_blocks(count(whole.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
+    const auto& scratch = whole.directions[d];
+    if (embedded)
+      add_products<Cell, Cell::gates>(WeightProduct<Real>{scratch.table, scratch.x, scratch.dw_ih,
+                                                          Cell::slots - Cell::gates, 0, p.U, args.accumulate},
+                                      span);
+    else
+      for_each_column<Cell>(TableBlocks<Real>{scratch.table, scratch.w_hh.units, span},
+                            GateRows<Real>{args.directions[d].gradients.w_ih, p.H, p.I, Cell::input_gates},
+                            args.tokens.token, [](Real element, Real& dw) { dw = element; });
+  });
+  return true;
+}
+
 // f(gradient, panels, its first row in them) for each gradient that is asked for.
 template <class Cell, class Real, class F>
 RNNFAST_INLINE void for_each_gradient(const Problem& p, const Parameters<Real>& gradients,
                                       const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
-  const Index H = p.H;
-  f(GateRows<Real>{gradients.w_ih, H, p.I, Cell::input_gates}, scratch.dw_ih, 0);
+  const Index H = p.H, I = input_columns(p);
+  f(GateRows<Real>{gradients.w_ih, H, I, Cell::input_gates}, scratch.dw_ih, 0);
   f(GateRows<Real>{gradients.w_hh, H, H, Cell::recurrent_gates}, scratch.dw_hh, 0);
-  if (gradients.b_ih) f(GateRows<Real>{gradients.b_ih, H, 1, Cell::input_gates}, scratch.dw_ih, p.I);
+  if (gradients.b_ih) f(GateRows<Real>{gradients.b_ih, H, 1, Cell::input_gates}, scratch.dw_ih, I);
   if (gradients.b_hh) f(GateRows<Real>{gradients.b_hh, H, 1, Cell::recurrent_gates}, scratch.dw_hh, H);
 }
 
@@ -474,6 +572,13 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
       else
         pack_transposed(w_ih, scratch.directions[d].w_ih, span);
     });
+  for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
+    const TableBlocks<Real> table = {scratch.directions[d].table, sizes.w_hh.units, span};
+    fill<Cell>(table, static_cast<const Real*>(nullptr));
+    if (p.input == InputKind::one_hot && args.accumulate)
+      for_each_column<Cell>(table, GateRows<Real>{args.directions[d].gradients.w_ih, p.H, p.I, Cell::input_gates},
+                            args.tokens.token, [](Real& element, Real dw) { element = dw; });
+  });
   if (args.accumulate)
     for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
       for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
@@ -490,6 +595,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   Arena<Real> arena = {args.scratch, 0};
   const BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, arena);
   const Index units = count(scratch.directions[0].w_hh.units);
+  const bool dense = p.input == InputKind::dense;
   backward_prepare<Cell>(args, scratch, team);
   if (!team.barrier(team)) return;
 
@@ -503,19 +609,23 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
     for (int d = 0; d < p.D; ++d) regroup_chunk<Cell>(args, scratch, chunk[d], team);
     for_each_item(p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction]); });
     if (!team.barrier(team)) return;
-    for (Index d = 0; d < p.D && args.dx.data; ++d) {
+    for (Index d = 0; d < p.D && args.dx.data && dense; ++d) {
       const auto& direction = scratch.directions[d];
       const Index rows = chunk[d].steps * p.B, first = share(rows, team.rank, team.size);
       const Product<Real> dx = {direction.dgates, first, View<const Real>{}, at(direction.dx, chunk[d].t * p.B + first),
                                 share(rows, team.rank + 1, team.size) - first};
-      if (is_thin(p.I))
-        multiply_thin<Cell>(dx, direction.thin_w_ih);
-      else
-        multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, direction.w_ih);
+      multiply_input<Cell>(dx, direction);
     }
-    for_my_blocks(units, p.D, team, [&](int d, Span span) { weight_gradients<Cell>(args, scratch, chunk[d], span); });
+    for_my_blocks(units, p.D, team, [&](int d, Span span) {
+      const auto& direction = scratch.directions[d];
+      weight_gradients<Cell>(args, scratch, chunk[d], span);
+      if (!dense)
+        sum_by_token<Cell>(TableBlocks<Real>{direction.table, direction.w_hh.units, span}, direction.dgates,
+                           args.tokens, RowRange{chunk[d].t * p.B, chunk[d].steps * p.B});
+    });
     if (!team.barrier(team)) return;
   }
+  if (!dense && !table_gradients<Cell>(args, scratch, team)) return;
 
   for_my_blocks(units, p.D, team, [&](int d, Span span) {
     for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
@@ -523,12 +633,13 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
                               unpack(panels, k, gradient, span);
                             });
   });
-  if (args.dx.data && p.D == 2) {
-    const Index rows = p.T * p.B;
+  if (args.dx.data && (p.D == 2 || !dense)) {
+    const Index rows = dense ? p.T * p.B : p.U;
     for (Index row = share(rows, team.rank, team.size); row < share(rows, team.rank + 1, team.size); ++row) {
-      Real* dx = at(args.dx, row).data;
-      const Real* other = at(scratch.directions[1].dx, row).data;
-      for (Index j = 0; j < p.I; ++j) dx[j] += other[j];
+      Real* dx = at(args.dx, dense ? row : args.tokens.token[row]).data;
+      const Real* one = at(scratch.directions[0].dx, row).data;
+      const Real* other = p.D == 2 ? at(scratch.directions[1].dx, row).data : nullptr;
+      for (Index j = 0; j < p.I; ++j) dx[j] = other ? one[j] + other[j] : one[j];
     }
   }
 }
