@@ -184,6 +184,9 @@ Tape<Real> tape_of(const TapeObject& tape, const TapeSize& size, Index d) {
 
 // ---- Calling the kernels -------------------------------------------------------------------------------------------
 
+// In how many pieces a call can be had: rows of the batch, or groups of units.
+Index most_members(const Problem& p) { return p.D * std::max(p.B, p.H / 32 + 1); }
+
 double flops(const Problem& p, Index G) {
   const Index inputs = p.input == InputKind::dense ? p.T * p.B : p.input == InputKind::embedded ? p.U : 0;
   return 2.0 * double(p.D) * double(G) * double(p.H) *
@@ -314,7 +317,7 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Paramete
           {y->view().data + d * p.H, p.D * p.H}, direction_of(h, p, d),        direction_of(c, p, d),
           tape_of<Real>(*tape, size, d)};
     }
-    const Index threads = team_size(flops(p, info.G), p.D * p.B);
+    const Index threads = team_size(flops(p, info.G), most_members(p));
     call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
   }
   const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
@@ -393,7 +396,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const py
     start(gradients[4 * d], std::nullopt);
 
   if (p.B > 0) {
-    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G), p.D * std::max(p.B, p.H / 4 + 1));
+    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G), most_members(p));
     const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx)) * sizeof(Real));
     const TokenLinks links = link(tape.tokens);
     BackwardArgs<Real> args = {p,

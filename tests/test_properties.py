@@ -44,7 +44,15 @@ ODD = Shape(T=5, B=3, I=7, H=19, D=2)
 # Bit for bit
 
 
-@by_shape(Shape(20, 40, 30, 96, D=2), Shape(6, 1, 40, 300), Shape(12, 3, 200, 130), Shape(200, 9, 1, 40))
+# Among them splits of the batch and, where it is small against H, of the units; directions whose last chunks differ.
+@by_shape(
+    Shape(20, 40, 30, 96, D=2),
+    Shape(6, 1, 40, 300),
+    Shape(12, 3, 200, 130),
+    Shape(200, 9, 1, 40),
+    Shape(300, 1, 40, 130, D=2),
+    Shape(9, 5, 17, 272),
+)
 @by_dtype
 @by_cell
 def test_any_number_of_threads_gives_the_same_bits(cell: str, dtype: str, shape: Shape) -> None:

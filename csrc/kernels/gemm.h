@@ -298,11 +298,11 @@ RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilo
 
 // Calls f with the unit grouping that fits: a single row takes more unit blocks at once.
 template <class Real, int slots, class F>
-RNNFAST_INLINE void for_each_unit_block(const Blocks& blocks, Index rows, F&& f) {
+RNNFAST_INLINE void for_each_unit_block(const Blocks& blocks, Span span, Index rows, F&& f) {
   if (rows == 1)
-    for_each_block<Real, unit_group(slots, true)>(blocks, all(blocks), f);
+    for_each_block<Real, unit_group(slots, true)>(blocks, span, f);
   else
-    for_each_block<Real, unit_group(slots, false)>(blocks, all(blocks), f);
+    for_each_block<Real, unit_group(slots, false)>(blocks, span, f);
 }
 
 }  // namespace

@@ -86,33 +86,49 @@ RNNFAST_INLINE View<const Real> or_zeros(View<const Real> view, const Real* zero
   return view.data ? view : View<const Real>{zeros, 0};
 }
 
-// What a member of a team takes through time: one direction, rows [first, first + rows) of the batch.
+constexpr Index share(Index n, Index part, Index parts) { return n * part / parts; }
+
+// What a member of a team takes through time: one direction, rows [first, first + rows) of the batch, and of them some
+// of the units. Members that divide the units among them wait for each other at each product: they are joined.
 struct Item {
   int direction;
   Index first, rows;
+  Span units;
+  bool joined;
 };
 
-struct Split {
-  Index parts, items;
-};
+// A smaller share of w_hh is read in less time than members need to meet.
+constexpr Index least_share = 1 << 16;
 
-constexpr Split split(const Problem& p, Index threads) {
-  Index parts = min_index(threads / p.D, p.B);
-  if (parts < 1) parts = 1;
-  return {parts, parts * p.D};
+// Rows are divided where each member has enough of them and reads all of w_hh fast; else the units, so that each keeps
+// its own share of w_hh in its own cache. Units are dealt in groups, as `multiply` has them.
+template <class Cell, class Real>
+constexpr bool divides_units(const Problem& p, Index threads) {
+  const Index parts = threads / p.D, bytes = Cell::gates * p.H * p.H * Index(sizeof(Real));
+  return parts > 1 && p.H > group_of_columns * Widest<Real>::lanes && bytes / parts >= least_share &&
+         (p.B < few_rows * parts || bytes > near_bytes);
 }
 
-constexpr Index share(Index n, Index part, Index parts) { return n * part / parts; }
+// Joined members wait for all. False: the call was interrupted.
+RNNFAST_INLINE bool meet(const Item& item, const Team& team) { return !item.joined || team.barrier(team); }
 
-constexpr Item item_of(const Problem& p, const Split& s, Index index) {
-  const Index part = index % s.parts, first = share(p.B, part, s.parts);
-  return {int(index / s.parts), first, share(p.B, part + 1, s.parts) - first};
-}
-
-template <class F>
+// f(Item) for what falls to this member.
+template <class Cell, class Real, class F>
 RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
-  const Split s = split(p, team.size);
-  for (Index index = team.rank; index < s.items; index += team.size) f(item_of(p, s, index));
+  const Blocks units = blocks_of<Real>(p.H);
+  Index parts = max_index(team.size / p.D, 1);
+  if (divides_units<Cell, Real>(p, team.size)) {
+    // A member too many has no units, but is waited for like the others.
+    const Index groups = group_count(units), part = team.rank % parts;
+    const Index mine = team.rank < parts * p.D ? groups : 0;
+    const Span span = {share(mine, part, parts) * group_of_columns, share(mine, part + 1, parts) * group_of_columns};
+    return f(Item{int(team.rank / parts % p.D), 0, p.B, {span.first, min_index(span.last, count(units))}, true});
+  }
+  parts = max_index(min_index(parts, p.B), 1);
+  for (Index index = team.rank; index < parts * p.D; index += team.size) {
+    const Index part = index % parts, first = share(p.B, part, parts);
+    f(Item{int(index / parts), first, share(p.B, part + 1, parts) - first, all(units), false});
+  }
 }
 
 // The unit blocks that one member packs, unpacks or sums, over both directions: f(direction, span).

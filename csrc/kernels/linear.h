@@ -35,7 +35,7 @@ void linear(const LinearArgs<Real>& args, const Team& team) {
     const Index rows = min_index(linear_rows, last - row);
     const View<const Real> x = at(args.x, row);
     const View<Real> y = at(args.y, row);
-    for_each_unit_block<Real, 1>(w.units, rows, [&]<class S, int NB>(BlockRange range) {
+    for_each_unit_block<Real, 1>(w.units, all(w.units), rows, [&]<class S, int NB>(BlockRange range) {
       Tile<Real> t = {};
       t.first = {x.data, x.stride, 1, 0, panel(w, range.unit), I * S::lanes, S::lanes, 0, I, 1};
       if (args.b) t.init = args.b + range.unit, t.init_unit = S::lanes;

@@ -103,9 +103,8 @@ constexpr Index size(const TransposedPanels<Real>& p) {
 
 constexpr int group_of_columns = 4;
 
-template <class Real>
-constexpr Index group_count(const TransposedPanels<Real>& p) {
-  return (count(p.columns) + group_of_columns - 1) / group_of_columns;
+constexpr Index group_count(const Blocks& columns) {
+  return (count(columns) + group_of_columns - 1) / group_of_columns;
 }
 
 // For the groups of the span.

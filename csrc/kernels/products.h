@@ -18,6 +18,7 @@ struct Product {
   View<const Real> init;  // null: zeros
   View<Real> out;
   Index rows;
+  Span columns;  // blocks of out, from the start of a group to the end of one
 };
 
 // Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
@@ -37,7 +38,7 @@ void multiply(Product<Real> p, const Factor& factor, const TransposedPanels<Real
     return multiply<Cell>(rest, factor, w);
   }
   const Index K = rows_of(w), full = w.units.full * Wide::lanes;
-  for_each_unit_block<Real, 1>(w.columns, p.rows, [&]<class S, int NB>(BlockRange range) {
+  for_each_unit_block<Real, 1>(w.columns, p.columns, p.rows, [&]<class S, int NB>(BlockRange range) {
     constexpr int group = NB < group_of_columns ? NB : group_of_columns;
     const auto operand = [&](Index unit, Index lanes, Index n) {
       Operand<Real> o = {};

@@ -72,8 +72,9 @@ struct ForwardStep {
   View<Real> h, c, reset_h;
   const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
   Index rows;
+  Span units;
   bool store_gates;   // the activated slots are read again
-  bool shared_gates;  // all unit blocks use the memory of the first: it stays in the first cache level
+  bool shared_gates;  // all these unit blocks use the memory of the first: it stays in the first cache level
 };
 
 // The squashed slots of one phase, those from `slot` on. Rows pass in their own loop before they meet the state: with
@@ -137,9 +138,10 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
   // The recurrent product alone leaves a slot that is the input's as it is.
   constexpr int slots = products == Products::recurrent ? part.gates : part.slots;
   const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.h_before;
-  for_each_unit_block<Real, slots>(scratch.w_hh.units, s.rows, [&]<class S, int NB>(BlockRange range) {
+  const Index first_unit = s.units.first * Widest<Real>::lanes;
+  for_each_unit_block<Real, slots>(scratch.w_hh.units, s.units, s.rows, [&]<class S, int NB>(BlockRange range) {
     constexpr Index width = Cell::gates * S::lanes, offset = part.gate * S::lanes;
-    Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? 0 : range.unit, s.gate_row);
+    Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row);
     Tile<Real> t = {};
     t.out = gates + part.slot * S::lanes;
     t.out_row = Cell::slots * S::lanes;
@@ -195,7 +197,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
 
   for (Index i = 0; i < chunks; ++i) {
-    if (team.interrupted(team)) return;
+    if (!item.joined && team.interrupted(team)) return;
     const Index chunk = order.reverse ? chunks - 1 - i : i;
     const Index t_first = chunk * chunk_length, t_count = min_index(chunk_length, p.T - t_first);
 
@@ -226,37 +228,42 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         s.c = at(c, keeps_c ? row : item.first);
       }
       if (resets_h<Cell>) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
-      s.rows = item.rows;
+      s.rows = item.rows, s.units = item.units;
       s.store_gates = keeps_gates || resets_h<Cell>;
       s.shared_gates = !s.store_gates && !project;
       return s;
     };
 
     if (project) {
-      const bool joined = item.rows == p.B;
-      for (Index t = t_first; t < t_first + t_count; t += joined ? t_count : 1) {
+      const bool at_once = item.rows == p.B;
+      for (Index t = t_first; t < t_first + t_count; t += at_once ? t_count : 1) {
         ForwardStep<Real> s = at_step(t);
-        if (joined) s.rows = t_count * p.B;
+        if (at_once) s.rows = t_count * p.B;
         for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch); });
       }
     }
     for (Index step = 0; step < t_count; ++step) {
       const ForwardStep<Real> s = at_step(t_first + (order.reverse ? t_count - 1 - step : step));
+      bool goes_on = true;
       for_each_phase<Cell>([&]<int phase> {
+        if (!goes_on) return;
         if (folds_input(p))
           forward_phase<Cell, phase, Products::both>(s, scratch);
         else
           forward_phase<Cell, phase, Products::recurrent>(s, scratch);
+        goes_on = meet(item, team);
       });
+      if (!goes_on) return;
     }
   }
 
+  constexpr Index W = Widest<Real>::lanes;
   const Index last = (order.reverse ? 0 : p.T - 1) * p.B;
-  for (Index b = item.first; b < item.first + item.rows; ++b) {
-    for (Index j = 0; j < p.H; ++j) direction.h.data[b * direction.h.stride + j] = at(direction.y, last + b).data[j];
-    if (Cell::has_c && keeps_c)
-      for (Index j = 0; j < p.H; ++j) direction.c.data[b * direction.c.stride + j] = at(c, last + b).data[j];
-  }
+  for (Index b = item.first; b < item.first + item.rows; ++b)
+    for (Index j = item.units.first * W; j < min_index(item.units.last * W, p.H); ++j) {
+      direction.h.data[b * direction.h.stride + j] = at(direction.y, last + b).data[j];
+      if (Cell::has_c && keeps_c) direction.c.data[b * direction.c.stride + j] = at(c, last + b).data[j];
+    }
 }
 
 // The table of an embedding: its rows of the tokens that occur are projected like a chunk of the input.
@@ -272,7 +279,7 @@ void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>
     for (Index d = 0; d < p.D; ++d) {
       ForwardStep<Real> s = {};
       s.gates = scratch.directions[d].table, s.gate_row = range.first;
-      s.x = read_only(rows), s.rows = range.count;
+      s.x = read_only(rows), s.rows = range.count, s.units = all(scratch.directions[d].w_hh.units);
       for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch.directions[d]); });
     }
   });
@@ -304,7 +311,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
     project_embedding<Cell>(args, scratch, team);
     if (!team.barrier(team)) return;
   }
-  for_each_item(p, team, [&](const Item& item) { forward_item<Cell>(args, scratch, item, team); });
+  for_each_item<Cell, Real>(p, team, [&](const Item& item) { forward_item<Cell>(args, scratch, item, team); });
 }
 
 // ---- Backward ------------------------------------------------------------------------------------------------------
@@ -372,6 +379,7 @@ struct BackwardStep {
   View<const Real> h_before, c_before, h, c, dy;
   View<Real> dh, dc, dreset_h;
   Index rows;
+  Span units;
 };
 
 template <class Cell, int phase, class S, class Real>
@@ -402,31 +410,38 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
   if constexpr (Cell::passes_dh && phase == 0) store(s.dh, p.dh);
 }
 
-template <class Cell, class Real>
-void backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<Real>::Direction& scratch) {
+// f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
+template <class Cell, class Real, class F>
+bool backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
+  bool goes_on = true;
   for_each_phase_backwards<Cell>([&]<int phase> {
     constexpr Phase part = Cell::phases[phase];
-    for_each_block<Real, 1>(scratch.w_hh.units, all(scratch.w_hh.units), [&]<class S, int>(BlockRange range) {
+    if (!goes_on) return;
+    for_each_block<Real, 1>(scratch.w_hh.units, s.units, [&]<class S, int>(BlockRange range) {
       for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(s, range.unit, range.valid, row);
     });
+    goes_on = f();
+    if (!goes_on) return;
     const Factor factor = {part.slot, part.gate, part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
     const bool from_dh = Cell::passes_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    multiply<Cell>(Product<Real>{s.dgates, s.gate_row, init, out, s.rows}, factor, scratch.w_hh);
+    multiply<Cell>(Product<Real>{s.dgates, s.gate_row, init, out, s.rows, s.units}, factor, scratch.w_hh);
   });
+  return goes_on;
 }
 
 // Steps [t, t + steps), finished by all members.
 struct Chunk {
   int direction;
   Index t, steps;
-  bool first;  // in the order of backward
+  Index rounds;  // steps of the direction that takes more: joined members wait for each other in all of them
+  bool first;    // in the order of backward
 };
 
 template <class Cell, class Real>
 void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Item& item,
-                    const Chunk& chunk) {
+                    const Chunk& chunk, const Team& team) {
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
@@ -449,9 +464,11 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.dh = at(direction.dh, item.first);
     if (Cell::has_c) s.dc = at(direction.dc, item.first);
     if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
-    s.rows = item.rows;
-    backward_step<Cell>(s, scratch);
+    s.rows = item.rows, s.units = item.units;
+    if (!backward_step<Cell>(s, scratch, [&] { return meet(item, team); })) return;
   }
+  for (Index meeting = chunk.steps * phase_count<Cell>; meeting < chunk.rounds * phase_count<Cell>; ++meeting)
+    if (!meet(item, team)) return;
 }
 
 // Regroups the left operands of a chunk's weight gradients, this member's share of the rows.
@@ -515,7 +532,8 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
         for (Index row = range.first; row < range.first + range.count; ++row)
           regroup<Cell>(at(args.x, args.tokens.token[row]), RowRange{row, 1}, scratch.x);
         if (!args.dx.data) continue;
-        const Product<Real> dx = {scratch.table, range.first, {}, at(scratch.dx, range.first), range.count};
+        const Product<Real> dx = {
+            scratch.table, range.first, {}, at(scratch.dx, range.first), range.count, all(scratch.w_ih.columns)};
         multiply_input<Cell>(dx, scratch);
       }
     });
@@ -559,19 +577,20 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     }
   }
   const auto& sizes = scratch.directions[0];
-  for_my_blocks(group_count(sizes.w_hh), p.D, team, [&](int d, Span span) {
+  for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
     const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
     pack_transposed(w_hh, scratch.directions[d].w_hh, span);
   });
   const bool thin = is_thin(p.I);
   if (args.dx.data)
-    for_my_blocks(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih), p.D, team, [&](int d, Span span) {
-      const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates};
-      if (thin)
-        pack(w_ih, scratch.directions[d].thin_w_ih, 0, span);
-      else
-        pack_transposed(w_ih, scratch.directions[d].w_ih, span);
-    });
+    for_my_blocks(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih.columns), p.D, team,
+                  [&](int d, Span span) {
+                    const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates};
+                    if (thin)
+                      pack(w_ih, scratch.directions[d].thin_w_ih, 0, span);
+                    else
+                      pack_transposed(w_ih, scratch.directions[d].w_ih, span);
+                  });
   for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
     const TableBlocks<Real> table = {scratch.directions[d].table, sizes.w_hh.units, span};
     fill<Cell>(table, static_cast<const Real*>(nullptr));
@@ -601,19 +620,25 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
 
   const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
   for (Index i = 0; i < chunks; ++i) {
-    Chunk chunk[2];
+    Chunk chunk[2] = {};
     for (int d = 0; d < p.D; ++d) {
       const Index t = (d == 0 ? chunks - 1 - i : i) * chunk_length;
-      chunk[d] = {d, t, min_index(chunk_length, p.T - t), i == 0};
+      chunk[d] = {d, t, min_index(chunk_length, p.T - t), 0, i == 0};
     }
+    for (Chunk& c : chunk) c.rounds = max_index(chunk[0].steps, chunk[1].steps);
     for (int d = 0; d < p.D; ++d) regroup_chunk<Cell>(args, scratch, chunk[d], team);
-    for_each_item(p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction]); });
+    for_each_item<Cell, Real>(
+        p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction], team); });
     if (!team.barrier(team)) return;
     for (Index d = 0; d < p.D && args.dx.data && dense; ++d) {
       const auto& direction = scratch.directions[d];
       const Index rows = chunk[d].steps * p.B, first = share(rows, team.rank, team.size);
-      const Product<Real> dx = {direction.dgates, first, View<const Real>{}, at(direction.dx, chunk[d].t * p.B + first),
-                                share(rows, team.rank + 1, team.size) - first};
+      const Product<Real> dx = {direction.dgates,
+                                first,
+                                View<const Real>{},
+                                at(direction.dx, chunk[d].t * p.B + first),
+                                share(rows, team.rank + 1, team.size) - first,
+                                all(direction.w_ih.columns)};
       multiply_input<Cell>(dx, direction);
     }
     for_my_blocks(units, p.D, team, [&](int d, Span span) {
