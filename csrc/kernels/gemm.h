@@ -102,8 +102,8 @@ struct Operand {
 // over their k: asked for all at once, it would hold up the multiply-adds.
 template <class Real>
 struct Ahead {
-  const Real* data;  // null: nothing
-  Index row, k;      // strides
+  const Real* data;
+  Index row, k;  // strides; 0: nothing is asked for
 };
 
 // A tile of M rows by NB unit blocks of some vectors each, their `slots`. Where a product has fewer gates than there
@@ -153,8 +153,8 @@ RNNFAST_INLINE Operand<Real> chain_of(Operand<Real> o, Index chain, Index chains
 // The accumulators stay in registers only because every loop over them is unrolled: one run-time index and they live in
 // memory, three times slower.
 template <class S, int M, int NB, int slots, int gates, int shift, bool prefetch>
-RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
-                               [[maybe_unused]] Ahead<typename S::Real> ahead) {
+RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
+                                      [[maybe_unused]] Ahead<typename S::Real> ahead) {
   using Real = typename S::Real;
   using V = typename S::V;
   for (Index block = 0; block < o.blocks; ++block) {
@@ -183,6 +183,15 @@ RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operan
   }
 }
 
+template <class S, int M, int NB, int slots, int gates, int shift>
+RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
+                               const Ahead<typename S::Real>& ahead) {
+  if (ahead.k > 0)
+    accumulate_blocks<S, M, NB, slots, gates, shift, true>(acc, o, ahead);
+  else
+    accumulate_blocks<S, M, NB, slots, gates, shift, false>(acc, o, ahead);
+}
+
 template <class S, int M, int NB, int slots, int gates>
 __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) {
   using V = typename S::V;
@@ -200,13 +209,10 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
     }
   }
   const Ahead<Real> ahead = {t.ahead.data + row * t.ahead.row, t.ahead.row, t.ahead.k};
-  if (t.ahead.data) {
-    accumulate<S, M, NB, slots, gates, slots - gates, true>(acc, from_row(t.first, row), ahead);
-    accumulate<S, M, NB, slots, gates, 0, true>(acc, from_row(t.second, row), ahead);
-  } else {
-    accumulate<S, M, NB, slots, gates, slots - gates, false>(acc, from_row(t.first, row), ahead);
-    accumulate<S, M, NB, slots, gates, 0, false>(acc, from_row(t.second, row), ahead);
-  }
+  constexpr int shift = slots - gates;
+  if (shift > 0) accumulate<S, M, NB, slots, gates, shift>(acc, from_row(t.first, row), ahead);
+  for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
+    accumulate<S, M, NB, slots, gates, 0>(acc, from_row(i == 0 ? t.first : t.second, row), ahead);
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
@@ -241,13 +247,16 @@ struct NoEpilogue {
   RNNFAST_INLINE void operator()(Index, Index) const {}
 };
 
+template <class S, int NB, int slots, int gates, int... i>
+RNNFAST_INLINE void tile_of_rows(const Tile<typename S::Real>& t, Index row, Index M, Lanes<i...>) {
+  static constexpr void (*tiles[])(const Tile<typename S::Real>&, Index) = {tile<S, i + 1, NB, slots, gates>...};
+  tiles[M - 1](t, row);
+}
+
 // The tile of M <= most rows.
 template <class S, int most, int NB, int slots, int gates>
 RNNFAST_INLINE void tile_of(const Tile<typename S::Real>& t, Index row, Index M) {
-  if (M == most)
-    tile<S, most, NB, slots, gates>(t, row);
-  else if constexpr (most > 1)
-    tile_of<S, most - 1, NB, slots, gates>(t, row, M);
+  tile_of_rows<S, NB, slots, gates>(t, row, M, typename LanesTo<most>::type());
 }
 
 // `rows` rows, at most `most` of them in a tile.

@@ -147,36 +147,48 @@ struct WeightProduct {
 // in the second cache level.
 constexpr Index columns_at_once = 192, tiles_at_once = 4;
 
-// The chains are cut on the rows of the chunk and added to the gradients one by one: a run that begins here sums like
-// one that passes.
+// The chains are cut on the rows of the chunk, and the chunk is summed up before it is added to the gradients: a run
+// that begins here sums like one that passes.
 template <class Cell, int gates, class Real>
 void add_products(const WeightProduct<Real>& w, Span span) {
   constexpr Index M = columns_of_tile<Cell>;
   constexpr int group = unit_blocks_of(gates);
+  alignas(64) Real sums[columns_at_once * group * gates * Widest<Real>::lanes];
   const Index chains = chain_count(w.rows), length = (w.rows + chains - 1) / chains;
+  const bool apart = w.add && chains > 1;
   for (Index unit = span.first; unit < span.last; unit += group * tiles_at_once) {
     const Span units = {unit, min_index(unit + group * tiles_at_once, span.last)};
     for (Index first = 0; first < w.columns.count; first += columns_at_once) {
-      const Index last = min_index(first + columns_at_once, w.columns.count);
+      const Index columns = min_index(columns_at_once, w.columns.count - first);
       for_each_block<Real, group>(w.dw.units, units, [&]<class S, int NB>(BlockRange range) {
+        constexpr Index sum_row = gates * S::lanes, sum_unit = columns_at_once * sum_row;
+        const Index total_row = w.dw.gates * S::lanes, total_unit = w.dw.K * total_row;
+        Real* const total = panel(w.dw, range.unit) + first * total_row + w.gate * S::lanes;
+        Real* const out = apart ? sums : total;
         Tile<Real> t = {};
         t.first.a_row = 1, t.first.a_k = -M;
         t.first.panel_k = -Index(Cell::slots * S::lanes);
         t.first.panel_unit = w.dgates.rows * Cell::slots * S::lanes;
         t.first.blocks = 1;
-        t.out_row = w.dw.gates * S::lanes, t.out_unit = w.dw.K * t.out_row;
+        t.out_row = apart ? sum_row : total_row, t.out_unit = apart ? sum_unit : total_unit;
         t.valid = S::lanes;
-        Real* const out = panel(w.dw, range.unit) + w.gate * S::lanes;
         for (Index high = w.rows; high > 0; high -= length) {
           t.first.K = min_index(high, length);
           t.first.panel = gates_at<S, Cell::slots>(w.dgates, range.unit, high - 1) + w.slot * S::lanes;
-          t.add = high < w.rows || w.add;
-          for (Index column = first; column < last; column += M) {
-            t.first.a = w.columns.data + column * w.columns.rows + (high - 1) * M;
+          t.add = high < w.rows || (w.add && !apart);
+          for (Index column = 0; column < columns; column += M) {
+            t.first.a = w.columns.data + (first + column) * w.columns.rows + (high - 1) * M;
             t.out = out + column * t.out_row;
-            tile_of<S, M, NB, gates, gates>(t, 0, min_index(M, last - column));
+            tile_of<S, M, NB, gates, gates>(t, 0, min_index(M, columns - column));
           }
         }
+        if (!apart) return;
+        for (Index i = 0; i < NB; ++i)
+          for (Index column = 0; column < columns; ++column)
+            for (Index lane = 0; lane < sum_row; lane += S::lanes) {
+              Real* const to = total + i * total_unit + column * total_row + lane;
+              S::store(to, S::load(to) + S::load(sums + i * sum_unit + column * sum_row + lane));
+            }
       });
     }
   }
