@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "calls.h"
+#include "capi.h"
+#include "cells.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "tokens.h"
@@ -18,26 +20,13 @@ namespace rnnfast {
 
 const KernelTable* kernel_table = nullptr;
 
+extern const rnnfast_api c_api;  // in capi.cpp
+
 void bind_training(py::module_& m);
 
 namespace {
 
 // ---- Cells by name -------------------------------------------------------------------------------------------------
-
-struct CellInfo {
-  const char* name;
-  Cell cell;
-  Index G;
-  bool has_c;
-};
-
-constexpr CellInfo cells[] = {
-    {"lstm", Cell::lstm, 4, true},
-    {"gru", Cell::gru, 3, false},
-    {"gru_reset_before", Cell::gru_reset_before, 3, false},
-    {"rnn_tanh", Cell::rnn_tanh, 1, false},
-    {"rnn_relu", Cell::rnn_relu, 1, false},
-};
 
 const CellInfo& cell_named(const py::object& name) {
   if (!py::isinstance<py::str>(name)) throw py::type_error("cell: expected a str, got " + type_name(name));
@@ -184,15 +173,6 @@ Tape<Real> tape_of(const TapeObject& tape, const TapeSize& size, Index d) {
 
 // ---- Calling the kernels -------------------------------------------------------------------------------------------
 
-// In how many pieces a call can be had: rows of the batch, or groups of units.
-Index most_members(const Problem& p) { return p.D * std::max(p.B, p.H / 32 + 1); }
-
-double flops(const Problem& p, Index G) {
-  const Index inputs = p.input == InputKind::dense ? p.T * p.B : p.input == InputKind::embedded ? p.U : 0;
-  return 2.0 * double(p.D) * double(G) * double(p.H) *
-         (double(inputs) * double(p.I) + double(p.T) * double(p.B) * double(p.H));
-}
-
 bool on_main_thread() {
   const py::module_ threading = py::module_::import("threading");
   return threading.attr("current_thread")().is(threading.attr("main_thread")());
@@ -308,14 +288,18 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Paramete
     if (size.gates) tape->gates = Buffer(bytes(size.gates * p.D));
     if (size.c) tape->c = Buffer(bytes(size.c * p.D));
     if (size.reset_h) tape->reset_h = Buffer(bytes(size.reset_h * p.D));
-    const Buffer scratch(bytes(kernels<Real>().forward_scratch(p)));
+    const Buffer scratch(bytes(kernels<Real>().forward_scratch(p, false)));
 
     ForwardArgs<Real> args = {p, rows_of(saved), {}, static_cast<Real*>(scratch.data()), view(tokens, TokenLinks{})};
     for (Index d = 0; d < p.D; ++d) {
-      args.directions[d] = {
-          parameters_of(saved.parameters, d),    direction_of(saved.h0, p, d), direction_of(saved.c0, p, d),
-          {y->view().data + d * p.H, p.D * p.H}, direction_of(h, p, d),        direction_of(c, p, d),
-          tape_of<Real>(*tape, size, d)};
+      args.directions[d] = {parameters_of(saved.parameters, d),
+                            nullptr,
+                            direction_of(saved.h0, p, d),
+                            direction_of(saved.c0, p, d),
+                            {y->view().data + d * p.H, p.D * p.H},
+                            direction_of(h, p, d),
+                            direction_of(c, p, d),
+                            tape_of<Real>(*tape, size, d)};
     }
     const Index threads = team_size(flops(p, info.G), most_members(p));
     call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
@@ -527,6 +511,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   } catch (const std::runtime_error& error) {
     throw py::import_error(error.what());
   }
+
+  m.attr("_C_API") = py::capsule(&c_api, RNNFAST_CAPSULE);
 
   py::tuple names(std::size(cells));
   for (std::size_t i = 0; i < std::size(cells); ++i) names[i] = cells[i].name;

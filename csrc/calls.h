@@ -1,12 +1,11 @@
-// What the files of bindings share: the kernels in use, and how many threads a call is worth.
+// What the files of bindings share.
 #pragma once
 
 #include "arrays.h"
+#include "dispatch.h"
 #include "threads.h"
 
 namespace rnnfast {
-
-extern const KernelTable* kernel_table;  // chosen at import
 
 template <class Real>
 const Kernels<Real>& kernels();
@@ -54,16 +53,6 @@ py::object finish(const std::optional<Output<Real>>& out) {
   if (!out) return py::none();
   out->commit();
   return out->given;
-}
-
-// Work that a thread should have before it is worth waking: about 50 µs at 80 GFLOP/s.
-constexpr double flops_per_thread = 4e6;
-
-// `parts`: in how many pieces the work can be had.
-inline Index team_size(double flops, Index parts) {
-  const double worth = flops / flops_per_thread;
-  const Index most = std::min(get_num_threads(), parts);
-  return worth >= double(most) ? most : worth < 1 ? 1 : Index(worth);
 }
 
 }  // namespace rnnfast

@@ -8,6 +8,8 @@
 
 namespace rnnfast {
 
+extern const KernelTable* kernel_table;  // in use, chosen at import
+
 // Throws std::runtime_error if RNNFAST_ISA asks for what this machine lacks.
 const KernelTable& choose_kernels();
 

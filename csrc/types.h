@@ -59,9 +59,10 @@ struct Tape {
 template <class Real>
 struct ForwardDirection {
   Parameters<const Real> parameters;
+  const Real* packed;       // the same from `pack`, for all directions or none; null: packed into scratch
   View<const Real> h0, c0;  // [B,H]; null: zeros
   View<Real> y;             // [T·B,H]
-  View<Real> h, c;          // last states, [B,H]
+  View<Real> h, c;          // last states, [B,H]; may be h0 and c0
   Tape<Real> tape;
 };
 
@@ -169,7 +170,9 @@ struct TapeSize {
 template <class Real>
 struct Kernels {
   TapeSize (*tape_size)(const Problem&);
-  Index (*forward_scratch)(const Problem&);
+  Index (*packed_size)(const Problem&);  // of one direction
+  void (*pack)(const Problem&, const Parameters<const Real>&, Real* packed);
+  Index (*forward_scratch)(const Problem&, bool packed);
   void (*forward)(const ForwardArgs<Real>&, const Team&);
   Index (*backward_scratch)(const Problem&, bool need_dx);
   void (*backward)(const BackwardArgs<Real>&, const Team&);

@@ -7,6 +7,7 @@ __path__ = extend_path(__path__, __name__)  # in a checkout, finds the installed
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from . import _core, functional
@@ -24,6 +25,7 @@ __all__ = [
     "Linear",
     "RNNCell",
     "functional",
+    "get_include",
     "get_num_threads",
     "initialize",
     "load",
@@ -35,7 +37,7 @@ __all__ = [
 
 __version__: str = _core.config()["version"]
 
-_LAZY = "lm", "reference", "training"  # imported when first asked for
+_LAZY = "lm", "reference", "stream", "training"  # imported when first asked for
 
 
 def __getattr__(name: str) -> Any:
@@ -78,6 +80,19 @@ def threads(n: int) -> Iterator[None]:
         yield
     finally:
         set_num_threads(before)
+
+
+def get_include() -> str:
+    """Return the folder with the C interface, for the compiler: ``#include <rnnfast/capi.h>``.
+
+    For Cython there is `rnnfast/capi.pxd`, to be had by ``from rnnfast.capi cimport rnnfast_api``.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> include_dirs = [rnnfast.get_include()]
+    """
+    return str(Path(_core.__file__).with_name("include"))
 
 
 def show_config() -> None:

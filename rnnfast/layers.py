@@ -6,7 +6,7 @@ the order of the gates are in `rnnfast.functional`.
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from ._module import (
     size,
 )
 from .functional import GATES, Array, State, checked, each_part, split_state
+
+if TYPE_CHECKING:
+    from .stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN", "Linear"]
 
@@ -198,6 +201,39 @@ class _Recurrent(Module):
                 grads[name] += part.sum(axis=1)
         dx = None if dx is None or others else self._laid_out(dx, unbatched)
         return dx, each_part(_first_sequence, dfirst) if unbatched else dfirst, grads
+
+    def stream(self, batch_size: int = 1) -> "Stream":
+        """Make a `Stream`: sequences on their way through the layer, one step or some at a time.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            B, the number of sequences.
+
+        Returns
+        -------
+        Stream
+            At the initial state, with the present parameters: it packs them once and does not see later changes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `batch_size` does not fit, or the layer is bidirectional.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rnnfast
+        >>> lstm = rnnfast.LSTM(3, 4, seed=0)
+        >>> x = np.ones((5, 3), np.float32)
+        >>> stream = lstm.stream()
+        >>> steps = [stream.step(x_t) for x_t in x]
+        >>> np.array_equal(steps, lstm(x)[0])
+        True
+        """
+        from .stream import Stream
+
+        return Stream(self, batch_size)
 
     def _run(self, run: Callable[..., Any], x: object, state: object, embedding: object) -> tuple[Array, State, Tape]:
         """Run each layer by `run`, a function of `functional`."""

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from modules import KINDS, make_layer, normal, oracle, results, swap
+from modules import KINDS, make_layer, normal, oracle, parts, results, swap
 from problems import CELLS, DTYPES, Array, Results, Shape, make_problem, make_token_problem, named, named_grads, solve
 
 import rnnfast
@@ -435,6 +435,37 @@ def whole_layer(rng: Rng) -> Attempt:
     return Attempt(type(layer).__name__, call, slots, written, expected=expected, watched=[*layer.parameters.values()])
 
 
+def streaming(rng: Rng) -> Attempt:
+    """Step or run a stream that is on its way."""
+    L, (T, B, I, H) = int(rng.integers(1, 4)), (int(n) for n in rng.integers(1, 8, 4))
+    options: dict[str, Any] = {name: bool(rng.random() < 0.5) for name in ("bias", "batch_first")}
+    options |= {"num_layers": L, "dtype": choose(rng, DTYPES), "seed": int(rng.integers(2**31))}
+    layer = make_layer(choose(rng, list(KINDS)), (I, H), **options)
+    stream = layer.stream(B + 1)  # of one sequence, arrays of two ranks are legal
+    x = normal((2 + T, B + 1, I), layer.dtype, int(rng.integers(2**31)))
+    stream.run(swap(x[:2], layer))
+    steps = rng.random() < 0.5
+    slots: dict[str, Any] = {"x": swap(x[2:], layer).copy() if steps else x[2].copy()}
+    slots["out"] = np.zeros((*slots["x"].shape[:-1], H), layer.dtype)
+    before = stream.state
+
+    def call() -> Results:
+        try:
+            y = (stream.run if steps else stream.step)(slots["x"], out=slots["out"])
+        except (TypeError, ValueError):
+            now = zip(parts(stream.state), parts(before), strict=True)
+            assert all(np.array_equal(a, b) for a, b in now), "a refused call has changed the state"
+            raise
+        return {"y": np.asarray(y)}
+
+    def expected() -> Results:
+        y, _ = layer(swap(x if steps else x[:3], layer))
+        y = swap(y, layer)[2:]
+        return {"y": swap(y, layer) if steps else y[0]}
+
+    return Attempt("Stream", call, slots, frozenset({"out"}), in_place=True, expected=expected)
+
+
 def one_cell(rng: Rng) -> Attempt:
     """Make one step of a cell, and back."""
     kind, own = KINDS[choose(rng, list(KINDS))]
@@ -569,7 +600,7 @@ def constructor(rng: Rng) -> Attempt:
 
 TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     *[bare_forward, bare_backward, whole_layer] * 4,
-    *[tokens, one_cell, readout, activation, structure] * 2,
+    *[tokens, streaming, one_cell, readout, activation, structure] * 2,
     adam_step,
     state_dict,
     constructor,

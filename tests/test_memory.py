@@ -52,6 +52,20 @@ def test_tapes_that_nobody_uses_leave_nothing_behind() -> None:
     assert growth(forward, 500) < ALLOWED
 
 
+def test_streams_leave_nothing_behind() -> None:
+    layer = rnnfast.GRU(5, 40, num_layers=2, seed=0)
+    x = np.ones((100, 4, 5), np.float32)
+
+    def stream() -> None:
+        one = layer.stream(4)
+        one.run(x)
+        one.step(x[0])
+        one.state = one.state
+        one.reset([0, 1])
+
+    assert growth(stream, 500) < ALLOWED
+
+
 def test_refused_calls_leave_nothing_behind() -> None:
     layer = rnnfast.LSTM(5, 40, seed=0)
     _, _, tape = layer.forward(np.ones((100, 4, 5), np.float32))

@@ -7,11 +7,12 @@ import sys
 import tomllib
 from importlib import metadata, resources
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import rnnfast
-from rnnfast import _core
+from rnnfast import _core, stream
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 SYSTEM_LIBRARIES = {"libc", "libm", "libstdc++", "libgcc_s", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64"}
@@ -35,7 +36,7 @@ def test_import_loads_numpy_and_the_extension_only() -> None:
     command = [sys.executable, "-c", ADDED_BY_IMPORT]
     added = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert "rnnfast._core" in added
-    assert "rnnfast.lm" not in added
+    assert not {"rnnfast.lm", "rnnfast.stream"} & set(added)
     assert {name.partition(".")[0] for name in added} - sys.stdlib_module_names <= {"rnnfast", "numpy"}
 
 
@@ -43,6 +44,12 @@ def test_the_package_is_typed() -> None:
     package = resources.files("rnnfast")
     assert package.joinpath("py.typed").is_file()
     assert package.joinpath("_core.pyi").is_file()
+    assert package.joinpath("stream.pyi").is_file()
+
+
+def test_the_c_interface_is_installed() -> None:
+    assert Path(rnnfast.get_include(), "rnnfast", "capi.h").is_file()
+    assert resources.files("rnnfast").joinpath("capi.pxd").is_file()
 
 
 def test_the_wheel_holds_the_package_and_nothing_else() -> None:
@@ -50,16 +57,21 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     if "rnnfast/__init__.py" not in files:
         pytest.skip("installed for editing")
     others = [path for path in files if not re.fullmatch(r"rnnfast/\w+\.py|rnnfast-[^/]*\.dist-info/.*", path)]
-    assert sorted(re.sub(r"_core\..*\.(so|pyd)", "_core.so", path) for path in others) == [
+    assert sorted(re.sub(r"(_core|stream)\..*\.(so|pyd)", r"\1.so", path) for path in others) == [
         "rnnfast/_core.pyi",
         "rnnfast/_core.so",
+        "rnnfast/capi.pxd",
+        "rnnfast/include/rnnfast/capi.h",
         "rnnfast/py.typed",
+        "rnnfast/stream.pyi",
+        "rnnfast/stream.so",
     ]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("readelf") is None, reason="reads ELF with readelf")
-def test_the_extension_links_to_the_systems_runtime_only() -> None:
-    command = ["readelf", "--dynamic", "--wide", str(_core.__file__)]
+@pytest.mark.parametrize("extension", [_core, stream])
+def test_the_extensions_link_to_the_systems_runtime_only(extension: ModuleType) -> None:
+    command = ["readelf", "--dynamic", "--wide", str(extension.__file__)]
     dynamic = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     needed = {name.partition(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)}
     assert needed <= SYSTEM_LIBRARIES

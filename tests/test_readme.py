@@ -4,9 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import rnnfast
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LAYER, TRAINING = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+LAYER, STREAMING, TRAINING = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 def run(code: str) -> dict[str, Any]:
@@ -19,6 +23,12 @@ def run(code: str) -> dict[str, Any]:
 def test_the_layer_gives_the_shapes_that_its_comment_says() -> None:
     names = run(LAYER)
     assert [names[name].shape for name in ("y", "h", "c")] == [(50, 32, 128), (2, 32, 128), (2, 32, 128)]
+
+
+def test_the_stream_gives_the_layers_last_output() -> None:
+    names = run(LAYER + STREAMING)
+    y, _ = rnnfast.LSTM(28, 64, seed=0)(np.zeros((50, 1, 28), np.float32))
+    assert np.array_equal(names["y_t"], y[-1])
 
 
 def test_the_training_loop_is_the_example_and_learns() -> None:

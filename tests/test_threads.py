@@ -212,12 +212,18 @@ def backwards():
     while True:
         layer.backward(tape, y)
 
+def streaming():
+    stream = rnnfast.LSTM(1, 1024, seed=0).stream()
+    x = np.ones((100_000, 1), np.float32)
+    print("ready", flush=True)
+    stream.run(x)
+
 layer = rnnfast.GRU(24, 48, seed=0)
 x = np.ones((20, 16, 24), np.float32)
 before = layer(x)[0]
 rnnfast.set_num_threads(int(sys.argv[2]))
 try:
-    {"hours": hours, "backwards": backwards}[sys.argv[1]]()
+    {"hours": hours, "backwards": backwards, "streaming": streaming}[sys.argv[1]]()
     print("went through")
 except KeyboardInterrupt:
     same = np.array_equal(layer(x)[0], before)
@@ -227,7 +233,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("call", ["hours", "backwards"])
+@pytest.mark.parametrize("call", ["hours", "backwards", "streaming"])
 def test_ctrl_c_ends_a_long_call(call: str, threads: int) -> None:
     command = [sys.executable, "-c", LONG, call, str(threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -39,11 +39,30 @@ TapeSize tape_size_of(const Problem& p) {
 }
 
 template <class Real>
-Index forward_scratch_of(const Problem& p) {
+Index packed_size_of(const Problem& p) {
+  return with_cell(p.cell, [&]<class C> {
+    Arena<Real> arena = {nullptr, 0};
+    lay_out_packed<C>(p, blocks_of<Real>(p.H), arena);
+    return arena.used;
+  });
+}
+
+template <class Real>
+void pack_of(const Problem& p, const Parameters<const Real>& parameters, Real* packed) {
+  const FloatingPointMode mode;
+  with_cell(p.cell, [&]<class C> {
+    const Blocks units = blocks_of<Real>(p.H);
+    Arena<Real> arena = {packed, 0};
+    pack_direction<C>(p, parameters, lay_out_packed<C>(p, units, arena), all(units));
+  });
+}
+
+template <class Real>
+Index forward_scratch_of(const Problem& p, bool packed) {
   return with_cell(p.cell, [&]<class C> {
     Arena<Real> arena = {nullptr, 0};
     lay_out_forward<C>(p, arena);
-    return arena.used;
+    return arena.used + (packed ? 0 : p.D * packed_size_of<Real>(p));
   });
 }
 
@@ -91,6 +110,8 @@ Index linear_backward_scratch_of(const LinearSize& n) {
 
 template <class Real>
 constexpr Kernels<Real> kernels = {tape_size_of<Real>,
+                                   packed_size_of<Real>,
+                                   pack_of<Real>,
                                    forward_scratch_of<Real>,
                                    forward_of<Real>,
                                    backward_scratch_of<Real>,

@@ -11,35 +11,48 @@ namespace {
 
 // ---- Forward -------------------------------------------------------------------------------------------------------
 
+// The parameters of one direction as the products read them.
+template <class Real>
+struct PackedWeights {
+  Panels<Real> w_ih, w_hh;
+  Real* bias;   // [unit block][slot x lanes]
+  Real* zeros;  // [H], the initial state where none is given
+};
+
+template <class Cell, class Real>
+PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, Arena<Real>& arena) {
+  PackedWeights<Real> to = {
+      {nullptr, units, input_columns(p), Cell::gates}, {nullptr, units, p.H, Cell::gates}, nullptr, nullptr};
+  to.w_ih.data = take(arena, size(to.w_ih));
+  to.w_hh.data = take(arena, size(to.w_hh));
+  to.bias = take(arena, gates_size<Cell>(1, units));
+  to.zeros = take(arena, p.H);
+  return to;
+}
+
 template <class Real>
 struct ForwardScratch {
   struct Direction {
-    Panels<Real> w_ih, w_hh;
-    Real* bias;         // [unit block][slot x lanes]
+    PackedWeights<const Real> weights;
     Gates<Real> gates;  // of one chunk, where no tape keeps them
     Gates<Real> table;  // what each token brings to the gates
     Real* reset_h;      // [B,H], likewise
   } directions[2];
-  Real *zeros, *embedded;  // embedded: the rows of the tokens that occur, [U,I]
+  Real* embedded;  // the rows of the tokens that occur, [U,I]
 };
 
+// All but the weights.
 template <class Cell, class Real>
 ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
   const Blocks units = blocks_of<Real>(p.H);
   ForwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
-    direction.w_ih = {nullptr, units, input_columns(p), Cell::gates};
-    direction.w_hh = {nullptr, units, p.H, Cell::gates};
-    direction.w_ih.data = take(arena, size(direction.w_ih));
-    direction.w_hh.data = take(arena, size(direction.w_hh));
-    direction.bias = take(arena, gates_size<Cell>(1, units));
     const Index rows = chunk_steps(p) * p.B;
     direction.gates = {take(arena, gates_size<Cell>(rows, units)), rows};
     direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
     if (resets_h<Cell>) direction.reset_h = take(arena, p.B * p.H);
   }
-  s.zeros = take(arena, p.H);
   s.embedded = take(arena, p.U * input_columns(p));
   return s;
 }
@@ -61,6 +74,17 @@ void pack_bias(const Parameters<const Real>& parameters, const Panels<Real>& w_h
       }
     }
   }
+}
+
+// For the unit blocks of the span.
+template <class Cell, class Real>
+void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
+                    Span span) {
+  pack({parameters.w_ih, p.H, to.w_ih.K, Cell::input_gates}, to.w_ih, 0, span);
+  pack({parameters.w_hh, p.H, p.H, Cell::recurrent_gates}, to.w_hh, 0, span);
+  pack_bias<Cell>(parameters, to.w_hh, p.H, span, to.bias);
+  if (span.first == 0)
+    for (Index j = 0; j < p.H; ++j) to.zeros[j] = 0;
 }
 
 // The rows of one step, or of several where only the input is projected.
@@ -137,9 +161,10 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
   constexpr Phase part = Cell::phases[phase];
   // The recurrent product alone leaves a slot that is the input's as it is.
   constexpr int slots = products == Products::recurrent ? part.gates : part.slots;
+  const PackedWeights<const Real>& weights = scratch.weights;
   const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.h_before;
   const Index first_unit = s.units.first * Widest<Real>::lanes;
-  for_each_unit_block<Real, slots>(scratch.w_hh.units, s.units, s.rows, [&]<class S, int NB>(BlockRange range) {
+  for_each_unit_block<Real, slots>(weights.w_hh.units, s.units, s.rows, [&]<class S, int NB>(BlockRange range) {
     constexpr Index width = Cell::gates * S::lanes, offset = part.gate * S::lanes;
     Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row);
     Tile<Real> t = {};
@@ -147,18 +172,18 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
     t.out_row = Cell::slots * S::lanes;
     t.out_unit = s.gates.rows * Cell::slots * S::lanes;
     t.valid = S::lanes;
-    t.far = is_far(scratch.w_hh, s.rows);
+    t.far = is_far(weights.w_hh, s.rows);
     if constexpr (products == Products::recurrent) {
       t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
     } else {
-      t.init = scratch.bias + range.unit * Cell::slots + part.slot * S::lanes;
+      t.init = weights.bias + range.unit * Cell::slots + part.slot * S::lanes;
       t.init_unit = Cell::slots * S::lanes;
-      const Index I = scratch.w_ih.K;
-      t.first = {s.x.data, s.x.stride, 1, 0, panel(scratch.w_ih, range.unit) + offset, I * width, width, 0, I, 1};
+      const Index I = weights.w_ih.K;
+      t.first = {s.x.data, s.x.stride, 1, 0, panel(weights.w_ih, range.unit) + offset, I * width, width, 0, I, 1};
     }
     if constexpr (products != Products::input) {
-      const Index H = scratch.w_hh.K;
-      t.second = {h.data, h.stride, 1, 0, panel(scratch.w_hh, range.unit) + offset, H * width, width, 0, H, 1};
+      const Index H = weights.w_hh.K;
+      t.second = {h.data, h.stride, 1, 0, panel(weights.w_hh, range.unit) + offset, H * width, width, 0, H, 1};
     }
     if (products == Products::recurrent && s.tokens)
       for (Index block = 0; block < range.blocks; ++block)
@@ -177,8 +202,8 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
 
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
 // folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is small
-// against H. Both give the same bits.
-constexpr bool folds_input(const Problem& p) { return p.input == InputKind::dense && 8 * p.I <= p.H; }
+// against H, and where there is one step only. Both give the same bits.
+constexpr bool folds_input(const Problem& p) { return p.input == InputKind::dense && (p.T == 1 || 8 * p.I <= p.H); }
 
 // Nothing is left to project where the gates start from a table.
 constexpr bool projects_input(const Problem& p) { return p.input == InputKind::dense && !folds_input(p); }
@@ -191,7 +216,8 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const auto& scratch = whole.directions[item.direction];
   const TimeOrder order = {p.T, p.B, item.direction == 1};
   const bool project = projects_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
-  const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), c0 = or_zeros(direction.c0, whole.zeros);
+  const View<const Real> h0 = or_zeros(direction.h0, scratch.weights.zeros),
+                         c0 = or_zeros(direction.c0, scratch.weights.zeros);
   const View<Real> c = keeps_c ? View<Real>{direction.tape.c, p.H} : direction.c;
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
   const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
@@ -205,9 +231,9 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     Gates<Real> gates = scratch.gates;
     Index gate_row = item.first, gate_step = p.B;
     if (keeps_gates) {
-      gates.data = direction.tape.gates + chunk * gates_size<Cell>(gates.rows, scratch.w_hh.units);
+      gates.data = direction.tape.gates + chunk * gates_size<Cell>(gates.rows, scratch.weights.w_hh.units);
     } else if (!project) {
-      gates.data += gates_size<Cell>(item.first, scratch.w_hh.units);
+      gates.data += gates_size<Cell>(item.first, scratch.weights.w_hh.units);
       gates.rows = item.rows, gate_row = 0, gate_step = 0;
     }
 
@@ -279,7 +305,7 @@ void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>
     for (Index d = 0; d < p.D; ++d) {
       ForwardStep<Real> s = {};
       s.gates = scratch.directions[d].table, s.gate_row = range.first;
-      s.x = read_only(rows), s.rows = range.count, s.units = all(scratch.directions[d].w_hh.units);
+      s.x = read_only(rows), s.rows = range.count, s.units = all(scratch.directions[d].weights.w_hh.units);
       for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch.directions[d]); });
     }
   });
@@ -289,24 +315,30 @@ template <class Cell, class Real>
 void forward(const ForwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
+  const Blocks units = blocks_of<Real>(p.H);
   Arena<Real> arena = {args.scratch, 0};
-  const ForwardScratch<Real> scratch = lay_out_forward<Cell>(p, arena);
-  if (team.rank == 0)
-    for (Index j = 0; j < p.H; ++j) scratch.zeros[j] = 0;
-  for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
-    const auto& direction = scratch.directions[d];
-    const auto& parameters = args.directions[d].parameters;
-    pack({parameters.w_ih, p.H, direction.w_ih.K, Cell::input_gates}, direction.w_ih, 0, span);
-    pack({parameters.w_hh, p.H, p.H, Cell::recurrent_gates}, direction.w_hh, 0, span);
-    pack_bias<Cell>(parameters, direction.w_hh, p.H, span, direction.bias);
-    if (p.input == InputKind::one_hot) {
-      const TableBlocks<Real> table = {direction.table, direction.w_hh.units, span};
-      fill<Cell>(table, direction.bias);
-      for_each_column<Cell>(table, GateRows<const Real>{parameters.w_ih, p.H, p.I, Cell::input_gates},
-                            args.tokens.token, [](Real& element, Real w) { element += w; });
-    }
-  });
-  if (!team.barrier(team)) return;
+  ForwardScratch<Real> scratch = lay_out_forward<Cell>(p, arena);
+  const bool packed = args.directions[0].packed;
+  PackedWeights<Real> own[2];
+  for (Index d = 0; d < p.D; ++d) {
+    if (!packed) own[d] = lay_out_packed<Cell>(p, units, arena);
+    Arena<const Real> weights = {packed ? args.directions[d].packed : own[d].w_ih.data, 0};
+    scratch.directions[d].weights = lay_out_packed<Cell>(p, units, weights);
+  }
+  if (!packed || p.input == InputKind::one_hot) {
+    for_my_blocks(count(units), p.D, team, [&](int d, Span span) {
+      const auto& direction = scratch.directions[d];
+      const auto& parameters = args.directions[d].parameters;
+      if (!packed) pack_direction<Cell>(p, parameters, own[d], span);
+      if (p.input == InputKind::one_hot) {
+        const TableBlocks<Real> table = {direction.table, units, span};
+        fill<Cell>(table, direction.weights.bias);
+        for_each_column<Cell>(table, GateRows<const Real>{parameters.w_ih, p.H, p.I, Cell::input_gates},
+                              args.tokens.token, [](Real& element, Real w) { element += w; });
+      }
+    });
+    if (!team.barrier(team)) return;
+  }
   if (p.input == InputKind::embedded) {
     project_embedding<Cell>(args, scratch, team);
     if (!team.barrier(team)) return;

@@ -1,0 +1,33 @@
+// The cells by name and what a call of them costs, for those who call the kernels.
+#pragma once
+
+#include "types.h"
+
+namespace rnnfast {
+
+struct CellInfo {
+  const char* name;
+  Cell cell;
+  Index G;
+  bool has_c;
+};
+
+constexpr CellInfo cells[] = {
+    {"lstm", Cell::lstm, 4, true},
+    {"gru", Cell::gru, 3, false},
+    {"gru_reset_before", Cell::gru_reset_before, 3, false},
+    {"rnn_tanh", Cell::rnn_tanh, 1, false},
+    {"rnn_relu", Cell::rnn_relu, 1, false},
+};
+
+// Of a forward.
+constexpr double flops(const Problem& p, Index G) {
+  const Index inputs = p.input == InputKind::dense ? p.T * p.B : p.input == InputKind::embedded ? p.U : 0;
+  return 2.0 * double(p.D) * double(G) * double(p.H) *
+         (double(inputs) * double(p.I) + double(p.T) * double(p.B) * double(p.H));
+}
+
+// In how many pieces a call can be had: rows of the batch, or groups of units.
+constexpr Index most_members(const Problem& p) { return p.D * (p.B > p.H / 32 + 1 ? p.B : p.H / 32 + 1); }
+
+}  // namespace rnnfast

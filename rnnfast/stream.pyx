@@ -1,0 +1,349 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: freethreading_compatible=True
+"""Streaming: a layer's sequences as their steps come. `layer.stream()` makes a `Stream`."""
+
+cimport cython
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.pycapsule cimport PyCapsule_Import
+
+from .capi cimport (
+    RNNFAST_BUSY,
+    RNNFAST_CAPSULE,
+    RNNFAST_FLOAT32,
+    RNNFAST_FLOAT64,
+    RNNFAST_INVALID,
+    RNNFAST_OK,
+    rnnfast_api,
+    rnnfast_stack,
+    rnnfast_status,
+    rnnfast_stream,
+    rnnfast_weights,
+)
+
+import numpy as np
+
+from . import _core
+from ._module import recurrent_shapes, size
+from .functional import checked, checked_target, split_state
+from .layers import GRU, INITIAL, LSTM, RNN
+
+__all__ = ["Stream"]
+
+cnp.import_array()
+
+cdef const rnnfast_api* api = <const rnnfast_api*> PyCapsule_Import(RNNFAST_CAPSULE, 0)
+
+# Work, in floating point operations, from which on a call lets other Python threads run meanwhile: about 10 µs, a
+# hundred times what that costs. And work between two looks at the signals: about 20 ms.
+cdef double worth_releasing = 5e5, between_signals = 1e9
+
+
+cdef int check(rnnfast_status status) except -1:
+    if status == RNNFAST_OK:
+        return 0
+    message = api.message().decode()
+    if status == RNNFAST_INVALID:
+        raise ValueError(message)
+    raise RuntimeError(message) if status == RNNFAST_BUSY else MemoryError(message)
+
+
+cdef cnp.ndarray readable(object a):
+    """Return an array as the C interface takes it."""
+    return cnp.PyArray_FROM_OF(a, cnp.NPY_ARRAY_CARRAY_RO)
+
+
+cdef void* data(object a):
+    """Return where an array's elements are; NULL for None."""
+    return NULL if a is None else cnp.PyArray_DATA(a)
+
+
+cdef tuple dimensions(cnp.ndarray a):
+    """Return the shape of an array."""
+    return tuple([cnp.PyArray_DIMS(a)[axis] for axis in range(cnp.PyArray_NDIM(a))])
+
+
+cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
+    """Return whether two contiguous arrays share memory."""
+    cdef const char* x = cnp.PyArray_BYTES(a)
+    cdef const char* y = cnp.PyArray_BYTES(b)
+    return x < y + cnp.PyArray_NBYTES(b) and y < x + cnp.PyArray_NBYTES(a)
+
+
+@cython.final
+cdef class Stream:
+    """B sequences on their way through a layer, some steps at a time.
+
+    A stream packs the weights once, when it is made: it does not see later changes of the layer's parameters.
+    Steps and runs give the bits that the layer itself gives for whole sequences, however these are cut. A call with
+    `out` allocates nothing. There is no dropout.
+
+    One call at a time may use a stream; different streams may be used by different threads at once.
+
+    Parameters
+    ----------
+    layer : LSTM, GRU or RNN
+        With one direction: the backward direction would need the end of the sequences.
+    batch_size : int, optional
+        B.
+
+    Attributes
+    ----------
+    batch_size : int
+    state : ndarray [L,B,H] or pair of such
+        h or (h, c) after the last step, a copy; may be assigned. A part that is None is zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, or the layer is bidirectional.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> lstm = rnnfast.LSTM(3, 4, seed=0)
+    >>> stream = lstm.stream()
+    >>> x = np.ones((5, 3), np.float32)
+    >>> ys = [stream.step(x_t) for x_t in x]
+    >>> y, _ = lstm(x)
+    >>> np.array_equal(ys, y)
+    True
+    """
+
+    cdef rnnfast_stream* stream
+    cdef readonly Py_ssize_t batch_size
+    cdef Py_ssize_t num_layers, input_size, hidden_size
+    cdef int typenum
+    cdef bint batch_first
+    cdef double flops  # of a step
+    cdef str cell
+    cdef object dtype
+
+    def __cinit__(self, object layer, object batch_size=1):
+        if not isinstance(layer, (LSTM, GRU, RNN)):
+            raise TypeError(f"layer: expected LSTM, GRU or RNN, got {type(layer).__name__}")
+        if layer.bidirectional:
+            raise ValueError(f"layer: expected one direction, as the other starts at the end, got {layer!r}")
+        self.batch_size = size(batch_size, "batch_size")
+        self.num_layers, self.input_size, self.hidden_size = layer.num_layers, layer.input_size, layer.hidden_size
+        self.batch_first, self.cell, self.dtype = layer.batch_first, layer.cell, layer.dtype
+        self.typenum = cnp.NPY_FLOAT if self.dtype == np.float32 else cnp.NPY_DOUBLE
+
+        shapes = {}
+        for l in range(self.num_layers):
+            width = self.hidden_size if l else self.input_size
+            here = recurrent_shapes(layer.gates, width, self.hidden_size, layer.bias)
+            shapes |= {f"{name}_l{l}": shape for name, shape in here.items()}
+        self.flops = 2.0 * self.batch_size * sum(rows * columns[0] for rows, *columns in shapes.values() if columns)
+        shapes |= {name: (self.num_layers, self.hidden_size) for name in INITIAL if name in layer.parameters}
+        arrays = {name: readable(checked(layer.parameters[name], name, shape, self.dtype))
+                  for name, shape in shapes.items()}
+
+        cell = self.cell.encode()
+        cdef rnnfast_weights* weights = <rnnfast_weights*> PyMem_Malloc(self.num_layers * sizeof(rnnfast_weights))
+        if not weights:
+            raise MemoryError
+        cdef rnnfast_stack stack
+        stack.cell = cell
+        stack.dtype = RNNFAST_FLOAT32 if self.typenum == cnp.NPY_FLOAT else RNNFAST_FLOAT64
+        stack.num_layers, stack.input_size, stack.hidden_size = self.num_layers, self.input_size, self.hidden_size
+        stack.layers = weights
+        stack.h0, stack.c0 = data(arrays.get("initial_h")), data(arrays.get("initial_c"))
+        for l in range(self.num_layers):
+            weights[l].w_ih, weights[l].w_hh = data(arrays[f"weight_ih_l{l}"]), data(arrays[f"weight_hh_l{l}"])
+            weights[l].b_ih, weights[l].b_hh = data(arrays.get(f"bias_ih_l{l}")), data(arrays.get(f"bias_hh_l{l}"))
+        try:
+            check(api.stream_create(&stack, self.batch_size, &self.stream))
+        finally:
+            PyMem_Free(weights)
+
+    def __dealloc__(self):
+        api.stream_destroy(self.stream)
+
+    def step(self, object x, object out=None):
+        """Advance all sequences by one step.
+
+        Parameters
+        ----------
+        x : array [B,I], or [I] for a batch size of 1
+        out : ndarray [B,H], or [H], optional
+            Where y goes; it may overlap x.
+
+        Returns
+        -------
+        y : ndarray [B,H], or [H]
+            h of the last layer; `out` if that was given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit. Then nothing has changed.
+        RuntimeError
+            If another call with this stream has not returned. Then nothing has changed.
+        """
+        return self.advance(x, out, 0)
+
+    def run(self, object x, object out=None):
+        """Advance all sequences by T steps.
+
+        Parameters
+        ----------
+        x : array [T,B,I], [B,T,I] if the layer is `batch_first`, or [T,I] for a batch size of 1
+            T is at least 1.
+        out : ndarray like y, optional
+            Where y goes; it may overlap x.
+
+        Returns
+        -------
+        y : ndarray [T,B,H], laid out as x is
+            h of the last layer at every step; `out` if that was given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit. Then nothing has changed.
+        RuntimeError
+            If another call with this stream has not returned.
+        KeyboardInterrupt
+            On Ctrl-C, after a part of the steps.
+        """
+        return self.advance(x, out, 1)
+
+    def reset(self, object rows=None):
+        """Take sequences back to the initial state: the layer's learned one, else zero.
+
+        Parameters
+        ----------
+        rows : int, sequence of ints or array of B bools, optional
+            Which of the B sequences; by default all.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `rows` does not fit.
+        RuntimeError
+            If another call with this stream has not returned.
+        """
+        if rows is None:
+            check(api.stream_reset(self.stream, NULL))
+            return
+        cdef cnp.ndarray mask = self.mask(rows)
+        check(api.stream_reset(self.stream, <const unsigned char*> cnp.PyArray_DATA(mask)))
+
+    @property
+    def state(self):
+        h = np.empty((self.num_layers, self.batch_size, self.hidden_size), self.dtype)
+        c = np.empty_like(h) if self.cell == "lstm" else None
+        check(api.stream_get_state(self.stream, data(h), data(c)))
+        return h if c is None else (h, c)
+
+    @state.setter
+    def state(self, object value):
+        h, c = split_state(self.cell, value, "state")
+        h = self.part(h)
+        c = self.part(c) if self.cell == "lstm" else None
+        check(api.stream_set_state(self.stream, data(h), data(c)))
+
+    cdef object part(self, object a):
+        shape = self.num_layers, self.batch_size, self.hidden_size
+        return np.zeros(shape, self.dtype) if a is None else readable(checked(a, "state", shape, self.dtype))
+
+    cdef object mask(self, object rows):
+        """Return which sequences `rows` names, as B bools."""
+        B = self.batch_size
+        rows = np.asarray(rows) if isinstance(rows, (int, list, tuple, range)) else _core.asarray(rows, "rows")
+        if rows.dtype == bool:
+            return readable(checked(rows, "rows", (B,), rows.dtype))
+        mask = np.zeros(B, bool)
+        if rows.size:
+            if rows.dtype.kind not in "iu":
+                raise TypeError(f"rows: expected ints or bools, got {rows.dtype}")
+            if rows.min() < 0 or rows.max() >= B:
+                raise ValueError(f"rows: expected numbers from 0 to {B - 1}, got {rows}")
+            mask[rows] = True
+        return mask
+
+    cdef object advance(self, object x, object out, int time):
+        """Run one step (time = 0), or all steps of arrays that have an axis of time (time = 1)."""
+        cdef cnp.ndarray given = x if cnp.PyArray_CheckExact(x) else _core.asarray(x, "x")
+        cdef int ndim = cnp.PyArray_NDIM(given)
+        cdef const cnp.npy_intp* shape = cnp.PyArray_DIMS(given)
+        cdef bint batched = ndim == time + 2
+        cdef bint batch_first = batched and (not time or self.batch_first)
+        if cnp.PyArray_TYPE(given) != self.typenum or not cnp.PyArray_ISNOTSWAPPED(given):
+            raise TypeError(f"x: expected dtype {self.dtype}, got {given.dtype}")
+        if (
+            not (ndim == time + 1 and self.batch_size == 1 or batched and shape[not batch_first] == self.batch_size)
+            or shape[ndim - 1] != self.input_size
+            or shape[time and batch_first] < 1
+        ):
+            raise ValueError(f"x: expected shape {self.expected(time)}, got {dimensions(given)}")
+        cdef Py_ssize_t T = shape[batch_first] if time else 1
+
+        # The sequences side by side at each step, which they are not in [B,T,I].
+        cdef bint transposed = time and batch_first and self.batch_size > 1
+        cdef cnp.ndarray source = cnp.PyArray_SwapAxes(given, 0, 1) if transposed else given
+        if not cnp.PyArray_ISCARRAY_RO(source):
+            source = readable(source)
+        cdef cnp.npy_intp[3] y_shape
+        y_shape[0], y_shape[1] = cnp.PyArray_DIMS(source)[0], cnp.PyArray_DIMS(source)[1] if ndim == 3 else 1
+        y_shape[ndim - 1] = self.hidden_size
+        cdef cnp.ndarray y
+        cdef bint direct = out is not None and not transposed and self.fits(out, ndim, y_shape, source)
+        if direct:
+            y = out
+        else:
+            if out is not None:
+                checked_target(out, "out", (*dimensions(given)[:-1], self.hidden_size), self.dtype)
+            y = cnp.PyArray_EMPTY(ndim, y_shape, self.typenum, 0)
+
+        self.steps(T, cnp.PyArray_BYTES(source), cnp.PyArray_BYTES(y))
+        if direct:
+            return y
+        result = cnp.PyArray_SwapAxes(y, 0, 1) if transposed else y
+        if out is None:
+            return result
+        np.copyto(out, result)
+        return out
+
+    cdef bint fits(self, object out, int ndim, const cnp.npy_intp* shape, cnp.ndarray source):
+        """Return whether the C interface can write to `out`."""
+        if not cnp.PyArray_CheckExact(out):
+            return False
+        cdef cnp.ndarray y = out
+        if cnp.PyArray_TYPE(y) != self.typenum or not cnp.PyArray_ISCARRAY(y) or cnp.PyArray_NDIM(y) != ndim:
+            return False
+        for axis in range(ndim):
+            if cnp.PyArray_DIMS(y)[axis] != shape[axis]:
+                return False
+        return not overlap(source, y)
+
+    cdef int steps(self, Py_ssize_t T, const char* x, char* y) except -1:
+        """Run the steps; where they are many, let other threads and signals in."""
+        cdef rnnfast_status status
+        if T * self.flops < worth_releasing:
+            return check(api.stream_run(self.stream, T, x, y))
+        cdef Py_ssize_t item = 4 if self.typenum == cnp.NPY_FLOAT else 8
+        cdef Py_ssize_t x_step = self.batch_size * self.input_size * item
+        cdef Py_ssize_t y_step = self.batch_size * self.hidden_size * item
+        cdef Py_ssize_t piece = min(T, 1 + <Py_ssize_t> (between_signals / self.flops)), t = 0
+        while True:
+            with nogil:
+                status = api.stream_run(self.stream, min(piece, T - t), x + t * x_step, y + t * y_step)
+            check(status)
+            t += piece
+            if t >= T:
+                return 0
+            PyErr_CheckSignals()
+
+    cdef str expected(self, int time):
+        """Return the shapes that x may have, in words."""
+        batch, width = self.batch_size, self.input_size
+        axes = (batch,) if not time else (batch, "T") if self.batch_first else ("T", batch)
+        shapes = [(*axes, width)]
+        if batch == 1:
+            shapes.append(("T", width) if time else (width,))
+        words = " or ".join(str(shape) for shape in shapes).replace("'", "")
+        return words + " with T >= 1" if time else words

@@ -1,0 +1,510 @@
+"""Streams: the layer's bits however time is cut, what they hold, what they refuse, and the C interface below them."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+import threading
+import tracemalloc
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from modules import KINDS, make_layer, make_state, named_states, normal, parts, swap
+from problems import DTYPES, Array, Results, assert_same_bits, named
+
+import rnnfast
+from rnnfast import _core
+
+by_cell = pytest.mark.parametrize("cell", KINDS)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+EXAMPLE = Path(__file__).parent.parent / "docs" / "streaming.md"
+
+
+def make_stream(cell: str = "lstm", B: int = 3, **arguments: Any) -> Any:
+    """Return a stream of a layer that reads 7 numbers."""
+    return make_layer(cell, **arguments).stream(B)
+
+
+def whole(layer: Any, x: Array) -> Results:
+    y, state = layer(x)
+    return {**named(y=y), **named_states(state)}
+
+
+def outcome(stream: Any, ys: list[Array], axis: int = 0) -> Results:
+    return {**named(y=np.concatenate(ys, axis)), **named_states(stream.state)}
+
+
+# Bit for bit
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("L", [1, 2, 3])
+@by_dtype
+@by_cell
+def test_stepped_cut_and_whole_are_the_layer(cell: str, dtype: str, L: int, B: int) -> None:
+    layer = make_layer(cell, (7, 37), num_layers=L, dtype=dtype)
+    x = normal((600, B, 7), dtype, 1)  # more than a chunk of the kernels
+    expected = whole(layer, x)
+
+    stream = layer.stream(B)
+    assert_same_bits(outcome(stream, [stream.run(x)]), expected)
+    stream = layer.stream(B)
+    assert_same_bits(outcome(stream, [stream.step(x_t)[np.newaxis] for x_t in x]), expected)
+    stream = layer.stream(B)
+    cuts = pairwise([0, 1, 2, 90, 91, 400, 600])
+    assert_same_bits(outcome(stream, [stream.run(x[t:u]) for t, u in cuts]), expected)
+
+
+@by_cell
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 64), (300, 16), (130, 130), (16, 260)])
+def test_any_sizes_give_the_layers_bits(cell: str, sizes: tuple[int, int]) -> None:
+    layer = make_layer(cell, sizes, num_layers=2, bias=False)
+    x = normal((5, 2, sizes[0]), "float32", 1)
+    stream = layer.stream(2)
+    assert_same_bits(outcome(stream, [stream.step(x[0])[np.newaxis], stream.run(x[1:])]), whole(layer, x))
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@by_cell
+def test_batch_first_concerns_runs(cell: str, B: int) -> None:
+    layer = make_layer(cell, batch_first=True)
+    x = normal((B, 5, 7), "float32", 1)
+    stream = layer.stream(B)
+    ys = [stream.run(x[:, :2]), stream.step(x[:, 2])[:, np.newaxis], stream.run(x[:, 3:])]
+    assert_same_bits(outcome(stream, ys, axis=1), whole(layer, x))
+
+
+@by_cell
+def test_one_sequence_needs_no_axis_for_the_batch(cell: str) -> None:
+    layer = make_layer(cell)
+    x = normal((5, 7), "float32", 1)
+    stream = layer.stream()
+    y = np.concatenate([stream.run(x[:3]), [stream.step(x[3])], [stream.step(x[4])]])
+    assert np.array_equal(y, layer(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("B", "sizes"), [(128, (48, 64)), (128, (4, 64)), (1, (16, 300))], ids=["rows", "folded", "units"]
+)
+@by_cell
+def test_any_number_of_threads_gives_the_same_bits(cell: str, B: int, sizes: tuple[int, int]) -> None:
+    layer = make_layer(cell, sizes, num_layers=2)
+    T = 40 if B > 1 else 300
+    x = normal((T, B, sizes[0]), "float32", 1)
+    rnnfast.set_num_threads(1)
+    expected = whole(layer, x)
+    for threads in (1, 2, 3, 7):
+        rnnfast.set_num_threads(threads)
+        stream = layer.stream(B)
+        ys = [stream.run(x[: T - 5]), *[stream.step(x_t)[np.newaxis] for x_t in x[T - 5 :]]]
+        assert_same_bits(outcome(stream, ys), expected)
+
+
+# States
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@by_cell
+def test_reset_rows_start_anew_and_the_others_go_on(cell: str, learned: bool) -> None:
+    layer = make_layer(cell, num_layers=2, learn_initial_state=learned)
+    for name in ("initial_h", "initial_c"):
+        if name in layer.parameters:
+            layer.parameters[name][...] = normal(layer.parameters[name].shape, "float32", 2)
+    x, more = normal((5, 4, 7), "float32", 1), normal((5, 4, 7), "float32", 3)
+    gone_on, anew = layer(np.concatenate([x, more]))[0][5:], layer(more)[0]
+    forms: list[tuple[Any, list[int]]] = [
+        (None, [0, 1, 2, 3]),
+        (2, [2]),
+        (np.int64(0), [0]),
+        ([3, 1], [1, 3]),
+        ((), []),
+        (np.array([], np.uint8), []),
+        (np.array([0, 0]), [0]),
+        (np.array([True, False, False, True]), [0, 3]),
+        ([False, True, True, False], [1, 2]),
+    ]
+    for rows, reset in forms:
+        stream = layer.stream(4)
+        stream.run(x)
+        stream.reset(rows)
+        y = stream.run(more)
+        for b in range(4):
+            assert np.array_equal(y[:, b], (anew if b in reset else gone_on)[:, b]), (rows, b)
+
+
+@by_dtype
+@by_cell
+def test_a_state_goes_from_stream_to_stream(cell: str, dtype: str) -> None:
+    layer = make_layer(cell, num_layers=2, dtype=dtype)
+    x, more = normal((5, 3, 7), dtype, 1), normal((5, 3, 7), dtype, 2)
+    first, second = layer.stream(3), layer.stream(3)
+    first.run(x)
+    second.state = first.state
+    assert np.array_equal(first.run(more), second.run(more))
+
+    state = make_state(layer, (3,), 3)
+    second.state = tuple(map(np.asfortranarray, state)) if isinstance(state, tuple) else np.asfortranarray(state)
+    assert_same_bits(named_states(second.state), named_states(state))
+    assert np.array_equal(second.run(x), layer(x, state)[0])
+
+
+@by_cell
+def test_a_state_is_a_copy(cell: str) -> None:
+    stream = make_stream(cell)
+    stream.run(normal((5, 3, 7), "float32", 1))
+    before = stream.state
+    for part in parts(stream.state):
+        part.fill(np.nan)
+    assert_same_bits(named_states(stream.state), named_states(before))
+
+
+def test_a_part_of_a_state_that_is_none_is_zero() -> None:
+    stream = make_stream("lstm")
+    h = normal((1, 3, 6), "float32", 1)
+    stream.state = h, None
+    assert_same_bits(named_states(stream.state), named_states((h, np.zeros_like(h))))
+    stream.state = None
+    assert_same_bits(named_states(stream.state), named_states((np.zeros_like(h), np.zeros_like(h))))
+
+
+@by_cell
+def test_later_changes_of_the_parameters_are_not_seen(cell: str) -> None:
+    layer = make_layer(cell, num_layers=2, learn_initial_state=True)
+    x = normal((5, 3, 7), "float32", 1)
+    expected, stream = layer(x)[0], layer.stream(3)
+    for parameter in layer.parameters.values():
+        parameter.fill(np.nan)
+    assert np.array_equal(stream.run(x), expected)
+    stream.reset()
+    assert np.array_equal(stream.run(x), expected)
+
+
+# Results in the caller's memory
+
+
+def as_it_is(a: Array) -> Array:
+    return a
+
+
+def stepped(a: Array) -> Array:
+    return np.empty([2 * n for n in a.shape], a.dtype)[tuple(slice(None, None, 2) for _ in a.shape)]
+
+
+def unaligned(a: Array) -> Array:
+    return np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+
+
+@pytest.mark.parametrize("layout", [as_it_is, np.asfortranarray, stepped, unaligned])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_out_takes_y_in_any_layout(batch_first: bool, layout: Callable[[Array], Array]) -> None:
+    layer = make_layer("gru", batch_first=batch_first)
+    x = normal((5, 3, 7), "float32", 1)
+    expected = layer(swap(x, layer))[0]
+    stream = layer.stream(3)
+    out = layout(np.empty_like(expected))
+    assert stream.run(swap(x, layer), out=out) is out
+    assert np.array_equal(out, expected)
+    stream.reset()
+    step = layout(np.empty((3, 6), np.float32))
+    assert stream.step(x[0], out=step) is step
+    assert np.array_equal(step, swap(expected, layer)[0])
+
+
+def test_out_may_be_the_input() -> None:
+    layer = make_layer("lstm", (6, 6), num_layers=2)
+    x = normal((5, 3, 6), "float32", 1)
+    expected = layer(x)[0]
+    stream, both = layer.stream(3), x.copy()
+    stream.run(both, out=both)
+    assert np.array_equal(both, expected)
+    stream.reset()
+    memory = np.concatenate([x, np.empty((1, 3, 6), np.float32)])
+    stream.run(memory[:5], out=memory[1:])
+    assert np.array_equal(memory[1:], expected)
+
+
+def test_calls_with_out_allocate_no_array() -> None:
+    stream = make_layer("lstm", (64, 64), num_layers=2).stream(64)
+    x = np.zeros((8, 64, 64), np.float32)
+    y, y_t = np.empty_like(x), np.empty_like(x[0])
+    tracemalloc.start()
+    try:
+        stream.run(x, out=y)
+        stream.step(x[0], out=y_t)
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(10):
+            stream.run(x, out=y)
+            stream.step(x[0], out=y_t)
+        assert tracemalloc.get_traced_memory()[1] - before < y_t.nbytes / 4
+    finally:
+        tracemalloc.stop()
+
+
+# What is refused
+
+
+def zeros(*shape: int, dtype: Any = np.float32) -> Array:
+    return np.zeros(shape, dtype)
+
+
+def read_only(*shape: int) -> Array:
+    a = zeros(*shape)
+    a.flags.writeable = False
+    return a
+
+
+def assign(state: Any) -> Callable[[Any], None]:
+    return lambda stream: setattr(stream, "state", state)
+
+
+B_WORDS = "expected numbers from 0 to 2"
+REFUSED: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
+    ("step: size", lambda s: s.step(zeros(3, 8)), ValueError, "x: expected shape (3, 7), got (3, 8)"),
+    ("step: batch", lambda s: s.step(zeros(2, 7)), ValueError, "x: expected shape (3, 7), got (2, 7)"),
+    ("step: rank", lambda s: s.step(zeros(7)), ValueError, "x: expected shape (3, 7), got (7,)"),
+    ("step: number", lambda s: s.step(zeros()), ValueError, "x: expected shape (3, 7), got ()"),
+    ("step: dtype", lambda s: s.step(zeros(3, 7, dtype=float)), TypeError, "x: expected dtype float32, got float64"),
+    ("step: bytes", lambda s: s.step(zeros(3, 7, dtype=">f4")), TypeError, "x: expected dtype float32, got >f4"),
+    ("step: list", lambda s: s.step([[0.0] * 7] * 3), TypeError, "x: expected an array, got list"),
+    (
+        "run: size",
+        lambda s: s.run(zeros(2, 3, 8)),
+        ValueError,
+        "x: expected shape (T, 3, 7) with T >= 1, got (2, 3, 8)",
+    ),
+    ("run: no steps", lambda s: s.run(zeros(0, 3, 7)), ValueError, "got (0, 3, 7)"),
+    ("run: rank", lambda s: s.run(zeros(2, 7)), ValueError, "got (2, 7)"),
+    ("out: shape", lambda s: s.step(zeros(3, 7), zeros(3, 7)), ValueError, "out: expected shape (3, 6), got (3, 7)"),
+    ("out: dtype", lambda s: s.step(zeros(3, 7), zeros(3, 6, dtype=int)), TypeError, "out: expected dtype float32"),
+    ("out: list", lambda s: s.step(zeros(3, 7), []), TypeError, "out: expected an ndarray, got list"),
+    ("out: read-only", lambda s: s.step(zeros(3, 7), read_only(3, 6)), ValueError, "out: expected a writable array"),
+    ("out: run", lambda s: s.run(zeros(2, 3, 7), zeros(1, 3, 6)), ValueError, "out: expected shape (2, 3, 6)"),
+    ("state: parts", assign(zeros(2, 3, 6)), TypeError, "state: expected a tuple (h, c), got ndarray"),
+    ("state: shape", assign((zeros(2, 3, 6), zeros(1, 3, 6))), ValueError, "state: expected shape (2, 3, 6)"),
+    ("state: dtype", assign((zeros(2, 3, 6, dtype=float), None)), TypeError, "state: expected dtype float32"),
+    ("reset: too large", lambda s: s.reset(3), ValueError, f"rows: {B_WORDS}, got 3"),
+    ("reset: negative", lambda s: s.reset([0, -1]), ValueError, f"rows: {B_WORDS}, got [ 0 -1]"),
+    ("reset: mask", lambda s: s.reset(np.zeros(4, bool)), ValueError, "rows: expected shape (3,), got (4,)"),
+    ("reset: floats", lambda s: s.reset(zeros(3)), TypeError, "rows: expected ints or bools, got float32"),
+    ("reset: words", lambda s: s.reset("all"), TypeError, "rows: expected an array, got str"),
+    ("reset: huge", lambda s: s.reset(2**70), TypeError, "rows: expected ints or bools, got object"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_a_refused_call_changes_nothing(call: Callable[[Any], Any], error: type[Exception], message: str) -> None:
+    stream = make_stream("lstm", num_layers=2)
+    stream.run(normal((4, 3, 7), "float32", 1))
+    before = stream.state
+    with pytest.raises(error, match=re.escape(message)):
+        call(stream)
+    assert_same_bits(named_states(stream.state), named_states(before))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: make_layer("lstm", bidirectional=True).stream(), ValueError, "layer: expected one direction"),
+        (lambda: make_layer("lstm").stream(0), ValueError, "batch_size: expected at least 1, got 0"),
+        (lambda: make_layer("lstm").stream(2**60), ValueError, "fit the address space"),
+        (lambda: make_layer("lstm").stream("2"), TypeError, "batch_size: expected an int, got str"),
+        (
+            lambda: rnnfast.stream.Stream(rnnfast.Linear(2, 3)),
+            TypeError,
+            "layer: expected LSTM, GRU or RNN, got Linear",
+        ),
+    ],
+)
+def test_what_cannot_stream_is_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        make()
+
+
+# Threads
+
+
+def test_one_stream_in_many_threads_is_refused_or_served() -> None:
+    stream = make_layer("gru", (64, 128)).stream(8)
+    x = normal((50, 8, 64), "float32", 1)
+    unexpected: list[BaseException] = []
+
+    def work() -> None:
+        for _ in range(20):
+            try:
+                stream.run(x)
+                stream.reset()
+                stream.state = stream.state
+            except RuntimeError as error:
+                if "one call at a time" not in str(error):
+                    unexpected.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not unexpected
+    stream.reset()
+    expected = stream.run(x)
+    stream.reset()
+    assert np.array_equal(stream.run(x), expected)
+
+
+def test_a_stream_in_each_of_many_threads_gives_the_same_bits() -> None:
+    layer = make_layer("lstm", (64, 128), num_layers=2)
+    x = normal((50, 8, 64), "float32", 1)
+    expected = layer(x)[0]
+    results: list[Array] = []
+
+    def work() -> None:
+        stream = layer.stream(8)
+        for _ in range(5):
+            stream.reset()
+            results.append(stream.run(x))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 20
+    assert all(np.array_equal(y, expected) for y in results)
+
+
+# The C interface
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="compiles C")
+
+
+def compile_c(source: str, folder: Path, *flags: str) -> Path:
+    (folder / "example.c").write_text(source, encoding="utf-8")
+    library = folder / "example.so"
+    command = ["cc", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-shared", "-fPIC", f"-I{rnnfast.get_include()}"]
+    subprocess.run([*command, *flags, str(folder / "example.c"), "-o", str(library)], check=True)
+    return library
+
+
+@needs_compiler
+@pytest.mark.parametrize("language", ["-std=c11", "-xc++"])
+def test_the_header_is_c_and_cpp(language: str, tmp_path: Path) -> None:
+    include = "#include <complex.h>\n" if language == "-std=c11" else ""  # its macro I
+    compile_c(
+        f"{include}#include <rnnfast/capi.h>\nint size(void) {{ return sizeof(rnnfast_api); }}\n", tmp_path, language
+    )
+
+
+class Weights(ctypes.Structure):
+    """`rnnfast_weights`."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+
+
+class Stack(ctypes.Structure):
+    """`rnnfast_stack`."""
+
+    _fields_ = [
+        ("cell", ctypes.c_char_p),
+        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_ssize_t) for name in ("num_layers", "input_size", "hidden_size")),
+        ("layers", ctypes.POINTER(Weights)),
+        ("h0", ctypes.c_void_p),
+        ("c0", ctypes.c_void_p),
+    ]
+
+
+@pytest.fixture
+def api() -> Any:
+    """Return the address of the table of functions."""
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    return get_pointer(_core._C_API, b"rnnfast._core._C_API")
+
+
+def stack_of(layer: Any) -> Stack:
+    L, p = layer.num_layers, layer.parameters
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weights = (Weights * L)(*(Weights(*(p[f"{n}_l{k}"].ctypes.data for n in names)) for k in range(L)))
+    return Stack(layer.cell.encode(), layer.dtype == np.float64, L, layer.input_size, layer.hidden_size, weights)
+
+
+@needs_compiler
+@by_dtype
+@by_cell
+def test_the_documented_c_program_gives_the_layers_bits(cell: str, dtype: str, tmp_path: Path, api: Any) -> None:
+    [source] = re.findall(r"^```c\n(.*?)^```", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    if dtype == "float64":
+        source = source.replace("float", "double")
+    feed = ctypes.CDLL(str(compile_c(source, tmp_path, "-std=c11"))).feed
+    layer = make_layer(cell, num_layers=2, dtype=dtype)
+    x, y = normal((50, 7), dtype, 1), np.empty(6, dtype)
+    stack = stack_of(layer)
+    status = feed(ctypes.c_void_p(api), ctypes.byref(stack), ctypes.c_ssize_t(50), *map(np.ctypeslib.as_ctypes, (x, y)))
+    assert status == 0
+    assert np.array_equal(y, layer(x)[0][-1])
+
+
+class Table(ctypes.Structure):
+    """`rnnfast_api`."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("version", ctypes.c_int),
+        ("message", ctypes.CFUNCTYPE(ctypes.c_char_p)),
+        ("create", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.POINTER(ctypes.c_void_p))),
+        ("destroy", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
+        ("run", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p)),
+        ("reset", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)),
+        ("get_state", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)),
+        ("set_state", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)),
+    ]
+
+
+INVALID, NO_MEMORY = 1, 2
+
+
+def test_the_c_interface_says_what_does_not_fit(api: Any) -> None:
+    table = Table.from_address(api)
+    assert table.size == ctypes.sizeof(Table)
+    assert table.version == 1
+    layer = make_layer("gru")
+    c = normal((1, 6), "float32", 0).ctypes.data
+    stream = ctypes.c_void_p()
+    unfit: list[tuple[dict[str, Any], int, str]] = [
+        ({"cell": b"gro"}, 1, "cell: expected the name of a cell, got 'gro'"),
+        ({"dtype": 7}, 1, "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got 7"),
+        ({"hidden_size": 0}, 1, "L, I, H, B: expected at least 1, got less"),
+        ({}, 0, "L, I, H, B: expected at least 1, got less"),
+        ({"input_size": 2**61}, 1, "L, I, H, B: expected sizes that fit the address space, got more"),
+        ({"c0": c}, 1, "c0: expected NULL, got an array"),
+        ({"layers": (Weights * 1)(Weights())}, 1, "w_ih, w_hh: expected arrays, got NULL"),
+    ]
+    for change, B, message in unfit:
+        stack = stack_of(layer)
+        for name, value in change.items():
+            setattr(stack, name, value)
+        assert table.create(ctypes.addressof(stack), B, ctypes.byref(stream)) == INVALID
+        assert table.message().decode() == message
+    stack = stack_of(layer)
+    assert table.create(ctypes.addressof(stack), 2**48, ctypes.byref(stream)) == NO_MEMORY
+    assert table.create(None, 1, ctypes.byref(stream)) == INVALID
+    assert stream.value is None
+    table.destroy(None)
+
+    assert table.create(ctypes.addressof(stack), 1, ctypes.byref(stream)) == 0
+    refused: list[tuple[Callable[[], int], str]] = [
+        (lambda: table.run(stream, 0, c, c), "T: expected at least 1, got less"),
+        (lambda: table.run(stream, 1, None, c), "x, y: expected arrays, got NULL"),
+        (lambda: table.get_state(stream, c, c), "c: expected NULL, got an array"),
+        (lambda: table.set_state(stream, None, None), "h: expected an array, got NULL"),
+        (lambda: table.reset(None, None), "stream: expected a stream, got NULL"),
+    ]
+    for call, message in refused:
+        assert call() == INVALID
+        assert table.message().decode() == message
+    table.destroy(stream)
