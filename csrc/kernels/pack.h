@@ -21,6 +21,7 @@ struct Panels {
   Blocks units;
   Index K;
   int gates;
+  Index first = 0;  // the unit that data begins with
 };
 
 template <class Real>
@@ -30,7 +31,7 @@ constexpr Index size(const Panels<Real>& p) {
 
 template <class Real>
 RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
-  return p.data + unit * p.K * p.gates;
+  return p.data + (unit - p.first) * p.K * p.gates;
 }
 
 // f(rows of the matrix, the place of their first k in the panel, the panel's stride of k) for each gate of each block.

@@ -30,10 +30,26 @@ PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, Arena<
   return to;
 }
 
+// Where there is one step, which reads each weight once: a unit block is packed when its turn comes, into memory that
+// the next one uses again.
+template <class Real>
+struct UnpackedWeights {
+  GateRows<const Real> w_ih, w_hh;  // null: they are packed
+  Panels<Real> w_ih_block, w_hh_block;
+};
+
+template <class Real>
+RNNFAST_INLINE Panels<const Real> pack_block(const GateRows<const Real>& w, Panels<Real> to, const BlockRange& range) {
+  to.first = range.unit;
+  pack(w, to, 0, Span{range.block, range.block + range.blocks});
+  return {to.data, to.units, to.K, to.gates, to.first};
+}
+
 template <class Real>
 struct ForwardScratch {
   struct Direction {
     PackedWeights<const Real> weights;
+    UnpackedWeights<Real> unpacked;
     Gates<Real> gates;  // of one chunk, where no tape keeps them
     Gates<Real> table;  // what each token brings to the gates
     Real* reset_h;      // [B,H], likewise
@@ -76,12 +92,24 @@ void pack_bias(const Parameters<const Real>& parameters, const Panels<Real>& w_h
   }
 }
 
-// For the unit blocks of the span.
+template <class Cell, class Real>
+constexpr GateRows<Real> input_rows(const Problem& p, const Parameters<Real>& parameters) {
+  return {parameters.w_ih, p.H, input_columns(p), Cell::input_gates};
+}
+
+template <class Cell, class Real>
+constexpr GateRows<Real> recurrent_rows(const Problem& p, const Parameters<Real>& parameters) {
+  return {parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
+}
+
+// For the unit blocks of the span; the biases alone if not the weights.
 template <class Cell, class Real>
 void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
-                    Span span) {
-  pack({parameters.w_ih, p.H, to.w_ih.K, Cell::input_gates}, to.w_ih, 0, span);
-  pack({parameters.w_hh, p.H, p.H, Cell::recurrent_gates}, to.w_hh, 0, span);
+                    Span span, bool weights = true) {
+  if (weights) {
+    pack(input_rows<Cell>(p, parameters), to.w_ih, 0, span);
+    pack(recurrent_rows<Cell>(p, parameters), to.w_hh, 0, span);
+  }
   pack_bias<Cell>(parameters, to.w_hh, p.H, span, to.bias);
   if (span.first == 0)
     for (Index j = 0; j < p.H; ++j) to.zeros[j] = 0;
@@ -162,6 +190,7 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
   // The recurrent product alone leaves a slot that is the input's as it is.
   constexpr int slots = products == Products::recurrent ? part.gates : part.slots;
   const PackedWeights<const Real>& weights = scratch.weights;
+  const UnpackedWeights<Real>& unpacked = scratch.unpacked;
   const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.h_before;
   const Index first_unit = s.units.first * Widest<Real>::lanes;
   for_each_unit_block<Real, slots>(weights.w_hh.units, s.units, s.rows, [&]<class S, int NB>(BlockRange range) {
@@ -172,18 +201,22 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
     t.out_row = Cell::slots * S::lanes;
     t.out_unit = s.gates.rows * Cell::slots * S::lanes;
     t.valid = S::lanes;
-    t.far = is_far(weights.w_hh, s.rows);
+    t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows);
     if constexpr (products == Products::recurrent) {
       t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
     } else {
       t.init = weights.bias + range.unit * Cell::slots + part.slot * S::lanes;
       t.init_unit = Cell::slots * S::lanes;
-      const Index I = weights.w_ih.K;
-      t.first = {s.x.data, s.x.stride, 1, 0, panel(weights.w_ih, range.unit) + offset, I * width, width, 0, I, 1};
+      const Panels<const Real> w_ih =
+          unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
+      const Index I = w_ih.K;
+      t.first = {s.x.data, s.x.stride, 1, 0, panel(w_ih, range.unit) + offset, I * width, width, 0, I, 1};
     }
     if constexpr (products != Products::input) {
-      const Index H = weights.w_hh.K;
-      t.second = {h.data, h.stride, 1, 0, panel(weights.w_hh, range.unit) + offset, H * width, width, 0, H, 1};
+      const Panels<const Real> w_hh =
+          unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
+      const Index H = w_hh.K;
+      t.second = {h.data, h.stride, 1, 0, panel(w_hh, range.unit) + offset, H * width, width, 0, H, 1};
     }
     if (products == Products::recurrent && s.tokens)
       for (Index block = 0; block < range.blocks; ++block)
@@ -319,17 +352,23 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   Arena<Real> arena = {args.scratch, 0};
   ForwardScratch<Real> scratch = lay_out_forward<Cell>(p, arena);
   const bool packed = args.directions[0].packed;
+  // Members that divide the rows would each have to pack all.
+  const bool by_block = !packed && p.T == 1 && p.input == InputKind::dense && !resets_h<Cell> && team.size == 1;
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) own[d] = lay_out_packed<Cell>(p, units, arena);
     Arena<const Real> weights = {packed ? args.directions[d].packed : own[d].w_ih.data, 0};
     scratch.directions[d].weights = lay_out_packed<Cell>(p, units, weights);
+    const auto& parameters = args.directions[d].parameters;
+    if (by_block)
+      scratch.directions[d].unpacked = {input_rows<Cell>(p, parameters), recurrent_rows<Cell>(p, parameters),
+                                        own[d].w_ih, own[d].w_hh};
   }
   if (!packed || p.input == InputKind::one_hot) {
     for_my_blocks(count(units), p.D, team, [&](int d, Span span) {
       const auto& direction = scratch.directions[d];
       const auto& parameters = args.directions[d].parameters;
-      if (!packed) pack_direction<Cell>(p, parameters, own[d], span);
+      if (!packed) pack_direction<Cell>(p, parameters, own[d], span, !by_block);
       if (p.input == InputKind::one_hot) {
         const TableBlocks<Real> table = {direction.table, units, span};
         fill<Cell>(table, direction.weights.bias);
