@@ -1,0 +1,101 @@
+"""The time of one streaming step at B = 1, I = H, float32, beside an ONNX Runtime session and torch's cell.
+
+python -m benchmarks.streaming [--cells lstm gru rnn] [--sizes H ...]
+
+All run on the calling thread and take turns. The bound is 1.3 times what it takes to read the weights from the cache
+level that holds them, and 1 µs for the call. The session starts from a zero state each time; it reads the same weights.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+import rnnfast
+from benchmarks import limits
+from rnnfast.bench import onnx_model
+
+Call = Callable[[], object]
+
+LAYERS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
+CELLS = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "rnn": torch.nn.RNNCell}
+TURNS, SAMPLE = 15, 4e-3  # how often each is measured, and for how many seconds
+
+
+def step_of(layer: Any, x: Any) -> Call:
+    """Return one step of our stream."""
+    stream, out = layer.stream(), np.empty((1, layer.hidden_size), np.float32)
+    return lambda: stream.step(x, out=out)
+
+
+def session_step_of(layer: Any, x: Any) -> Call:
+    """Return one step of an ONNX Runtime session."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(onnx_model(layer, (1, *x.shape)), options, ["CPUExecutionProvider"])
+    inputs = {"x": x[np.newaxis]}
+    return lambda: session.run(None, inputs)
+
+
+def torch_step_of(cell: str, layer: Any, x: Any) -> Call:
+    """Return one step of torch's cell, its state carried on."""
+    theirs = CELLS[cell](layer.input_size, layer.hidden_size)
+    theirs.load_state_dict(
+        {name.removesuffix("_l0"): torch.from_numpy(a.copy()) for name, a in layer.state_dict().items()}
+    )
+    x, state = torch.from_numpy(x), None
+
+    def step() -> None:
+        nonlocal state
+        with torch.inference_mode():
+            state = theirs(x, state)
+
+    return step
+
+
+def seconds(call: Call, n: int) -> float:
+    """Return how long a call takes, of n."""
+    start = time.perf_counter()
+    for _ in range(n):
+        call()
+    return (time.perf_counter() - start) / n
+
+
+def in_turns(calls: list[Call]) -> list[float]:
+    """Return the median time of each call in seconds."""
+    counts = [max(1, int(SAMPLE / min(seconds(call, 5) for _ in range(3)))) for call in calls]
+    rounds = [[seconds(call, n) for call, n in zip(calls, counts, strict=True)] for _ in range(TURNS)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cells", nargs="+", choices=list(LAYERS), default=list(LAYERS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 512], metavar="H")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rnnfast.set_num_threads(1)
+    machine = limits.measure("float32")
+    print("cell     H        µs     bound   torch  onnxruntime (times ours)")
+    for cell in options.cells:
+        for H in options.sizes:
+            layer = LAYERS[cell](H, H, seed=0)
+            x = np.random.default_rng(0).standard_normal((1, H), np.float32)
+            ours, theirs, session = in_turns(
+                [step_of(layer, x), torch_step_of(cell, layer, x), session_step_of(layer, x)]
+            )
+            size = sum(a.nbytes for name, a in layer.state_dict().items() if "weight" in name)
+            bound = 1.3 * size / machine.level_of(size).bandwidth + 1e-6
+            print(
+                f"{cell:4} {H:5} {ours * 1e6:9.2f} {bound * 1e6:9.2f} {theirs / ours:7.1f} {session / ours:7.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
