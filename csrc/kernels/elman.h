@@ -36,7 +36,7 @@ template <class Function>
 struct Elman {
   static constexpr int gates = 1, slots = 1;
   static constexpr int input_gates[] = {0}, recurrent_gates[] = {0};
-  static constexpr Squash squashes[] = {Squash::none};
+  static constexpr Squash squashes[slots] = {Squash::none};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 1, .gate = 0, .gates = 1, .reset_h = false}};
   static constexpr bool keeps_gates = false, has_c = false, passes_dh = false;
 
