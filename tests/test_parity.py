@@ -45,6 +45,8 @@ SHAPES = (
     Shape(20, 13, 130, 200),
     Shape(3, 40, 300, 131, D=2),
     Shape(3, 180, 5, 520),
+    # Few rows of x fill a cache: projected some at a time.
+    Shape(7, 2, 30_000, 5),
 )
 
 

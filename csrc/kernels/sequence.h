@@ -294,10 +294,12 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     };
 
     if (project) {
-      const bool at_once = item.rows == p.B;
-      for (Index t = t_first; t < t_first + t_count; t += at_once ? t_count : 1) {
+      // As many rows as leave their x in the second cache level while unit block after unit block passes over it.
+      const Index near_rows = near_bytes / (p.I * Index(sizeof(Real)));
+      const Index most = item.rows == p.B ? max_index(near_rows / max_index(p.B, 1), 1) : 1;
+      for (Index t = t_first; t < t_first + t_count; t += most) {
         ForwardStep<Real> s = at_step(t);
-        if (at_once) s.rows = t_count * p.B;
+        s.rows = min_index(most, t_first + t_count - t) * item.rows;
         for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch); });
       }
     }
