@@ -149,7 +149,7 @@ void forward_steps(const Layer<C>& layer, const typename ForwardScratch<Real>::D
     s.h_before = before(order, t, 0, direction.h0, read_only(direction.y)), s.h = at(direction.y, row);
     if (C::has_c) s.c_before = before(order, t, 0, direction.c0, read_only(c)), s.c = at(c, row);
     if (resets_h<C>) s.reset_h = at(reset_h, row);
-    s.rows = at_once * B, s.units = all(layer.units), s.store_gates = true;
+    s.rows = min_index(at_once, layer.chunk - t) * B, s.units = all(layer.units), s.store_gates = true;
     for_each_phase<C>([&]<int phase> { forward_phase<C, phase, products>(s, scratch); });
   }
 }
@@ -171,7 +171,7 @@ void time_forward_parts(const Layer<C>& layer) {
               [&] { forward_steps<C, Products::both>(layer, scratch, 1); });
   } else {
     time_part(layer, "input product", layer.flops_x, Unit::flops,
-              [&] { forward_steps<C, Products::input>(layer, scratch, layer.chunk); });
+              [&] { forward_steps<C, Products::input>(layer, scratch, projected_steps<Real>(p)); });
     time_part(layer, "steps: product, pointwise", layer.flops_h, Unit::flops,
               [&] { forward_steps<C, Products::recurrent>(layer, scratch, 1); });
   }

@@ -241,6 +241,13 @@ constexpr bool folds_input(const Problem& p) { return p.input == InputKind::dens
 // Nothing is left to project where the gates start from a table.
 constexpr bool projects_input(const Problem& p) { return p.input == InputKind::dense && !folds_input(p); }
 
+// Steps that are projected together: few enough that their x stays in the second cache level while unit block after
+// unit block passes over it.
+template <class Real>
+constexpr Index projected_steps(const Problem& p) {
+  return max_index(near_bytes / max_index(p.B * p.I * Index(sizeof(Real)), 1), 1);
+}
+
 template <class Cell, class Real>
 void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& whole, const Item& item,
                   const Team& team) {
@@ -294,9 +301,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     };
 
     if (project) {
-      // As many rows as leave their x in the second cache level while unit block after unit block passes over it.
-      const Index near_rows = near_bytes / (p.I * Index(sizeof(Real)));
-      const Index most = item.rows == p.B ? max_index(near_rows / max_index(p.B, 1), 1) : 1;
+      const Index most = item.rows == p.B ? projected_steps<Real>(p) : 1;
       for (Index t = t_first; t < t_first + t_count; t += most) {
         ForwardStep<Real> s = at_step(t);
         s.rows = min_index(most, t_first + t_count - t) * item.rows;
