@@ -203,6 +203,7 @@ void call(Index threads, const std::function<void(const Team&)>& kernel) {
         error.restore();
         interrupted = true;
       }
+      asks = asks && !interrupted;  // nothing may be called while an exception is set
     }
     std::fesetenv(&kernels);
     asked = Clock::now();
@@ -575,6 +576,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       },
       "x"_a, "passes"_a = 1);
   m.def("asarray", &as_array, "x"_a, "name"_a = "x");
+  m.def(
+      "check_writable", [](const py::array& a, const std::string& name) { writable(name, a, a.dtype(), shape_of(a)); },
+      "a"_a, "name"_a);
   m.def(
       "set_num_threads",
       [](Index n) {

@@ -135,13 +135,15 @@ std::vector<Index> read_targets(const py::object& object, const Shape& shape, In
   require_shape("targets", array, shape);
   const auto classes = py::array_t<Index, py::array::c_style | py::array::forcecast>::ensure(array);
   if (!classes) throw std::bad_alloc();
+  const bool wraps = array.dtype().kind() == 'u';  // what is negative now was too large
   std::vector<Index> targets(classes.data(), classes.data() + classes.size());
-  for (Index& target : targets) {
-    if (target == ignore_index)
+  for (std::size_t i = 0; i < targets.size(); ++i) {
+    Index& target = targets[i];
+    if (target == ignore_index && !(wraps && target < 0))
       target = no_class;
     else if (target < 0 || target >= V)
       throw py::value_error("targets: expected classes from 0 to " + std::to_string(V - 1) + ", got " +
-                            std::to_string(target));
+                            text(array.attr("item")(i)));
   }
   return targets;
 }

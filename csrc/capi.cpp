@@ -42,8 +42,8 @@ void require(bool holds, const std::string& message) {
 
 // ---- A stream ------------------------------------------------------------------------------------------------------
 
-// Rows of a chunk, the steps that pass through all layers before the next ones follow: as many as the kernels project
-// ahead, so that weights of the input are read seldom, and few enough to lie in cache between two layers.
+// Rows of a chunk, the steps that pass through all layers before the next ones follow: so many that weights of the
+// input are read seldom, and few enough to lie in cache between two layers.
 constexpr Index chunk_rows = 256;
 
 template <class Real>

@@ -27,7 +27,10 @@ constexpr double flops(const Problem& p, Index G) {
          (double(inputs) * double(p.I) + double(p.T) * double(p.B) * double(p.H));
 }
 
-// In how many pieces a call can be had: rows of the batch, or groups of units.
-constexpr Index most_members(const Problem& p) { return p.D * (p.B > p.H / 32 + 1 ? p.B : p.H / 32 + 1); }
+// In how many pieces a call can be had: rows of the batch, or groups of units, which have 32 at least.
+constexpr Index most_members(const Problem& p) {
+  const Index groups = p.H / 32 + 1;
+  return p.D * (p.B > groups ? p.B : groups);
+}
 
 }  // namespace rnnfast

@@ -66,10 +66,12 @@ bool barrier(const Team& team) {
   return region.stops_at.load(std::memory_order_relaxed) > phase;
 }
 
+// Names the next barrier, like one that is arrived at: a member that is late in leaving the one before goes on to it.
 bool interrupted(const Team& team) {
   Region& region = region_of(team);
-  if (team.rank == 0 && region.poll()) region.stops_at.store(0, std::memory_order_relaxed);
-  return region.stops_at.load(std::memory_order_relaxed) == 0;
+  const std::uint64_t phase = region.phase.load(std::memory_order_relaxed);
+  if (team.rank == 0 && region.poll()) region.stops_at.store(phase, std::memory_order_relaxed);
+  return region.stops_at.load(std::memory_order_relaxed) <= phase;
 }
 
 Team team_of(Region& region, Index rank) { return {rank, region.size, barrier, interrupted, &region}; }

@@ -397,14 +397,12 @@ def checked(a: object, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) 
 
 
 def checked_target(a: object, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return the ndarray `a` if it has this shape and dtype and can be written."""
+    """Return the ndarray `a` if it has this shape and dtype and each element can be written."""
     if not isinstance(a, np.ndarray):
         msg = f"{name}: expected an ndarray, got {type(a).__name__}"
         raise TypeError(msg)
     checked(a, name, shape, dtype)
-    if not a.flags.writeable:
-        msg = f"{name}: expected a writable array, got a read-only one"
-        raise ValueError(msg)
+    _core.check_writable(a, name)
     return a
 
 

@@ -76,8 +76,8 @@ cdef class Stream:
     """B sequences on their way through a layer, some steps at a time.
 
     A stream packs the weights once, when it is made: it does not see later changes of the layer's parameters.
-    Steps and runs give the bits that the layer itself gives for whole sequences, however these are cut. A call with
-    `out` allocates nothing. There is no dropout.
+    Steps and runs give the bits that the layer itself gives for whole sequences, however these are cut. A call with a
+    contiguous `out` apart from a contiguous x allocates nothing. There is no dropout.
 
     One call at a time may use a stream; different streams may be used by different threads at once.
 

@@ -223,7 +223,8 @@ class Optimizer:
             np.copyto(a, value)
 
     def _check(self, grads: Mapping[str, Array]) -> None:
-        """Check all gradients before any parameter is changed."""
+        """Check all arrays before any parameter is changed."""
+        _check_targets(self.params, "params")
         _check_keys(grads, self.params, "grads")
         for name, p in self.params.items():
             checked(grads[name], f"grads[{name!r}]", p.shape, p.dtype)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from modules import KINDS, make_layer, make_state, named_states, normal, parts, swap
+from numpy.lib.stride_tricks import as_strided
 from problems import DTYPES, Array, Results, assert_same_bits, named
 
 import rnnfast
@@ -284,6 +285,12 @@ REFUSED: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("out: dtype", lambda s: s.step(zeros(3, 7), zeros(3, 6, dtype=int)), TypeError, "out: expected dtype float32"),
     ("out: list", lambda s: s.step(zeros(3, 7), []), TypeError, "out: expected an ndarray, got list"),
     ("out: read-only", lambda s: s.step(zeros(3, 7), read_only(3, 6)), ValueError, "out: expected a writable array"),
+    (
+        "out: itself",
+        lambda s: s.step(zeros(3, 7), as_strided(zeros(6), (3, 6), (0, 4))),
+        ValueError,
+        "distinct elements",
+    ),
     ("out: run", lambda s: s.run(zeros(2, 3, 7), zeros(1, 3, 6)), ValueError, "out: expected shape (2, 3, 6)"),
     ("state: parts", assign(zeros(2, 3, 6)), TypeError, "state: expected a tuple (h, c), got ndarray"),
     ("state: shape", assign((zeros(2, 3, 6), zeros(1, 3, 6))), ValueError, "state: expected shape (2, 3, 6)"),

@@ -146,7 +146,7 @@ def test_inference_gives_the_bits_of_forward(cell: str, dtype: str, embedded: bo
     assert_same_bits(named(**dict(zip("yhc", inferred, strict=True))), named(y=y, h=h, c=c))
 
 
-@by_shape(Shape(20, 40, 30, 96, D=2), Shape(6, 1, 40, 300), Shape(40, 9, 300, 40))
+@by_shape(Shape(20, 40, 30, 96, D=2), Shape(150, 1, 80, 300), Shape(60, 7, 200, 200, D=2))
 @by_form
 @by_dtype
 @by_cell

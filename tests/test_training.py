@@ -370,6 +370,19 @@ def test_parameters_and_gradients_may_lie_anyhow(
 
 
 @by_optimizer
+def test_a_refused_step_changes_no_parameter(optimizer: Any, options: dict[str, Any]) -> None:
+    params = {"a": normal(5), "b": normal(5)}
+    before = {name: p.copy() for name, p in params.items()}
+    stepper = optimizer(params, **options)
+    state = {name: np.copy(a) for name, a in stepper.state_dict().items()}
+    params["b"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"params\['b'\]: expected a writable array"):
+        stepper.step({name: np.ones(5) for name in params})
+    assert all(np.array_equal(params[name], before[name]) for name in params)
+    assert all(np.array_equal(a, state[name]) for name, a in stepper.state_dict().items())
+
+
+@by_optimizer
 def test_a_parameter_may_be_its_own_gradient(optimizer: Any, options: dict[str, Any]) -> None:
     memory = normal(40)
     for p, g in ((memory[:30], memory[:30]), (memory[:30], memory[5:35])):
@@ -457,6 +470,11 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: softmax_cross_entropy(LOGITS, TARGETS, ignore_index=1.5),  # type: ignore[arg-type]
         TypeError,
         "ignore_index: expected an int, got float",
+    ),
+    "target wraps": (
+        lambda: softmax_cross_entropy(LOGITS, np.full(TARGETS.shape, 2**64 - 100, np.uint64), ignore_index=-100),
+        ValueError,
+        "targets: expected .*got 18446744073709551516",
     ),
     "target -1": (lambda: softmax_cross_entropy(LOGITS, TARGETS - 1), ValueError, "targets: expected .*got -1"),
     "reduction": (

@@ -118,7 +118,7 @@ struct Tile {
   Index out_row, out_unit;
   int valid;  // lanes of the last unit block that exist in memory
   bool far;   // the panels come from beyond the second cache level
-  bool add;   // to what is in out; tile_rows sets this and the next itself
+  bool add;   // to what is in out; tile_rows sets this and the next for its chains
   Ahead<Real> ahead;
 };
 

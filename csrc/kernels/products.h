@@ -1,4 +1,5 @@
-// The products of backward, whose left operands are dgates: dh and dx row by row, the weights' gradients over all rows.
+// The products of backward: dh and dx, dgates times weights, row by row; the weights' gradients, x and h times dgates,
+// over all rows.
 #pragma once
 
 #include "layout.h"
@@ -21,22 +22,10 @@ struct Product {
   Span columns;  // blocks of out, from the start of a group to the end of one
 };
 
-// Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
-// being a power of two apart.
-constexpr Index rows_at_once = 96;
-
 template <class Cell, class Real>
-void multiply(Product<Real> p, const Factor& factor, const TransposedPanels<Real>& w) {
+void multiply_strip(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w) {
   using Wide = Widest<Real>;
   constexpr int slots = Cell::slots;
-  if (p.rows > rows_at_once) {
-    Product<Real> rest = p;
-    rest.gate_row += rows_at_once, rest.rows -= rows_at_once, rest.out = at(p.out, rows_at_once);
-    if (p.init.data) rest.init = at(p.init, rows_at_once);
-    p.rows = rows_at_once;
-    multiply<Cell>(p, factor, w);
-    return multiply<Cell>(rest, factor, w);
-  }
   const Index K = rows_of(w), full = w.units.full * Wide::lanes;
   for_each_unit_block<Real, 1>(w.columns, p.columns, p.rows, [&]<class S, int NB>(BlockRange range) {
     constexpr int group = NB < group_of_columns ? NB : group_of_columns;
@@ -59,6 +48,20 @@ void multiply(Product<Real> p, const Factor& factor, const TransposedPanels<Real
     t.far = is_far(w, p.rows);
     tile_rows<S, NB / group, group, group>(t, p.rows, NoEpilogue());
   });
+}
+
+// Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
+// being a power of two apart.
+constexpr Index rows_at_once = 96;
+
+template <class Cell, class Real>
+void multiply(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w) {
+  for (Index row = 0; row < p.rows; row += rows_at_once) {
+    Product<Real> strip = p;
+    strip.gate_row += row, strip.out = at(p.out, row), strip.rows = min_index(rows_at_once, p.rows - row);
+    if (p.init.data) strip.init = at(p.init, row);
+    multiply_strip<Cell>(strip, factor, w);
+  }
 }
 
 // Up to so many inputs, the tiles of dx would be mostly padding.

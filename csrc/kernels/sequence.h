@@ -1,7 +1,8 @@
 // The time loop, forward and its mirror image backward, for any cell.
 //
-// One call runs on a team: a member takes directions and ranges of the batch through time, and in backward shares the
-// products of a finished chunk with the others. What a row or an element is made of never depends on who computes it.
+// One call runs on a team: a member takes a direction and a range of the batch, or of the units, through time, and in
+// backward shares the products of a finished chunk with the others. What a row or an element is made of never depends
+// on who computes it.
 #pragma once
 
 #include "tokens.h"

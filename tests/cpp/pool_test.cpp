@@ -100,6 +100,20 @@ void an_interrupted_region_ends() {
   }
 }
 
+// A member may be late in leaving a barrier when the next question is already answered.
+void questions_and_barriers_may_take_turns() {
+  for (int region = 0; region < 2000; ++region) {
+    int asked = 0;
+    const bool finished = run_parallel(
+        2,
+        [](const Team& team) {
+          while (team.barrier(team) && !team.interrupted(team)) continue;
+        },
+        [&] { return ++asked == 2; });
+    require(!finished, "an interrupted region says so");
+  }
+}
+
 void the_number_of_threads_is_kept() {
   const Index before = rnnfast::get_num_threads();
   require(before >= 1, "there is at least one thread");
@@ -134,6 +148,7 @@ constexpr Property properties[] = {
     {"concurrent callers all finish", concurrent_callers_all_finish},
     {"a call inside a region runs alone", a_call_inside_a_region_runs_alone},
     {"an interrupted region ends", an_interrupted_region_ends},
+    {"questions and barriers may take turns", questions_and_barriers_may_take_turns},
     {"the number of threads is kept", the_number_of_threads_is_kept},
 #if HAS_FORK
     {"a forked child starts with a fresh pool", a_forked_child_starts_with_a_fresh_pool},
