@@ -158,7 +158,7 @@ struct AdamOptions {
 struct Team {
   Index rank, size;
   bool (*barrier)(const Team&);      // waits for all; false: the call was interrupted, return
-  bool (*interrupted)(const Team&);  // the same question without waiting
+  bool (*interrupted)(const Team&);  // the same question without waiting; the barriers that follow are still met
   void* context;
 };
 
