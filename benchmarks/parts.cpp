@@ -10,11 +10,12 @@
 #include <random>
 #include <vector>
 
+#include "kernels/backward.h"
 #include "kernels/elman.h"
+#include "kernels/forward.h"
 #include "kernels/gru.h"
 #include "kernels/limits.h"
 #include "kernels/lstm.h"
-#include "kernels/sequence.h"
 #include "memory.h"
 
 namespace rnnfast::RNNFAST_ISA {

@@ -1,13 +1,14 @@
 // Instantiates the kernels for one instruction set: CMake compiles this file once per row of its table, with
 // RNNFAST_ISA as the name of the namespace. The table is the only symbol that leaves it.
+#include "backward.h"
 #include "elman.h"
+#include "forward.h"
 #include "gru.h"
 #include "limits.h"
 #include "linear.h"
 #include "losses.h"
 #include "lstm.h"
 #include "optimizers.h"
-#include "sequence.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -1,0 +1,366 @@
+// The time loop read from its end, for any cell: the mirror image of forward.h.
+//
+// A member of the team takes a direction and a range of the batch, or of the units, through a chunk of time; the
+// products of a finished chunk are shared out among all members.
+#pragma once
+
+#include "tokens.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+template <class Real>
+struct BackwardScratch {
+  struct Direction {
+    TransposedPanels<Real> w_ih, w_hh;
+    Panels<Real> thin_w_ih;              // instead of w_ih
+    Panels<Real> dw_ih, dw_hh;           // the last row is that of the bias
+    Columns<Real> x, h_before, reset_h;  // of one chunk; x of tokens: of the embedding
+    Gates<Real> dgates;                  // of one chunk
+    Gates<Real> table;                   // dgates summed by token
+    Real* dreset_h;                      // [B,H]
+    View<Real> dx;                       // [T·B,I]: the caller's for the first direction, own memory for the second;
+                                         // of tokens [U,I], own memory
+  } directions[2];
+  Real* zeros;
+};
+
+template <class Cell, class Real>
+BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Arena<Real>& arena) {
+  const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
+  const bool dense = p.input == InputKind::dense;
+  BackwardScratch<Real> s = {};
+  for (Index d = 0; d < p.D; ++d) {
+    auto& direction = s.directions[d];
+    direction.w_hh = {nullptr, units, units, Cell::gates};
+    direction.w_hh.data = take(arena, size(direction.w_hh));
+    if (need_dx) {
+      direction.thin_w_ih = {nullptr, units, is_thin(p.I) ? p.I : 0, Cell::gates};
+      direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
+      direction.w_ih = {nullptr, is_thin(p.I) ? Blocks{} : inputs, units, Cell::gates};
+      direction.w_ih.data = take(arena, size(direction.w_ih));
+      direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? p.T * p.B : p.U) * p.I), p.I};
+    }
+    const Index I = input_columns(p), rows = chunk_steps(p) * p.B;
+    const auto gradient = [&](Index K) {
+      Panels<Real> panels = {nullptr, units, K + 1, Cell::gates};
+      panels.data = take(arena, size(panels));
+      return panels;
+    };
+    const auto columns = [&](Index K, Index count) {
+      return Columns<Real>{take(arena, columns_size<Cell>(K + 1, count)), K + 1, count};
+    };
+    direction.dw_ih = gradient(I);
+    direction.dw_hh = gradient(p.H);
+    direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
+    direction.h_before = columns(p.H, rows);
+    if (resets_h<Cell>) direction.reset_h = columns(p.H, rows);
+    direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
+    direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
+    if (resets_h<Cell>) direction.dreset_h = take(arena, p.B * p.H);
+  }
+  s.zeros = take(arena, p.H);
+  return s;
+}
+
+// The rows of one step.
+template <class Real>
+struct BackwardStep {
+  Gates<const Real> gates;
+  Gates<Real> dgates;
+  Index gate_row;
+  View<const Real> h_before, c_before, h, c, dy;
+  View<Real> dh, dc, dreset_h;
+  Index rows;
+  Span units;
+};
+
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
+  constexpr Phase part = Cell::phases[phase];
+  BackwardPoint<S, Cell::slots> p;
+  const auto load = [&](const auto& view) { return load_lanes<S>(view.data + row * view.stride + unit, valid); };
+  const auto store = [&](const View<Real>& view, typename S::V v) {
+    store_lanes<S>(view.data + row * view.stride + unit, v, valid);
+  };
+  if constexpr (Cell::keeps_gates) {
+    const Real* gates = gates_at<S, Cell::slots>(s.gates, unit, s.gate_row + row);
+#pragma GCC unroll 4
+    for (int slot = 0; slot < Cell::slots; ++slot) p.gate[slot] = S::load(gates + slot * S::lanes);
+  } else {
+    p.h = load(s.h);
+  }
+  p.dh = load(s.dh) + load(s.dy);
+  if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
+  if constexpr (Cell::has_c) p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
+  if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
+  Cell::template backward<S, phase>(p);
+  Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.gate_row + row);
+#pragma GCC unroll 4
+  for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+    store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
+  if constexpr (Cell::has_c) store(s.dc, p.dc);
+  if constexpr (Cell::passes_dh && phase == 0) store(s.dh, p.dh);
+}
+
+// f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
+template <class Cell, class Real, class F>
+bool backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
+  bool goes_on = true;
+  for_each_phase_backwards<Cell>([&]<int phase> {
+    constexpr Phase part = Cell::phases[phase];
+    if (!goes_on) return;
+    for_each_block<Real, 1>(scratch.w_hh.units, s.units, [&]<class S, int>(BlockRange range) {
+      for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(s, range.unit, range.valid, row);
+    });
+    goes_on = f();
+    if (!goes_on) return;
+    const Factor factor = {part.slot, part.gate, part.gates};
+    const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
+    const bool from_dh = Cell::passes_dh && !part.reset_h;
+    const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
+    multiply<Cell>(Product<Real>{s.dgates, s.gate_row, init, out, s.rows, s.units}, factor, scratch.w_hh);
+  });
+  return goes_on;
+}
+
+// Steps [t, t + steps), finished by all members.
+struct Chunk {
+  int direction;
+  Index t, steps;
+  Index rounds;  // steps of the direction that takes more: joined members wait for each other in all of them
+  bool first;    // in the order of backward
+};
+
+template <class Cell, class Real>
+void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Item& item,
+                    const Chunk& chunk, const Team& team) {
+  const Problem& p = args.problem;
+  const BackwardDirection<Real>& direction = args.directions[item.direction];
+  const auto& scratch = whole.directions[item.direction];
+  const TimeOrder order = {p.T, p.B, item.direction == 1};
+  const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), c0 = or_zeros(direction.c0, whole.zeros);
+  const View<const Real> c = {direction.tape.c, p.H}, dy = or_zeros(direction.dy, whole.zeros);
+  const Index chunk_size = gates_size<Cell>(scratch.dgates.rows, scratch.w_hh.units);
+
+  for (Index step = 0; step < chunk.steps; ++step) {
+    const Index t = chunk.t + (order.reverse ? step : chunk.steps - 1 - step), row = t * p.B + item.first;
+    BackwardStep<Real> s = {};
+    if (Cell::keeps_gates)
+      s.gates = {direction.tape.gates + chunk.t / chunk_steps(p) * chunk_size, scratch.dgates.rows};
+    s.dgates = scratch.dgates;
+    s.gate_row = (t - chunk.t) * p.B + item.first;
+    s.h_before = before(order, t, item.first, h0, direction.y);
+    s.h = at(direction.y, row);
+    if (Cell::has_c) s.c_before = before(order, t, item.first, c0, c), s.c = at(c, row);
+    s.dy = at(dy, row);
+    s.dh = at(direction.dh, item.first);
+    if (Cell::has_c) s.dc = at(direction.dc, item.first);
+    if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
+    s.rows = item.rows, s.units = item.units;
+    if (!backward_step<Cell>(s, scratch, [&] { return meet(item, team); })) return;
+  }
+  for (Index meeting = chunk.steps * phase_count<Cell>; meeting < chunk.rounds * phase_count<Cell>; ++meeting)
+    if (!meet(item, team)) return;
+}
+
+// Regroups the left operands of a chunk's weight gradients, this member's share of the rows.
+template <class Cell, class Real>
+void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk,
+                   const Team& team) {
+  const Problem& p = args.problem;
+  const BackwardDirection<Real>& direction = args.directions[chunk.direction];
+  const auto& scratch = whole.directions[chunk.direction];
+  const TimeOrder order = {p.T, p.B, chunk.direction == 1};
+  const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), reset_h = {direction.tape.reset_h, p.H};
+  for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
+       ++step) {
+    const Index t = chunk.t + step;
+    const RowRange rows = {step * p.B, p.B};
+    if (p.input != InputKind::embedded) regroup<Cell>(at(args.x, t * p.B), rows, scratch.x);
+    regroup<Cell>(before(order, t, 0, h0, direction.y), rows, scratch.h_before);
+    if constexpr (resets_h<Cell>) regroup<Cell>(at(reset_h, t * p.B), rows, scratch.reset_h);
+  }
+}
+
+// Adds the weight gradients of a chunk to those of the chunks after it. The biases' are the last columns.
+template <class Cell, class Real>
+void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk,
+                      Span span) {
+  const auto& scratch = whole.directions[chunk.direction];
+  WeightProduct<Real> product = {};
+  product.dgates = scratch.dgates;
+  product.rows = chunk.steps * args.problem.B;
+  product.add = !chunk.first || args.accumulate;
+  product.columns = scratch.x, product.dw = scratch.dw_ih;
+  product.slot = Cell::slots - Cell::gates;
+  if (args.problem.input != InputKind::embedded) add_products<Cell, Cell::gates>(product, span);
+  product.dw = scratch.dw_hh;
+  for_each_phase<Cell>([&]<int phase> {
+    constexpr Phase part = Cell::phases[phase];
+    product.columns = part.reset_h ? scratch.reset_h : scratch.h_before;
+    product.slot = part.slot, product.gate = part.gate;
+    add_products<Cell, part.gates>(product, span);
+  });
+}
+
+template <class Cell, class Real>
+void multiply_input(const Product<Real>& dx, const typename BackwardScratch<Real>::Direction& scratch) {
+  if (scratch.thin_w_ih.K)
+    multiply_thin<Cell>(dx, scratch.thin_w_ih);
+  else
+    multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, scratch.w_ih);
+}
+
+// The gradients that follow from a table at the end of time: those of an embedding and of w_ih as from the dgates of a
+// chunk where x is dense, or columns of dw_ih.
+template <class Cell, class Real>
+bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Team& team) {
+  const Problem& p = args.problem;
+  const bool embedded = p.input == InputKind::embedded;
+  if (embedded)
+    for_my_rows(p.U, team, [&](const RowRange& range) {
+      for (Index d = 0; d < p.D; ++d) {
+        const auto& scratch = whole.directions[d];
+        for (Index row = range.first; row < range.first + range.count; ++row)
+          regroup<Cell>(at(args.x, args.tokens.token[row]), RowRange{row, 1}, scratch.x);
+        if (!args.dx.data) continue;
+        const Product<Real> dx = {
+            scratch.table, range.first, {}, at(scratch.dx, range.first), range.count, all(scratch.w_ih.columns)};
+        multiply_input<Cell>(dx, scratch);
+      }
+    });
+  if (!team.barrier(team)) return false;
+  for_my_blocks(count(whole.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
+    const auto& scratch = whole.directions[d];
+    if (embedded)
+      add_products<Cell, Cell::gates>(WeightProduct<Real>{scratch.table, scratch.x, scratch.dw_ih,
+                                                          Cell::slots - Cell::gates, 0, p.U, args.accumulate},
+                                      span);
+    else
+      for_each_column<Cell>(TableBlocks<Real>{scratch.table, scratch.w_hh.units, span},
+                            GateRows<Real>{args.directions[d].gradients.w_ih, p.H, p.I, Cell::input_gates},
+                            args.tokens.token, [](Real element, Real& dw) { dw = element; });
+  });
+  return true;
+}
+
+// f(gradient, panels, its first row in them) for each gradient that is asked for.
+template <class Cell, class Real, class F>
+RNNFAST_INLINE void for_each_gradient(const Problem& p, const Parameters<Real>& gradients,
+                                      const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
+  const Index H = p.H, I = input_columns(p);
+  f(GateRows<Real>{gradients.w_ih, H, I, Cell::input_gates}, scratch.dw_ih, 0);
+  f(GateRows<Real>{gradients.w_hh, H, H, Cell::recurrent_gates}, scratch.dw_hh, 0);
+  if (gradients.b_ih) f(GateRows<Real>{gradients.b_ih, H, 1, Cell::input_gates}, scratch.dw_ih, I);
+  if (gradients.b_hh) f(GateRows<Real>{gradients.b_hh, H, 1, Cell::recurrent_gates}, scratch.dw_hh, H);
+}
+
+template <class Cell, class Real>
+void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Team& team) {
+  const Problem& p = args.problem;
+  if (team.rank == 0) {
+    for (Index j = 0; j < p.H; ++j) scratch.zeros[j] = 0;
+    // The padding of dgates meets zero rows of the packed weights; it must not be NaN.
+    for (Index d = 0; d < p.D; ++d) {
+      const Gates<Real>& dgates = scratch.directions[d].dgates;
+      const Blocks& units = scratch.directions[d].w_hh.units;
+      Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * Cell::slots;
+      for (Index j = 0; j < dgates.rows * Cell::slots * units.tail; ++j) tail[j] = 0;
+    }
+  }
+  const auto& sizes = scratch.directions[0];
+  for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
+    const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
+    pack_transposed(w_hh, scratch.directions[d].w_hh, span);
+  });
+  const bool thin = is_thin(p.I);
+  if (args.dx.data)
+    for_my_blocks(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih.columns), p.D, team,
+                  [&](int d, Span span) {
+                    const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates};
+                    if (thin)
+                      pack(w_ih, scratch.directions[d].thin_w_ih, 0, span);
+                    else
+                      pack_transposed(w_ih, scratch.directions[d].w_ih, span);
+                  });
+  for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
+    const TableBlocks<Real> table = {scratch.directions[d].table, sizes.w_hh.units, span};
+    fill<Cell>(table, static_cast<const Real*>(nullptr));
+    if (p.input == InputKind::one_hot && args.accumulate)
+      for_each_column<Cell>(table, GateRows<Real>{args.directions[d].gradients.w_ih, p.H, p.I, Cell::input_gates},
+                            args.tokens.token, [](Real& element, Real dw) { element = dw; });
+  });
+  if (args.accumulate)
+    for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
+      for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
+                              [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
+                                pack({gradient.data, gradient.H, gradient.K, gradient.order}, panels, k, span);
+                              });
+    });
+}
+
+template <class Cell, class Real>
+void backward(const BackwardArgs<Real>& args, const Team& team) {
+  const FloatingPointMode mode;
+  const Problem& p = args.problem;
+  Arena<Real> arena = {args.scratch, 0};
+  const BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, arena);
+  const Index units = count(scratch.directions[0].w_hh.units);
+  const bool dense = p.input == InputKind::dense;
+  backward_prepare<Cell>(args, scratch, team);
+  if (!team.barrier(team)) return;
+
+  const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
+  for (Index i = 0; i < chunks; ++i) {
+    Chunk chunk[2] = {};
+    for (int d = 0; d < p.D; ++d) {
+      const Index t = (d == 0 ? chunks - 1 - i : i) * chunk_length;
+      chunk[d] = {d, t, min_index(chunk_length, p.T - t), 0, i == 0};
+    }
+    for (Chunk& c : chunk) c.rounds = max_index(chunk[0].steps, chunk[1].steps);
+    for (int d = 0; d < p.D; ++d) regroup_chunk<Cell>(args, scratch, chunk[d], team);
+    for_each_item<Cell, Real>(
+        p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction], team); });
+    if (!team.barrier(team)) return;
+    for (Index d = 0; d < p.D && args.dx.data && dense; ++d) {
+      const auto& direction = scratch.directions[d];
+      const Index rows = chunk[d].steps * p.B, first = share(rows, team.rank, team.size);
+      const Product<Real> dx = {direction.dgates,
+                                first,
+                                View<const Real>{},
+                                at(direction.dx, chunk[d].t * p.B + first),
+                                share(rows, team.rank + 1, team.size) - first,
+                                all(direction.w_ih.columns)};
+      multiply_input<Cell>(dx, direction);
+    }
+    for_my_blocks(units, p.D, team, [&](int d, Span span) {
+      const auto& direction = scratch.directions[d];
+      weight_gradients<Cell>(args, scratch, chunk[d], span);
+      if (!dense)
+        sum_by_token<Cell>(TableBlocks<Real>{direction.table, direction.w_hh.units, span}, direction.dgates,
+                           args.tokens, RowRange{chunk[d].t * p.B, chunk[d].steps * p.B});
+    });
+    if (!team.barrier(team)) return;
+  }
+  if (!dense && !table_gradients<Cell>(args, scratch, team)) return;
+
+  for_my_blocks(units, p.D, team, [&](int d, Span span) {
+    for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
+                            [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
+                              unpack(panels, k, gradient, span);
+                            });
+  });
+  if (args.dx.data && (p.D == 2 || !dense)) {
+    const Index rows = dense ? p.T * p.B : p.U;
+    for (Index row = share(rows, team.rank, team.size); row < share(rows, team.rank + 1, team.size); ++row) {
+      Real* dx = at(args.dx, dense ? row : args.tokens.token[row]).data;
+      const Real* one = at(scratch.directions[0].dx, row).data;
+      const Real* other = p.D == 2 ? at(scratch.directions[1].dx, row).data : nullptr;
+      for (Index j = 0; j < p.I; ++j) dx[j] = other ? one[j] + other[j] : one[j];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

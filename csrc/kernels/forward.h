@@ -1,0 +1,394 @@
+// The time loop, for any cell. Its mirror image is in backward.h.
+//
+// One call runs on a team: a member takes a direction and a range of the batch, or of the units, through time. What a
+// row or an element is made of never depends on who computes it.
+#pragma once
+
+#include "tokens.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// The parameters of one direction as the products read them.
+template <class Real>
+struct PackedWeights {
+  Panels<Real> w_ih, w_hh;
+  Real* bias;   // [unit block][slot x lanes]
+  Real* zeros;  // [H], the initial state where none is given
+};
+
+template <class Cell, class Real>
+PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, Arena<Real>& arena) {
+  PackedWeights<Real> to = {
+      {nullptr, units, input_columns(p), Cell::gates}, {nullptr, units, p.H, Cell::gates}, nullptr, nullptr};
+  to.w_ih.data = take(arena, size(to.w_ih));
+  to.w_hh.data = take(arena, size(to.w_hh));
+  to.bias = take(arena, gates_size<Cell>(1, units));
+  to.zeros = take(arena, p.H);
+  return to;
+}
+
+// Where there is one step, which reads each weight once: a unit block is packed when its turn comes, into memory that
+// the next one uses again.
+template <class Real>
+struct UnpackedWeights {
+  GateRows<const Real> w_ih, w_hh;  // null: they are packed
+  Panels<Real> w_ih_block, w_hh_block;
+};
+
+template <class Real>
+RNNFAST_INLINE Panels<const Real> pack_block(const GateRows<const Real>& w, Panels<Real> to, const BlockRange& range) {
+  to.first = range.unit;
+  pack(w, to, 0, Span{range.block, range.block + range.blocks});
+  return {to.data, to.units, to.K, to.gates, to.first};
+}
+
+template <class Real>
+struct ForwardScratch {
+  struct Direction {
+    PackedWeights<const Real> weights;
+    UnpackedWeights<Real> unpacked;
+    Gates<Real> gates;  // of one chunk, where no tape keeps them
+    Gates<Real> table;  // what each token brings to the gates
+    Real* reset_h;      // [B,H], likewise
+  } directions[2];
+  Real* embedded;  // the rows of the tokens that occur, [U,I]
+};
+
+// All but the weights.
+template <class Cell, class Real>
+ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
+  const Blocks units = blocks_of<Real>(p.H);
+  ForwardScratch<Real> s = {};
+  for (Index d = 0; d < p.D; ++d) {
+    auto& direction = s.directions[d];
+    const Index rows = chunk_steps(p) * p.B;
+    direction.gates = {take(arena, gates_size<Cell>(rows, units)), rows};
+    direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
+    if (resets_h<Cell>) direction.reset_h = take(arena, p.B * p.H);
+  }
+  s.embedded = take(arena, p.U * input_columns(p));
+  return s;
+}
+
+// bias[slot] is what the slot's chain starts from: b_ih, b_hh or their sum.
+template <class Cell, class Real>
+void pack_bias(const Parameters<const Real>& parameters, const Panels<Real>& w_hh, Index H, Span span, Real* bias) {
+  constexpr int shift = Cell::slots - Cell::gates;
+  for (Index block = span.first; block < span.last; ++block) {
+    const BlockWidth width = width_of<Real>(w_hh.units, block);
+    Real* to = bias + width.unit * Cell::slots;
+    for (int slot = 0; slot < Cell::slots; ++slot) {
+      for (Index lane = 0; lane < width.lanes; ++lane, ++to) {
+        *to = 0;
+        if (lane >= width.valid) continue;
+        const Index unit = width.unit + lane;
+        if (parameters.b_ih && slot >= shift) *to += parameters.b_ih[Cell::input_gates[slot - shift] * H + unit];
+        if (parameters.b_hh && slot < Cell::gates) *to += parameters.b_hh[Cell::recurrent_gates[slot] * H + unit];
+      }
+    }
+  }
+}
+
+template <class Cell, class Real>
+constexpr GateRows<Real> input_rows(const Problem& p, const Parameters<Real>& parameters) {
+  return {parameters.w_ih, p.H, input_columns(p), Cell::input_gates};
+}
+
+template <class Cell, class Real>
+constexpr GateRows<Real> recurrent_rows(const Problem& p, const Parameters<Real>& parameters) {
+  return {parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
+}
+
+// For the unit blocks of the span; the biases alone if not the weights.
+template <class Cell, class Real>
+void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
+                    Span span, bool weights = true) {
+  if (weights) {
+    pack(input_rows<Cell>(p, parameters), to.w_ih, 0, span);
+    pack(recurrent_rows<Cell>(p, parameters), to.w_hh, 0, span);
+  }
+  pack_bias<Cell>(parameters, to.w_hh, p.H, span, to.bias);
+  if (span.first == 0)
+    for (Index j = 0; j < p.H; ++j) to.zeros[j] = 0;
+}
+
+// The rows of one step, or of several where only the input is projected.
+template <class Real>
+struct ForwardStep {
+  Gates<Real> gates;
+  Index gate_row;
+  View<const Real> x, h_before, c_before;
+  View<Real> h, c, reset_h;
+  const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
+  Index rows;
+  Span units;
+  bool store_gates;   // the activated slots are read again
+  bool shared_gates;  // all these unit blocks use the memory of the first: it stays in the first cache level
+};
+
+// The squashed slots of one phase, those from `slot` on. Rows pass in their own loop before they meet the state: with
+// both in one, the processor finds too few independent operations.
+template <class Cell, int phase, class S, int slot = Cell::phases[phase].slot, class Real>
+RNNFAST_INLINE void squash_row(Real* gates) {
+  constexpr Phase part = Cell::phases[phase];
+  if constexpr (slot < part.slot + part.slots) {
+    Real* const at = gates + slot * S::lanes;
+    if constexpr (Cell::squashes[slot] != Squash::none) S::store(at, squashed<S, Cell::squashes[slot]>(S::load(at)));
+    squash_row<Cell, phase, S, slot + 1>(gates);
+  }
+}
+
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index unit, int valid, Index row) {
+  constexpr Phase part = Cell::phases[phase];
+  ForwardPoint<S, Cell::slots> p;
+#pragma GCC unroll 4
+  for (int slot = 0; slot < Cell::slots; ++slot) p.gate[slot] = S::load(gates + slot * S::lanes);
+  const auto load = [&](const View<const Real>& view) {
+    return load_lanes<S>(view.data + row * view.stride + unit, valid);
+  };
+  const auto store = [&](const View<Real>& view, typename S::V v) {
+    store_lanes<S>(view.data + row * view.stride + unit, v, valid);
+  };
+  if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
+  if constexpr (Cell::has_c) p.c_before = load(s.c_before);
+  Cell::template forward<S, phase>(p);
+  if (s.store_gates) {
+#pragma GCC unroll 4
+    for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+      if (Cell::squashes[slot] == Squash::none) S::store(gates + slot * S::lanes, p.gate[slot]);
+  }
+  if constexpr (phase + 1 < phase_count<Cell>) {
+    store(s.reset_h, p.reset_h);
+  } else {
+    store(s.h, p.h);
+    if constexpr (Cell::has_c) store(s.c, p.c);
+  }
+}
+
+// The rows of the table that a step's tokens name, one unit block of them and the slots of one phase.
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, Index unit, Real* gates) {
+  constexpr Phase part = Cell::phases[phase];
+  for (Index row = 0; row < s.rows; ++row, gates += Cell::slots * S::lanes) {
+    const Real* from = gates_at<S, Cell::slots>(table, unit, s.tokens[row]);
+#pragma GCC unroll 4
+    for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+      S::store(gates + slot * S::lanes, S::load(from + slot * S::lanes));
+  }
+}
+
+enum class Products { input, recurrent, both };
+
+// gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
+template <class Cell, int phase, Products products, class Real>
+void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Real>::Direction& scratch) {
+  constexpr Phase part = Cell::phases[phase];
+  // The recurrent product alone leaves a slot that is the input's as it is.
+  constexpr int slots = products == Products::recurrent ? part.gates : part.slots;
+  const PackedWeights<const Real>& weights = scratch.weights;
+  const UnpackedWeights<Real>& unpacked = scratch.unpacked;
+  const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.h_before;
+  const Index first_unit = s.units.first * Widest<Real>::lanes;
+  for_each_unit_block<Real, slots>(weights.w_hh.units, s.units, s.rows, [&]<class S, int NB>(BlockRange range) {
+    constexpr Index width = Cell::gates * S::lanes, offset = part.gate * S::lanes;
+    Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row);
+    Tile<Real> t = {};
+    t.out = gates + part.slot * S::lanes;
+    t.out_row = Cell::slots * S::lanes;
+    t.out_unit = s.gates.rows * Cell::slots * S::lanes;
+    t.valid = S::lanes;
+    t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows);
+    if constexpr (products == Products::recurrent) {
+      t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
+    } else {
+      t.init = weights.bias + range.unit * Cell::slots + part.slot * S::lanes;
+      t.init_unit = Cell::slots * S::lanes;
+      const Panels<const Real> w_ih =
+          unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
+      const Index I = w_ih.K;
+      t.first = {s.x.data, s.x.stride, 1, 0, panel(w_ih, range.unit) + offset, I * width, width, 0, I, 1};
+    }
+    if constexpr (products != Products::input) {
+      const Panels<const Real> w_hh =
+          unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
+      const Index H = w_hh.K;
+      t.second = {h.data, h.stride, 1, 0, panel(w_hh, range.unit) + offset, H * width, width, 0, H, 1};
+    }
+    if (products == Products::recurrent && s.tokens)
+      for (Index block = 0; block < range.blocks; ++block)
+        copy_tokens<Cell, phase, S>(s, scratch.table, range.unit + block * S::lanes, gates + block * t.out_unit);
+    tile_rows<S, NB, slots, part.gates>(t, s.rows, [&](Index row, Index M) {
+      if constexpr (products != Products::input)
+        for (Index block = 0; block < range.blocks; ++block) {
+          Real* const tile = gates + block * t.out_unit;
+          for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(tile + m * t.out_row);
+          for (Index m = row; m < row + M; ++m)
+            forward_point<Cell, phase, S>(s, tile + m * t.out_row, range.unit + block * S::lanes, range.valid, m);
+        }
+    });
+  });
+}
+
+// Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
+// folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is small
+// against H, and where there is one step only. Both give the same bits.
+constexpr bool folds_input(const Problem& p) { return p.input == InputKind::dense && (p.T == 1 || 8 * p.I <= p.H); }
+
+// Nothing is left to project where the gates start from a table.
+constexpr bool projects_input(const Problem& p) { return p.input == InputKind::dense && !folds_input(p); }
+
+// Steps that are projected together: few enough that their x stays in the second cache level while unit block after
+// unit block passes over it.
+template <class Real>
+constexpr Index projected_steps(const Problem& p) {
+  return max_index(near_bytes / max_index(p.B * p.I * Index(sizeof(Real)), 1), 1);
+}
+
+template <class Cell, class Real>
+void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& whole, const Item& item,
+                  const Team& team) {
+  const Problem& p = args.problem;
+  const ForwardDirection<Real>& direction = args.directions[item.direction];
+  const auto& scratch = whole.directions[item.direction];
+  const TimeOrder order = {p.T, p.B, item.direction == 1};
+  const bool project = projects_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
+  const View<const Real> h0 = or_zeros(direction.h0, scratch.weights.zeros),
+                         c0 = or_zeros(direction.c0, scratch.weights.zeros);
+  const View<Real> c = keeps_c ? View<Real>{direction.tape.c, p.H} : direction.c;
+  const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
+  const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
+
+  for (Index i = 0; i < chunks; ++i) {
+    if (!item.joined && team.interrupted(team)) return;
+    const Index chunk = order.reverse ? chunks - 1 - i : i;
+    const Index t_first = chunk * chunk_length, t_count = min_index(chunk_length, p.T - t_first);
+
+    // Where the gates of (t, b) go: row gate_row + (t - t_first) * gate_step.
+    Gates<Real> gates = scratch.gates;
+    Index gate_row = item.first, gate_step = p.B;
+    if (keeps_gates) {
+      gates.data = direction.tape.gates + chunk * gates_size<Cell>(gates.rows, scratch.weights.w_hh.units);
+    } else if (!project) {
+      gates.data += gates_size<Cell>(item.first, scratch.weights.w_hh.units);
+      gates.rows = item.rows, gate_row = 0, gate_step = 0;
+    }
+
+    const auto at_step = [&](Index t) {
+      ForwardStep<Real> s = {};
+      const Index row = t * p.B + item.first;
+      s.gates = gates;
+      s.gate_row = gate_row + (t - t_first) * gate_step;
+      if (p.input == InputKind::dense)
+        s.x = at(args.x, row);
+      else
+        s.tokens = args.tokens.number + row;
+      s.h_before = before(order, t, item.first, h0, read_only(direction.y));
+      s.h = at(direction.y, row);
+      if (Cell::has_c) {
+        const bool carried = !keeps_c && !is_first(order, t);
+        s.c_before = carried ? at(read_only(c), item.first) : before(order, t, item.first, c0, read_only(c));
+        s.c = at(c, keeps_c ? row : item.first);
+      }
+      if (resets_h<Cell>) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
+      s.rows = item.rows, s.units = item.units;
+      s.store_gates = keeps_gates || resets_h<Cell>;
+      s.shared_gates = !s.store_gates && !project;
+      return s;
+    };
+
+    if (project) {
+      const Index most = item.rows == p.B ? projected_steps<Real>(p) : 1;
+      for (Index t = t_first; t < t_first + t_count; t += most) {
+        ForwardStep<Real> s = at_step(t);
+        s.rows = min_index(most, t_first + t_count - t) * item.rows;
+        for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch); });
+      }
+    }
+    for (Index step = 0; step < t_count; ++step) {
+      const ForwardStep<Real> s = at_step(t_first + (order.reverse ? t_count - 1 - step : step));
+      bool goes_on = true;
+      for_each_phase<Cell>([&]<int phase> {
+        if (!goes_on) return;
+        if (folds_input(p))
+          forward_phase<Cell, phase, Products::both>(s, scratch);
+        else
+          forward_phase<Cell, phase, Products::recurrent>(s, scratch);
+        goes_on = meet(item, team);
+      });
+      if (!goes_on) return;
+    }
+  }
+
+  constexpr Index W = Widest<Real>::lanes;
+  const Index last = (order.reverse ? 0 : p.T - 1) * p.B;
+  for (Index b = item.first; b < item.first + item.rows; ++b)
+    for (Index j = item.units.first * W; j < min_index(item.units.last * W, p.H); ++j) {
+      direction.h.data[b * direction.h.stride + j] = at(direction.y, last + b).data[j];
+      if (Cell::has_c && keeps_c) direction.c.data[b * direction.c.stride + j] = at(c, last + b).data[j];
+    }
+}
+
+// The table of an embedding: its rows of the tokens that occur are projected like a chunk of the input.
+template <class Cell, class Real>
+void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>& scratch, const Team& team) {
+  const Problem& p = args.problem;
+  for_my_rows(p.U, team, [&](const RowRange& range) {
+    const View<Real> rows = at(View<Real>{scratch.embedded, p.I}, range.first);
+    for (Index row = 0; row < range.count; ++row) {
+      const Real* from = at(args.x, args.tokens.token[range.first + row]).data;
+      for (Index k = 0; k < p.I; ++k) at(rows, row).data[k] = from[k];
+    }
+    for (Index d = 0; d < p.D; ++d) {
+      ForwardStep<Real> s = {};
+      s.gates = scratch.directions[d].table, s.gate_row = range.first;
+      s.x = read_only(rows), s.rows = range.count, s.units = all(scratch.directions[d].weights.w_hh.units);
+      for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch.directions[d]); });
+    }
+  });
+}
+
+template <class Cell, class Real>
+void forward(const ForwardArgs<Real>& args, const Team& team) {
+  const FloatingPointMode mode;
+  const Problem& p = args.problem;
+  const Blocks units = blocks_of<Real>(p.H);
+  Arena<Real> arena = {args.scratch, 0};
+  ForwardScratch<Real> scratch = lay_out_forward<Cell>(p, arena);
+  const bool packed = args.directions[0].packed;
+  // Members that divide the rows would each have to pack all.
+  const bool by_block = !packed && p.T == 1 && p.input == InputKind::dense && !resets_h<Cell> && team.size == 1;
+  PackedWeights<Real> own[2];
+  for (Index d = 0; d < p.D; ++d) {
+    if (!packed) own[d] = lay_out_packed<Cell>(p, units, arena);
+    Arena<const Real> weights = {packed ? args.directions[d].packed : own[d].w_ih.data, 0};
+    scratch.directions[d].weights = lay_out_packed<Cell>(p, units, weights);
+    const auto& parameters = args.directions[d].parameters;
+    if (by_block)
+      scratch.directions[d].unpacked = {input_rows<Cell>(p, parameters), recurrent_rows<Cell>(p, parameters),
+                                        own[d].w_ih, own[d].w_hh};
+  }
+  if (!packed || p.input == InputKind::one_hot) {
+    for_my_blocks(count(units), p.D, team, [&](int d, Span span) {
+      const auto& direction = scratch.directions[d];
+      const auto& parameters = args.directions[d].parameters;
+      if (!packed) pack_direction<Cell>(p, parameters, own[d], span, !by_block);
+      if (p.input == InputKind::one_hot) {
+        const TableBlocks<Real> table = {direction.table, units, span};
+        fill<Cell>(table, direction.weights.bias);
+        for_each_column<Cell>(table, GateRows<const Real>{parameters.w_ih, p.H, p.I, Cell::input_gates},
+                              args.tokens.token, [](Real& element, Real w) { element += w; });
+      }
+    });
+    if (!team.barrier(team)) return;
+  }
+  if (p.input == InputKind::embedded) {
+    project_embedding<Cell>(args, scratch, team);
+    if (!team.barrier(team)) return;
+  }
+  for_each_item<Cell, Real>(p, team, [&](const Item& item) { forward_item<Cell>(args, scratch, item, team); });
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA
