@@ -65,7 +65,7 @@ class Stream final : public rnnfast_stream {
     Index scratch = 0;
     for (Index l = 0; l < L_; ++l) {
       ForwardArgs<Real>& layer = layers_[std::size_t(l)];
-      layer.problem = {chunk_, B_, l == 0 ? I_ : H_, H_, 1, info.cell, InputKind::dense, 0};
+      layer.problem = {chunk_, B_, l == 0 ? I_ : H_, H_, 1, info.cell, InputKind::dense, 0, {0, chunk_}};
       layer.directions[0] = direction_of(stack.layers[l], l);
       if (l > 0) layer.x = {data(between_[(l - 1) % 2]), H_};
       scratch = std::max(scratch, kernels_.forward_scratch(layer.problem, true));
@@ -129,7 +129,7 @@ class Stream final : public rnnfast_stream {
   }
 
   void run_chunk(Index T, const Real* x, Real* y) {
-    for (ForwardArgs<Real>& layer : layers_) layer.problem.T = T;
+    for (ForwardArgs<Real>& layer : layers_) layer.problem.T = layer.problem.run.last = T;
     layers_.front().x = {x, I_};
     layers_.back().directions[0].y = {y, H_};
     const Index threads = team_size(flops_per_step_ * double(T), most_members(layers_.front().problem));

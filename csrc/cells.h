@@ -10,21 +10,23 @@ struct CellInfo {
   Cell cell;
   Index G;
   bool has_c;
+  const char* gates;  // a letter each, where they have names
 };
 
 constexpr CellInfo cells[] = {
-    {"lstm", Cell::lstm, 4, true},
-    {"gru", Cell::gru, 3, false},
-    {"gru_reset_before", Cell::gru_reset_before, 3, false},
-    {"rnn_tanh", Cell::rnn_tanh, 1, false},
-    {"rnn_relu", Cell::rnn_relu, 1, false},
+    {"lstm", Cell::lstm, 4, true, "ifgo"},
+    {"gru", Cell::gru, 3, false, "rzn"},
+    {"gru_reset_before", Cell::gru_reset_before, 3, false, "rzn"},
+    {"rnn_tanh", Cell::rnn_tanh, 1, false, ""},
+    {"rnn_relu", Cell::rnn_relu, 1, false, ""},
 };
 
 // Of a forward.
 constexpr double flops(const Problem& p, Index G) {
-  const Index inputs = p.input == InputKind::dense ? p.T * p.B : p.input == InputKind::embedded ? p.U : 0;
-  return 2.0 * double(p.D) * double(G) * double(p.H) *
-         (double(inputs) * double(p.I) + double(p.T) * double(p.B) * double(p.H));
+  const double rows =
+      double(p.run.last - p.run.first) / double(p.T) * double(p.first_row ? p.first_row[p.T] : p.T * p.B);
+  const double inputs = p.input == InputKind::dense ? rows : p.input == InputKind::embedded ? double(p.U) : 0;
+  return 2.0 * double(p.D) * double(G) * double(p.H) * (inputs * double(p.I) + rows * double(p.H));
 }
 
 // In how many pieces a call can be had: rows of the batch, or groups of units, which have 32 at least.

@@ -21,11 +21,25 @@ enum class Activation { sigmoid, tanh };
 // ones for rows of an embedding [V,I].
 enum class InputKind { dense, one_hot, embedded };
 
+// Steps [first, last).
+struct Steps {
+  Index first, last;
+};
+
+// Rows are (t, b) pairs in ascending order. Where sequences end early they are ordered by descending length, so that a
+// step has the first of them, and B is the number that has the first step.
 struct Problem {
   Index T, B, I, H, D;
   Cell cell;
   InputKind input;
-  Index U;  // different tokens that occur
+  Index U;               // different tokens that occur
+  Steps run = {};        // of the T steps, those to compute
+  bool reverse = false;  // of a single direction: it runs backwards in time
+  // Null where all T steps have B rows.
+  const Index* first_row = nullptr;   // of each step, and the number of all rows; [T+1]
+  const Index* first_step = nullptr;  // of each chunk, and T; made by `cut`
+  Index chunks = 0;
+  const unsigned char* starts[2] = {};  // of a row: a direction's state before it is the start's; null: of none
 };
 
 // The tokens of a call, numbered by those that occur; absent where x is dense.
@@ -52,18 +66,26 @@ struct Parameters {
 template <class Real>
 struct Tape {
   Real* gates;    // activated gates, [chunk of time][unit block][row][slot x lanes]
-  Real* c;        // c_t, [T·B,H]
+  View<Real> c;   // c_t, [T·B,H]
   Real* reset_h;  // r * h_{t-1} of the GRU that resets before its product, [T·B,H]
 };
 
 template <class Real>
 struct ForwardDirection {
   Parameters<const Real> parameters;
-  const Real* packed;       // the same from `pack`, for all directions or none; null: packed into scratch
-  View<const Real> h0, c0;  // [B,H]; null: zeros
-  View<Real> y;             // [T·B,H]
-  View<Real> h, c;          // last states, [B,H]; may be h0 and c0
+  const Real* packed;                 // the same from `pack`, for all directions or none; null: packed into scratch
+  View<const Real> h0, c0;            // before the first step, [B,H]; null: zeros
+  View<const Real> h_start, c_start;  // of rows that start anew, likewise
+  View<Real> y;                       // [T·B,H]
+  View<Real> h, c;                    // last states, [B,H]; may be h0 and c0
   Tape<Real> tape;
+};
+
+// Gates that are held at a value instead of being computed, by their slots; bit k of `slots` stands for slot k.
+template <class Real>
+struct Held {
+  unsigned slots;
+  Real value[4];
 };
 
 template <class Real>
@@ -73,15 +95,19 @@ struct ForwardArgs {
   ForwardDirection<Real> directions[2];
   Real* scratch;
   Tokens tokens = {};
+  Held<Real> held = {};
 };
 
 template <class Real>
 struct BackwardDirection {
   Parameters<const Real> parameters;
-  View<const Real> h0, c0;  // [B,H]; null: zeros
-  View<const Real> y, dy;   // [T·B,H]; dy may be null: zeros
+  View<const Real> h0, c0, h_start, c_start;  // as in forward
+  View<const Real> y;                         // [T·B,H]
+  View<const Real> dy, dc_steps;              // of h and c of the run's steps; null: zeros
   Tape<const Real> tape;
-  View<Real> dh, dc;  // [B,H]; gradients of the last states on entry, of the initial states on return
+  View<Real> dh, dc;              // [B,H]; gradients of the last states on entry, of h0 and c0 on return
+  View<Real> dh_start, dc_start;  // [B,H]; those of h_start and c_start are added; null where no row starts anew
+  View<Real> dh_flow, dc_flow;    // all that reaches h and c of the run's steps; null: not wanted
   Parameters<Real> gradients;
 };
 
@@ -89,11 +115,13 @@ template <class Real>
 struct BackwardArgs {
   Problem problem;
   View<const Real> x;  // [T·B,I]; of tokens the embedding [V,I], or null
-  View<Real> dx;       // like x; null: not computed. Rows of tokens that do not occur are left as they are
+  View<Real> dx;       // of the run's rows; null: not computed. Of tokens like x: rows that do not occur are left alone
   BackwardDirection<Real> directions[2];
   bool accumulate;  // add to the gradients instead of overwriting them
   Real* scratch;
   Tokens tokens = {};
+  Held<Real> held = {};
+  Real clip = 0;  // bounds the gradients that one step passes to the one before; 0: none
 };
 
 // y = x w^T + b, of N rows from I inputs to O outputs.
@@ -169,6 +197,7 @@ struct TapeSize {
 
 template <class Real>
 struct Kernels {
+  Index (*cut)(const Problem&, Index* first_step);  // fills chunks + 1 entries, at most T + 1
   TapeSize (*tape_size)(const Problem&);
   Index (*packed_size)(const Problem&);  // of one direction
   void (*pack)(const Problem&, const Parameters<const Real>&, Real* packed);
@@ -176,6 +205,7 @@ struct Kernels {
   void (*forward)(const ForwardArgs<Real>&, const Team&);
   Index (*backward_scratch)(const Problem&, bool need_dx);
   void (*backward)(const BackwardArgs<Real>&, const Team&);
+  void (*gate)(const Problem&, const Real* gates, int gate, const View<Real>& out);  // of a tape, out [T·B,H]
   void (*activate)(Activation, const Real* x, Real* y, Index n);
   Real (*multiply_adds)(Real a, Real b, Index n);
   Real (*read)(const Real* x, Index n, Index passes);

@@ -4,7 +4,7 @@
 // products of a finished chunk are shared out among all members.
 #pragma once
 
-#include "tokens.h"
+#include "sequence.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -19,8 +19,9 @@ struct BackwardScratch {
     Gates<Real> dgates;                  // of one chunk
     Gates<Real> table;                   // dgates summed by token
     Real* dreset_h;                      // [B,H]
-    View<Real> dx;                       // [T·B,I]: the caller's for the first direction, own memory for the second;
-                                         // of tokens [U,I], own memory
+    Real *h_mixed, *c_mixed;             // [B,H], where some rows start anew
+    View<Real> dx;  // of the run's rows: the caller's for the first direction, own memory for the second;
+                    // of tokens [U,I], own memory
   } directions[2];
   Real* zeros;
 };
@@ -39,9 +40,9 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
       direction.w_ih = {nullptr, is_thin(p.I) ? Blocks{} : inputs, units, Cell::gates};
       direction.w_ih.data = take(arena, size(direction.w_ih));
-      direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? p.T * p.B : p.U) * p.I), p.I};
+      direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? run_rows(p) : p.U) * p.I), p.I};
     }
-    const Index I = input_columns(p), rows = chunk_steps(p) * p.B;
+    const Index I = input_columns(p), rows = most_chunk_rows(p);
     const auto gradient = [&](Index K) {
       Panels<Real> panels = {nullptr, units, K + 1, Cell::gates};
       panels.data = take(arena, size(panels));
@@ -58,6 +59,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
     direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
     if (resets_h<Cell>) direction.dreset_h = take(arena, p.B * p.H);
+    if (p.starts[d]) direction.h_mixed = take(arena, p.B * p.H), direction.c_mixed = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, p.H);
   return s;
@@ -68,17 +70,20 @@ template <class Real>
 struct BackwardStep {
   Gates<const Real> gates;
   Gates<Real> dgates;
-  Index gate_row;
-  View<const Real> h_before, c_before, h, c, dy;
-  View<Real> dh, dc, dreset_h;
+  Index gate_row, dgate_row;
+  View<const Real> h_before, c_before, h, c, dy, dc_step;
+  View<Real> dh, dc, dreset_h, dh_flow, dc_flow;
   Index rows;
   Span units;
+  Held<Real> held;
 };
 
 template <class Cell, int phase, class S, class Real>
 RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
   constexpr Phase part = Cell::phases[phase];
+  constexpr bool comes_first = phase + 1 == phase_count<Cell>;
   BackwardPoint<S, Cell::slots> p;
+  p.held = &s.held;
   const auto load = [&](const auto& view) { return load_lanes<S>(view.data + row * view.stride + unit, valid); };
   const auto store = [&](const View<Real>& view, typename S::V v) {
     store_lanes<S>(view.data + row * view.stride + unit, v, valid);
@@ -91,11 +96,22 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
     p.h = load(s.h);
   }
   p.dh = load(s.dh) + load(s.dy);
+  if (comes_first && s.dh_flow.data) store(s.dh_flow, p.dh);
   if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
-  if constexpr (Cell::has_c) p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
-  if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
+  if constexpr (Cell::has_c) {
+    p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
+    if (s.dc_step.data) p.dc = p.dc + load(s.dc_step);
+  }
+  if constexpr (!comes_first) p.dreset_h = load(s.dreset_h);
   Cell::template backward<S, phase>(p);
-  Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.gate_row + row);
+  if constexpr (Cell::has_c)
+    if (s.dc_flow.data) store(s.dc_flow, p.dc_flow);
+  if (s.held.slots) {
+#pragma GCC unroll 4
+    for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+      if (is_held(s.held, slot)) p.dgate[slot] = typename S::V{};
+  }
+  Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.dgate_row + row);
 #pragma GCC unroll 4
   for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
     store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
@@ -119,18 +135,47 @@ bool backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<R
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
     const bool from_dh = Cell::passes_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    multiply<Cell>(Product<Real>{s.dgates, s.gate_row, init, out, s.rows, s.units}, factor, scratch.w_hh);
+    multiply<Cell>(Product<Real>{s.dgates, s.dgate_row, init, out, s.rows, s.units}, factor, scratch.w_hh);
   });
   return goes_on;
+}
+
+// Bounds the elements of a gradient; NaN passes.
+template <class Real>
+void clip_rows(const View<Real>& a, Index rows, const Span& units, Real bound) {
+  using S = Widest<Real>;
+  for (Index row = 0; row < rows; ++row)
+    for (Index j = units.first; j < units.last; j += S::lanes) {
+      const int valid = int(min_index(S::lanes, units.last - j));
+      Real* const at = a.data + row * a.stride + j;
+      const auto v = max(S::broadcast(-bound), load_lanes<S>(at, valid));
+      store_lanes<S>(at, min(S::broadcast(bound), v), valid);
+    }
+}
+
+// The gradients of states that started anew leave the sequence.
+template <class Real>
+void end_episodes(const unsigned char* starts, const View<Real>& d, const View<Real>& d_start, Index rows,
+                  const Span& units) {
+  for (Index row = 0; row < rows; ++row)
+    for (Index j = units.first; starts[row] && j < units.last; ++j) {
+      at(d_start, row).data[j] += at(d, row).data[j];
+      at(d, row).data[j] = 0;
+    }
 }
 
 // Steps [t, t + steps), finished by all members.
 struct Chunk {
   int direction;
-  Index t, steps;
+  Index chunk, t, steps, rows;
   Index rounds;  // steps of the direction that takes more: joined members wait for each other in all of them
   bool first;    // in the order of backward
 };
+
+template <class Real>
+StateBefore<Real> h_before(const BackwardDirection<Real>& direction, const Real* zeros, Real* mixed) {
+  return {or_zeros(direction.h0, zeros), or_zeros(direction.h_start, zeros), direction.y, true, mixed};
+}
 
 template <class Cell, class Real>
 void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Item& item,
@@ -138,27 +183,45 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
-  const TimeOrder order = {p.T, p.B, item.direction == 1};
-  const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), c0 = or_zeros(direction.c0, whole.zeros);
-  const View<const Real> c = {direction.tape.c, p.H}, dy = or_zeros(direction.dy, whole.zeros);
-  const Index chunk_size = gates_size<Cell>(scratch.dgates.rows, scratch.w_hh.units);
+  const TimeOrder order = time_order(p, item.direction);
+  const View<const Real> c = direction.tape.c, dy = or_zeros(direction.dy, whole.zeros);
+  const StateBefore<Real> h0 = h_before(direction, whole.zeros, scratch.h_mixed);
+  const StateBefore<Real> c0 = {or_zeros(direction.c0, whole.zeros), or_zeros(direction.c_start, whole.zeros), c, true,
+                                scratch.c_mixed};
+  const Index tape_row = row_of(p, chunk_start(p, chunk.chunk)), run_row = row_of(p, p.run.first);
+  const Span units = units_of<Real>(p, item);
 
   for (Index step = 0; step < chunk.steps; ++step) {
-    const Index t = chunk.t + (order.reverse ? step : chunk.steps - 1 - step), row = t * p.B + item.first;
+    const Index t = chunk.t + (order.reverse ? step : chunk.steps - 1 - step), row = row_of(p, t) + item.first;
+    bool mixes = false;  // only in units of its own
     BackwardStep<Real> s = {};
     if (Cell::keeps_gates)
-      s.gates = {direction.tape.gates + chunk.t / chunk_steps(p) * chunk_size, scratch.dgates.rows};
+      s.gates = {direction.tape.gates + gates_size<Cell>(tape_row, scratch.w_hh.units),
+                 row_of(p, chunk_start(p, chunk.chunk + 1)) - tape_row};
+    s.gate_row = row - tape_row;
     s.dgates = scratch.dgates;
-    s.gate_row = (t - chunk.t) * p.B + item.first;
-    s.h_before = before(order, t, item.first, h0, direction.y);
+    s.dgate_row = row - row_of(p, chunk.t);
+    if (Cell::passes_dh) s.h_before = state_before(p, h0, item, t, mixes);
     s.h = at(direction.y, row);
-    if (Cell::has_c) s.c_before = before(order, t, item.first, c0, c), s.c = at(c, row);
-    s.dy = at(dy, row);
+    if (Cell::has_c) s.c_before = state_before(p, c0, item, t, mixes), s.c = at(c, row);
+    s.dy = at(dy, row - run_row);
     s.dh = at(direction.dh, item.first);
     if (Cell::has_c) s.dc = at(direction.dc, item.first);
     if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
-    s.rows = item.rows, s.units = item.units;
+    if (direction.dc_steps.data) s.dc_step = at(direction.dc_steps, row - run_row);
+    if (direction.dh_flow.data) s.dh_flow = at(direction.dh_flow, row - run_row);
+    if (direction.dc_flow.data) s.dc_flow = at(direction.dc_flow, row - run_row);
+    s.rows = rows_of_item(p, item, t), s.units = item.units;
+    s.held = args.held;
     if (!backward_step<Cell>(s, scratch, [&] { return meet(item, team); })) return;
+    if (args.clip > 0) {
+      clip_rows(s.dh, s.rows, units, args.clip);
+      if (Cell::has_c) clip_rows(s.dc, s.rows, units, args.clip);
+    }
+    if (const unsigned char* starts = p.starts[item.direction]) {
+      end_episodes(starts + row, s.dh, at(direction.dh_start, item.first), s.rows, units);
+      if (Cell::has_c) end_episodes(starts + row, s.dc, at(direction.dc_start, item.first), s.rows, units);
+    }
   }
   for (Index meeting = chunk.steps * phase_count<Cell>; meeting < chunk.rounds * phase_count<Cell>; ++meeting)
     if (!meet(item, team)) return;
@@ -171,15 +234,17 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[chunk.direction];
   const auto& scratch = whole.directions[chunk.direction];
-  const TimeOrder order = {p.T, p.B, chunk.direction == 1};
-  const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), reset_h = {direction.tape.reset_h, p.H};
+  const StateBefore<Real> h0 = h_before<Real>(direction, whole.zeros, nullptr);
+  const View<const Real> reset_h = {direction.tape.reset_h, p.H};
   for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
        ++step) {
-    const Index t = chunk.t + step;
-    const RowRange rows = {step * p.B, p.B};
-    if (p.input != InputKind::embedded) regroup<Cell>(at(args.x, t * p.B), rows, scratch.x);
-    regroup<Cell>(before(order, t, 0, h0, direction.y), rows, scratch.h_before);
-    if constexpr (resets_h<Cell>) regroup<Cell>(at(reset_h, t * p.B), rows, scratch.reset_h);
+    const Index t = chunk.t + step, row = row_of(p, t), first = row - row_of(p, chunk.t);
+    const RowRange rows = {first, rows_at(p, t)};
+    if (p.input != InputKind::embedded) regroup<Cell>(at(args.x, row), rows, scratch.x);
+    for_each_piece(p, chunk.direction, h0, t, {0, rows.count}, [&](View<const Real> piece, const RowRange& range) {
+      regroup<Cell>(piece, {first + range.first, range.count}, scratch.h_before);
+    });
+    if constexpr (resets_h<Cell>) regroup<Cell>(at(reset_h, row), rows, scratch.reset_h);
   }
 }
 
@@ -190,7 +255,7 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   const auto& scratch = whole.directions[chunk.direction];
   WeightProduct<Real> product = {};
   product.dgates = scratch.dgates;
-  product.rows = chunk.steps * args.problem.B;
+  product.rows = chunk.rows;
   product.add = !chunk.first || args.accumulate;
   product.columns = scratch.x, product.dw = scratch.dw_ih;
   product.slot = Cell::slots - Cell::gates;
@@ -311,12 +376,12 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   backward_prepare<Cell>(args, scratch, team);
   if (!team.barrier(team)) return;
 
-  const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
-  for (Index i = 0; i < chunks; ++i) {
+  for (Index i = 0; i < run_chunks(p); ++i) {
     Chunk chunk[2] = {};
     for (int d = 0; d < p.D; ++d) {
-      const Index t = (d == 0 ? chunks - 1 - i : i) * chunk_length;
-      chunk[d] = {d, t, min_index(chunk_length, p.T - t), 0, i == 0};
+      const ChunkSteps steps = run_chunk(p, i, !time_order(p, d).reverse);
+      const Index rows = row_of(p, steps.last) - row_of(p, steps.first);
+      chunk[d] = {d, steps.chunk, steps.first, steps.last - steps.first, rows, 0, i == 0};
     }
     for (Chunk& c : chunk) c.rounds = max_index(chunk[0].steps, chunk[1].steps);
     for (int d = 0; d < p.D; ++d) regroup_chunk<Cell>(args, scratch, chunk[d], team);
@@ -325,11 +390,11 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
     if (!team.barrier(team)) return;
     for (Index d = 0; d < p.D && args.dx.data && dense; ++d) {
       const auto& direction = scratch.directions[d];
-      const Index rows = chunk[d].steps * p.B, first = share(rows, team.rank, team.size);
+      const Index rows = chunk[d].rows, first = share(rows, team.rank, team.size);
       const Product<Real> dx = {direction.dgates,
                                 first,
                                 View<const Real>{},
-                                at(direction.dx, chunk[d].t * p.B + first),
+                                at(direction.dx, row_of(p, chunk[d].t) - row_of(p, p.run.first) + first),
                                 share(rows, team.rank + 1, team.size) - first,
                                 all(direction.w_ih.columns)};
       multiply_input<Cell>(dx, direction);
@@ -339,7 +404,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       weight_gradients<Cell>(args, scratch, chunk[d], span);
       if (!dense)
         sum_by_token<Cell>(TableBlocks<Real>{direction.table, direction.w_hh.units, span}, direction.dgates,
-                           args.tokens, RowRange{chunk[d].t * p.B, chunk[d].steps * p.B});
+                           args.tokens, RowRange{row_of(p, chunk[d].t), chunk[d].rows});
     });
     if (!team.barrier(team)) return;
   }
@@ -352,7 +417,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
                             });
   });
   if (args.dx.data && (p.D == 2 || !dense)) {
-    const Index rows = dense ? p.T * p.B : p.U;
+    const Index rows = dense ? run_rows(p) : p.U;
     for (Index row = share(rows, team.rank, team.size); row < share(rows, team.rank + 1, team.size); ++row) {
       Real* dx = at(args.dx, dense ? row : args.tokens.token[row]).data;
       const Real* one = at(scratch.directions[0].dx, row).data;

@@ -40,20 +40,28 @@ RNNFAST_INLINE typename S::V squashed(typename S::V a) {
   return function == Squash::sigmoid ? sigmoid<S>(a) : tanh<S>(a);
 }
 
+template <class Real>
+constexpr bool is_held(const Held<Real>& held, int slot) {
+  return held.slots >> slot & 1;
+}
+
 // One row of one unit block. gate: squashed where the cell says so, else pre-activations on entry and activations on
 // return.
 template <class S, int slots>
 struct ForwardPoint {
   typename S::V gate[slots], h_before, c_before;
   typename S::V h, c, reset_h;
+  const Held<typename S::Real>* held;
 };
 
 // dh, dc: gradients of h, c on entry; of h' (without the product) and c' on return. dgate: of the pre-activations.
+// dc_flow: all that reaches c.
 template <class S, int slots>
 struct BackwardPoint {
   typename S::V gate[slots], h_before, c_before, h, c;
-  typename S::V dh, dc, dreset_h;
+  typename S::V dh, dc, dreset_h, dc_flow;
   typename S::V dgate[slots];
+  const Held<typename S::Real>* held;
 };
 
 }  // namespace

@@ -4,7 +4,7 @@
 // row or an element is made of never depends on who computes it.
 #pragma once
 
-#include "tokens.h"
+#include "sequence.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -48,9 +48,10 @@ struct ForwardScratch {
   struct Direction {
     PackedWeights<const Real> weights;
     UnpackedWeights<Real> unpacked;
-    Gates<Real> gates;  // of one chunk, where no tape keeps them
-    Gates<Real> table;  // what each token brings to the gates
-    Real* reset_h;      // [B,H], likewise
+    Gates<Real> gates;        // of one chunk, where no tape keeps them
+    Gates<Real> table;        // what each token brings to the gates
+    Real* reset_h;            // [B,H], likewise
+    Real *h_mixed, *c_mixed;  // [B,H], where some rows start anew
   } directions[2];
   Real* embedded;  // the rows of the tokens that occur, [U,I]
 };
@@ -62,10 +63,11 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
   ForwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
-    const Index rows = chunk_steps(p) * p.B;
+    const Index rows = most_chunk_rows(p);
     direction.gates = {take(arena, gates_size<Cell>(rows, units)), rows};
     direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
     if (resets_h<Cell>) direction.reset_h = take(arena, p.B * p.H);
+    if (p.starts[d]) direction.h_mixed = take(arena, p.B * p.H), direction.c_mixed = take(arena, p.B * p.H);
   }
   s.embedded = take(arena, p.U * input_columns(p));
   return s;
@@ -125,6 +127,7 @@ struct ForwardStep {
   Span units;
   bool store_gates;   // the activated slots are read again
   bool shared_gates;  // all these unit blocks use the memory of the first: it stays in the first cache level
+  Held<Real> held;
 };
 
 // The squashed slots of one phase, those from `slot` on. Rows pass in their own loop before they meet the state: with
@@ -140,9 +143,17 @@ RNNFAST_INLINE void squash_row(Real* gates) {
 }
 
 template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void hold_row(const Held<Real>& held, Real* gates) {
+  constexpr Phase part = Cell::phases[phase];
+  for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+    if (is_held(held, slot)) S::store(gates + slot * S::lanes, S::broadcast(held.value[slot]));
+}
+
+template <class Cell, int phase, class S, class Real>
 RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index unit, int valid, Index row) {
   constexpr Phase part = Cell::phases[phase];
   ForwardPoint<S, Cell::slots> p;
+  p.held = &s.held;
 #pragma GCC unroll 4
   for (int slot = 0; slot < Cell::slots; ++slot) p.gate[slot] = S::load(gates + slot * S::lanes);
   const auto load = [&](const View<const Real>& view) {
@@ -224,6 +235,8 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
         for (Index block = 0; block < range.blocks; ++block) {
           Real* const tile = gates + block * t.out_unit;
           for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(tile + m * t.out_row);
+          if (s.held.slots)
+            for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(s.held, tile + m * t.out_row);
           for (Index m = row; m < row + M; ++m)
             forward_point<Cell, phase, S>(s, tile + m * t.out_row, range.unit + block * S::lanes, range.valid, m);
         }
@@ -234,16 +247,30 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
 // folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is small
 // against H, and where there is one step only. Both give the same bits.
-constexpr bool folds_input(const Problem& p) { return p.input == InputKind::dense && (p.T == 1 || 8 * p.I <= p.H); }
+constexpr bool folds_input(const Problem& p) {
+  return p.input == InputKind::dense && (steps_of(p.run) == 1 || 8 * p.I <= p.H);
+}
 
 // Nothing is left to project where the gates start from a table.
 constexpr bool projects_input(const Problem& p) { return p.input == InputKind::dense && !folds_input(p); }
 
-// Steps that are projected together: few enough that their x stays in the second cache level while unit block after
+// Rows that are projected together: few enough that their x stays in the second cache level while unit block after
 // unit block passes over it.
 template <class Real>
-constexpr Index projected_steps(const Problem& p) {
-  return max_index(near_bytes / max_index(p.B * p.I * Index(sizeof(Real)), 1), 1);
+constexpr Index projected_rows(const Problem& p) {
+  return max_index(near_bytes / max_index(p.I * Index(sizeof(Real)), 1), 1);
+}
+
+// Rows of a chunk's gates become those of its input.
+template <class Cell, class Real>
+void project(const ForwardArgs<Real>& args, const typename ForwardScratch<Real>::Direction& scratch,
+             const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units) {
+  for (Index done = 0; done < rows; done += projected_rows<Real>(args.problem)) {
+    ForwardStep<Real> s = {};
+    s.gates = gates, s.gate_row = gate_row + done, s.x = at(args.x, row + done), s.units = units;
+    s.rows = min_index(projected_rows<Real>(args.problem), rows - done);
+    for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch); });
+  }
 }
 
 template <class Cell, class Real>
@@ -252,62 +279,63 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const Problem& p = args.problem;
   const ForwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
-  const TimeOrder order = {p.T, p.B, item.direction == 1};
-  const bool project = projects_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c;
-  const View<const Real> h0 = or_zeros(direction.h0, scratch.weights.zeros),
-                         c0 = or_zeros(direction.c0, scratch.weights.zeros);
-  const View<Real> c = keeps_c ? View<Real>{direction.tape.c, p.H} : direction.c;
+  const TimeOrder order = time_order(p, item.direction);
+  const bool projects = projects_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c.data;
+  const Real* const zeros = scratch.weights.zeros;
+  const View<Real> c = keeps_c ? direction.tape.c : direction.c;
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
-  const Index chunk_length = chunk_steps(p), chunks = chunk_count(p);
+  const StateBefore<Real> h_before = {or_zeros(direction.h0, zeros), or_zeros(direction.h_start, zeros),
+                                      read_only(direction.y), true, scratch.h_mixed};
+  const StateBefore<Real> c_before = {or_zeros(direction.c0, zeros), or_zeros(direction.c_start, zeros), read_only(c),
+                                      keeps_c, keeps_c ? scratch.c_mixed : c.data};
 
-  for (Index i = 0; i < chunks; ++i) {
+  for (Index i = 0; i < run_chunks(p); ++i) {
     if (!item.joined && team.interrupted(team)) return;
-    const Index chunk = order.reverse ? chunks - 1 - i : i;
-    const Index t_first = chunk * chunk_length, t_count = min_index(chunk_length, p.T - t_first);
+    const ChunkSteps chunk = run_chunk(p, i, order.reverse);
+    const Index chunk_row = row_of(p, chunk_start(p, chunk.chunk)), first_row = row_of(p, chunk.first);
 
-    // Where the gates of (t, b) go: row gate_row + (t - t_first) * gate_step.
+    // Where the gates of a row go: to the row less gates_from.
     Gates<Real> gates = scratch.gates;
-    Index gate_row = item.first, gate_step = p.B;
+    Index gates_from = chunk_row;
     if (keeps_gates) {
-      gates.data = direction.tape.gates + chunk * gates_size<Cell>(gates.rows, scratch.weights.w_hh.units);
-    } else if (!project) {
+      gates.data = direction.tape.gates + gates_size<Cell>(chunk_row, scratch.weights.w_hh.units);
+      gates.rows = row_of(p, chunk_start(p, chunk.chunk + 1)) - chunk_row;
+    } else if (!projects) {
       gates.data += gates_size<Cell>(item.first, scratch.weights.w_hh.units);
-      gates.rows = item.rows, gate_row = 0, gate_step = 0;
+      gates.rows = item.rows;
     }
+    const auto gate_row = [&](Index row) { return keeps_gates || projects ? row - gates_from : 0; };
 
-    const auto at_step = [&](Index t) {
+    if (projects && item.rows == p.B)
+      project<Cell>(args, scratch, gates, gate_row(first_row), first_row, row_of(p, chunk.last) - first_row,
+                    item.units);
+    else if (projects)
+      for (Index t = chunk.first; t < chunk.last; ++t) {
+        const Index row = row_of(p, t) + item.first;
+        project<Cell>(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units);
+      }
+
+    for (Index step = 0; step < chunk.last - chunk.first; ++step) {
+      const Index t = order.reverse ? chunk.last - 1 - step : chunk.first + step, row = row_of(p, t) + item.first;
       ForwardStep<Real> s = {};
-      const Index row = t * p.B + item.first;
-      s.gates = gates;
-      s.gate_row = gate_row + (t - t_first) * gate_step;
+      s.gates = gates, s.gate_row = gate_row(row);
       if (p.input == InputKind::dense)
         s.x = at(args.x, row);
       else
         s.tokens = args.tokens.number + row;
-      s.h_before = before(order, t, item.first, h0, read_only(direction.y));
+      bool mixes = false;
+      s.h_before = state_before(p, h_before, item, t, mixes);
       s.h = at(direction.y, row);
       if (Cell::has_c) {
-        const bool carried = !keeps_c && !is_first(order, t);
-        s.c_before = carried ? at(read_only(c), item.first) : before(order, t, item.first, c0, read_only(c));
+        s.c_before = state_before(p, c_before, item, t, mixes);
         s.c = at(c, keeps_c ? row : item.first);
       }
+      if (mixes && !meet(item, team)) return;
       if (resets_h<Cell>) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
-      s.rows = item.rows, s.units = item.units;
+      s.rows = rows_of_item(p, item, t), s.units = item.units;
       s.store_gates = keeps_gates || resets_h<Cell>;
-      s.shared_gates = !s.store_gates && !project;
-      return s;
-    };
-
-    if (project) {
-      const Index most = item.rows == p.B ? projected_steps<Real>(p) : 1;
-      for (Index t = t_first; t < t_first + t_count; t += most) {
-        ForwardStep<Real> s = at_step(t);
-        s.rows = min_index(most, t_first + t_count - t) * item.rows;
-        for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch); });
-      }
-    }
-    for (Index step = 0; step < t_count; ++step) {
-      const ForwardStep<Real> s = at_step(t_first + (order.reverse ? t_count - 1 - step : step));
+      s.shared_gates = !s.store_gates && !projects;
+      s.held = args.held;
       bool goes_on = true;
       for_each_phase<Cell>([&]<int phase> {
         if (!goes_on) return;
@@ -321,13 +349,17 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     }
   }
 
-  constexpr Index W = Widest<Real>::lanes;
-  const Index last = (order.reverse ? 0 : p.T - 1) * p.B;
-  for (Index b = item.first; b < item.first + item.rows; ++b)
-    for (Index j = item.units.first * W; j < min_index(item.units.last * W, p.H); ++j) {
-      direction.h.data[b * direction.h.stride + j] = at(direction.y, last + b).data[j];
-      if (Cell::has_c && keeps_c) direction.c.data[b * direction.c.stride + j] = at(c, last + b).data[j];
-    }
+  const Span units = units_of<Real>(p, item);
+  Index after = p.run.last;  // of the last step that a sequence has
+  for (Index b = item.first; b < item.first + item.rows; ++b) {
+    while (rows_at(p, after - 1) <= b) --after;
+    const Index last = row_of(p, order.reverse ? p.run.first : after - 1) + b;
+    const auto copy = [&](const View<Real>& sequence, const View<Real>& state) {
+      for (Index j = units.first; j < units.last; ++j) at(state, b).data[j] = at(sequence, last).data[j];
+    };
+    copy(direction.y, direction.h);
+    if (Cell::has_c && keeps_c) copy(c, direction.c);
+  }
 }
 
 // The table of an embedding: its rows of the tokens that occur are projected like a chunk of the input.
@@ -358,7 +390,8 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   ForwardScratch<Real> scratch = lay_out_forward<Cell>(p, arena);
   const bool packed = args.directions[0].packed;
   // Members that divide the rows would each have to pack all.
-  const bool by_block = !packed && p.T == 1 && p.input == InputKind::dense && !resets_h<Cell> && team.size == 1;
+  const bool by_block =
+      !packed && steps_of(p.run) == 1 && p.input == InputKind::dense && !resets_h<Cell> && team.size == 1;
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) own[d] = lay_out_packed<Cell>(p, units, arena);

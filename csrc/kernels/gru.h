@@ -25,14 +25,14 @@ struct Gru {
   template <class S, int phase>
   static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
     const auto hn = p.gate[0], r = p.gate[1], z = p.gate[2];
-    const auto n = p.gate[3] = tanh<S>(fma(r, hn, p.gate[3]));
+    const auto n = p.gate[3] = is_held(*p.held, 3) ? S::broadcast(p.held->value[3]) : tanh<S>(fma(r, hn, p.gate[3]));
     p.h = fma(z, p.h_before - n, n);
   }
 
   template <class S, int phase>
   static RNNFAST_INLINE void backward(BackwardPoint<S, slots>& p) {
     const auto hn = p.gate[0], r = p.gate[1], z = p.gate[2], n = p.gate[3];
-    const auto da_n = p.dh * (1 - z) * (1 - n * n);
+    const auto da_n = is_held(*p.held, 3) ? typename S::V{} : p.dh * (1 - z) * (1 - n * n);
     p.dgate[0] = da_n * r;
     p.dgate[1] = da_n * hn * (r * (1 - r));
     p.dgate[2] = p.dh * (p.h_before - n) * (z * (1 - z));

@@ -33,9 +33,9 @@ RNNFAST_INLINE auto with_cell(Cell cell, F&& f) {
 template <class Real>
 TapeSize tape_size_of(const Problem& p) {
   return with_cell(p.cell, [&]<class C> {
-    const Index rows = chunk_count(p) * chunk_steps(p) * p.B;
-    return TapeSize{C::keeps_gates ? gates_size<C>(rows, blocks_of<Real>(p.H)) : 0, C::has_c ? p.T * p.B * p.H : 0,
-                    resets_h<C> ? p.T * p.B * p.H : 0};
+    const Index rows = row_of(p, p.T);
+    return TapeSize{C::keeps_gates ? gates_size<C>(rows, blocks_of<Real>(p.H)) : 0, C::has_c ? rows * p.H : 0,
+                    resets_h<C> ? rows * p.H : 0};
   });
 }
 
@@ -87,6 +87,22 @@ void backward_of(const BackwardArgs<Real>& args, const Team& team) {
 }
 
 template <class Real>
+void gate_of(const Problem& p, const Real* gates, int gate, const View<Real>& out) {
+  with_cell(p.cell, [&]<class C> {
+    const Blocks units = blocks_of<Real>(p.H);
+    for (Index chunk = 0; chunk < chunk_count(p); ++chunk) {
+      const Index first = row_of(p, chunk_start(p, chunk)), rows = row_of(p, chunk_start(p, chunk + 1)) - first;
+      const Gates<const Real> kept = {gates + gates_size<C>(first, units), rows};
+      for_each_block<Real, 1>(units, all(units), [&]<class S, int>(BlockRange range) {
+        const Real* from = gates_at<S, C::slots>(kept, range.unit, 0) + (C::slots - C::gates + gate) * S::lanes;
+        for (Index row = 0; row < rows; ++row, from += C::slots * S::lanes)
+          store_lanes<S>(at(out, first + row).data + range.unit, S::load(from), range.valid);
+      });
+    }
+  });
+}
+
+template <class Real>
 void activate(Activation function, const Real* x, Real* y, Index n) {
   const FloatingPointMode mode;
   using S = Widest<Real>;
@@ -110,13 +126,15 @@ Index linear_backward_scratch_of(const LinearSize& n) {
 }
 
 template <class Real>
-constexpr Kernels<Real> kernels = {tape_size_of<Real>,
+constexpr Kernels<Real> kernels = {cut_into_chunks,
+                                   tape_size_of<Real>,
                                    packed_size_of<Real>,
                                    pack_of<Real>,
                                    forward_scratch_of<Real>,
                                    forward_of<Real>,
                                    backward_scratch_of<Real>,
                                    backward_of<Real>,
+                                   gate_of<Real>,
                                    activate<Real>,
                                    multiply_adds<Real>,
                                    read<Real>,

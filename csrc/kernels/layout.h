@@ -1,7 +1,8 @@
 // How a problem is laid out: time in chunks, memory in scratch, work over the members of a team.
 //
-// Rows are (t, b) pairs, row = t·B + b. Time is cut into chunks of about `chunk_rows` rows, on absolute time: they are
-// the blocks of the tape, the unit in which the input is projected ahead and the weight gradients are summed up.
+// Rows are (t, b) pairs, row = t·B + b where all steps have B rows. Time is cut into chunks of about `chunk_rows` rows,
+// on absolute time: they are the blocks of the tape, the unit in which the input is projected ahead and the weight
+// gradients are summed up.
 #pragma once
 
 #include "cell.h"
@@ -19,7 +20,47 @@ constexpr Index chunk_steps(const Problem& p) {
   return steps < 1 ? 1 : min_index(steps, p.T);
 }
 
-constexpr Index chunk_count(const Problem& p) { return (p.T + chunk_steps(p) - 1) / chunk_steps(p); }
+constexpr Index row_of(const Problem& p, Index t) { return p.first_row ? p.first_row[t] : t * p.B; }
+
+// The rows of a step are those of the first sequences.
+constexpr Index rows_at(const Problem& p, Index t) { return row_of(p, t + 1) - row_of(p, t); }
+
+constexpr Index steps_of(const Steps& steps) { return steps.last - steps.first; }
+
+constexpr Index run_rows(const Problem& p) { return row_of(p, p.run.last) - row_of(p, p.run.first); }
+
+// Where steps differ in their rows, a chunk takes as many as come to `chunk_rows`, and one at least.
+inline Index cut_into_chunks(const Problem& p, Index* first_step) {
+  Index chunks = 0;
+  for (Index t = 0; t < p.T; ++t)
+    if (t == 0 || row_of(p, t + 1) - row_of(p, first_step[chunks - 1]) > chunk_rows(p.H)) first_step[chunks++] = t;
+  first_step[chunks] = p.T;
+  return chunks;
+}
+
+constexpr Index chunk_count(const Problem& p) {
+  return p.first_step ? p.chunks : (p.T + chunk_steps(p) - 1) / chunk_steps(p);
+}
+
+// The first step of a chunk; of the one after the last, T.
+constexpr Index chunk_start(const Problem& p, Index chunk) {
+  return p.first_step ? p.first_step[chunk] : min_index(chunk * chunk_steps(p), p.T);
+}
+
+constexpr Index most_chunk_rows(const Problem& p) {
+  return p.first_step ? max_index(chunk_rows(p.H), p.B) : chunk_steps(p) * p.B;
+}
+
+// The chunk that step t lies in.
+constexpr Index chunk_of(const Problem& p, Index t) {
+  if (!p.first_step) return t / chunk_steps(p);
+  Index low = 0, high = p.chunks;
+  while (high - low > 1) {
+    const Index middle = low + (high - low) / 2;
+    (p.first_step[middle] <= t ? low : high) = middle;
+  }
+  return low;
+}
 
 // Columns of w_ih that meet an input in a product: none where tokens pick them.
 constexpr Index input_columns(const Problem& p) { return p.input == InputKind::one_hot ? 0 : p.I; }
@@ -56,24 +97,9 @@ RNNFAST_INLINE Real* gates_at(const Gates<Real>& g, Index unit, Index row) {
   return g.data + (unit * g.rows + row * S::lanes) * slots;
 }
 
-// Which step comes before which in a direction.
-struct TimeOrder {
-  Index T, B;
-  bool reverse;
-};
-
-constexpr bool is_first(const TimeOrder& s, Index t) { return s.reverse ? t == s.T - 1 : t == 0; }
-
 template <class Real>
 RNNFAST_INLINE View<Real> at(const View<Real>& view, Index row) {
   return {view.data + row * view.stride, view.stride};
-}
-
-// Rows b of the step before t: of the initial state, or of a sequence.
-template <class Real>
-RNNFAST_INLINE View<const Real> before(const TimeOrder& s, Index t, Index b, View<const Real> initial,
-                                       View<const Real> sequence) {
-  return is_first(s, t) ? at(initial, b) : at(sequence, (s.reverse ? t + 1 : t - 1) * s.B + b);
 }
 
 template <class Real>
@@ -85,6 +111,11 @@ template <class Real>
 RNNFAST_INLINE View<const Real> or_zeros(View<const Real> view, const Real* zeros) {
   return view.data ? view : View<const Real>{zeros, 0};
 }
+
+// Rows [first, first + count).
+struct RowRange {
+  Index first, count;
+};
 
 constexpr Index share(Index n, Index part, Index parts) { return n * part / parts; }
 

@@ -31,7 +31,7 @@ struct Lstm {
     const auto i = p.gate[0], f = p.gate[1], g = p.gate[2], o = p.gate[3];
     const auto tanh_c = tanh<S>(p.c);
     const auto d_o = p.dh * tanh_c;
-    const auto dc = fma(p.dh * o, 1 - tanh_c * tanh_c, p.dc);
+    const auto dc = p.dc_flow = fma(p.dh * o, 1 - tanh_c * tanh_c, p.dc);
     p.dgate[0] = dc * g * (i * (1 - i));
     p.dgate[1] = dc * p.c_before * (f * (1 - f));
     p.dgate[2] = dc * i * (1 - g * g);

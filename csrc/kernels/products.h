@@ -94,11 +94,6 @@ void multiply_thin(const Product<Real>& p, const Panels<Real>& w) {
     }
 }
 
-// Rows [first, first + count) of a chunk.
-struct RowRange {
-  Index first, count;
-};
-
 // Vectors of a tile of weight gradients: all gates of a unit block, or one gate of several.
 constexpr int unit_blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 

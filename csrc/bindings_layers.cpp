@@ -1,0 +1,824 @@
+// The border of the layers: NumPy arrays become checked views, memory is allocated, the GIL is released, the kernel is
+// called. Everything is validated here, once, and nothing is computed.
+#include <algorithm>
+#include <cfenv>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "calls.h"
+#include "cells.h"
+#include "memory.h"
+#include "tokens.h"
+
+namespace rnnfast {
+namespace {
+
+using namespace py::literals;
+
+// ---- Cells by name -------------------------------------------------------------------------------------------------
+
+const CellInfo& cell_named(const py::object& name) {
+  if (!py::isinstance<py::str>(name)) throw py::type_error("cell: expected a str, got " + type_name(name));
+  std::string names;
+  for (const CellInfo& info : cells) {
+    if (name.equal(py::str(info.name))) return info;
+    names += (names.empty() ? "" : ", ") + std::string(info.name);
+  }
+  throw py::value_error("cell: expected one of " + names + ", got " +
+                        text(py::reinterpret_steal<py::object>(PyObject_ASCII(name.ptr()))));
+}
+
+// ---- Parameters of a layer -----------------------------------------------------------------------------------------
+
+constexpr const char* parameter_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+constexpr const char* parameter_content = "(w_ih, w_hh, b_ih, b_hh)";
+
+// Four for each direction; None where a bias is missing. Each is converted once: an object could answer anew each time.
+using ParameterArrays = std::vector<py::object>;
+
+ParameterArrays read_parameters(const py::object& parameters) {
+  if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
+    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + std::string(parameter_content) + ", got " +
+                         type_name(parameters));
+  const py::tuple directions(parameters);
+  if (directions.size() != 1 && directions.size() != 2)
+    throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
+  ParameterArrays arrays;
+  for (const py::handle direction : directions) {
+    const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), 4, parameter_content);
+    if (!given) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
+    for (std::size_t i = 0; i < 4; ++i) {
+      const py::object array = (*given)[i];
+      const bool missing = i >= 2 && array.is_none();
+      arrays.push_back(missing ? array : as_array(array, parameter_names[i]));
+    }
+  }
+  return arrays;
+}
+
+template <class Real>
+using LayerParameters = std::vector<std::optional<Input<Real>>>;  // likewise
+
+template <class Real>
+Parameters<const Real> parameters_of(const LayerParameters<Real>& parameters, Index d) {
+  const auto data = [&](int i) {
+    const auto& in = parameters[std::size_t(4 * d + i)];
+    return in ? in->view().data : nullptr;
+  };
+  return {data(0), data(1), data(2), data(3)};
+}
+
+Shape parameter_shape(const Problem& p, Index G, std::size_t i) {
+  if (i == 0) return {G * p.H, p.I};
+  if (i == 1) return {G * p.H, p.H};
+  return {G * p.H};
+}
+
+// Elements of all arrays of a call but the parameters, with scratch, stay below this, so that no size overflows.
+constexpr double most_elements = double(std::int64_t{1} << 58);
+static_assert(sizeof(Index) == 8);
+
+// x [T,B,I], or tokens [T,B] and maybe their embedding [V,I].
+struct InputArrays {
+  py::array x;
+  std::optional<py::array> embedding;
+};
+
+// How the rows of a call form sequences.
+struct Sequences {
+  py::object batch_sizes;  // None: all steps have B rows
+  py::object starts;       // of each direction, the rows whose state before is the start's
+  bool reverse;            // of a single direction: it runs backwards in time
+};
+
+InputKind kind_of(const InputArrays& in, Index row_axes) {
+  if (!in.embedding) return is_integer(in.x) && in.x.ndim() == row_axes ? InputKind::one_hot : InputKind::dense;
+  if (!is_integer(in.x)) throw py::type_error("x: expected integers as tokens, got " + text(in.x.dtype()));
+  return InputKind::embedded;
+}
+
+// What a Problem points to.
+struct Schedule {
+  std::vector<Index> first_row, first_step;
+  std::vector<unsigned char> starts[2];
+};
+
+// Of integers [T], none larger than the one before.
+std::vector<Index> read_batch_sizes(const py::object& object) {
+  const py::array array = as_array(object, "batch_sizes");
+  if (!is_integer(array)) throw py::type_error("batch_sizes: expected integers, got " + text(array.dtype()));
+  if (array.ndim() != 1 || array.size() == 0) wrong_shape("batch_sizes", "(T,) with T >= 1", array);
+  const py::array copy = array.attr("astype")(py::dtype::of<Index>(), "C");
+  const auto* sizes = static_cast<const Index*>(copy.data());
+  std::vector<Index> first_row = {0};
+  for (Index t = 0; t < copy.size(); ++t) {
+    if (sizes[t] < 1 || (t > 0 && sizes[t] > sizes[t - 1]))
+      throw py::value_error("batch_sizes: expected positive integers in descending order, got " +
+                            std::to_string(sizes[t]) + " at step " + std::to_string(t));
+    first_row.push_back(sizes[t] > std::numeric_limits<Index>::max() - first_row.back() ? -1
+                                                                                        : first_row.back() + sizes[t]);
+    if (first_row.back() < 0) throw py::value_error("batch_sizes: expected a sum that fits the address space");
+  }
+  return first_row;
+}
+
+std::vector<unsigned char> flags(const py::object& object, const std::string& name, Index n) {
+  const py::array array = as_array(object, name);
+  require_dtype(name, array, py::dtype::of<bool>());
+  require_shape(name, array, {n});
+  const py::array copy = array.attr("astype")(py::dtype::of<unsigned char>(), "C");
+  const auto* values = static_cast<const unsigned char*>(copy.data());
+  return {values, values + n};
+}
+
+// Bools [N] for each direction, or None.
+void read_starts(const py::object& object, const Problem& p, Index rows, Schedule& schedule) {
+  const auto given = tuple_of("starts", object, std::size_t(p.D), "(one array for each direction)");
+  for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
+    if (const py::object array = entry(given, d); !array.is_none()) schedule.starts[d] = flags(array, "starts", rows);
+  }
+}
+
+// The sizes of a call, from the shapes of x and of the first direction's weights.
+Problem read_problem(const CellInfo& info, const InputArrays& in, const Sequences& sequences,
+                     const ParameterArrays& arrays, Schedule& schedule) {
+  const py::array& x = in.x;
+  Problem p = {};
+  const bool packed = !sequences.batch_sizes.is_none();
+  const Index row_axes = packed ? 1 : 2;
+  if (packed) schedule.first_row = read_batch_sizes(sequences.batch_sizes);
+  p.input = kind_of(in, row_axes);
+  p.cell = info.cell;
+  p.D = Index(arrays.size() / 4);
+  const py::array w_ih = arrays[0], w_hh = arrays[1];
+  if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / info.G != w_hh.shape(1) || w_hh.shape(0) % info.G)
+    wrong_shape("w_hh", info.G == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(info.G) + "·H, H) with H >= 1", w_hh);
+  p.H = w_hh.shape(1);
+  if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(info.G * p.H) + ", I)", w_ih);
+  p.I = w_ih.shape(1);
+  const bool dense = p.input == InputKind::dense;
+  const std::string row = dense ? ", " + std::to_string(p.I) : "";
+  if (x.ndim() != row_axes + dense || (dense && x.shape(row_axes) != p.I) || x.shape(0) < 1)
+    wrong_shape("x", packed ? "(N" + (dense ? row : ",") + ")" : "(T, B" + row + ") with T >= 1", x);
+  if (in.embedding && in.embedding->ndim() != 2)
+    wrong_shape("embedding", "(V, " + std::to_string(p.I) + ")", *in.embedding);
+  p.T = packed ? Index(schedule.first_row.size()) - 1 : x.shape(0);
+  p.B = packed ? schedule.first_row[1] : x.shape(1);
+  p.run = {0, p.T};
+  p.reverse = sequences.reverse;
+  if (packed && schedule.first_row.back() != x.shape(0))
+    throw py::value_error("batch_sizes: expected sizes that sum up to the rows of x, " + std::to_string(x.shape(0)) +
+                          ", got " + std::to_string(schedule.first_row.back()));
+  if (p.reverse && p.D == 2) throw py::value_error("reverse: expected False for two directions, got True");
+  const double rows = packed ? double(x.shape(0)) : double(p.T) * double(p.B);
+  if (rows * double(p.D) * (double(p.I) + 8.0 * double(p.H) + 64.0) > most_elements)
+    throw py::value_error("x: expected a size that fits the address space, got " + shape_text(shape_of(x)));
+  read_starts(sequences.starts, p, packed ? x.shape(0) : p.T * p.B, schedule);
+  if (packed) {
+    p.first_row = schedule.first_row.data();
+    schedule.first_step.resize(std::size_t(p.T) + 1);
+    p.chunks = kernels<float>().cut(p, schedule.first_step.data());
+    p.first_step = schedule.first_step.data();
+  }
+  for (int d = 0; d < 2; ++d)
+    if (!schedule.starts[d].empty()) p.starts[d] = schedule.starts[d].data();
+  return p;
+}
+
+// (first, last), or None for all of the T steps.
+Steps read_steps(const py::object& object, const Problem& p) {
+  const auto given = tuple_of("steps", object, 2, "(first, last)");
+  if (!given) return {0, p.T};
+  const Steps steps = {(*given)[0].cast<Index>(), (*given)[1].cast<Index>()};
+  if (steps.first < 0 || steps.first > steps.last || steps.last > p.T)
+    throw py::value_error("steps: expected 0 <= first <= last <= " + std::to_string(p.T) + ", got (" +
+                          std::to_string(steps.first) + ", " + std::to_string(steps.last) + ")");
+  return steps;
+}
+
+// Whether a tape is made for steps that `advance` will run.
+bool steps_to_come(const Problem& p) { return p.run.last - p.run.first < p.T; }
+
+Index rows_of(const Problem& p) { return p.first_row ? p.first_row[p.T] : p.T * p.B; }
+
+// [T,B,n], or [N,n] where steps differ in their rows.
+Shape shape_of_rows(const Problem& p, Index n) { return p.first_row ? Shape{rows_of(p), n} : Shape{p.T, p.B, n}; }
+
+// The same of the run's steps alone.
+Shape shape_of_run(const Problem& p, Index n) {
+  return p.first_row ? Shape{p.first_row[p.run.last] - p.first_row[p.run.first], n}
+                     : Shape{p.run.last - p.run.first, p.B, n};
+}
+
+template <class Real>
+LayerParameters<Real> check_parameters(const CellInfo& info, const Problem& p, const ParameterArrays& arrays) {
+  LayerParameters<Real> parameters(arrays.size());
+  for (std::size_t i = 0; i < arrays.size(); ++i)
+    if (!arrays[i].is_none())
+      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], arrays[i], parameter_shape(p, info.G, i % 4));
+  return parameters;
+}
+
+// ---- The tape ------------------------------------------------------------------------------------------------------
+
+// The arrays of the call, kept alive.
+template <class Real>
+struct Saved {
+  LayerParameters<Real> parameters;
+  std::optional<Input<Real>> x, embedding, h0, c0, h_start, c_start;
+  py::array y;  // contiguous
+};
+
+template <class Real>
+void read_all(OverlapCheck& check, const Saved<Real>& saved) {
+  check.read("x", saved.x);
+  check.read("embedding", saved.embedding);
+  check.read("h0", saved.h0);
+  check.read("c0", saved.c0);
+  check.read("start[0]", saved.h_start);
+  check.read("start[1]", saved.c_start);
+  for (std::size_t i = 0; i < saved.parameters.size(); ++i) check.read(parameter_names[i % 4], saved.parameters[i]);
+}
+
+// Everything a backward needs: references to the arrays, and the memory the kernels filled.
+struct TapeObject {
+  const CellInfo* info;
+  Problem problem;
+  Schedule schedule;
+  std::variant<Saved<float>, Saved<double>> saved;
+  std::optional<py::array> x;  // tokens, where steps are still to come
+  TokenArrays tokens;
+  Held<double> held;
+  Buffer gates, c, reset_h;
+};
+
+template <class Real>
+struct Filled {
+  Real *gates, *c, *reset_h;
+};
+
+template <class Real>
+Filled<Real> filled(const TapeObject& tape, const TapeSize& size, Index d) {
+  const auto at = [&](const Buffer& buffer, Index elements) {
+    return buffer.data() ? static_cast<Real*>(buffer.data()) + elements : nullptr;
+  };
+  // c of both directions lies side by side, as y does.
+  return {at(tape.gates, d * size.gates), at(tape.c, d * tape.problem.H), at(tape.reset_h, d * size.reset_h)};
+}
+
+template <class Real>
+void allocate(TapeObject& tape) {
+  const TapeSize size = kernels<Real>().tape_size(tape.problem);
+  const auto buffer = [&](Index elements) {
+    return elements ? Buffer(std::size_t(elements * tape.problem.D) * sizeof(Real)) : Buffer();
+  };
+  tape.gates = buffer(size.gates), tape.c = buffer(size.c), tape.reset_h = buffer(size.reset_h);
+}
+
+template <class Real>
+Held<Real> held_as(const Held<double>& held) {
+  Held<Real> result = {held.slots, {}};
+  for (int slot = 0; slot < 4; ++slot) result.value[slot] = Real(held.value[slot]);
+  return result;
+}
+
+// {gate: value}, or None.
+Held<double> read_held(const CellInfo& info, const py::object& object) {
+  Held<double> held = {};
+  if (object.is_none()) return held;
+  const std::string gates = info.gates;
+  if (!py::isinstance<py::dict>(object))
+    throw py::type_error("gate_override: expected a dict, got " + type_name(object));
+  for (const auto& [gate, value] : py::reinterpret_borrow<py::dict>(object)) {
+    const std::size_t index = py::isinstance<py::str>(gate) && py::len(gate) == 1 ? gates.find(text(gate)) : gates.npos;
+    if (index == gates.npos) {
+      std::string names;
+      for (const char name : gates) names += (names.empty() ? "" : ", ") + std::string(1, name);
+      throw py::value_error("gate_override: expected " +
+                            (names.empty() ? "None, since " + std::string(info.name) + " has no gates"
+                                           : "gates of " + std::string(info.name) + ", " + names) +
+                            ", got " + text(py::reinterpret_steal<py::object>(PyObject_ASCII(gate.ptr()))));
+    }
+    const double number = PyFloat_AsDouble(value.ptr());
+    if (PyErr_Occurred()) {
+      PyErr_Clear();
+      throw py::type_error("gate_override: expected a number for " + text(gate) + ", got " + type_name(value));
+    }
+    const int slot = int(index) + (info.cell == Cell::gru ? 1 : 0);  // behind hn
+    held.slots |= 1u << slot, held.value[slot] = number;
+  }
+  return held;
+}
+
+// ---- Calling the kernels -------------------------------------------------------------------------------------------
+
+bool on_main_thread() {
+  const py::module_ threading = py::module_::import("threading");
+  return threading.attr("current_thread")().is(threading.attr("main_thread")());
+}
+
+// Runs a kernel without the GIL; Ctrl-C ends it between two chunks of time. Signals are handled on the main thread
+// only, so that others need not wait for the GIL; a handler finds the floating point mode of the caller, not the
+// kernels'.
+void call(Index threads, const std::function<void(const Team&)>& kernel) {
+  using Clock = std::chrono::steady_clock;
+  constexpr auto pause = std::chrono::milliseconds(20);  // not felt by who presses Ctrl-C, nor by the kernel
+  auto asked = Clock::now();
+  bool asks = true;
+  std::fenv_t callers;
+  std::fegetenv(&callers);
+  const auto poll = [&] {
+    if (!asks || Clock::now() - asked < pause) return false;
+    std::fenv_t kernels;
+    std::fegetenv(&kernels);
+    std::fesetenv(&callers);
+    bool interrupted = false;
+    {
+      const py::gil_scoped_acquire gil;
+      try {
+        asks = on_main_thread();
+        interrupted = asks && PyErr_CheckSignals() != 0;
+      } catch (py::error_already_set& error) {
+        error.restore();
+        interrupted = true;
+      }
+      asks = asks && !interrupted;  // nothing may be called while an exception is set
+    }
+    std::fesetenv(&kernels);
+    asked = Clock::now();
+    return interrupted;
+  };
+  bool finished;
+  {
+    const py::gil_scoped_release released;
+    finished = run_parallel(threads, kernel, poll);
+  }
+  if (!finished) throw py::error_already_set();
+}
+
+// The view of one direction of a [D,B,H] array; null where there is none.
+template <class Real>
+View<Real> direction_of(const View<Real>& view, const Problem& p, Index d) {
+  return {view.data + d * p.B * view.stride, view.stride};
+}
+
+template <class Real>
+View<const Real> direction_of(const std::optional<Input<Real>>& in, const Problem& p, Index d) {
+  return in ? direction_of(in->view(), p, d) : View<const Real>{nullptr, 0};
+}
+
+template <class Real>
+View<Real> direction_of(std::optional<Output<Real>>& out, const Problem& p, Index d) {
+  return out ? direction_of(out->view(), p, d) : View<Real>{nullptr, 0};
+}
+
+void refuse_c(const CellInfo& info, const std::string& name, const py::object& object) {
+  if (!info.has_c && !object.is_none())
+    throw py::value_error(name + ": expected None, since " + std::string(info.name) + " has no cell state");
+}
+
+// The rows that x is or picks; null where tokens are one-hot.
+template <class Real>
+View<const Real> rows_of(const Saved<Real>& saved) {
+  const auto& rows = saved.embedding ? saved.embedding : saved.x;
+  return rows ? rows->view() : View<const Real>{nullptr, 0};
+}
+
+// The arrays that a forward starts from and ends in.
+struct ForwardArrays {
+  py::object h0, c0, start, out;
+};
+
+// Of the steps to run, at their places among all rows.
+template <class Real>
+TokenArrays tokens_of_run(const py::array& x, const Problem& p, const Saved<Real>& saved) {
+  const py::array run = x[py::slice(p.run.first, p.run.last, 1)];
+  TokenArrays tokens = read_tokens(run, saved.embedding ? saved.embedding->array.shape(0) : p.I);
+  tokens.number.insert(tokens.number.begin(), std::size_t(p.run.first * p.B), 0);
+  return tokens;
+}
+
+// Runs the steps that the problem of the tape names; without memory of its own, it keeps nothing.
+template <class Real>
+void run_forward(const TapeObject& tape, const Saved<Real>& saved, const TokenArrays& tokens, const View<Real>& y,
+                 std::optional<Output<Real>>& h, std::optional<Output<Real>>& c) {
+  const Problem& p = tape.problem;
+  if (p.B == 0) return;
+  const TapeSize size = tape.gates.data() || tape.c.data() ? kernels<Real>().tape_size(p) : TapeSize{0, 0, 0};
+  const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
+  ForwardArgs<Real> args = {
+      p, rows_of(saved), {}, static_cast<Real*>(scratch.data()), view(tokens, TokenLinks{}), held_as<Real>(tape.held)};
+  for (Index d = 0; d < p.D; ++d) {
+    const Filled<Real> kept = filled<Real>(tape, size, d);
+    args.directions[d] = {parameters_of(saved.parameters, d),
+                          nullptr,
+                          direction_of(saved.h0, p, d),
+                          direction_of(saved.c0, p, d),
+                          direction_of(saved.h_start, p, d),
+                          direction_of(saved.c_start, p, d),
+                          {y.data + d * p.H, y.stride},
+                          direction_of(h, p, d),
+                          direction_of(c, p, d),
+                          {kept.gates, {kept.c, p.D * p.H}, kept.reset_h}};
+  }
+  const Index threads = team_size(flops(p, tape.info->G), most_members(p));
+  call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
+}
+
+template <class Real>
+py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequences& sequences,
+                     const ParameterArrays& parameters, const ForwardArrays& arrays, const py::object& held,
+                     bool training, const py::object& steps) {
+  auto tape = std::make_unique<TapeObject>();
+  tape->info = &info;
+  tape->problem = read_problem(info, in, sequences, parameters, tape->schedule);
+  tape->held = read_held(info, held);
+  Problem& p = tape->problem;
+  p.run = read_steps(steps, p);
+  const Shape state_shape = {p.D, p.B, p.H};
+  refuse_c(info, "c0", arrays.c0);
+  const auto start = tuple_of("start", arrays.start, 2, "(h, c)");
+  refuse_c(info, "start[1]", entry(start, 1));
+  Saved<Real> saved;
+  saved.parameters = check_parameters<Real>(info, p, parameters);
+  saved.h0 = optional_input<Real>("h0", arrays.h0, state_shape);
+  saved.c0 = optional_input<Real>("c0", arrays.c0, state_shape);
+  saved.h_start = start ? optional_input<Real>("start[0]", entry(start, 0), state_shape) : saved.h0;
+  saved.c_start = start ? optional_input<Real>("start[1]", entry(start, 1), state_shape) : saved.c0;
+  if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
+  const bool later = steps_to_come(p);
+  if (p.input == InputKind::dense)
+    saved.x = input<Real>("x", in.x, shape_of_rows(p, p.I));
+  else if (later)
+    tape->x = in.x;
+  else
+    tape->tokens = read_tokens(in.x, in.embedding ? in.embedding->shape(0) : p.I);
+  p.U = Index(tape->tokens.token.size());
+
+  const auto outs = tuple_of("out", arrays.out, 3, "(y, h, c)");
+  refuse_c(info, "out[2]", entry(outs, 2));
+  std::optional<Output<Real>> y, h, c;
+  y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.H), later);
+  h = output<Real>("out[1]", entry(outs, 1), state_shape);
+  if (info.has_c) c = output<Real>("out[2]", entry(outs, 2), state_shape);
+  if (outs) {
+    OverlapCheck check;
+    read_all(check, saved);
+    if (p.input != InputKind::dense) check.read("x", in.x);
+    check.written("out[0]", y);
+    check.written("out[1]", h);
+    check.written("out[2]", c);
+    check.run();
+  }
+  saved.y = y->array;
+  if (training && p.B > 0) allocate<Real>(*tape);
+  if (p.run.last > p.run.first) run_forward(*tape, saved, tape->tokens, y->view(), h, c);
+  const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
+  if (!training) return py::make_tuple(y_result, h_result, c_result);
+  tape->saved = std::move(saved);
+  return py::make_tuple(y_result, h_result, c_result, py::cast(std::move(tape)));
+}
+
+// What a backward is given beside the tape.
+struct BackwardArrays {
+  py::object dy, dh, dc, dc_steps, grads, out;
+  py::object flow;    // (dh, dc) of every step, filled; None: not wanted
+  py::object dstart;  // the gradients of `start` of forward are added into these; None: into dh0 and dc0
+  py::object steps;
+  bool need_dx;
+  double clip;
+};
+
+template <class Real>
+py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const BackwardArrays& arrays) {
+  const CellInfo& info = *tape.info;
+  Problem p = tape.problem;
+  p.run = read_steps(arrays.steps, p);
+  if (p.run.first == p.run.last) throw py::value_error("steps: expected at least one step, got none");
+  const Shape state_shape = {p.D, p.B, p.H}, run_shape = shape_of_run(p, p.D * p.H);
+  refuse_c(info, "dc", arrays.dc);
+  refuse_c(info, "dc_steps", arrays.dc_steps);
+  if (arrays.dy.is_none() && arrays.dh.is_none() && arrays.dc.is_none() && arrays.dc_steps.is_none())
+    throw py::value_error("dy, dh, dc: expected at least one gradient, got none");
+  if (!(arrays.clip >= 0))
+    throw py::value_error("clip_dh: expected a positive bound, got " + std::to_string(arrays.clip));
+  const auto dy_in = optional_input<Real>("dy", arrays.dy, run_shape);
+  const auto dc_steps = optional_input<Real>("dc_steps", arrays.dc_steps, run_shape);
+  const auto dh_in = optional_input<Real>("dh", arrays.dh, state_shape);
+  const auto dc_in = optional_input<Real>("dc", arrays.dc, state_shape);
+
+  TokenArrays own;
+  if (tape.x) own = tokens_of_run(*tape.x, p, saved);
+  const TokenArrays& tokens = tape.x ? own : tape.tokens;
+  p.U = Index(tokens.token.size());
+
+  const auto outs = tuple_of("out", arrays.out, 3, "(dx, dh0, dc0)");
+  refuse_c(info, "out[2]", entry(outs, 2));
+  const bool need_dx = arrays.need_dx && p.input != InputKind::one_hot;
+  if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
+  std::optional<Output<Real>> dx, dh0, dc0, dh_flow, dc_flow, dh_start, dc_start;
+  const Shape dx_shape = saved.embedding ? shape_of(saved.embedding->array) : shape_of_run(p, p.I);
+  if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
+  dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
+  if (info.has_c) dc0 = output<Real>("out[2]", entry(outs, 2), state_shape);
+
+  const auto flows = tuple_of("flow", arrays.flow, 2, "(dh, dc)");
+  const auto starts = tuple_of("dstart", arrays.dstart, 2, "(dh, dc)");
+  refuse_c(info, "flow[1]", entry(flows, 1));
+  refuse_c(info, "dstart[1]", entry(starts, 1));
+  if (!entry(flows, 0).is_none()) dh_flow = output<Real>("flow[0]", entry(flows, 0), run_shape);
+  if (!entry(flows, 1).is_none()) dc_flow = output<Real>("flow[1]", entry(flows, 1), run_shape);
+  const bool restarts = p.starts[0] || p.starts[1];
+  if (starts || restarts) dh_start = output<Real>("dstart[0]", entry(starts, 0), state_shape, true);
+  if ((starts || restarts) && info.has_c) dc_start = output<Real>("dstart[1]", entry(starts, 1), state_shape, true);
+
+  const auto given = tuple_of("grads", arrays.grads, std::size_t(p.D), "(one tuple for each direction)");
+  std::vector<std::optional<Output<Real>>> gradients;
+  std::vector<std::string> names;
+  for (Index d = 0; d < p.D; ++d) {
+    const auto in = given ? tuple_of("grads", (*given)[std::size_t(d)], 4, parameter_content) : std::nullopt;
+    if (given && !in) throw py::type_error("grads: expected a tuple " + std::string(parameter_content) + ", got None");
+    for (int i = 0; i < 4; ++i) {
+      const py::object array = entry(in, std::size_t(i));
+      const std::string& name = names.emplace_back("grads[" + std::to_string(d) + "]: " + parameter_names[i]);
+      const bool exists = saved.parameters[std::size_t(4 * d + i)].has_value();
+      if (given && exists == array.is_none())
+        throw py::type_error(name + ": expected " + (exists ? "an array, got None" : "None, got an array"));
+      if (exists)
+        gradients.emplace_back(output<Real>(name, array, parameter_shape(p, info.G, std::size_t(i)), true));
+      else
+        gradients.emplace_back();
+    }
+  }
+  if (outs || given || flows || starts) {
+    OverlapCheck check;
+    read_all(check, saved);
+    check.read("y", std::optional(Input<Real>{saved.y, saved.y}));
+    check.read("dy", dy_in);
+    check.read("dh", dh_in);
+    check.read("dc", dc_in);
+    check.read("dc_steps", dc_steps);
+    check.written("out[0]", dx);
+    check.written("out[1]", dh0);
+    check.written("out[2]", dc0);
+    check.written("flow[0]", dh_flow);
+    check.written("flow[1]", dc_flow);
+    check.written("dstart[0]", dh_start);
+    check.written("dstart[1]", dc_start);
+    for (std::size_t i = 0; i < gradients.size(); ++i) check.written(names[i], gradients[i]);
+    check.run();
+  }
+
+  // The gradients of the states are carried in place, from the last states' to the initial states'.
+  const py::module_ numpy = py::module_::import("numpy");
+  const auto start = [&](const std::optional<Output<Real>>& state, const std::optional<Input<Real>>& from) {
+    if (state) numpy.attr("copyto")(state->array, from ? py::object(from->array) : py::object(py::int_(0)));
+  };
+  start(dh0, dh_in);
+  start(dc0, dc_in);
+  if (restarts && !starts) start(dh_start, std::nullopt), start(dc_start, std::nullopt);
+  // The kernels write what belongs to tokens that occur.
+  if (saved.embedding) start(dx, std::nullopt);
+  for (std::size_t d = 0; d < std::size_t(p.D) && p.input == InputKind::one_hot && !given; ++d)
+    start(gradients[4 * d], std::nullopt);
+
+  if (p.B > 0) {
+    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G), most_members(p));
+    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx)) * sizeof(Real));
+    const TokenLinks links = link(tokens);
+    BackwardArgs<Real> args = {p,
+                               rows_of(saved),
+                               dx ? dx->view() : View<Real>{nullptr, 0},
+                               {},
+                               given.has_value(),
+                               static_cast<Real*>(scratch.data()),
+                               view(tokens, links),
+                               held_as<Real>(tape.held),
+                               Real(arrays.clip)};
+    const TapeSize size = kernels<Real>().tape_size(p);
+    for (Index d = 0; d < p.D; ++d) {
+      const auto gradient = [&](int i) {
+        auto& array = gradients[std::size_t(4 * d + i)];
+        return array ? array->view().data : nullptr;
+      };
+      const auto side = [&](auto& array, auto view) {  // of rows [.., D·H]
+        if (array) view = {array->view().data + d * p.H, array->stride};
+        return view;
+      };
+      constexpr View<const Real> no_input = {nullptr, 0};
+      constexpr View<Real> no_output = {nullptr, 0};
+      const Filled<Real> kept = filled<Real>(tape, size, d);
+      args.directions[d] = {parameters_of(saved.parameters, d),
+                            direction_of(saved.h0, p, d),
+                            direction_of(saved.c0, p, d),
+                            direction_of(saved.h_start, p, d),
+                            direction_of(saved.c_start, p, d),
+                            {static_cast<const Real*>(saved.y.data()) + d * p.H, p.D * p.H},
+                            side(dy_in, no_input),
+                            side(dc_steps, no_input),
+                            {kept.gates, {kept.c, p.D * p.H}, kept.reset_h},
+                            direction_of(dh0, p, d),
+                            direction_of(dc0, p, d),
+                            direction_of(dh_start, p, d),
+                            direction_of(dc_start, p, d),
+                            side(dh_flow, no_output),
+                            side(dc_flow, no_output),
+                            {gradient(0), gradient(1), gradient(2), gradient(3)}};
+    }
+    call(threads, [&](const Team& team) { kernels<Real>().backward(args, team); });
+  } else if (!given) {
+    for (auto& gradient : gradients)
+      if (gradient) numpy.attr("copyto")(gradient->array, 0);
+  }
+  if (restarts && !starts) {
+    numpy.attr("add")(dh0->array, dh_start->array, dh0->array);
+    if (dc0) numpy.attr("add")(dc0->array, dc_start->array, dc0->array);
+  } else {
+    finish(dh_start), finish(dc_start);
+  }
+  finish(dh_flow), finish(dc_flow);
+
+  py::list results;
+  for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
+    py::tuple direction(4);
+    for (std::size_t i = 0; i < 4; ++i) direction[i] = finish(gradients[4 * d + i]);
+    results.append(direction);
+  }
+  return py::make_tuple(finish(dx), finish(dh0), finish(dc0), results);
+}
+
+// ---- Steps as they come --------------------------------------------------------------------------------------------
+
+// Runs the steps (first, last) of a tape that was made for them: x holds their input now. The state before is that
+// after the step before, which the tape still holds.
+template <class Real>
+py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& steps, const py::object& starts) {
+  Problem& p = tape.problem;
+  const Steps all = p.run;
+  p.run = read_steps(steps, p);
+  if (!starts.is_none()) {
+    const auto given = flags(starts, "starts", (p.run.last - p.run.first) * p.B);
+    std::copy(given.begin(), given.end(), tape.schedule.starts[0].begin() + p.run.first * p.B);
+  }
+  TokenArrays tokens;
+  if (tape.x) tokens = tokens_of_run(*tape.x, p, saved);
+  p.U = Index(tokens.token.size());
+  std::optional<Output<Real>> h, c;
+  h = output<Real>("h", py::none(), {p.D, p.B, p.H});
+  if (tape.info->has_c) c = output<Real>("c", py::none(), {p.D, p.B, p.H});
+  const View<Real> y = {static_cast<Real*>(saved.y.mutable_data()), p.D * p.H};
+  if (p.run.last > p.run.first) run_forward(tape, saved, tokens, y, h, c);
+  p.run = all;
+  return py::make_tuple(finish(h), finish(c));
+}
+
+// Forgets the first steps, a multiple of those of a chunk, and moves the others to the front. x is the caller's to
+// move.
+template <class Real>
+void shift_of(TapeObject& tape, Saved<Real>& saved, Index steps) {
+  const Problem& p = tape.problem;
+  const auto move = [&](void* data, std::size_t bytes) {
+    if (!data) return;
+    const std::size_t gone = bytes / std::size_t(p.T) * std::size_t(steps);
+    std::memmove(data, static_cast<char*>(data) + gone, bytes - gone);
+  };
+  const TapeSize size = kernels<Real>().tape_size(p);
+  const auto move_buffer = [&](const Buffer& buffer, Index elements) {
+    move(buffer.data(), std::size_t(elements) * sizeof(Real));
+  };
+  move_buffer(tape.gates, size.gates), move_buffer(tape.c, size.c), move_buffer(tape.reset_h, size.reset_h);
+  move(saved.y.mutable_data(), std::size_t(saved.y.nbytes()));
+  move(tape.schedule.starts[0].data(), tape.schedule.starts[0].size());
+}
+
+// The first step of each chunk, and T.
+std::vector<Index> chunks(const py::object& batch_sizes, Index T, Index B, Index H) {
+  Problem p = {};
+  p.T = T, p.B = B, p.H = H;
+  std::vector<Index> first_row, first_step(std::size_t(T) + 1);
+  if (!batch_sizes.is_none()) first_row = read_batch_sizes(batch_sizes), p.first_row = first_row.data();
+  first_step.resize(std::size_t(kernels<float>().cut(p, first_step.data())) + 1);
+  return first_step;
+}
+
+// c of every step, [D,N,H] or None: the tape's own memory.
+template <class Real>
+py::object c_of(const py::object& owner, const TapeObject& tape) {
+  if (!tape.c.data()) return py::none();
+  const Problem& p = tape.problem;
+  py::array_t<Real> c({rows_of(p), p.D * p.H}, static_cast<const Real*>(tape.c.data()), owner);
+  c.attr("setflags")("write"_a = false);
+  return c;
+}
+
+// A gate of every step, [N,D·H].
+template <class Real>
+py::array gate_of(const TapeObject& tape, const std::string& name) {
+  const Problem& p = tape.problem;
+  const std::string gates = tape.info->gates;
+  const std::size_t gate = name.size() == 1 ? gates.find(name) : gates.npos;
+  if (gate == gates.npos) throw py::value_error("gate: expected one of '" + gates + "', got '" + name + "'");
+  const py::array out = new_array<Real>({rows_of(p), p.D * p.H});
+  const TapeSize size = kernels<Real>().tape_size(p);
+  for (Index d = 0; d < p.D && p.B > 0; ++d)
+    kernels<Real>().gate(p, filled<Real>(tape, size, d).gates, int(gate),
+                         {static_cast<Real*>(const_cast<void*>(out.data())) + d * p.H, p.D * p.H});
+  return out;
+}
+
+TapeObject& tape_in(const py::object& object) {
+  if (!py::isinstance<TapeObject>(object))
+    throw py::type_error("tape: expected a tape of forward, got " + type_name(object));
+  return object.cast<TapeObject&>();
+}
+
+// f<Real>(tape, its arrays), by the dtype of the tape.
+template <class F>
+auto with_tape(const py::object& object, F&& f) {
+  TapeObject& tape = tape_in(object);
+  return std::visit([&](auto& saved) { return f(tape, saved); }, tape.saved);
+}
+
+template <bool training>
+py::tuple forward(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
+                  const py::object& c0, const py::object& out, const py::object& embedding,
+                  const py::object& batch_sizes, const py::object& starts, const py::object& start,
+                  const py::object& gate_override, bool reverse, const py::object& steps) {
+  const CellInfo& info = cell_named(cell);
+  InputArrays in = {as_array(x, "x"), std::nullopt};
+  if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
+  const ParameterArrays arrays = read_parameters(parameters);
+  const auto run = [&]<class Real> {
+    return forward_of<Real>(info, in, {batch_sizes, starts, reverse}, arrays, {h0, c0, start, out}, gate_override,
+                            training, steps);
+  };
+  return is_double("w_ih", arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
+}
+
+}  // namespace
+
+void bind_layers(py::module_& m) {
+  py::class_<TapeObject> tape_type(m, "Tape", py::is_final(),
+                                   "What a training forward keeps for its backward. Opaque and read-only.");
+  reinterpret_cast<PyTypeObject*>(tape_type.ptr())->tp_new = nullptr;  // forward alone makes tapes
+  tape_type.def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
+      .def_property_readonly("gates", [](const TapeObject& tape) { return tape.info->gates; })
+      .def_property_readonly(
+          "nbytes", [](const TapeObject& tape) { return tape.gates.bytes() + tape.c.bytes() + tape.reset_h.bytes(); })
+      .def_property_readonly("c",
+                             [](const py::object& object) {
+                               return with_tape(object, [&]<class Real>(const TapeObject& tape, const Saved<Real>&) {
+                                 return c_of<Real>(object, tape);
+                               });
+                             })
+      .def(
+          "gate",
+          [](const py::object& object, const std::string& name) {
+            return with_tape(object, [&]<class Real>(const TapeObject& tape, const Saved<Real>&) {
+              return gate_of<Real>(tape, name);
+            });
+          },
+          "name"_a);
+
+  const auto def_forward = [&](const char* name, auto function) {
+    m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(),
+          "out"_a = py::none(), "embedding"_a = py::none(), py::kw_only(), "batch_sizes"_a = py::none(),
+          "starts"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(), "reverse"_a = false,
+          "steps"_a = py::none());
+  };
+  def_forward("inference", &forward<false>);
+  def_forward("forward", &forward<true>);
+  m.def(
+      "advance",
+      [](const py::object& object, const py::object& steps, const py::object& starts) {
+        return with_tape(object, [&](TapeObject& tape, auto& saved) { return advance_of(tape, saved, steps, starts); });
+      },
+      "tape"_a, "steps"_a, "starts"_a = py::none());
+  m.def(
+      "shift",
+      [](const py::object& object, Index steps) {
+        with_tape(object, [&](TapeObject& tape, auto& saved) { shift_of(tape, saved, steps); });
+      },
+      "tape"_a, "steps"_a);
+  m.def("chunks", &chunks, "batch_sizes"_a, "T"_a, "B"_a, "H"_a);
+  m.def(
+      "backward",
+      [](const py::object& object, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,
+         const py::object& grads, const py::object& out, const py::object& dc_steps, double clip_dh,
+         const py::object& flow, const py::object& dstart, const py::object& steps) {
+        const BackwardArrays arrays = {dy, dh, dc, dc_steps, grads, out, flow, dstart, steps, need_dx, clip_dh};
+        return with_tape(object,
+                         [&](const TapeObject& tape, const auto& saved) { return backward_of(tape, saved, arrays); });
+      },
+      "tape"_a, "dy"_a = py::none(), "dh"_a = py::none(), "dc"_a = py::none(), "need_dx"_a = true,
+      "grads"_a = py::none(), "out"_a = py::none(), py::kw_only(), "dc_steps"_a = py::none(), "clip_dh"_a = 0.0,
+      "flow"_a = py::none(), "dstart"_a = py::none(), "steps"_a = py::none());
+}
+
+}  // namespace rnnfast
