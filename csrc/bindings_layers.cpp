@@ -93,7 +93,8 @@ struct InputArrays {
 // How the rows of a call form sequences.
 struct Sequences {
   py::object batch_sizes;  // None: all steps have B rows
-  py::object starts;       // of each direction, the rows whose state before is the start's
+  py::object resets;       // of the rows, whether an episode begins; None: nowhere
+  py::object ends;         // of those of the last step, whether an episode ends; None: it is the last of all
   bool reverse;            // of a single direction: it runs backwards in time
 };
 
@@ -128,20 +129,39 @@ std::vector<Index> read_batch_sizes(const py::object& object) {
   return first_row;
 }
 
-std::vector<unsigned char> flags(const py::object& object, const std::string& name, Index n) {
+std::vector<unsigned char> flags(const py::object& object, const std::string& name, const Shape& shape) {
   const py::array array = as_array(object, name);
   require_dtype(name, array, py::dtype::of<bool>());
-  require_shape(name, array, {n});
+  require_shape(name, array, shape);
   const py::array copy = array.attr("astype")(py::dtype::of<unsigned char>(), "C");
   const auto* values = static_cast<const unsigned char*>(copy.data());
-  return {values, values + n};
+  return {values, values + copy.size()};
 }
 
-// Bools [N] for each direction, or None.
-void read_starts(const py::object& object, const Problem& p, Index rows, Schedule& schedule) {
-  const auto given = tuple_of("starts", object, std::size_t(p.D), "(one array for each direction)");
-  for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
-    if (const py::object array = entry(given, d); !array.is_none()) schedule.starts[d] = flags(array, "starts", rows);
+// Where each direction's state starts anew. Backwards in time that is at the end of an episode.
+void read_resets(const Sequences& sequences, const Problem& p, const Shape& rows, Schedule& schedule) {
+  using Flags = std::vector<unsigned char>;
+  const auto size = [&](Index t) { return p.first_row ? p.first_row[t + 1] - p.first_row[t] : p.B; };
+  const bool resets = !sequences.resets.is_none(), continues = !sequences.ends.is_none();
+  const Flags begins = resets ? flags(sequences.resets, "resets", rows) : Flags();
+  const Flags ends = continues ? flags(sequences.ends, "ends", {size(p.T - 1)}) : Flags();
+  for (int d = 0; d < p.D; ++d) {
+    Flags& starts = schedule.starts[d];
+    if (d == 0 && !p.reverse) {
+      starts = begins;
+    } else if (resets || continues || p.first_row) {
+      Index later = 0;
+      for (Index t = 0; t < p.T; ++t) {
+        later += size(t);
+        for (Index b = 0; b < size(t); ++b) {
+          const bool last = t + 1 == p.T, ended = !last && b >= size(t + 1);
+          const auto at = [b](const Flags& array, Index row) {
+            return array.empty() ? 0 : array[std::size_t(row + b)];
+          };
+          starts.push_back(ended || (last ? at(ends, 0) : at(begins, later)));
+        }
+      }
+    }
   }
 }
 
@@ -179,13 +199,13 @@ Problem read_problem(const CellInfo& info, const InputArrays& in, const Sequence
   const double rows = packed ? double(x.shape(0)) : double(p.T) * double(p.B);
   if (rows * double(p.D) * (double(p.I) + 8.0 * double(p.H) + 64.0) > most_elements)
     throw py::value_error("x: expected a size that fits the address space, got " + shape_text(shape_of(x)));
-  read_starts(sequences.starts, p, packed ? x.shape(0) : p.T * p.B, schedule);
   if (packed) {
     p.first_row = schedule.first_row.data();
     schedule.first_step.resize(std::size_t(p.T) + 1);
     p.chunks = kernels<float>().cut(p, schedule.first_step.data());
     p.first_step = schedule.first_step.data();
   }
+  read_resets(sequences, p, packed ? Shape{p.first_row[p.T]} : Shape{p.T, p.B}, schedule);
   for (int d = 0; d < 2; ++d)
     if (!schedule.starts[d].empty()) p.starts[d] = schedule.starts[d].data();
   return p;
@@ -658,12 +678,12 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
 // Runs the steps (first, last) of a tape that was made for them: x holds their input now. The state before is that
 // after the step before, which the tape still holds.
 template <class Real>
-py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& steps, const py::object& starts) {
+py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& steps, const py::object& resets) {
   Problem& p = tape.problem;
   const Steps all = p.run;
   p.run = read_steps(steps, p);
-  if (!starts.is_none()) {
-    const auto given = flags(starts, "starts", (p.run.last - p.run.first) * p.B);
+  if (!resets.is_none()) {
+    const auto given = flags(resets, "resets", {p.run.last - p.run.first, p.B});
     std::copy(given.begin(), given.end(), tape.schedule.starts[0].begin() + p.run.first * p.B);
   }
   TokenArrays tokens;
@@ -748,14 +768,14 @@ auto with_tape(const py::object& object, F&& f) {
 template <bool training>
 py::tuple forward(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
                   const py::object& c0, const py::object& out, const py::object& embedding,
-                  const py::object& batch_sizes, const py::object& starts, const py::object& start,
-                  const py::object& gate_override, bool reverse, const py::object& steps) {
+                  const py::object& batch_sizes, const py::object& resets, const py::object& ends,
+                  const py::object& start, const py::object& gate_override, bool reverse, const py::object& steps) {
   const CellInfo& info = cell_named(cell);
   InputArrays in = {as_array(x, "x"), std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   const ParameterArrays arrays = read_parameters(parameters);
   const auto run = [&]<class Real> {
-    return forward_of<Real>(info, in, {batch_sizes, starts, reverse}, arrays, {h0, c0, start, out}, gate_override,
+    return forward_of<Real>(info, in, {batch_sizes, resets, ends, reverse}, arrays, {h0, c0, start, out}, gate_override,
                             training, steps);
   };
   return is_double("w_ih", arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
@@ -789,17 +809,17 @@ void bind_layers(py::module_& m) {
   const auto def_forward = [&](const char* name, auto function) {
     m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(),
           "out"_a = py::none(), "embedding"_a = py::none(), py::kw_only(), "batch_sizes"_a = py::none(),
-          "starts"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(), "reverse"_a = false,
-          "steps"_a = py::none());
+          "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
+          "reverse"_a = false, "steps"_a = py::none());
   };
   def_forward("inference", &forward<false>);
   def_forward("forward", &forward<true>);
   m.def(
       "advance",
-      [](const py::object& object, const py::object& steps, const py::object& starts) {
-        return with_tape(object, [&](TapeObject& tape, auto& saved) { return advance_of(tape, saved, steps, starts); });
+      [](const py::object& object, const py::object& steps, const py::object& resets) {
+        return with_tape(object, [&](TapeObject& tape, auto& saved) { return advance_of(tape, saved, steps, resets); });
       },
-      "tape"_a, "steps"_a, "starts"_a = py::none());
+      "tape"_a, "steps"_a, "resets"_a = py::none());
   m.def(
       "shift",
       [](const py::object& object, Index steps) {

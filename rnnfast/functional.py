@@ -44,6 +44,15 @@ one-hot, and I = V. Nothing is multiplied by zeros, nor is one token's row multi
 formed once for each token that occurs, and the gradients of the gates are summed by token before they meet w_ih.
 Results differ from those of the rows themselves by rounding.
 
+Sequences of different lengths are given without padding: with ``batch_sizes`` [T], x is [N,I] and y [N,D·H], the
+N rows of all steps one after the other, where step t has the first ``batch_sizes[t]`` sequences, ordered by
+descending length. This is the layout of torch's PackedSequence. A backward direction starts at each sequence's own
+end, and the last state is that of the last step that a sequence has. ``resets`` are bools like x without its last
+axis: before such a step the state is the initial one, and no gradient crosses. In the backward direction the episode
+that ends before a reset starts there.
+
+A gate of ``gate_override`` is held at its value in all steps and units; its pre-activation gets no gradient.
+
 All other arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones
 are used without a copy. Besides NumPy's, any object with the buffer protocol, ``__array_interface__``,
 ``__array__`` or DLPack on the CPU is an array; a list is not. Every function checks all its arguments before
@@ -82,7 +91,7 @@ Examples
 ((5, 2, 3), (1, 2, 4), (16, 3), (16, 4))
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -107,6 +116,9 @@ def inference(
     state: object | None = None,
     *,
     embedding: object | None = None,
+    batch_sizes: object | None = None,
+    resets: object | None = None,
+    gate_override: Mapping[str, float] | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State]:
     """Run one layer over whole sequences and keep nothing.
@@ -116,13 +128,19 @@ def inference(
     cell : {"lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"}
         The equations; see `rnnfast.functional`.
     x : array [T,B,I], or of integers [T,B]
-        The input, or its tokens; T is at least 1, B may be 0.
+        The input, or its tokens; T is at least 1, B may be 0. With `batch_sizes` [N,I] or [N].
     parameters : sequence of D tuples
         w_ih, w_hh, b_ih, b_hh of each direction.
     state : array [D,B,H] or pair of such, optional
         The initial state, h or (h, c); zero where it or a part of it is None.
     embedding : array [V,I], optional
         What the tokens x select rows of. By default they are one-hot.
+    batch_sizes : array of integers [T], optional
+        The number of sequences that have step t: positive, in descending order; B is the first.
+    resets : array of bools [T,B], or [N] with `batch_sizes`, optional
+        Where a state is the initial one again.
+    gate_override : dict, optional
+        From letters, of i, f, g, o or r, z, n, to the values that these gates are held at.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -148,8 +166,8 @@ def inference(
     >>> y.ravel()
     array([1., 2., 3.])
     """
-    h0, c0 = split_state(cell, state, "state")
-    y, h, c = _core.inference(cell, x, parameters, h0, c0, _split_out(cell, out, "(y, state)"), embedding)
+    rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
+    y, h, c = _run(_core.inference, cell, x, parameters, state, embedding, out, **rows)
     return y, _join(h, c)
 
 
@@ -160,6 +178,9 @@ def forward(
     state: object | None = None,
     *,
     embedding: object | None = None,
+    batch_sizes: object | None = None,
+    resets: object | None = None,
+    gate_override: Mapping[str, float] | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State, _core.Tape]:
     """Run one layer over whole sequences and keep what `backward` needs.
@@ -194,8 +215,8 @@ def forward(
     array([[2.],
            [1.]])
     """
-    h0, c0 = split_state(cell, state, "state")
-    y, h, c, tape = _core.forward(cell, x, parameters, h0, c0, _split_out(cell, out, "(y, state)"), embedding)
+    rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
+    y, h, c, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, **rows)
     return y, _join(h, c), tape
 
 
@@ -204,11 +225,14 @@ def backward(
     dy: object | None = None,
     dstate: object | None = None,
     *,
+    dc: object | None = None,
+    clip_dh: float | None = None,
     need_dx: bool = True,
     grads: Parameters | None = None,
+    flow: tuple[Array | None, Array | None] | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array | None, State, Grads]:
-    """Backpropagate through time: the gradients of ``sum(dy * y) + sum(dstate * state)``.
+    """Backpropagate through time: the gradients of ``sum(dy * y) + sum(dstate * state)``, or with ``sum(dc * c)``.
 
     Parameters
     ----------
@@ -218,11 +242,19 @@ def backward(
         The gradient of y, zero if None.
     dstate : array [D,B,H] or pair of such, optional
         The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least one of
-        dy and dstate is required.
+        dy, dstate and dc is required.
+    dc : array [T,B,D·H], optional
+        For the LSTM, the gradient of c of every step.
+    clip_dh : float, optional
+        What a step passes to the one before, dh' and the LSTM's dc', is bounded to [-clip_dh, clip_dh], element by
+        element; also dstate0, which the first step passes on.
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
     grads : sequence of D tuples, optional
         dw_ih, dw_hh, db_ih, db_hh of each direction: the gradients are added into these arrays.
+    flow : pair of arrays [T,B,D·H], optional
+        Filled with the gradients of h and c of every step, all that reaches them: from dy and dc, and through time.
+        What is None is not computed; only the LSTM has a second.
     out : pair (dx, dstate0), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -249,10 +281,29 @@ def backward(
     if not isinstance(tape, _core.Tape):
         msg = f"tape: expected a tape of functional.forward, got {type(tape).__name__}"
         raise TypeError(msg)
-    dh, dc = split_state(tape.cell, dstate, "dstate")
+    if clip_dh is not None and not clip_dh > 0:
+        msg = f"clip_dh: expected a positive bound, got {clip_dh}"
+        raise ValueError(msg)
+    dlast = split_state(tape.cell, dstate, "dstate")
     parts = _split_out(tape.cell, out, "(dx, dstate0)")
-    dx, dh0, dc0, grads = _core.backward(tape, dy, dh, dc, need_dx, grads, parts)
+    dx, dh0, dc0, grads = _core.backward(
+        tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=clip_dh or 0.0, flow=flow
+    )
     return dx, _join(dh0, dc0), grads
+
+
+def _run(
+    run: Callable[..., Any],
+    cell: str,
+    x: object,
+    parameters: Parameters,
+    state: object,
+    embedding: object,
+    out: tuple[Any, Any] | None,
+    **rows: object,
+) -> Any:
+    initial, results = split_state(cell, state, "state"), _split_out(cell, out, "(y, state)")
+    return run(cell, x, parameters, *initial, results, embedding, **rows)
 
 
 def sigmoid(x: object, *, out: Array | None = None) -> Array:
