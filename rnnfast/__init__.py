@@ -15,6 +15,7 @@ from ._core import get_num_threads, set_num_threads
 from ._module import initialize, load, num_parameters
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN, Linear
+from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
 
 __all__ = [
     "GRU",
@@ -23,13 +24,17 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "Linear",
+    "PackedSequence",
     "RNNCell",
     "functional",
     "get_include",
     "get_num_threads",
     "initialize",
+    "length_bucketed_batches",
     "load",
     "num_parameters",
+    "pack_padded",
+    "pad_packed",
     "set_num_threads",
     "show_config",
     "threads",
