@@ -14,22 +14,30 @@ from . import _core, functional
 from ._core import get_num_threads, set_num_threads
 from ._module import initialize, load, num_parameters
 from .cells import GRUCell, LSTMCell, RNNCell
+from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, Linear
+from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
     "GRUCell",
+    "GradientFlow",
     "LSTMCell",
     "Linear",
+    "PackedSequence",
     "RNNCell",
     "functional",
     "get_include",
     "get_num_threads",
+    "gradient_flow",
     "initialize",
+    "length_bucketed_batches",
     "load",
     "num_parameters",
+    "pack_padded",
+    "pad_packed",
     "set_num_threads",
     "show_config",
     "threads",

@@ -1,4 +1,4 @@
-"""The command line: ``python -m rnnfast train | sample | bench | info``."""
+"""The command line: ``python -m rnnfast train | sample | bench | gradflow | info``."""
 
 import argparse
 import io
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         parser.error(str(error))
     except MemoryError:
-        parser.error("not enough memory; lower --hidden, --layers, --embed, --batch or --seq-len")
+        parser.error("not enough memory; lower --hidden, --layers, --embed, --batch, --seq-len or --horizon")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
         return PIPE_CLOSED
@@ -97,6 +97,13 @@ def sample(*, file: Path, prompt: str = "", **options: Any) -> None:
 def bench(**options: Any) -> None:
     """Time the layers, and the peers that are installed."""
     from .bench import run
+
+    run(**options)
+
+
+def gradflow(**options: Any) -> None:
+    """Compare how far back gradients reach in Elman networks, GRU and LSTM before any training."""
+    from .gradflow import run
 
     run(**options)
 
@@ -253,6 +260,12 @@ SAMPLE = (
     ("stop", str, "TEXT", "end after this"),
     ("seed", SEED, "N", "for the same text each time"),
 )
+GRADFLOW = (
+    ("horizon", SIZE, "T", "steps back from the one that the loss sees (default: 100)"),
+    ("hidden", SIZE, "H", "units of each layer (default: 128)"),
+    ("seed", SEED, "N", "seed of the weights and the input (default: 0)"),
+    ("plot", Path, "FILE", "draw it, as PNG, SVG, PDF or what else matplotlib writes"),
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -287,6 +300,10 @@ def _parser() -> argparse.ArgumentParser:
     p = add(bench)
     p.add_argument("--shape", type=_shape, nargs="+", metavar="T,B,I,H", dest="shapes", help="instead of three others")
     p.add_argument("--cell", choices=LAYERS, nargs="+", dest="cells", help="(default: lstm gru)")
+
+    p = add(gradflow)
+    for name, kind, metavar, says in GRADFLOW:
+        p.add_argument(f"--{name}", type=kind, metavar=metavar, help=says)
 
     add(info)
     return parser

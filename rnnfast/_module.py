@@ -35,7 +35,7 @@ class Module:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], fan: int, dtype: object, seed: Any) -> None:
         self.dtype = _float_dtype(dtype)
-        self.rng = _generator(seed)
+        self.rng = generator(seed)
         self.fan = fan
         self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
         initialize(self, "torch")
@@ -300,7 +300,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: float | None = None, 
         if getattr(layer, "cell", None) != "lstm" or not layer.bias:
             msg = f"forget_bias: expected None for a layer without a biased forget gate, got it for {layer!r}"
             raise ValueError(msg)
-    rng = layer.rng if seed is None else _generator(seed)
+    rng = layer.rng if seed is None else generator(seed)
     for name, parameter in layer.parameters.items():
         if name.startswith("initial"):
             parameter.fill(0)
@@ -440,7 +440,8 @@ def _float_dtype(dtype: Any) -> np.dtype[Any]:
     raise TypeError(msg)
 
 
-def _generator(seed: Any) -> np.random.Generator:
+def generator(seed: Any) -> np.random.Generator:
+    """Return the generator of a seed."""
     try:
         return np.random.default_rng(seed)
     except (TypeError, ValueError) as error:

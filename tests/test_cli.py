@@ -130,6 +130,49 @@ def test_bench_prints_a_row_for_each_shape_cell_and_pass(
     assert passes == [(s, c, b) for s in ("3,2,4,5", "2,1,1,8") for c in ("lstm", "rnn") for b in (False, True)]
 
 
+def test_gradflow_prints_the_norm_of_each_gradient_by_distance(capfd: pytest.CaptureFixture[str]) -> None:
+    tables = []
+    for options in ("", "--seed 0 --horizon 100 --hidden 128", "--seed 1 --horizon 30 --hidden 4", "--horizon 1"):
+        assert run(f"gradflow {options}") == 0
+        head, *rows = capfd.readouterr().out.partition("\n\n")[2].splitlines()
+        assert head.startswith("steps back ")
+        tables.append((list(map(int, head[26:].split())), {row[:26].strip(): row[26:].split() for row in rows}))
+    assert tables[0] == tables[1]
+    assert [distances for distances, _ in tables[1:]] == [[1, 2, 5, 10, 20, 50, 100], [1, 2, 5, 10, 20, 30], [1]]
+    distances, columns = tables[0]
+    norms = {name: [float(column) for column in row] for name, row in columns.items()}
+    assert all(len(row) == len(distances) for row in norms.values())
+    assert min(norms, key=lambda name: norms[name][-1]) == "rnn tanh, random start"
+    for name, row in norms.items():
+        assert row == sorted(row, reverse=True), name
+        assert (row[-1] > -1.5) == (name == "rnn relu, identity start")
+        assert (row[-1] > -12) == ("identity" in name or "forget bias" in name)
+
+
+def test_gradflow_draws_a_curve_for_each_row(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason='matplotlib is not installed (pip install ".[plot]")')
+    for file, starts in (("flow.png", b"\x89PNG"), ("flow.pdf", b"%PDF"), ("flow", b"\x89PNG")):
+        assert run(f"gradflow --horizon 5 --hidden 4 --plot {file}") == 0
+        assert Path(file).read_bytes().startswith(starts)
+    capfd.readouterr()
+    assert run("gradflow --horizon 5 --hidden 4 --plot flow.svg") == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    svg = Path("flow.svg").read_text(encoding="utf-8")
+    rows = out.partition("\n\n")[2].splitlines()[1:]
+    assert len(rows) == 7
+    assert all(f"<!-- {row[:26].strip()} -->" in svg for row in rows)
+
+
+def test_gradflow_says_what_a_picture_needs(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run("gradflow --plot flow.png") == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert '--plot needs matplotlib: pip install "rnnfast[plot]"' in err
+    assert run("gradflow --horizon 2 --hidden 2") == 0
+
+
 @pytest.mark.parametrize("peer", bench.PEERS)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_bench_compares_like_with_like(cell: str, peer: str) -> None:
@@ -252,6 +295,12 @@ ERRORS = {
     f"{SAMPLE} --prompt 1+1€": "characters that the model's text did not have: '\\+' '€'",
     "bench --shape 1,2,3": "--shape: expected four sizes T,B,I,H, got '1,2,3'",
     "bench --shape 1,2,3,x": "--shape: expected an integer of at least 1, got 'x'",
+    "gradflow --horizon 0": "--horizon: expected an integer of at least 1, got '0'",
+    "gradflow --hidden 900000000": "not enough memory; lower --hidden",
+    "gradflow --horizon 1000000000000": "not enough memory; .* or --horizon",
+    "gradflow --hidden 2 --plot none/flow.png": "none/flow.png: No such file or directory",
+    "gradflow --hidden 2 --plot folder": "folder: Is a directory",
+    "gradflow --hidden 2 --plot flow.txt": "--plot flow.txt: Format 'txt' is not supported",
 }
 
 
@@ -259,6 +308,8 @@ ERRORS = {
 def test_errors_are_one_line(
     arguments: str, message: str, model: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    if "--plot" in arguments:
+        pytest.importorskip("matplotlib", reason='matplotlib is not installed (pip install ".[plot]")')
     model.rename("model")
     Path("folder").mkdir()
     Path("empty.txt").touch()

@@ -1,0 +1,324 @@
+"""Sequences of different lengths: packed rows, torch's layout of them, and batches of sequences alike in length.
+
+In packed data the steps follow one another, and of each step there are only the rows of the sequences that still
+run, the longest sequence first::
+
+    lengths 2, 3, 1:        t = 0      t = 1    t = 2
+    rows                    b1 b0 b2   b1 b0    b1
+    batch_sizes             3          2        1
+    sorted_indices          1, 0, 2: the sequence at each place of a step
+    unsorted_indices        1, 0, 2: the place of each sequence
+
+Examples
+--------
+>>> import numpy as np
+>>> x = np.array([[10, 20, 30], [11, 21, 0], [0, 22, 0]])
+>>> packed = pack_padded(x, [2, 3, 1])
+>>> packed.data, packed.batch_sizes
+(array([20, 10, 30, 21, 11, 22]), array([3, 2, 1]))
+>>> again, lengths = pad_packed(packed)
+>>> np.array_equal(again, x), lengths
+(True, array([2, 3, 1]))
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _core
+from ._module import flag, generator, integer, number, size
+from .functional import Array
+
+__all__ = ["PackedSequence", "length_bucketed_batches", "pack_padded", "pad_packed"]
+
+
+class PackedSequence(NamedTuple):
+    """The rows of all steps of B sequences without padding, N in all, laid out as torch's `PackedSequence` is.
+
+    ``PackedSequence(*packed)`` takes over one of torch's.
+
+    Attributes
+    ----------
+    data : array [N,*]
+        One step after the other, in each the sequences from the longest to the shortest.
+    batch_sizes : array [T] of integers
+        How many sequences reach each step: positive, never rising, N in all.
+    sorted_indices : array [B] of integers, optional
+        The number of the sequence at each place of a step. Sequences of length 0 are the last ones: they have no rows.
+    unsorted_indices : array [B] of integers, optional
+        The place of each sequence, the inverse of `sorted_indices`. Where one of the two is None the other says
+        it; without both, the sequences are in the order of their places, and none is empty.
+    """
+
+    data: Any
+    batch_sizes: Any
+    sorted_indices: Any = None
+    unsorted_indices: Any = None
+
+
+def pack_padded(x: object, lengths: object, *, batch_first: bool = False) -> PackedSequence:
+    """Copy the rows before each sequence's length, and nothing of the padding.
+
+    Parameters
+    ----------
+    x : array [T,B,*], or [B,T,*] if `batch_first`
+        Of any dtype: features, tokens, targets.
+    lengths : sequence of B integers
+        In any order, from 0 to T.
+    batch_first : bool, optional
+        How x is laid out.
+
+    Returns
+    -------
+    PackedSequence
+        With the indices of sequences sorted stably by falling length.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit. The message names it, what was expected and what came.
+
+    Examples
+    --------
+    See `rnnfast.ragged`.
+    """
+    x = _core.asarray(x, "x")
+    first = "B, T" if flag(batch_first, "batch_first") else "T, B"
+    if x.ndim < 2:
+        msg = f"x: expected shape ({first}, ...), got {x.shape}"
+        raise ValueError(msg)
+    T, B = x.shape[1::-1] if batch_first else x.shape[:2]
+    taken, batch_sizes, order = rows(checked_lengths(lengths, T, B), T, batch_first=batch_first)
+    return PackedSequence(x.reshape(T * B, *x.shape[2:]).take(taken, 0), batch_sizes, order, inverse(order))
+
+
+def pad_packed(
+    packed: PackedSequence, *, batch_first: bool = False, total_length: int | None = None, fill: float = 0.0
+) -> tuple[Array, Array]:
+    """Lay the sequences out side by side again.
+
+    Parameters
+    ----------
+    packed : PackedSequence
+    batch_first : bool, optional
+        How x is to be laid out.
+    total_length : int, optional
+        T, by default that of the longest sequence.
+    fill : number, optional
+        What stands beyond the end of a sequence.
+
+    Returns
+    -------
+    x : ndarray [T,B,*], or [B,T,*] if `batch_first`
+    lengths : ndarray [B]
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; see `pack_padded`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pad_packed(PackedSequence(np.array([1.0, 2.0, 3.0]), np.array([2, 1])), fill=-1)
+    (array([[ 1.,  2.],
+           [ 3., -1.]]), array([2, 1]))
+    """
+    data, batch_sizes, order, places = checked_packed(packed, "packed")
+    B, longest = len(order), len(batch_sizes)
+    T = longest if total_length is None else integer(total_length, "total_length")
+    if longest > T:
+        msg = f"total_length: expected at least {longest}, the length of the longest sequence, got {T}"
+        raise ValueError(msg)
+    flag(batch_first, "batch_first")
+    x = np.full((T * B, *data.shape[1:]), _as(data.dtype, fill), data.dtype)
+    x[row_numbers(batch_sizes, order, T, batch_first=batch_first)] = data
+    lengths = np.searchsorted(-batch_sizes, -np.arange(B))[places]
+    return x.reshape(*((B, T) if batch_first else (T, B)), *data.shape[1:]), lengths
+
+
+def length_bucketed_batches(
+    lengths: object, batch_size: int, *, shuffle: bool = True, seed: Any = None, bucket: int = 64
+) -> list[Array]:
+    """Divide sequences into batches of like lengths, so that little of a batch is padding.
+
+    The sequences are shuffled and cut into buckets of `bucket` batches; each bucket is sorted by length and cut into
+    its batches; then the batches of all buckets are shuffled.
+
+    Parameters
+    ----------
+    lengths : sequence of N integers
+        Of each sequence, at least 0.
+    batch_size : int
+        Sequences of a batch. The last batch of one bucket has fewer where N is no multiple of it.
+    shuffle : bool, optional
+        False: all are sorted together and nothing is drawn; the longest come first, so that a lack of memory shows
+        at once.
+    seed : int, Generator or what `numpy.random.default_rng` takes, optional
+        A generator goes on with each call: every epoch has batches of its own.
+    bucket : int, optional
+        The more batches are sorted together, the more alike their lengths, and the less varied who meets whom.
+
+    Returns
+    -------
+    list of ndarrays of integers
+        The numbers of the sequences of each batch, the longest first; each of 0..N-1 is in one batch, once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; see `pack_padded`.
+
+    Examples
+    --------
+    >>> lengths = [5, 900, 7, 6, 850, 870]
+    >>> length_bucketed_batches(lengths, 3, shuffle=False)
+    [array([1, 5, 4]), array([2, 3, 0])]
+    """
+    lengths = checked_lengths(lengths)
+    N, batch_size, bucket = len(lengths), size(batch_size, "batch_size"), size(bucket, "bucket")
+    rng = generator(seed)
+    drawn = rng.permutation(N) if flag(shuffle, "shuffle") else np.arange(N)
+    width = batch_size * bucket if shuffle else max(N, 1)
+    batches = [
+        mates[first : first + batch_size]
+        for start in range(0, N, width)
+        for mates in [_longest_first(lengths, drawn[start : start + width])]
+        for first in range(0, len(mates), batch_size)
+    ]
+    return [batches[k] for k in rng.permutation(len(batches))] if shuffle else batches
+
+
+# What the layers share
+
+
+def rows(lengths: Array, T: int, *, batch_first: bool = False) -> tuple[Array, Array, Array]:
+    """Return where the packed rows of checked lengths stand in padded ones.
+
+    Parameters
+    ----------
+    lengths : ndarray [B]
+    T : int
+        Steps of the padded sequences.
+    batch_first : bool, optional
+        Number the rows of [B·T] instead of [T·B].
+
+    Returns
+    -------
+    rows : ndarray [N]
+        The number in [T·B] of each packed row.
+    batch_sizes : ndarray [longest]
+    order : ndarray [B]
+        The `sorted_indices`.
+    """
+    B = len(lengths)
+    order = _longest_first(lengths, np.arange(B))
+    ended = np.cumsum(np.bincount(lengths, minlength=1))  # at each step, how many sequences have
+    batch_sizes = B - ended[:-1]
+    return row_numbers(batch_sizes, order, T, batch_first=batch_first), batch_sizes, order
+
+
+def row_numbers(batch_sizes: Array, order: Array, T: int, *, batch_first: bool = False) -> Array:
+    """Return the number in [T·B], or in [B·T] if `batch_first`, of each packed row."""
+    starts = np.cumsum(batch_sizes) - batch_sizes
+    step = np.repeat(np.arange(len(batch_sizes)), batch_sizes)
+    sequence = order[np.arange(len(step)) - np.repeat(starts, batch_sizes)]
+    numbers: Array = sequence * T + step if batch_first else step * len(order) + sequence
+    return numbers
+
+
+def inverse(order: Array) -> Array:
+    """Return the inverse of a permutation [B]."""
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return places
+
+
+def checked_lengths(lengths: object, T: int | None = None, B: int | None = None) -> Array:
+    """Return lengths as an array of B integers from 0 to T."""
+    checked = _integers(lengths, "lengths", B)
+    if len(checked) and (checked.min() < 0 or (T is not None and checked.max() > T)):
+        found = checked.min() if checked.min() < 0 else checked.max()
+        msg = f"lengths: expected {'at least 0' if T is None else f'0 to {T}'}, got {found}"
+        raise ValueError(msg)
+    return checked
+
+
+def checked_packed(packed: object, name: str) -> PackedSequence:
+    """Return a packed sequence as arrays, both indices among them, whose parts fit each other."""
+    if not isinstance(packed, PackedSequence):
+        msg = f"{name}: expected an rnnfast.PackedSequence, got {type(packed).__name__}"
+        raise TypeError(msg)
+    data = _core.asarray(packed.data, f"{name}.data")
+    batch_sizes = _integers(packed.batch_sizes, f"{name}.batch_sizes")
+    if len(batch_sizes) and batch_sizes.min() < 1:
+        msg = f"{name}.batch_sizes: expected at least 1, got {batch_sizes.min()}"
+        raise ValueError(msg)
+    if (batch_sizes[1:] > batch_sizes[:-1]).any():
+        step = int(np.argmax(batch_sizes[1:] > batch_sizes[:-1]))
+        msg = f"{name}.batch_sizes: expected none to be above the one before, got {batch_sizes[step : step + 2]}"
+        raise ValueError(msg)
+    widest = int(batch_sizes.max(initial=0))
+    if data.ndim == 0 or len(data) != batch_sizes.sum():
+        msg = f"{name}.data: expected shape ({batch_sizes.sum()}, ...), the sum of batch_sizes, got {data.shape}"
+        raise ValueError(msg)
+    sorted_indices, unsorted_indices = (
+        None if indices is None else _permutation(indices, f"{name}.{kind}", widest)
+        for kind, indices in (("sorted_indices", packed.sorted_indices), ("unsorted_indices", packed.unsorted_indices))
+    )
+    if sorted_indices is None:
+        sorted_indices = np.arange(widest) if unsorted_indices is None else inverse(unsorted_indices)
+    places = inverse(sorted_indices)
+    if unsorted_indices is not None and not np.array_equal(unsorted_indices, places):
+        msg = f"{name}.unsorted_indices: expected the inverse of sorted_indices, got another permutation"
+        raise ValueError(msg)
+    return PackedSequence(data, batch_sizes, sorted_indices, places)
+
+
+def _permutation(indices: object, name: str, at_least: int) -> Array:
+    order = _integers(indices, name)
+    if len(order) < at_least:
+        msg = f"{name}: expected at least the {at_least} sequences of the first step, got {len(order)}"
+        raise ValueError(msg)
+    if not np.array_equal(np.sort(order), np.arange(len(order))):
+        msg = f"{name}: expected each of 0 to {len(order) - 1} once, got {order}"
+        raise ValueError(msg)
+    return order
+
+
+def _integers(values: object, name: str, n: int | None = None) -> Array:
+    """Return n integers, or as many as there are, of any integer dtype or in a sequence, as an array."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:  # a sequence of different things
+        msg = f"{name}: expected integers, got {values!r}"
+        raise TypeError(msg) from error
+    if array.dtype.kind not in "iu" and (array.size or isinstance(values, np.ndarray)):  # an empty list has no dtype
+        msg = f"{name}: expected integers, got {array.dtype}"
+        raise TypeError(msg)
+    if array.ndim != 1 or n not in (None, len(array)):
+        msg = f"{name}: expected shape ({'N' if n is None else n},), got {array.shape}"
+        raise ValueError(msg)
+    if array.dtype == np.uint64 and len(array) and array.max() > np.iinfo(np.int64).max:
+        msg = f"{name}: expected integers of 64 bits with a sign, got {array.max()}"
+        raise ValueError(msg)
+    return array.astype(np.int64, copy=False)
+
+
+def _longest_first(lengths: Array, which: Array) -> Array:
+    """Return the numbers of sequences, sorted stably by falling length."""
+    return which[np.argsort(-lengths[which], kind="stable")]
+
+
+def _as(dtype: np.dtype[Any], fill: float) -> Array:
+    """Return a number as one of the dtype, [], which loses no more than a float's digits."""
+    value, whole = number(fill, "fill"), dtype.kind in "iu"
+    try:
+        if not whole:
+            return np.array(value, dtype)
+        if value.is_integer():
+            return np.array(int(value), dtype)
+    except OverflowError:
+        pass
+    msg = f"fill: expected a number of dtype {dtype}, got {fill}"
+    raise ValueError(msg)
