@@ -1,7 +1,9 @@
 """The oracle against central differences of itself, and against what can be seen without it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from problems import (
     make_token_problem,
     named,
     named_grads,
+    ragged,
     solve,
+    with_dc_steps,
+    with_resets,
 )
 
 from rnnfast import reference
@@ -27,8 +32,10 @@ TOLERANCE = 1e-8
 def loss(problem: Problem) -> float:
     """Return the number of which `backward` gives the gradients."""
     p = problem
-    y, h, c, _ = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)
-    pairs = ((p.dy, y), (p.dh, h), (p.dc, c))
+    options = p.options("lengths", "resets", "gate_override", "embedding")
+    y, h, c, tape = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0, **options)
+    dy, dc_steps = (None if d is None else np.where(p.real, d, 0) for d in (p.dy, p.dc_steps))
+    pairs = ((dy, y), (p.dh, h), (p.dc, c), (dc_steps, tape.steps[-1]))
     return float(sum(np.vdot(d, a) for d, a in pairs if d is not None and a is not None))
 
 
@@ -59,6 +66,15 @@ def by_differences(problem: Problem) -> Results:
     }
 
 
+def assert_gradients(problem: Problem, results: Results) -> None:
+    """Assert that the gradients among the results are those by central differences."""
+    actual = {name: a for name, a in results.items() if name.startswith("d")}
+    expected = by_differences(problem)
+    assert actual.keys() == expected.keys()
+    for name, a in actual.items():
+        np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
 GIVEN = [(cell, given) for cell in CELLS for given in ("all", "dy", "dh", "dc") if cell == "lstm" or given != "dc"]
 
 
@@ -69,11 +85,36 @@ def test_backward_is_the_gradient_of_forward(cell: str, given: str, D: int, bias
     problem = make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2, D=D), bias=bias == "both", seed=D)
     if given != "all":
         problem = problem.without(*{"dy", "dh", "dc"} - {given})
-    actual = {name: a for name, a in solve(reference, problem).items() if name.startswith("d")}
-    expected = by_differences(problem)
-    assert actual.keys() == expected.keys()
-    for name, a in actual.items():
-        np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+    assert_gradients(problem, solve(reference, problem))
+
+
+# What the sequences of a batch of three may be besides whole: a function of the problem
+FORMS: dict[str, Callable[[Problem], Problem]] = {
+    "lengths": lambda p: ragged(p, 2, 0, 4),
+    "resets": with_resets,
+    "gradients of c": with_dc_steps,
+    "all": lambda p: ragged(with_dc_steps(with_resets(p)), 3, 4, 0),
+}
+
+
+by_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+
+@by_form
+@pytest.mark.parametrize("cell", CELLS)
+def test_backward_is_the_gradient_of_forward_whatever_the_sequences(cell: str, form: Any) -> None:
+    problem = form(make_problem(cell, np.float64, Shape(T=4, B=3, I=1, H=2, D=2)))
+    assert_gradients(problem, solve(reference, problem))
+
+
+HELD = [(cell, gate) for cell in CELLS for gate in reference.CELLS[cell].names]
+
+
+@pytest.mark.parametrize(("cell", "gate"), HELD)
+def test_backward_is_the_gradient_of_forward_where_a_gate_is_held(cell: str, gate: str) -> None:
+    p = make_problem(cell, np.float64, Shape(T=3, B=2, I=1, H=2, D=2))
+    p = replace(with_dc_steps(p), gate_override={gate: 0.6})
+    assert_gradients(p, solve(reference, p))
 
 
 @pytest.mark.parametrize("V", [None, 5], ids=["one-hot", "embedded"])
@@ -83,11 +124,9 @@ def test_tokens_are_rows_and_backward_is_the_gradient_of_forward(cell: str, V: i
     results = solve(reference, p)
     rows = (np.eye(3) if p.embedding is None else p.embedding)[p.x]
     assert np.array_equal(results["y"], reference.forward(cell, rows, p.parameters, p.h0, p.c0)[0])
-    expected = by_differences(p)
-    actual = {name: a for name, a in results.items() if name.startswith("d")}
-    assert actual.keys() == expected.keys()
-    for name, a in actual.items():
-        np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+    assert_gradients(p, results)
+    p = ragged(with_resets(p), 2, 4)
+    assert_gradients(p, solve(reference, p))
 
 
 def scalar_step(cell: str, x: float, h: float, c: float, w: list[float]) -> tuple[float, float]:
