@@ -46,11 +46,26 @@ class Problem:
     dh: Array | None  # [D,B,H]
     dc: Array | None
     embedding: Array | None = None  # [V,I]
+    lengths: Array | None = None  # [B]
+    resets: Array | None = None  # [T,B]
+    gate_override: dict[str, float] | None = None
+    dc_steps: Array | None = None  # [T,B,D·H]
+    clip_dh: float | None = None
 
     def without(self, *names: str) -> "Problem":
         """Return the problem with the named arrays None."""
         nothing: dict[str, Any] = dict.fromkeys(names)
         return replace(self, **nothing)
+
+    def options(self, *names: str) -> dict[str, Any]:
+        """Return those of the named fields that are given, to be handed to a call by name."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
+    def real(self) -> Array:
+        """Whether a step of a sequence is real, [T,B,1]; the others are padding."""
+        T, B = self.x.shape[:2]
+        return (np.arange(T)[:, None] < (np.full(B, T) if self.lengths is None else self.lengths))[..., None]
 
 
 def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True, seed: int = 0) -> Problem:
@@ -98,6 +113,34 @@ def make_token_problem(
     return replace(problem, x=tokens, embedding=embedding)
 
 
+def ragged(problem: Problem, *lengths: int, pad: float = np.nan) -> Problem:
+    """Return the problem with these lengths, one of each sequence; what it holds in the padding is of no account.
+
+    Tokens in the padding are the largest.
+    """
+    p = replace(problem, lengths=np.array(lengths))
+
+    def padded(a: Array | None) -> Array | None:
+        return None if a is None else np.where(p.real, a, a.dtype.type(pad))
+
+    tokens = p.x.ndim == 2
+    x: Any = np.where(p.real[..., 0], p.x, p.x.max(initial=0)) if tokens else padded(p.x)
+    return replace(p, x=x, dy=padded(p.dy), dc_steps=padded(p.dc_steps))
+
+
+def with_resets(problem: Problem, share: float = 0.3, seed: int = 0) -> Problem:
+    """Return the problem with an episode that starts at about this share of all steps."""
+    return replace(problem, resets=np.random.default_rng(seed).random(problem.x.shape[:2]) < share)
+
+
+def with_dc_steps(problem: Problem, seed: int = 0) -> Problem:
+    """Return the problem with a gradient of c of every step, if the cell has c."""
+    if problem.c0 is None or problem.dy is None:
+        return problem
+    normal = np.random.default_rng(seed).standard_normal(problem.dy.shape)
+    return replace(problem, dc_steps=normal.astype(problem.dy.dtype))
+
+
 def laid_out(problem: Problem, layout: Layout) -> Problem:
     """Return the problem with every array stored in the layout."""
 
@@ -105,17 +148,9 @@ def laid_out(problem: Problem, layout: Layout) -> Problem:
         return None if a is None else layout(a)
 
     p = problem
-    return Problem(
-        cell=p.cell,
-        x=layout(p.x),
-        parameters=[tuple(map(maybe, ps)) for ps in p.parameters],
-        h0=maybe(p.h0),
-        c0=maybe(p.c0),
-        dy=maybe(p.dy),
-        dh=maybe(p.dh),
-        dc=maybe(p.dc),
-        embedding=maybe(p.embedding),
-    )
+    names = ("x", "h0", "c0", "dy", "dh", "dc", "embedding", "dc_steps")
+    arrays: dict[str, Any] = {name: maybe(getattr(p, name)) for name in names}
+    return replace(p, parameters=[tuple(map(maybe, ps)) for ps in p.parameters], **arrays)
 
 
 def solve(engine: Any, problem: Problem, **options: Any) -> Results:
@@ -124,13 +159,22 @@ def solve(engine: Any, problem: Problem, **options: Any) -> Results:
     Gradients of the parameters of direction d are named ``dw_ih[d]`` and so on; what is None has no entry.
     """
     p = problem
-    y, h, c, tape = engine.forward(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)
+    y, h, c, tape = engine.forward(
+        p.cell,
+        p.x,
+        p.parameters,
+        p.h0,
+        p.c0,
+        embedding=p.embedding,
+        **p.options("lengths", "resets", "gate_override"),
+    )
     return {**named(y=y, h=h, c=c), **gradients(engine, tape, p, **options)}
 
 
 def gradients(engine: Any, tape: Any, problem: Problem, **options: Any) -> Results:
     """Run backward; return what came, by name, as `solve` does."""
-    dx, dh0, dc0, grads = engine.backward(tape, problem.dy, problem.dh, problem.dc, **options)
+    p = problem
+    dx, dh0, dc0, grads = engine.backward(tape, p.dy, p.dh, p.dc, **p.options("dc_steps", "clip_dh"), **options)
     return {**named(dx=dx, dh0=dh0, dc0=dc0), **named_grads(grads)}
 
 

@@ -1,7 +1,9 @@
 """The oracle against central differences of itself, and against what can be seen without it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from problems import (
     make_token_problem,
     named,
     named_grads,
+    ragged,
     solve,
+    with_dc_steps,
+    with_resets,
 )
 
 from rnnfast import reference
@@ -27,8 +32,10 @@ TOLERANCE = 1e-8
 def loss(problem: Problem) -> float:
     """Return the number of which `backward` gives the gradients."""
     p = problem
-    y, h, c, _ = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)
-    pairs = ((p.dy, y), (p.dh, h), (p.dc, c))
+    options = p.options("lengths", "resets", "gate_override", "embedding")
+    y, h, c, tape = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0, **options)
+    dy, dc_steps = (None if d is None else np.where(p.real, d, 0) for d in (p.dy, p.dc_steps))
+    pairs = ((dy, y), (p.dh, h), (p.dc, c), (dc_steps, tape.steps[-1]))
     return float(sum(np.vdot(d, a) for d, a in pairs if d is not None and a is not None))
 
 
@@ -59,6 +66,15 @@ def by_differences(problem: Problem) -> Results:
     }
 
 
+def assert_gradients(problem: Problem, results: Results) -> None:
+    """Assert that the gradients among the results are those by central differences."""
+    actual = {name: a for name, a in results.items() if name.startswith("d")}
+    expected = by_differences(problem)
+    assert actual.keys() == expected.keys()
+    for name, a in actual.items():
+        np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
 GIVEN = [(cell, given) for cell in CELLS for given in ("all", "dy", "dh", "dc") if cell == "lstm" or given != "dc"]
 
 
@@ -69,11 +85,36 @@ def test_backward_is_the_gradient_of_forward(cell: str, given: str, D: int, bias
     problem = make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2, D=D), bias=bias == "both", seed=D)
     if given != "all":
         problem = problem.without(*{"dy", "dh", "dc"} - {given})
-    actual = {name: a for name, a in solve(reference, problem).items() if name.startswith("d")}
-    expected = by_differences(problem)
-    assert actual.keys() == expected.keys()
-    for name, a in actual.items():
-        np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+    assert_gradients(problem, solve(reference, problem))
+
+
+# What the sequences of a batch of three may be besides whole: a function of the problem
+FORMS: dict[str, Callable[[Problem], Problem]] = {
+    "lengths": lambda p: ragged(p, 2, 0, 4),
+    "resets": with_resets,
+    "gradients of c": with_dc_steps,
+    "all": lambda p: ragged(with_dc_steps(with_resets(p)), 3, 4, 0),
+}
+
+
+by_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+
+@by_form
+@pytest.mark.parametrize("cell", CELLS)
+def test_backward_is_the_gradient_of_forward_whatever_the_sequences(cell: str, form: Any) -> None:
+    problem = form(make_problem(cell, np.float64, Shape(T=4, B=3, I=1, H=2, D=2)))
+    assert_gradients(problem, solve(reference, problem))
+
+
+HELD = [(cell, gate) for cell in CELLS for gate in reference.CELLS[cell].names]
+
+
+@pytest.mark.parametrize(("cell", "gate"), HELD)
+def test_backward_is_the_gradient_of_forward_where_a_gate_is_held(cell: str, gate: str) -> None:
+    p = make_problem(cell, np.float64, Shape(T=3, B=2, I=1, H=2, D=2))
+    p = replace(with_dc_steps(p), gate_override={gate: 0.6})
+    assert_gradients(p, solve(reference, p))
 
 
 @pytest.mark.parametrize("V", [None, 5], ids=["one-hot", "embedded"])
@@ -83,11 +124,9 @@ def test_tokens_are_rows_and_backward_is_the_gradient_of_forward(cell: str, V: i
     results = solve(reference, p)
     rows = (np.eye(3) if p.embedding is None else p.embedding)[p.x]
     assert np.array_equal(results["y"], reference.forward(cell, rows, p.parameters, p.h0, p.c0)[0])
-    expected = by_differences(p)
-    actual = {name: a for name, a in results.items() if name.startswith("d")}
-    assert actual.keys() == expected.keys()
-    for name, a in actual.items():
-        np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+    assert_gradients(p, results)
+    p = ragged(with_resets(p), 2, 4)
+    assert_gradients(p, solve(reference, p))
 
 
 def scalar_step(cell: str, x: float, h: float, c: float, w: list[float]) -> tuple[float, float]:
@@ -154,3 +193,174 @@ def test_a_state_that_the_cell_lacks_is_an_error() -> None:
     _, _, _, tape = reference.forward("gru", p.x, p.parameters)
     with pytest.raises(ValueError, match="dc"):
         reference.backward(tape, p.dy, dc=p.dh)
+
+
+def alone(problem: Problem, b: int, steps: slice) -> Problem:
+    """Return these steps of one sequence as a problem of their own, whole and without resets."""
+    p = problem
+    rows: dict[str, Any] = {name: a[:, b : b + 1] for name, a in p.options("h0", "c0", "dh", "dc").items()}
+    rows |= {name: a[steps, b : b + 1] for name, a in p.options("x", "dy", "dc_steps").items()}
+    return replace(p, **rows, lengths=None, resets=None)
+
+
+def assert_equal_to_rounding(actual: Results, expected: Results) -> None:
+    """Assert that the same arrays came, equal but for the order of sums."""
+    assert actual.keys() == expected.keys()
+    for name, a in actual.items():
+        np.testing.assert_allclose(a, expected[name], rtol=1e-13, atol=1e-13, err_msg=name)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_sequences_of_a_ragged_batch_are_as_if_alone_and_the_padding_is_zero(cell: str) -> None:
+    p = ragged(with_dc_steps(make_problem(cell, np.float64, Shape(T=5, B=4, I=3, H=4, D=2))), 3, 0, 5, 1)
+    assert p.lengths is not None
+    each = [(n, solve(reference, alone(p, b, slice(n)))) for b, n in enumerate(p.lengths)]
+    for name, a in solve(reference, p).items():
+        match name:
+            case "y" | "dx":
+                assert not np.where(p.real, 0, a).any()
+                parts = [np.pad(one[name], ((0, 5 - n), (0, 0), (0, 0))) for n, one in each]
+                expected = np.concatenate(parts, axis=1)
+            case "h" | "c" | "dh0" | "dc0":
+                expected = np.concatenate([one[name] for _, one in each], axis=1)
+            case _:
+                expected = np.sum([one[name] for _, one in each], axis=0)
+        assert_equal_to_rounding({name: a}, {name: expected})
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_are_episodes_apart(cell: str) -> None:
+    p = with_dc_steps(make_problem(cell, np.float64, Shape(T=6, B=1, I=3, H=4, D=2)))
+    results = solve(reference, replace(p, resets=np.array([True, False, True, True, False, False])[:, None]))
+    apart = []
+    for episode in (slice(0, 2), slice(2, 3), slice(3, 6)):
+        # The first direction ends with the last episode, the second with the first.
+        ends = np.array([episode.stop == 6, episode.start == 0])[:, None, None]
+        dlast: dict[str, Any] = {name: ends * ds for name, ds in p.options("dh", "dc").items()}
+        apart.append(solve(reference, alone(replace(p, **dlast), 0, episode)))
+    for name, a in results.items():
+        parts = [part[name] for part in apart]
+        match name:
+            case "y" | "dx":
+                expected = np.concatenate(parts)
+            case "h" | "c":
+                expected = np.stack([parts[-1][0], parts[0][1]])
+            case _:
+                expected = np.sum(parts, axis=0)
+        assert_equal_to_rounding({name: a}, {name: expected})
+
+
+@pytest.mark.parametrize(
+    ("cell", "held"),
+    [("lstm", {"f": 0.0}), ("gru", {"z": 0.0, "r": 0.0}), ("gru_reset_before", {"z": 0.0, "r": 0.0})],
+)
+def test_gates_held_shut_leave_the_old_state_no_influence(cell: str, held: dict[str, float]) -> None:
+    p = replace(make_problem(cell, np.float64, Shape(T=5, B=2, I=3, H=4)), gate_override=held)
+    old = "c0" if cell == "lstm" else "h0"
+    results = solve(reference, p)
+    others = solve(reference, replace(p, **{old: getattr(p, old) + 1}))
+    for name in ("y", "h", "c", "dx"):
+        if name in results:
+            np.testing.assert_array_equal(results[name], others[name], err_msg=name)
+    assert not results[f"d{old}"].any()
+    *_, tape = reference.forward(cell, p.x, p.parameters, p.h0, p.c0, gate_override=held)
+    [gates] = reference.gates(tape)
+    rows = dict(zip(reference.CELLS[cell].names, np.split(results["dw_ih[0]"], len(gates)), strict=True))
+    for name, value in held.items():
+        assert (gates[name] == value).all()
+        assert not rows[name].any()
+
+
+def test_an_update_gate_held_open_keeps_the_state() -> None:
+    p = make_problem("gru", np.float64, Shape(T=5, B=2, I=3, H=4))
+    y, h, _, _ = reference.forward("gru", p.x, p.parameters, p.h0, gate_override={"z": 1})
+    assert (y == p.h0).all()
+    assert (h == p.h0).all()
+
+
+@pytest.mark.parametrize(("cell", "gate"), [("lstm", "z"), ("gru", "f"), ("rnn_tanh", "i")])
+def test_a_gate_that_the_cell_lacks_is_an_error(cell: str, gate: str) -> None:
+    p = make_problem(cell, np.float64, Shape(T=3, B=2, I=3, H=4))
+    with pytest.raises(ValueError, match="gate_override"):
+        reference.forward(cell, p.x, p.parameters, gate_override={gate: 0.5})
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) -> None:
+    p: Any = ragged(make_problem(cell, np.float64, Shape(T=5, B=3, I=3, H=4, D=2)), 5, 2, 0, pad=0)
+    y, _, _, tape = reference.forward(cell, p.x, p.parameters, p.h0, p.c0, lengths=p.lengths)
+    h, *c = tape.steps
+    np.testing.assert_array_equal(h, y)
+    assert [list(gates) for gates in reference.gates(tape)] == [list(reference.CELLS[cell].names)] * 2
+    gates = reference.gates(tape)[0]  # of the first direction, from here on
+    assert all(not np.where(p.real, 0, a).any() for a in (*gates.values(), *c))
+    before = np.concatenate([p.h0[:1], h[:-1, :, :4]])
+    w_ih, w_hh, b_ih, b_hh = p.parameters[0]
+    a, u = np.split(p.x @ w_ih.T + b_ih, len(gates) or 1, -1), np.split(before @ w_hh.T + b_hh, len(gates) or 1, -1)
+    expected: Results = {}
+    match cell:
+        case "lstm":
+            expected = {name: reference.sigmoid(a[k] + u[k]) for k, name in enumerate("ifgo")}
+            expected["g"] = np.tanh(a[2] + u[2])
+            assert_equal_to_rounding({"h": h[..., :4]}, {"h": gates["o"] * np.tanh(c[0][..., :4])})
+        case "gru" | "gru_reset_before":
+            expected = {name: reference.sigmoid(a[k] + u[k]) for k, name in enumerate("rz")}
+            of_n = (h[..., :4] - gates["z"] * before) / np.where(p.real, 1 - gates["z"], 1)
+            expected["n"] = np.where(p.real, of_n, 0)
+    assert_equal_to_rounding(gates, {name: np.where(p.real, gate, 0) for name, gate in expected.items()})
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_a_step_are_those_of_the_loss_as_a_function_of_its_state(cell: str) -> None:
+    p: Any = with_dc_steps(make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2)))
+    *_, tape = reference.forward(cell, p.x, p.parameters, p.h0, p.c0)
+    found = reference.gradients(tape, p.dy, p.dh, p.dc, dc_steps=p.dc_steps)
+    for t in range(4):
+        h, *c = (s[t : t + 1].copy() for s in tape.steps)
+        rest = {name: a[t + 1 :] for name, a in p.options("x", "dy", "dc_steps").items()}
+        after = replace(p, h0=h, c0=c[0] if c else None, **rest)
+        dh = central_difference(after, h) + p.dy[t]
+        np.testing.assert_allclose(found.dh_steps[t], dh[0], rtol=0, atol=TOLERANCE)
+        if c:
+            assert found.dc_steps is not None
+            o = reference.gates(tape)[0]["o"][t]
+            dc = central_difference(after, c[0]) + p.dc_steps[t] + dh * o * (1 - np.tanh(c[0]) ** 2)
+            np.testing.assert_allclose(found.dc_steps[t], dc[0], rtol=0, atol=TOLERANCE)
+
+
+@by_form
+@pytest.mark.parametrize("cell", CELLS)
+def test_clipping_is_chunks_of_one_step_with_the_gradient_clipped_between(cell: str, form: Any) -> None:
+    bound = 0.2
+    p: Any = replace(form(make_problem(cell, np.float64, Shape(T=4, B=3, I=3, H=4))), clip_dh=bound)
+    results = solve(reference, p)
+    *_, tape = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0, **p.options("lengths", "resets"))
+    anew = np.zeros((4, 3), np.bool_) if p.resets is None else p.resets
+    dstate = [p.dh, *p.options("dc").values()]
+    dfirst = [np.zeros_like(ds) for ds in dstate]
+    cut = 0
+    for t in reversed(range(4)):
+        here = p.real[t : t + 1]
+        step: dict[str, Any] = {name: a[t : t + 1] for name, a in p.options("x", "dy", "dc_steps").items()}
+        step |= zip(("h0", "c0"), (s[None] for s in tape.kept[0][t][: len(dstate)]), strict=False)
+        step |= zip(("dh", "dc"), dstate, strict=False)
+        step |= {"lengths": here[0, :, 0].astype(int), "resets": None, "clip_dh": None}
+        found = solve(reference, replace(p, **step))
+        np.testing.assert_array_equal(results["dx"][t], found["dx"][0])
+        for k, ds in enumerate(found[name] for name in ("dh0", "dc0") if name in found):
+            clipped = np.where(here, np.minimum(np.maximum(ds, -bound), bound), ds)
+            cut += int((clipped != ds).sum())
+            crosses = ~(here & anew[t, :, None])
+            dfirst[k] += np.where(crosses, 0, clipped)
+            dstate[k] = np.where(crosses, clipped, 0)
+    assert cut > 0
+    expected = dict(zip(("dh0", "dc0"), (a + b for a, b in zip(dfirst, dstate, strict=True)), strict=False))
+    assert_equal_to_rounding({name: results[name] for name in expected}, expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_bound_that_nothing_reaches_changes_nothing(cell: str) -> None:
+    p = make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=4, D=2))
+    clipped = solve(reference, replace(p, clip_dh=1e3))
+    for name, a in solve(reference, p).items():
+        np.testing.assert_array_equal(a, clipped[name], err_msg=name)
