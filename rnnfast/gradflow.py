@@ -47,14 +47,14 @@ def run(*, horizon: int = 100, hidden: int = 128, seed: int = 0, plot: Path | No
 
 def curves(horizon: int, hidden: int, seed: int) -> dict[str, Array]:
     """Return log10 of the norms by name, each [horizon + 1], at the distances from 0 on."""
+    rng = np.random.default_rng(seed)
     layers = {}
     for name, kind, options, scheme, forget_bias in START:
         try:
-            layers[name] = kind(INPUTS, hidden, dtype="float64", seed=seed, **options)
+            layers[name] = kind(INPUTS, hidden, dtype="float64", seed=rng, **options)
         except ValueError as error:  # of sizes beyond all memory
             raise MemoryError from error
         initialize(layers[name], scheme, forget_bias=forget_bias)
-    rng = np.random.default_rng(seed)
     x = rng.standard_normal((horizon + 1, SEQUENCES, INPUTS))
     dy = np.zeros((horizon + 1, SEQUENCES, hidden))
     dy[-1] = rng.standard_normal((SEQUENCES, hidden))

@@ -259,8 +259,9 @@ def checked_packed(packed: object, name: str) -> PackedSequence:
         msg = f"{name}.batch_sizes: expected none to be above the one before, got {batch_sizes[step : step + 2]}"
         raise ValueError(msg)
     widest = int(batch_sizes.max(initial=0))
-    if data.ndim == 0 or len(data) != batch_sizes.sum():
-        msg = f"{name}.data: expected shape ({batch_sizes.sum()}, ...), the sum of batch_sizes, got {data.shape}"
+    N = int(batch_sizes.sum(dtype=np.float64))  # exact, or above any length, where integers would wrap around
+    if data.ndim == 0 or len(data) != N:
+        msg = f"{name}.data: expected shape ({N}, ...), the sum of batch_sizes, got {data.shape}"
         raise ValueError(msg)
     sorted_indices, unsorted_indices = (
         None if indices is None else _permutation(indices, f"{name}.{kind}", widest)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast import bench
+from rnnfast import bench, gradflow
 from rnnfast.__main__ import main
 from rnnfast.lm import LAYERS, Checkpoint, Training
 
@@ -147,6 +147,12 @@ def test_gradflow_prints_the_norm_of_each_gradient_by_distance(capfd: pytest.Cap
         assert row == sorted(row, reverse=True), name
         assert (row[-1] > -1.5) == (name == "rnn relu, identity start")
         assert (row[-1] > -12) == ("identity" in name or "forget bias" in name)
+
+
+def test_gradflow_starts_at_a_norm_of_one() -> None:
+    for name, curve in gradflow.curves(horizon=3, hidden=5, seed=2).items():
+        assert len(curve) == 4
+        assert (abs(curve[0]) < 1e-12) != name.endswith(": c")
 
 
 def test_gradflow_draws_a_curve_for_each_row(capfd: pytest.CaptureFixture[str]) -> None:

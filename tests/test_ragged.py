@@ -303,6 +303,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         r"packed.data: expected shape \(6, ...\), the sum of batch_sizes, got \(5, 3\)",
     ),
+    "sizes beyond 64 bits": (
+        lambda: bad_packed(data=np.ones(0), batch_sizes=[2**62] * 4),
+        ValueError,
+        r"packed.data: expected shape \(18446744073709551616, ...\)",
+    ),
     "scalar data": (lambda: bad_packed(data=np.array(1.0)), ValueError, r"packed.data: expected shape .* got \(\)"),
     "rising": (
         lambda: bad_packed(batch_sizes=[3, 1, 2]),
