@@ -13,8 +13,9 @@ namespace {
 template <class Real>
 struct BackwardScratch {
   struct Direction {
+    // Few rows need no panels, but the caller's matrices; where they are null, the weights are packed.
+    GateRows<const Real> unpacked_w_ih, unpacked_w_hh;
     TransposedPanels<Real> w_ih, w_hh;
-    GateRows<const Real> unpacked_w_ih, unpacked_w_hh;  // of few rows, which need no panels
     Panels<Real> thin_w_ih;              // instead of w_ih
     Panels<Real> dw_ih, dw_hh;           // the last row is that of the bias
     Columns<Real> x, h_before, reset_h;  // of one chunk; x of tokens: of the embedding
@@ -235,6 +236,11 @@ void unpacked_weight_gradients(const BackwardArgs<Real>& args, const BackwardScr
   });
 }
 
+// Members that divide a few rows would each read all of w_ih.
+constexpr Span my_columns(Span columns, const Team& team) {
+  return {share(columns.last, team.rank, team.size), share(columns.last, team.rank + 1, team.size)};
+}
+
 template <class Cell, class Real>
 void multiply_input(const Product<Real>& dx, const typename BackwardScratch<Real>::Direction& scratch) {
   const Factor factor = {Cell::slots - Cell::gates, 0, Cell::gates};
@@ -366,12 +372,14 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
     for (Index d = 0; d < p.D && args.dx.data && dense; ++d) {
       const auto& direction = scratch.directions[d];
       const Index rows = chunk[d].steps * p.B, first = share(rows, team.rank, team.size);
-      const Product<Real> dx = {direction.dgates,
-                                first,
-                                View<const Real>{},
-                                at(direction.dx, chunk[d].t * p.B + first),
-                                share(rows, team.rank + 1, team.size) - first,
-                                all(direction.w_ih.columns)};
+      Product<Real> dx = {direction.dgates,
+                          first,
+                          View<const Real>{},
+                          at(direction.dx, chunk[d].t * p.B + first),
+                          share(rows, team.rank + 1, team.size) - first,
+                          all(direction.w_ih.columns)};
+      if (!packs && !is_thin(p.I))
+        dx.gate_row = 0, dx.out = direction.dx, dx.rows = rows, dx.columns = my_columns(dx.columns, team);
       multiply_input<Cell>(dx, direction);
     }
     for_my_blocks(units, p.D, team, [&](int d, Span span) {

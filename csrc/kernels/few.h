@@ -13,9 +13,7 @@ namespace {
 // At most so many rows leave the weights as they are, all of one chunk and their sums one chain.
 constexpr Index most_unpacked_rows = 16;
 
-constexpr bool is_unpacked(const Problem& p) {
-  return p.input == InputKind::dense && p.T * p.B <= most_unpacked_rows;
-}
+constexpr bool is_unpacked(const Problem& p) { return p.input == InputKind::dense && p.T * p.B <= most_unpacked_rows; }
 
 // Rows (of dgates or of w's gradient) that share the loads of the other side, with up to 4 vectors of columns.
 constexpr int unpacked_tile_rows = vector_registers == 32 ? 4 : 2;
