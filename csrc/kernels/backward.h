@@ -212,28 +212,30 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
 }
 
 // The same of few rows, all at once.
-template <class Cell, class Real>
-void unpacked_weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, int d, Span span) {
+template <class Real>
+__attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real>& args,
+                                                         const BackwardScratch<Real>& whole, const GateTable& cell,
+                                                         int d, Span span) {
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[d];
   const TimeOrder order = {p.T, p.B, d == 1};
   const View<const Real> h0 = or_zeros(direction.h0, whole.zeros), reset_h = {direction.tape.reset_h, p.H};
   UnpackedWeightProduct<Real> product = {};
   product.dgates = whole.directions[d].dgates;
-  product.slots = Cell::slots, product.slot = Cell::slots - Cell::gates, product.gates = Cell::gates;
+  product.slots = cell.slots, product.slot = cell.slots - cell.gates, product.gates = cell.gates;
   product.rows = p.T * p.B, product.add = args.accumulate;
   for (Index row = 0; row < product.rows; ++row) product.columns[row] = at(args.x, row).data;
-  product.dw = {direction.gradients.w_ih, p.H, p.I, Cell::input_gates}, product.db = direction.gradients.b_ih;
+  product.dw = {direction.gradients.w_ih, p.H, p.I, cell.input_gates}, product.db = direction.gradients.b_ih;
   multiply_gradients(product, span);
-  product.dw = {direction.gradients.w_hh, p.H, p.H, Cell::recurrent_gates}, product.db = direction.gradients.b_hh;
-  for_each_phase<Cell>([&]<int phase> {
-    constexpr Phase part = Cell::phases[phase];
+  product.dw = {direction.gradients.w_hh, p.H, p.H, cell.recurrent_gates}, product.db = direction.gradients.b_hh;
+  for (int phase = 0; phase < cell.phase_count; ++phase) {
+    const Phase& part = cell.phases[phase];
     for (Index row = 0; row < product.rows; ++row)
       product.columns[row] =
           part.reset_h ? at(reset_h, row).data : at(before(order, row / p.B, 0, h0, direction.y), row % p.B).data;
     product.slot = part.slot, product.gate = part.gate, product.gates = part.gates;
     multiply_gradients(product, span);
-  });
+  }
 }
 
 // Members that divide a few rows would each read all of w_ih.
@@ -387,7 +389,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       if (packs)
         weight_gradients<Cell>(args, scratch, chunk[d], span);
       else
-        unpacked_weight_gradients<Cell>(args, scratch, d, span);
+        unpacked_weight_gradients(args, scratch, gate_table<Cell>, d, span);
       if (!dense)
         sum_by_token<Cell>(TableBlocks<Real>{direction.table, direction.w_hh.units, span}, direction.dgates,
                            args.tokens, RowRange{chunk[d].t * p.B, chunk[d].steps * p.B});
