@@ -1,8 +1,7 @@
 """Many to one: handwritten digits, read row by row.
 
 The images of scikit-learn's digits have 8 rows of 8 pixels. A GRU reads an image from top to bottom, and a linear layer
-tells from its last state which digit that was. The accuracy is that on a fifth of the images, which training never saw:
-99.2%, after 3 seconds on one core.
+tells from its last state which digit that was. Of a fifth of the images, which training never sees, it knows 98.9%.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """One to many: a network sees a handwritten digit and spells its name.
 
 The features of an image, tanh of a linear layer of its pixels, are the initial state of a GRU, which writes the name
-letter by letter, each letter with the one before as its input, until it writes a full stop. A name counts if it is
-right to the stop: 98.3% of those of images that training never saw, after 3 seconds on one core.
+letter by letter, each letter with the one before as its input, until it writes a full stop. Of the images that training
+never sees it names 98.3% right, to the stop.
 """
 
 import argparse
