@@ -8,8 +8,7 @@ import numpy as np
 
 import rnnfast
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 LAYER, STREAMING, TRAINING = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -31,7 +30,5 @@ def test_the_stream_gives_the_layers_last_output() -> None:
     assert np.array_equal(names["y_t"], y[-1])
 
 
-def test_the_training_loop_is_the_example_and_learns() -> None:
-    example = (ROOT / "examples" / "adding_problem.py").read_text(encoding="utf-8")
-    assert example.endswith(TRAINING)
+def test_the_training_loop_learns() -> None:
     assert run(TRAINING)["loss"] < 0.01

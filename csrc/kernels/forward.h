@@ -127,6 +127,7 @@ struct ForwardStep {
   Span units;
   bool store_gates;   // the activated slots are read again
   bool shared_gates;  // all these unit blocks use the memory of the first: it stays in the first cache level
+  bool backwards;     // through the unit blocks
   Held<Real> held;
 };
 
@@ -210,7 +211,7 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
     t.out_row = Cell::slots * S::lanes;
     t.out_unit = s.gates.rows * Cell::slots * S::lanes;
     t.valid = S::lanes;
-    t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows);
+    t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
     if constexpr (products == Products::recurrent) {
       t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
     } else {
@@ -241,7 +242,7 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
             forward_point<Cell, phase, S>(s, tile + m * t.out_row, range.unit + block * S::lanes, range.valid, m);
         }
     });
-  });
+  }, s.backwards);
 }
 
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
@@ -335,6 +336,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       s.rows = rows_of_item(p, item, t), s.units = item.units;
       s.store_gates = keeps_gates || resets_h<Cell>;
       s.shared_gates = !s.store_gates && !projects;
+      s.backwards = turns_back(t) != args.turned;
       s.held = args.held;
       bool goes_on = true;
       for_each_phase<Cell>([&]<int phase> {

@@ -20,6 +20,7 @@ struct Product {
   View<Real> out;
   Index rows;
   Span columns;  // blocks of out, from the start of a group to the end of one
+  bool backwards = false;
 };
 
 template <class Cell, class Real>
@@ -45,9 +46,9 @@ void multiply_strip(const Product<Real>& p, const Factor& factor, const Transpos
     t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = group * S::lanes;
     if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = t.out_unit;
     t.valid = range.valid;
-    t.far = is_far(w, p.rows);
+    t.far = is_far(w, p.rows), t.backwards = p.backwards;
     tile_rows<S, NB / group, group, group>(t, p.rows, NoEpilogue());
-  });
+  }, p.backwards);
 }
 
 // Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
@@ -60,6 +61,7 @@ void multiply(const Product<Real>& p, const Factor& factor, const TransposedPane
     Product<Real> strip = p;
     strip.gate_row += row, strip.out = at(p.out, row), strip.rows = min_index(rows_at_once, p.rows - row);
     if (p.init.data) strip.init = at(p.init, row);
+    strip.backwards = p.backwards != turns_back(row / rows_at_once);
     multiply_strip<Cell>(strip, factor, w);
   }
 }
