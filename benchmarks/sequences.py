@@ -1,6 +1,6 @@
 """Ragged batches, resets, checkpoints and long sequences: what a training step takes, as tables in Markdown.
 
-python -m benchmarks.sequences [ragged] [resets] [checkpoint] [long]
+python -m benchmarks.sequences [--tables ragged resets checkpoint long]
 
 float32, one thread. What a row compares takes turns; a time is the median of the rounds, a ratio the median of the
 rounds' ratios. It is the time that the processor spends on this process, so that it depends little on what else runs.
@@ -147,7 +147,7 @@ TABLES = {table.__name__: table for table in (ragged, resets, checkpoint, long)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("tables", nargs="*", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     rnnfast.set_num_threads(1)
     for name in parser.parse_args().tables:
         print("\n".join(report.lines(TABLES[name]())), flush=True)
