@@ -9,7 +9,6 @@ rounds' ratios. It is the time that the processor spends on this process, so tha
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
@@ -19,20 +18,19 @@ import numpy as np
 import rnnfast
 from benchmarks import report
 from benchmarks.report import Table
+from benchmarks.timing import Call
 from benchmarks.worker import status
-
-Step = Callable[[], object]
 
 LAYERS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
 ROUNDS, TURN = 9, 30e-3  # how often each step is measured, and for how many seconds at least
 
 
-def training(layer: Any, x: Any, dy: Any, **options: Any) -> Step:
+def training(layer: Any, x: Any, dy: Any, **options: Any) -> Call:
     """Return forward and backward with dx."""
     return lambda: layer.backward(layer.forward(x, **options)[2], dy)
 
 
-def torch_training(layer: Any, x: Any, dy: Any) -> Step:
+def torch_training(layer: Any, x: Any, dy: Any) -> Call:
     """Return the same of torch for packed x and dy."""
     import torch
 
@@ -52,10 +50,10 @@ def torch_training(layer: Any, x: Any, dy: Any) -> Step:
     return step
 
 
-def in_turns(steps: list[Step]) -> list[list[float]]:
-    """Return the mean seconds of each step in each round."""
+def rounds_of(steps: list[Call]) -> list[list[float]]:
+    """Return the seconds of processor time that each step takes in each round."""
 
-    def seconds(step: Step) -> float:
+    def seconds(step: Call) -> float:
         step()  # which finds in the caches what the others left
         runs, started = 0, time.process_time()
         while time.process_time() < started + TURN:
@@ -74,9 +72,9 @@ def problem(cell: str, T: int, B: int, I: int, H: int) -> tuple[Any, Any, Any]:
     return LAYERS[cell](I, H, seed=0), x, dy
 
 
-def row(text: str, steps: list[Step]) -> list[str]:
+def row(text: str, steps: list[Call]) -> list[str]:
     """Return the time of the first step in ms, and those of the others by it."""
-    first, *others = in_turns(steps)
+    first, *others = rounds_of(steps)
     ratios = [statistics.median(a / b for a, b in zip(times, first, strict=True)) for times in others]
     return [text, f"{statistics.median(first) * 1e3:.2f}", *(f"{ratio:.2f}" for ratio in ratios)]
 
