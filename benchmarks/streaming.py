@@ -42,12 +42,18 @@ def session_step_of(layer: Any, x: Any) -> Call:
     return lambda: session.run(None, inputs)
 
 
-def torch_step_of(cell: str, layer: Any, x: Any) -> Call:
-    """Return one step of torch's cell, its state carried on."""
-    theirs = CELLS[cell](layer.input_size, layer.hidden_size)
-    theirs.load_state_dict(
+def twin_of(cell: str, layer: Any) -> Any:
+    """Return torch's cell with the weights of a layer or cell of ours."""
+    twin = CELLS[cell](layer.input_size, layer.hidden_size)
+    twin.load_state_dict(
         {name.removesuffix("_l0"): torch.from_numpy(a.copy()) for name, a in layer.state_dict().items()}
     )
+    return twin
+
+
+def torch_step_of(cell: str, layer: Any, x: Any) -> Call:
+    """Return one step of torch's cell, its state carried on."""
+    theirs = twin_of(cell, layer)
     x, state = torch.from_numpy(x), None
 
     def step() -> None:
