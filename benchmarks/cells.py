@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 import rnnfast
-from benchmarks.streaming import CELLS, Call, in_turns, twin_of
+from benchmarks.streaming import CELLS, twin_of
+from benchmarks.timing import Call, in_turns
 
 OURS = {"lstm": rnnfast.LSTMCell, "gru": rnnfast.GRUCell, "rnn": rnnfast.RNNCell}
 

@@ -77,6 +77,7 @@ struct BackwardStep {
   View<Real> dh, dc, dreset_h, dh_flow, dc_flow;
   Index rows;
   Span units;
+  bool backwards;  // through the weights
   Held<Real> held;
 };
 
@@ -137,7 +138,7 @@ bool backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<R
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
     const bool from_dh = Cell::passes_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    const Product<Real> product = {s.dgates, s.dgate_row, init, out, s.rows, s.units};
+    const Product<Real> product = {s.dgates, s.dgate_row, init, out, s.rows, s.units, s.backwards};
     if (scratch.unpacked_w_hh.data)
       multiply_unpacked(product, factor, Cell::slots, scratch.unpacked_w_hh);
     else
@@ -218,6 +219,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     if (direction.dh_flow.data) s.dh_flow = at(direction.dh_flow, row - run_row);
     if (direction.dc_flow.data) s.dc_flow = at(direction.dc_flow, row - run_row);
     s.rows = rows_of_item(p, item, t), s.units = item.units;
+    s.backwards = turns_back(t);
     s.held = args.held;
     if (!backward_step<Cell>(s, scratch, [&] { return meet(item, team); })) return;
     if (args.clip > 0) {
