@@ -180,24 +180,36 @@ def test_float32(cell: str, activations: str) -> None:
 # Where the initial state is learned, an episode starts with that of its time
 
 
+@pytest.mark.parametrize("embedded", [False, True], ids=["dense", "embedded"])
 @by_steps((4, 12), (4, 7))
 @by_cell
-def test_a_learned_initial_state_is_stored_too(cell: str, k1: int, k2: int) -> None:
+def test_a_learned_initial_state_is_stored_too(cell: str, k1: int, k2: int, embedded: bool) -> None:
     layer = make_layer(cell, dtype="float64", learn_initial_state=True)
     names = [name for name in layer.parameters if name.startswith("initial")]
     values = [{name: normal((1, H), "float64", 10 * n + len(name)) for name in names} for n in range(3)]
     x, resets = normal((12, B, I), "float64", 1), np.zeros((12, B), np.bool_)
-    resets[6] = True
-    dy = normal((4, B, H), "float64", 2)
-    windows = rnnfast.tbptt(layer, x, k1, k2, resets=resets)
+    options: dict[str, Any] = {"embedding": normal((V, I), "float64", 5)} if embedded else {}
+    if embedded:
+        x = np.random.default_rng(4).integers(0, V, (12, B))
+    resets[[6, 9]] = True
+    dy = normal((12 - max(0, 12 - k2), B, H), "float64", 2)
+    windows = rnnfast.tbptt(layer, x, k1, k2, resets=resets, losses="window", **options)
     for value in values:  # those of steps 0, 4 and 8
         layer.load_state_dict({**layer.parameters, **value})
         window = next(windows)
     grads = window.backward(dy)
 
-    layer.load_state_dict({**layer.parameters, **values[1]})  # the episode of the last window starts at step 6
-    _, _, tape = layer.forward(x[6:])
-    _, _, expected = layer.backward(tape, np.concatenate([np.zeros((2, B, H)), dy]))
+    expected = {name: np.zeros_like(g) for name, g in grads.items()}
+    tau = window.tau
+    for value, first, last in zip(values, (0, 6, 9), (6, 9, 12), strict=True):
+        layer.load_state_dict({**layer.parameters, **value})
+        _, _, tape = layer.forward(x[first:last], **options)
+        if tau <= first:
+            layer.backward(tape, dy[first - tau : last - tau], grads=expected)
+        else:  # the state at tau is a constant
+            _, state = layer(x[first:tau], **options)
+            _, _, tape = layer.forward(x[tau:last], state, **options)
+            layer.backward(tape, dy[: last - tau], grads=expected)
     assert_close(grads, expected)
 
 
