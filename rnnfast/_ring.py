@@ -149,15 +149,16 @@ class Ring:
         dinitial = tuple(np.zeros_like(part) for part in self.initial)
         for k in reversed(range(self.layer.num_layers)):
             dstart = tuple(part[k : k + 1] for part in dinitial)
-            dstate: Any = (None, None)
+            dh, dc = None, None
             dxs: list[Any] = []
             for low, high, initial in pieces:
                 if initial is not None:
                     self._begin_with(initial)
-                dx, *dstate, grads[k] = _core.backward(
+                dx, dh, dc, grads[k] = _core.backward(
                     tapes[k],
                     dy[low - tau : high - tau],
-                    *dstate,
+                    dh,
+                    dc,
                     need_dx or k > 0,
                     grads[k],
                     dstart=pair(dstart),
@@ -165,7 +166,7 @@ class Ring:
                 )
                 dxs.insert(0, dx)
             if tau == 0:
-                for part, d in zip(dstart, dstate, strict=False):
+                for part, d in zip(dstart, (dh, dc), strict=False):
                     part += d
             if len(dxs) == 1 or dxs[0] is None:
                 dy = dxs[0]
