@@ -285,7 +285,7 @@ def backward(
         msg = f"clip_dh: expected a positive bound, got {clip_dh}"
         raise ValueError(msg)
     dlast = split_state(tape.cell, dstate, "dstate")
-    parts = _split_out(tape.cell, out, "(dx, dstate0)")
+    parts = split_out(tape.cell, out, "(dx, dstate0)")
     dx, dh0, dc0, grads = _core.backward(
         tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=clip_dh or 0.0, flow=flow
     )
@@ -302,7 +302,7 @@ def _run(
     out: tuple[Any, Any] | None,
     **rows: object,
 ) -> Any:
-    initial, results = split_state(cell, state, "state"), _split_out(cell, out, "(y, state)")
+    initial, results = split_state(cell, state, "state"), split_out(cell, out, "(y, state)")
     return run(cell, x, parameters, *initial, results, embedding, **rows)
 
 
@@ -482,7 +482,7 @@ def each_part(f: Callable[[Any], Any], state: Any) -> Any:
     return tuple(each_part(f, part) for part in state) if isinstance(state, tuple) else f(state)
 
 
-def _split_out(cell: str, out: tuple[Any, Any] | None, form: str) -> tuple[object, object, object] | None:
+def split_out(cell: str, out: tuple[Any, Any] | None, form: str) -> tuple[object, object, object] | None:
     """Return the arrays of `out`, a pair like `form`, or None."""
     if out is None:
         return None

@@ -224,6 +224,26 @@ def test_no_sequences_give_empty_outputs_in_both(layer: Layer) -> None:
     assert {name: a.shape for name, a in by_name(y=y, last=last).items()} == expected
 
 
+# Truncated backpropagation
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+@by_layer
+def test_windows_that_meet_are_chunks_with_a_detached_state(layer: Layer, k: int) -> None:
+    theirs = getattr(torch.nn, layer.name)(I, H, 2, **layer.options).double()
+    ours: Any = getattr(rnnfast, layer.name)(I, H, 2, **layer.options, dtype="float64")
+    ours.load_state_dict({name: p.detach().numpy() for name, p in theirs.named_parameters()})
+    x = np.random.default_rng(0).standard_normal((3 * T, B, I))
+    state = None
+    for window, chunk in zip(rnnfast.tbptt(ours, x, k, k), torch.from_numpy(x).split(k), strict=True):
+        y, state = theirs(chunk, state)
+        y.sin().sum().backward()
+        state = tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+        expected = {name: p.grad.numpy().copy() for name, p in theirs.named_parameters()}
+        theirs.zero_grad()
+        assert_close(window.backward(np.cos(window.y)), expected, 2)
+
+
 # The parity proof: the same training
 
 STEPS, V, DELAY = 50, 10, 2
