@@ -78,12 +78,13 @@ class Layout:
 
     def give(self, a: Array) -> Any:
         """Return an array of the kernels' as the caller has x; zero in the padding."""
+        features = a.shape[len(self.row_shape) :]
         if self.rows is not None:
-            padded = np.zeros((self.T * self.B, *a.shape[1:]), a.dtype)
+            padded = np.zeros((self.T * self.B, *features), a.dtype)
             padded[self.rows] = a
-            return padded.reshape(*self.axes, *a.shape[1:])
+            return padded.reshape(*self.axes, *features)
         if self.packed is not None:
-            return self.packed._replace(data=a.reshape(*self.axes, *a.shape[len(self.row_shape) :]))
+            return self.packed._replace(data=a.reshape(*self.axes, *features))
         if self.unbatched:
             return a[:, 0]
         return a.swapaxes(0, 1) if self.batch_first else a

@@ -113,7 +113,7 @@ class LayerTape(Tape):
 
     def _given(self, rows: Array) -> Any:
         layout = self.call.layout
-        return layout.give(rows.reshape(*layout.row_shape, -1))
+        return layout.give(rows.reshape(*layout.row_shape, rows.shape[-1]))
 
 
 class Recurrent(Module):

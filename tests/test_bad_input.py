@@ -346,7 +346,9 @@ TOKENS = {
         r"grads\['embedding'\]: expected shape \(8, 7\), got \(7, 7\)",
     ),
     "grads_overlap": Case(
-        lambda w: w.token_layer.backward(w.token_tape, w.token_tape.y, grads=w.token_grads(w.token_tape.embedding)),
+        lambda w: w.token_layer.backward(
+            w.token_tape, w.token_tape.y, grads=w.token_grads(w.token_tape.call.embedding)
+        ),
         ValueError,
         "grads: expected arrays of their own",
     ),
