@@ -333,7 +333,7 @@ class Recurrent(Module):
         dlast = self._checked_state(dstate, "dstate", layout)
         d = None
         if call.outputs == "last" and dy is not None:
-            dlast = self._with_top(dlast, checked(dy, "dy", tape.y.shape, self.dtype).reshape(layout.B, -1))
+            dlast = self._with_top(layout, dlast, checked(dy, "dy", tape.y.shape, self.dtype))
         elif dy is not None:
             d = layout.checked(dy, "dy", (self.directions * self.hidden_size,), self.dtype)
         given = Given(
@@ -493,7 +493,11 @@ class Recurrent(Module):
         layout = call.layout
         whole = self._state(lambda name: layout.whole_state(part_of(last, name), part_of(call.first, name)))
         if call.outputs == "last":
-            top = part_of(whole, INITIAL[0])[-self.directions :].swapaxes(0, 1).reshape(layout.B, -1)
+            top = (
+                part_of(whole, INITIAL[0])[-self.directions :]
+                .swapaxes(0, 1)
+                .reshape(layout.B, self.directions * self.hidden_size)
+            )
             return top[0] if layout.unbatched else top, each_part(layout.give_state, whole)
         return layout.give(hidden[-1]), each_part(layout.give_state, whole)
 
@@ -537,14 +541,14 @@ class Recurrent(Module):
         shape = (self.num_layers, *layout.axes, self.directions * self.hidden_size)
         return [layout.take(of_layer) for of_layer in checked(a, name, shape, self.dtype)]
 
-    def _with_top(self, dlast: Any, dy: Array) -> Any:
-        """Return the gradients of the last state with dy [B,D·H], of the top layer's h, added."""
-        B, D = len(dy), self.directions
+    def _with_top(self, layout: Layout, dlast: Any, dy: Array) -> Any:
+        """Return the gradients of the last state with dy, of the top layer's h, added."""
+        B, D, H = layout.B, self.directions, self.hidden_size
         whole = self._state(lambda _: np.zeros(self._state_shape(B), self.dtype))
         for part, given in zip(parts_of(whole), parts_of(dlast) if dlast is not None else (), strict=False):
             if given is not None:
                 part[...] = given
-        part_of(whole, INITIAL[0])[-D:] += dy.reshape(B, D, -1).swapaxes(0, 1)
+        part_of(whole, INITIAL[0])[-D:] += dy.reshape(B, D, H).swapaxes(0, 1)
         return whole
 
     def _of_layer(self, state: Any, layer: int) -> Any:

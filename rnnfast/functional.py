@@ -285,9 +285,7 @@ def backward(
     bound = checked_bound(clip_dh)
     dlast = split_state(tape.cell, dstate, "dstate")
     parts = _split_out(tape.cell, out, "(dx, dstate0)")
-    dx, dh0, dc0, grads = _core.backward(
-        tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=bound, flow=flow
-    )
+    dx, dh0, dc0, grads = _core.backward(tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=bound, flow=flow)
     return dx, _join(dh0, dc0), grads
 
 
