@@ -208,7 +208,7 @@ def test_flow_is_all_that_reaches_a_state(cell: str, shape: Shape, clip_dh: floa
 # Bit for bit
 
 
-# The last three are divided by units among members, where a step's rows that lie in several places are brought together.
+# The last three are divided by units among members: these meet where they bring rows of several places together.
 @by_shape(
     Shape(20, 40, 30, 96, D=2),
     Shape(60, 9, 1, 40),
