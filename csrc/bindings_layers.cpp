@@ -215,7 +215,10 @@ Problem read_problem(const CellInfo& info, const InputArrays& in, const Sequence
 Steps read_steps(const py::object& object, const Problem& p) {
   const auto given = tuple_of("steps", object, 2, "(first, last)");
   if (!given) return {0, p.T};
-  const Steps steps = {(*given)[0].cast<Index>(), (*given)[1].cast<Index>()};
+  for (const py::handle step : *given)
+    if (!PyLong_Check(step.ptr())) throw py::type_error("steps: expected integers, got " + type_name(step));
+  const Steps steps = {PyLong_AsSsize_t((*given)[0].ptr()), PyLong_AsSsize_t((*given)[1].ptr())};
+  if (PyErr_Occurred()) throw py::error_already_set();
   if (steps.first < 0 || steps.first > steps.last || steps.last > p.T)
     throw py::value_error("steps: expected 0 <= first <= last <= " + std::to_string(p.T) + ", got (" +
                           std::to_string(steps.first) + ", " + std::to_string(steps.last) + ")");
@@ -313,9 +316,8 @@ Held<double> read_held(const CellInfo& info, const py::object& object) {
   Held<double> held = {};
   if (object.is_none()) return held;
   const std::string gates = info.gates;
-  if (!py::isinstance<py::dict>(object))
-    throw py::type_error("gate_override: expected a dict, got " + type_name(object));
-  for (const auto& [gate, value] : py::reinterpret_borrow<py::dict>(object)) {
+  if (!py::hasattr(object, "keys")) throw py::type_error("gate_override: expected a dict, got " + type_name(object));
+  for (const auto& [gate, value] : py::dict(object)) {  // a copy: the caller's could change while we read it
     const std::size_t index = py::isinstance<py::str>(gate) && py::len(gate) == 1 ? gates.find(text(gate)) : gates.npos;
     if (index == gates.npos) {
       std::string names;
@@ -424,11 +426,10 @@ TokenArrays tokens_of_run(const py::array& x, const Problem& p, const Saved<Real
   return tokens;
 }
 
-// Runs the steps that the problem of the tape names; without memory of its own, it keeps nothing.
+// Runs the steps that the problem names; a tape without memory of its own keeps nothing.
 template <class Real>
-void run_forward(const TapeObject& tape, const Saved<Real>& saved, const TokenArrays& tokens, const View<Real>& y,
-                 std::optional<Output<Real>>& h, std::optional<Output<Real>>& c) {
-  const Problem& p = tape.problem;
+void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& saved, const TokenArrays& tokens,
+                 const View<Real>& y, std::optional<Output<Real>>& h, std::optional<Output<Real>>& c) {
   if (p.B == 0) return;
   const TapeSize size = tape.gates.data() || tape.c.data() ? kernels<Real>().tape_size(p) : TapeSize{0, 0, 0};
   const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
@@ -461,6 +462,8 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
   tape->held = read_held(info, held);
   Problem& p = tape->problem;
   p.run = read_steps(steps, p);
+  if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
+    throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
   const Shape state_shape = {p.D, p.B, p.H};
   refuse_c(info, "c0", arrays.c0);
   const auto start = tuple_of("start", arrays.start, 2, "(h, c)");
@@ -476,7 +479,7 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
   if (p.input == InputKind::dense)
     saved.x = input<Real>("x", in.x, shape_of_rows(p, p.I));
   else if (later)
-    tape->x = in.x;
+    tape->x = in.x.attr("view")();  // the shape of the caller's can be set anew
   else
     tape->tokens = read_tokens(in.x, in.embedding ? in.embedding->shape(0) : p.I);
   p.U = Index(tape->tokens.token.size());
@@ -498,7 +501,7 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
   }
   saved.y = y->array;
   if (training && p.B > 0) allocate<Real>(*tape);
-  if (p.run.last > p.run.first) run_forward(*tape, saved, tape->tokens, y->view(), h, c);
+  if (p.run.last > p.run.first) run_forward(p, *tape, saved, tape->tokens, y->view(), h, c);
   const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
   if (!training) return py::make_tuple(y_result, h_result, c_result);
   tape->saved = std::move(saved);
@@ -526,8 +529,9 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   refuse_c(info, "dc_steps", arrays.dc_steps);
   if (arrays.dy.is_none() && arrays.dh.is_none() && arrays.dc.is_none() && arrays.dc_steps.is_none())
     throw py::value_error("dy, dh, dc: expected at least one gradient, got none");
-  if (!(arrays.clip >= 0))
-    throw py::value_error("clip_dh: expected a positive bound, got " + std::to_string(arrays.clip));
+  const Real clip = Real(arrays.clip);
+  if (!(clip >= 0) || (clip == 0 && arrays.clip != 0))
+    throw py::value_error("clip_dh: expected a positive bound, got " + text(py::float_(arrays.clip)));
   const auto dy_in = optional_input<Real>("dy", arrays.dy, run_shape);
   const auto dc_steps = optional_input<Real>("dc_steps", arrays.dc_steps, run_shape);
   const auto dh_in = optional_input<Real>("dh", arrays.dh, state_shape);
@@ -620,7 +624,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                static_cast<Real*>(scratch.data()),
                                view(tokens, links),
                                held_as<Real>(tape.held),
-                               Real(arrays.clip)};
+                               clip};
     const TapeSize size = kernels<Real>().tape_size(p);
     for (Index d = 0; d < p.D; ++d) {
       const auto gradient = [&](int i) {
@@ -675,16 +679,23 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
 
 // ---- Steps as they come --------------------------------------------------------------------------------------------
 
+void require_steps_to_come(const TapeObject& tape) {
+  if (!steps_to_come(tape.problem))
+    throw py::value_error("tape: expected one that was made for steps to come, got one whose run is over");
+}
+
 // Runs the steps (first, last) of a tape that was made for them: x holds their input now. The state before is that
 // after the step before, which the tape still holds.
 template <class Real>
 py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& steps, const py::object& resets) {
-  Problem& p = tape.problem;
-  const Steps all = p.run;
+  require_steps_to_come(tape);
+  Problem p = tape.problem;
   p.run = read_steps(steps, p);
+  std::vector<unsigned char>& starts = tape.schedule.starts[0];
   if (!resets.is_none()) {
+    if (!p.starts[0]) throw py::value_error("resets: expected None, since the tape was made without");
     const auto given = flags(resets, "resets", {p.run.last - p.run.first, p.B});
-    std::copy(given.begin(), given.end(), tape.schedule.starts[0].begin() + p.run.first * p.B);
+    std::copy(given.begin(), given.end(), starts.begin() + p.run.first * p.B);
   }
   TokenArrays tokens;
   if (tape.x) tokens = tokens_of_run(*tape.x, p, saved);
@@ -693,16 +704,30 @@ py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& ste
   h = output<Real>("h", py::none(), {p.D, p.B, p.H});
   if (tape.info->has_c) c = output<Real>("c", py::none(), {p.D, p.B, p.H});
   const View<Real> y = {static_cast<Real*>(saved.y.mutable_data()), p.D * p.H};
-  if (p.run.last > p.run.first) run_forward(tape, saved, tokens, y, h, c);
-  p.run = all;
+  if (p.run.last > p.run.first) run_forward(p, tape, saved, tokens, y, h, c);
   return py::make_tuple(finish(h), finish(c));
 }
 
-// Forgets the first steps, a multiple of those of a chunk, and moves the others to the front. x is the caller's to
-// move.
+// The first step of each chunk, and T.
+std::vector<Index> first_steps(const Problem& p) {
+  std::vector<Index> first_step(std::size_t(p.T) + 1);
+  first_step.resize(std::size_t(kernels<float>().cut(p, first_step.data())) + 1);
+  return first_step;
+}
+
+// Forgets the first steps, whole chunks of a tape of whole chunks, and moves the others to the front. x is the
+// caller's to move.
 template <class Real>
 void shift_of(TapeObject& tape, Saved<Real>& saved, Index steps) {
+  require_steps_to_come(tape);
   const Problem& p = tape.problem;
+  const Index length = first_steps(p)[1];
+  if (p.T % length)
+    throw py::value_error("tape: expected one of a multiple of " + std::to_string(length) + " steps, got one of " +
+                          std::to_string(p.T));
+  if (steps < 0 || steps > p.T || steps % length)
+    throw py::value_error("steps: expected a multiple of " + std::to_string(length) + " up to " + std::to_string(p.T) +
+                          ", got " + std::to_string(steps));
   const auto move = [&](void* data, std::size_t bytes) {
     if (!data) return;
     const std::size_t gone = bytes / std::size_t(p.T) * std::size_t(steps);
@@ -717,20 +742,22 @@ void shift_of(TapeObject& tape, Saved<Real>& saved, Index steps) {
   move(tape.schedule.starts[0].data(), tape.schedule.starts[0].size());
 }
 
-// The first step of each chunk, and T.
 py::array_t<Index> chunks(const py::object& batch_sizes, Index T, Index B, Index H) {
   Problem p = {};
   p.T = T, p.B = B, p.H = H;
-  std::vector<Index> first_row, first_step(std::size_t(T) + 1);
+  std::vector<Index> first_row;
   if (!batch_sizes.is_none()) first_row = read_batch_sizes(batch_sizes), p.first_row = first_row.data();
-  const Index count = kernels<float>().cut(p, first_step.data());
-  return py::array_t<Index>(count + 1, first_step.data());
+  if (T < 1 || B < 0 || H < 1 || double(T) * double(B) > most_elements ||
+      (p.first_row && Index(first_row.size()) != T + 1))
+    throw py::value_error("T, B, H: expected sizes of a call, got " + shape_text({T, B, H}));
+  const std::vector<Index> first_step = first_steps(p);
+  return py::array_t<Index>(Index(first_step.size()), first_step.data());
 }
 
-// c of every step, [D,N,H] or None: the tape's own memory.
+// c of every step, [N,D·H] or None: the tape's own memory.
 template <class Real>
 py::object c_of(const py::object& owner, const TapeObject& tape) {
-  if (!tape.c.data()) return py::none();
+  if (!tape.info->has_c) return py::none();
   const Problem& p = tape.problem;
   py::array_t<Real> c({rows_of(p), p.D * p.H}, static_cast<const Real*>(tape.c.data()), owner);
   c.attr("setflags")("write"_a = false);
@@ -827,6 +854,9 @@ void bind_layers(py::module_& m) {
       },
       "tape"_a, "steps"_a);
   m.def("chunks", &chunks, "batch_sizes"_a, "T"_a, "B"_a, "H"_a);
+  m.def(
+      "check_gate_override", [](const py::object& cell, const py::object& held) { read_held(cell_named(cell), held); },
+      "cell"_a, "gate_override"_a);
   m.def(
       "backward",
       [](const py::object& object, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,

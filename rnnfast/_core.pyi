@@ -1,6 +1,6 @@
 """The compiled kernels: one layer, all its directions, one call. See `rnnfast.functional` for the public form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 from numpy.typing import NDArray
@@ -17,7 +17,12 @@ class Tape:
     """What a training forward keeps for its backward. Opaque and read-only."""
 
     @property
+    def c(self) -> _Array | None: ...
+    @property
     def cell(self) -> str: ...
+    def gate(self, name: str) -> _Array: ...
+    @property
+    def gates(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
 
@@ -29,6 +34,14 @@ def inference(
     c0: object | None = None,
     out: Sequence[object] | None = None,
     embedding: object | None = None,
+    *,
+    batch_sizes: object | None = None,
+    resets: object | None = None,
+    ends: object | None = None,
+    start: Sequence[object] | None = None,
+    gate_override: Mapping[str, float] | None = None,
+    reverse: bool = False,
+    steps: tuple[int, int] | None = None,
 ) -> tuple[_Array, _Array, _Array | None]: ...
 def forward(
     cell: str,
@@ -38,6 +51,14 @@ def forward(
     c0: object | None = None,
     out: Sequence[object] | None = None,
     embedding: object | None = None,
+    *,
+    batch_sizes: object | None = None,
+    resets: object | None = None,
+    ends: object | None = None,
+    start: Sequence[object] | None = None,
+    gate_override: Mapping[str, float] | None = None,
+    reverse: bool = False,
+    steps: tuple[int, int] | None = None,
 ) -> tuple[_Array, _Array, _Array | None, Tape]: ...
 def backward(
     tape: Tape,
@@ -47,7 +68,17 @@ def backward(
     need_dx: bool = True,
     grads: _Parameters | None = None,
     out: Sequence[object] | None = None,
+    *,
+    dc_steps: object | None = None,
+    clip_dh: float = 0.0,
+    flow: Sequence[object] | None = None,
+    dstart: Sequence[object] | None = None,
+    steps: tuple[int, int] | None = None,
 ) -> tuple[_Array | None, _Array, _Array | None, _Grads]: ...
+def advance(tape: Tape, steps: tuple[int, int], resets: object | None = None) -> tuple[_Array, _Array | None]: ...
+def shift(tape: Tape, steps: int) -> None: ...
+def chunks(batch_sizes: object | None, T: int, B: int, H: int) -> _Array: ...
+def check_gate_override(cell: str, gate_override: object) -> None: ...
 def sigmoid(x: object, out: object | None = None) -> _Array: ...
 def tanh(x: object, out: object | None = None) -> _Array: ...
 def multiply_adds(factors: object, n: int) -> float: ...

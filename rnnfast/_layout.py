@@ -29,7 +29,8 @@ class Layout:
         x, where it came as one.
     batch_sizes, order, rows : ndarrays, optional
         Where lengths differ: the sequences that each step has, which sequence has each place of a step, and, but for
-        packed data, the number of each row in the caller's array.
+        packed data, the number of each row in the caller's array. Where no sequence has a step, the kernels are given
+        one step of no sequences: there are no batch_sizes then.
     """
 
     axes: tuple[int, ...]
@@ -45,21 +46,23 @@ class Layout:
     @property
     def running(self) -> Array | None:
         """The sequences that have a step at all, in the kernels' order; None: all, in the caller's."""
-        if self.order is None or self.batch_sizes is None:
-            return None
-        return self.order[: self.batch_sizes[0] if len(self.batch_sizes) else 0]
+        return None if self.order is None else self.order[: 0 if self.batch_sizes is None else self.batch_sizes[0]]
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """The shape in which the kernels see the rows, without their features."""
-        return (self.T, self.B) if self.batch_sizes is None else (int(self.batch_sizes.sum()),)
+        if self.batch_sizes is not None:
+            return (int(self.batch_sizes.sum()),)
+        return (self.T, self.B) if self.order is None else (1, 0)
 
     def checked(self, a: object, name: str, features: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array like x, but with other features, as the kernels see it."""
         if self.packed is not None and isinstance(a, PackedSequence):
-            if not np.array_equal(a.batch_sizes, self.packed.batch_sizes):
-                msg = f"{name}: expected the batch_sizes of x, got others"
-                raise ValueError(msg)
+            for part in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+                own = getattr(a, part)
+                if own is not None and not np.array_equal(own, getattr(self.packed, part)):
+                    msg = f"{name}: expected the {part} of x, got others"
+                    raise ValueError(msg)
             a = a.data
         return self.take(checked(a, name, (*self.axes, *features), dtype))
 
@@ -68,19 +71,20 @@ class Layout:
         if self.rows is not None:
             return a.reshape(-1, *a.shape[len(self.axes) :]).take(self.rows, 0)
         if self.packed is not None:
-            return a
+            return a.reshape(*self.row_shape, *a.shape[1:])
         if self.unbatched:
             return a[:, None]
         return a.swapaxes(0, 1) if self.batch_first else a
 
     def give(self, a: Array) -> Any:
         """Return an array of the kernels' as the caller has x; zero in the padding."""
+        features = a.shape[len(self.row_shape) :]
         if self.rows is not None:
-            padded = np.zeros((self.T * self.B, *a.shape[1:]), a.dtype)
+            padded = np.zeros((self.T * self.B, *features), a.dtype)
             padded[self.rows] = a
-            return padded.reshape(*self.axes, *a.shape[1:])
+            return padded.reshape(*self.axes, *features)
         if self.packed is not None:
-            return self.packed._replace(data=a)
+            return self.packed._replace(data=a.reshape(*self.axes, *features))
         if self.unbatched:
             return a[:, 0]
         return a.swapaxes(0, 1) if self.batch_first else a
@@ -116,19 +120,25 @@ def layout_of(x: object, lengths: object, input_size: int, batch_first: bool, em
     tokens = embedded or (array.dtype.kind in "iu" and array.ndim <= most)
     features = () if tokens else (input_size,)
     axes = array.shape[: array.ndim - len(features)]
+    end = f", {features[0]}" if features else ""
+    batch = "B, T" if batch_first else "T, B"
+    expected = f"(N{end or ','})" if packed else f"({batch}{end}) or (T{end or ','})"
     if len(axes) not in (most, 1) or array.shape[len(axes) :] != features:
-        end = f", {features[0]}" if features else ""
-        batch = "B, T" if batch_first else "T, B"
-        expected = f"(N{end or ','})" if packed else f"({batch}{end}) or (T{end or ','})"
         msg = f"x{'.data' if packed else ''}: expected shape {expected}, got {array.shape}"
         raise ValueError(msg)
     if packed:
         sizes, order = packed.batch_sizes, packed.sorted_indices
-        return array, Layout(axes, len(sizes), len(order), batch_first, False, packed, sizes, order)
+        some = sizes if len(sizes) else None
+        return array, Layout(axes, len(sizes), len(order), batch_first, False, packed, some, order)
     unbatched = len(axes) == 1
     T, B = (axes[0], 1) if unbatched else axes[:: -1 if batch_first else 1]
+    if T == 0:
+        msg = f"x: expected shape {expected} with T >= 1, got {array.shape}"
+        raise ValueError(msg)
     if lengths is None:
         return array, Layout(axes, T, B, batch_first, unbatched)
     checked_lengths = ragged.checked_lengths(lengths, T, B)
     rows, sizes, order = ragged.rows(checked_lengths, T, batch_first=batch_first and not unbatched)
+    if len(sizes) == 0:
+        rows, sizes = rows.reshape(1, 0), None
     return array, Layout(axes, T, B, batch_first, unbatched, None, sizes, order, rows)

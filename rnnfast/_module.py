@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import numbers
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .functional import Array, checked, checked_target
+from .functional import Array, checked, checked_target, number
 
 
 class Module:
@@ -392,11 +391,10 @@ def addressable(parameters: int, sizes: str) -> None:
 
 def integer(value: Any, name: str) -> int:
     """Return an integer of any type as an int."""
-    try:
-        return operator.index(value)
-    except TypeError:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         msg = f"{name}: expected an int, got {type(value).__name__}"
-        raise TypeError(msg) from None
+        raise TypeError(msg)
+    return operator.index(value)
 
 
 def size(value: Any, name: str) -> int:
@@ -414,14 +412,6 @@ def flag(value: Any, name: str) -> bool:
         msg = f"{name}: expected a bool, got {type(value).__name__}"
         raise TypeError(msg)
     return value
-
-
-def number(value: Any, name: str) -> float:
-    """Return a real number as a float."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        msg = f"{name}: expected a number, got {type(value).__name__}"
-        raise TypeError(msg)
-    return float(value)
 
 
 def _float_dtype(dtype: Any) -> np.dtype[Any]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from . import _core, _segments, functional
 from ._layout import Layout, layout_of
-from ._module import PARAMETERS, Module, Tape, addressable, flag, number, recurrent_shapes, size
-from .functional import GATES, Array, State, checked, each_part, split_state
+from ._module import PARAMETERS, Module, Tape, addressable, flag, integer, recurrent_shapes, size
+from .functional import GATES, Array, State, checked, checked_bound, each_part, number, split_state
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -51,7 +51,7 @@ class Given(NamedTuple):
     dlast: Any
     dc: list[Array] | None  # of each layer
     dh: list[Array] | None
-    clip_dh: float | None
+    clip_dh: float  # 0: none
     need_dx: bool
     flow: Flow | None
 
@@ -88,11 +88,10 @@ class LayerTape(Tape):
 
     def c(self, layer: int) -> Any:
         """Return c of every step of a layer of an LSTM, as `h` does."""
-        c = self._of(self.kept, layer).c
-        if c is None:
+        if self.owner.cell != "lstm":
             msg = f"layer: expected one of an LSTM, got one of {self.owner!r}"
             raise ValueError(msg)
-        return self._given(c)
+        return self._given(self._of(self.kept, layer).c)
 
     def gates(self, layer: int) -> dict[str, Any]:
         """Return the activated gates of every step of a layer by their letters, laid out as h is.
@@ -107,14 +106,14 @@ class LayerTape(Tape):
         if isinstance(self.kept, _segments.Checkpoints):
             msg = "tape: expected one with every step, got one with checkpoints"
             raise ValueError(msg)
-        if not -L <= layer < L:
+        if not -L <= integer(layer, "layer") < L:
             msg = f"layer: expected {-L} to {L - 1}, got {layer}"
             raise ValueError(msg)
         return of_layers[layer]
 
     def _given(self, rows: Array) -> Any:
         layout = self.call.layout
-        return layout.give(rows.reshape(*layout.row_shape, -1))
+        return layout.give(rows.reshape(*layout.row_shape, rows.shape[-1]))
 
 
 class Recurrent(Module):
@@ -334,7 +333,7 @@ class Recurrent(Module):
         dlast = self._checked_state(dstate, "dstate", layout)
         d = None
         if call.outputs == "last" and dy is not None:
-            dlast = self._with_top(dlast, checked(dy, "dy", tape.y.shape, self.dtype).reshape(layout.B, -1))
+            dlast = self._with_top(layout, dlast, checked(dy, "dy", tape.y.shape, self.dtype))
         elif dy is not None:
             d = layout.checked(dy, "dy", (self.directions * self.hidden_size,), self.dtype)
         given = Given(
@@ -342,7 +341,7 @@ class Recurrent(Module):
             each_part(layout.take_state, dlast),
             self._checked_steps(dc, "dc", layout),
             self._checked_steps(dh_layers, "dh_layers", layout),
-            clip_dh,
+            checked_bound(clip_dh),
             need_dx,
             flow,
         )
@@ -350,15 +349,11 @@ class Recurrent(Module):
         steps = tuple(given.dc or ()), tuple(given.dh or ())
         self._check_grads(grads, (call.x, call.first, call.embedding), tape.hidden, tuple(given[:2]), steps, **others)
         dfirst = self._new_state(layout)
-        if not tape.kept:  # no sequence has a step
-            dx, made = np.zeros(layout.row_shape + call.x.shape[-1:], self.dtype), {}
-        elif isinstance(tape.kept, _segments.Checkpoints):
-            dx, made = _segments.backward(self, tape, given, grads, dfirst)
-        else:
-            dx, made = self._backward_whole(tape, given, grads, dfirst)
+        back = _segments.backward if isinstance(tape.kept, _segments.Checkpoints) else Recurrent._backward_whole
+        dx, made = back(self, tape, given, grads, dfirst)
         first = self._state(lambda name: layout.whole_state(part_of(dfirst, name), part_of(dlast, name)))
         if grads is None:
-            made |= dict.fromkeys(others, dx)
+            made |= {name: dx for name in others if dx is not None}
             zeros = {name: np.zeros_like(p) for name, p in self.parameters.items() if name not in made}
             grads = {name: (made | zeros)[name] for name in (*self.parameters, *others)}
         else:
@@ -374,19 +369,20 @@ class Recurrent(Module):
         self, tape: "LayerTape", given: Given, grads: dict[str, Array] | None, dfirst: Any
     ) -> tuple[Array | None, dict[str, Array]]:
         """Run the layers backwards, each over all of time; return dx and the gradients of their parameters."""
-        d, made = given.dy, {}
+        d: Any = given.dy
+        made: dict[str, Array] = {}
         for layer in reversed(range(self.num_layers)):
             d = given.with_layer(d, layer)
-            flow = None
+            h = tape.hidden[layer]
+            flow: Any = (None, None)
             if given.flow is not None:
-                h = tape.hidden[layer]
                 flow = np.empty_like(h), np.empty_like(h) if self.cell == "lstm" else None
             d, _, new = functional.backward(
                 tape.kept[layer],
                 d,
                 self._of_layer(given.dlast, layer),
                 dc=None if given.dc is None else given.dc[layer],
-                clip_dh=given.clip_dh,
+                clip_dh=given.clip_dh or None,
                 need_dx=given.need_dx or layer > 0,
                 grads=None if grads is None else self._tuples(grads, layer),
                 flow=flow,
@@ -449,19 +445,21 @@ class Recurrent(Module):
         if outputs not in ("all", "last"):
             msg = f"outputs: expected 'all' or 'last', got {outputs!r}"
             raise ValueError(msg)
-        held = [gate_override] * self.num_layers
-        if gate_override is not None and not isinstance(gate_override, Mapping):
-            held = list(gate_override)
+        held: Sequence[Any] = [gate_override] * self.num_layers
+        if isinstance(gate_override, list | tuple):
+            held = gate_override
             if len(held) != self.num_layers:
                 msg = f"gate_override: expected a dict, or one for each of {self.num_layers} layers, got {len(held)}"
                 raise ValueError(msg)
+        for of_layer in held:
+            _core.check_gate_override(self.cell, of_layer)
         x, layout = layout_of(x, lengths, self.input_size, self.batch_first, rows is not None)
         learned = state is None and self.learn_initial_state
         first = self._learned_state(layout.B) if learned else self._checked_state(state, "state", layout)
         if resets is not None:
-            resets = layout.take(checked(resets, "resets", layout.axes, np.dtype(bool)))
+            resets = layout.checked(resets, "resets", (), np.dtype(bool))
         taken = each_part(layout.take_state, first)
-        return Call(layout, x, layout.take(x), first, taken, resets, outputs, held, rows, learned)
+        return Call(layout, x, layout.take(x), first, taken, resets, outputs, list(held), rows, learned)
 
     def _run(
         self, run: Callable[..., Any], call: Call, *, dropout: bool = True
@@ -471,8 +469,6 @@ class Recurrent(Module):
         hidden: list[Array] = []
         kept: list[Any] = []
         masks: list[Array] = []
-        if 0 in call.layout.row_shape[:1]:  # no sequence has a step
-            return (np.empty((0, self.directions * self.hidden_size), self.dtype),), last, (), ()
         for layer in range(self.num_layers):
             if layer and self.dropout and dropout and run is functional.forward:
                 masks.append(self._mask(y.shape))
@@ -497,7 +493,11 @@ class Recurrent(Module):
         layout = call.layout
         whole = self._state(lambda name: layout.whole_state(part_of(last, name), part_of(call.first, name)))
         if call.outputs == "last":
-            top = part_of(whole, INITIAL[0])[-self.directions :].swapaxes(0, 1).reshape(layout.B, -1)
+            top = (
+                part_of(whole, INITIAL[0])[-self.directions :]
+                .swapaxes(0, 1)
+                .reshape(layout.B, self.directions * self.hidden_size)
+            )
             return top[0] if layout.unbatched else top, each_part(layout.give_state, whole)
         return layout.give(hidden[-1]), each_part(layout.give_state, whole)
 
@@ -541,14 +541,14 @@ class Recurrent(Module):
         shape = (self.num_layers, *layout.axes, self.directions * self.hidden_size)
         return [layout.take(of_layer) for of_layer in checked(a, name, shape, self.dtype)]
 
-    def _with_top(self, dlast: Any, dy: Array) -> Any:
-        """Return the gradients of the last state with dy [B,D·H], of the top layer's h, added."""
-        B, D = len(dy), self.directions
+    def _with_top(self, layout: Layout, dlast: Any, dy: Array) -> Any:
+        """Return the gradients of the last state with dy, of the top layer's h, added."""
+        B, D, H = layout.B, self.directions, self.hidden_size
         whole = self._state(lambda _: np.zeros(self._state_shape(B), self.dtype))
         for part, given in zip(parts_of(whole), parts_of(dlast) if dlast is not None else (), strict=False):
             if given is not None:
                 part[...] = given
-        part_of(whole, INITIAL[0])[-D:] += dy.reshape(B, D, -1).swapaxes(0, 1)
+        part_of(whole, INITIAL[0])[-D:] += dy.reshape(B, D, H).swapaxes(0, 1)
         return whole
 
     def _of_layer(self, state: Any, layer: int) -> Any:

@@ -65,8 +65,8 @@ def infer(layer: Recurrent, _: object, call: Call) -> tuple[tuple[()], Any]:
     rows_at_once = 4096  # weights are packed again for each segment
     segments = _cut(layer, call, max(rows_at_once // max(call.layout.B, 1), 1))
     last = layer._new_state(call.layout)
-    x = call.rows
-    for group in _groups(layer) if segments else ():
+    x: Any = call.rows
+    for group in _groups(layer):
         y = _rows_of(layer, call) if group[0].layers.stop < layer.num_layers else None
         for strand in group:
             _forward_strand(layer, call, strand, segments, x, y, last, [])
@@ -76,10 +76,21 @@ def infer(layer: Recurrent, _: object, call: Call) -> tuple[tuple[()], Any]:
 
 def forward(layer: Recurrent, call: Call, k: int) -> tuple[tuple[Array, ...], Any, Any]:
     """Return y of the top layer, or nothing if it is not wanted, the last state, and checkpoints."""
+    generator = layer.rng.bit_generator
+    before = generator.state
+    try:
+        return _forward(layer, call, k)
+    except BaseException:
+        generator.state = before  # tokens are checked when their segment is run, after the dropout has been drawn
+        raise
+
+
+def _forward(layer: Recurrent, call: Call, k: int) -> tuple[tuple[Array, ...], Any, Any]:
     segments = _cut(layer, call, k, LEAST_ROWS)
     last = layer._new_state(call.layout)
     kept = Checkpoints(segments, {}, [], _draw(layer, call, segments), {})
-    x, y = call.rows, None
+    x: Any = call.rows
+    y: Any = None
     for group in _groups(layer):
         top = group[0].layers.stop == layer.num_layers
         y = None if top and call.outputs == "last" else _rows_of(layer, call)
@@ -98,7 +109,8 @@ def backward(
     layer: Recurrent, tape: LayerTape, given: Given, grads: dict[str, Array] | None, dfirst: Any
 ) -> tuple[Array | None, dict[str, Array]]:
     """Run the segments again, from the last to the first, and backwards; fill dfirst, return dx and the gradients."""
-    kept, d = tape.kept, given.dy
+    kept = tape.kept
+    d: Any = given.dy
     made = {} if grads is None else {name: grads[name] for name in layer.parameters}
     for group, x in zip(reversed(_groups(layer)), reversed(kept.inputs), strict=True):
         bottom, top = group[0].layers.start, group[0].layers.stop - 1
@@ -121,13 +133,14 @@ def _groups(layer: Recurrent) -> list[list[Strand]]:
 def _cut(layer: Recurrent, call: Call, k: int, least_rows: int = 0) -> list[Segment]:
     """Cut time into segments of k steps or a few more: whole blocks of the sums of the weights' gradients."""
     layout = call.layout
-    if 0 in layout.row_shape[:1]:
-        return []
-    T = layout.T if layout.batch_sizes is None else len(layout.batch_sizes)
-    sizes = np.full(T, layout.B) if layout.batch_sizes is None else layout.batch_sizes
+    sizes = layout.batch_sizes
+    if sizes is None:
+        T, B = layout.row_shape
+        sizes = np.full(T, B)
+    T = len(sizes)
     first_row = np.append(0, np.cumsum(sizes))
     cuts = [0]
-    for step in _core.chunks(layout.batch_sizes, T, layout.B, layer.hidden_size)[1:]:
+    for step in _core.chunks(layout.batch_sizes, T, int(sizes[0]), layer.hidden_size)[1:]:
         if step == T or (step - cuts[-1] >= k and first_row[step] - first_row[cuts[-1]] >= least_rows):
             cuts.append(step)
     segments = []
@@ -260,7 +273,7 @@ def _backward_strand(
         if n != order[0]:
             states = kept.states[strand][n]
             tapes = [tape for *_, tape in _run(_core.forward, layer, call, strand, segment, x, states, drawn)]
-        d_n = None if d is None else d[segment.rows][..., units]
+        d_n: Any = None if d is None else d[segment.rows][..., units]
         for k in reversed(strand.layers):
             if k < strand.layers.stop - 1:
                 d_n = d_n * _mask(layer, drawn[k], d_n.shape) if drawn else d_n
@@ -270,15 +283,17 @@ def _backward_strand(
             into = tuple(made.get(name) for name in names)
             dparts, dstart = ([part[:, : segment.B] for part in parts[k - bottom]] for parts in (dstates, dstarts))
             out = (dx[segment.rows], None, None) if dx is not None and k == bottom else None
+            dh, dc = (*dparts, None)[:2]
             d_n, *dbefore, [new] = _core.backward(
                 tapes[k - bottom],
                 d_n,
-                *(*dparts, None)[:2],
+                dh,
+                dc,
                 need_dx or k > bottom,
                 None if into[0] is None else [into],
                 out,
                 dc_steps=None if given.dc is None else given.dc[k][segment.rows][..., units],
-                clip_dh=given.clip_dh or 0.0,
+                clip_dh=given.clip_dh,
                 dstart=tuple((*dstart, None)[:2]),
             )
             for part, value in zip(dparts, dbefore, strict=False):

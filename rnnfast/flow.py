@@ -7,7 +7,7 @@ import numpy as np
 from . import _core, functional
 from ._recurrent import Call, LayerTape, Recurrent
 from .functional import Array
-from .ragged import row_numbers
+from .ragged import PackedSequence, row_numbers
 
 __all__ = ["GradientFlow", "gradient_flow"]
 
@@ -96,7 +96,8 @@ def gradient_flow(
         if c is not None and dc is not None:
             c[k] = _norms(_padded(call, dc), D)
 
-    layer._backward(tape, _core.asarray(dy, "dy"), None, need_dx=False, flow=measure)
+    dy = dy if isinstance(dy, PackedSequence) else _core.asarray(dy, "dy")
+    layer._backward(tape, dy, None, need_dx=False, flow=measure)
     return GradientFlow(h, c)
 
 

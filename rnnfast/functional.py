@@ -91,6 +91,7 @@ Examples
 ((5, 2, 3), (1, 2, 4), (16, 3), (16, 4))
 """
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -140,7 +141,7 @@ def inference(
     resets : array of bools [T,B], or [N] with `batch_sizes`, optional
         Where a state is the initial one again.
     gate_override : dict, optional
-        From letters, of i, f, g, o or r, z, n, to the values that these gates are held at.
+        From letters, of i, f, g, o or r, z, n, to the numbers that these gates are held at.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -246,8 +247,8 @@ def backward(
     dc : array [T,B,D·H], optional
         For the LSTM, the gradient of c of every step.
     clip_dh : float, optional
-        What a step passes to the one before, dh' and the LSTM's dc', is bounded to [-clip_dh, clip_dh], element by
-        element; also dstate0, which the first step passes on.
+        A positive number: what a step passes to the one before, dh' and the LSTM's dc', is bounded to
+        [-clip_dh, clip_dh], element by element; also dstate0, which the first step passes on. NaN passes.
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
     grads : sequence of D tuples, optional
@@ -281,14 +282,10 @@ def backward(
     if not isinstance(tape, _core.Tape):
         msg = f"tape: expected a tape of functional.forward, got {type(tape).__name__}"
         raise TypeError(msg)
-    if clip_dh is not None and not clip_dh > 0:
-        msg = f"clip_dh: expected a positive bound, got {clip_dh}"
-        raise ValueError(msg)
+    bound = checked_bound(clip_dh)
     dlast = split_state(tape.cell, dstate, "dstate")
     parts = split_out(tape.cell, out, "(dx, dstate0)")
-    dx, dh0, dc0, grads = _core.backward(
-        tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=clip_dh or 0.0, flow=flow
-    )
+    dx, dh0, dc0, grads = _core.backward(tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=bound, flow=flow)
     return dx, _join(dh0, dc0), grads
 
 
@@ -455,6 +452,25 @@ def checked_target(a: object, name: str, shape: tuple[int, ...], dtype: np.dtype
     checked(a, name, shape, dtype)
     _core.check_writable(a, name)
     return a
+
+
+def checked_bound(clip_dh: object) -> float:
+    """Return the bound, 0 where there is none."""
+    if clip_dh is None:
+        return 0.0
+    bound = number(clip_dh, "clip_dh")
+    if not bound > 0:
+        msg = f"clip_dh: expected a positive bound, got {clip_dh}"
+        raise ValueError(msg)
+    return bound
+
+
+def number(value: Any, name: str) -> float:
+    """Return a real number as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        msg = f"{name}: expected a number, got {type(value).__name__}"
+        raise TypeError(msg)
+    return float(value)
 
 
 def split_state(cell: str, state: object, name: str) -> tuple[object, object]:

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
-from ._module import flag, generator, integer, number, size
-from .functional import Array
+from ._module import flag, generator, integer, size
+from .functional import Array, number
 
 __all__ = ["PackedSequence", "length_bucketed_batches", "pack_padded", "pad_packed"]
 

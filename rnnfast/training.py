@@ -35,8 +35,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from . import _core
-from ._module import integer, number
-from .functional import Array, checked, checked_target
+from ._module import integer
+from .functional import Array, checked, checked_target, number
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
 

@@ -8,12 +8,14 @@ Each call has a random generator of its own, so that any one can be repeated:
 """
 
 import argparse
+import contextlib
 import sys
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -381,21 +383,34 @@ def whole_layer(rng: Rng) -> Attempt:
         name: bool(rng.random() < 0.5) for name in ("bias", "batch_first", "bidirectional", "learn_initial_state")
     }
     options |= {"num_layers": L, "dtype": choose(rng, DTYPES), "seed": int(rng.integers(2**31))}
-    options["dropout"] = 0.5 if L > 1 and rng.random() < 0.3 else 0.0
-    layer = make_layer(choose(rng, list(KINDS)), (I, H), **options)
+    kind = choose(rng, list(KINDS))
     unbatched = rng.random() < 0.2
     batch = () if unbatched else (0 if rng.random() < 0.05 else B,)
+    given_rows, steps, bad = sequence_options(rng, kind, T, batch)
+    plain = given_rows["lengths"] is None and given_rows["checkpoint"] is None  # only then are the masks [T,B,D·H]
+    options["dropout"] = 0.5 if L > 1 and plain and rng.random() < 0.3 else 0.0
+    layer = make_layer(kind, (I, H), **options)
+    last = given_rows["outputs"] == "last"
     slots = {
         name: normal(shape, layer.dtype, int(rng.integers(2**31)))
         for name, shape in {
             "x": (T, *batch, I),
-            "dy": (T, *batch, layer.directions * H),
+            "dy": (*(() if last else (T,)), *batch, layer.directions * H),
+            **dict.fromkeys(("dc_steps", "dh_layers"), (L, T, *batch, layer.directions * H)),
             **dict.fromkeys(("h", "c", "dh", "dc"), (L * layer.directions, *batch, H)),
         }.items()
     }
+    slots["resets"] = rng.random((T, *batch)) < 0.2
+    for name, unwanted in (("dc_steps", layer.cell != "lstm"), ("dh_layers", False), ("resets", False)):
+        if unwanted or rng.random() < 0.7:
+            del slots[name]
     originals = dict(slots)
     if not unbatched:
-        slots |= {name: swap(slots[name], layer) for name in ("x", "dy")}
+        slots |= {
+            name: swap(slots[name], layer) for name in ("x", "resets", *(() if last else ("dy",))) if name in slots
+        }
+        if layer.batch_first:
+            slots |= {name: slots[name].swapaxes(1, 2) for name in ("dc_steps", "dh_layers") if name in slots}
     given, need_dx, stateful = rng.random() < 0.5, rng.random() < 0.8, rng.random() < 0.7
     if given:
         slots |= {f"g {name}": np.zeros_like(p) for name, p in layer.parameters.items()}
@@ -410,29 +425,126 @@ def whole_layer(rng: Rng) -> Attempt:
 
     def call() -> Results:
         state = state_of(slots, "h", "c") if stateful else None
-        y, last, tape = layer.forward(slots["x"], state)
+        y, after, tape = layer.forward(slots["x"], state, resets=slots.get("resets"), **given_rows)
         masks[:] = tape.masks
         grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
         dstate = state_of(slots, "dh", "dc")
-        return results(y, last, *layer.backward(tape, slots["dy"], dstate, need_dx=need_dx, grads=grads))
+        every = {"dc": slots.get("dc_steps"), "dh_layers": slots.get("dh_layers"), **steps}
+        return results(y, after, *layer.backward(tape, slots["dy"], dstate, need_dx=need_dx, grads=grads, **every))
 
     def expected() -> Results:
         def batched(a: Array) -> Array:
-            return a[:, None] if unbatched else a
+            return np.expand_dims(a, a.ndim - 1) if unbatched else a
 
-        values = {name: batched(a) for name, a in originals.items()}
+        values = {name: batched(a) for name, a in originals.items() if name != "resets"}
         state = state_of(values, "h", "c") if stateful else None
-        dstate = state_of(values, "dh", "dc")
-        wanted = oracle(layer, values["x"], state, values["dy"], dstate, tuple(masks))
+        dstate, dy = state_of(values, "dh", "dc"), None if last else values["dy"]
+        if last:
+            dh, *others = parts(dstate)
+            dh = dh.copy()
+            dh[-layer.directions :] += values["dy"].reshape(-1, layer.directions, H).swapaxes(0, 1)
+            dstate = (dh, *others)
+        every = {"dc": values.get("dc_steps"), "dh_layers": values.get("dh_layers"), **steps}
+        rows = {"lengths": given_rows["lengths"]}
+        if "resets" in originals:
+            rows["resets"] = originals["resets"].reshape(T, -1) if originals["resets"].size else np.zeros((T, 0), bool)
+        held = [given_rows["gate_override"]] * L
+        wanted = oracle(layer, values["x"], state, dy, dstate, tuple(masks), held=held, **every, **rows)
+        if last:
+            wanted["y"] = wanted["h0"][-layer.directions :].swapaxes(0, 1).reshape(-1, layer.directions * H)
         if not need_dx:
             del wanted["dx"]
         sequences = {name: a for name, a in wanted.items() if name in ("y", "dx")}
         states = {name: a[:, 0] if unbatched else a for name, a in wanted.items() if name in ("h0", "h1", "dh0", "dh1")}
         laid_out = {name: a[:, 0] if unbatched else swap(a, layer) for name, a in sequences.items()}
+        if last:
+            laid_out["y"] = wanted["y"][0] if unbatched else wanted["y"]
         return {**wanted, **states, **laid_out}
 
     written = frozenset(name for name in slots if name.startswith("g "))
-    return Attempt(type(layer).__name__, call, slots, written, expected=expected, watched=[*layer.parameters.values()])
+    watched = [*layer.parameters.values()]
+    return Attempt(type(layer).__name__, call, slots, written, bad=bad, expected=expected, watched=watched)
+
+
+def sequence_options(rng: Rng, kind: str, T: int, batch: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Draw what forward and backward take beside arrays, and what of it is wrong."""
+    B, gates = batch[0] if batch else 1, reference.CELLS[kind].names
+    forward: dict[str, Any] = {
+        "lengths": rng.integers(0, T + 1, B).tolist() if rng.random() < 0.3 else None,
+        "outputs": "last" if rng.random() < 0.2 else "all",
+        "checkpoint": choose(rng, (1, 3, 1000, "auto")) if rng.random() < 0.2 else None,
+        "gate_override": {choose(rng, gates): 0.375} if gates and rng.random() < 0.2 else None,
+    }
+    backward: dict[str, Any] = {"clip_dh": 0.25 if rng.random() < 0.2 else None}
+    if rng.random() > 0.1:
+        return forward, backward, ""
+    wrong: dict[str, tuple[Any, ...]] = {
+        "lengths": (
+            [T + 1] * max(B, 1),
+            [-1] * max(B, 1),
+            [1] * (B + 1),
+            3,
+            "x",
+            [0.5] * max(B, 1),
+            [2**70] * max(B, 1),
+        ),
+        "outputs": ("first", None, 3),
+        "checkpoint": (0, -1, 2.5, "x", True, -(2**70), [3]),
+        "gate_override": ({"q": 0.0}, {"if": 0.0}, {0: 1.0}, "f", 3, [None] * 9, {next(iter(gates), "f"): "x"}),
+        "clip_dh": (0, -1, np.nan, "x", True, [1.0]),
+    }
+    name = choose(rng, list(wrong))
+    (backward if name in backward else forward)[name] = choose(rng, wrong[name])
+    return forward, backward, name
+
+
+def unequal_rows(rng: Rng) -> Attempt:
+    """Call forward and backward with batch_sizes, some of which are no such thing."""
+    D, (I, H) = int(rng.integers(1, 3)), (int(n) for n in rng.integers(1, 8, 2))
+    sizes = np.sort(rng.integers(1, 6, rng.integers(1, 9)))[::-1].astype(choose(rng, ("i8", "i4", "u1", "u8")))
+    N, cell, dtype = int(sizes.sum()), choose(rng, CELLS), choose(rng, DTYPES)
+    p: Any = make_problem(cell, dtype, Shape(1, N, I, H, D), seed=int(rng.integers(2**31)))
+    bad, given = "", sizes.copy()
+    if rng.random() < 0.4:
+        wide = sizes.astype("i8")
+        wrong = (wide * 0, wide - 9, -wide, wide[:, None], wide[:0], wide.astype("f8"), np.append(1, wide + 1))
+        bad, given = "batch_sizes", [*wrong, np.full(4, 2**62), np.full(9, 2**63, "u8")][rng.integers(9)]
+    slots = {"x": p.x[0], "dy": p.dy[0], "resets": rng.random(N) < 0.2, "flow": np.zeros_like(p.dy[0])}
+
+    def call() -> Results:
+        y, _, tape = functional.forward(cell, slots["x"], p.parameters, batch_sizes=given, resets=slots["resets"])
+        dx, _, new = functional.backward(tape, slots["dy"], flow=(slots["flow"], None))
+        return {**named(y=y, dx=dx), **named_grads(new)}
+
+    return Attempt("unequal rows", call, slots, frozenset({"flow"}), bad=bad)
+
+
+def steps_to_come(rng: Rng) -> Attempt:
+    """Run a tape's steps as they come, in any order and out of range."""
+    T, B = int(rng.integers(1, 9)), choose(rng, (0, 1, 3, 200))
+    p: Any = make_problem(choose(rng, CELLS), choose(rng, DTYPES), Shape(T, B, 3, 5), seed=0)
+    resets = np.zeros((T, B), bool) if rng.random() < 0.5 else None
+    *_, tape = _core.forward(p.cell, p.x, p.parameters, resets=resets, steps=(0, 0))
+
+    def some() -> int:
+        return int(choose(rng, (-(2**63), -1, T + 1, 2**62, *range(T + 1))))
+
+    def call() -> Results:
+        for _ in range(8):
+            steps = some(), some()
+            n = max(min(steps[1], T) - max(steps[0], 0), 0)
+            calls: tuple[Callable[[], Any], ...] = (
+                partial(_core.advance, tape, steps),
+                partial(_core.advance, tape, steps, np.zeros((n, B), bool)),
+                partial(_core.shift, tape, steps[0]),
+                partial(_core.backward, tape, p.dy[:n], steps=steps),
+                partial(_core.chunks, None, min(steps[0], 99), min(steps[1], 99), 5),
+            )
+            with contextlib.suppress(ValueError):
+                choose(rng, calls)()
+        return {}
+
+    return Attempt("steps to come", call, free=True, watched=[p.x, p.dy])
 
 
 def streaming(rng: Rng) -> Attempt:
@@ -600,7 +712,7 @@ def constructor(rng: Rng) -> Attempt:
 
 TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     *[bare_forward, bare_backward, whole_layer] * 4,
-    *[tokens, streaming, one_cell, readout, activation, structure] * 2,
+    *[tokens, streaming, one_cell, readout, activation, structure, unequal_rows, steps_to_come] * 2,
     adam_step,
     state_dict,
     constructor,

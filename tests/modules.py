@@ -64,8 +64,24 @@ def results(y: Any, state: Any, dx: Any, dstate0: Any, grads: Results) -> Result
     return {**named(y=y, dx=dx), **named_states(state, dstate0), **grads}
 
 
-def oracle(layer: Any, x: Array, state: Any, dy: Array, dstate: Any, masks: tuple[Array, ...] = ()) -> Results:
-    """Run a stack of the oracle's layers with the layer's parameters; everything time-major and batched."""
+def oracle(
+    layer: Any,
+    x: Array,
+    state: Any,
+    dy: Array | None,
+    dstate: Any,
+    masks: tuple[Array, ...] = (),
+    *,
+    held: Any = None,
+    dc: Array | None = None,
+    dh_layers: Array | None = None,
+    clip_dh: float | None = None,
+    **rows: Any,
+) -> Results:
+    """Run a stack of the oracle's layers with the layer's parameters; everything time-major and batched.
+
+    `held` is the gate_override of each layer, `rows` are lengths and resets.
+    """
     L, D, p = layer.num_layers, layer.directions, layer.parameters
     suffixes = [[f"_l{k}", f"_l{k}_reverse"][:D] for k in range(L)]
     here = [slice(k * D, (k + 1) * D) for k in range(L)]
@@ -79,7 +95,12 @@ def oracle(layer: Any, x: Array, state: Any, dy: Array, dstate: Any, masks: tupl
             y = y * masks[k - 1]
         parameters = [tuple(p.get(n + s) for n in PARAMETERS) for s in suffixes[k]]
         y, *state_k, tape = reference.forward(
-            layer.cell, y, parameters, *(None if s is None else s[here[k]] for s in first)
+            layer.cell,
+            y,
+            parameters,
+            *(None if s is None else s[here[k]] for s in first),
+            gate_override=held and held[k],
+            **rows,
         )
         tapes.append(tape)
         last.append([s for s in state_k if s is not None])
@@ -87,7 +108,12 @@ def oracle(layer: Any, x: Array, state: Any, dy: Array, dstate: Any, masks: tupl
     grads: Results = {}
     d = dy
     for k in reversed(range(L)):
-        d, *dstate_k, new = reference.backward(tapes[k], d, *(s[here[k]] for s in parts(dstate)))
+        if dh_layers is not None:
+            d = dh_layers[k] if d is None else d + dh_layers[k]
+        dc_steps = None if dc is None else dc[k]
+        d, *dstate_k, new = reference.backward(
+            tapes[k], d, *(s[here[k]] for s in parts(dstate)), dc_steps=dc_steps, clip_dh=clip_dh
+        )
         if k and masks:
             d = d * masks[k - 1]
         dfirst.insert(0, [s for s in dstate_k if s is not None])

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -45,6 +45,16 @@ class World:
         _, _, self.rnn_tape = F.forward("rnn_tanh", self.x, [tuple(p[:H] for p in self.parameters[0])])
         self.token_layer = make_layer("gru")
         _, _, self.token_tape = self.token_layer.forward(np.zeros((T, B), int), embedding=normal((8, I), "float32", 5))
+        self.rnn = make_layer("rnn_tanh")
+        self.packed = rnnfast.pack_padded(self.x, [5, 2, 4])
+        _, _, self.packed_tape = self.lstm.forward(self.packed)
+        _, _, self.saving_tape = self.lstm.forward(self.x, checkpoint=2)
+        _, _, self.last_tape = self.lstm.forward(self.x, outputs="last")
+        _, _, self.gru_tape = self.gru.forward(self.x.swapaxes(0, 1))
+        _, _, self.ragged_tape = F.forward(
+            "lstm", self.packed.data, self.parameters, batch_sizes=self.packed.batch_sizes
+        )
+        *_, self.tape_to_come = _core.forward("lstm", self.x, self.parameters, steps=(0, 0))
         self.out = np.ones((T, B, H), np.float32)
         self.bare_grads = [tuple(np.ones_like(p) for p in self.parameters[0])]
 
@@ -346,7 +356,9 @@ TOKENS = {
         r"grads\['embedding'\]: expected shape \(8, 7\), got \(7, 7\)",
     ),
     "grads_overlap": Case(
-        lambda w: w.token_layer.backward(w.token_tape, w.token_tape.y, grads=w.token_grads(w.token_tape.embedding)),
+        lambda w: w.token_layer.backward(
+            w.token_tape, w.token_tape.y, grads=w.token_grads(w.token_tape.call.embedding)
+        ),
         ValueError,
         "grads: expected arrays of their own",
     ),
@@ -362,6 +374,258 @@ TOKENS = {
         ValueError,
         r"out\[0\]: expected None, since dx is not computed",
     ),
+}
+
+resets = np.zeros((T, B), bool)
+other_packing = rnnfast.pack_padded(np.zeros((T, B, H), np.float32), [5, 3, 3])
+other_order = rnnfast.pack_padded(np.zeros((T, B, H), np.float32), [5, 4, 2])
+
+
+def clip(value: Any) -> Callable[[World], Any]:
+    return lambda w: w.lstm.backward(w.tape, w.y, clip_dh=value)
+
+
+def bare_clip(value: Any) -> Callable[[World], Any]:
+    return lambda w: F.backward(w.bare_tape, w.dy, clip_dh=value)
+
+
+def checkpoint(value: Any) -> Callable[[World], Any]:
+    return lambda w: w.lstm.forward(w.x, checkpoint=value)
+
+
+def bare_sizes(sizes: Any) -> Callable[[World], Any]:
+    return lambda w: F.forward("lstm", w.packed.data, w.parameters, batch_sizes=sizes)
+
+
+def held(gates: Any) -> Callable[[World], Any]:
+    return lambda w: w.lstm.forward(w.x, gate_override=gates)
+
+
+STEPS = r"expected shape \(2, 5, 3, 6\), got"
+
+SEQUENCES = {
+    "lengths_-1": Case(lambda w: w.lstm(w.x, lengths=[5, -1, 2]), ValueError, "lengths: expected 0 to 5, got -1"),
+    "lengths_6": Case(lambda w: w.lstm(w.x, lengths=[5, 6, 2]), ValueError, "lengths: expected 0 to 5, got 6"),
+    "lengths_2": Case(lambda w: w.lstm(w.x, lengths=[5, 1]), ValueError, r"lengths: expected shape \(3,\), got \(2,\)"),
+    "lengths_float": Case(lambda w: w.lstm(w.x, lengths=[5.0, 1, 2]), TypeError, "lengths: expected integers, got flo"),
+    "lengths_bool": Case(lambda w: w.lstm(w.x, lengths=resets[0]), TypeError, "lengths: expected integers, got bool"),
+    "lengths_int": Case(lambda w: w.lstm(w.x, lengths=5), ValueError, r"lengths: expected shape \(3,\), got \(\)"),
+    "lengths_one": Case(lambda w: w.lstm(w.x[:, 0], lengths=[5, 5]), ValueError, r"lengths: expected shape \(1,\)"),
+    "lengths_packed": Case(
+        lambda w: w.lstm(w.packed, lengths=[5, 2, 4]), ValueError, "lengths: expected None, since x is packed"
+    ),
+    "lengths_batch_first": Case(
+        lambda w: w.gru(w.x.swapaxes(0, 1), lengths=[6, 0, 0]), ValueError, "lengths: expected 0 to 5, got 6"
+    ),
+    "packed_sizes": Case(
+        lambda w: w.lstm(w.packed._replace(batch_sizes=[2, 3, 3, 2, 1])), ValueError, "x.batch_sizes: expected none"
+    ),
+    "packed_sum": Case(
+        lambda w: w.lstm(w.packed._replace(batch_sizes=[3, 3, 2, 2])), ValueError, r"x.data: expected shape \(10, ...\)"
+    ),
+    "packed_order": Case(
+        lambda w: w.lstm(w.packed._replace(sorted_indices=[0, 0, 1])), ValueError, "x.sorted_indices: expected each"
+    ),
+    "packed_features": Case(
+        lambda w: w.lstm(w.packed._replace(data=w.packed.data[:, 1:])), ValueError, r"x.data: expected shape \(N, 7\)"
+    ),
+    "packed_dy": Case(
+        lambda w: w.lstm.backward(w.packed_tape, other_packing), ValueError, "dy: expected the batch_sizes of x"
+    ),
+    "packed_dy_order": Case(
+        lambda w: w.lstm.backward(w.packed_tape, other_order), ValueError, "dy: expected the sorted_indices of x"
+    ),
+    "packed_dy_rows": Case(
+        lambda w: w.lstm.backward(w.packed_tape, w.y), ValueError, r"dy: expected shape \(11, 6\), got \(5, 3, 6\)"
+    ),
+    "packed_dy_alone": Case(
+        lambda w: w.lstm.backward(w.tape, other_packing), TypeError, "dy: expected an array, got PackedSequence"
+    ),
+    "resets_shape": Case(lambda w: w.lstm(w.x, resets=resets[1:]), ValueError, r"resets: expected shape \(5, 3\), got"),
+    "resets_features": Case(lambda w: w.lstm(w.x, resets=resets[..., None]), ValueError, "resets: expected shape"),
+    "resets_int": Case(lambda w: w.lstm(w.x, resets=resets * 1), TypeError, "resets: expected dtype bool, got int64"),
+    "resets_list": Case(
+        lambda w: w.lstm(w.x, resets=resets.tolist()), TypeError, "resets: expected an array, got list"
+    ),
+    "resets_batch_first": Case(
+        lambda w: w.gru(w.x.swapaxes(0, 1), resets=resets), ValueError, r"resets: expected shape \(3, 5\), got \(5, 3\)"
+    ),
+    "resets_packed": Case(
+        lambda w: w.lstm(w.packed, resets=resets), ValueError, r"resets: expected shape \(11,\), got"
+    ),
+    "outputs": Case(
+        lambda w: w.lstm(w.x, outputs="first"), ValueError, "outputs: expected 'all' or 'last', got 'first'"
+    ),
+    "outputs_int": Case(lambda w: w.lstm.forward(w.x, outputs=1), ValueError, "outputs: expected .*, got 1"),
+    "outputs_dy": Case(
+        lambda w: w.lstm.backward(w.last_tape, w.y), ValueError, r"dy: expected shape \(3, 6\), got \(5, 3, 6\)"
+    ),
+    "checkpoint_0": Case(checkpoint(0), ValueError, "checkpoint: expected at least 1, got 0"),
+    "checkpoint_-1": Case(checkpoint(-1), ValueError, "checkpoint: expected at least 1, got -1"),
+    "checkpoint_x": Case(checkpoint("x"), ValueError, "checkpoint: expected a number of steps or 'auto', got 'x'"),
+    "checkpoint_2.5": Case(checkpoint(2.5), TypeError, "checkpoint: expected an int, got float"),
+    "checkpoint_bool": Case(checkpoint(True), TypeError, "checkpoint: expected an int, got bool"),
+    "checkpoint_tokens": Case(
+        lambda w: w.lstm.forward(tokens, checkpoint=2), ValueError, "x: expected tokens from 0 to 6, got 7"
+    ),
+    "gate_lacking": Case(held({"r": 0.0}), ValueError, "gate_override: expected gates of lstm, i, f, g, o, got 'r'"),
+    "gate_lacking_above": Case(held([{"f": 0.0}, {"z": 0.0}]), ValueError, "gate_override: expected gates of .*'z'"),
+    "gate_elman": Case(
+        lambda w: w.rnn(w.x, gate_override={"h": 0.0}), ValueError, "gate_override: expected None, .* no gates, got 'h'"
+    ),
+    "gate_two": Case(held({"if": 0.0}), ValueError, "gate_override: expected gates of lstm, .*, got 'if'"),
+    "gate_int": Case(held({0: 0.0}), ValueError, "gate_override: expected gates of lstm, .*, got 0"),
+    "gate_str": Case(held("f"), TypeError, "gate_override: expected a dict, got str"),
+    "gate_number": Case(held(0.5), TypeError, "gate_override: expected a dict, got float"),
+    "gate_value": Case(held({"f": "0"}), TypeError, "gate_override: expected a number for f, got str"),
+    "gate_none": Case(held({"f": None}), TypeError, "gate_override: expected a number for f, got NoneType"),
+    "gate_value_above": Case(held([None, {"f": [0]}]), TypeError, "gate_override: expected a number for f, got list"),
+    "gate_layers": Case(
+        held([None] * 3), ValueError, "gate_override: expected a dict, or one for each of 2 layers, got 3"
+    ),
+    "gate_bare": Case(
+        lambda w: w.bare(gate_override=[{"f": 0.0}]), TypeError, "gate_override: expected a dict, got list"
+    ),
+    "dc_gru": Case(
+        lambda w: w.gru.backward(w.gru_tape, None, dc=w.y), ValueError, "dc: expected None, since gru has no cell state"
+    ),
+    "dc_shape": Case(lambda w: w.lstm.backward(w.tape, dc=w.y), ValueError, f"dc: {STEPS}"),
+    "dc_dtype": Case(
+        lambda w: w.lstm.backward(w.tape, dc=np.ones((2, 5, 3, 6))), TypeError, "dc: expected dtype float32"
+    ),
+    "dh_layers_shape": Case(lambda w: w.lstm.backward(w.tape, dh_layers=w.y), ValueError, f"dh_layers: {STEPS}"),
+    "dh_layers_list": Case(
+        lambda w: w.lstm.backward(w.tape, dh_layers=[w.y]), TypeError, "dh_layers: expected an array"
+    ),
+    "clip_0": Case(clip(0), ValueError, "clip_dh: expected a positive bound, got 0"),
+    "clip_-1": Case(clip(-1.0), ValueError, "clip_dh: expected a positive bound, got -1.0"),
+    "clip_nan": Case(clip(np.nan), ValueError, "clip_dh: expected a positive bound, got nan"),
+    "clip_vanishing": Case(clip(1e-50), ValueError, "clip_dh: expected a positive bound, got 1e-50"),
+    "clip_str": Case(clip("1"), TypeError, "clip_dh: expected a number, got str"),
+    "clip_bool": Case(clip(True), TypeError, "clip_dh: expected a number, got bool"),
+    "clip_array": Case(clip(np.ones(3)), TypeError, "clip_dh: expected a number, got ndarray"),
+    "clip_saved": Case(
+        lambda w: w.lstm.backward(w.saving_tape, w.y, clip_dh=0.0), ValueError, "clip_dh: expected a positive bound"
+    ),
+    "clip_bare": Case(bare_clip(-1), ValueError, "clip_dh: expected a positive bound, got -1"),
+    "clip_bare_str": Case(bare_clip("1"), TypeError, "clip_dh: expected a number, got str"),
+    "clip_bare_complex": Case(bare_clip(1j), TypeError, "clip_dh: expected a number, got complex"),
+    "tape_layer": Case(lambda w: w.tape.h(5), ValueError, "layer: expected -2 to 1, got 5"),
+    "tape_layer_type": Case(lambda w: w.tape.gates("l0"), TypeError, "layer: expected an int, got str"),
+    "tape_c_gru": Case(lambda w: w.gru_tape.c(0), ValueError, "layer: expected one of an LSTM, got one of GRU"),
+    "tape_saving": Case(
+        lambda w: w.saving_tape.gates(0), ValueError, "tape: expected one with every step, got .* checkp"
+    ),
+    "tape_saving_h": Case(
+        lambda w: w.saving_tape.h(0), ValueError, "tape: expected one with every step, got .* checkp"
+    ),
+    "sizes_ascend": Case(
+        bare_sizes(np.array([2, 3, 3, 3])), ValueError, "batch_sizes: expected .* descending .* step 1"
+    ),
+    "sizes_0": Case(bare_sizes(np.array([6, 5, 0])), ValueError, "batch_sizes: expected positive .*, got 0 at step 2"),
+    "sizes_sum": Case(bare_sizes(np.array([5, 5])), ValueError, "batch_sizes: expected .* the rows of x, 11, got 10"),
+    "sizes_huge": Case(bare_sizes(np.array([2**62] * 3)), ValueError, "batch_sizes: expected a sum that fits"),
+    "sizes_none": Case(bare_sizes(np.array([], int)), ValueError, r"batch_sizes: expected shape \(T,\) .*, got \(0,\)"),
+    "sizes_float": Case(bare_sizes(np.array([6.0, 5])), TypeError, "batch_sizes: expected integers, got float64"),
+    "sizes_nan": Case(bare_sizes(np.array([11, np.nan])), TypeError, "batch_sizes: expected integers, got float64"),
+    "sizes_rank": Case(bare_sizes(np.array([[6, 5]])), ValueError, r"batch_sizes: expected shape \(T,\)"),
+    "sizes_x": Case(
+        lambda w: F.forward("lstm", w.x, w.parameters, batch_sizes=np.array([5])),
+        ValueError,
+        r"x: expected shape \(N, 7",
+    ),
+    "bare_resets": Case(
+        lambda w: w.bare(resets=resets[:, 0]), ValueError, r"resets: expected shape \(5, 3\), got \(5,\)"
+    ),
+    "bare_resets_dtype": Case(
+        lambda w: w.bare(resets=resets.astype("u1")), TypeError, "resets: expected dtype bool, got uint8"
+    ),
+    "bare_dc": Case(
+        lambda w: F.backward(w.rnn_tape, dc=w.dy), ValueError, "dc.*: expected None, since rnn_tanh has no"
+    ),
+    "bare_dc_shape": Case(lambda w: F.backward(w.bare_tape, dc=w.dy[1:]), ValueError, "dc_steps: expected shape"),
+    "flow": Case(lambda w: F.backward(w.bare_tape, w.dy, flow=w.out), TypeError, r"flow: expected a tuple \(dh, dc\)"),
+    "flow_shape": Case(
+        lambda w: F.backward(w.bare_tape, w.dy, flow=(w.out[1:], None)), ValueError, r"flow\[0\]: expected shape"
+    ),
+    "flow_dc": Case(
+        lambda w: F.backward(w.rnn_tape, w.dy, flow=(None, w.out)),
+        ValueError,
+        r"flow\[1\]: expected None, since rnn_tanh",
+    ),
+    "flow_overlap": Case(
+        lambda w: F.backward(w.bare_tape, w.dy, flow=(w.out, w.out)), ValueError, r"flow\[0\]: .*overlaps flow\[1\]"
+    ),
+    "flow_dy": Case(
+        lambda w: F.backward(w.bare_tape, w.dy, flow=(w.dy, None)), ValueError, r"flow\[0\]: .*overlaps dy"
+    ),
+}
+
+to_come = "tape: expected one that was made for steps to come"
+
+CORE = {
+    "steps_order": Case(
+        lambda w: _core.backward(w.bare_tape, w.dy[:1], steps=(2, 1)), ValueError, "steps: expected 0 <= first <= last"
+    ),
+    "steps_beyond": Case(lambda w: _core.advance(w.tape_to_come, (3, 6)), ValueError, "steps: expected .* <= 5, got"),
+    "steps_-1": Case(lambda w: _core.advance(w.tape_to_come, (-1, 2)), ValueError, "steps: expected 0 <= first"),
+    "steps_none": Case(
+        lambda w: _core.backward(w.bare_tape, w.dy[:0], steps=(2, 2)), ValueError, "steps: expected at least one step"
+    ),
+    "steps_float": Case(
+        lambda w: _core.advance(w.tape_to_come, cast("Any", (0.0, 2))), TypeError, "steps: expected integers, got float"
+    ),
+    "steps_packed": Case(
+        lambda w: _core.forward("lstm", w.packed.data, w.parameters, batch_sizes=w.packed.batch_sizes, steps=(0, 0)),
+        ValueError,
+        "steps: expected None",
+    ),
+    "steps_two": Case(
+        lambda w: _core.forward("lstm", w.x, w.parameters * 2, steps=(0, 0)), ValueError, "steps: expected None"
+    ),
+    "steps_reverse": Case(
+        lambda w: _core.forward("lstm", w.x, w.parameters, reverse=True, steps=(0, 0)),
+        ValueError,
+        "steps: expected None",
+    ),
+    "reverse_two": Case(
+        lambda w: _core.forward("lstm", w.x, w.parameters * 2, reverse=True), ValueError, "reverse: expected False"
+    ),
+    "advance_over": Case(lambda w: _core.advance(w.bare_tape, (0, 1)), ValueError, to_come),
+    "advance_ragged": Case(lambda w: _core.advance(w.ragged_tape, (0, 1)), ValueError, to_come),
+    "advance_tape": Case(lambda w: _core.advance(w.tape, (0, 1)), TypeError, "tape: expected a tape of forward"),
+    "advance_resets": Case(
+        lambda w: _core.advance(w.tape_to_come, (0, 2), resets[:2]), ValueError, "resets: expected None, since the tape"
+    ),
+    "shift_over": Case(lambda w: _core.shift(w.bare_tape, 0), ValueError, to_come),
+    "shift_ragged": Case(lambda w: _core.shift(w.ragged_tape, 1), ValueError, to_come),
+    "shift_beyond": Case(
+        lambda w: _core.shift(w.tape_to_come, 10), ValueError, "steps: expected a multiple of 5 up to 5"
+    ),
+    "shift_-5": Case(lambda w: _core.shift(w.tape_to_come, -5), ValueError, "steps: expected a multiple of 5 up to 5"),
+    "shift_part": Case(lambda w: _core.shift(w.tape_to_come, 2), ValueError, "steps: expected a multiple of 5 up to 5"),
+    "chunks_B": Case(lambda _: _core.chunks(None, 5, -1, 3), ValueError, r"T, B, H: expected .*, got \(5, -1, 3\)"),
+    "chunks_T": Case(lambda _: _core.chunks(None, -5, 1, 3), ValueError, "T, B, H: expected"),
+    "chunks_H": Case(lambda _: _core.chunks(None, 5, 1, 0), ValueError, "T, B, H: expected"),
+    "chunks_huge": Case(lambda _: _core.chunks(None, 2**62, 2**62, 3), ValueError, "T, B, H: expected"),
+    "chunks_sizes": Case(lambda _: _core.chunks(np.array([2, 1]), 5, 2, 3), ValueError, "T, B, H: expected"),
+    "ends": Case(
+        lambda w: _core.forward("lstm", w.x, w.parameters, ends=resets[0, :2]),
+        ValueError,
+        r"ends: expected shape \(3,\)",
+    ),
+    "start": Case(
+        lambda w: _core.forward("lstm", w.x, w.parameters, start=(w.h0[0], None)),
+        ValueError,
+        r"start\[0\]: expected sh",
+    ),
+    "dstart": Case(
+        lambda w: _core.backward(w.bare_tape, w.dy, dstart=(w.h0[:, 1:], None)), ValueError, r"dstart\[0\]: expected sh"
+    ),
+    "dstart_overlap": Case(
+        lambda w: _core.backward(w.bare_tape, w.dy, dstart=(w.h0, None)), ValueError, r"dstart\[0\]: .*overlaps h0"
+    ),
+    "gate_name": Case(lambda w: w.bare_tape.gate("r"), ValueError, "gate: expected one of 'ifgo', got 'r'"),
 }
 
 READOUT = {
@@ -622,6 +886,8 @@ CASES = {
         "layer": LAYERS,
         "cell": CELLS,
         "tokens": TOKENS,
+        "sequences": SEQUENCES,
+        "core": CORE,
         "readout": READOUT,
         "functional": FUNCTIONAL,
         "other": OTHERS,

@@ -9,7 +9,7 @@ from problems import DTYPES, Array
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
-from rnnfast import GradientFlow, functional, gradient_flow
+from rnnfast import GradientFlow, functional, gradient_flow, pack_padded
 
 FORMS: dict[str, dict[str, Any]] = {
     "one": {},
@@ -212,3 +212,16 @@ X32, DY32 = X.astype(np.float32), DY[..., :H].astype(np.float32)
 def test_errors_name_the_argument(arguments: Any, options: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         gradient_flow(*arguments, **options)
+
+
+@by_cell
+def test_packed_sequences_give_what_their_lengths_give(cell: str) -> None:
+    layer = make_stack(cell)
+    for lengths in ([2, T, 0], [0, 0, 0]):
+        padded = gradient_flow(layer, X, DY, lengths=lengths)
+        packed = gradient_flow(layer, pack_padded(X, lengths), pack_padded(DY, lengths))
+        for a, b in zip(padded, packed, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                assert a.any() == any(lengths)
+                assert np.array_equal(a[..., : b.shape[-1]], b)

@@ -334,6 +334,8 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         s.c_before = state_before(p, c_before, item, t, mixes);
         s.c = at(c, keeps_c ? row : item.first);
       }
+      // Joined members wait for those of the other direction too: they meet as often, whichever of the two mixes.
+      if (item.joined && p.D == 2) mixes = mixes || mixes_rows(p, 1 - item.direction, p.run.first + p.run.last - 1 - t);
       if (mixes && !meet(item, team)) return;
       if (resets_h<Cell>) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = rows_of_item(p, item, t), s.units = item.units;

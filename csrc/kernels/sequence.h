@@ -70,6 +70,15 @@ void for_each_piece(const Problem& p, int direction, const StateBefore<Real>& st
   }
 }
 
+// Whether a step of a direction finds the rows before it in several places.
+inline bool mixes_rows(const Problem& p, int direction, Index t) {
+  const unsigned char* const starts = p.starts[direction];
+  if (!starts) return false;
+  for (Index row = row_of(p, t) + 1; row < row_of(p, t + 1); ++row)
+    if (starts[row] != starts[row - 1]) return true;
+  return false;
+}
+
 // The rows of an item before step t. `mixes` becomes true if they had to be brought together, in the units of the item.
 template <class Real>
 View<const Real> state_before(const Problem& p, const StateBefore<Real>& state, const Item& item, Index t,
