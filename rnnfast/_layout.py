@@ -106,7 +106,9 @@ class Layout:
         return part[:, 0] if self.unbatched else part
 
 
-def layout_of(x: object, lengths: object, input_size: int, batch_first: bool, embedded: bool) -> tuple[Array, Layout]:
+def layout_of(
+    x: object, lengths: object, input_size: int, batch_first: bool, embedded: bool, *, least_steps: int = 1
+) -> tuple[Array, Layout]:
     """Check the input of a call: return it as an array and its layout."""
     packed = None
     if isinstance(x, PackedSequence):
@@ -132,7 +134,7 @@ def layout_of(x: object, lengths: object, input_size: int, batch_first: bool, em
         return array, Layout(axes, len(sizes), len(order), batch_first, False, packed, some, order)
     unbatched = len(axes) == 1
     T, B = (axes[0], 1) if unbatched else axes[:: -1 if batch_first else 1]
-    if T == 0:
+    if T < least_steps:
         msg = f"x: expected shape {expected} with T >= 1, got {array.shape}"
         raise ValueError(msg)
     if lengths is None:

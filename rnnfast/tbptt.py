@@ -222,7 +222,8 @@ class _Run:
         layer = as_layer(module)
         rows = None if embedding is None else _core.asarray(embedding, "embedding")
         first = _core.asarray(x.first, "x")
-        chunk, layout = layout_of(first, None, layer.input_size, layer.batch_first, rows is not None)
+        embedded = rows is not None
+        chunk, layout = layout_of(first, None, layer.input_size, layer.batch_first, embedded, least_steps=0)
         self.module, self.layer, self.layout, self.options = module, layer, layout, options
         self.suffix = "" if layer is module else "_l0"  # that the layer's names have more than the module's
 

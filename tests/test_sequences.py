@@ -16,7 +16,7 @@ from modules import KINDS, B, H, I, T, make_layer, make_state, named_states, nor
 from problems import DTYPES, Array, Results, assert_close, assert_same_bits
 from tolerances import TOLERANCE, relative_error
 
-from rnnfast import pack_padded, pad_packed, reference
+from rnnfast import _segments, pack_padded, pad_packed, reference
 
 STACKS = [(1, 1), (1, 2), (2, 1), (2, 2)]  # L, D
 EVERY: tuple[str, ...] = ("dc", "dh_layers")
@@ -75,6 +75,12 @@ class Job:
         """Whether a step is real, [T,B,1]."""
         T, B = self.x.shape[:2]
         return (np.arange(T)[:, None] < np.asarray(self.rows.get("lengths", [T] * B)))[..., None]
+
+
+@pytest.fixture(autouse=True)
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sequences of a test's length have several segments."""
+    monkeypatch.setattr(_segments, "LEAST_ROWS", 1)
 
 
 def make_job(
