@@ -134,7 +134,7 @@ def layout_of(
         return array, Layout(axes, len(sizes), len(order), batch_first, False, packed, some, order)
     unbatched = len(axes) == 1
     T, B = (axes[0], 1) if unbatched else axes[:: -1 if batch_first else 1]
-    if T < least_steps:
+    if least_steps > T:
         msg = f"x: expected shape {expected} with T >= 1, got {array.shape}"
         raise ValueError(msg)
     if lengths is None:
