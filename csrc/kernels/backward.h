@@ -4,7 +4,7 @@
 // products of a finished chunk are shared out among all members.
 #pragma once
 
-#include "sequence.h"
+#include "windows.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -18,16 +18,18 @@ struct BackwardScratch {
     Columns<Real> x, h_before, reset_h;  // of one chunk; x of tokens: of the embedding
     Gates<Real> dgates;                  // of one chunk
     Gates<Real> table;                   // dgates summed by token
-    Real* dreset_h;                      // [B,H]
+    Real* dreset_h;                      // [B,H], of each window
     Real *h_mixed, *c_mixed;             // [B,H], where some rows start anew
     View<Real> dx;  // of the run's rows: the caller's for the first direction, own memory for the second;
                     // of tokens [U,I], own memory
   } directions[2];
+  WindowScratch<Real> windows;
   Real* zeros;
 };
 
 template <class Cell, class Real>
-BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Arena<Real>& arena) {
+BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, const Windows& windows,
+                                       Arena<Real>& arena) {
   const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
   const bool dense = p.input == InputKind::dense;
   BackwardScratch<Real> s = {};
@@ -58,10 +60,11 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     if (resets_h<Cell>) direction.reset_h = columns(p.H, rows);
     direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
     direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
-    if (resets_h<Cell>) direction.dreset_h = take(arena, p.B * p.H);
+    if (resets_h<Cell>) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
     if (p.starts[d]) direction.h_mixed = take(arena, p.B * p.H), direction.c_mixed = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, p.H);
+  s.windows = lay_out_windows<Cell>(p, windows, s.zeros, arena);
   return s;
 }
 
@@ -76,18 +79,29 @@ struct BackwardStep {
   Index rows;
   Span units;
   Held<Real> held;
+  // Each window has its own rows in dgates, dh, dc and dreset_h, after those of the one before.
+  Index windows = 1;
+  View<const Real> other_dy = {};  // of window i > 0, from row i·dy_rows on
+  Index dy_rows = 0;
+  Gates<Real> dgate_sum = {};  // of all windows
+  Index dgate_sum_row = 0;
 };
 
 template <class Cell, int phase, class S, class Real>
-RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
+RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int valid, Index row, Index window) {
   constexpr Phase part = Cell::phases[phase];
   constexpr bool comes_first = phase + 1 == phase_count<Cell>;
   BackwardPoint<S, Cell::slots> p;
   p.held = &s.held;
-  const auto load = [&](const auto& view) { return load_lanes<S>(view.data + row * view.stride + unit, valid); };
-  const auto store = [&](const View<Real>& view, typename S::V v) {
-    store_lanes<S>(view.data + row * view.stride + unit, v, valid);
+  const Index delta_row = window * s.rows + row;
+  const auto load_row = [&](const auto& view, Index k) {
+    return load_lanes<S>(view.data + k * view.stride + unit, valid);
   };
+  const auto store_row = [&](const View<Real>& view, Index k, typename S::V v) {
+    store_lanes<S>(view.data + k * view.stride + unit, v, valid);
+  };
+  const auto load = [&](const auto& view) { return load_row(view, row); };
+  const auto store = [&](const View<Real>& view, typename S::V v) { store_row(view, row, v); };
   if constexpr (Cell::keeps_gates) {
     const Real* gates = gates_at<S, Cell::slots>(s.gates, unit, s.gate_row + row);
 #pragma GCC unroll 4
@@ -95,14 +109,14 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
   } else {
     p.h = load(s.h);
   }
-  p.dh = load(s.dh) + load(s.dy);
+  p.dh = load_row(s.dh, delta_row) + load_row(window ? s.other_dy : s.dy, window * s.dy_rows + row);
   if (comes_first && s.dh_flow.data) store(s.dh_flow, p.dh);
   if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
   if constexpr (Cell::has_c) {
-    p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
+    p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load_row(s.dc, delta_row);
     if (s.dc_step.data) p.dc = p.dc + load(s.dc_step);
   }
-  if constexpr (!comes_first) p.dreset_h = load(s.dreset_h);
+  if constexpr (!comes_first) p.dreset_h = load_row(s.dreset_h, delta_row);
   Cell::template backward<S, phase>(p);
   if constexpr (Cell::has_c)
     if (s.dc_flow.data) store(s.dc_flow, p.dc_flow);
@@ -111,12 +125,12 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
     for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
       if (is_held(s.held, slot)) p.dgate[slot] = typename S::V{};
   }
-  Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.dgate_row + row);
+  Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.dgate_row + delta_row);
 #pragma GCC unroll 4
   for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
     store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
-  if constexpr (Cell::has_c) store(s.dc, p.dc);
-  if constexpr (Cell::passes_dh && phase == 0) store(s.dh, p.dh);
+  if constexpr (Cell::has_c) store_row(s.dc, delta_row, p.dc);
+  if constexpr (Cell::passes_dh && phase == 0) store_row(s.dh, delta_row, p.dh);
 }
 
 // f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
@@ -126,16 +140,18 @@ bool backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<R
   for_each_phase_backwards<Cell>([&]<int phase> {
     constexpr Phase part = Cell::phases[phase];
     if (!goes_on) return;
-    for_each_block<Real, 1>(scratch.w_hh.units, s.units, [&]<class S, int>(BlockRange range) {
-      for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(s, range.unit, range.valid, row);
-    });
+    for (Index window = 0; window < s.windows; ++window)
+      for_each_block<Real, 1>(scratch.w_hh.units, s.units, [&]<class S, int>(BlockRange range) {
+        for (Index row = 0; row < s.rows; ++row)
+          backward_point<Cell, phase, S>(s, range.unit, range.valid, row, window);
+      });
     goes_on = f();
     if (!goes_on) return;
     const Factor factor = {part.slot, part.gate, part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
     const bool from_dh = Cell::passes_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    multiply<Cell>(Product<Real>{s.dgates, s.dgate_row, init, out, s.rows, s.units}, factor, scratch.w_hh);
+    multiply<Cell>(Product<Real>{s.dgates, s.dgate_row, init, out, s.windows * s.rows, s.units}, factor, scratch.w_hh);
   });
   return goes_on;
 }
@@ -178,6 +194,30 @@ StateBefore<Real> h_before(const BackwardDirection<Real>& direction, const Real*
 }
 
 template <class Cell, class Real>
+void multiply_input(const Product<Real>& dx, const typename BackwardScratch<Real>::Direction& scratch) {
+  if (scratch.thin_w_ih.K)
+    multiply_thin<Cell>(dx, scratch.thin_w_ih);
+  else
+    multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, scratch.w_ih);
+}
+
+// dx of each window of a step.
+template <class Cell, class Real>
+void multiply_windows(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Item& item, Index t,
+                      const BackwardStep<Real>& s, const Team& team) {
+  const Problem& p = args.problem;
+  const Index at_once = item.rows == p.B ? s.windows : 1, rows = at_once * s.rows;  // those whose rows of dx adjoin
+  const Index first = item.joined ? share(rows, team.rank, team.size) : 0;
+  const Index last = item.joined ? share(rows, team.rank + 1, team.size) : rows;
+  const auto& scratch = whole.directions[0];
+  for (Index window = 0; window < s.windows; window += at_once) {
+    const View<Real> dx = at(args.dx, (t * args.windows.most + window) * p.B + item.first + first);
+    const Index dgate_row = s.dgate_row + window * s.rows + first;
+    multiply_input<Cell>(Product<Real>{s.dgates, dgate_row, {}, dx, last - first, all(scratch.w_ih.columns)}, scratch);
+  }
+}
+
+template <class Cell, class Real>
 void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Item& item,
                     const Chunk& chunk, const Team& team) {
   const Problem& p = args.problem;
@@ -207,13 +247,16 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.dy = at(dy, row - run_row);
     s.dh = at(direction.dh, item.first);
     if (Cell::has_c) s.dc = at(direction.dc, item.first);
-    if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
+    if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + most_deltas(args.windows) * item.first * p.H, p.H};
     if (direction.dc_steps.data) s.dc_step = at(direction.dc_steps, row - run_row);
     if (direction.dh_flow.data) s.dh_flow = at(direction.dh_flow, row - run_row);
     if (direction.dc_flow.data) s.dc_flow = at(direction.dc_flow, row - run_row);
     s.rows = rows_of_item(p, item, t), s.units = item.units;
     s.held = args.held;
+    if (args.windows.k1) enter_windows<Cell>(args, whole.windows, item, t, s);
     if (!backward_step<Cell>(s, scratch, [&] { return meet(item, team); })) return;
+    if (args.windows.each_dx) multiply_windows<Cell>(args, whole, item, t, s, team);
+    if (args.windows.k1) leave_windows<Cell>(args, scratch.w_hh.units, item, t, s);
     if (args.clip > 0) {
       clip_rows(s.dh, s.rows, units, args.clip);
       if (Cell::has_c) clip_rows(s.dc, s.rows, units, args.clip);
@@ -269,14 +312,6 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   });
 }
 
-template <class Cell, class Real>
-void multiply_input(const Product<Real>& dx, const typename BackwardScratch<Real>::Direction& scratch) {
-  if (scratch.thin_w_ih.K)
-    multiply_thin<Cell>(dx, scratch.thin_w_ih);
-  else
-    multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, scratch.w_ih);
-}
-
 // The gradients that follow from a table at the end of time: those of an embedding and of w_ih as from the dgates of a
 // chunk where x is dense, or columns of dw_ih.
 template <class Cell, class Real>
@@ -327,12 +362,13 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   if (team.rank == 0) {
     for (Index j = 0; j < p.H; ++j) scratch.zeros[j] = 0;
     // The padding of dgates meets zero rows of the packed weights; it must not be NaN.
-    for (Index d = 0; d < p.D; ++d) {
-      const Gates<Real>& dgates = scratch.directions[d].dgates;
-      const Blocks& units = scratch.directions[d].w_hh.units;
+    const auto clear = [&](const Gates<Real>& dgates) {
+      const Blocks& units = scratch.directions[0].w_hh.units;
       Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * Cell::slots;
       for (Index j = 0; j < dgates.rows * Cell::slots * units.tail; ++j) tail[j] = 0;
-    }
+    };
+    for (Index d = 0; d < p.D; ++d) clear(scratch.directions[d].dgates);
+    if (args.windows.k1) clear(scratch.windows.dgates);
   }
   const auto& sizes = scratch.directions[0];
   for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
@@ -370,7 +406,8 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
   Arena<Real> arena = {args.scratch, 0};
-  const BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, arena);
+  const BackwardScratch<Real> scratch =
+      lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, args.windows, arena);
   const Index units = count(scratch.directions[0].w_hh.units);
   const bool dense = p.input == InputKind::dense;
   backward_prepare<Cell>(args, scratch, team);
@@ -388,7 +425,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
     for_each_item<Cell, Real>(
         p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction], team); });
     if (!team.barrier(team)) return;
-    for (Index d = 0; d < p.D && args.dx.data && dense; ++d) {
+    for (Index d = 0; d < p.D && args.dx.data && dense && !args.windows.each_dx; ++d) {
       const auto& direction = scratch.directions[d];
       const Index rows = chunk[d].rows, first = share(rows, team.rank, team.size);
       const Product<Real> dx = {direction.dgates,
