@@ -748,13 +748,13 @@ void shift_of(TapeObject& tape, Saved<Real>& saved, Index steps) {
 }
 
 // The first step of each chunk, and T.
-std::vector<Index> chunks(const py::object& batch_sizes, Index T, Index B, Index H) {
+py::array_t<Index> chunks(const py::object& batch_sizes, Index T, Index B, Index H) {
   Problem p = {};
   p.T = T, p.B = B, p.H = H;
   std::vector<Index> first_row, first_step(std::size_t(T) + 1);
   if (!batch_sizes.is_none()) first_row = read_batch_sizes(batch_sizes), p.first_row = first_row.data();
-  first_step.resize(std::size_t(kernels<float>().cut(p, first_step.data())) + 1);
-  return first_step;
+  const Index count = kernels<float>().cut(p, first_step.data());
+  return py::array_t<Index>(count + 1, first_step.data());
 }
 
 // c of every step, [D,N,H] or None: the tape's own memory.

@@ -154,13 +154,8 @@ class Tape:
     """What a training forward keeps for its backward. It is only read: any number of backwards may use it."""
 
     owner: Module
-    x: Array  # x and y as the caller has them
-    y: Array
-    state: Any = None
-    kept: tuple[Any, ...] = ()  # the kernels' tape of each layer
-    masks: tuple[Array, ...] = ()  # the factors of dropout after each layer but the last, [T,B,D·H]
-    learned: bool = False  # the sequence started from initial_h, initial_c
-    embedding: Array | None = None  # what the tokens x select rows of
+    x: Any  # x and y as the caller has them
+    y: Any
 
 
 def _arrays(values: Iterable[Any]) -> Iterator[Array]:

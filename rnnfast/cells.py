@@ -4,6 +4,7 @@ The same kernels as in the layers, at T = 1. Sizes are B sequences, I inputs and
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from . import _core, functional
@@ -58,7 +59,7 @@ class _RecurrentCell(Module):
         after, _ = self._run(functional.inference, x, state)
         return after
 
-    def forward(self, x: object, state: object = None) -> tuple[State, Tape]:
+    def forward(self, x: object, state: object = None) -> tuple[State, "CellTape"]:
         """Make one step and keep what `backward` needs.
 
         Takes and raises what a call of the cell does.
@@ -67,20 +68,20 @@ class _RecurrentCell(Module):
         -------
         state
             As from a call of the cell.
-        tape : Tape
+        tape : CellTape
             For `backward`. It refers to x, the state and the parameters and does not copy them: they must not
             change before the last backward.
         """
         return self._run(functional.forward, x, state)
 
     def backward(
-        self, tape: Tape, dstate: object, *, need_dx: bool = True, grads: dict[str, Array] | None = None
+        self, tape: "CellTape", dstate: object, *, need_dx: bool = True, grads: dict[str, Array] | None = None
     ) -> tuple[Array | None, State, dict[str, Array]]:
         """Return the gradients of ``sum(dstate * state)``.
 
         Parameters
         ----------
-        tape : Tape
+        tape : CellTape
             From this cell's `forward`. It is only read: any number of backwards may use it.
         dstate : array or pair of arrays like state
             The gradient of the state after, dh or (dh, dc); zero where a part of it is None.
@@ -118,7 +119,7 @@ class _RecurrentCell(Module):
             grads = {name: d for name, d in zip(PARAMETERS, new, strict=True) if d is not None}
         return dx, each_part(lambda part: part.reshape(shape), dfirst), grads
 
-    def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[State, Tape]:
+    def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[State, "CellTape"]:
         """Make one step by `run`, a function of `functional`, which may keep a tape."""
         x = _core.asarray(x, "x")
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
@@ -129,7 +130,7 @@ class _RecurrentCell(Module):
         first = self._checked_state(state, "state", shape)
         y, last, *kept = run(self.cell, _one_step(x), [self._tuple(self.parameters)], first)
         last = each_part(lambda part: part.reshape(shape), last)
-        return last, Tape(self, x, y.reshape(shape), first, tuple(kept))
+        return last, CellTape(self, x, y.reshape(shape), first, tuple(kept))
 
     def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Any:
         """Return a state with each part as [1,B,H]."""
@@ -139,6 +140,14 @@ class _RecurrentCell(Module):
     def _tuple(self, arrays: Mapping[str, Array]) -> tuple[Array | None, ...]:
         """Return the parameters, or arrays like them, as `functional` takes them."""
         return tuple(arrays.get(name) for name in PARAMETERS)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CellTape(Tape):
+    """What a cell's forward keeps for its backward. It is only read: any number of backwards may use it."""
+
+    state: Any
+    kept: tuple[Any, ...]  # the kernels' tape
 
 
 def _one_step(a: Array) -> Array:

@@ -1,13 +1,13 @@
 """How far back gradients reach: the norm of the gradient of each step's state."""
 
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _core, functional
-from .functional import Array, checked, each_part
-from .layers import _Recurrent
+from ._recurrent import Call, LayerTape, Recurrent
+from .functional import Array
+from .ragged import row_numbers
 
 __all__ = ["GradientFlow", "gradient_flow"]
 
@@ -27,7 +27,16 @@ class GradientFlow(NamedTuple):
     c: Array | None
 
 
-def gradient_flow(layer: Any, x: object, dy: object, *, state: object = None, embedding: object = None) -> GradientFlow:
+def gradient_flow(
+    layer: Any,
+    x: object,
+    dy: object,
+    *,
+    state: object = None,
+    lengths: object = None,
+    resets: object = None,
+    embedding: object = None,
+) -> GradientFlow:
     """Return the norm of the gradient of every state of every step, for a loss L with the gradient dL/dy = `dy`.
 
     The gradients are total: a change of h_t moves the output of its step, all later steps and all layers above; a
@@ -42,7 +51,7 @@ def gradient_flow(layer: Any, x: object, dy: object, *, state: object = None, em
     x : array
         As a call of the layer takes it, or tokens.
     dy : array like y
-    state, embedding : optional
+    state, lengths, resets, embedding : optional
         As for a call of the layer.
 
     Returns
@@ -72,30 +81,34 @@ def gradient_flow(layer: Any, x: object, dy: object, *, state: object = None, em
     >>> rnnfast.gradient_flow(rnn, np.ones((4, 1), np.float32), dy).h
     array([[[0.125, 0.25 , 0.5  , 1.   ]]])
     """
-    if not isinstance(layer, _Recurrent):
+    if not isinstance(layer, Recurrent):
         msg = f"layer: expected an LSTM, GRU or RNN, got {type(layer).__name__}"
         raise TypeError(msg)
-    rows = None if embedding is None else _core.asarray(embedding, "embedding")
-    x, unbatched = layer._checked_x(x, rows)
-    L, D, H = layer.num_layers, layer.directions, layer.hidden_size
-    d = layer._time_major(checked(dy, "dy", (*x.shape[: 1 if unbatched else 2], D * H), layer.dtype), unbatched)
-    x = layer._time_major(x, unbatched)
-    T, B = x.shape[:2]
-    learned = state is None and layer.learn_initial_state
-    first = layer._learned_state(B) if learned else layer._checked_state(state, "state", B, unbatched)
-    parameters = [layer._tuples(layer.parameters, k) for k in range(L)]
-    states = [layer._of_layer(first, k) for k in range(L)]
-    inputs = [x]
-    for k in range(L - 1):
-        y, _ = functional.inference(layer.cell, inputs[k], parameters[k], states[k], embedding=None if k else rows)
-        inputs.append(y)
+    L, D = layer.num_layers, layer.directions
+    call = layer._call(x, state, lengths, resets, "all", embedding, None)
+    hidden, last, kept, _ = layer._run(functional.forward, call, dropout=False)
+    tape = LayerTape(layer, call.x, layer._given(call, hidden, last)[0], call, hidden, kept, ())
+    T = call.layout.T
     h, c = np.empty((L, D, T)), np.empty((L, D, T)) if layer.cell == "lstm" else None
-    for k in reversed(range(L)):
-        d, dh, dc = _steps(layer.cell, inputs[k], parameters[k], states[k], d, None if k else rows)
-        h[k] = _norms(dh, D)
-        if c is not None:
-            c[k] = _norms(dc, D)
+
+    def measure(k: int, dh: Array, dc: Array | None) -> None:
+        h[k] = _norms(_padded(call, dh), D)
+        if c is not None and dc is not None:
+            c[k] = _norms(_padded(call, dc), D)
+
+    layer._backward(tape, _core.asarray(dy, "dy"), None, need_dx=False, flow=measure)
     return GradientFlow(h, c)
+
+
+def _padded(call: Call, a: Array) -> Array:
+    """Return rows as [T,B,*], zero where there is none."""
+    sizes = call.layout.batch_sizes
+    if sizes is None:
+        return a
+    T, B = call.layout.T, int(sizes[0])
+    padded = np.zeros((T * B, *a.shape[1:]), a.dtype)
+    padded[row_numbers(sizes, np.arange(B), T)] = a
+    return padded.reshape(T, B, *a.shape[1:])
 
 
 def _norms(a: Array, D: int) -> Array:
@@ -107,31 +120,3 @@ def _norms(a: Array, D: int) -> Array:
     squares = np.square(a / scale[:, None, :, None]).sum(axis=(1, 3))
     norms: Array = (scale * np.sqrt(squares)).T
     return norms
-
-
-def _steps(
-    cell: str, x: Array, parameters: list[Any], state: Any, dy: Array, embedding: Array | None
-) -> tuple[Array, Array, Array]:
-    """Return dx [T,B,I], zero for tokens, and dh and dc [T,B,D·H] of every step of a layer, run in single steps."""
-    T, B, DH = dy.shape
-    H = DH // len(parameters)
-    dx = np.zeros(x.shape, dy.dtype)
-    dh, dc = np.zeros_like(dy), np.zeros_like(dy)
-    ones = np.ones((1, B, H), dy.dtype)
-    for direction, own in enumerate(parameters):
-        times = range(T)[:: -1 if direction else 1]
-        units = slice(direction * H, (direction + 1) * H)
-        h_c, tapes = each_part(itemgetter(slice(direction, direction + 1)), state), {}
-        for t in times:
-            _, h_c, tapes[t] = functional.forward(cell, x[t : t + 1], [own], h_c, embedding=embedding)
-        dh_t, dc_t = np.zeros((1, B, H), dy.dtype), None
-        for t in reversed(times):
-            dh_t = dh_t + dy[t, :, units]
-            dh[t, :, units] = dh_t[0]
-            dx_t, dh_t, dc_t, _ = _core.backward(tapes[t], None, dh_t, dc_t, x.ndim == 3)
-            if dx_t is not None:
-                dx[t] += dx_t[0]
-            if dc_t is not None:  # it is f * dc, and f is what the step makes of a dc of 1
-                f: Any = _core.backward(tapes[t], None, None, ones, False)[2]
-                np.divide(dc_t, f, out=dc[t : t + 1, :, units], where=f > 0)
-    return dx, dh, dc

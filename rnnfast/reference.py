@@ -285,7 +285,7 @@ def forward(
     x = np.asarray(x)
     T, B = x.shape[:2]
     real = np.arange(T)[:, None] < (np.full(B, T) if lengths is None else np.asarray(lengths))
-    starts = np.zeros((T, B), np.bool_) if resets is None else np.asarray(resets, np.bool_)
+    starts = np.zeros((T, B), np.bool_) if resets is None else np.asarray(resets, np.bool_) & real
     ends = np.zeros_like(starts)
     ends[:-1] = starts[1:]
     x = np.where(real.reshape(T, B, *[1] * (x.ndim - 2)), x, 0)
@@ -394,7 +394,7 @@ def gradients(
     T, B, D, H = *x.shape[:2], len(weights), weights[0][1].shape[1]
     zero = dict.fromkeys(tape.held, 0.0)
     given = _states(step, ("dy", dy), ("dc_steps", dc_steps), shape=(T, B, D * H))
-    dsteps = tuple(np.where(tape.real, ds, 0) for ds in given)
+    dsteps = tuple(ds.copy() for ds in given)  # to each step is added what comes through time
     dx: Any = np.zeros_like(x)
     dlast = _states(step, ("dh", dh), ("dc", dc), shape=(D, B, H))
     dfirst, grads = [], []
@@ -546,8 +546,7 @@ def tbptt(
     T, B, L, H = *x.shape[:2], len(layers), np.shape(layers[0][0][1])[1]
     held = [gate_override] * L if gate_override is None or isinstance(gate_override, Mapping) else gate_override
     ends = np.full(B, T) if lengths is None else np.asarray(lengths)
-    starts = np.zeros((T, B), np.bool_) if resets is None else np.asarray(resets, np.bool_)
-    anew = (starts & (np.arange(T)[:, None] < ends))[..., None]
+    anew = (np.zeros((T, B), np.bool_) if resets is None else np.asarray(resets, np.bool_))[..., None]
     first = _states(CELLS[cell], ("h0", h0), ("c0", c0), shape=(L, B, H))
     initial: list[State] = [tuple(s[k : k + 1] for s in first) for k in range(L)]
     none: State = tuple(np.zeros((1, B, H)) for _ in first)

@@ -27,7 +27,8 @@ import numpy as np
 from . import _core
 from ._module import recurrent_shapes, size
 from .functional import checked, checked_target, split_state
-from .layers import GRU, INITIAL, LSTM, RNN
+from ._recurrent import INITIAL
+from .layers import GRU, LSTM, RNN
 
 __all__ = ["Stream"]
 

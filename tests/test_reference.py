@@ -364,3 +364,220 @@ def test_a_bound_that_nothing_reaches_changes_nothing(cell: str) -> None:
     clipped = solve(reference, replace(p, clip_dh=1e3))
     for name, a in solve(reference, p).items():
         np.testing.assert_array_equal(a, clipped[name], err_msg=name)
+
+
+# Truncated backpropagation through time, of stacks
+
+T = 7
+K1_K2 = [(1, 4), (2, 2), (2, 5), (3, 2), (4, 1), (1, 9), (9, 3)]
+by_window = pytest.mark.parametrize(("k1", "k2"), K1_K2)
+by_losses = pytest.mark.parametrize("losses", ["new", "window"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((7, 3, 2, "new"), [(1, 0, 3), (4, 3, 6), (5, 6, 7)]),
+        ((7, 3, 2, "window"), [(1, 1, 3), (4, 4, 6), (5, 5, 7)]),
+        ((6, 3, 4, "new"), [(0, 0, 3), (2, 3, 6)]),
+        ((6, 3, 4, "window"), [(0, 0, 3), (2, 2, 6)]),
+        ((3, 5, 9, "new"), [(0, 0, 3)]),
+    ],
+)
+def test_windows_end_at_multiples_of_k1_and_at_the_end(arguments: Any, expected: list[tuple[int, ...]]) -> None:
+    assert reference.windows(*arguments) == expected
+
+
+def make_stack(cell: str, L: int, T: int = T) -> tuple[Any, list[Any]]:
+    """Return a problem whose states and dy are those of a stack of L layers, and the layers."""
+    each = [make_problem(cell, np.float64, Shape(T, B=3, I=2 if k == 0 else 4, H=4), seed=k) for k in range(L)]
+    state: dict[str, Any] = {
+        name: np.concatenate([getattr(p, name) for p in each]) for name in each[0].options("h0", "c0")
+    }
+    return replace(each[0], **state).without("dh", "dc"), [p.parameters for p in each]
+
+
+def named_stack(y: Array | None, dx: Array | None, dh0: Array | None, dc0: Array | None, grads: Any) -> Results:
+    """Return the results of a stack by name; the second index is the layer."""
+    layers = [named_grads(layer).items() for layer in grads]
+    return {**named(y=y, dx=dx, dh0=dh0, dc0=dc0), **{f"{n}[{k}]": a for k, new in enumerate(layers) for n, a in new}}
+
+
+def truncated(p: Any, layers: list[Any], k1: int, k2: int, **options: Any) -> Results:
+    """Return the results of `reference.tbptt_gradient` by name."""
+    names = ("embedding", "lengths", "resets", "gate_override", "clip_dh")
+    found = reference.tbptt_gradient(p.cell, p.x, layers, p.dy, k1, k2, p.h0, p.c0, **p.options(*names), **options)
+    return named_stack(None, *found)
+
+
+def untruncated(p: Any, layers: list[Any]) -> Results:
+    """Return the gradients of a stack, forward and backward layer by layer."""
+    tapes, y = [], p.x
+    for k, parameters in enumerate(layers):
+        state = (None if s is None else s[k : k + 1] for s in (p.h0, p.c0))
+        options = p.options("lengths", "resets", "gate_override", *(() if k else ("embedding",)))
+        y, _, _, tape = reference.forward(p.cell, y, parameters, *state, **options)
+        tapes.append(tape)
+    return named_stack(None, *stack_backward(tapes, p.dy, clip_dh=p.clip_dh))
+
+
+def stack_backward(tapes: list[reference.Tape], d: Any, **options: Any) -> tuple[Any, Any, Any, list[Any]]:
+    """Run a stack backwards layer by layer; return dx, dh0, dc0 and the gradients of the layers."""
+    dh0: list[Any] = []
+    dc0: list[Any] = []
+    grads: list[Any] = []
+    for tape in reversed(tapes):
+        d, dh, dc, new = reference.backward(tape, d, **options)
+        dh0.append(dh)
+        dc0.append(dc)
+        grads.append(new)
+    h, c = (None if parts[0] is None else np.concatenate(parts[::-1]) for parts in (dh0, dc0))
+    return d, h, c, grads[::-1]
+
+
+SEQUENCES: dict[str, Callable[[Problem], Problem]] = {
+    "whole": lambda p: p,
+    "lengths": lambda p: ragged(p, 4, 0, 7),
+    "resets": with_resets,
+    "lengths, resets": lambda p: ragged(with_resets(p), 7, 5, 2),
+    "clipped": lambda p: replace(p, clip_dh=0.05),
+    "embedded tokens": lambda p: replace(p, x=np.arange(21).reshape(7, 3) % 5, embedding=np.ones((5, 2))),
+    "one-hot tokens": lambda p: replace(p, x=np.arange(21).reshape(7, 3) % 2),
+}
+
+
+@pytest.mark.parametrize("L", [1, 2])
+@pytest.mark.parametrize("form", SEQUENCES.values(), ids=SEQUENCES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_window_is_backpropagation_through_all_of_time(cell: str, form: Any, L: int) -> None:
+    p, layers = make_stack(cell, L)
+    p = form(p)
+    if cell in ("lstm", "gru"):
+        p = replace(p, gate_override={reference.CELLS[cell].names[1]: 0.7})
+    assert_equal_to_rounding(truncated(p, layers, T, T), untruncated(p, layers))
+
+
+@by_losses
+@pytest.mark.parametrize("k1", [1, 2, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_windows_that_reach_back_to_the_start_add_up_to_all_of_time(cell: str, k1: int, losses: Any) -> None:
+    p, layers = make_stack(cell, 2)
+    p = with_resets(p)
+    windows = reference.windows(T, k1, T, losses)
+    times = np.array([sum(w.start <= t < w.stop for w in windows) for t in range(T)])  # that the loss of a step counts
+    whole = untruncated(replace(p, dy=p.dy * times[:, None, None]), layers)
+    assert_equal_to_rounding(truncated(p, layers, k1, T, losses=losses), whole)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
+@pytest.mark.parametrize("cell", CELLS)
+def test_windows_as_long_as_their_distance_are_chunks_that_hand_on_their_state(cell: str, k: int) -> None:
+    """Where k divides T: the last window, too, reaches back k steps, beyond the steps that are left over."""
+    p, layers = make_stack(cell, 1, T=6)
+    state, chunks = [p.h0, p.c0], []
+    for t in range(0, 6, k):
+        _, *state, tape = reference.forward(p.cell, p.x[t : t + k], layers[0], *state)
+        chunks.append(reference.backward(tape, p.dy[t : t + k]))
+    expected = named_stack(None, *chunks[0][:3], [chunks[0][3]])
+    for dx, _, _, grads in chunks[1:]:
+        expected["dx"] = np.concatenate([expected["dx"], dx])
+        for name, a in named_grads(grads).items():
+            expected[f"{name}[0]"] += a
+    assert_equal_to_rounding(truncated(p, layers, k, k), expected)
+
+
+def descend(layers: list[Any], grads: Any) -> list[Any]:
+    """Return the layers a step down their gradients."""
+    return [
+        [tuple(w - 0.05 * dw for w, dw in zip(ws, dws, strict=True)) for ws, dws in zip(layer, dlayer, strict=True)]
+        for layer, dlayer in zip(layers, grads, strict=True)
+    ]
+
+
+def sliced(tape: reference.Tape, steps: slice) -> reference.Tape:
+    """Return the tape of some of its steps."""
+    return tape._replace(
+        x=tape.x[steps],
+        kept=[kept[steps] for kept in tape.kept],
+        steps=tuple(s[steps] for s in tape.steps),
+        real=tape.real[steps],
+        anew=[anew[steps] for anew in tape.anew],
+    )
+
+
+def joined(a: reference.Tape, b: reference.Tape) -> reference.Tape:
+    """Return the tape of the steps of both."""
+    return a._replace(
+        x=np.concatenate([a.x, b.x]),
+        kept=[[*p, *q] for p, q in zip(a.kept, b.kept, strict=True)],
+        steps=tuple(np.concatenate(s) for s in zip(a.steps, b.steps, strict=True)),
+        real=np.concatenate([a.real, b.real]),
+        anew=[np.concatenate(anew) for anew in zip(a.anew, b.anew, strict=True)],
+    )
+
+
+@by_losses
+@pytest.mark.parametrize("activations", ["stored", "replay"])
+@by_window
+@pytest.mark.parametrize("cell", CELLS)
+def test_windows_are_run_with_the_weights_of_their_time(
+    cell: str, k1: int, k2: int, activations: Any, losses: Any
+) -> None:
+    """One layer's whole window after the other, where the oracle goes step by step through the stack."""
+    p, layers = make_stack(cell, 2)
+    rng = np.random.default_rng(0)
+    windows = reference.windows(T, k1, k2, losses)
+    dys = [rng.standard_normal((w.stop - w.start, 3, 4)) for w in windows]
+    now = layers
+
+    def update(_: int, result: reference.Truncated) -> list[Any]:
+        nonlocal now
+        now = descend(now, result.grads)
+        return now
+
+    results = reference.tbptt(
+        cell, p.x, layers, dys, k1, k2, p.h0, p.c0, losses=losses, activations=activations, update=update
+    )
+    tapes: list[Any] = [None, None]
+    state = [[None if s is None else s[k : k + 1] for s in (p.h0, p.c0)] for k in range(2)]
+    done = 0
+    for window, dy, result in zip(windows, dys, results, strict=True):
+        y = p.x[done : window.stop]
+        for k in range(2):
+            y, *state[k], tape = reference.forward(cell, y, layers[k], *state[k])
+            tapes[k] = joined(tapes[k], tape) if done else tape
+        done = window.stop
+        seen = [sliced(tape, slice(window.tau, window.stop)) for tape in tapes]
+        if activations == "replay":
+            below = p.x[window.tau : window.stop]
+            for k in range(2):
+                at_tau = (s[None] for s in seen[k].kept[0][0][: len(seen[k].steps)])
+                below, _, _, seen[k] = reference.forward(cell, below, layers[k], *at_tau)
+        d = np.zeros((window.stop - window.tau, 3, 4))
+        d[max(0, window.start - window.tau) :] = dy[max(0, window.tau - window.start) :]
+        weights: list[Any] = layers
+        tapes_now = [tape._replace(parameters=w) for tape, w in zip(seen, weights, strict=True)]
+        d, *dstate, grads = stack_backward(tapes_now, d)
+        dx = np.zeros_like(p.x)
+        dx[window.tau : window.stop] = d
+        dh0, dc0 = (np.zeros_like(ds) if window.tau and ds is not None else ds for ds in dstate)
+        assert_equal_to_rounding(named_stack(*result), named_stack(y, dx, dh0, dc0, grads))
+        layers = descend(layers, grads)
+
+
+@by_losses
+@by_window
+def test_a_replay_with_the_same_weights_is_what_is_stored(k1: int, k2: int, losses: Any) -> None:
+    p, layers = make_stack("lstm", 2)
+    p = ragged(with_resets(p), 7, 5, 2)
+    replayed = truncated(p, layers, k1, k2, losses=losses, activations="replay")
+    for name, a in truncated(p, layers, k1, k2, losses=losses).items():
+        np.testing.assert_array_equal(a, replayed[name], err_msg=name)
+
+
+def test_a_layer_of_a_stack_holds_its_own_gates() -> None:
+    p, layers = make_stack("lstm", 2)
+    held = truncated(replace(p, gate_override=None), layers, 2, 3, gate_override=[None, {"f": 0.5}])
+    rows = {k: np.split(held[f"dw_hh[0][{k}]"], 4)[1] for k in range(2)}
+    assert rows[0].any()
+    assert not rows[1].any()

@@ -1,0 +1,301 @@
+"""Layers run over some steps at a time: of the states, only those between two segments are held, or none.
+
+A group of strands shares its input. In one direction all layers are one strand: a segment passes through the whole
+stack before the next one follows. In two directions each layer is a group of two strands, since the layer above has to
+wait for both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from . import _core
+from ._module import size
+from .functional import Array
+
+if TYPE_CHECKING:
+    from ._recurrent import Call, Given, LayerTape, Recurrent
+
+
+class Strand(NamedTuple):
+    """Layers that a segment passes through, in one direction."""
+
+    layers: range
+    direction: int
+
+
+class Segment(NamedTuple):
+    """Some steps."""
+
+    steps: slice
+    rows: slice  # of the kernels' arrays
+    B: int  # sequences that have its first step
+    ends: Array | None  # of those that have its last step, whether an episode ends there; None where nothing says so
+
+
+class Checkpoints(NamedTuple):
+    """What a forward keeps that will be run again."""
+
+    segments: list[Segment]
+    states: dict[Strand, list[list[list[Array]]]]  # before each segment, of each layer, each part [1,B,H]
+    inputs: list[Array]  # x of each group
+    bits: list[list[Array]]  # of the dropout after each layer but the last, for each segment
+
+
+def checked_length(checkpoint: int | str, T: int) -> int:
+    """Return the steps of a segment."""
+    if checkpoint == "auto":
+        return max(math.isqrt(T), 1)
+    if isinstance(checkpoint, str):
+        msg = f"checkpoint: expected a number of steps or 'auto', got {checkpoint!r}"
+        raise ValueError(msg)
+    return size(checkpoint, "checkpoint")
+
+
+def infer(layer: Recurrent, _: object, call: Call) -> tuple[tuple[()], Any]:
+    """Return the last state, holding no more of y than the next layer's input."""
+    rows_at_once = 4096  # weights are packed again for each segment
+    segments = _cut(layer, call, max(rows_at_once // max(call.layout.B, 1), 1))
+    last = layer._new_state(call.layout)
+    x = call.rows
+    for group in _groups(layer) if segments else ():
+        y = _rows_of(layer, call) if group[0].layers.stop < layer.num_layers else None
+        for strand in group:
+            for _segment, _states in _forward_strand(layer, call, strand, segments, x, y, last, []):
+                pass
+        x = y
+    return (), last
+
+
+def forward(layer: Recurrent, call: Call, k: int) -> tuple[tuple[Array, ...], Any, Any]:
+    """Return y of the top layer, or nothing if it is not wanted, the last state, and checkpoints."""
+    segments = _cut(layer, call, k)
+    last = layer._new_state(call.layout)
+    kept = Checkpoints(segments, {}, [], _draw(layer, call, segments))
+    x, y = call.rows, None
+    for group in _groups(layer):
+        top = group[0].layers.stop == layer.num_layers
+        y = None if top and call.outputs == "last" else _rows_of(layer, call)
+        kept.inputs.append(x)
+        for strand in group:
+            run = _forward_strand(layer, call, strand, segments, x, y, last, kept.bits)
+            kept.states[strand] = [states for _, states in run]
+        if not top:
+            x = y
+            for n, segment in enumerate(segments if kept.bits else ()):
+                x[segment.rows] *= _mask(layer, kept.bits[group[0].layers.start][n], x[segment.rows].shape)
+    return () if y is None else (y,), last, kept
+
+
+def backward(
+    layer: Recurrent, tape: LayerTape, given: Given, grads: dict[str, Array] | None, dfirst: Any
+) -> tuple[Array | None, dict[str, Array]]:
+    """Run the segments again, from the last to the first, and backwards; fill dfirst, return dx and the gradients."""
+    kept, d = tape.kept, given.dy
+    made = {} if grads is None else {name: grads[name] for name in layer.parameters}
+    for group, x in zip(reversed(_groups(layer)), reversed(kept.inputs), strict=True):
+        bottom, top = group[0].layers.start, group[0].layers.stop - 1
+        d = given.with_layer(d, top)
+        parts = [_backward_strand(layer, tape, strand, x, d, given, made, dfirst) for strand in group]
+        d = parts[0] if len(parts) == 1 or parts[0] is None else parts[0] + parts[1]
+        if bottom and kept.bits:
+            for n, segment in enumerate(kept.segments):
+                d[segment.rows] *= _mask(layer, kept.bits[bottom - 1][n], d[segment.rows].shape)
+    return d, made
+
+
+def _groups(layer: Recurrent) -> list[list[Strand]]:
+    L = range(layer.num_layers)
+    if layer.directions == 1:
+        return [[Strand(L, 0)]]
+    return [[Strand(range(k, k + 1), direction) for direction in (0, 1)] for k in L]
+
+
+def _cut(layer: Recurrent, call: Call, k: int) -> list[Segment]:
+    """Cut time into segments of k steps or a few more: whole blocks of the sums of the weights' gradients."""
+    layout = call.layout
+    if 0 in layout.row_shape[:1]:
+        return []
+    T = layout.T if layout.batch_sizes is None else len(layout.batch_sizes)
+    sizes = np.full(T, layout.B) if layout.batch_sizes is None else layout.batch_sizes
+    first_row = np.append(0, np.cumsum(sizes))
+    cuts = [0]
+    for step in _core.chunks(layout.batch_sizes, T, layout.B, layer.hidden_size)[1:]:
+        if step - cuts[-1] >= k or step == T:
+            cuts.append(step)
+    segments = []
+    for first, last in pairwise(cuts):
+        ends = None
+        if call.resets is not None and last < T:
+            ends = np.zeros(sizes[last - 1], bool)
+            ends[: sizes[last]] = call.resets.reshape(-1)[first_row[last] : first_row[last + 1]]
+        rows = slice(first, last) if layout.batch_sizes is None else slice(first_row[first], first_row[last])
+        segments.append(Segment(slice(first, last), rows, int(sizes[first]), ends))
+    return segments
+
+
+def _rows_of(layer: Recurrent, call: Call) -> Array:
+    """Return room for y of all steps."""
+    return np.empty((*call.layout.row_shape, layer.directions * layer.hidden_size), layer.dtype)
+
+
+def _parts(state: Any) -> tuple[Any, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+def _of_strand(layer: Recurrent, state: Any, strand: Strand) -> list[list[Any]]:
+    """Return for each layer of the strand the parts [1,B,H] of a state, or None."""
+    D = layer.directions
+    places = [k * D + strand.direction for k in strand.layers]
+    count = 2 if layer.cell == "lstm" else 1
+    parts = (None,) * count if state is None else _parts(state)
+    return [[None if part is None else part[place : place + 1] for part in parts] for place in places]
+
+
+def _run(
+    run: Callable[..., Any],
+    layer: Recurrent,
+    call: Call,
+    strand: Strand,
+    segment: Segment,
+    x: Array,
+    states: list[list[Any]],
+    bits: list[Array],
+) -> Iterator[tuple[Any, ...]]:
+    """Run a segment through the layers of the strand by `run` of the core; yield what that returns for each layer."""
+    B, y = segment.B, x[segment.rows]
+    layout = call.layout
+    initial = _of_strand(layer, call.state, strand)
+    for n, k in enumerate(strand.layers):
+        if n and bits:
+            y = y * _mask(layer, bits[k - 1], y.shape)
+        state, start = ([None if part is None else part[:, :B] for part in parts] for parts in (states[n], initial[n]))
+        result = run(
+            layer.cell,
+            y,
+            [layer._tuples(layer.parameters, k)[strand.direction]],
+            *(*state, None)[:2],
+            None,
+            None if k else call.embedding,
+            batch_sizes=None if layout.batch_sizes is None else layout.batch_sizes[segment.steps],
+            resets=None if call.resets is None else call.resets[segment.rows],
+            ends=segment.ends if strand.direction else None,
+            start=tuple((*start, None)[:2]),
+            gate_override=call.held[k],
+            reverse=strand.direction == 1,
+        )
+        y = result[0]
+        yield result
+
+
+def _forward_strand(
+    layer: Recurrent,
+    call: Call,
+    strand: Strand,
+    segments: list[Segment],
+    x: Array,
+    y: Array | None,
+    last: Any,
+    bits: list[list[Array]],
+) -> Iterator[tuple[Segment, list[list[Array]]]]:
+    """Fill y and the last state; yield, for each segment in order of time, the states before it."""
+    H = layer.hidden_size
+    units = slice(strand.direction * H, (strand.direction + 1) * H)
+    states = _of_strand(layer, last, strand)
+    for parts, initial in zip(states, _of_strand(layer, call.state, strand), strict=True):
+        for part, value in zip(parts, initial, strict=True):
+            part[...] = 0 if value is None else value
+    before = {}
+    for n in range(len(segments))[:: -1 if strand.direction else 1]:
+        segment = segments[n]
+        before[n] = [[part.copy() for part in parts] for parts in states]
+        drawn = [of_layer[n] for of_layer in bits]
+        results = list(_run(_core.inference, layer, call, strand, segment, x, before[n], drawn))
+        for parts, (_, *after) in zip(states, results, strict=True):
+            for part, value in zip(parts, after, strict=False):
+                part[:, : segment.B] = value
+        if y is not None:
+            y[segment.rows][..., units] = results[-1][0]
+    yield from ((segment, before[n]) for n, segment in enumerate(segments))
+
+
+def _backward_strand(
+    layer: Recurrent,
+    tape: LayerTape,
+    strand: Strand,
+    x: Array,
+    d: Array | None,
+    given: Given,
+    made: dict[str, Array],
+    dfirst: Any,
+) -> Array | None:
+    """Add to the gradients of the parameters in `made`, or put them there; fill dfirst and return dx."""
+    kept, call, H = tape.kept, tape.call, layer.hidden_size
+    units = slice(strand.direction * H, (strand.direction + 1) * H)
+    dstates, dstarts = _of_strand(layer, dfirst, strand), []
+    for parts, values in zip(dstates, _of_strand(layer, given.dlast, strand), strict=True):
+        for part, value in zip(parts, values, strict=True):
+            part[...] = 0 if value is None else value
+        dstarts.append([np.zeros_like(part) for part in parts])
+    bottom = strand.layers.start
+    need_dx = given.need_dx or bottom > 0
+    tokens = bottom == 0 and call.is_tokens
+    dx = np.empty(x.shape, layer.dtype) if need_dx and not tokens else None
+    dembedding = None
+    for n in range(len(kept.segments))[:: 1 if strand.direction else -1]:
+        segment = kept.segments[n]
+        drawn = [of_layer[n] for of_layer in kept.bits]
+        tapes = [t for *_, t in _run(_core.forward, layer, call, strand, segment, x, kept.states[strand][n], drawn)]
+        d_n = None if d is None else d[segment.rows][..., units]
+        for k in reversed(strand.layers):
+            if k < strand.layers.stop - 1:
+                d_n = d_n * _mask(layer, drawn[k], d_n.shape) if drawn else d_n
+                d_n = d_n if given.dh is None else d_n + given.dh[k][segment.rows][..., units]
+            own = layer._suffixes(k)[strand.direction]
+            names = [f"{name}{own}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            into = tuple(made.get(name) for name in names)
+            dparts, dstart = ([part[:, : segment.B] for part in parts[k - bottom]] for parts in (dstates, dstarts))
+            d_n, *dbefore, [new] = _core.backward(
+                tapes[k - bottom],
+                d_n,
+                *(*dparts, None)[:2],
+                need_dx or k > bottom,
+                None if into[0] is None else [into],
+                None,
+                dc_steps=None if given.dc is None else given.dc[k][segment.rows][..., units],
+                clip_dh=given.clip_dh or 0.0,
+                dstart=tuple((*dstart, None)[:2]),
+            )
+            for part, value in zip(dparts, dbefore, strict=False):
+                part[...] = value
+            made.update((name, array) for name, array in zip(names, new, strict=True) if array is not None)
+        if dx is not None:
+            dx[segment.rows] = d_n
+        else:
+            dembedding = d_n if dembedding is None else dembedding + d_n
+    for parts, starts in zip(dstates, dstarts, strict=True):
+        for part, start in zip(parts, starts, strict=True):
+            part += start
+    return dembedding if tokens else dx
+
+
+def _draw(layer: Recurrent, call: Call, segments: list[Segment]) -> list[list[Array]]:
+    """Draw the dropout after each layer but the last, a bit for each unit: what the whole sequence would draw."""
+    if not layer.dropout:
+        return []
+    shape = (*call.layout.row_shape, layer.directions * layer.hidden_size)
+    shapes = [(segment.rows.stop - segment.rows.start, *shape[1:]) for segment in segments]
+    return [
+        [np.packbits(layer.rng.random(shape, np.float32) >= layer.dropout) for shape in shapes]
+        for _ in range(layer.num_layers - 1)
+    ]
+
+
+def _mask(layer: Recurrent, bits: Array, shape: tuple[int, ...]) -> Array:
+    kept = np.unpackbits(bits, count=math.prod(shape)).reshape(shape)
+    return layer._factors(kept)

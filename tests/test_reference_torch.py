@@ -1,0 +1,203 @@
+"""The oracle against torch, where torch has the same: ragged batches, episodes, every step's gradient, TBPTT."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import Array, Problem, Results, Shape, assert_close, make_problem, named, named_grads, ragged, solve
+
+from rnnfast import reference
+
+torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
+
+CELLS = {
+    "lstm": ("LSTM", {}),
+    "gru": ("GRU", {}),
+    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+}
+by_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+def tensor(a: Any) -> Any:
+    """Return a tensor of the array that collects its gradient."""
+    return torch.from_numpy(np.array(a)).requires_grad_()
+
+
+def make(cell: str, suffix: str, parameters: Any, **options: Any) -> Any:
+    """Return torch's layer or cell with the D tuples of parameters."""
+    name, own = CELLS[cell]
+    H, I = parameters[0][1].shape[1], parameters[0][0].shape[1]
+    module = getattr(torch.nn, name + suffix)(I, H, **own, **options, dtype=torch.float64)
+    for p, w in zip(module.parameters(), (w for ws in parameters for w in ws), strict=True):
+        p.data = torch.from_numpy(w.copy())
+    return module
+
+
+def parts(state: Any) -> tuple[Any, ...]:
+    """Return (h, c) or (h,)."""
+    return state if isinstance(state, tuple) else (state,)
+
+
+def packed(state: Any) -> Any:
+    """Return a state as torch takes it, (h, c) or h."""
+    return tuple(state) if len(state) == 2 else state[0]
+
+
+def states(p: Problem) -> list[Any]:
+    """Return tensors of the initial states."""
+    return [tensor(s) for s in (p.h0, p.c0) if s is not None]
+
+
+def collected(module: Any, x: Any, first: list[Any]) -> Results:
+    """Return the gradients that came to x, the initial states and the parameters, by name."""
+    grads = [w.grad.numpy() for w in module.parameters()]
+    dh0, dc0 = (*(s.grad.numpy() for s in first), None)[:2]
+    return {
+        **named(dx=x.grad.numpy(), dh0=dh0, dc0=dc0),
+        **named_grads([grads[k : k + 4] for k in range(0, len(grads), 4)]),
+    }
+
+
+def outputs(y: Any, last: Any) -> Results:
+    """Return y and the last states by name."""
+    h, c = (*(s.detach().numpy() for s in parts(last)), None)[:2]
+    return named(y=y.detach().numpy(), h=h, c=c)
+
+
+@pytest.mark.parametrize("D", [1, 2])
+@by_cell
+def test_a_ragged_batch_is_a_packed_sequence(cell: str, D: int) -> None:
+    p: Any = ragged(make_problem(cell, np.float64, Shape(T=6, B=4, I=3, H=5, D=D)), 4, 6, 1, 4)
+    module = make(cell, "", p.parameters, bidirectional=D == 2)
+    x, first = tensor(np.where(p.real, p.x, 0)), states(p)
+    rows = torch.nn.utils.rnn.pack_padded_sequence(x, torch.from_numpy(p.lengths), enforce_sorted=False)
+    y, last = module(rows, packed(first))
+    y, _ = torch.nn.utils.rnn.pad_packed_sequence(y)
+    douts = [np.where(p.real, p.dy, 0), p.dh, *p.options("dc").values()]
+    torch.autograd.backward((y, *parts(last)), [torch.from_numpy(d) for d in douts])
+    assert_close(solve(reference, p), {**outputs(y, last), **collected(module, x, first)})
+
+
+@by_cell
+def test_episodes_are_calls_from_the_same_initial_state(cell: str) -> None:
+    p: Any = make_problem(cell, np.float64, Shape(T=7, B=1, I=3, H=5))
+    resets = np.array([False, False, True, False, True, True, False])[:, None]
+    module = make(cell, "", p.parameters)
+    x, first = tensor(p.x), states(p)
+    runs = [module(x[episode], packed(first)) for episode in (slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 7))]
+    y, last = torch.cat([y for y, _ in runs]), runs[-1][1]
+    douts = [p.dy, p.dh, *p.options("dc").values()]
+    torch.autograd.backward((y, *parts(last)), [torch.from_numpy(d) for d in douts])
+    actual = solve(reference, replace(p, resets=resets))
+    assert_close(actual, {**outputs(y, last), **collected(module, x, first)})
+
+
+@by_cell
+def test_the_gradients_of_every_step_are_those_that_torch_retains(cell: str) -> None:
+    p: Any = make_problem(cell, np.float64, Shape(T=5, B=2, I=3, H=4))
+    module = make(cell, "Cell", p.parameters)
+    state, steps = tuple(tensor(s[0]) for s in (p.h0, p.c0) if s is not None), []
+    for x in torch.from_numpy(p.x):
+        state = parts(module(x, packed(state)))
+        for s in state:
+            s.retain_grad()
+        steps.append(state)
+    dc_steps = np.random.default_rng(0).standard_normal(p.dy.shape) if cell == "lstm" else None
+    dsteps = [torch.from_numpy(d) for d in (p.dy, dc_steps) if d is not None]
+    dlast = [torch.from_numpy(d[0]) for d in (p.dh, p.dc) if d is not None]
+    each = [(s, d[t]) for t, step in enumerate(steps) for s, d in zip(step, dsteps, strict=True)]
+    ends = list(zip(state, dlast, strict=True))
+    loss = torch.stack([(s * d).sum() for s, d in [*each, *ends]]).sum()
+    loss.backward()
+    *_, tape = reference.forward(cell, p.x, p.parameters, p.h0, p.c0)
+    found = reference.gradients(tape, p.dy, p.dh, p.dc, dc_steps=dc_steps)
+    expected = [np.stack([step[k].grad.numpy() for step in steps]) for k in range(len(state))]
+    actual = named(dh_steps=found.dh_steps, dc_steps=found.dc_steps)
+    assert_close(actual, dict(zip(("dh_steps", "dc_steps"), expected, strict=False)))
+
+
+class TorchStack:
+    """A stack of torch's cells, run over windows from states that are detached."""
+
+    def __init__(self, p: Problem, layers: Any) -> None:
+        self.cells = [make(p.cell, "Cell", layer) for layer in layers]
+        self.x, self.first, self.p = tensor(p.x), states(p), p
+
+    def run(self, state: list[Any], start: int, stop: int) -> tuple[list[Any], list[list[Any]]]:
+        """Return y of the steps, and the states before each of them and after the last."""
+        ys, trace = [], [state]
+        for t in range(start, stop):
+            below, after = self.x[t], []
+            for k, cell in enumerate(self.cells):
+                first = [s[k] for s in self.first]
+                anew = torch.from_numpy(self.p.resets[t, :, None])  # type: ignore[index]
+                before = [torch.where(anew, f, s) for f, s in zip(first, trace[-1][k], strict=True)]
+                real = torch.from_numpy(self.p.real[t])
+                made = parts(cell(below, packed(before)))
+                after.append([torch.where(real, m, s) for m, s in zip(made, trace[-1][k], strict=True)])
+                below = torch.where(real, made[0], torch.zeros_like(made[0]))
+            ys.append(below)
+            trace.append(after)
+        return ys, trace
+
+    def collect(self) -> Results:
+        """Return the gradients by name, and forget them."""
+        grads = [[[w.grad.numpy().copy() for w in cell.parameters()]] for cell in self.cells]
+        dh0, dc0 = (*(np.zeros(s.shape) if s.grad is None else s.grad.numpy() for s in self.first), None)[:2]
+        results = named(dx=self.x.grad.numpy(), dh0=dh0, dc0=dc0)
+        for leaf in (self.x, *self.first, *(w for cell in self.cells for w in cell.parameters())):
+            leaf.grad = None
+        return results | by_layer(grads)
+
+
+def by_layer(grads: Any) -> Results:
+    """Return the gradients of the layers by name."""
+    return {f"{name}[{k}]": a for k, layer in enumerate(grads) for name, a in named_grads(layer).items()}
+
+
+@pytest.mark.parametrize("losses", ["new", "window"])
+@pytest.mark.parametrize("weights", ["fixed", "changing"])
+@pytest.mark.parametrize(("k1", "k2"), [(2, 2), (2, 5), (3, 2), (3, 4), (1, 8), (8, 8)])
+@by_cell
+def test_tbptt_is_autograd_from_a_detached_state(cell: str, k1: int, k2: int, weights: str, losses: Any) -> None:
+    T, B, H, rate = 8, 3, 4, 0.3 if weights == "changing" else 0.0
+    each: list[Any] = [make_problem(cell, np.float64, Shape(T, B, 2 if k == 0 else H, H), seed=k) for k in range(2)]
+    layers: Any = [p.parameters for p in each]
+    state: Any = {name: np.concatenate([getattr(p, name) for p in each]) for name in each[0].options("h0", "c0")}
+    resets = np.random.default_rng(0).random((T, B)) < 0.2
+    p: Any = ragged(replace(each[0], **state, resets=resets), T, 5, 0, pad=0)
+    windows = reference.windows(T, k1, k2, losses)
+    dys: list[Array] = [np.where(p.real[w.start : w.stop], p.dy[w.start : w.stop], np.nan) for w in windows]
+    now = layers
+
+    def update(_: int, result: reference.Truncated) -> Any:
+        nonlocal now
+        now = [[tuple(w - rate * dw for w, dw in zip(*both, strict=True))] for both in pairs(now, result.grads)]
+        return now
+
+    activations: Any = "replay" if rate else "stored"
+    options = p.options("lengths", "resets")
+    results = reference.tbptt(
+        cell, p.x, layers, dys, k1, k2, p.h0, p.c0, losses=losses, activations=activations, update=update, **options
+    )
+    theirs = TorchStack(p, layers)
+    trace = [[[s[k] for s in theirs.first] for k in range(2)]]  # of the states before each step, as they were computed
+    for window, dy, result in zip(windows, dys, results, strict=True):
+        ys, more = theirs.run(trace[-1], len(trace) - 1, window.stop)
+        trace += [[[s.detach() for s in layer] for layer in state] for state in more[1:]]
+        np.testing.assert_allclose(result.y, torch.stack(ys).detach().numpy(), rtol=1e-12, atol=1e-12)
+        ys, _ = theirs.run(trace[window.tau], window.tau, window.stop)
+        counted = np.where(p.real[window.start : window.stop], dy, 0)[max(0, window.tau - window.start) :]
+        (torch.stack(ys[-len(counted) :]) * torch.from_numpy(counted)).sum().backward()
+        expected = theirs.collect()
+        assert_close({**named(dx=result.dx, dh0=result.dh0, dc0=result.dc0), **by_layer(result.grads)}, expected)
+        for k, cell_k in enumerate(theirs.cells):
+            for w, dw in zip(cell_k.parameters(), result.grads[k][0], strict=True):
+                w.data -= rate * torch.from_numpy(dw)
+
+
+def pairs(layers: Any, grads: Any) -> list[Any]:
+    """Return the parameters and their gradients, of each layer of one direction."""
+    return [(layer[0], dlayer[0]) for layer, dlayer in zip(layers, grads, strict=True)]
