@@ -526,7 +526,10 @@ Windows read_windows(const BackwardArrays& arrays, const Problem& p) {
     if (n < 1) throw py::value_error("windows: expected k1 and k2 of at least 1, got " + std::to_string(n));
     return std::min(n, p.T);
   };
-  bool plain = p.D == 1 && !p.reverse && !p.first_row && !p.starts[0] && !(arrays.clip > 0);
+  if (arrays.clip > 0)
+    throw py::value_error("clip_dh: expected none, since the gradients of windows are summed up before, got " +
+                          std::to_string(arrays.clip));
+  bool plain = p.D == 1 && !p.reverse && !p.first_row && !p.starts[0];
   for (const py::object* other :
        {&arrays.dh, &arrays.dc, &arrays.dc_steps, &arrays.flow, &arrays.dstart, &arrays.steps})
     plain = plain && other->is_none();
@@ -535,7 +538,7 @@ Windows read_windows(const BackwardArrays& arrays, const Problem& p) {
   const Index k1 = windows.k1, count = (p.T + k1 - 1) / k1;
   windows.most = count - (p.T - windows.k2) / k1;  // at the step k2 before T
   // Of one at a time, all of them are one array as it is without windows.
-  windows.each_dx = flag(3) && windows.most > 1;
+  windows.each_dx = flag(3) && windows.most > 1 && p.input == InputKind::dense;
   windows.each_dy = windows.most > 1 && py::isinstance<py::array>(arrays.dy) && py::array(arrays.dy).ndim() == 4;
   return windows;
 }

@@ -17,6 +17,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, Linear
 from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
+from .tbptt import tbptt_gradient
 
 __all__ = [
     "GRU",
@@ -40,6 +41,7 @@ __all__ = [
     "pad_packed",
     "set_num_threads",
     "show_config",
+    "tbptt_gradient",
     "threads",
 ]
 

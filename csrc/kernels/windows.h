@@ -54,7 +54,7 @@ template <class Real>
 void sum_states(const View<Real>& d, Index windows, Index rows, const Span& units, const View<Real>& out) {
   for (Index row = 0; row < rows; ++row)
     for (Index j = units.first; j < units.last; ++j) {
-      Real sum = at(d, row).data[j];
+      Real sum = windows ? at(d, row).data[j] : Real(0);
       for (Index i = 1; i < windows; ++i) sum += at(d, i * rows + row).data[j];
       at(out, row).data[j] = sum;
     }
