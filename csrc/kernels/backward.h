@@ -79,29 +79,18 @@ struct BackwardStep {
   Index rows;
   Span units;
   Held<Real> held;
-  // Each window has its own rows in dgates, dh, dc and dreset_h, after those of the one before.
-  Index windows = 1;
-  View<const Real> other_dy = {};  // of window i > 0, from row i·dy_rows on
-  Index dy_rows = 0;
-  Gates<Real> dgate_sum = {};  // of all windows
-  Index dgate_sum_row = 0;
 };
 
 template <class Cell, int phase, class S, class Real>
-RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int valid, Index row, Index window) {
+RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
   constexpr Phase part = Cell::phases[phase];
   constexpr bool comes_first = phase + 1 == phase_count<Cell>;
   BackwardPoint<S, Cell::slots> p;
   p.held = &s.held;
-  const Index delta_row = window * s.rows + row;
-  const auto load_row = [&](const auto& view, Index k) {
-    return load_lanes<S>(view.data + k * view.stride + unit, valid);
+  const auto load = [&](const auto& view) { return load_lanes<S>(view.data + row * view.stride + unit, valid); };
+  const auto store = [&](const View<Real>& view, typename S::V v) {
+    store_lanes<S>(view.data + row * view.stride + unit, v, valid);
   };
-  const auto store_row = [&](const View<Real>& view, Index k, typename S::V v) {
-    store_lanes<S>(view.data + k * view.stride + unit, v, valid);
-  };
-  const auto load = [&](const auto& view) { return load_row(view, row); };
-  const auto store = [&](const View<Real>& view, typename S::V v) { store_row(view, row, v); };
   if constexpr (Cell::keeps_gates) {
     const Real* gates = gates_at<S, Cell::slots>(s.gates, unit, s.gate_row + row);
 #pragma GCC unroll 4
@@ -109,14 +98,14 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
   } else {
     p.h = load(s.h);
   }
-  p.dh = load_row(s.dh, delta_row) + load_row(window ? s.other_dy : s.dy, window * s.dy_rows + row);
+  p.dh = load(s.dh) + load(s.dy);
   if (comes_first && s.dh_flow.data) store(s.dh_flow, p.dh);
   if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
   if constexpr (Cell::has_c) {
-    p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load_row(s.dc, delta_row);
+    p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
     if (s.dc_step.data) p.dc = p.dc + load(s.dc_step);
   }
-  if constexpr (!comes_first) p.dreset_h = load_row(s.dreset_h, delta_row);
+  if constexpr (!comes_first) p.dreset_h = load(s.dreset_h);
   Cell::template backward<S, phase>(p);
   if constexpr (Cell::has_c)
     if (s.dc_flow.data) store(s.dc_flow, p.dc_flow);
@@ -125,33 +114,36 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
     for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
       if (is_held(s.held, slot)) p.dgate[slot] = typename S::V{};
   }
-  Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.dgate_row + delta_row);
+  Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.dgate_row + row);
 #pragma GCC unroll 4
   for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
     store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
-  if constexpr (Cell::has_c) store_row(s.dc, delta_row, p.dc);
-  if constexpr (Cell::passes_dh && phase == 0) store_row(s.dh, delta_row, p.dh);
+  if constexpr (Cell::has_c) store(s.dc, p.dc);
+  if constexpr (Cell::passes_dh && phase == 0) store(s.dh, p.dh);
 }
 
 // f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
-template <class Cell, class Real, class F>
-bool backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
+template <class Cell, class Real, class Windows, class F>
+bool backward_step(const BackwardStep<Real>& s, const Windows& windows,
+                   const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
   bool goes_on = true;
   for_each_phase_backwards<Cell>([&]<int phase> {
     constexpr Phase part = Cell::phases[phase];
     if (!goes_on) return;
-    for (Index window = 0; window < s.windows; ++window)
+    for (Index window = 0; window < windows.count; ++window) {
+      const BackwardStep<Real>& one = window_of(s, windows, window);
       for_each_block<Real, 1>(scratch.w_hh.units, s.units, [&]<class S, int>(BlockRange range) {
-        for (Index row = 0; row < s.rows; ++row)
-          backward_point<Cell, phase, S>(s, range.unit, range.valid, row, window);
+        for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(one, range.unit, range.valid, row);
       });
+    }
     goes_on = f();
     if (!goes_on) return;
     const Factor factor = {part.slot, part.gate, part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
     const bool from_dh = Cell::passes_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    multiply<Cell>(Product<Real>{s.dgates, s.dgate_row, init, out, s.windows * s.rows, s.units}, factor, scratch.w_hh);
+    multiply<Cell>(Product<Real>{s.dgates, s.dgate_row, init, out, windows.count * s.rows, s.units}, factor,
+                   scratch.w_hh);
   });
   return goes_on;
 }
@@ -194,27 +186,35 @@ StateBefore<Real> h_before(const BackwardDirection<Real>& direction, const Real*
 }
 
 template <class Cell, class Real>
-void multiply_input(const Product<Real>& dx, const typename BackwardScratch<Real>::Direction& scratch) {
+__attribute__((noinline)) void multiply_input(const Product<Real>& dx,
+                                              const typename BackwardScratch<Real>::Direction& scratch) {
   if (scratch.thin_w_ih.K)
     multiply_thin<Cell>(dx, scratch.thin_w_ih);
   else
     multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, scratch.w_ih);
 }
 
-// dx of each window of a step.
+// The step of all windows, and dx of each where that is wanted. Apart from the plain one, which it would slow down.
 template <class Cell, class Real>
-void multiply_windows(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Item& item, Index t,
-                      const BackwardStep<Real>& s, const Team& team) {
+__attribute__((noinline)) bool windows_step(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole,
+                                            const Item& item, Index t, const Team& team, BackwardStep<Real> s) {
   const Problem& p = args.problem;
-  const Index at_once = item.rows == p.B ? s.windows : 1, rows = at_once * s.rows;  // those whose rows of dx adjoin
-  const Index first = item.joined ? share(rows, team.rank, team.size) : 0;
-  const Index last = item.joined ? share(rows, team.rank + 1, team.size) : rows;
   const auto& scratch = whole.directions[0];
-  for (Index window = 0; window < s.windows; window += at_once) {
-    const View<Real> dx = at(args.dx, (t * args.windows.most + window) * p.B + item.first + first);
-    const Index dgate_row = s.dgate_row + window * s.rows + first;
-    multiply_input<Cell>(Product<Real>{s.dgates, dgate_row, {}, dx, last - first, all(scratch.w_ih.columns)}, scratch);
+  const StepWindows<Real> windows = enter_windows<Cell>(args, whole.windows, item, t, s);
+  if (!backward_step<Cell>(s, windows, scratch, [&] { return meet(item, team); })) return false;
+  if (args.windows.each_dx) {
+    const Index at_once = item.rows == p.B ? windows.count : 1, rows = at_once * s.rows;  // their rows of dx adjoin
+    const Index first = item.joined ? share(rows, team.rank, team.size) : 0;
+    const Index last = item.joined ? share(rows, team.rank + 1, team.size) : rows;
+    for (Index window = 0; window < windows.count; window += at_once) {
+      const View<Real> dx = at(args.dx, (t * args.windows.most + window) * p.B + item.first + first);
+      const Index dgate_row = s.dgate_row + window * s.rows + first;
+      multiply_input<Cell>(Product<Real>{s.dgates, dgate_row, {}, dx, last - first, all(scratch.w_ih.columns)},
+                           scratch);
+    }
   }
+  leave_windows<Cell>(args, windows, item, t, s, scratch.w_hh.units);
+  return true;
 }
 
 template <class Cell, class Real>
@@ -253,10 +253,11 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     if (direction.dc_flow.data) s.dc_flow = at(direction.dc_flow, row - run_row);
     s.rows = rows_of_item(p, item, t), s.units = item.units;
     s.held = args.held;
-    if (args.windows.k1) enter_windows<Cell>(args, whole.windows, item, t, s);
-    if (!backward_step<Cell>(s, scratch, [&] { return meet(item, team); })) return;
-    if (args.windows.each_dx) multiply_windows<Cell>(args, whole, item, t, s, team);
-    if (args.windows.k1) leave_windows<Cell>(args, scratch.w_hh.units, item, t, s);
+    if (args.windows.k1) {
+      if (!windows_step<Cell>(args, whole, item, t, team, s)) return;
+      continue;
+    }
+    if (!backward_step<Cell>(s, WholeSequence(), scratch, [&] { return meet(item, team); })) return;
     if (args.clip > 0) {
       clip_rows(s.dh, s.rows, units, args.clip);
       if (Cell::has_c) clip_rows(s.dc, s.rows, units, args.clip);

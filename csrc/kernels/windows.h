@@ -60,47 +60,79 @@ void sum_states(const View<Real>& d, Index windows, Index rows, const Span& unit
     }
 }
 
-// What a step takes of the windows, instead of what one without them does.
+// Where there are no windows, a step has its rows once.
+struct WholeSequence {
+  static constexpr Index count = 1;
+};
+
+// The windows that go through a step of an item.
+template <class Real>
+struct StepWindows {
+  Index count;
+  View<const Real> other_dy;  // that of window i > 0 from row i·dy_rows on
+  Index dy_rows;
+  Gates<Real> dgates;  // the sum of all, from `dgate_row` on
+  Index dgate_row;
+};
+
+template <class Step>
+RNNFAST_INLINE const Step& window_of(const Step& s, const WholeSequence&, Index) {
+  return s;
+}
+
+template <class Step, class Real>
+Step window_of(const Step& s, const StepWindows<Real>& windows, Index window) {
+  Step one = s;
+  const Index row = window * s.rows;
+  one.dgate_row += row;
+  one.dh = at(s.dh, row), one.dc = at(s.dc, row), one.dreset_h = at(s.dreset_h, row);
+  if (window > 0) one.dy = at(windows.other_dy, window * windows.dy_rows);
+  return one;
+}
+
+// Makes a step one of the windows that go through it, and adds the window that ends with it.
 template <class Cell, class Real, class Step>
-void enter_windows(const BackwardArgs<Real>& args, const WindowScratch<Real>& scratch, const Item& item, Index t,
-                   Step& s) {
+StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScratch<Real>& scratch, const Item& item,
+                                Index t, Step& s) {
   const Problem& p = args.problem;
   const Windows& w = args.windows;
   const Index first = item.first * w.most;
   const Span units = units_of<Real>(p, item);
-  s.windows = live_windows(w, p.T, t);
+  StepWindows<Real> windows = {live_windows(w, p.T, t), {scratch.zeros, 0}, 0, s.dgates, s.dgate_row};
   s.dh = {scratch.dh + first * p.H, p.H};
   if (Cell::has_c) s.dc = {scratch.dc + first * p.H, p.H};
   if (t + 1 == p.T || (t + 1) % w.k1 == 0) {
-    add_window(s.dh, s.windows, s.rows, units);
-    if (Cell::has_c) add_window(s.dc, s.windows, s.rows, units);
+    add_window(s.dh, windows.count, s.rows, units);
+    if (Cell::has_c) add_window(s.dc, windows.count, s.rows, units);
   }
-  if (w.each_dy) s.dy = at(args.directions[0].dy, t * w.most * p.B + item.first), s.dy_rows = p.B;
-  s.other_dy = w.each_dy || w.all_losses ? s.dy : View<const Real>{scratch.zeros, 0};
-  s.dgate_sum = s.dgates, s.dgate_sum_row = s.dgate_row;
+  if (w.each_dy) s.dy = at(args.directions[0].dy, t * w.most * p.B + item.first), windows.dy_rows = p.B;
+  if (w.each_dy || w.all_losses) windows.other_dy = s.dy;
   // Alone, a window's dgates are the sum. Joined members may still read those of the step after this one.
-  if (s.windows > 1) s.dgates = scratch.dgates, s.dgate_row = first + (item.joined ? t % 2 : 0) * w.most * p.B;
+  if (windows.count > 1) s.dgates = scratch.dgates, s.dgate_row = first + (item.joined ? t % 2 : 0) * w.most * p.B;
+  return windows;
 }
 
 // What remains of them after it: the sum of their dgates, and after the first step of all that of their dh and dc.
 template <class Cell, class Real, class Step>
-void leave_windows(const BackwardArgs<Real>& args, const Blocks& blocks, const Item& item, Index t, const Step& s) {
-  if (s.windows != 1)
+void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& windows, const Item& item, Index t,
+                   const Step& s, const Blocks& blocks) {
+  if (windows.count != 1)
     for_each_block<Real, 1>(blocks, s.units, [&]<class S, int>(BlockRange range) {
       constexpr Index row_size = Cell::slots * S::lanes;
       const Real* from = gates_at<S, Cell::slots>(s.dgates, range.unit, s.dgate_row);
-      Real* to = gates_at<S, Cell::slots>(s.dgate_sum, range.unit, s.dgate_sum_row);
+      Real* to = gates_at<S, Cell::slots>(windows.dgates, range.unit, windows.dgate_row);
       for (Index j = 0; j < s.rows * row_size; j += S::lanes) {
         typename S::V sum = {};
-        for (Index window = 0; window < s.windows; ++window) sum = sum + S::load(from + window * s.rows * row_size + j);
+        for (Index window = 0; window < windows.count; ++window)
+          sum = sum + S::load(from + window * s.rows * row_size + j);
         S::store(to + j, sum);
       }
     });
   if (t > 0) return;
   const BackwardDirection<Real>& direction = args.directions[0];
   const Span units = units_of<Real>(args.problem, item);
-  sum_states(s.dh, s.windows, s.rows, units, at(direction.dh, item.first));
-  if (Cell::has_c) sum_states(s.dc, s.windows, s.rows, units, at(direction.dc, item.first));
+  sum_states(s.dh, windows.count, s.rows, units, at(direction.dh, item.first));
+  if (Cell::has_c) sum_states(s.dc, windows.count, s.rows, units, at(direction.dc, item.first));
 }
 
 }  // namespace
