@@ -43,15 +43,24 @@ constexpr Index live_windows(const Windows& w, Index T, Index t) {
 
 // A window begins its way back with zeros as window 0 of `windows`.
 template <class Real>
-void add_window(const View<Real>& d, Index windows, Index rows, const Span& units) {
+__attribute__((noinline)) void add_window(const View<Real>& d, Index windows, Index rows, const Span& units) {
   for (Index row = windows * rows - 1; row >= 0; --row)
     for (Index j = units.first; j < units.last; ++j)
       at(d, row).data[j] = row < rows ? Real(0) : at(d, row - rows).data[j];
 }
 
+// The sum of n elements of each window, which lie one after the other.
+template <class Real>
+__attribute__((noinline)) void sum_windows(const Real* from, Index windows, Index n, Real* to) {
+  for (Index i = 0; i < n; ++i) to[i] = windows ? from[i] : Real(0);
+  for (Index window = 1; window < windows; ++window)
+    for (Index i = 0; i < n; ++i) to[i] += from[window * n + i];
+}
+
 // The sum of what the windows that reach the start bring to the initial state.
 template <class Real>
-void sum_states(const View<Real>& d, Index windows, Index rows, const Span& units, const View<Real>& out) {
+__attribute__((noinline)) void sum_states(const View<Real>& d, Index windows, Index rows, const Span& units,
+                                          const View<Real>& out) {
   for (Index row = 0; row < rows; ++row)
     for (Index j = units.first; j < units.last; ++j) {
       Real sum = windows ? at(d, row).data[j] : Real(0);
@@ -117,17 +126,14 @@ template <class Cell, class Real, class Step>
 void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& windows, const Item& item, Index t,
                    const Step& s, const Blocks& blocks) {
   if (windows.count != 1)
-    for_each_block<Real, 1>(blocks, s.units, [&]<class S, int>(BlockRange range) {
-      constexpr Index row_size = Cell::slots * S::lanes;
-      const Real* from = gates_at<S, Cell::slots>(s.dgates, range.unit, s.dgate_row);
-      Real* to = gates_at<S, Cell::slots>(windows.dgates, range.unit, windows.dgate_row);
-      for (Index j = 0; j < s.rows * row_size; j += S::lanes) {
-        typename S::V sum = {};
-        for (Index window = 0; window < windows.count; ++window)
-          sum = sum + S::load(from + window * s.rows * row_size + j);
-        S::store(to + j, sum);
-      }
-    });
+    for (Index block = s.units.first; block < s.units.last; ++block) {
+      const BlockWidth width = width_of<Real>(blocks, block);
+      const auto rows = [&](const Gates<Real>& gates, Index row) {
+        return gates.data + (width.unit * gates.rows + row * width.lanes) * Cell::slots;
+      };
+      const Index n = s.rows * width.lanes * Cell::slots;
+      sum_windows(rows(s.dgates, s.dgate_row), windows.count, n, rows(windows.dgates, windows.dgate_row));
+    }
   if (t > 0) return;
   const BackwardDirection<Real>& direction = args.directions[0];
   const Span units = units_of<Real>(args.problem, item);
