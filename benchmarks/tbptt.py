@@ -20,7 +20,8 @@ from rnnfast import _core
 
 def separate(layer: Any, tape: Any, dy: Any, k1: int, k2: int) -> None:
     """Run the windows one after the other, as they would be during training, but without what is done in between."""
-    T, grads = len(dy), [None] * layer.num_layers
+    T = len(dy)
+    grads: list[Any] = [None] * layer.num_layers
     for end in [*range(k1, T, k1), T]:
         tau, start = max(0, end - k2), (end - 1) // k1 * k1
         d = np.zeros_like(dy[tau:end])

@@ -131,7 +131,7 @@ def tbptt_gradient(
     if layout.packed is not None:
         msg = "x: expected an array, since all windows end at the same steps, got a PackedSequence"
         raise TypeError(msg)
-    d: Array | None = layout.checked(dy, "dy", (stack.hidden_size,), stack.dtype)
+    d: Any = layout.checked(dy, "dy", (stack.hidden_size,), stack.dtype)
     if stack is not layer:
         split_state(layer.cell, state, "state")
         rows = () if layout.unbatched else (layout.B,)
@@ -139,7 +139,7 @@ def tbptt_gradient(
 
     tape = stack.forward(array, state)[2]
     dfirst = stack._new_state(layout)
-    made: dict[str, Array] = {}
+    made: dict[str, Any] = {}
     for k in reversed(range(stack.num_layers)):
         d, *_, [new] = _core.backward(
             tape.kept[k],
