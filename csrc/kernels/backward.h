@@ -194,11 +194,12 @@ __attribute__((noinline)) void multiply_input(const Product<Real>& dx,
     multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, scratch.w_ih);
 }
 
-// The step of all windows, and dx of each where that is wanted. It would slow the plain one down and is therefore apart;
-// compiled for size, it is a third as large, and the whole pass some 5% slower: most of its time goes to `multiply`.
+// The step of all windows, and dx of each where that is wanted. It would slow the plain one down and is therefore
+// apart; compiled for size, it is a third as large, and the whole pass some 5% slower: most of its time goes to
+// `multiply`.
 template <class Cell, class Real>
 __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole,
-                                            const Item& item, Index t, const Team& team, BackwardStep<Real> s) {
+                                                  const Item& item, Index t, const Team& team, BackwardStep<Real> s) {
   const Problem& p = args.problem;
   const auto& scratch = whole.directions[0];
   const StepWindows<Real> windows = enter_windows<Cell>(args, whole.windows, item, t, s);
