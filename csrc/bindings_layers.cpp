@@ -516,7 +516,35 @@ struct BackwardArrays {
   py::object steps;
   bool need_dx;
   double clip;
+  py::object windows;
 };
+
+// (k1, k2, whether each has the losses of all its steps, whether each has a dx of its own), or None.
+Windows read_windows(const BackwardArrays& arrays, const Problem& p) {
+  const auto given = tuple_of("windows", arrays.windows, 4, "(k1, k2, all_losses, each_dx)");
+  if (!given) return {};
+  const auto flag = [&](std::size_t i) { return (*given)[i].cast<bool>(); };
+  const auto steps = [&](std::size_t i) {
+    const auto n = (*given)[i].cast<Index>();
+    if (n < 1) throw py::value_error("windows: expected k1 and k2 of at least 1, got " + std::to_string(n));
+    return std::min(n, p.T);
+  };
+  if (arrays.clip > 0)
+    throw py::value_error("clip_dh: expected none, since the gradients of windows are summed up before, got " +
+                          std::to_string(arrays.clip));
+  bool plain = p.D == 1 && !p.reverse && !p.first_row && !p.starts[0];
+  for (const py::object* other :
+       {&arrays.dh, &arrays.dc, &arrays.dc_steps, &arrays.flow, &arrays.dstart, &arrays.steps})
+    plain = plain && other->is_none();
+  if (!plain) throw py::value_error("windows: expected steps of B rows in one direction, and dy alone");
+  Windows windows = {steps(0), steps(1), 0, flag(2), false, false};
+  const Index k1 = windows.k1, count = (p.T + k1 - 1) / k1;
+  windows.most = count - (p.T - windows.k2) / k1;  // at the step k2 before T
+  // Of one at a time, all of them are one array as it is without windows.
+  windows.each_dx = flag(3) && windows.most > 1 && p.input == InputKind::dense;
+  windows.each_dy = windows.most > 1 && py::isinstance<py::array>(arrays.dy) && py::array(arrays.dy).ndim() == 4;
+  return windows;
+}
 
 template <class Real>
 py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const BackwardArrays& arrays) {
@@ -524,6 +552,8 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   Problem p = tape.problem;
   p.run = read_steps(arrays.steps, p);
   if (p.run.first == p.run.last) throw py::value_error("steps: expected at least one step, got none");
+  const Windows windows = read_windows(arrays, p);
+  const auto of_each_window = [&](Index n) { return Shape{p.T, windows.most, p.B, n}; };
   const Shape state_shape = {p.D, p.B, p.H}, run_shape = shape_of_run(p, p.D * p.H);
   refuse_c(info, "dc", arrays.dc);
   refuse_c(info, "dc_steps", arrays.dc_steps);
@@ -532,7 +562,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   const Real clip = Real(arrays.clip);
   if (!(clip >= 0) || (clip == 0 && arrays.clip != 0))
     throw py::value_error("clip_dh: expected a positive bound, got " + text(py::float_(arrays.clip)));
-  const auto dy_in = optional_input<Real>("dy", arrays.dy, run_shape);
+  const auto dy_in = optional_input<Real>("dy", arrays.dy, windows.each_dy ? of_each_window(p.H) : run_shape);
   const auto dc_steps = optional_input<Real>("dc_steps", arrays.dc_steps, run_shape);
   const auto dh_in = optional_input<Real>("dh", arrays.dh, state_shape);
   const auto dc_in = optional_input<Real>("dc", arrays.dc, state_shape);
@@ -547,7 +577,9 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   const bool need_dx = arrays.need_dx && p.input != InputKind::one_hot;
   if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
   std::optional<Output<Real>> dx, dh0, dc0, dh_flow, dc_flow, dh_start, dc_start;
-  const Shape dx_shape = saved.embedding ? shape_of(saved.embedding->array) : shape_of_run(p, p.I);
+  const Shape dx_shape = windows.each_dx   ? of_each_window(p.I)
+                         : saved.embedding ? shape_of(saved.embedding->array)
+                                           : shape_of_run(p, p.I);
   if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
   dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
   if (info.has_c) dc0 = output<Real>("out[2]", entry(outs, 2), state_shape);
@@ -614,7 +646,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
 
   if (p.B > 0) {
     const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G), most_members(p));
-    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx)) * sizeof(Real));
+    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, windows)) * sizeof(Real));
     const TokenLinks links = link(tokens);
     BackwardArgs<Real> args = {p,
                                rows_of(saved),
@@ -624,7 +656,8 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                static_cast<Real*>(scratch.data()),
                                view(tokens, links),
                                held_as<Real>(tape.held),
-                               clip};
+                               clip,
+                               windows};
     const TapeSize size = kernels<Real>().tape_size(p);
     for (Index d = 0; d < p.D; ++d) {
       const auto gradient = [&](int i) {
@@ -861,14 +894,15 @@ void bind_layers(py::module_& m) {
       "backward",
       [](const py::object& object, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,
          const py::object& grads, const py::object& out, const py::object& dc_steps, double clip_dh,
-         const py::object& flow, const py::object& dstart, const py::object& steps) {
-        const BackwardArrays arrays = {dy, dh, dc, dc_steps, grads, out, flow, dstart, steps, need_dx, clip_dh};
+         const py::object& flow, const py::object& dstart, const py::object& steps, const py::object& windows) {
+        const BackwardArrays arrays = {dy,   dh,     dc,    dc_steps, grads,   out,
+                                       flow, dstart, steps, need_dx,  clip_dh, windows};
         return with_tape(object,
                          [&](const TapeObject& tape, const auto& saved) { return backward_of(tape, saved, arrays); });
       },
       "tape"_a, "dy"_a = py::none(), "dh"_a = py::none(), "dc"_a = py::none(), "need_dx"_a = true,
       "grads"_a = py::none(), "out"_a = py::none(), py::kw_only(), "dc_steps"_a = py::none(), "clip_dh"_a = 0.0,
-      "flow"_a = py::none(), "dstart"_a = py::none(), "steps"_a = py::none());
+      "flow"_a = py::none(), "dstart"_a = py::none(), "steps"_a = py::none(), "windows"_a = py::none());
 }
 
 }  // namespace rnnfast

@@ -112,6 +112,16 @@ struct BackwardDirection {
   Parameters<Real> gradients;
 };
 
+// Truncated backpropagation through time, of one direction that goes through all steps: windows end at k1, 2·k1, ...
+// and at T, go k2 steps back, and their gradients are summed up.
+struct Windows {
+  Index k1, k2;           // at most T; k1 = 0: there are no windows, but the whole
+  Index most;             // windows that go through one step
+  bool all_losses;        // each has the dy of all its steps; else of those that no earlier one has
+  bool each_dy, each_dx;  // dy, dx of each window apart, as a layer between others has them: [T,most,B,*], of a step
+                          // the windows that go through it, in ascending order
+};
+
 template <class Real>
 struct BackwardArgs {
   Problem problem;
@@ -122,7 +132,8 @@ struct BackwardArgs {
   Real* scratch;
   Tokens tokens = {};
   Held<Real> held = {};
-  Real clip = 0;  // bounds the gradients that one step passes to the one before; 0: none
+  Real clip = 0;         // bounds the gradients that one step passes to the one before; 0: none
+  Windows windows = {};  // the gradients of the last states are then zero
 };
 
 // y = x w^T + b, of N rows from I inputs to O outputs.
@@ -204,7 +215,7 @@ struct Kernels {
   void (*pack)(const Problem&, const Parameters<const Real>&, Real* packed);
   Index (*forward_scratch)(const Problem&, bool packed);
   void (*forward)(const ForwardArgs<Real>&, const Team&);
-  Index (*backward_scratch)(const Problem&, bool need_dx);
+  Index (*backward_scratch)(const Problem&, bool need_dx, const Windows&);
   void (*backward)(const BackwardArgs<Real>&, const Team&);
   void (*gate)(const Problem&, const Real* gates, int gate, const View<Real>& out);  // of a tape, out [T·B,H]
   void (*activate)(Activation, const Real* x, Real* y, Index n);

@@ -17,7 +17,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, Linear
 from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
-from .tbptt import tbptt
+from .tbptt import tbptt, tbptt_gradient
 
 __all__ = [
     "GRU",
@@ -42,6 +42,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "tbptt",
+    "tbptt_gradient",
     "threads",
 ]
 

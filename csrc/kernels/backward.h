@@ -5,6 +5,7 @@
 #pragma once
 
 #include "few.h"
+#include "windows.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -20,18 +21,20 @@ struct BackwardScratch {
     Columns<Real> x, h_before, reset_h;  // of one chunk; x of tokens: of the embedding
     Gates<Real> dgates;                  // of one chunk
     Gates<Real> table;                   // dgates summed by token
-    Real* dreset_h;                      // [B,H]
+    Real* dreset_h;                      // [B,H], of each window
     Real *h_mixed, *c_mixed;             // [B,H], where some rows start anew
     View<Real> dx;  // of the run's rows: the caller's for the first direction, own memory for the second;
                     // of tokens [U,I], own memory
   } directions[2];
+  WindowScratch<Real> windows;
   Real* zeros;
 };
 
 template <class Cell, class Real>
-BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, Arena<Real>& arena) {
+BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, const Windows& windows,
+                                       Arena<Real>& arena) {
   const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
-  const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p);
+  const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p, windows);
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
@@ -60,10 +63,11 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     if (resets_h<Cell>) direction.reset_h = columns(p.H, rows);
     direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
     direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
-    if (resets_h<Cell>) direction.dreset_h = take(arena, p.B * p.H);
+    if (resets_h<Cell>) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
     if (p.starts[d]) direction.h_mixed = take(arena, p.B * p.H), direction.c_mixed = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, p.H);
+  s.windows = lay_out_windows<Cell>(p, windows, s.zeros, arena);
   return s;
 }
 
@@ -123,22 +127,26 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
 }
 
 // f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
-template <class Cell, class Real, class F>
-bool backward_step(const BackwardStep<Real>& s, const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
+template <class Cell, class Real, class Windows, class F>
+bool backward_step(const BackwardStep<Real>& s, const Windows& windows,
+                   const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
   bool goes_on = true;
   for_each_phase_backwards<Cell>([&]<int phase> {
     constexpr Phase part = Cell::phases[phase];
     if (!goes_on) return;
-    for_each_block<Real, 1>(scratch.w_hh.units, s.units, [&]<class S, int>(BlockRange range) {
-      for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(s, range.unit, range.valid, row);
-    });
+    for (Index window = 0; window < windows.count; ++window) {
+      const BackwardStep<Real>& one = window_of(s, windows, window);
+      for_each_block<Real, 1>(scratch.w_hh.units, s.units, [&]<class S, int>(BlockRange range) {
+        for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(one, range.unit, range.valid, row);
+      });
+    }
     goes_on = f();
     if (!goes_on) return;
     const Factor factor = {part.slot, part.gate, part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
     const bool from_dh = Cell::passes_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    const Product<Real> product = {s.dgates, s.dgate_row, init, out, s.rows, s.units, s.backwards};
+    const Product<Real> product = {s.dgates, s.dgate_row, init, out, windows.count * s.rows, s.units, s.backwards};
     if (scratch.unpacked_w_hh.data)
       multiply_unpacked(product, factor, Cell::slots, scratch.unpacked_w_hh);
     else
@@ -185,6 +193,43 @@ StateBefore<Real> h_before(const BackwardDirection<Real>& direction, const Real*
 }
 
 template <class Cell, class Real>
+__attribute__((noinline)) void multiply_input(const Product<Real>& dx,
+                                              const typename BackwardScratch<Real>::Direction& scratch) {
+  const Factor factor = {Cell::slots - Cell::gates, 0, Cell::gates};
+  if (scratch.thin_w_ih.K)
+    multiply_thin<Cell>(dx, scratch.thin_w_ih);
+  else if (scratch.unpacked_w_ih.data)
+    multiply_unpacked(dx, factor, Cell::slots, scratch.unpacked_w_ih);
+  else
+    multiply<Cell>(dx, factor, scratch.w_ih);
+}
+
+// The step of all windows, and dx of each where that is wanted. It would slow the plain one down and is therefore
+// apart; compiled for size, it is a third as large, and the whole pass some 5% slower: most of its time goes to
+// `multiply`.
+template <class Cell, class Real>
+__attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole,
+                                                  const Item& item, Index t, const Team& team, BackwardStep<Real> s) {
+  const Problem& p = args.problem;
+  const auto& scratch = whole.directions[0];
+  const StepWindows<Real> windows = enter_windows<Cell>(args, whole.windows, item, t, s);
+  if (!backward_step<Cell>(s, windows, scratch, [&] { return meet(item, team); })) return false;
+  if (args.windows.each_dx) {
+    const Index at_once = item.rows == p.B ? windows.count : 1, rows = at_once * s.rows;  // their rows of dx adjoin
+    const Index first = item.joined ? share(rows, team.rank, team.size) : 0;
+    const Index last = item.joined ? share(rows, team.rank + 1, team.size) : rows;
+    for (Index window = 0; window < windows.count; window += at_once) {
+      const View<Real> dx = at(args.dx, (t * args.windows.most + window) * p.B + item.first + first);
+      const Index dgate_row = s.dgate_row + window * s.rows + first;
+      multiply_input<Cell>(Product<Real>{s.dgates, dgate_row, {}, dx, last - first, all(scratch.w_ih.columns)},
+                           scratch);
+    }
+  }
+  leave_windows<Cell>(args, windows, item, t, s, scratch.w_hh.units);
+  return true;
+}
+
+template <class Cell, class Real>
 void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Item& item,
                     const Chunk& chunk, const Team& team) {
   const Problem& p = args.problem;
@@ -214,14 +259,18 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.dy = at(dy, row - run_row);
     s.dh = at(direction.dh, item.first);
     if (Cell::has_c) s.dc = at(direction.dc, item.first);
-    if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + item.first * p.H, p.H};
+    if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + most_deltas(args.windows) * item.first * p.H, p.H};
     if (direction.dc_steps.data) s.dc_step = at(direction.dc_steps, row - run_row);
     if (direction.dh_flow.data) s.dh_flow = at(direction.dh_flow, row - run_row);
     if (direction.dc_flow.data) s.dc_flow = at(direction.dc_flow, row - run_row);
     s.rows = rows_of_item(p, item, t), s.units = item.units;
     s.backwards = turns_back(t);
     s.held = args.held;
-    if (!backward_step<Cell>(s, scratch, [&] { return meet(item, team); })) return;
+    if (args.windows.k1) {
+      if (!windows_step<Cell>(args, whole, item, t, team, s)) return;
+      continue;
+    }
+    if (!backward_step<Cell>(s, WholeSequence(), scratch, [&] { return meet(item, team); })) return;
     if (args.clip > 0) {
       clip_rows(s.dh, s.rows, units, args.clip);
       if (Cell::has_c) clip_rows(s.dc, s.rows, units, args.clip);
@@ -315,17 +364,6 @@ constexpr Span my_columns(Span columns, const Team& team) {
   return {share(columns.last, team.rank, team.size), share(columns.last, team.rank + 1, team.size)};
 }
 
-template <class Cell, class Real>
-void multiply_input(const Product<Real>& dx, const typename BackwardScratch<Real>::Direction& scratch) {
-  const Factor factor = {Cell::slots - Cell::gates, 0, Cell::gates};
-  if (scratch.thin_w_ih.K)
-    multiply_thin<Cell>(dx, scratch.thin_w_ih);
-  else if (scratch.unpacked_w_ih.data)
-    multiply_unpacked(dx, factor, Cell::slots, scratch.unpacked_w_ih);
-  else
-    multiply<Cell>(dx, factor, scratch.w_ih);
-}
-
 // The gradients that follow from a table at the end of time: those of an embedding and of w_ih as from the dgates of a
 // chunk where x is dense, or columns of dw_ih.
 template <class Cell, class Real>
@@ -376,15 +414,16 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   if (team.rank == 0) {
     for (Index j = 0; j < p.H; ++j) scratch.zeros[j] = 0;
     // The padding of dgates meets zero rows of the packed weights; it must not be NaN.
-    for (Index d = 0; d < p.D; ++d) {
-      const Gates<Real>& dgates = scratch.directions[d].dgates;
-      const Blocks& units = scratch.directions[d].w_hh.units;
+    const auto clear = [&](const Gates<Real>& dgates) {
+      const Blocks& units = scratch.directions[0].w_hh.units;
       Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * Cell::slots;
       for (Index j = 0; j < dgates.rows * Cell::slots * units.tail; ++j) tail[j] = 0;
-    }
+    };
+    for (Index d = 0; d < p.D; ++d) clear(scratch.directions[d].dgates);
+    if (args.windows.k1) clear(scratch.windows.dgates);
   }
   const auto& sizes = scratch.directions[0];
-  const bool thin = is_thin(p.I), packs = !is_unpacked(p);
+  const bool thin = is_thin(p.I), packs = !is_unpacked(p, args.windows);
   if (packs)
     for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
       const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
@@ -420,9 +459,9 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
   Arena<Real> arena = {args.scratch, 0};
-  BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, arena);
+  BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, args.windows, arena);
   const Index units = count(scratch.directions[0].w_hh.units);
-  const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p);
+  const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p, args.windows);
   for (Index d = 0; d < p.D && !packs; ++d) {
     const Parameters<const Real>& parameters = args.directions[d].parameters;
     scratch.directions[d].unpacked_w_ih = {parameters.w_ih, p.H, p.I, Cell::input_gates};
@@ -443,7 +482,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
     for_each_item<Cell, Real>(
         p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction], team); });
     if (!team.barrier(team)) return;
-    for (Index d = 0; d < p.D && args.dx.data && dense; ++d) {
+    for (Index d = 0; d < p.D && args.dx.data && dense && !args.windows.each_dx; ++d) {
       const auto& direction = scratch.directions[d];
       const Index rows = chunk[d].rows, first = share(rows, team.rank, team.size);
       const View<Real> out = at(direction.dx, row_of(p, chunk[d].t) - row_of(p, p.run.first));

@@ -13,8 +13,8 @@ namespace {
 // At most so many rows leave the weights as they are, all of one chunk and their sums one chain.
 constexpr Index most_unpacked_rows = 16;
 
-constexpr bool is_unpacked(const Problem& p) {
-  return p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows && run_chunks(p) == 1;
+constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
+  return !windows.k1 && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows && run_chunks(p) == 1;
 }
 
 // A cell's numbers, for what is compiled once for all cells.

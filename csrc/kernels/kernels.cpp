@@ -68,10 +68,10 @@ Index forward_scratch_of(const Problem& p, bool packed) {
 }
 
 template <class Real>
-Index backward_scratch_of(const Problem& p, bool need_dx) {
+Index backward_scratch_of(const Problem& p, bool need_dx, const Windows& windows) {
   return with_cell(p.cell, [&]<class C> {
     Arena<Real> arena = {nullptr, 0};
-    lay_out_backward<C>(p, View<Real>{}, need_dx, arena);
+    lay_out_backward<C>(p, View<Real>{}, need_dx, windows, arena);
     return arena.used;
   });
 }
