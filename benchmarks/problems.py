@@ -22,6 +22,15 @@ WORKS = {
     TRAINING_NO_DX: "forward + backward without dx",
 }
 
+# Sizes that no vector divides, and the same work with the multiples of 16 below and above.
+ODD: dict[Shape, tuple[Shape, Shape]] = {
+    (50, 32, 100, 100): ((50, 32, 96, 96), (50, 32, 112, 112)),
+    (50, 32, 200, 200): ((50, 32, 192, 192), (50, 32, 208, 208)),
+    (50, 32, 650, 650): ((50, 32, 640, 640), (50, 32, 656, 656)),
+    (50, 32, 39, 128): ((50, 32, 32, 128), (50, 32, 48, 128)),
+    (50, 32, 80, 128): ((50, 32, 64, 128), (50, 32, 96, 128)),
+}
+
 QUICK: list[Shape] = [(50, 1, 64, 64), (20, 32, 128, 128), (50, 64, 1, 64)]
 GRIDS: dict[str, list[Shape]] = {
     "peers": [
@@ -42,11 +51,7 @@ GRIDS: dict[str, list[Shape]] = {
         (30, 256, 10, 32),
     ],
     "small": [(784, 64, 1, 128), (30, 256, 10, 32), (200, 64, 3, 20), *((100, 64, H, H) for H in range(1, 17))],
-    # sizes that no vector divides, each between two that are multiples of 16
-    "odd": [
-        *((50, 32, H, H) for H in (96, 100, 112, 192, 200, 208, 640, 650, 656)),
-        *((50, 32, I, 128) for I in (32, 39, 48, 64, 80, 96)),
-    ],
+    "odd": list(dict.fromkeys(shape for odd, around in ODD.items() for shape in (around[0], odd, around[1]))),
 }
 
 

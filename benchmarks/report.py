@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.problems import WORKS
+from benchmarks.problems import ODD, WORKS
 from benchmarks.systems import OURS, VARIANTS
 
 Table = tuple[list[str], list[list[str]]]  # the names of the columns, and rows; the first column is text
@@ -73,6 +73,9 @@ def markdown(data: dict[str, Any]) -> str:
     paragraphs = ["# rnnfast and its peers", *machine(data), "## Summary", *lines(summary(measured, names))]
     for cell, work, group in groups(measured):
         paragraphs += [f"## {cell}: {WORKS[work]}", *lines(details(group))]
+    odd = odd_sizes(measured)
+    if odd[1]:
+        paragraphs += ["## Odd sizes", "", "GFLOP/s by that of the multiple of 16", *lines(odd)]
     if data["refused"]:
         paragraphs += ["## Left out", *refused(data)]
     return "\n".join(paragraphs)
@@ -132,6 +135,19 @@ def details(group: Sequence[Point]) -> Table:
         for point in group
     ]
     return header, [*rows, ["geometric mean", "", "", "", *_means(group, names), "", ""]]
+
+
+def odd_sizes(measured: Sequence[Point]) -> Table:
+    """Return our speed at odd sizes by that at the sizes around them, where both were measured."""
+    rows = []
+    for cell, work, group in groups(measured):
+        speeds = {point.shape: point.gflops for point in group}
+        for odd, around in ODD.items():
+            name, below, above = (",".join(map(str, shape)) for shape in (odd, *around))
+            if {name, below, above} <= speeds.keys():
+                ratios = [_ratio(speeds[name] / speeds[other]) for other in (below, above)]
+                rows.append([f"{cell}, {WORKS[work]}", name, *ratios])
+    return ["", "T,B,I,H", "below", "above"], rows
 
 
 def _means(group: Sequence[Point], names: Sequence[str]) -> list[str]:

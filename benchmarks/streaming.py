@@ -4,12 +4,12 @@ python -m benchmarks.streaming [--cells lstm gru rnn] [--sizes H ...]
 
 All run on the calling thread and take turns. The bound is 1.3 times what it takes to read the weights from the cache
 level that holds them, and 1 µs for the call. The session starts from a zero state each time; it reads the same weights.
+
+Then what a call costs: a step of an Elman layer of 1 to 8 units, a compiled class of Cython, beside two calls through
+pybind11, tanh of as many numbers with the same checks of x and out, and one without any argument.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ import torch
 
 import rnnfast
 from benchmarks import limits
+from benchmarks.timing import Call, in_turns
+from rnnfast import _core
 from rnnfast.bench import onnx_model
-
-Call = Callable[[], object]
 
 LAYERS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
 CELLS = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "rnn": torch.nn.RNNCell}
-TURNS, SAMPLE = 15, 4e-3  # how often each is measured, and for how many seconds
+LEAST = 1, 2, 4, 8  # sizes at which nearly all of the time is the call
 
 
 def step_of(layer: Any, x: Any) -> Call:
@@ -42,12 +42,18 @@ def session_step_of(layer: Any, x: Any) -> Call:
     return lambda: session.run(None, inputs)
 
 
-def torch_step_of(cell: str, layer: Any, x: Any) -> Call:
-    """Return one step of torch's cell, its state carried on."""
-    theirs = CELLS[cell](layer.input_size, layer.hidden_size)
-    theirs.load_state_dict(
+def twin_of(cell: str, layer: Any) -> Any:
+    """Return torch's cell with the weights of a layer or cell of ours."""
+    twin = CELLS[cell](layer.input_size, layer.hidden_size)
+    twin.load_state_dict(
         {name.removesuffix("_l0"): torch.from_numpy(a.copy()) for name, a in layer.state_dict().items()}
     )
+    return twin
+
+
+def torch_step_of(cell: str, layer: Any, x: Any) -> Call:
+    """Return one step of torch's cell, its state carried on."""
+    theirs = twin_of(cell, layer)
     x, state = torch.from_numpy(x), None
 
     def step() -> None:
@@ -58,19 +64,11 @@ def torch_step_of(cell: str, layer: Any, x: Any) -> Call:
     return step
 
 
-def seconds(call: Call, n: int) -> float:
-    """Return how long a call takes, of n."""
-    start = time.perf_counter()
-    for _ in range(n):
-        call()
-    return (time.perf_counter() - start) / n
-
-
-def in_turns(calls: list[Call]) -> list[float]:
-    """Return the median time of each call in seconds."""
-    counts = [max(1, int(SAMPLE / min(seconds(call, 5) for _ in range(3)))) for call in calls]
-    rounds = [[seconds(call, n) for call, n in zip(calls, counts, strict=True)] for _ in range(TURNS)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+def least_calls(H: int) -> list[Call]:
+    """Return a step of so few units, and calls through pybind11 with the same two arrays and with nothing."""
+    layer, x = rnnfast.RNN(H, H, seed=0), np.ones((1, H), np.float32)
+    out = np.empty_like(x)
+    return [step_of(layer, x), lambda: _core.tanh(x, out), lambda: _core.get_num_threads()]
 
 
 def main() -> None:
@@ -95,6 +93,10 @@ def main() -> None:
                 f"{cell:4} {H:5} {ours * 1e6:9.2f} {bound * 1e6:9.2f} {theirs / ours:7.1f} {session / ours:7.1f}",
                 flush=True,
             )
+    print("\n   H  step, µs  tanh by pybind11, µs  no arguments, µs  a step saves, µs")
+    for H in LEAST:
+        step, tanh, nothing = (time * 1e6 for time in in_turns(least_calls(H)))
+        print(f"{H:4} {step:9.3f} {tanh:21.3f} {nothing:17.3f} {tanh - step:17.3f}")
 
 
 if __name__ == "__main__":

@@ -138,6 +138,7 @@ class Stream final : public rnnfast_stream {
     else
       run_parallel(
           threads, [this](const Team& team) { run_layers(team); }, [] { return false; });
+    for (ForwardArgs<Real>& layer : layers_) layer.turned = layer.turned != (T % 2 != 0);
   }
 
   // A layer reads what all members have written, and uses the scratch of the one before.

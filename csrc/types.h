@@ -96,6 +96,7 @@ struct ForwardArgs {
   Real* scratch;
   Tokens tokens = {};
   Held<Real> held = {};
+  bool turned = false;  // odd steps go through the weights forwards, the others backwards, instead of the reverse
 };
 
 template <class Real>

@@ -236,8 +236,8 @@ class Recurrent(Module):
         ----------
         checkpoint : int or "auto", optional
             k: of k steps only one state is kept, and backward runs the others again, k at a time; k is rounded up to
-            whole blocks of the sums of the weights' gradients, so that the gradients have the same bits. "auto" is the
-            square root of T.
+            whole blocks of the sums of the weights' gradients, so that the gradients have the same bits, and to 1024
+            rows (t, b), so that what each segment costs does not show. "auto" is the square root of T.
 
         Returns
         -------

@@ -21,6 +21,8 @@ from .functional import Array
 if TYPE_CHECKING:
     from ._recurrent import Call, Given, LayerTape, Recurrent
 
+LEAST_ROWS = 1024  # of a segment to be run again, as weights and their gradients are packed for each
+
 
 class Strand(NamedTuple):
     """Layers that a segment passes through, in one direction."""
@@ -45,6 +47,7 @@ class Checkpoints(NamedTuple):
     states: dict[Strand, list[list[list[Array]]]]  # before each segment, of each layer, each part [1,B,H]
     inputs: list[Array]  # x of each group
     bits: list[list[Array]]  # of the dropout after each layer but the last, for each segment
+    tapes: dict[Strand, list[_core.Tape]]  # of the segment that each strand ran last, and backward needs first
 
 
 def checked_length(checkpoint: int | str, T: int) -> int:
@@ -66,25 +69,24 @@ def infer(layer: Recurrent, _: object, call: Call) -> tuple[tuple[()], Any]:
     for group in _groups(layer) if segments else ():
         y = _rows_of(layer, call) if group[0].layers.stop < layer.num_layers else None
         for strand in group:
-            for _segment, _states in _forward_strand(layer, call, strand, segments, x, y, last, []):
-                pass
+            _forward_strand(layer, call, strand, segments, x, y, last, [])
         x = y
     return (), last
 
 
 def forward(layer: Recurrent, call: Call, k: int) -> tuple[tuple[Array, ...], Any, Any]:
     """Return y of the top layer, or nothing if it is not wanted, the last state, and checkpoints."""
-    segments = _cut(layer, call, k)
+    segments = _cut(layer, call, k, LEAST_ROWS)
     last = layer._new_state(call.layout)
-    kept = Checkpoints(segments, {}, [], _draw(layer, call, segments))
+    kept = Checkpoints(segments, {}, [], _draw(layer, call, segments), {})
     x, y = call.rows, None
     for group in _groups(layer):
         top = group[0].layers.stop == layer.num_layers
         y = None if top and call.outputs == "last" else _rows_of(layer, call)
         kept.inputs.append(x)
         for strand in group:
-            run = _forward_strand(layer, call, strand, segments, x, y, last, kept.bits)
-            kept.states[strand] = [states for _, states in run]
+            run = _forward_strand(layer, call, strand, segments, x, y, last, kept.bits, keep=True)
+            kept.states[strand], kept.tapes[strand] = run
         if not top:
             x = y
             for n, segment in enumerate(segments if kept.bits else ()):
@@ -116,7 +118,7 @@ def _groups(layer: Recurrent) -> list[list[Strand]]:
     return [[Strand(range(k, k + 1), direction) for direction in (0, 1)] for k in L]
 
 
-def _cut(layer: Recurrent, call: Call, k: int) -> list[Segment]:
+def _cut(layer: Recurrent, call: Call, k: int, least_rows: int = 0) -> list[Segment]:
     """Cut time into segments of k steps or a few more: whole blocks of the sums of the weights' gradients."""
     layout = call.layout
     if 0 in layout.row_shape[:1]:
@@ -126,7 +128,7 @@ def _cut(layer: Recurrent, call: Call, k: int) -> list[Segment]:
     first_row = np.append(0, np.cumsum(sizes))
     cuts = [0]
     for step in _core.chunks(layout.batch_sizes, T, layout.B, layer.hidden_size)[1:]:
-        if step - cuts[-1] >= k or step == T:
+        if step == T or (step - cuts[-1] >= k and first_row[step] - first_row[cuts[-1]] >= least_rows):
             cuts.append(step)
     segments = []
     for first, last in pairwise(cuts):
@@ -166,6 +168,7 @@ def _run(
     x: Array,
     states: list[list[Any]],
     bits: list[Array],
+    outs: list[tuple[Any, ...]] | None = None,
 ) -> Iterator[tuple[Any, ...]]:
     """Run a segment through the layers of the strand by `run` of the core; yield what that returns for each layer."""
     B, y = segment.B, x[segment.rows]
@@ -180,7 +183,7 @@ def _run(
             y,
             [layer._tuples(layer.parameters, k)[strand.direction]],
             *(*state, None)[:2],
-            None,
+            None if outs is None else outs[n],
             None if k else call.embedding,
             batch_sizes=None if layout.batch_sizes is None else layout.batch_sizes[segment.steps],
             resets=None if call.resets is None else call.resets[segment.rows],
@@ -202,26 +205,28 @@ def _forward_strand(
     y: Array | None,
     last: Any,
     bits: list[list[Array]],
-) -> Iterator[tuple[Segment, list[list[Array]]]]:
-    """Fill y and the last state; yield, for each segment in order of time, the states before it."""
+    *,
+    keep: bool = False,
+) -> tuple[list[list[list[Array]]], list[_core.Tape]]:
+    """Fill y and the last state; return the states before each segment, and the tapes of the last one if wanted."""
     H = layer.hidden_size
     units = slice(strand.direction * H, (strand.direction + 1) * H)
     states = _of_strand(layer, last, strand)
     for parts, initial in zip(states, _of_strand(layer, call.state, strand), strict=True):
         for part, value in zip(parts, initial, strict=True):
             part[...] = 0 if value is None else value
-    before = {}
-    for n in range(len(segments))[:: -1 if strand.direction else 1]:
+    before: list[list[list[Array]]] = [[] for _ in segments]
+    order = range(len(segments))[:: -1 if strand.direction else 1]
+    for n in order:
         segment = segments[n]
         before[n] = [[part.copy() for part in parts] for parts in states]
         drawn = [of_layer[n] for of_layer in bits]
-        results = list(_run(_core.inference, layer, call, strand, segment, x, before[n], drawn))
-        for parts, (_, *after) in zip(states, results, strict=True):
-            for part, value in zip(parts, after, strict=False):
-                part[:, : segment.B] = value
+        run = _core.forward if keep and n == order[-1] else _core.inference
+        outs = [(None, *(*(part[:, : segment.B] for part in parts), None)[:2]) for parts in states]
         if y is not None:
-            y[segment.rows][..., units] = results[-1][0]
-    yield from ((segment, before[n]) for n, segment in enumerate(segments))
+            outs[-1] = y[segment.rows][..., units], *outs[-1][1:]
+        results = list(_run(run, layer, call, strand, segment, x, before[n], drawn, outs))
+    return before, [tape for _, _, _, *tapes in results for tape in tapes]
 
 
 def _backward_strand(
@@ -247,10 +252,14 @@ def _backward_strand(
     tokens = bottom == 0 and call.is_tokens
     dx = np.empty(x.shape, layer.dtype) if need_dx and not tokens else None
     dembedding = None
-    for n in range(len(kept.segments))[:: 1 if strand.direction else -1]:
+    order = range(len(kept.segments))[:: 1 if strand.direction else -1]
+    for n in order:
         segment = kept.segments[n]
         drawn = [of_layer[n] for of_layer in kept.bits]
-        tapes = [t for *_, t in _run(_core.forward, layer, call, strand, segment, x, kept.states[strand][n], drawn)]
+        tapes = kept.tapes[strand]
+        if n != order[0]:
+            states = kept.states[strand][n]
+            tapes = [tape for *_, tape in _run(_core.forward, layer, call, strand, segment, x, states, drawn)]
         d_n = None if d is None else d[segment.rows][..., units]
         for k in reversed(strand.layers):
             if k < strand.layers.stop - 1:
@@ -260,13 +269,14 @@ def _backward_strand(
             names = [f"{name}{own}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
             into = tuple(made.get(name) for name in names)
             dparts, dstart = ([part[:, : segment.B] for part in parts[k - bottom]] for parts in (dstates, dstarts))
+            out = (dx[segment.rows], None, None) if dx is not None and k == bottom else None
             d_n, *dbefore, [new] = _core.backward(
                 tapes[k - bottom],
                 d_n,
                 *(*dparts, None)[:2],
                 need_dx or k > bottom,
                 None if into[0] is None else [into],
-                None,
+                out,
                 dc_steps=None if given.dc is None else given.dc[k][segment.rows][..., units],
                 clip_dh=given.clip_dh or 0.0,
                 dstart=tuple((*dstart, None)[:2]),
@@ -274,9 +284,7 @@ def _backward_strand(
             for part, value in zip(dparts, dbefore, strict=False):
                 part[...] = value
             made.update((name, array) for name, array in zip(names, new, strict=True) if array is not None)
-        if dx is not None:
-            dx[segment.rows] = d_n
-        else:
+        if dx is None:
             dembedding = d_n if dembedding is None else dembedding + d_n
     for parts, starts in zip(dstates, dstarts, strict=True):
         for part, start in zip(parts, starts, strict=True):

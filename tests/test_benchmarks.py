@@ -13,7 +13,7 @@ import pytest
 from benchmarks import machine, peers, report
 from benchmarks.limits import Level, Limits, best_of
 from benchmarks.plot import roofline
-from benchmarks.problems import CELLS, FORWARD, GRIDS, PACKED, TRAINING, TRAINING_NO_DX, WORKS, Problem
+from benchmarks.problems import CELLS, FORWARD, GRIDS, ODD, PACKED, TRAINING, TRAINING_NO_DX, WORKS, Problem
 from benchmarks.systems import OURS, SYSTEMS
 from rnnfast import _core
 from rnnfast.functional import Array
@@ -187,6 +187,16 @@ def test_the_tables_show_every_result_and_what_was_refused() -> None:
     assert all(set(cell) <= set("-:") for row in (rows[1], rows[4]) for cell in row)
     assert "- jax, lstm, 1,2,3,4, forward: it fell over" in lines
     assert "- not compared: keras (not installed)" in lines
+
+
+def test_an_odd_size_is_compared_with_the_sizes_around_it() -> None:
+    (odd, (below, above)), *_ = ODD.items()
+    speeds = {below: 2.0, odd: 1.0, above: 4.0}  # at equal operations, so many times as fast as in one second
+    results = [a_result(FORWARD, {OURS: [1 / speed]}, shape=list(shape)) for shape, speed in speeds.items()]
+    rows = report.odd_sizes(report.points({"results": results}))[1]
+    assert rows == [["lstm, forward", ",".join(map(str, odd)), "0.50", "0.25"]]
+    for some in (results[:2], results[1:]):
+        assert not report.odd_sizes(report.points({"results": some}))[1]
 
 
 # The command

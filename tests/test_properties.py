@@ -52,6 +52,8 @@ ODD = Shape(T=5, B=3, I=7, H=19, D=2)
     Shape(70, 1, 40, 300),
     Shape(300, 1, 40, 264, D=2),
     Shape(60, 5, 17, 272),
+    Shape(1, 3, 130, 300, D=2),
+    Shape(4, 2, 70, 264),
 )
 @by_dtype
 @by_cell
@@ -93,7 +95,13 @@ def sequences(problem: Problem, rows: slice) -> Problem:
 PER_SEQUENCE = ("y", "h", "c", "dx", "dh0", "dc0")
 
 
-@by_shape(Shape(7, 11, 5, 19, D=2), Shape(9, 14, 1, 20), Shape(15, 40, 30, 96), Shape(2, 300, 6, 33, D=2))
+@by_shape(
+    Shape(7, 11, 5, 19, D=2),
+    Shape(9, 14, 1, 20),
+    Shape(15, 40, 30, 96),
+    Shape(2, 300, 6, 33, D=2),
+    Shape(1, 20, 70, 75),
+)
 @by_dtype
 @by_cell
 def test_a_sequence_gets_the_same_bits_in_any_batch(cell: str, dtype: str, shape: Shape) -> None:
@@ -104,6 +112,28 @@ def test_a_sequence_gets_the_same_bits_in_any_batch(cell: str, dtype: str, shape
         part = solve(_core, sequences(problem, rows))
         for name in part.keys() & set(PER_SEQUENCE):
             np.testing.assert_array_equal(part[name], whole[name][:, rows], err_msg=f"{name} {rows}")
+
+
+# Few rows, whose weights stay as they are, beside many, whose weights are packed.
+@by_shape(Shape(1, 40, 37, 50, D=2), Shape(4, 13, 5, 83), Shape(2, 20, 1, 16, D=2), Shape(1, 70, 130, 96))
+@by_dtype
+@by_cell
+def test_sequences_without_a_gradient_add_nothing(cell: str, dtype: str, shape: Shape) -> None:
+    problem = make_problem(cell, dtype, shape)
+    some = slice(4, 7)
+    others = np.r_[:4, 7 : shape.B]
+    for gradient in (problem.dy, problem.dh, problem.dc):
+        if gradient is not None:
+            gradient[:, others] = 0
+    totals = []
+    for p in (problem, sequences(problem, some)):
+        _, _, _, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+        grads = laid_out(p, np.copy).parameters
+        for _ in range(2):
+            _core.backward(tape, p.dy, p.dh, p.dc, grads=grads)
+        totals.append({**gradients(_core, tape, p), **{f"{n} twice": a for n, a in named_grads(grads).items()}})
+    whole, part = totals
+    assert_same_bits(part, {n: a[:, some] if n in PER_SEQUENCE else a for n, a in whole.items()})
 
 
 def solve_in_chunks(problem: Problem, starts: tuple[int, ...]) -> Results:

@@ -4,6 +4,7 @@
 // products of a finished chunk are shared out among all members.
 #pragma once
 
+#include "few.h"
 #include "windows.h"
 
 namespace rnnfast::RNNFAST_ISA {
@@ -12,6 +13,8 @@ namespace {
 template <class Real>
 struct BackwardScratch {
   struct Direction {
+    // Few rows need no panels, but the caller's matrices; where they are null, the weights are packed.
+    GateRows<const Real> unpacked_w_ih, unpacked_w_hh;
     TransposedPanels<Real> w_ih, w_hh;
     Panels<Real> thin_w_ih;              // instead of w_ih
     Panels<Real> dw_ih, dw_hh;           // the last row is that of the bias
@@ -31,27 +34,27 @@ template <class Cell, class Real>
 BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, const Windows& windows,
                                        Arena<Real>& arena) {
   const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
-  const bool dense = p.input == InputKind::dense;
+  const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p);
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
     direction.w_hh = {nullptr, units, units, Cell::gates};
-    direction.w_hh.data = take(arena, size(direction.w_hh));
+    direction.w_hh.data = take(arena, packs * size(direction.w_hh));
     if (need_dx) {
       direction.thin_w_ih = {nullptr, units, is_thin(p.I) ? p.I : 0, Cell::gates};
       direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
       direction.w_ih = {nullptr, is_thin(p.I) ? Blocks{} : inputs, units, Cell::gates};
-      direction.w_ih.data = take(arena, size(direction.w_ih));
+      direction.w_ih.data = take(arena, packs * size(direction.w_ih));
       direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? run_rows(p) : p.U) * p.I), p.I};
     }
     const Index I = input_columns(p), rows = most_chunk_rows(p);
     const auto gradient = [&](Index K) {
       Panels<Real> panels = {nullptr, units, K + 1, Cell::gates};
-      panels.data = take(arena, size(panels));
+      panels.data = take(arena, packs * size(panels));
       return panels;
     };
     const auto columns = [&](Index K, Index count) {
-      return Columns<Real>{take(arena, columns_size<Cell>(K + 1, count)), K + 1, count};
+      return Columns<Real>{take(arena, packs * columns_size<Cell>(K + 1, count)), K + 1, count};
     };
     direction.dw_ih = gradient(I);
     direction.dw_hh = gradient(p.H);
@@ -78,6 +81,7 @@ struct BackwardStep {
   View<Real> dh, dc, dreset_h, dh_flow, dc_flow;
   Index rows;
   Span units;
+  bool backwards;  // through the weights
   Held<Real> held;
 };
 
@@ -123,8 +127,8 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
 }
 
 // f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
-template <class Cell, class Real, class Windows, class F>
-bool backward_step(const BackwardStep<Real>& s, const Windows& windows,
+template <class Cell, class Real, class StepWindowsOrWhole, class F>
+bool backward_step(const BackwardStep<Real>& s, const StepWindowsOrWhole& windows,
                    const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
   bool goes_on = true;
   for_each_phase_backwards<Cell>([&]<int phase> {
@@ -142,8 +146,11 @@ bool backward_step(const BackwardStep<Real>& s, const Windows& windows,
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
     const bool from_dh = Cell::passes_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    multiply<Cell>(Product<Real>{s.dgates, s.dgate_row, init, out, windows.count * s.rows, s.units}, factor,
-                   scratch.w_hh);
+    const Product<Real> product = {s.dgates, s.dgate_row, init, out, windows.count * s.rows, s.units, s.backwards};
+    if (scratch.unpacked_w_hh.data)
+      multiply_unpacked(product, factor, Cell::slots, scratch.unpacked_w_hh);
+    else
+      multiply<Cell>(product, factor, scratch.w_hh);
   });
   return goes_on;
 }
@@ -188,10 +195,13 @@ StateBefore<Real> h_before(const BackwardDirection<Real>& direction, const Real*
 template <class Cell, class Real>
 __attribute__((noinline)) void multiply_input(const Product<Real>& dx,
                                               const typename BackwardScratch<Real>::Direction& scratch) {
+  const Factor factor = {Cell::slots - Cell::gates, 0, Cell::gates};
   if (scratch.thin_w_ih.K)
     multiply_thin<Cell>(dx, scratch.thin_w_ih);
+  else if (scratch.unpacked_w_ih.data)
+    multiply_unpacked(dx, factor, Cell::slots, scratch.unpacked_w_ih);
   else
-    multiply<Cell>(dx, Factor{Cell::slots - Cell::gates, 0, Cell::gates}, scratch.w_ih);
+    multiply<Cell>(dx, factor, scratch.w_ih);
 }
 
 // The step of all windows, and dx of each where that is wanted. It would slow the plain one down and is therefore
@@ -254,6 +264,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     if (direction.dh_flow.data) s.dh_flow = at(direction.dh_flow, row - run_row);
     if (direction.dc_flow.data) s.dc_flow = at(direction.dc_flow, row - run_row);
     s.rows = rows_of_item(p, item, t), s.units = item.units;
+    s.backwards = turns_back(t);
     s.held = args.held;
     if (args.windows.k1) {
       if (!windows_step<Cell>(args, whole, item, t, team, s)) return;
@@ -315,6 +326,44 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   });
 }
 
+// The same of few rows, all at once.
+template <class Real>
+__attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real>& args,
+                                                         const BackwardScratch<Real>& whole, const GateTable& cell,
+                                                         int d, Span span) {
+  const Problem& p = args.problem;
+  const BackwardDirection<Real>& direction = args.directions[d];
+  const StateBefore<Real> h0 = h_before<Real>(direction, whole.zeros, nullptr);
+  const View<const Real> reset_h = {direction.tape.reset_h, p.H};
+  const Index first = row_of(p, p.run.first);
+  UnpackedWeightProduct<Real> product = {};
+  product.dgates = whole.directions[d].dgates;
+  product.slots = cell.slots, product.slot = cell.slots - cell.gates, product.gates = cell.gates;
+  product.rows = run_rows(p), product.add = args.accumulate;
+  for (Index row = 0; row < product.rows; ++row) product.columns[row] = at(args.x, first + row).data;
+  product.dw = {direction.gradients.w_ih, p.H, p.I, cell.input_gates}, product.db = direction.gradients.b_ih;
+  multiply_gradients(product, span);
+  product.dw = {direction.gradients.w_hh, p.H, p.H, cell.recurrent_gates}, product.db = direction.gradients.b_hh;
+  for (int phase = 0; phase < cell.phase_count; ++phase) {
+    const Phase& part = cell.phases[phase];
+    for (Index t = p.run.first; t < p.run.last; ++t) {
+      const Real** const columns = product.columns + (row_of(p, t) - first);
+      for_each_piece(p, d, h0, t, {0, rows_at(p, t)}, [&](View<const Real> piece, const RowRange& range) {
+        for (Index row = 0; row < range.count; ++row)
+          columns[range.first + row] =
+              part.reset_h ? at(reset_h, row_of(p, t) + range.first + row).data : at(piece, row).data;
+      });
+    }
+    product.slot = part.slot, product.gate = part.gate, product.gates = part.gates;
+    multiply_gradients(product, span);
+  }
+}
+
+// Members that divide a few rows would each read all of w_ih.
+constexpr Span my_columns(Span columns, const Team& team) {
+  return {share(columns.last, team.rank, team.size), share(columns.last, team.rank + 1, team.size)};
+}
+
 // The gradients that follow from a table at the end of time: those of an embedding and of w_ih as from the dgates of a
 // chunk where x is dense, or columns of dw_ih.
 template <class Cell, class Real>
@@ -374,12 +423,13 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     if (args.windows.k1) clear(scratch.windows.dgates);
   }
   const auto& sizes = scratch.directions[0];
-  for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
-    const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
-    pack_transposed(w_hh, scratch.directions[d].w_hh, span);
-  });
-  const bool thin = is_thin(p.I);
-  if (args.dx.data)
+  const bool thin = is_thin(p.I), packs = !is_unpacked(p);
+  if (packs)
+    for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
+      const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
+      pack_transposed(w_hh, scratch.directions[d].w_hh, span);
+    });
+  if (args.dx.data && (packs || thin))
     for_my_blocks(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih.columns), p.D, team,
                   [&](int d, Span span) {
                     const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates};
@@ -395,7 +445,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
       for_each_column<Cell>(table, GateRows<Real>{args.directions[d].gradients.w_ih, p.H, p.I, Cell::input_gates},
                             args.tokens.token, [](Real& element, Real dw) { element = dw; });
   });
-  if (args.accumulate)
+  if (args.accumulate && packs)
     for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
       for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
                               [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
@@ -409,10 +459,14 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
   Arena<Real> arena = {args.scratch, 0};
-  const BackwardScratch<Real> scratch =
-      lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, args.windows, arena);
+  BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, args.windows, arena);
   const Index units = count(scratch.directions[0].w_hh.units);
-  const bool dense = p.input == InputKind::dense;
+  const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p);
+  for (Index d = 0; d < p.D && !packs; ++d) {
+    const Parameters<const Real>& parameters = args.directions[d].parameters;
+    scratch.directions[d].unpacked_w_ih = {parameters.w_ih, p.H, p.I, Cell::input_gates};
+    scratch.directions[d].unpacked_w_hh = {parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
+  }
   backward_prepare<Cell>(args, scratch, team);
   if (!team.barrier(team)) return;
 
@@ -424,24 +478,30 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       chunk[d] = {d, steps.chunk, steps.first, steps.last - steps.first, rows, 0, i == 0};
     }
     for (Chunk& c : chunk) c.rounds = max_index(chunk[0].steps, chunk[1].steps);
-    for (int d = 0; d < p.D; ++d) regroup_chunk<Cell>(args, scratch, chunk[d], team);
+    for (int d = 0; d < p.D && packs; ++d) regroup_chunk<Cell>(args, scratch, chunk[d], team);
     for_each_item<Cell, Real>(
         p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction], team); });
     if (!team.barrier(team)) return;
     for (Index d = 0; d < p.D && args.dx.data && dense && !args.windows.each_dx; ++d) {
       const auto& direction = scratch.directions[d];
       const Index rows = chunk[d].rows, first = share(rows, team.rank, team.size);
-      const Product<Real> dx = {direction.dgates,
-                                first,
-                                View<const Real>{},
-                                at(direction.dx, row_of(p, chunk[d].t) - row_of(p, p.run.first) + first),
-                                share(rows, team.rank + 1, team.size) - first,
-                                all(direction.w_ih.columns)};
+      const View<Real> out = at(direction.dx, row_of(p, chunk[d].t) - row_of(p, p.run.first));
+      Product<Real> dx = {direction.dgates,
+                          first,
+                          View<const Real>{},
+                          at(out, first),
+                          share(rows, team.rank + 1, team.size) - first,
+                          all(direction.w_ih.columns)};
+      if (!packs && !is_thin(p.I))
+        dx.gate_row = 0, dx.out = out, dx.rows = rows, dx.columns = my_columns(dx.columns, team);
       multiply_input<Cell>(dx, direction);
     }
     for_my_blocks(units, p.D, team, [&](int d, Span span) {
       const auto& direction = scratch.directions[d];
-      weight_gradients<Cell>(args, scratch, chunk[d], span);
+      if (packs)
+        weight_gradients<Cell>(args, scratch, chunk[d], span);
+      else
+        unpacked_weight_gradients(args, scratch, gate_table<Cell>, d, span);
       if (!dense)
         sum_by_token<Cell>(TableBlocks<Real>{direction.table, direction.w_hh.units, span}, direction.dgates,
                            args.tokens, RowRange{row_of(p, chunk[d].t), chunk[d].rows});
@@ -450,12 +510,13 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   }
   if (!dense && !table_gradients<Cell>(args, scratch, team)) return;
 
-  for_my_blocks(units, p.D, team, [&](int d, Span span) {
-    for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
-                            [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
-                              unpack(panels, k, gradient, span);
-                            });
-  });
+  if (packs)
+    for_my_blocks(units, p.D, team, [&](int d, Span span) {
+      for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
+                              [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
+                                unpack(panels, k, gradient, span);
+                              });
+    });
   if (args.dx.data && (p.D == 2 || !dense)) {
     const Index rows = dense ? run_rows(p) : p.U;
     for (Index row = share(rows, team.rank, team.size); row < share(rows, team.rank + 1, team.size); ++row) {

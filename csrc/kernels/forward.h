@@ -127,6 +127,7 @@ struct ForwardStep {
   Span units;
   bool store_gates;   // the activated slots are read again
   bool shared_gates;  // all these unit blocks use the memory of the first: it stays in the first cache level
+  bool backwards;     // through the unit blocks
   Held<Real> held;
 };
 
@@ -202,46 +203,49 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
   const UnpackedWeights<Real>& unpacked = scratch.unpacked;
   const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.h_before;
   const Index first_unit = s.units.first * Widest<Real>::lanes;
-  for_each_unit_block<Real, slots>(weights.w_hh.units, s.units, s.rows, [&]<class S, int NB>(BlockRange range) {
-    constexpr Index width = Cell::gates * S::lanes, offset = part.gate * S::lanes;
-    Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row);
-    Tile<Real> t = {};
-    t.out = gates + part.slot * S::lanes;
-    t.out_row = Cell::slots * S::lanes;
-    t.out_unit = s.gates.rows * Cell::slots * S::lanes;
-    t.valid = S::lanes;
-    t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows);
-    if constexpr (products == Products::recurrent) {
-      t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
-    } else {
-      t.init = weights.bias + range.unit * Cell::slots + part.slot * S::lanes;
-      t.init_unit = Cell::slots * S::lanes;
-      const Panels<const Real> w_ih =
-          unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
-      const Index I = w_ih.K;
-      t.first = {s.x.data, s.x.stride, 1, 0, panel(w_ih, range.unit) + offset, I * width, width, 0, I, 1};
-    }
-    if constexpr (products != Products::input) {
-      const Panels<const Real> w_hh =
-          unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
-      const Index H = w_hh.K;
-      t.second = {h.data, h.stride, 1, 0, panel(w_hh, range.unit) + offset, H * width, width, 0, H, 1};
-    }
-    if (products == Products::recurrent && s.tokens)
-      for (Index block = 0; block < range.blocks; ++block)
-        copy_tokens<Cell, phase, S>(s, scratch.table, range.unit + block * S::lanes, gates + block * t.out_unit);
-    tile_rows<S, NB, slots, part.gates>(t, s.rows, [&](Index row, Index M) {
-      if constexpr (products != Products::input)
-        for (Index block = 0; block < range.blocks; ++block) {
-          Real* const tile = gates + block * t.out_unit;
-          for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(tile + m * t.out_row);
-          if (s.held.slots)
-            for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(s.held, tile + m * t.out_row);
-          for (Index m = row; m < row + M; ++m)
-            forward_point<Cell, phase, S>(s, tile + m * t.out_row, range.unit + block * S::lanes, range.valid, m);
+  for_each_unit_block<Real, slots>(
+      weights.w_hh.units, s.units, s.rows,
+      [&]<class S, int NB>(BlockRange range) {
+        constexpr Index width = Cell::gates * S::lanes, offset = part.gate * S::lanes;
+        Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row);
+        Tile<Real> t = {};
+        t.out = gates + part.slot * S::lanes;
+        t.out_row = Cell::slots * S::lanes;
+        t.out_unit = s.gates.rows * Cell::slots * S::lanes;
+        t.valid = S::lanes;
+        t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
+        if constexpr (products == Products::recurrent) {
+          t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
+        } else {
+          t.init = weights.bias + range.unit * Cell::slots + part.slot * S::lanes;
+          t.init_unit = Cell::slots * S::lanes;
+          const Panels<const Real> w_ih =
+              unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
+          const Index I = w_ih.K;
+          t.first = {s.x.data, s.x.stride, 1, 0, panel(w_ih, range.unit) + offset, I * width, width, 0, I, 1};
         }
-    });
-  });
+        if constexpr (products != Products::input) {
+          const Panels<const Real> w_hh =
+              unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
+          const Index H = w_hh.K;
+          t.second = {h.data, h.stride, 1, 0, panel(w_hh, range.unit) + offset, H * width, width, 0, H, 1};
+        }
+        if (products == Products::recurrent && s.tokens)
+          for (Index block = 0; block < range.blocks; ++block)
+            copy_tokens<Cell, phase, S>(s, scratch.table, range.unit + block * S::lanes, gates + block * t.out_unit);
+        tile_rows<S, NB, slots, part.gates>(t, s.rows, [&](Index row, Index M) {
+          if constexpr (products != Products::input)
+            for (Index block = 0; block < range.blocks; ++block) {
+              Real* const tile = gates + block * t.out_unit;
+              for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(tile + m * t.out_row);
+              if (s.held.slots)
+                for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(s.held, tile + m * t.out_row);
+              for (Index m = row; m < row + M; ++m)
+                forward_point<Cell, phase, S>(s, tile + m * t.out_row, range.unit + block * S::lanes, range.valid, m);
+            }
+        });
+      },
+      s.backwards);
 }
 
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
@@ -335,6 +339,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       s.rows = rows_of_item(p, item, t), s.units = item.units;
       s.store_gates = keeps_gates || resets_h<Cell>;
       s.shared_gates = !s.store_gates && !projects;
+      s.backwards = turns_back(t) != args.turned;
       s.held = args.held;
       bool goes_on = true;
       for_each_phase<Cell>([&]<int phase> {

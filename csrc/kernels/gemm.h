@@ -66,19 +66,26 @@ struct BlockRange {
 };
 
 // Calls f(Simd, BlockRange) for the blocks of a span: in groups of `group` and smaller powers of two while they are
-// full, then the tail.
+// full, then the tail. The first groups come in descending order if `backwards`.
 template <class Real, int group, class F>
-RNNFAST_INLINE void for_each_block(const Blocks& blocks, Span span, F&& f) {
+RNNFAST_INLINE void for_each_block(const Blocks& blocks, Span span, F&& f, bool backwards = false) {
   using Wide = Widest<Real>;
   Index block = span.first;
   const Index full = min_index(span.last, blocks.full);
-  if constexpr (group >= 8)
-    for (; block + 8 <= full; block += 8) f.template operator()<Wide, 8>({block, 8, block * Wide::lanes, Wide::lanes});
-  if constexpr (group >= 4)
-    for (; block + 4 <= full; block += 4) f.template operator()<Wide, 4>({block, 4, block * Wide::lanes, Wide::lanes});
-  if constexpr (group >= 2)
-    for (; block + 2 <= full; block += 2) f.template operator()<Wide, 2>({block, 2, block * Wide::lanes, Wide::lanes});
-  for (; block < full; ++block) f.template operator()<Wide, 1>({block, 1, block * Wide::lanes, Wide::lanes});
+  const auto groups_of = [&]<int n>() __attribute__((always_inline)) {
+    if constexpr (n <= group) {
+      const Index groups = full > block ? (full - block) / n : 0;
+      for (Index i = 0; i < groups; ++i) {
+        const Index at = block + (backwards ? groups - 1 - i : i) * n;
+        f.template operator()<Wide, n>({at, n, at * Wide::lanes, Wide::lanes});
+      }
+      block += groups * n;
+    }
+  };
+  groups_of.template operator()<8>();
+  groups_of.template operator()<4>();
+  groups_of.template operator()<2>();
+  groups_of.template operator()<1>();
   if (span.last <= blocks.full || !blocks.tail) return;
   const BlockRange tail{blocks.full, 1, blocks.full * Wide::lanes, blocks.valid};
   if (blocks.tail == Wide::lanes) return f.template operator()<Wide, 1>(tail);
@@ -116,9 +123,10 @@ struct Tile {
   Index init_row, init_unit;
   Real* out;
   Index out_row, out_unit;
-  int valid;  // lanes of the last unit block that exist in memory
-  bool far;   // the panels come from beyond the second cache level
-  bool add;   // to what is in out; tile_rows sets this and the next for its chains
+  int valid;       // lanes of the last unit block that exist in memory
+  bool far;        // the panels come from beyond the second cache level
+  bool backwards;  // the next panel is the one before
+  bool add;        // to what is in out; tile_rows sets this and the next for its chains
   Ahead<Real> ahead;
 };
 
@@ -298,6 +306,10 @@ RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilo
     else if (step > 0)
       part.init = t.out, part.init_row = t.out_row, part.init_unit = t.out_unit;
     if (t.far) part.ahead = ahead_of<NB>(part.second.blocks ? part.second : part.first, rows, most_rows(NB * slots));
+    if (t.far && t.backwards && step + 1 == steps) {
+      const Operand<typename S::Real>& whole = t.second.blocks ? t.second : t.first;
+      part.ahead.data -= 2 * NB * whole.blocks * whole.K * whole.panel_k;
+    }
     if (step + 1 < steps)
       tile_column<S, NB, slots, gates>(part, rows, NoEpilogue());
     else
@@ -307,12 +319,16 @@ RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilo
 
 // Calls f with the unit grouping that fits: a single row takes more unit blocks at once.
 template <class Real, int slots, class F>
-RNNFAST_INLINE void for_each_unit_block(const Blocks& blocks, Span span, Index rows, F&& f) {
+RNNFAST_INLINE void for_each_unit_block(const Blocks& blocks, Span span, Index rows, F&& f, bool backwards = false) {
   if (rows == 1)
-    for_each_block<Real, unit_group(slots, true)>(blocks, span, f);
+    for_each_block<Real, unit_group(slots, true)>(blocks, span, f, backwards);
   else
-    for_each_block<Real, unit_group(slots, false)>(blocks, span, f);
+    for_each_block<Real, unit_group(slots, false)>(blocks, span, f, backwards);
 }
+
+// Whether a pass over weights goes through them backwards, as every second one does: it begins with those that are
+// still in the cache, which would otherwise be driven out just before they are read again.
+constexpr bool turns_back(Index pass) { return pass % 2 != 0; }
 
 }  // namespace
 }  // namespace rnnfast::RNNFAST_ISA

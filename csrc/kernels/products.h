@@ -20,6 +20,7 @@ struct Product {
   View<Real> out;
   Index rows;
   Span columns;  // blocks of out, from the start of a group to the end of one
+  bool backwards = false;
 };
 
 template <class Cell, class Real>
@@ -27,27 +28,30 @@ void multiply_strip(const Product<Real>& p, const Factor& factor, const Transpos
   using Wide = Widest<Real>;
   constexpr int slots = Cell::slots;
   const Index K = rows_of(w), full = w.units.full * Wide::lanes;
-  for_each_unit_block<Real, 1>(w.columns, p.columns, p.rows, [&]<class S, int NB>(BlockRange range) {
-    constexpr int group = NB < group_of_columns ? NB : group_of_columns;
-    const auto operand = [&](Index unit, Index lanes, Index n) {
-      Operand<Real> o = {};
-      if (n == 0) return o;
-      o.a = p.dgates.data + (unit * p.dgates.rows + p.gate_row * lanes) * slots + factor.slot * lanes;
-      o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * p.dgates.rows * slots;
-      o.panel_k = group * S::lanes, o.panel_unit = K * o.panel_k, o.panel_block = lanes * w.gates * o.panel_k;
-      o.panel = w.data + range.unit * K + (unit * w.gates + factor.gate * lanes) * o.panel_k;
-      o.K = factor.gates * lanes, o.blocks = n;
-      return o;
-    };
-    Tile<Real> t = {};
-    t.first = operand(0, Wide::lanes, w.units.full);
-    t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
-    t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = group * S::lanes;
-    if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = t.out_unit;
-    t.valid = range.valid;
-    t.far = is_far(w, p.rows);
-    tile_rows<S, NB / group, group, group>(t, p.rows, NoEpilogue());
-  });
+  for_each_unit_block<Real, 1>(
+      w.columns, p.columns, p.rows,
+      [&]<class S, int NB>(BlockRange range) {
+        constexpr int group = NB < group_of_columns ? NB : group_of_columns;
+        const auto operand = [&](Index unit, Index lanes, Index n) {
+          Operand<Real> o = {};
+          if (n == 0) return o;
+          o.a = p.dgates.data + (unit * p.dgates.rows + p.gate_row * lanes) * slots + factor.slot * lanes;
+          o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * p.dgates.rows * slots;
+          o.panel_k = group * S::lanes, o.panel_unit = K * o.panel_k, o.panel_block = lanes * w.gates * o.panel_k;
+          o.panel = w.data + range.unit * K + (unit * w.gates + factor.gate * lanes) * o.panel_k;
+          o.K = factor.gates * lanes, o.blocks = n;
+          return o;
+        };
+        Tile<Real> t = {};
+        t.first = operand(0, Wide::lanes, w.units.full);
+        t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
+        t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = group * S::lanes;
+        if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = t.out_unit;
+        t.valid = range.valid;
+        t.far = is_far(w, p.rows), t.backwards = p.backwards;
+        tile_rows<S, NB / group, group, group>(t, p.rows, NoEpilogue());
+      },
+      p.backwards);
 }
 
 // Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
@@ -60,6 +64,7 @@ void multiply(const Product<Real>& p, const Factor& factor, const TransposedPane
     Product<Real> strip = p;
     strip.gate_row += row, strip.out = at(p.out, row), strip.rows = min_index(rows_at_once, p.rows - row);
     if (p.init.data) strip.init = at(p.init, row);
+    strip.backwards = p.backwards != turns_back(row / rows_at_once);
     multiply_strip<Cell>(strip, factor, w);
   }
 }

@@ -1,0 +1,149 @@
+// The kernels on several threads, for ThreadSanitizer: members that divide the rows or the units of a layer, with
+// sequences that end early and states that start anew. All must come out as from one thread, bit for bit.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "cells.h"
+#include "threads.h"
+
+namespace rnnfast::baseline {
+extern const KernelTable table;
+}
+
+namespace {
+
+using namespace rnnfast;
+using Real = float;
+using Numbers = std::vector<Real>;
+
+const Kernels<Real>& kernels = baseline::table.f32;
+
+struct Shape {
+  Index T, B, I, H, D;
+  bool ragged, resets;
+};
+
+// The first are divided by rows, the others by units.
+constexpr Shape shapes[] = {{20, 14, 5, 19, 1, false, false}, {20, 14, 5, 19, 2, true, true},
+                            {3, 3, 4, 136, 1, false, true},   {3, 3, 4, 136, 2, true, false},
+                            {3, 3, 4, 136, 2, true, true},    {1, 4, 136, 136, 1, false, false}};
+
+Numbers draw(std::mt19937& generator, Index n) {
+  std::uniform_real_distribution<Real> uniform(Real(-0.3), Real(0.3));
+  Numbers numbers(std::size_t(n), 0);
+  for (Real& number : numbers) number = uniform(generator);
+  return numbers;
+}
+
+// All results of a forward and a backward, one after the other.
+Numbers solve(const CellInfo& info, const Shape& s, Index threads) {
+  std::mt19937 generator(1);
+  std::vector<Index> first_row = {0}, first_step(std::size_t(s.T) + 1);
+  for (Index t = 0; t < s.T; ++t) first_row.push_back(first_row.back() + (s.ragged ? s.B - t * (s.B - 1) / s.T : s.B));
+  const Index rows = first_row.back(), width = s.D * s.H;
+  std::vector<unsigned char> starts[2];
+  Problem p = {.T = s.T, .B = s.B, .I = s.I, .H = s.H, .D = s.D, .cell = info.cell, .input = InputKind::dense, .U = 0};
+  p.run = {0, s.T};
+  if (s.ragged) {
+    p.first_row = first_row.data();
+    p.chunks = kernels.cut(p, first_step.data());
+    p.first_step = first_step.data();
+  }
+  for (Index d = 0; d < s.D && (s.ragged || s.resets); ++d) {
+    for (Index t = 0; t < s.T; ++t)
+      for (Index row = first_row[std::size_t(t)]; row < first_row[std::size_t(t) + 1]; ++row) {
+        const Index b = row - first_row[std::size_t(t)];
+        const bool ends = t + 1 < s.T && b >= first_row[std::size_t(t) + 2] - first_row[std::size_t(t) + 1];
+        starts[d].push_back((s.resets && generator() % 4 == 0) || (d == 1 && ends));
+      }
+    p.starts[d] = starts[d].data();
+  }
+
+  const Numbers x = draw(generator, rows * s.I), dy = draw(generator, rows * width);
+  const Index G = info.G, count = G * s.H * (s.I + s.H + 2), state = s.B * s.H;
+  const Numbers weights = draw(generator, s.D * count), h0 = draw(generator, s.D * state),
+                c0 = draw(generator, s.D * state);
+  const TapeSize size = kernels.tape_size(p);
+  Numbers results(std::size_t(rows * (width + s.I) + s.D * (6 * state + count)));
+  Real* free = results.data();
+  const auto take = [&](Index n) { return std::exchange(free, free + n); };
+  Numbers tape(std::size_t(s.D * (size.gates + size.c + size.reset_h)));
+  Numbers scratch(std::size_t(kernels.forward_scratch(p, false) + kernels.backward_scratch(p, true)) + 32);
+  void* aligned = scratch.data();
+  std::size_t room = scratch.size() * sizeof(Real);
+  auto* const memory = static_cast<Real*>(std::align(64, 1, aligned, room));
+
+  ForwardArgs<Real> forward = {p, {x.data(), s.I}, {}, memory};
+  BackwardArgs<Real> backward = {p, {x.data(), s.I}, {take(rows * s.I), s.I}, {}, false, memory};
+  Real* const y = take(rows * width);
+  for (Index d = 0; d < s.D; ++d) {
+    const auto parameters = [&](auto* w) {
+      return Parameters<std::remove_pointer_t<decltype(w)>>{w, w + G * s.H * s.I, w + G * s.H * (s.I + s.H),
+                                                            w + G * s.H * (s.I + s.H + 1)};
+    };
+    const auto part = [&](Real* data) { return View<Real>{data, s.H}; };
+    const auto given = [&](const Numbers& all) { return View<const Real>{all.data() + d * state, s.H}; };
+    Real* const gates = tape.data() + d * size.gates;
+    Real* const c = tape.data() + s.D * size.gates + d * s.H;
+    Real* const reset_h = tape.data() + s.D * (size.gates + size.c) + d * size.reset_h;
+    const View<Real> c_steps = {size.c ? c : nullptr, width};
+    Real* const kept_gates = size.gates ? gates : nullptr;
+    Real* const kept_reset_h = size.reset_h ? reset_h : nullptr;
+    const Real* const w = weights.data() + d * count;
+    forward.directions[d] = {parameters(w),
+                             nullptr,
+                             given(h0),
+                             given(c0),
+                             given(h0),
+                             given(c0),
+                             {y + d * s.H, width},
+                             part(take(state)),
+                             part(take(state)),
+                             {kept_gates, c_steps, kept_reset_h}};
+    backward.directions[d] = {parameters(w),
+                              given(h0),
+                              given(c0),
+                              given(h0),
+                              given(c0),
+                              {y + d * s.H, width},
+                              {dy.data() + d * s.H, width},
+                              {},
+                              {kept_gates, {c_steps.data, width}, kept_reset_h},
+                              part(take(state)),
+                              part(take(state)),
+                              part(take(state)),
+                              part(take(state)),
+                              {},
+                              {},
+                              parameters(take(count))};
+  }
+  const auto never = [] { return false; };
+  run_parallel(
+      threads, [&](const Team& team) { kernels.forward(forward, team); }, never);
+  run_parallel(
+      threads, [&](const Team& team) { kernels.backward(backward, team); }, never);
+  return results;
+}
+
+}  // namespace
+
+int main() {
+  for (const CellInfo& info : cells)
+    for (const Shape& shape : shapes) {
+      const Numbers expected = solve(info, shape, 1);
+      for (const Index threads : {2, 3}) {
+        const Numbers actual = solve(info, shape, threads);
+        if (std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(Real)) == 0) continue;
+        std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td\n", info.name, shape.H,
+                     shape.D, threads);
+        return 1;
+      }
+    }
+  return EXIT_SUCCESS;
+}

@@ -1,0 +1,58 @@
+"""The Python of the README and of docs/ runs as it stands there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnfast
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks_of(page: Path) -> list[str]:
+    """Return the blocks of Python, each behind as many empty lines as make its numbers of lines those of the page."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return ["\n" * text.count("\n", 0, block.start(1)) + block[1] for block in blocks]
+
+
+README = ROOT / "README.md"
+LAYER, STREAMING, SEQUENCES, TRAINING = blocks_of(README)
+PAGES = {page: blocks for page in sorted((ROOT / "docs").glob("*.md")) if (blocks := blocks_of(page))}
+
+
+def run(page: Path, blocks: list[str]) -> dict[str, Any]:
+    """Run the blocks one after the other and return the names that they leave."""
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_runs_from_its_top_to_its_end(page: Path) -> None:
+    run(page, PAGES[page])
+
+
+def test_the_layer_gives_the_shapes_that_its_comment_says() -> None:
+    names = run(README, [LAYER])
+    assert [names[name].shape for name in ("y", "h", "c")] == [(50, 32, 128), (2, 32, 128), (2, 32, 128)]
+
+
+def test_the_stream_gives_the_layers_last_output() -> None:
+    names = run(README, [LAYER, STREAMING])
+    y, _ = rnnfast.LSTM(28, 64, seed=0)(np.zeros((50, 1, 28), np.float32))
+    assert np.array_equal(names["y_t"], y[-1])
+
+
+def test_the_sequences_follow_on_the_layer() -> None:
+    y = run(README, [LAYER, SEQUENCES])["y"]
+    assert y[0].any(axis=-1).all()
+    assert not y[1:, 0].any()
+
+
+def test_the_training_loop_learns() -> None:
+    assert run(README, [TRAINING])["loss"] < 0.01

@@ -1,0 +1,56 @@
+"""The examples run, here for a few steps, and print their results; the quickest are held to what they claim."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {path.name: path for path in (ROOT / "examples").glob("*.py")}
+PERCENT = r"(\d+\.\d+)%"
+# Of each script the options for few steps, the package that its data come from, and how its output ends
+RUNS = {
+    "adding.py": ("--steps 2", None, r"1: loss 0\.1667\nGRU: loss [\d.]+\nIRNN: loss [\d.]+\ntanh: loss [\d.]+\n"),
+    "digits.py": ("--steps 2", "sklearn", rf"test accuracy: {PERCENT}\n"),
+    "naming.py": ("--steps 2", "sklearn", rf"named right: {PERCENT}\n"),
+    "ragged_digits.py": ("--epochs 1", "sklearn", rf"( +[1-8] +{PERCENT}  #*\n){{8}}"),
+    "reversal.py": ("--steps 2", None, rf"greedy: {PERCENT} right, .*\nsampled: {PERCENT} right, .*\n"),
+    "sunspots.py": ("--steps 2", "statsmodels", r"value +([\d.]+)\n.* mean +([\d.]+)\n.* GRU +([\d.]+)\n"),
+}
+
+
+def result(script: str, options: str) -> re.Match[str]:
+    """Run a script and return what the end of its output matches."""
+    _, package, ending = RUNS[script]
+    if package:
+        pytest.importorskip(package, reason=f'{package} is not installed (pip install ".[examples]")')
+    command = [sys.executable, str(SCRIPTS[script]), *options.split()]
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the package that is tested
+    run = subprocess.run(command, env=path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = re.search(f"{ending}$", run.stdout)
+    assert found, run.stdout
+    return found
+
+
+def test_every_example_is_run_and_listed() -> None:
+    assert SCRIPTS.keys() == RUNS.keys()
+    for listing in (ROOT / "README.md", ROOT / "examples" / "README.md"):
+        assert set(re.findall(r"\((?:examples/)?(\w+\.py)\)", listing.read_text(encoding="utf-8"))) == SCRIPTS.keys()
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_a_few_steps_come_to_a_result(script: str) -> None:
+    result(script, RUNS[script][0])
+
+
+def test_digits_are_recognized() -> None:
+    assert float(result("digits.py", "")[1]) >= 97
+
+
+def test_the_forecast_of_sunspots_is_better_than_guesses() -> None:
+    last_value, seasonal_mean, gru = map(float, result("sunspots.py", "").groups())
+    assert gru < min(last_value, seasonal_mean)
