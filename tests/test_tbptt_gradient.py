@@ -207,8 +207,8 @@ def test_dropout_is_that_of_forward(k1: int, k2: int) -> None:
             if k:
                 d *= tape.masks[k - 1]
             for name, a in zip(PARAMETERS, new, strict=True):
-                total[f"{name}_l{k}"] = total.get(f"{name}_l{k}", 0) + a
-        total["dx"] = total.get("dx", 0) + d
+                total[f"{name}_l{k}"] = total.get(f"{name}_l{k}", np.zeros(())) + np.asarray(a)
+        total["dx"] = total.get("dx", np.zeros(())) + d
     layers[1].rng = np.random.default_rng(5)
     actual = gradient(layers[1], x, dy, k1, k2)
     assert_close({name: actual[name] for name in total}, total)

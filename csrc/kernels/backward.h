@@ -127,8 +127,8 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
 }
 
 // f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
-template <class Cell, class Real, class Windows, class F>
-bool backward_step(const BackwardStep<Real>& s, const Windows& windows,
+template <class Cell, class Real, class StepWindowsOrWhole, class F>
+bool backward_step(const BackwardStep<Real>& s, const StepWindowsOrWhole& windows,
                    const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
   bool goes_on = true;
   for_each_phase_backwards<Cell>([&]<int phase> {
