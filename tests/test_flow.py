@@ -217,7 +217,7 @@ def test_errors_name_the_argument(arguments: Any, options: Any, error: type[Exce
 @by_cell
 def test_packed_sequences_give_what_their_lengths_give(cell: str) -> None:
     layer = make_stack(cell)
-    for lengths in ([2, T, 0], [0, 0, 0]):
+    for lengths in ([2, T], [T - 1, 0], [0, 0]):
         padded = gradient_flow(layer, X, DY, lengths=lengths)
         packed = gradient_flow(layer, pack_padded(X, lengths), pack_padded(DY, lengths))
         for a, b in zip(padded, packed, strict=True):

@@ -212,6 +212,7 @@ def test_flow_is_all_that_reaches_a_state(cell: str, shape: Shape, clip_dh: floa
 @by_shape(
     Shape(20, 40, 30, 96, D=2),
     Shape(60, 9, 1, 40),
+    Shape(80, 40, 30, 48),  # many chunks, in which members do not wait for each other
     Shape(12, 3, 200, 130),
     Shape(20, 2, 40, 300),
     Shape(55, 5, 4, 264, D=2),

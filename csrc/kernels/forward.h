@@ -285,6 +285,8 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const auto& scratch = whole.directions[item.direction];
   const TimeOrder order = time_order(p, item.direction);
   const bool projects = projects_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c.data;
+  // Where steps differ in their rows, members that are in different chunks would find each other's at one place.
+  const bool ahead = projects && (keeps_gates || !p.first_row || item.rows == p.B);
   const Real* const zeros = scratch.weights.zeros;
   const View<Real> c = keeps_c ? direction.tape.c : direction.c;
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
@@ -304,16 +306,16 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     if (keeps_gates) {
       gates.data = direction.tape.gates + gates_size<Cell>(chunk_row, scratch.weights.w_hh.units);
       gates.rows = row_of(p, chunk_start(p, chunk.chunk + 1)) - chunk_row;
-    } else if (!projects) {
+    } else if (!ahead) {
       gates.data += gates_size<Cell>(item.first, scratch.weights.w_hh.units);
       gates.rows = item.rows;
     }
-    const auto gate_row = [&](Index row) { return keeps_gates || projects ? row - gates_from : 0; };
+    const auto gate_row = [&](Index row) { return keeps_gates || ahead ? row - gates_from : 0; };
 
-    if (projects && item.rows == p.B)
+    if (ahead && item.rows == p.B)
       project<Cell>(args, scratch, gates, gate_row(first_row), first_row, row_of(p, chunk.last) - first_row,
                     item.units);
-    else if (projects)
+    else if (ahead)
       for (Index t = chunk.first; t < chunk.last; ++t) {
         const Index row = row_of(p, t) + item.first;
         project<Cell>(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units);
@@ -343,6 +345,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       s.shared_gates = !s.store_gates && !projects;
       s.backwards = turns_back(t) != args.turned;
       s.held = args.held;
+      if (projects && !ahead) project<Cell>(args, scratch, gates, s.gate_row, row, s.rows, item.units);
       bool goes_on = true;
       for_each_phase<Cell>([&]<int phase> {
         if (!goes_on) return;
