@@ -82,15 +82,14 @@ struct BackwardStep {
   Index rows;
   Span units;
   bool backwards;  // through the weights
-  Held<Real> held;
+  const Held<Real>* held;
 };
 
 template <class Cell, int phase, class S, class Real>
 RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
   constexpr Phase part = Cell::phases[phase];
-  constexpr bool comes_first = phase + 1 == phase_count<Cell>;
   BackwardPoint<S, Cell::slots> p;
-  p.held = &s.held;
+  p.held = s.held;
   const auto load = [&](const auto& view) { return load_lanes<S>(view.data + row * view.stride + unit, valid); };
   const auto store = [&](const View<Real>& view, typename S::V v) {
     store_lanes<S>(view.data + row * view.stride + unit, v, valid);
@@ -103,27 +102,38 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
     p.h = load(s.h);
   }
   p.dh = load(s.dh) + load(s.dy);
-  if (comes_first && s.dh_flow.data) store(s.dh_flow, p.dh);
   if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
-  if constexpr (Cell::has_c) {
-    p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
-    if (s.dc_step.data) p.dc = p.dc + load(s.dc_step);
-  }
-  if constexpr (!comes_first) p.dreset_h = load(s.dreset_h);
+  if constexpr (Cell::has_c) p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
+  if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
   Cell::template backward<S, phase>(p);
   if constexpr (Cell::has_c)
     if (s.dc_flow.data) store(s.dc_flow, p.dc_flow);
-  if (s.held.slots) {
-#pragma GCC unroll 4
-    for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
-      if (is_held(s.held, slot)) p.dgate[slot] = typename S::V{};
-  }
   Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.dgate_row + row);
 #pragma GCC unroll 4
   for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
     store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
   if constexpr (Cell::has_c) store(s.dc, p.dc);
   if constexpr (Cell::passes_dh && phase == 0) store(s.dh, p.dh);
+}
+
+// out = a + b, some rows of some units.
+template <class Real>
+__attribute__((noinline)) void add_rows(const View<const Real>& a, const View<const Real>& b, const View<Real>& out,
+                                        Index rows, const Span& units) {
+  for (Index row = 0; row < rows; ++row)
+    for (Index j = units.first; j < units.last; ++j) at(out, row).data[j] = at(a, row).data[j] + at(b, row).data[j];
+}
+
+// The pre-activations of held gates have no gradient.
+template <class Cell, class Real>
+__attribute__((noinline)) void clear_held(const BackwardStep<Real>& s, const Phase& part, const Blocks& units,
+                                          Index rows) {
+  for_each_block<Real, 1>(units, s.units, [&]<class S, int>(BlockRange range) {
+    Real* dgates = gates_at<S, Cell::slots>(s.dgates, range.unit, s.dgate_row);
+    for (Index row = 0; row < rows; ++row, dgates += Cell::slots * S::lanes)
+      for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+        if (is_held(*s.held, slot)) S::store(dgates + slot * S::lanes, typename S::V{});
+  });
 }
 
 // f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
@@ -140,6 +150,7 @@ bool backward_step(const BackwardStep<Real>& s, const StepWindowsOrWhole& window
         for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(one, range.unit, range.valid, row);
       });
     }
+    if (s.held->slots) clear_held<Cell>(s, part, scratch.w_hh.units, windows.count * s.rows);
     goes_on = f();
     if (!goes_on) return;
     const Factor factor = {part.slot, part.gate, part.gates};
@@ -265,7 +276,9 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     if (direction.dc_flow.data) s.dc_flow = at(direction.dc_flow, row - run_row);
     s.rows = rows_of_item(p, item, t), s.units = item.units;
     s.backwards = turns_back(t);
-    s.held = args.held;
+    s.held = &args.held;
+    if (s.dh_flow.data) add_rows(read_only(s.dh), s.dy, s.dh_flow, s.rows, units);
+    if (s.dc_step.data) add_rows(read_only(s.dc), s.dc_step, s.dc, s.rows, units);
     if (args.windows.k1) {
       if (!windows_step<Cell>(args, whole, item, t, team, s)) return;
       continue;

@@ -128,7 +128,7 @@ struct ForwardStep {
   bool store_gates;   // the activated slots are read again
   bool shared_gates;  // all these unit blocks use the memory of the first: it stays in the first cache level
   bool backwards;     // through the unit blocks
-  Held<Real> held;
+  const Held<Real>* held;
 };
 
 // The squashed slots of one phase, those from `slot` on. Rows pass in their own loop before they meet the state: with
@@ -154,7 +154,7 @@ template <class Cell, int phase, class S, class Real>
 RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index unit, int valid, Index row) {
   constexpr Phase part = Cell::phases[phase];
   ForwardPoint<S, Cell::slots> p;
-  p.held = &s.held;
+  p.held = s.held;
 #pragma GCC unroll 4
   for (int slot = 0; slot < Cell::slots; ++slot) p.gate[slot] = S::load(gates + slot * S::lanes);
   const auto load = [&](const View<const Real>& view) {
@@ -238,8 +238,8 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
             for (Index block = 0; block < range.blocks; ++block) {
               Real* const tile = gates + block * t.out_unit;
               for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(tile + m * t.out_row);
-              if (s.held.slots)
-                for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(s.held, tile + m * t.out_row);
+              if (s.held->slots)
+                for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(*s.held, tile + m * t.out_row);
               for (Index m = row; m < row + M; ++m)
                 forward_point<Cell, phase, S>(s, tile + m * t.out_row, range.unit + block * S::lanes, range.valid, m);
             }
@@ -344,7 +344,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       s.store_gates = keeps_gates || resets_h<Cell>;
       s.shared_gates = !s.store_gates && !projects;
       s.backwards = turns_back(t) != args.turned;
-      s.held = args.held;
+      s.held = &args.held;
       if (projects && !ahead) project<Cell>(args, scratch, gates, s.gate_row, row, s.rows, item.units);
       bool goes_on = true;
       for_each_phase<Cell>([&]<int phase> {

@@ -52,16 +52,23 @@ struct StateBefore {
   Real* mixed;  // [B,H], for a step that finds its rows in several of these; may be the sequence of the last step
 };
 
+// The rows before step t that do not start anew.
+template <class Real>
+RNNFAST_INLINE View<const Real> carried_before(const Problem& p, int direction, const StateBefore<Real>& state,
+                                               Index t) {
+  const TimeOrder order = time_order(p, direction);
+  const Index before = step_before(order, t);
+  const bool is_first = state.every_step ? before < 0 || before >= p.T : t == first_step(order);
+  if (is_first) return state.initial;
+  return state.every_step ? at(state.sequence, row_of(p, before)) : state.sequence;
+}
+
 // f(rows of the state before step t, RowRange of the batch) for each run of them that lies in one place.
 template <class Real, class F>
 void for_each_piece(const Problem& p, int direction, const StateBefore<Real>& state, Index t, const RowRange& rows,
                     F&& f) {
-  const TimeOrder order = time_order(p, direction);
-  const Index before = step_before(order, t), last = rows.first + rows.count;
-  const bool is_first = state.every_step ? before < 0 || before >= p.T : t == first_step(order);
-  const View<const Real> carried = is_first           ? state.initial
-                                   : state.every_step ? at(state.sequence, row_of(p, before))
-                                                      : state.sequence;
+  const View<const Real> carried = carried_before(p, direction, state, t);
+  const Index last = rows.first + rows.count;
   const unsigned char* const starts = p.starts[direction] ? p.starts[direction] + row_of(p, t) : nullptr;
   for (Index row = rows.first, next; row < last; row = next) {
     next = starts ? row + 1 : last;
@@ -83,6 +90,7 @@ inline bool mixes_rows(const Problem& p, int direction, Index t) {
 template <class Real>
 View<const Real> state_before(const Problem& p, const StateBefore<Real>& state, const Item& item, Index t,
                               bool& mixes) {
+  if (!p.starts[item.direction]) return at(carried_before(p, item.direction, state, t), item.first);
   const RowRange rows = {item.first, rows_of_item(p, item, t)};
   View<const Real> all = {};
   Index pieces = 0;
