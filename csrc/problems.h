@@ -1,0 +1,244 @@
+// A layer's call at the border: from arrays, names and options to a Problem, or an error that names the argument.
+#pragma once
+
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "calls.h"
+#include "cells.h"
+#include "tokens.h"
+
+namespace rnnfast {
+
+// ---- Cells by name -------------------------------------------------------------------------------------------------
+
+inline const CellInfo& cell_named(const py::object& name) {
+  if (!py::isinstance<py::str>(name)) throw py::type_error("cell: expected a str, got " + type_name(name));
+  std::string names;
+  for (const CellInfo& info : cells) {
+    if (name.equal(py::str(info.name))) return info;
+    names += (names.empty() ? "" : ", ") + std::string(info.name);
+  }
+  throw py::value_error("cell: expected one of " + names + ", got " +
+                        text(py::reinterpret_steal<py::object>(PyObject_ASCII(name.ptr()))));
+}
+
+// ---- Parameters of a layer -----------------------------------------------------------------------------------------
+
+constexpr const char* parameter_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+constexpr const char* parameter_content = "(w_ih, w_hh, b_ih, b_hh)";
+
+// Four for each direction; None where a bias is missing. Each is converted once: an object could answer anew each time.
+using ParameterArrays = std::vector<py::object>;
+
+inline ParameterArrays read_parameters(const py::object& parameters) {
+  if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
+    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + std::string(parameter_content) + ", got " +
+                         type_name(parameters));
+  const py::tuple directions(parameters);
+  if (directions.size() != 1 && directions.size() != 2)
+    throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
+  ParameterArrays arrays;
+  for (const py::handle direction : directions) {
+    const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), 4, parameter_content);
+    if (!given) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
+    for (std::size_t i = 0; i < 4; ++i) {
+      const py::object array = (*given)[i];
+      const bool missing = i >= 2 && array.is_none();
+      arrays.push_back(missing ? array : as_array(array, parameter_names[i]));
+    }
+  }
+  return arrays;
+}
+
+template <class Real>
+using LayerParameters = std::vector<std::optional<Input<Real>>>;  // likewise
+
+template <class Real>
+Parameters<const Real> parameters_of(const LayerParameters<Real>& parameters, Index d) {
+  const auto data = [&](int i) {
+    const auto& in = parameters[std::size_t(4 * d + i)];
+    return in ? in->view().data : nullptr;
+  };
+  return {data(0), data(1), data(2), data(3)};
+}
+
+inline Shape parameter_shape(const Problem& p, Index G, std::size_t i) {
+  if (i == 0) return {G * p.H, p.I};
+  if (i == 1) return {G * p.H, p.H};
+  return {G * p.H};
+}
+
+// Elements of all arrays of a call but the parameters, with scratch, stay below this, so that no size overflows.
+constexpr double most_elements = double(std::int64_t{1} << 58);
+static_assert(sizeof(Index) == 8);
+
+// x [T,B,I], or tokens [T,B] and maybe their embedding [V,I].
+struct InputArrays {
+  py::array x;
+  std::optional<py::array> embedding;
+};
+
+// How the rows of a call form sequences.
+struct Sequences {
+  py::object batch_sizes;  // None: all steps have B rows
+  py::object resets;       // of the rows, whether an episode begins; None: nowhere
+  py::object ends;         // of those of the last step, whether an episode ends; None: it is the last of all
+  bool reverse;            // of a single direction: it runs backwards in time
+};
+
+inline InputKind kind_of(const InputArrays& in, Index row_axes) {
+  if (!in.embedding) return is_integer(in.x) && in.x.ndim() == row_axes ? InputKind::one_hot : InputKind::dense;
+  if (!is_integer(in.x)) throw py::type_error("x: expected integers as tokens, got " + text(in.x.dtype()));
+  return InputKind::embedded;
+}
+
+// What a Problem points to.
+struct Schedule {
+  std::vector<Index> first_row, first_step;
+  std::vector<unsigned char> starts[2];
+};
+
+// Of integers [T], none larger than the one before.
+inline std::vector<Index> read_batch_sizes(const py::object& object) {
+  const py::array array = as_array(object, "batch_sizes");
+  if (!is_integer(array)) throw py::type_error("batch_sizes: expected integers, got " + text(array.dtype()));
+  if (array.ndim() != 1 || array.size() == 0) wrong_shape("batch_sizes", "(T,) with T >= 1", array);
+  const py::array copy = array.attr("astype")(py::dtype::of<Index>(), "C");
+  const auto* sizes = static_cast<const Index*>(copy.data());
+  std::vector<Index> first_row = {0};
+  for (Index t = 0; t < copy.size(); ++t) {
+    if (sizes[t] < 1 || (t > 0 && sizes[t] > sizes[t - 1]))
+      throw py::value_error("batch_sizes: expected positive integers in descending order, got " +
+                            std::to_string(sizes[t]) + " at step " + std::to_string(t));
+    first_row.push_back(sizes[t] > std::numeric_limits<Index>::max() - first_row.back() ? -1
+                                                                                        : first_row.back() + sizes[t]);
+    if (first_row.back() < 0) throw py::value_error("batch_sizes: expected a sum that fits the address space");
+  }
+  return first_row;
+}
+
+inline std::vector<unsigned char> flags(const py::object& object, const std::string& name, const Shape& shape) {
+  const py::array array = as_array(object, name);
+  require_dtype(name, array, py::dtype::of<bool>());
+  require_shape(name, array, shape);
+  const py::array copy = array.attr("astype")(py::dtype::of<unsigned char>(), "C");
+  const auto* values = static_cast<const unsigned char*>(copy.data());
+  return {values, values + copy.size()};
+}
+
+// Where each direction's state starts anew. Backwards in time that is at the end of an episode.
+inline void read_resets(const Sequences& sequences, const Problem& p, const Shape& rows, Schedule& schedule) {
+  using Flags = std::vector<unsigned char>;
+  const auto size = [&](Index t) { return p.first_row ? p.first_row[t + 1] - p.first_row[t] : p.B; };
+  const bool resets = !sequences.resets.is_none(), continues = !sequences.ends.is_none();
+  const Flags begins = resets ? flags(sequences.resets, "resets", rows) : Flags();
+  const Flags ends = continues ? flags(sequences.ends, "ends", {size(p.T - 1)}) : Flags();
+  for (int d = 0; d < p.D; ++d) {
+    Flags& starts = schedule.starts[d];
+    if (d == 0 && !p.reverse) {
+      starts = begins;
+    } else if (resets || continues || p.first_row) {
+      Index later = 0;
+      for (Index t = 0; t < p.T; ++t) {
+        later += size(t);
+        for (Index b = 0; b < size(t); ++b) {
+          const bool last = t + 1 == p.T, ended = !last && b >= size(t + 1);
+          const auto at = [b](const Flags& array, Index row) {
+            return array.empty() ? 0 : array[std::size_t(row + b)];
+          };
+          starts.push_back(ended || (last ? at(ends, 0) : at(begins, later)));
+        }
+      }
+    }
+  }
+}
+
+// The sizes of a call, from the shapes of x and of the first direction's weights.
+inline Problem read_problem(const CellInfo& info, const InputArrays& in, const Sequences& sequences,
+                            const ParameterArrays& arrays, Schedule& schedule) {
+  const py::array& x = in.x;
+  Problem p = {};
+  const bool packed = !sequences.batch_sizes.is_none();
+  const Index row_axes = packed ? 1 : 2;
+  if (packed) schedule.first_row = read_batch_sizes(sequences.batch_sizes);
+  p.input = kind_of(in, row_axes);
+  p.cell = info.cell;
+  p.D = Index(arrays.size() / 4);
+  const py::array w_ih = arrays[0], w_hh = arrays[1];
+  if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / info.G != w_hh.shape(1) || w_hh.shape(0) % info.G)
+    wrong_shape("w_hh", info.G == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(info.G) + "·H, H) with H >= 1", w_hh);
+  p.H = w_hh.shape(1);
+  if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(info.G * p.H) + ", I)", w_ih);
+  p.I = w_ih.shape(1);
+  const bool dense = p.input == InputKind::dense;
+  const std::string row = dense ? ", " + std::to_string(p.I) : "";
+  if (x.ndim() != row_axes + dense || (dense && x.shape(row_axes) != p.I) || x.shape(0) < 1)
+    wrong_shape("x", packed ? "(N" + (dense ? row : ",") + ")" : "(T, B" + row + ") with T >= 1", x);
+  if (in.embedding && in.embedding->ndim() != 2)
+    wrong_shape("embedding", "(V, " + std::to_string(p.I) + ")", *in.embedding);
+  p.T = packed ? Index(schedule.first_row.size()) - 1 : x.shape(0);
+  p.B = packed ? schedule.first_row[1] : x.shape(1);
+  p.run = {0, p.T};
+  p.reverse = sequences.reverse;
+  if (packed && schedule.first_row.back() != x.shape(0))
+    throw py::value_error("batch_sizes: expected sizes that sum up to the rows of x, " + std::to_string(x.shape(0)) +
+                          ", got " + std::to_string(schedule.first_row.back()));
+  if (p.reverse && p.D == 2) throw py::value_error("reverse: expected False for two directions, got True");
+  const double rows = packed ? double(x.shape(0)) : double(p.T) * double(p.B);
+  if (rows * double(p.D) * (double(p.I) + 8.0 * double(p.H) + 64.0) > most_elements)
+    throw py::value_error("x: expected a size that fits the address space, got " + shape_text(shape_of(x)));
+  if (packed) {
+    p.first_row = schedule.first_row.data();
+    schedule.first_step.resize(std::size_t(p.T) + 1);
+    p.chunks = kernels<float>().cut(p, schedule.first_step.data());
+    p.first_step = schedule.first_step.data();
+  }
+  read_resets(sequences, p, packed ? Shape{p.first_row[p.T]} : Shape{p.T, p.B}, schedule);
+  for (int d = 0; d < 2; ++d)
+    if (!schedule.starts[d].empty()) p.starts[d] = schedule.starts[d].data();
+  return p;
+}
+
+// (first, last), or None for all of the T steps.
+inline Steps read_steps(const py::object& object, const Problem& p) {
+  const auto given = tuple_of("steps", object, 2, "(first, last)");
+  if (!given) return {0, p.T};
+  for (const py::handle step : *given)
+    if (!PyLong_Check(step.ptr())) throw py::type_error("steps: expected integers, got " + type_name(step));
+  const Steps steps = {PyLong_AsSsize_t((*given)[0].ptr()), PyLong_AsSsize_t((*given)[1].ptr())};
+  if (PyErr_Occurred()) throw py::error_already_set();
+  if (steps.first < 0 || steps.first > steps.last || steps.last > p.T)
+    throw py::value_error("steps: expected 0 <= first <= last <= " + std::to_string(p.T) + ", got (" +
+                          std::to_string(steps.first) + ", " + std::to_string(steps.last) + ")");
+  return steps;
+}
+
+// Whether a tape is made for steps that `advance` will run.
+inline bool steps_to_come(const Problem& p) { return p.run.last - p.run.first < p.T; }
+
+inline Index rows_of(const Problem& p) { return p.first_row ? p.first_row[p.T] : p.T * p.B; }
+
+// [T,B,n], or [N,n] where steps differ in their rows.
+inline Shape shape_of_rows(const Problem& p, Index n) {
+  return p.first_row ? Shape{rows_of(p), n} : Shape{p.T, p.B, n};
+}
+
+// The same of the run's steps alone.
+inline Shape shape_of_run(const Problem& p, Index n) {
+  return p.first_row ? Shape{p.first_row[p.run.last] - p.first_row[p.run.first], n}
+                     : Shape{p.run.last - p.run.first, p.B, n};
+}
+
+template <class Real>
+LayerParameters<Real> check_parameters(const CellInfo& info, const Problem& p, const ParameterArrays& arrays) {
+  LayerParameters<Real> parameters(arrays.size());
+  for (std::size_t i = 0; i < arrays.size(); ++i)
+    if (!arrays[i].is_none())
+      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], arrays[i], parameter_shape(p, info.G, i % 4));
+  return parameters;
+}
+
+}  // namespace rnnfast
