@@ -87,7 +87,7 @@ struct Layer {
     const View<const Real> h0 = read_only(matrix(p.B, H)), c0 = read_only(matrix(p.B, H));
     const View<Real> y = matrix(rows, H), h = matrix(p.B, H), c = matrix(p.B, H);
     inference.problem = p, inference.x = x;
-    inference.directions[0] = {parameters, nullptr, h0, c0, y, h, c, {}};
+    inference.directions[0] = {parameters, nullptr, h0, c0, h0, c0, y, h, c, {}};
     Arena<Real> arena = {nullptr, 0};
     lay_out_packed<C>(p, units, arena);
     packed = memory(arena.used);
@@ -96,16 +96,17 @@ struct Layer {
     training = inference;
     const Index gates_of_all_chunks = gates_size<C>(chunk_count(p) * chunk * p.B, units);
     const Tape<Real> tape = {C::keeps_gates ? memory(gates_of_all_chunks) : nullptr,
-                             C::has_c ? memory(rows * H) : nullptr, resets_h<C> ? memory(rows * H) : nullptr};
+                             {C::has_c ? memory(rows * H) : nullptr, H},
+                             resets_h<C> ? memory(rows * H) : nullptr};
     training.directions[0].tape = tape;
 
     const Parameters<Real> gradients = {memory(gates * I), memory(gates * H), memory(gates), memory(gates)};
     const View<Real> dh = matrix(p.B, H), dc = matrix(p.B, H);
     back.problem = p, back.x = x, back.dx = matrix(rows, I);
-    const Tape<const Real> kept = {tape.gates, tape.c, tape.reset_h};
-    back.directions[0] = {parameters, h0, c0, read_only(y), dy, kept, dh, dc, gradients};
+    const Tape<const Real> kept = {tape.gates, read_only(tape.c), tape.reset_h};
+    back.directions[0] = {parameters, h0, c0, h0, c0, read_only(y), dy, {}, kept, dh, dc, {}, {}, {}, {}, gradients};
     arena = {nullptr, 0};
-    lay_out_backward<C>(p, back.dx, true, arena);
+    lay_out_backward<C>(p, back.dx, true, {}, arena);
     back.scratch = memory(arena.used);
   }
 };
@@ -140,15 +141,18 @@ template <class C, Products products>
 void forward_steps(const Layer<C>& layer, const typename ForwardScratch<Real>::Direction& scratch, Index at_once) {
   const ForwardDirection<Real>& direction = layer.training.directions[0];
   const Index B = layer.p.B, H = layer.p.H;
-  const TimeOrder order = {layer.p.T, B, false};
-  const View<Real> c = {direction.tape.c, H}, reset_h = {direction.tape.reset_h, H};
+  const View<Real> c = direction.tape.c, reset_h = {direction.tape.reset_h, H};
+  const StateBefore<Real> h_before = {direction.h0, {}, read_only(direction.y), true, nullptr};
+  const StateBefore<Real> c_before = {direction.c0, {}, read_only(c), true, nullptr};
+  const Item item = {0, 0, B, all(layer.units), false};
+  bool mixes = false;
   for (Index t = 0; t < layer.chunk; t += at_once) {
     const Index row = t * B;
     ForwardStep<Real> s = {};
     s.gates = scratch.gates, s.gate_row = row;
     s.x = at(layer.training.x, row);
-    s.h_before = before(order, t, 0, direction.h0, read_only(direction.y)), s.h = at(direction.y, row);
-    if (C::has_c) s.c_before = before(order, t, 0, direction.c0, read_only(c)), s.c = at(c, row);
+    s.h_before = state_before(layer.p, h_before, item, t, mixes), s.h = at(direction.y, row);
+    if (C::has_c) s.c_before = state_before(layer.p, c_before, item, t, mixes), s.c = at(c, row);
     if (resets_h<C>) s.reset_h = at(reset_h, row);
     s.rows = min_index(at_once, layer.chunk - t) * B, s.units = all(layer.units), s.store_gates = true;
     for_each_phase<C>([&]<int phase> { forward_phase<C, phase, products>(s, scratch); });
@@ -171,8 +175,9 @@ void time_forward_parts(const Layer<C>& layer) {
     time_part(layer, "steps: both products, pointwise", layer.flops_x + layer.flops_h, Unit::flops,
               [&] { forward_steps<C, Products::both>(layer, scratch, 1); });
   } else {
+    const Index steps = max_index(projected_rows<Real>(p) / p.B, 1);  // projected together
     time_part(layer, "input product", layer.flops_x, Unit::flops,
-              [&] { forward_steps<C, Products::input>(layer, scratch, projected_steps<Real>(p)); });
+              [&] { forward_steps<C, Products::input>(layer, scratch, steps); });
     time_part(layer, "steps: product, pointwise", layer.flops_h, Unit::flops,
               [&] { forward_steps<C, Products::recurrent>(layer, scratch, 1); });
   }
@@ -186,10 +191,10 @@ void time_backward_parts(const Layer<C>& layer) {
   const Problem& p = layer.p;
   const BackwardArgs<Real>& args = layer.back;
   Arena<Real> arena = {args.scratch, 0};
-  auto scratch = lay_out_backward<C>(p, args.dx, true, arena);
+  auto scratch = lay_out_backward<C>(p, args.dx, true, {}, arena);
   const auto direction = scratch.directions[0];
-  const Chunk chunk = {0, 0, layer.chunk, layer.chunk, false};
   const Index rows = layer.chunk * p.B;
+  const Chunk chunk = {0, 0, 0, layer.chunk, rows, layer.chunk, false};
 
   print("packing, transposed", seconds([&] { backward_prepare<C>(args, scratch, layer.team); }), layer.weight_bytes,
         Unit::bytes);
@@ -244,8 +249,10 @@ int run(int count, char** arguments) {
       Problem p = {.T = 0, .B = 0, .I = 0, .H = 0, .D = 1, .cell = cell.cell, .input = InputKind::dense, .U = 0};
       char rest;
       if (std::sscanf(arguments[i], "%td,%td,%td,%td%c", &p.T, &p.B, &p.I, &p.H, &rest) != 4 ||
-          std::min({p.T, p.B, p.I, p.H}) < 1 || is_unpacked(p, Windows{}))  // few rows have no such parts
+          std::min({p.T, p.B, p.I, p.H}) < 1)
         break;
+      p.run = {0, p.T};
+      if (is_unpacked(p, Windows{})) break;  // few rows have no such parts
       std::printf("%s T,B,I,H = %s\n", cell.name, arguments[i]);
       cell.time(p);
       if (i + 1 == count) return 0;

@@ -234,11 +234,14 @@ def _forward_strand(
         segment = segments[n]
         before[n] = [[part.copy() for part in parts] for parts in states]
         drawn = [of_layer[n] for of_layer in bits]
-        run = _core.forward if keep and n == order[-1] else _core.inference
+        kept = keep and n == order[-1]
+        run = _core.forward if kept else _core.inference
         outs = [(None, *(*(part[:, : segment.B] for part in parts), None)[:2]) for parts in states]
-        if y is not None:
+        if y is not None and not kept:
             outs[-1] = y[segment.rows][..., units], *outs[-1][1:]
         results = list(_run(run, layer, call, strand, segment, x, before[n], drawn, outs))
+        if y is not None and kept:  # a tape has a y of its own: dropout changes this one
+            y[segment.rows][..., units] = results[-1][0]
     return before, [tape for _, _, _, *tapes in results for tape in tapes]
 
 

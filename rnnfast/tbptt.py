@@ -473,7 +473,7 @@ def tbptt_gradient(
             d,
             need_dx=need_dx or k > 0,
             out=(None, *split_state(stack.cell, stack._of_layer(dfirst, k), "dstate0")),
-            windows=(k1, k2, losses == "window", k > 0),
+            windows=(min(k1, layout.T), min(k2, layout.T), losses == "window", k > 0),
         )
         if d is not None and k and tape.masks:  # d is [T,B,H], or [T,r,B,H] with what does not exist left as it is
             with np.errstate(all="ignore"):

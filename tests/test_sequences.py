@@ -497,6 +497,13 @@ def test_checkpoints_draw_the_same_dropout(L: int, D: int, rows: dict[str, Any])
     assert_same_bits(saving, plain)
 
 
+@pytest.mark.parametrize("sizes", [(1, 1), (257, 1), (65, 4)], ids=str)
+@by_cell
+def test_dropout_changes_nothing_that_a_short_last_segment_keeps(cell: str, sizes: tuple[int, int]) -> None:
+    layer, again = (make_stack(cell, 2, 2, dropout=0.4) for _ in range(2))
+    assert_same_bits(solve(make_job(again, sizes=sizes), checkpoint=64), solve(make_job(layer, sizes=sizes)))
+
+
 @pytest.mark.parametrize("checkpoint", [None, 64])
 @by_rows
 @by_cell

@@ -230,6 +230,12 @@ def test_no_sequences_have_no_gradient(num_layers: int) -> None:
     assert not any(a.any() for a in actual.values())
 
 
+def test_windows_of_more_steps_than_there_are_go_through_all() -> None:
+    layer = make_layer("lstm")
+    x, dy = normal((7, B, I), "float32", 1), normal((7, B, H), "float32", 2)
+    assert_same_bits(gradient(layer, x, dy, 2**63, 10**30), gradient(layer, x, dy, 7, 7))
+
+
 def test_steps_without_a_window_contribute_nothing() -> None:
     """Step 0 lies before the first: 1 2 3, 4 5 6."""
     layer = make_layer("lstm", num_layers=2)

@@ -27,12 +27,21 @@ const Kernels<Real>& kernels = baseline::table.f32;
 struct Shape {
   Index T, B, I, H, D;
   bool ragged, resets;
+  Windows windows = {};
 };
 
-// The first are divided by rows, the others by units.
-constexpr Shape shapes[] = {{20, 14, 5, 19, 1, false, false}, {20, 14, 5, 19, 2, true, true},
-                            {3, 3, 4, 136, 1, false, true},   {3, 3, 4, 136, 2, true, false},
-                            {3, 3, 4, 136, 2, true, true},    {1, 4, 136, 136, 1, false, false}};
+// At most three windows go through a step; all of them, dy and dx of each.
+constexpr Windows windows = {1, 3, 3, false, true, true};
+
+// The first are divided by rows, the others by units, those of two directions among four threads.
+constexpr Shape shapes[] = {{20, 14, 5, 19, 1, false, false},
+                            {20, 14, 5, 19, 2, true, true},
+                            {20, 14, 5, 19, 1, false, false, windows},
+                            {3, 3, 4, 136, 1, false, true},
+                            {3, 3, 4, 136, 2, true, false},
+                            {3, 3, 4, 136, 2, true, true},
+                            {1, 4, 136, 136, 1, false, false},
+                            {5, 3, 5, 136, 1, false, false, windows}};
 
 Numbers draw(std::mt19937& generator, Index n) {
   std::uniform_real_distribution<Real> uniform(Real(-0.3), Real(0.3));
@@ -65,22 +74,24 @@ Numbers solve(const CellInfo& info, const Shape& s, Index threads) {
     p.starts[d] = starts[d].data();
   }
 
-  const Numbers x = draw(generator, rows * s.I), dy = draw(generator, rows * width);
+  const Index each = s.windows.k1 ? s.windows.most : 1;
+  const Numbers x = draw(generator, rows * s.I), dy = draw(generator, each * rows * width);
   const Index G = info.G, count = G * s.H * (s.I + s.H + 2), state = s.B * s.H;
   const Numbers weights = draw(generator, s.D * count), h0 = draw(generator, s.D * state),
                 c0 = draw(generator, s.D * state);
   const TapeSize size = kernels.tape_size(p);
-  Numbers results(std::size_t(rows * (width + s.I) + s.D * (6 * state + count)));
+  Numbers results(std::size_t(rows * (width + each * s.I) + s.D * (6 * state + count)));
   Real* free = results.data();
   const auto take = [&](Index n) { return std::exchange(free, free + n); };
   Numbers tape(std::size_t(s.D * (size.gates + size.c + size.reset_h)));
-  Numbers scratch(std::size_t(kernels.forward_scratch(p, false) + kernels.backward_scratch(p, true)) + 32);
+  Numbers scratch(std::size_t(kernels.forward_scratch(p, false) + kernels.backward_scratch(p, true, s.windows)) + 32);
   void* aligned = scratch.data();
   std::size_t room = scratch.size() * sizeof(Real);
   auto* const memory = static_cast<Real*>(std::align(64, 1, aligned, room));
 
   ForwardArgs<Real> forward = {p, {x.data(), s.I}, {}, memory};
-  BackwardArgs<Real> backward = {p, {x.data(), s.I}, {take(rows * s.I), s.I}, {}, false, memory};
+  BackwardArgs<Real> backward = {p, {x.data(), s.I}, {take(each * rows * s.I), s.I}, {}, false, memory};
+  backward.windows = s.windows;
   Real* const y = take(rows * width);
   for (Index d = 0; d < s.D; ++d) {
     const auto parameters = [&](auto* w) {
@@ -137,7 +148,7 @@ int main() {
   for (const CellInfo& info : cells)
     for (const Shape& shape : shapes) {
       const Numbers expected = solve(info, shape, 1);
-      for (const Index threads : {2, 3}) {
+      for (const Index threads : {2, 3, 4}) {
         const Numbers actual = solve(info, shape, threads);
         if (std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(Real)) == 0) continue;
         std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td\n", info.name, shape.H,
