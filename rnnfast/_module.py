@@ -406,6 +406,14 @@ def size(value: Any, name: str) -> int:
     return n
 
 
+def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+    """Return one of some words."""
+    if not isinstance(value, str) or value not in options:
+        msg = f"{name}: expected {' or '.join(map(repr, options))}, got {value!r}"
+        raise ValueError(msg)
+    return value
+
+
 def flag(value: Any, name: str) -> bool:
     """Return a bool."""
     if not isinstance(value, bool):

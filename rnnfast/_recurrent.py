@@ -12,8 +12,8 @@ import numpy as np
 
 from . import _core, _segments, functional
 from ._layout import Layout, layout_of
-from ._module import PARAMETERS, Module, Tape, addressable, flag, integer, recurrent_shapes, size
-from .functional import GATES, Array, State, checked, checked_bound, each_part, number, split_state
+from ._module import PARAMETERS, Module, Tape, addressable, choice, flag, integer, recurrent_shapes, size
+from .functional import GATES, Array, State, checked, checked_bound, each_part, number, parts_of, split_state
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -62,11 +62,6 @@ class Given(NamedTuple):
         return self.dh[layer] if d is None else d + self.dh[layer]
 
 
-def parts_of(state: Any) -> tuple[Any, ...]:
-    """Return the parts of a state."""
-    return state if isinstance(state, tuple) else (state,)
-
-
 def part_of(state: Any, name: str) -> Any:
     """Return the part of a state that one of INITIAL names; None of no state."""
     return None if state is None else parts_of(state)[INITIAL.index(name)]
@@ -83,8 +78,10 @@ class LayerTape(Tape):
     masks: tuple[Array, ...]  # the factors of dropout after each layer but the last
 
     def h(self, layer: int) -> Any:
-        """Return h of every step of a layer, [T,B,D·H], laid out as x is: memory of the tape, not to be changed."""
-        return self.call.layout.give(self._of(self.hidden, layer))
+        """Return h of every step of a layer, [T,B,D·H], laid out as x is: the tape's own, or a copy with padding."""
+        rows: Array = self._of(self.hidden, layer).view()
+        rows.flags.writeable = False
+        return self.call.layout.give(rows)
 
     def c(self, layer: int) -> Any:
         """Return c of every step of a layer of an LSTM, as `h` does."""
@@ -282,7 +279,7 @@ class Recurrent(Module):
             The gradients of c and of h of every step of every layer; dc is the LSTM's.
         clip_dh : float, optional
             What a step passes to the one before, dh and the LSTM's dc, is bounded to [-clip_dh, clip_dh], element by
-            element; also dstate0, which the first step passes on.
+            element; also what the first step of each episode passes to dstate0, whose sum is not bounded.
         need_dx : bool, optional
             If False, dx is not computed and None is returned for it; nor is the gradient of an embedding.
         grads : dict of ndarrays, optional
@@ -442,9 +439,7 @@ class Recurrent(Module):
     ) -> Call:
         """Check the arguments of a forward."""
         rows = None if embedding is None else _core.asarray(embedding, "embedding")
-        if outputs not in ("all", "last"):
-            msg = f"outputs: expected 'all' or 'last', got {outputs!r}"
-            raise ValueError(msg)
+        choice(outputs, "outputs", ("all", "last"))
         held: Sequence[Any] = [gate_override] * self.num_layers
         if isinstance(gate_override, list | tuple):
             held = gate_override

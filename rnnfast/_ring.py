@@ -88,13 +88,13 @@ class Ring:
         # Of what is not contiguous the tapes would make a copy of their own, and not see it change.
         self.rows = None if embedding is None else np.ascontiguousarray(embedding)
         self.learns = initial is None
-        C, B, H = *x.shape[:2], layer.hidden_size
+        room, B, H = *x.shape[:2], layer.hidden_size
         if initial is None:
             initial = tuple(np.empty((layer.num_layers, B, H), layer.dtype) for _ in self._learned())
         self.initial = initial
         self.history: list[tuple[int, Parts]] = []  # of the learned initial states [L,H], by the first step with them
         self.first = self.stop = 0
-        self.chunk = int(_core.chunks(None, C, B, H)[1])
+        self.chunk = int(_core.chunks(None, room, B, H)[1])
         self.inputs: list[Array] = [x]
         self.masks: list[Array] = []  # the factors of dropout before each layer but the first
         self.ys: list[Array] = []

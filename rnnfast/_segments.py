@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _core
 from ._module import size
-from .functional import Array
+from .functional import Array, parts_of
 
 if TYPE_CHECKING:
     from ._recurrent import Call, Given, LayerTape, Recurrent
@@ -52,11 +52,11 @@ class Checkpoints(NamedTuple):
 
 def checked_length(checkpoint: int | str, T: int) -> int:
     """Return the steps of a segment."""
-    if checkpoint == "auto":
-        return max(math.isqrt(T), 1)
     if isinstance(checkpoint, str):
-        msg = f"checkpoint: expected a number of steps or 'auto', got {checkpoint!r}"
-        raise ValueError(msg)
+        if checkpoint != "auto":
+            msg = f"checkpoint: expected a number of steps or 'auto', got {checkpoint!r}"
+            raise ValueError(msg)
+        return max(math.isqrt(T), 1)
     return size(checkpoint, "checkpoint")
 
 
@@ -159,16 +159,12 @@ def _rows_of(layer: Recurrent, call: Call) -> Array:
     return np.empty((*call.layout.row_shape, layer.directions * layer.hidden_size), layer.dtype)
 
 
-def _parts(state: Any) -> tuple[Any, ...]:
-    return state if isinstance(state, tuple) else (state,)
-
-
 def _of_strand(layer: Recurrent, state: Any, strand: Strand) -> list[list[Any]]:
     """Return for each layer of the strand the parts [1,B,H] of a state, or None."""
     D = layer.directions
     places = [k * D + strand.direction for k in strand.layers]
     count = 2 if layer.cell == "lstm" else 1
-    parts = (None,) * count if state is None else _parts(state)
+    parts = (None,) * count if state is None else parts_of(state)
     return [[None if part is None else part[place : place + 1] for part in parts] for place in places]
 
 

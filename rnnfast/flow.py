@@ -18,9 +18,9 @@ class GradientFlow(NamedTuple):
     Attributes
     ----------
     h : ndarray [L,D,T]
-        Of dL/dh_t.
+        Of dE/dh_t.
     c : ndarray [L,D,T] or None
-        Of dL/dc_t, for the LSTM.
+        Of dE/dc_t, for the LSTM.
     """
 
     h: Array
@@ -37,7 +37,7 @@ def gradient_flow(
     resets: object = None,
     embedding: object = None,
 ) -> GradientFlow:
-    """Return the norm of the gradient of every state of every step, for a loss L with the gradient dL/dy = `dy`.
+    """Return the norm of the gradient of every state of every step, for a loss E with the gradient dE/dy = `dy`.
 
     The gradients are total: a change of h_t moves the output of its step, all later steps and all layers above; a
     change of c_t moves ``h_t = o_t * tanh(c_t)`` and all that follows from it. Divided by the norm at the step that

@@ -248,7 +248,8 @@ def backward(
         For the LSTM, the gradient of c of every step.
     clip_dh : float, optional
         A positive number: what a step passes to the one before, dh' and the LSTM's dc', is bounded to
-        [-clip_dh, clip_dh], element by element; also dstate0, which the first step passes on. NaN passes.
+        [-clip_dh, clip_dh], element by element; also what the first step of each episode passes to
+        dstate0, whose sum is not bounded. NaN passes.
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
     grads : sequence of D tuples, optional
@@ -489,6 +490,11 @@ def split_state(cell: str, state: object, name: str) -> tuple[object, object]:
         msg = f"{name}: expected a tuple (h, c), got a tuple of {len(state)}"
         raise ValueError(msg)
     return state
+
+
+def parts_of(state: Any) -> tuple[Any, ...]:
+    """Return the parts of a state."""
+    return state if isinstance(state, tuple) else (state,)
 
 
 def each_part(f: Callable[[Any], Any], state: Any) -> Any:

@@ -18,7 +18,7 @@ from .layers import GRU, LSTM, RNN
 from .lm import UsageError
 
 INPUTS, SEQUENCES = 16, 8  # enough for the norms to be alike from seed to seed
-C = ": c"  # what the name of a curve of dL/dc_t ends with
+C = ": c"  # what the name of a curve of dE/dc_t ends with
 
 # Called, layer, its options, how it starts, the bias of its forget gate
 START: tuple[tuple[str, Callable[..., Any], dict[str, str], str, float | None], ...] = (
@@ -38,8 +38,8 @@ def run(*, horizon: int = 100, hidden: int = 128, seed: int = 0, plot: Path | No
     if draw is not None:
         draw(norms, title)
     distances = steps_back(horizon)
-    print("log10 of the norm of dL/dh_t (of dL/dc_t where it says c), by how many steps t comes before the last;")
-    print(f"L sees the last step alone, and dL/dh there has the norm 1; {title}\n")
+    print("log10 of the norm of dE/dh_t (of dE/dc_t where it says c), by how many steps t comes before the last;")
+    print(f"E sees the last step alone, and dE/dh there has the norm 1; {title}\n")
     print(f"{'steps back':26}", *(f"{d:>7}" for d in distances))
     for name, curve in norms.items():
         print(f"{name:26}", *(f"{round(curve[d], 2) + 0.0:7.2f}" for d in distances))  # -0.0 + 0.0 is 0.0

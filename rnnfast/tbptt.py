@@ -12,11 +12,11 @@ import numpy as np
 
 from . import _core
 from ._layout import layout_of
-from ._module import PARAMETERS, size
-from ._recurrent import INITIAL, Recurrent, part_of, parts_of
+from ._module import PARAMETERS, choice, size
+from ._recurrent import INITIAL, Recurrent, part_of
 from ._ring import Parts, Ring, Steps
 from .cells import _RecurrentCell
-from .functional import Array, State, checked, checked_target, each_part, split_out, split_state
+from .functional import Array, State, checked, checked_target, each_part, parts_of, split_out, split_state
 
 __all__ = ["Window", "tbptt", "tbptt_gradient"]
 
@@ -153,9 +153,7 @@ def tbptt(
     Window(tau=4, start=8, stop=10)
     """
     k1, k2 = check_truncation(layer, k1, k2, losses)
-    if activations not in ("stored", "replay"):
-        msg = f"activations: expected 'stored' or 'replay', got {activations!r}"
-        raise ValueError(msg)
+    choice(activations, "activations", ("stored", "replay"))
     first = [*islice(_chunks(x), 1)]
     if not first:
         return iter(())
@@ -175,9 +173,7 @@ def check_truncation(layer: object, k1: int, k2: int, losses: str) -> tuple[int,
             f"comes after the windows, got {layer!r}"
         )
         raise ValueError(msg)
-    if losses not in ("new", "window"):
-        msg = f"losses: expected 'new' or 'window', got {losses!r}"
-        raise ValueError(msg)
+    choice(losses, "losses", ("new", "window"))
     return size(k1, "k1"), size(k2, "k2")
 
 
@@ -266,7 +262,12 @@ class _Run:
         chunk = int(_core.chunks(None, MANY_STEPS, self.layout.B, self.layer.hidden_size)[1])
         steps = k1 + k2 + (k1 + k2) // 2 + chunk
         steps += -steps % chunk
-        return steps if self.T is None else min(steps, self.T)
+        steps = steps if self.T is None else min(steps, self.T)
+        widest = max(self.layer.input_size, self.layer.num_layers * self.layer.hidden_size)
+        if steps * max(self.layout.B, 1) * widest > np.iinfo(np.intp).max // 64:
+            msg = f"k1, k2: expected windows whose steps can be addressed, got {k1} and {k2}"
+            raise ValueError(msg)
+        return steps
 
     def _first(self, state: object) -> Parts:
         """Return a copy of the given initial state as [L,B,H], zero where there is none."""

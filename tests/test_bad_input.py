@@ -456,6 +456,10 @@ SEQUENCES = {
     "outputs": Case(
         lambda w: w.lstm(w.x, outputs="first"), ValueError, "outputs: expected 'all' or 'last', got 'first'"
     ),
+    "outputs_array": Case(
+        lambda w: w.lstm(w.x, outputs=np.array(["all", "last"])), ValueError, "outputs: expected .*, got array"
+    ),
+    "checkpoint_array": Case(lambda w: w.lstm.forward(w.x, checkpoint=np.ones(2)), TypeError, "checkpoint: expected"),
     "outputs_int": Case(lambda w: w.lstm.forward(w.x, outputs=1), ValueError, "outputs: expected .*, got 1"),
     "outputs_dy": Case(
         lambda w: w.lstm.backward(w.last_tape, w.y), ValueError, r"dy: expected shape \(3, 6\), got \(5, 3, 6\)"
