@@ -391,10 +391,13 @@ def addressable(parameters: int, sizes: str) -> None:
 
 def integer(value: Any, name: str) -> int:
     """Return an integer of any type as an int."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        msg = f"{name}: expected an int, got {type(value).__name__}"
+    msg = f"{name}: expected an int, got {type(value).__name__}"
+    if isinstance(value, bool):
         raise TypeError(msg)
-    return operator.index(value)
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(msg) from error
 
 
 def size(value: Any, name: str) -> int:

@@ -425,7 +425,8 @@ def test_what_the_tape_shows_is_its_own_memory(dtype: str) -> None:
     y, _, tape = layer.forward(make_job(layer).x)
     assert np.shares_memory(tape.h(1), y)
     assert np.shares_memory(tape.c(0), tape.c(0))
-    assert not tape.h(0).flags.writeable and not tape.c(0).flags.writeable
+    assert not tape.h(0).flags.writeable
+    assert not tape.c(0).flags.writeable
     assert y.flags.writeable
 
 
