@@ -35,19 +35,22 @@ struct BitsOf;
 template <>
 struct BitsOf<float> {
   using type = std::int32_t;
+  using word = std::uint32_t;
 };
 template <>
 struct BitsOf<double> {
   using type = std::int64_t;
+  using word = std::uint64_t;
 };
 
-// N lanes of Real: V is the vector, Bits the integers of the same width.
+// N lanes of Real: V is the vector, Bits the integers of the same width, Words those without a sign.
 template <class R, int N>
 struct Simd {
   using Real = R;
   static constexpr int lanes = N;
   typedef R V __attribute__((vector_size(N * sizeof(R))));
   typedef typename BitsOf<R>::type Bits __attribute__((vector_size(N * sizeof(R))));
+  typedef typename BitsOf<R>::word Words __attribute__((vector_size(N * sizeof(R))));
   typedef R Unaligned __attribute__((vector_size(N * sizeof(R)), aligned(sizeof(R)), may_alias));
 
   static RNNFAST_INLINE V load(const R* p) { return *reinterpret_cast<const Unaligned*>(p); }

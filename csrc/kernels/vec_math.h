@@ -55,7 +55,7 @@ RNNFAST_INLINE Exp<S> exp_parts(typename S::V z) {
   using Real = typename S::Real;
   using C = ExpConstants<Real>;
   using V = typename S::V;
-  using Bits = typename S::Bits;
+  using Words = typename S::Words;
   const V shifted = fma(z, S::broadcast(C::log2_e), S::broadcast(C::round));
   const V n = shifted - C::round;
   const V high = fma(n, S::broadcast(-C::ln2_high), z), low = n * -C::ln2_low;  // r = high + low, high without rounding
@@ -64,8 +64,8 @@ RNNFAST_INLINE Exp<S> exp_parts(typename S::V z) {
   constexpr int terms = int(sizeof(C::q) / sizeof(Real));
 #pragma GCC unroll 16
   for (int term = 1; term < terms; ++term) q = fma(q, r, S::broadcast(C::q[term]));
-  const Bits one = reinterpret_cast<Bits>(S::broadcast(Real(1)));
-  const Bits scale = (reinterpret_cast<Bits>(shifted) << C::mantissa_bits) + one;
+  const Words one = reinterpret_cast<Words>(S::broadcast(Real(1)));
+  const Words scale = (reinterpret_cast<Words>(shifted) << C::mantissa_bits) + one;  // of NaN whatever it may be
   return {reinterpret_cast<V>(scale), high + fma(r * r, q, low)};
 }
 
