@@ -149,7 +149,7 @@ void forward_steps(const Layer<C>& layer, const typename ForwardScratch<Real>::D
   for (Index t = 0; t < layer.chunk; t += at_once) {
     const Index row = t * B;
     ForwardStep<Real> s = {};
-    s.gates = scratch.gates, s.gate_row = row;
+    s.gates = scratch.gates, s.gate_row = row, s.held = &layer.training.held;
     s.x = at(layer.training.x, row);
     s.h_before = state_before(layer.p, h_before, item, t, mixes), s.h = at(direction.y, row);
     if (C::has_c) s.c_before = state_before(layer.p, c_before, item, t, mixes), s.c = at(c, row);
