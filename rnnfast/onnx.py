@@ -1,0 +1,473 @@
+"""ONNX: models of recurrent layers on our kernels, and layers as models, both ways.
+
+`prepare`, `run_model`, `run_node` and `supports_device` are a backend as `onnx.backend.base` describes it, for the
+operators LSTM, GRU and RNN of opset 7 and newer with all their inputs, outputs and attributes. What our kernels do not
+compute (peepholes, clipping, coupled gates, other activation functions) NumPy does one step at a time. Beside them a
+model may have operators that only move data, such as Reshape; one with any others is refused.
+
+`to_onnx` and `from_onnx` convert layers.
+
+Examples
+--------
+>>> import numpy as np
+>>> import rnnfast
+>>> lstm = rnnfast.LSTM(3, 4, num_layers=2, bidirectional=True, seed=0)
+>>> x = np.ones((5, 2, 3), np.float32)
+>>> model = to_onnx(lstm)
+>>> y, h_n, c_n = run_model(model, [x])
+>>> np.array_equal(y, lstm(x)[0])
+True
+>>> from_onnx(model)
+LSTM(3, 4, num_layers=2, bidirectional=True)
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.backend.base import Backend, BackendRep, namedtupledict
+
+from . import layers
+from ._module import PARAMETERS, flag, integer
+from ._nodes import Move, Recurrent, alone, check_nodes, constants_of, kind_of, name_of, opset_of, refuse_others
+from ._operators import KINDS, reordered
+from ._recurrent import Recurrent as Layer
+from .functional import Array
+
+__all__ = [
+    "RnnfastBackend",
+    "RnnfastRep",
+    "from_onnx",
+    "prepare",
+    "run_model",
+    "run_node",
+    "supports_device",
+    "to_onnx",
+]
+
+
+class RnnfastRep(BackendRep):  # type: ignore[misc]
+    """A model that is ready to run, as `prepare` returns it. Its constant weights have been converted once."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        opset = opset_of(model)
+        refuse_others(model.graph.node)
+        check_nodes(model, opset)
+        constants = constants_of(model.graph, opset)
+        self._steps = [
+            Recurrent(node, constants) if node.op_type in KINDS else Move(node, opset)
+            for node in model.graph.node
+            if not constants.keys() >= set(filter(None, node.output))
+        ]
+        self._inputs = [each.name for each in model.graph.input if each.name not in constants]
+        self._outputs = [each.name for each in model.graph.output]
+        read = {*self._outputs, *(name for step in self._steps for name in step.reads)}
+        self._constants = {name: constant for name, constant in constants.items() if name in read}
+
+    def run(self, inputs: Sequence[object] | Mapping[str, object], **kwargs: Any) -> tuple[Array, ...]:  # noqa: ARG002
+        """Run the model.
+
+        Parameters
+        ----------
+        inputs : sequence of arrays, or mapping
+            The inputs of the graph that are no constants, in its order, or by their names.
+        **kwargs
+            What other backends take; nothing here.
+
+        Returns
+        -------
+        named tuple of ndarrays
+            The outputs of the graph in its order; ``outputs["name"]`` is one of them too.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an input does not fit. The message names the node and its input, what was expected and what came.
+        """
+        given = inputs if isinstance(inputs, Mapping) else dict(zip(self._inputs, inputs, strict=False))
+        if given.keys() != {*self._inputs} or len(inputs) != len(self._inputs):
+            got = ", ".join(given) if given is inputs else f"{len(inputs)} arrays"
+            msg = f"inputs: expected {', '.join(self._inputs)}, got {got}"
+            raise ValueError(msg)
+        values = {**self._constants, **given}
+        for step in self._steps:
+            values |= step(values)
+        results: tuple[Array, ...] = namedtupledict("Outputs", self._outputs)(*map(values.get, self._outputs))
+        return results
+
+
+class RnnfastBackend(Backend):  # type: ignore[misc]
+    """The backend, for what takes a class; the functions of this module are its methods."""
+
+    @classmethod
+    def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:  # noqa: ARG003
+        """Return whether the model's operators, its opset and the device are among those that `prepare` takes."""
+        try:
+            opset_of(model)
+            refuse_others(model.graph.node)
+        except ValueError:
+            return False
+        return cls.supports_device(device)
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        """Return whether models run on a device: on ``"CPU"`` they do."""
+        return device.partition(":")[0] == "CPU"
+
+    @classmethod
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> RnnfastRep:  # noqa: ARG003
+        """Check a model and convert its weights, to run it many times.
+
+        Parameters
+        ----------
+        model : onnx.ModelProto
+            As `onnx.load` returns it, in float32 or float64.
+        device : str, optional
+            ``"CPU"``.
+        **kwargs
+            What other backends take; nothing here.
+
+        Returns
+        -------
+        RnnfastRep
+            To be run by ``.run(inputs)``.
+
+        Raises
+        ------
+        onnx.checker.ValidationError
+            If a node is not what its operator's schema says.
+        TypeError, ValueError
+            If it has other operators, all of which are named, an older opset, another dtype, or a node whose attributes
+            or weights do not fit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rnnfast
+        >>> prepared = prepare(to_onnx(rnnfast.GRU(3, 4, batch_first=True)))
+        >>> prepared.run([np.zeros((2, 5, 3), np.float32)])["y"].shape
+        (2, 5, 4)
+        """
+        cls._check_device(device)
+        return RnnfastRep(model)
+
+    @classmethod
+    def run_node(
+        cls,
+        node: onnx.NodeProto,
+        inputs: Sequence[object],
+        device: str = "CPU",
+        outputs_info: Any = None,  # noqa: ARG003
+        **kwargs: Any,
+    ) -> tuple[Array, ...]:
+        """Run one node.
+
+        Parameters
+        ----------
+        node : onnx.NodeProto
+        inputs : sequence of arrays
+            Those that the node has a name for, in its order.
+        device : str, optional
+            ``"CPU"``.
+        outputs_info : optional
+            What other backends take; nothing here.
+        opset_version : int, optional
+            Of the node, by default the newest that the onnx package has.
+
+        Returns
+        -------
+        named tuple of ndarrays
+            The outputs that the node has a name for.
+
+        Raises
+        ------
+        onnx.checker.ValidationError, TypeError, ValueError
+            As `prepare` and `RnnfastRep.run` do.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> node = onnx.helper.make_node("RNN", ["X", "W", "R"], ["Y", ""], activations=["Softsign"], hidden_size=1)
+        >>> x, w = np.ones((2, 1, 1), np.float32), np.ones((1, 1, 1), np.float32)
+        >>> run_node(node, [x, w, w])["Y"].ravel()
+        array([0.5, 0.6], dtype=float32)
+        """
+        cls._check_device(device)
+        return RnnfastRep(alone(node, kwargs.get("opset_version", onnx.defs.onnx_opset_version()))).run(inputs)
+
+    @classmethod
+    def _check_device(cls, device: str) -> None:
+        if not cls.supports_device(device):
+            msg = f"device: expected 'CPU', got {device!r}"
+            raise ValueError(msg)
+
+
+prepare = RnnfastBackend.prepare
+run_model = RnnfastBackend.run_model
+run_node = RnnfastBackend.run_node
+supports_device = RnnfastBackend.supports_device
+
+
+class Form(NamedTuple):
+    """What a cell of the kernels is as a layer and as a node."""
+
+    layer: type[Layer]
+    options: dict[str, Any]  # of the layer
+    operator: str
+    attributes: dict[str, Any]  # of the node; a list has an entry for each direction
+
+
+FORMS = {
+    "lstm": Form(layers.LSTM, {}, "LSTM", {}),
+    "gru": Form(layers.GRU, {}, "GRU", {"linear_before_reset": 1}),
+    "gru_reset_before": Form(layers.GRU, {"reset_after": False}, "GRU", {}),
+    "rnn_tanh": Form(layers.RNN, {}, "RNN", {"activations": ["Tanh"]}),
+    "rnn_relu": Form(layers.RNN, {"nonlinearity": "relu"}, "RNN", {"activations": ["Relu"]}),
+}
+
+KEEP = "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"  # what may lie between the layers of a stack
+
+OPSET = 14  # of the models that we write: nothing in them is newer, and older programs can read them
+
+
+def to_onnx(layer: Layer, *, state: bool = False) -> onnx.ModelProto:
+    """Make a model of a layer.
+
+    Parameters
+    ----------
+    layer : LSTM, GRU or RNN
+        Its dropout is left out, as in a call of the layer.
+    state : bool, optional
+        True: the initial state is an input of the model. By default it is zero, or the learned one of a layer with
+        `learn_initial_state`.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Of opset 14, in the layer's dtype, for any T and B. Inputs: x [T,B,I], or [B,T,I] if the layer is `batch_first`;
+        with `state` h_0, and of the LSTM c_0, [L·D,B,H]. Outputs: y [T,B,D·H] or [B,T,D·H]; h_n, and of the LSTM c_n,
+        [L·D,B,H].
+
+    Raises
+    ------
+    TypeError
+        If an argument does not fit.
+
+    Notes
+    -----
+    ONNX Runtime has these operators in float32 only, and without the attribute `layout`: therefore a layer that is
+    `batch_first` is written as one that is not, between transposes.
+
+    Examples
+    --------
+    See `rnnfast.onnx`.
+    """
+    if not isinstance(layer, Layer):
+        msg = f"layer: expected an LSTM, a GRU or an RNN, got {type(layer).__name__}"
+        raise TypeError(msg)
+    flag(state, "state")
+    L, D, H, batch_first = layer.num_layers, layer.directions, layer.hidden_size, layer.batch_first
+    form, graph = FORMS[layer.cell], _Graph()
+    parts = ("h", "c") if layer.cell == "lstm" else ("h",)
+    initial = [[""] * L for _ in parts]
+    if layer.learn_initial_state and not state:
+        graph.node("Shape", ["x"], "shape")
+        graph.node("Gather", ["shape", graph.constant("batch_axis", [1 - batch_first])], "B")
+        graph.node("Concat", [graph.constant("one", [1]), "B", "one"], "rows", axis=0)
+        for part in parts:
+            learned = graph.constant(f"initial_{part}", layer.parameters[f"initial_{part}"][:, None])
+            graph.node("Expand", [learned, "rows"], f"{part}_0")
+    if layer.learn_initial_state or state:
+        initial = [_of_layers(f"{part}_0", L) for part in parts]
+        for part, names in zip(parts, initial, strict=True):
+            if L > 1:
+                graph.node("Split", [f"{part}_0"], *names, axis=0)
+    attributes = {name: value * D if isinstance(value, list) else value for name, value in form.attributes.items()}
+    attributes |= {"hidden_size": H, "direction": "bidirectional" if D == 2 else "forward"}
+    last = [_of_layers(f"{part}_n", L) for part in parts]
+    y = graph.node("Transpose", ["x"], "x_steps", perm=[1, 0, 2]) if batch_first else "x"
+    for k in range(L):
+        weights = [graph.constant(f"{name}_{k}", a) if a is not None else "" for name, a in _weights(layer, k).items()]
+        inputs = [y, *weights, "", *(names[k] for names in initial)]
+        graph.node(form.operator, inputs, f"Y_{k}", *(names[k] for names in last), **attributes)
+        # From [T,D,B,H] to [T,B,D,H], in the end perhaps [B,T,D,H]; then D·H features
+        order = [2, 0, 1, 3] if batch_first and k == L - 1 else [0, 2, 1, 3]
+        beside = graph.node("Transpose", [f"Y_{k}"], f"Y_{k}_beside", perm=order)
+        features = graph.constant("features", [0, 0, D * H])
+        y = graph.node("Reshape", [beside, features], "y" if k == L - 1 else f"y_{k}")
+    for part, names in zip(parts, last, strict=True):
+        if L > 1:
+            graph.node("Concat", names, f"{part}_n", axis=0)
+    steps, states = ["B", "T"] if batch_first else ["T", "B"], [L * D, "B", H]
+    given = {"x": [*steps, layer.input_size]} | {f"{part}_0": states for part in parts if state}
+    return graph.model(layer, given, {"y": [*steps, D * H]} | {f"{part}_n": states for part in parts})
+
+
+def _of_layers(name: str, L: int) -> list[str]:
+    """Return the names of what each of L layers has of a part of a state."""
+    return [name] if L == 1 else [f"{name}_{k}" for k in range(L)]
+
+
+def _weights(layer: Layer, k: int) -> dict[str, Array | None]:
+    """Return W, R and B of a layer."""
+    order = np.argsort(KINDS[FORMS[layer.cell].operator].gates).tolist()
+    w, r, b_ih, b_hh = (
+        None if each[0] is None else np.stack([reordered(a, order) for a in each])
+        for each in zip(*layer._tuples(layer.parameters, k), strict=True)
+    )
+    return {"W": w, "R": r, "B": None if b_ih is None else np.concatenate([b_ih, b_hh], axis=1)}
+
+
+class _Graph:
+    """Nodes and constants on their way to a model."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, Array] = {}
+
+    def node(self, operator: str, inputs: Sequence[str], *outputs: str, **attributes: Any) -> str:
+        """Add a node and return its first output."""
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name=outputs[0], **attributes))
+        return outputs[0]
+
+    def constant(self, name: str, value: Any) -> str:
+        """Add a constant and return its name."""
+        self.constants[name] = np.asarray(value)
+        return name
+
+    def model(self, layer: Layer, *ends: dict[str, Any]) -> onnx.ModelProto:
+        """Return the model, given the shapes of its inputs and those of its outputs."""
+        dtype = helper.np_dtype_to_tensor_dtype(layer.dtype)
+        infos = [[helper.make_tensor_value_info(name, dtype, shape) for name, shape in end.items()] for end in ends]
+        constants = [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
+        graph = helper.make_graph(self.nodes, type(layer).__name__, *infos, constants)
+        opsets = [helper.make_opsetid("", OPSET)]
+        version = helper.find_min_ir_version_for(opsets)
+        return helper.make_model(graph, producer_name="rnnfast", opset_imports=opsets, ir_version=version)
+
+
+def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = None) -> Any:
+    """Make a layer of a node, or of all recurrent nodes of a model.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Of opset 7 or newer. It may have any other operators before, after and beside the recurrent ones.
+    node : str, int or onnx.NodeProto, optional
+        The name of a node LSTM, GRU or RNN, its number among these, or the node itself. By default all of them are a
+        stack: each must read what the one before puts out.
+
+    Returns
+    -------
+    LSTM, GRU or RNN
+        In the weights' dtype and with their bits, so that ``from_onnx(to_onnx(layer))`` has the parameters of `layer`;
+        the biases of a node without are zero if another node has some. The layer is `batch_first` where `layout` is 1,
+        or where the stack's input is transposed. Lengths and initial states, learned ones too, are no part of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such node, if the nodes are not a stack, or if one does what a layer does not: peepholes, `clip`,
+        `input_forget`, other activation functions, the direction reverse alone, weights that are no constants.
+
+    Examples
+    --------
+    See `rnnfast.onnx`.
+    """
+    constants = constants_of(model.graph, opset_of(model))
+    found = [each for each in model.graph.node if kind_of(each) in KINDS]
+    chosen = [Recurrent(each, constants) for each in (found if node is None else [_chosen(found, node)])]
+    if not chosen:
+        msg = f"model: expected a node {', '.join(KINDS)}, got none"
+        raise ValueError(msg)
+    for each in chosen:
+        _check_is_layer(each)
+    producers = {output: each for each in model.graph.node for output in each.output}
+    first, form = chosen[0], FORMS[chosen[0].operator.cell or ""]
+    dtype, I, H, D = _sizes(first)
+    for before, each in pairwise(chosen):
+        origin, _ = _origin(each.inputs["X"], producers)
+        if origin not in before.outputs[:1]:
+            msg = f"{each.operator.name}: X: expected Y of {before.operator.name}, as in a stack, got {origin!r}"
+            raise ValueError(msg)
+        if (each.operator.cell, *_sizes(each)) != (first.operator.cell, dtype, D * H, H, D):
+            expected = f"{first.operator.cell} of {dtype} with I, H, D = {D * H}, {H}, {D}"
+            msg = f"{each.operator.name}: expected {expected}, as in a stack, got {each.operator.cell}, {_sizes(each)}"
+            raise ValueError(msg)
+    stack = [weights for each in chosen for weights in each.weights or ()]
+    layer = form.layer(
+        I,
+        H,
+        num_layers=len(chosen),
+        bias=any(weights.b_ih is not None for weights in stack),
+        batch_first=first.operator.batch_first ^ _origin(first.inputs["X"], producers)[1],
+        bidirectional=D == 2,
+        dtype=dtype,
+        **form.options,
+    )
+    suffixes = [suffix for k in range(len(chosen)) for suffix in layer._suffixes(k)]
+    given = {
+        name + suffix: a
+        for suffix, weights in zip(suffixes, stack, strict=True)
+        for name, a in zip(PARAMETERS, weights, strict=False)
+    }
+    layer.load_state_dict({name: p * 0 if given[name] is None else given[name] for name, p in layer.parameters.items()})
+    return layer
+
+
+def _sizes(node: Recurrent) -> tuple[np.dtype[Any], int, int, int]:
+    """Return the dtype, I, H and D of a node with constant weights."""
+    weights = node.weights or []
+    w_ih, w_hh, *_ = weights[0]
+    return w_ih.dtype, w_ih.shape[1], w_hh.shape[1], len(weights)
+
+
+def _chosen(found: Sequence[onnx.NodeProto], node: str | int | onnx.NodeProto) -> onnx.NodeProto:
+    """Return the node that `from_onnx` is asked for."""
+    if isinstance(node, onnx.NodeProto):
+        candidates = [node] if kind_of(node) in KINDS else []
+    elif isinstance(node, str):
+        candidates = [each for each in found if name_of(each) == node]
+    else:
+        candidates = list(found[integer(node, "node") :][:1]) if node >= 0 else []
+    if len(candidates) != 1:
+        got = repr(name_of(node) if isinstance(node, onnx.NodeProto) else node)
+        msg = f"node: expected one of {', '.join(map(name_of, found))}, by name or number, got {got}"
+        raise ValueError(msg)
+    return candidates[0]
+
+
+def _check_is_layer(node: Recurrent) -> None:
+    """Refuse a node that does what no layer does."""
+    attributes, operator = node.attributes, node.operator
+    checks = [
+        (", ".join(node.computed), "constants", bool(node.computed), "computed values"),
+        ("P", "none", "P" in node.inputs, "peepholes"),
+        ("clip", "none", "clip" in attributes, attributes.get("clip")),
+        ("input_forget", 0, bool(attributes.get("input_forget")), attributes.get("input_forget")),
+        ("direction", "'forward' or 'bidirectional'", operator.backwards == (True,), "'reverse'"),
+        ("activations", "those of a layer", operator.cell is None, attributes.get("activations")),
+    ]
+    for name, expected, fails, got in checks:
+        if fails:
+            msg = f"{operator.name}: {name}: expected {expected}, as a layer has, got {got}"
+            raise ValueError(msg)
+
+
+def _origin(name: str, producers: Mapping[str, onnx.NodeProto]) -> tuple[str, bool]:
+    """Go back to where a value comes from, through operators that keep all its elements.
+
+    Returns
+    -------
+    name : str
+    transposed : bool
+        Whether its first two axes have changed places on the way.
+    """
+    transposed = False
+    while name in producers and kind_of(node := producers[name]) in KEEP:
+        transposed ^= any(a.name == "perm" and list(a.ints) == [1, 0, 2] for a in node.attribute)
+        name = node.input[0]
+    return name, transposed
