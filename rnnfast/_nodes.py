@@ -14,8 +14,8 @@ Values: TypeAlias = Mapping[str, Any]  # arrays by their names in the graph
 
 # Operators that exporters put around and between recurrent ones. The onnx package's own implementation runs them: they
 # compute nothing, so there is nothing to gain.
-_SHAPES = {"Concat", "Expand", "Identity", "Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze"}
-MOVES = frozenset({"Constant", "ConstantOfShape", "Gather", "Shape", "Slice", *_SHAPES})
+KEEPS = frozenset({"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})  # all elements, from input to output
+MOVES = KEEPS | {"Concat", "Constant", "ConstantOfShape", "Expand", "Gather", "Shape", "Slice", "Split"}
 
 OLDEST = 7  # opset; before it the operators had other attributes
 KNOWN_SCHEMA = 22  # the newest opset that we know to have changed one of them
@@ -91,11 +91,18 @@ def opset_of(model: onnx.ModelProto) -> int:
     return opset
 
 
-def refuse_others(nodes: Iterable[onnx.NodeProto]) -> None:
-    """Name the operators that we do not run."""
-    others = sorted({kind_of(node) for node in nodes} - KINDS.keys() - MOVES)
+def refuse_others(graph: onnx.GraphProto) -> None:
+    """Name the operators that we do not run. Of sizes there may be products: exporters multiply what Reshape is given."""
+    sizes = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.INT64}
+    others = set()
+    for node in graph.node:
+        kind = kind_of(node)
+        if kind == "Shape" or (kind in {*MOVES, "Mul"} and sizes.issuperset(filter(None, node.input))):
+            sizes.update(node.output)
+        elif kind not in KINDS and kind not in MOVES:
+            others.add(kind)
     if others:
-        msg = f"model: expected operators {', '.join((*KINDS, *sorted(MOVES)))}, got {', '.join(others)}"
+        msg = f"model: expected operators {', '.join((*KINDS, *sorted(MOVES)))}, got {', '.join(sorted(others))}"
         raise ValueError(msg)
 
 

@@ -32,7 +32,7 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from . import layers
 from ._module import PARAMETERS, flag, integer
-from ._nodes import Move, Recurrent, alone, check_nodes, constants_of, kind_of, name_of, opset_of, refuse_others
+from ._nodes import KEEPS, Move, Recurrent, alone, check_nodes, constants_of, kind_of, name_of, opset_of, refuse_others
 from ._operators import KINDS, reordered
 from ._recurrent import Recurrent as Layer
 from .functional import Array
@@ -54,7 +54,7 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
 
     def __init__(self, model: onnx.ModelProto) -> None:
         opset = opset_of(model)
-        refuse_others(model.graph.node)
+        refuse_others(model.graph)
         check_nodes(model, opset)
         constants = constants_of(model.graph, opset)
         self._steps = [
@@ -107,7 +107,7 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
         """Return whether the model's operators, its opset and the device are among those that `prepare` takes."""
         try:
             opset_of(model)
-            refuse_others(model.graph.node)
+            refuse_others(model.graph)
         except ValueError:
             return False
         return cls.supports_device(device)
@@ -227,8 +227,6 @@ FORMS = {
     "rnn_tanh": Form(layers.RNN, {}, "RNN", {"activations": ["Tanh"]}),
     "rnn_relu": Form(layers.RNN, {"nonlinearity": "relu"}, "RNN", {"activations": ["Relu"]}),
 }
-
-KEEP = "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"  # what may lie between the layers of a stack
 
 OPSET = 14  # of the models that we write: nothing in them is newer, and older programs can read them
 
@@ -467,7 +465,7 @@ def _origin(name: str, producers: Mapping[str, onnx.NodeProto]) -> tuple[str, bo
         Whether its first two axes have changed places on the way.
     """
     transposed = False
-    while name in producers and kind_of(node := producers[name]) in KEEP:
+    while name in producers and kind_of(node := producers[name]) in KEEPS:
         transposed ^= any(a.name == "perm" and list(a.ints) == [1, 0, 2] for a in node.attribute)
         name = node.input[0]
     return name, transposed
