@@ -21,7 +21,7 @@ OLDEST = 7  # opset; before it the operators had other attributes
 KNOWN_SCHEMA = 22  # the newest opset that we know to have changed one of them
 
 
-class Recurrent:
+class RecurrentNode:
     """A node LSTM, GRU or RNN.
 
     Attributes
@@ -39,7 +39,8 @@ class Recurrent:
         What it needs of the values when it runs.
     """
 
-    def __init__(self, node: onnx.NodeProto, constants: Values) -> None:
+    def __init__(self, node: onnx.NodeProto, opset: int, constants: Values) -> None:
+        _check(node, opset)
         self.attributes = {a.name: _decoded(helper.get_attribute_value(a)) for a in node.attribute}
         self.operator = Operator(node.op_type, name_of(node), self.attributes)
         names = self.operator.kind.inputs
@@ -61,10 +62,11 @@ class Recurrent:
         return [values[self.inputs[name]] if name in self.inputs else None for name in names]
 
 
-class Move:
-    """A node that moves data; attributes as of `Recurrent`."""
+class MovingNode:
+    """A node that moves data; attributes as of `RecurrentNode`."""
 
     def __init__(self, node: onnx.NodeProto, opset: int) -> None:
+        _check(node, opset)
         self.reads = list(dict.fromkeys(filter(None, node.input)))
         self.outputs = list(node.output)
         self._evaluator = ReferenceEvaluator(alone(node, opset))
@@ -92,7 +94,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def refuse_others(graph: onnx.GraphProto) -> None:
-    """Name the operators that we do not run. Of sizes there may be products: exporters multiply what Reshape is given."""
+    """Name the operators that we do not run. Products of sizes are fine: exporters make them for Reshape."""
     sizes = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.INT64}
     others = set()
     for node in graph.node:
@@ -102,29 +104,7 @@ def refuse_others(graph: onnx.GraphProto) -> None:
         elif kind not in KINDS and kind not in MOVES:
             others.add(kind)
     if others:
-        msg = f"model: expected operators {', '.join((*KINDS, *sorted(MOVES)))}, got {', '.join(sorted(others))}"
-        raise ValueError(msg)
-
-
-def check_nodes(model: onnx.ModelProto, opset: int) -> None:
-    """Check the nodes of a graph: that each is what its operator's schema says, and reads what is there by then.
-
-    The onnx package's check of a whole model also asks for the shapes of inputs and outputs, which nobody needs.
-    """
-    context = onnx.checker.C.CheckerContext()
-    context.ir_version, context.opset_imports = model.ir_version, {"": opset}
-    there = {"", *(each.name for side in (model.graph.initializer, model.graph.input) for each in side)}
-    for node in model.graph.node:
-        onnx.checker.check_node(node, context)
-        _check_there(f"{node.op_type} {name_of(node)!r}: inputs", node.input, there)
-        there |= {*node.output}
-    _check_there("model: outputs", [each.name for each in model.graph.output], there)
-
-
-def _check_there(what: str, names: Iterable[str], there: set[str]) -> None:
-    missing = [name for name in names if name not in there]
-    if missing:
-        msg = f"{what}: expected values of inputs, constants and nodes before, got {', '.join(missing)}"
+        msg = f"model: expected {', '.join(KINDS)} and operators that only move data, got {', '.join(sorted(others))}"
         raise ValueError(msg)
 
 
@@ -133,7 +113,7 @@ def constants_of(graph: onnx.GraphProto, opset: int) -> dict[str, Array]:
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     for node in graph.node:
         if kind_of(node) in MOVES and constants.keys() >= set(filter(None, node.input)):
-            constants |= Move(node, opset)(constants)
+            constants |= MovingNode(node, opset)(constants)
     return constants
 
 
@@ -145,6 +125,13 @@ def kind_of(node: onnx.NodeProto) -> str:
 def name_of(node: onnx.NodeProto) -> str:
     """Return a node's name; of one without, that of its first output."""
     return node.name or next(filter(None, node.output), "")
+
+
+def _check(node: onnx.NodeProto, opset: int) -> None:
+    """Check that a node is what the schema of its operator says."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": opset}
+    onnx.checker.check_node(node, context)
 
 
 def _decoded(value: Any) -> Any:

@@ -31,10 +31,10 @@ from onnx import helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from . import layers
-from ._module import PARAMETERS, flag, integer
-from ._nodes import KEEPS, Move, Recurrent, alone, check_nodes, constants_of, kind_of, name_of, opset_of, refuse_others
+from ._module import flag, integer
+from ._nodes import KEEPS, MovingNode, RecurrentNode, alone, constants_of, kind_of, name_of, opset_of, refuse_others
 from ._operators import KINDS, reordered
-from ._recurrent import Recurrent as Layer
+from ._recurrent import Recurrent
 from .functional import Array
 
 __all__ = [
@@ -55,17 +55,28 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
     def __init__(self, model: onnx.ModelProto) -> None:
         opset = opset_of(model)
         refuse_others(model.graph)
-        check_nodes(model, opset)
         constants = constants_of(model.graph, opset)
         self._steps = [
-            Recurrent(node, constants) if node.op_type in KINDS else Move(node, opset)
+            RecurrentNode(node, opset, constants) if node.op_type in KINDS else MovingNode(node, opset)
             for node in model.graph.node
             if not constants.keys() >= set(filter(None, node.output))
         ]
         self._inputs = [each.name for each in model.graph.input if each.name not in constants]
         self._outputs = [each.name for each in model.graph.output]
-        read = {*self._outputs, *(name for step in self._steps for name in step.reads)}
+        there = {*constants, *self._inputs}
+        read = set(self._outputs)
+        for step in self._steps:
+            self._check_there(step.reads, there)
+            read.update(step.reads)
+            there.update(step.outputs)
+        self._check_there(self._outputs, there)
         self._constants = {name: constant for name, constant in constants.items() if name in read}
+
+    def _check_there(self, names: Sequence[str], there: set[str]) -> None:
+        missing = [name for name in names if name not in there]
+        if missing:
+            msg = f"model: expected inputs, constants and results of nodes before, got {', '.join(missing)}"
+            raise ValueError(msg)
 
     def run(self, inputs: Sequence[object] | Mapping[str, object], **kwargs: Any) -> tuple[Array, ...]:  # noqa: ARG002
         """Run the model.
@@ -214,7 +225,7 @@ supports_device = RnnfastBackend.supports_device
 class Form(NamedTuple):
     """What a cell of the kernels is as a layer and as a node."""
 
-    layer: type[Layer]
+    layer: type[Recurrent]
     options: dict[str, Any]  # of the layer
     operator: str
     attributes: dict[str, Any]  # of the node; a list has an entry for each direction
@@ -231,7 +242,7 @@ FORMS = {
 OPSET = 14  # of the models that we write: nothing in them is newer, and older programs can read them
 
 
-def to_onnx(layer: Layer, *, state: bool = False) -> onnx.ModelProto:
+def to_onnx(layer: Recurrent, *, state: bool = False) -> onnx.ModelProto:
     """Make a model of a layer.
 
     Parameters
@@ -263,26 +274,14 @@ def to_onnx(layer: Layer, *, state: bool = False) -> onnx.ModelProto:
     --------
     See `rnnfast.onnx`.
     """
-    if not isinstance(layer, Layer):
+    if not isinstance(layer, Recurrent):
         msg = f"layer: expected an LSTM, a GRU or an RNN, got {type(layer).__name__}"
         raise TypeError(msg)
     flag(state, "state")
     L, D, H, batch_first = layer.num_layers, layer.directions, layer.hidden_size, layer.batch_first
     form, graph = FORMS[layer.cell], _Graph()
     parts = ("h", "c") if layer.cell == "lstm" else ("h",)
-    initial = [[""] * L for _ in parts]
-    if layer.learn_initial_state and not state:
-        graph.node("Shape", ["x"], "shape")
-        graph.node("Gather", ["shape", graph.constant("batch_axis", [1 - batch_first])], "B")
-        graph.node("Concat", [graph.constant("one", [1]), "B", "one"], "rows", axis=0)
-        for part in parts:
-            learned = graph.constant(f"initial_{part}", layer.parameters[f"initial_{part}"][:, None])
-            graph.node("Expand", [learned, "rows"], f"{part}_0")
-    if layer.learn_initial_state or state:
-        initial = [_of_layers(f"{part}_0", L) for part in parts]
-        for part, names in zip(parts, initial, strict=True):
-            if L > 1:
-                graph.node("Split", [f"{part}_0"], *names, axis=0)
+    initial = [_initial(graph, layer, part, state) for part in parts]
     attributes = {name: value * D if isinstance(value, list) else value for name, value in form.attributes.items()}
     attributes |= {"hidden_size": H, "direction": "bidirectional" if D == 2 else "forward"}
     last = [_of_layers(f"{part}_n", L) for part in parts]
@@ -304,12 +303,30 @@ def to_onnx(layer: Layer, *, state: bool = False) -> onnx.ModelProto:
     return graph.model(layer, given, {"y": [*steps, D * H]} | {f"{part}_n": states for part in parts})
 
 
+def _initial(graph: "_Graph", layer: Recurrent, part: str, given: bool) -> list[str]:
+    """Return the names of what each layer has of a part of the initial state; empty ones where it is zero."""
+    name, L = f"{part}_0", layer.num_layers
+    if not given:
+        if not layer.learn_initial_state:
+            return [""] * L
+        if part == "h":
+            graph.node("Shape", ["x"], "shape")
+            graph.node("Gather", ["shape", graph.constant("batch_axis", [1 - layer.batch_first])], "B")
+            graph.node("Concat", [graph.constant("one", [1]), "B", "one"], "rows", axis=0)
+        learned = graph.constant(f"initial_{part}", layer.parameters[f"initial_{part}"][:, None])
+        graph.node("Expand", [learned, "rows"], name)
+    names = _of_layers(name, L)
+    if L > 1:
+        graph.node("Split", [name], *names, axis=0)
+    return names
+
+
 def _of_layers(name: str, L: int) -> list[str]:
     """Return the names of what each of L layers has of a part of a state."""
     return [name] if L == 1 else [f"{name}_{k}" for k in range(L)]
 
 
-def _weights(layer: Layer, k: int) -> dict[str, Array | None]:
+def _weights(layer: Recurrent, k: int) -> dict[str, Array | None]:
     """Return W, R and B of a layer."""
     order = np.argsort(KINDS[FORMS[layer.cell].operator].gates).tolist()
     w, r, b_ih, b_hh = (
@@ -336,7 +353,7 @@ class _Graph:
         self.constants[name] = np.asarray(value)
         return name
 
-    def model(self, layer: Layer, *ends: dict[str, Any]) -> onnx.ModelProto:
+    def model(self, layer: Recurrent, *ends: dict[str, Any]) -> onnx.ModelProto:
         """Return the model, given the shapes of its inputs and those of its outputs."""
         dtype = helper.np_dtype_to_tensor_dtype(layer.dtype)
         infos = [[helper.make_tensor_value_info(name, dtype, shape) for name, shape in end.items()] for end in ends]
@@ -375,9 +392,10 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     --------
     See `rnnfast.onnx`.
     """
-    constants = constants_of(model.graph, opset_of(model))
+    opset = opset_of(model)
+    constants = constants_of(model.graph, opset)
     found = [each for each in model.graph.node if kind_of(each) in KINDS]
-    chosen = [Recurrent(each, constants) for each in (found if node is None else [_chosen(found, node)])]
+    chosen = [RecurrentNode(each, opset, constants) for each in (found if node is None else [_chosen(found, node)])]
     if not chosen:
         msg = f"model: expected a node {', '.join(KINDS)}, got none"
         raise ValueError(msg)
@@ -395,28 +413,28 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
             expected = f"{first.operator.cell} of {dtype} with I, H, D = {D * H}, {H}, {D}"
             msg = f"{each.operator.name}: expected {expected}, as in a stack, got {each.operator.cell}, {_sizes(each)}"
             raise ValueError(msg)
-    stack = [weights for each in chosen for weights in each.weights or ()]
     layer = form.layer(
         I,
         H,
         num_layers=len(chosen),
-        bias=any(weights.b_ih is not None for weights in stack),
+        bias=any("B" in each.inputs for each in chosen),
         batch_first=first.operator.batch_first ^ _origin(first.inputs["X"], producers)[1],
         bidirectional=D == 2,
         dtype=dtype,
         **form.options,
     )
-    suffixes = [suffix for k in range(len(chosen)) for suffix in layer._suffixes(k)]
     given = {
-        name + suffix: a
-        for suffix, weights in zip(suffixes, stack, strict=True)
-        for name, a in zip(PARAMETERS, weights, strict=False)
+        name: a
+        for of_layer, each in zip(layer._names, chosen, strict=True)
+        for names, weights in zip(of_layer, each.weights or (), strict=True)
+        for name, a in zip(names, weights[: len(names)], strict=True)
     }
-    layer.load_state_dict({name: p * 0 if given[name] is None else given[name] for name, p in layer.parameters.items()})
+    zero = {name: np.zeros_like(p) for name, p in layer.parameters.items()}
+    layer.load_state_dict({name: zero[name] if given[name] is None else given[name] for name in zero})
     return layer
 
 
-def _sizes(node: Recurrent) -> tuple[np.dtype[Any], int, int, int]:
+def _sizes(node: RecurrentNode) -> tuple[np.dtype[Any], int, int, int]:
     """Return the dtype, I, H and D of a node with constant weights."""
     weights = node.weights or []
     w_ih, w_hh, *_ = weights[0]
@@ -430,7 +448,8 @@ def _chosen(found: Sequence[onnx.NodeProto], node: str | int | onnx.NodeProto) -
     elif isinstance(node, str):
         candidates = [each for each in found if name_of(each) == node]
     else:
-        candidates = list(found[integer(node, "node") :][:1]) if node >= 0 else []
+        number = integer(node, "node")
+        candidates = [each for k, each in enumerate(found) if k == number]
     if len(candidates) != 1:
         got = repr(name_of(node) if isinstance(node, onnx.NodeProto) else node)
         msg = f"node: expected one of {', '.join(map(name_of, found))}, by name or number, got {got}"
@@ -438,7 +457,7 @@ def _chosen(found: Sequence[onnx.NodeProto], node: str | int | onnx.NodeProto) -
     return candidates[0]
 
 
-def _check_is_layer(node: Recurrent) -> None:
+def _check_is_layer(node: RecurrentNode) -> None:
     """Refuse a node that does what no layer does."""
     attributes, operator = node.attributes, node.operator
     checks = [
