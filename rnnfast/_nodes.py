@@ -85,6 +85,9 @@ def alone(node: onnx.NodeProto, opset: int) -> onnx.ModelProto:
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the opset of a model, if it is one that we know."""
+    if not isinstance(model, onnx.ModelProto):
+        msg = f"model: expected an onnx.ModelProto, got {type(model).__name__}"
+        raise TypeError(msg)
     opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
     newest = max(onnx.defs.get_schema(operator, max(opset, 1)).since_version for operator in KINDS)
     if opset < OLDEST or newest > KNOWN_SCHEMA:

@@ -63,6 +63,7 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
         ]
         self._inputs = [each.name for each in model.graph.input if each.name not in constants]
         self._outputs = [each.name for each in model.graph.output]
+        self._results: Any = namedtupledict("Outputs", self._outputs)
         there = {*constants, *self._inputs}
         read = set(self._outputs)
         for step in self._steps:
@@ -106,7 +107,7 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
         values = {**self._constants, **given}
         for step in self._steps:
             values |= step(values)
-        results: tuple[Array, ...] = namedtupledict("Outputs", self._outputs)(*map(values.get, self._outputs))
+        results: tuple[Array, ...] = self._results(*map(values.get, self._outputs))
         return results
 
 
