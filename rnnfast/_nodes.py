@@ -67,12 +67,17 @@ class MovingNode:
 
     def __init__(self, node: onnx.NodeProto, opset: int) -> None:
         _check(node, opset)
+        self._name = f"{node.op_type} {name_of(node)!r}"
         self.reads = list(dict.fromkeys(filter(None, node.input)))
-        self.outputs = list(node.output)
+        self.outputs = list(filter(None, node.output))
         self._evaluator = ReferenceEvaluator(alone(node, opset))
 
     def __call__(self, values: Values) -> dict[str, Any]:
-        results = self._evaluator.run(None, {name: values[name] for name in self.reads})
+        try:
+            results = self._evaluator.run(None, {name: values[name] for name in self.reads})
+        except Exception as error:
+            error.add_note(f"by the node {self._name}")
+            raise
         return dict(zip(self.outputs, results, strict=True))
 
 

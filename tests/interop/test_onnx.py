@@ -536,6 +536,15 @@ def test_a_value_that_nothing_computes_is_named() -> None:
         prepare(model)
 
 
+def test_errors_of_nodes_that_move_data_name_them() -> None:
+    inputs = make_inputs("RNN")
+    node = helper.make_node("Reshape", ["X", "shape"], ["Y"], "flat")
+    model = model_of(node, inputs, {"shape": np.array([7, 7])})
+    with pytest.raises(ValueError, match="reshape") as caught:
+        run_model(model, inputs)
+    assert caught.value.__notes__ == ["by the node Reshape 'flat'"]
+
+
 def test_nodes_are_held_to_the_schema_of_their_operator() -> None:
     inputs = make_inputs("RNN")
     with pytest.raises(onnx.checker.ValidationError, match="layout"):
