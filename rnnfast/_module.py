@@ -5,6 +5,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, product
 from os import PathLike
 from typing import Any, TypeAlias
@@ -15,6 +16,12 @@ from .functional import Array, checked, checked_target, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
 MADE = "parameters", "rng", "fan", "gates", "directions", "cell"  # what constructors make of their arguments
+
+
+@cache
+def parameters_of(kind: type) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a constructor."""
+    return inspect.signature(kind).parameters
 
 
 @dataclass
@@ -82,7 +89,7 @@ class Module:
 
     def __repr__(self) -> str:
         """Return the constructor's call, without what is at its default."""
-        defaults = {name: p.default for name, p in inspect.signature(self._kind()).parameters.items()}
+        defaults = {name: p.default for name, p in parameters_of(self._kind()).items()}
         words = [
             repr(value) if defaults[name] is inspect.Parameter.empty else f"{name}={value!r}"
             for name, value in self._arguments().items()
@@ -92,7 +99,7 @@ class Module:
 
     def _arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments, but for the seed."""
-        names = [name for name in inspect.signature(self._kind()).parameters if name != "seed"]
+        names = [name for name in parameters_of(self._kind()) if name != "seed"]
         return {name: str(self.dtype) if name == "dtype" else getattr(self, name) for name in names}
 
     def _kind(self) -> Any:

@@ -4,13 +4,12 @@ All converters copy. What acts in training only, such as Keras's dropout and reg
 call decides here: whole sequences or last outputs, and the state, which a `stateful` Keras layer keeps.
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._module import PARAMETERS
+from ._module import PARAMETERS, parameters_of
 from .cells import GRUCell, LSTMCell, RNNCell
 from .functional import Array
 from .layers import GRU, LSTM, RNN
@@ -161,7 +160,8 @@ def from_torch(module: Any) -> LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell:
     if first.device.type != "cpu":
         msg = f"module: expected parameters on the CPU, where module.cpu() moves them, got {first.device}"
         raise ValueError(msg)
-    arguments = {name: getattr(module, name) for name in inspect.signature(kind).parameters if hasattr(module, name)}
+    shared = (name for name, p in parameters_of(kind).items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    arguments = {name: getattr(module, name) for name in shared}
     made: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell
     made = kind(**arguments, dtype=str(first.dtype).removeprefix("torch."))
     made.load_state_dict({name: getattr(module, name).detach() for name in made.parameters})
