@@ -15,7 +15,7 @@ import numpy as np
 from .functional import Array, checked, checked_target, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
-MADE = "parameters", "rng", "fan", "gates", "directions", "cell"  # what constructors make of their arguments
+MADE = "parameters", "rng", "fan", "gates", "directions", "cell", "_names"  # what constructors make of their arguments
 
 
 @cache
