@@ -4,7 +4,7 @@ Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D di
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _core, _segments, functional
 from ._layout import Layout, layout_of
-from ._module import PARAMETERS, Module, Tape, addressable, choice, flag, integer, recurrent_shapes, size
+from ._module import PARAMETERS, Kept, Module, Shape, Tape, addressable, choice, flag, integer, recurrent_shapes, size
 from .functional import GATES, Array, State, checked, checked_bound, each_part, number, parts_of, split_state
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Recurrent(Module):
         if not 0 <= self.dropout <= 1:
             msg = f"dropout: expected a probability, got {dropout}"
             raise ValueError(msg)
-        if self.dropout > 0 and self.num_layers == 1:
+        if self.dropout > 0 and self.num_layers == 1 and not isinstance(seed, Kept):
             msg = f"dropout: expected 0 for a single layer, as it acts between layers, got {dropout}"
             warnings.warn(msg, stacklevel=2)
         self.gates = GATES[self.cell]
@@ -152,13 +152,7 @@ class Recurrent(Module):
         G, H, L, D = self.gates, self.hidden_size, self.num_layers, self.directions
         widest = max(self.input_size, D * H)
         addressable(L * D * G * H * (widest + H + 2), "input_size, hidden_size, num_layers")
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(L):
-            here = recurrent_shapes(G, D * H if layer else self.input_size, H, self.bias)
-            shapes |= {name + end: shape for end in self._suffixes(layer) for name, shape in here.items()}
-        if self.learn_initial_state:
-            shapes |= dict.fromkeys(INITIAL[: 2 if self.cell == "lstm" else 1], (L * D, H))
-        super().__init__(shapes, H, dtype, seed)
+        super().__init__(self._shapes(), H, dtype, seed)
 
     def __call__(
         self,
@@ -504,6 +498,14 @@ class Recurrent(Module):
             )
             return top[0] if layout.unbatched else top, each_part(layout.give_state, whole)
         return layout.give(hidden[-1]), each_part(layout.give_state, whole)
+
+    def _shapes(self) -> Iterator[Shape]:
+        G, H, L, D = self.gates, self.hidden_size, self.num_layers, self.directions
+        for layer in range(L):
+            here = recurrent_shapes(G, D * H if layer else self.input_size, H, self.bias)
+            yield from ((name + end, shape) for end in self._suffixes(layer) for name, shape in here.items())
+        if self.learn_initial_state:
+            yield from ((name, (L * D, H)) for name in INITIAL[: 2 if self.cell == "lstm" else 1])
 
     def _suffixes(self, layer: int) -> list[str]:
         """Return the ends of the names of a layer's parameters, one for each direction."""
