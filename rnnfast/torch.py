@@ -25,7 +25,6 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -75,12 +74,11 @@ class Call(NamedTuple):
 
     def run(self, kernel: Callable[..., Any], **options: Any) -> Any:
         """Return what one of `_core.forward` and `_core.inference` does."""
-        weights = map(_array, self.weights)
-        directions = zip(weights, weights, *((weights, weights) if self.bias else (repeat(None), repeat(None))))
+        step, weights = 4 if self.bias else 2, [_array(w) for w in self.weights]
         return kernel(
             self.cell,
             _array(self.x),
-            list(directions),
+            [(*weights[k : k + step], None, None)[:4] for k in range(0, len(weights), step)],
             _array(self.h0),
             _array(self.c0),
             batch_sizes=_array(self.batch_sizes),
@@ -99,9 +97,10 @@ def layer(call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
         y, h, c, *_ = forward_operator(*call, differentiable)
         return y, h, c if call.cell == "lstm" else None
     if not differentiable:
-        return _tensors(*call.run(_core.inference))
-    results: tuple[Tensor, Tensor, Tensor | None] = _Layer.apply(call, *tensors)
-    return results
+        y, h, c = _tensors(*call.run(_core.inference))
+    else:
+        y, h, c = _Layer.apply(call, *tensors)
+    return y, h, c
 
 
 class _Layer(torch.autograd.Function):  # type: ignore[misc]
@@ -136,7 +135,8 @@ Gradients = tuple[Tensor | None, Tensor, Tensor | None, Sequence[Tensor]]  # dx,
 
 
 def _backward(tape: _core.Tape, dlast: Iterable[Tensor | None], need_dx: bool) -> Gradients:
-    gradients = _core.backward(tape, *map(_array, dlast), need_dx=need_dx, threads=torch.get_num_threads())
+    dy, dh, dc = (*map(_array, dlast), None)[:3]
+    gradients = _core.backward(tape, dy, dh, dc, need_dx, threads=torch.get_num_threads())
     dweights = [torch.from_numpy(array) for direction in gradients[3] for array in direction if array is not None]
     return *_tensors(*gradients[:3]), dweights
 
@@ -207,9 +207,12 @@ def _tensors(*arrays: Any) -> Any:
 CALL = "str cell, bool bias, Tensor x, Tensor? h0, Tensor? c0, Tensor? batch_sizes, Tensor[] weights"
 
 
-def operator(name: str, schema: str) -> Any:
+def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that makes an operator of a function."""
-    return torch.library.custom_op(f"rnnfast::{name}", mutates_args=(), device_types="cpu", schema=schema)
+    decorator: Callable[[Callable[..., Any]], Any] = torch.library.custom_op(
+        f"rnnfast::{name}", mutates_args=(), device_types="cpu", schema=schema
+    )
+    return decorator
 
 
 @operator("forward", f"({CALL}, bool training) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
@@ -221,8 +224,7 @@ def forward_operator(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(call[2].new_empty(0) if t is None else t for t in _tensors(*results, *memory))
 
 
-@forward_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _forward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     call, training = Call(*arguments[:7]), arguments[7]
     x, (D, B, H) = call.x, call.state_shape
     rows = x.shape[0] * x.shape[1] if call.batch_sizes is None else x.shape[0]
@@ -241,8 +243,7 @@ def backward_operator(*arguments: Any) -> list[Tensor]:
     return [call.x.new_empty(0) if t is None else t for t in gradients] + list(dweights)
 
 
-@backward_operator.register_fake
-def _(*arguments: Any) -> list[Tensor]:
+def _backward_shapes(*arguments: Any) -> list[Tensor]:
     call, need_dx = Call(*arguments[:7]), arguments[11]
     shapes = call.x.shape if need_dx else (0,), call.state_shape, call.state_shape if call.cell == "lstm" else (0,)
     return [call.x.new_empty(shape) for shape in (*shapes, *(w.shape for w in call.weights))]
@@ -257,8 +258,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _operator_backward(ctx: Any, *dlast: Tensor) -> tuple[Any, ...]:
-    *tensors, y, gates, cells = ctx.saved_tensors[:7]
-    call = Call(ctx.cell, ctx.bias, *tensors, ctx.saved_tensors[7:])
+    x, h0, c0, batch_sizes, y, gates, cells, *weights = ctx.saved_tensors
+    call = Call(ctx.cell, ctx.bias, x, h0, c0, batch_sizes, weights)
     last = dlast[: 3 if call.cell == "lstm" else 2]
     if torch.is_grad_enabled():
         dx, dh0, dc0, dweights = differentiable_backward(call, last)
@@ -266,9 +267,11 @@ def _operator_backward(ctx: Any, *dlast: Tensor) -> tuple[Any, ...]:
         need_dx = ctx.needs_input_grad[2]
         dx, dh0, dc0, *dweights = backward_operator(*call, y, gates, cells, last, need_dx)
         dx = dx if need_dx else None
-    return None, None, dx, None if call.h0 is None else dh0, None if call.c0 is None else dc0, None, dweights, None
+    return None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, None, dweights, None
 
 
+forward_operator.register_fake(_forward_shapes)
+backward_operator.register_fake(_backward_shapes)
 forward_operator.register_autograd(_operator_backward, setup_context=_save)
 
 
@@ -284,8 +287,9 @@ def left_to_torch() -> bool:
 
 
 def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, ...] | None) -> list[Tensor]:
-    """Return x and the parts of its state as autocast hands them on; nothing where x, whose state has `shape`, or hx
-    does not fit.
+    """Return x and the parts of hx as autocast hands them on, or nothing if they do not fit.
+
+    `shape` is that of the state that goes with x, None if x is at fault.
     """
     if weight.dtype not in DTYPES or weight.device.type not in ("cpu", "meta"):
         msg = (
@@ -313,14 +317,14 @@ class _Recurrent(_Scriptable):
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
         if left_to_torch():
             with by_torch():
-                return super().forward(input, hx)
+                return super().forward(input, hx)  # type: ignore[misc]
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, places = input if packed else (input, None, None, None)
         weights = [getattr(self, name) for name in self._flat_weights_names]
         parts, L, D = 1 + (self.mode == "LSTM"), self.num_layers, 1 + self.bidirectional
         given = prepared(weights[0], x, hx, parts, self._state_shape(x.shape, batch_sizes))
         if not given:
-            return super().forward(input, hx)  # which says what is wrong
+            return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
 
         unbatched = not packed and x.dim() == 2
         batch_first = self.batch_first and not packed and not unbatched
@@ -363,18 +367,23 @@ class _Recurrent(_Scriptable):
 class _Cell(_Scriptable):
     """The forward of LSTMCell, GRUCell and RNNCell."""
 
-    cell: str
+    @property
+    def cell(self: Any) -> str:
+        """The kernels' name of it."""
+        if isinstance(self, torch.nn.RNNCell):
+            return f"rnn_{self.nonlinearity}"
+        return "lstm" if isinstance(self, torch.nn.LSTMCell) else "gru"
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
         if left_to_torch():
-            return super().forward(input, hx)
+            return super().forward(input, hx)  # type: ignore[misc]
         weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
         parts, I, H = 1 + (self.cell == "lstm"), self.input_size, self.hidden_size
         batch, features = input.shape[:-1], input.shape[-1:]
         shape = (*batch, H) if features == (I,) and len(batch) < 2 and self.cell in STEPS else None
         given = prepared(weights[0], input, hx, parts, shape)
         if not given:
-            return super().forward(input, hx)  # which says what is wrong
+            return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
         x, *states = given
         rows = 1, *(batch or (1,))
         h0, c0 = (*(state.reshape(*rows, H) for state in states), None, None)[:2]
@@ -444,22 +453,13 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):  # type: ignore[misc]
     torch.Size([2, 4])
     """
 
-    cell = "lstm"
-
 
 class GRUCell(_Cell, torch.nn.GRUCell):  # type: ignore[misc]
     """`torch.nn.GRUCell` on rnnfast's kernels. Raises what `LSTMCell` does."""
 
-    cell = "gru"
-
 
 class RNNCell(_Cell, torch.nn.RNNCell):  # type: ignore[misc]
     """`torch.nn.RNNCell` on rnnfast's kernels. Raises what `LSTMCell` does."""
-
-    @property
-    def cell(self) -> str:
-        """The kernels' name of it."""
-        return f"rnn_{self.nonlinearity}"
 
 
 # Modules that are there already

@@ -1,24 +1,24 @@
-"""rnnfast.torch against torch.nn: values, gradients, the rules of autograd, compilation, and what a model goes through."""
+"""rnnfast.torch against torch.nn: values, gradients, rules of autograd, compilation, and what a model goes through."""
 
 import copy
 import gc
+import importlib
 import io
 import itertools
 import resource
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
 
-import torch.nn.utils.prune  # noqa: E402
-import torch.utils.checkpoint  # noqa: E402
-
 import rnnfast  # noqa: E402
 import rnnfast.torch as ours  # noqa: E402
 from rnnfast import _core  # noqa: E402
+
+prune, checkpoint = (importlib.import_module(f"torch.{name}") for name in ("nn.utils.prune", "utils.checkpoint"))
 
 T, B, I, H = 6, 3, 5, 7
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of an array's largest element; torch's own float32 rounds too
@@ -88,6 +88,32 @@ def assert_close(actual: list[Any], expected: list[Any]) -> None:
             assert (a - b).abs().max() <= TOLERANCE[b.dtype] * b.abs().max()
         else:
             assert torch.equal(a, b)
+
+
+class KernelCall(NamedTuple):
+    """A call of the kernels."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    tape: Any  # a weak reference to the tape that a forward returned
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[KernelCall]:
+    """Return a list that fills with the calls that are made."""
+    calls: list[KernelCall] = []
+
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            results = function(*arguments, **options)
+            calls.append(KernelCall(name, arguments, options, name == "forward" and weakref.ref(results[3])))
+            return results
+
+        return call
+
+    for name in ("forward", "backward", "inference"):
+        monkeypatch.setattr(_core, name, watched(name, getattr(_core, name)))
+    return calls
 
 
 OPTIONS = [
@@ -168,11 +194,9 @@ def test_arguments_may_lie_anywhere_in_memory(layer: str) -> None:
 
 def test_contiguous_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = ours.LSTM(I, H), torch.randn(T, B, I)
-    seen = []
-    forward = _core.forward
-    monkeypatch.setattr(_core, "forward", lambda *a, **k: seen.append((a, k)) or forward(*a, **k))
+    calls = calls_of(monkeypatch)
     y, _ = module(x)
-    (_, array, [parameters], *_), _ = seen[0]
+    _, array, [parameters], *_ = calls[0].arguments
     assert array.ctypes.data == x.data_ptr()
     assert [w.ctypes.data for w in parameters] == [w.data_ptr() for w in module.parameters()]
     assert y.is_contiguous()
@@ -294,8 +318,9 @@ def test_a_change_in_place_before_backward_is_an_error(layer: str, changed: str)
     state = state_of(module, x, B)
     y, _ = module(x, state)
     total = y.sum()
+    tensors = {"x": x, "y": y, "state": flat(state)[0], **dict(module.named_parameters())}
     with torch.no_grad():
-        {"x": x, "y": y, "state": flat(state)[0]}.get(changed, getattr(module, changed, None)).add_(1)
+        tensors[changed].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         total.backward()
 
@@ -303,13 +328,12 @@ def test_a_change_in_place_before_backward_is_an_error(layer: str, changed: str)
 @by_layer
 def test_the_inputs_gradient_is_computed_where_it_is_needed(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, module = twins(layer, num_layers=2)
-    asked = []
-    backward = _core.backward
-    monkeypatch.setattr(_core, "backward", lambda *a, **k: asked.append(k["need_dx"]) or backward(*a, **k))
-    module(torch.randn(T, B, I))[0].sum().backward()
-    assert asked == [True, False]  # of the layers, the last first
-    module(torch.randn(T, B, I, requires_grad=True))[0].sum().backward()
-    assert asked[2:] == [True, True]
+    calls = calls_of(monkeypatch)
+    for needed in (False, True):
+        module(torch.randn(T, B, I, requires_grad=needed))[0].sum().backward()
+        above, first = (call.arguments[4] for call in calls if call.name == "backward")
+        assert (above, first) == (True, needed)
+        calls.clear()
 
 
 @by_layer
@@ -324,44 +348,31 @@ def test_only_some_results_and_some_parameters_may_take_part(layer: str) -> None
     assert_close(*found)
 
 
-def tapes_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that fills with weak references to the tapes that are made."""
-    tapes: list[Any] = []
-    forward = _core.forward
-
-    def remember(*arguments: Any, **options: Any) -> Any:
-        results = forward(*arguments, **options)
-        tapes.append(weakref.ref(results[3]))
-        return results
-
-    monkeypatch.setattr(_core, "forward", remember)
-    return tapes
-
-
 @by_layer
 def test_tapes_go_with_the_graph(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, module = twins(layer)
-    tapes = tapes_of(monkeypatch)
+    calls = calls_of(monkeypatch)
     total = module(torch.randn(T, B, I))[0].sum()
-    assert tapes[0]() is not None
+    tape = calls[0].tape
+    assert tape() is not None
     total.backward(retain_graph=True)
-    assert tapes[0]() is not None
+    assert tape() is not None
     total.backward()
-    assert tapes[0]() is None, "backward lets go of them, though the loss is still there"
+    assert tape() is None, "backward lets go of it, though the loss is still there"
     module(torch.randn(T, B, I))
-    assert tapes[1]() is None, "so does the end of the graph"
+    assert calls[-1].tape() is None, "so does the end of the graph"
     with torch.no_grad():
         module(torch.randn(T, B, I))
-    assert len(tapes) == 2
+    assert calls[-1].name == "inference"
 
 
 @by_layer
 def test_checkpointed_activations_are_computed_again(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, module = twins(layer, num_layers=2)
     x = torch.randn(T, B, I, requires_grad=True)
-    tapes = tapes_of(monkeypatch)
-    y = torch.utils.checkpoint.checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
-    assert [tape() for tape in tapes] == [None, None]
+    calls = calls_of(monkeypatch)
+    y = checkpoint.checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
+    assert [call.tape() for call in calls] == [None, None]
     y.sum().backward()
     (expected,) = torch.autograd.grad(module(x)[0].sum(), x)
     assert torch.equal(x.grad, expected)
@@ -387,10 +398,7 @@ def test_memory_does_not_grow_over_ten_thousand_steps() -> None:
 
 
 def test_the_number_of_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    forward, backward, inference = _core.forward, _core.backward, _core.inference
-    for name, f in (("forward", forward), ("backward", backward), ("inference", inference)):
-        monkeypatch.setattr(_core, name, lambda *a, f=f, **k: seen.append(k["threads"]) or f(*a, **k))
+    calls = calls_of(monkeypatch)
     before, own = torch.get_num_threads(), rnnfast.get_num_threads()
     module, x = ours.GRU(64, 128), torch.randn(20, 16, 64)
     results = []
@@ -403,7 +411,7 @@ def test_the_number_of_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> Non
             results.append([y, *torch.autograd.grad(y.sum(), module.parameters())])
     finally:
         torch.set_num_threads(before)
-    assert seen == [1, 1, 1, 3, 3, 3]
+    assert [call.options["threads"] for call in calls] == [1, 1, 1, 3, 3, 3]
     assert rnnfast.get_num_threads() == own
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -514,7 +522,7 @@ class Pair(torch.nn.Module):  # type: ignore[misc]
         self.cell = torch.nn.GRUCell(H, H)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.cell(self.rnn(x)[0][0])  # type: ignore[no-any-return]
+        return self.cell(self.rnn(x)[0][0])
 
 
 @torchscript_is_deprecated
@@ -599,7 +607,7 @@ def weight_norm(module: Any) -> Any:
 
 
 def pruned(module: Any) -> Any:
-    torch.nn.utils.prune.random_unstructured(module, "weight_hh_l0", amount=0.3)
+    prune.random_unstructured(module, "weight_hh_l0", amount=0.3)
     return module
 
 
