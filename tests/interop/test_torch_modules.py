@@ -94,7 +94,7 @@ class KernelCall(NamedTuple):
     """A call of the kernels."""
 
     name: str
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...]  # without the first, a cell or a tape, which is not to be kept alive
     options: dict[str, Any]
     tape: Any  # a weak reference to the tape that a forward returned
 
@@ -106,7 +106,7 @@ def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[KernelCall]:
     def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             results = function(*arguments, **options)
-            calls.append(KernelCall(name, arguments, options, name == "forward" and weakref.ref(results[3])))
+            calls.append(KernelCall(name, arguments[1:], options, name == "forward" and weakref.ref(results[3])))
             return results
 
         return call
@@ -196,7 +196,7 @@ def test_contiguous_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> N
     module, x = ours.LSTM(I, H), torch.randn(T, B, I)
     calls = calls_of(monkeypatch)
     y, _ = module(x)
-    _, array, [parameters], *_ = calls[0].arguments
+    array, [parameters], *_ = calls[0].arguments
     assert array.ctypes.data == x.data_ptr()
     assert [w.ctypes.data for w in parameters] == [w.data_ptr() for w in module.parameters()]
     assert y.is_contiguous()
@@ -331,7 +331,7 @@ def test_the_inputs_gradient_is_computed_where_it_is_needed(layer: str, monkeypa
     calls = calls_of(monkeypatch)
     for needed in (False, True):
         module(torch.randn(T, B, I, requires_grad=needed))[0].sum().backward()
-        above, first = (call.arguments[4] for call in calls if call.name == "backward")
+        above, first = (call.arguments[3] for call in calls if call.name == "backward")
         assert (above, first) == (True, needed)
         calls.clear()
 
@@ -425,6 +425,8 @@ def test_a_number_of_threads_that_cannot_be_is_an_error() -> None:
 
 # Compiled
 
+torchscript_is_deprecated = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch uses it itself
+
 
 class Tagger(torch.nn.Module):  # type: ignore[misc]
     """A model with every kind of layer."""
@@ -443,10 +445,26 @@ class Tagger(torch.nn.Module):  # type: ignore[misc]
         return self.out(torch.tanh(self.cell(y[0])[0])).sum() + h.sum() + c.square().sum()
 
 
-@pytest.mark.parametrize(("backend", "dynamic"), [("aot_eager", False), ("aot_eager", True), ("inductor", False)])
-def test_whole_graphs_compile(backend: str, dynamic: bool) -> None:
+class Pair(torch.nn.Module):  # type: ignore[misc]
+    """A model that TorchScript can compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = torch.nn.LSTM(I, H)
+        self.cell = torch.nn.GRUCell(H, H)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cell(self.rnn(x)[0][0]).sum()
+
+
+@torchscript_is_deprecated
+@pytest.mark.parametrize(
+    ("make", "backend", "dynamic"),
+    [(Tagger, "aot_eager", False), (Tagger, "aot_eager", True), (Pair, "inductor", False)],
+)
+def test_whole_graphs_compile(make: Callable[[], Any], backend: str, dynamic: bool) -> None:
     torch.compiler.reset()
-    model = ours.accelerate(Tagger())
+    model = ours.accelerate(make())
     compiled = torch.compile(model, backend=backend, dynamic=dynamic, fullgraph=True)
     for B in (3, 2) if dynamic else (3,):
         x = torch.randn(T, B, I, requires_grad=True)
@@ -491,8 +509,6 @@ def test_export_keeps_the_operators() -> None:
 
 # What else looks at a call
 
-torchscript_is_deprecated = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-
 
 @torchscript_is_deprecated
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks
@@ -511,18 +527,6 @@ def test_torchs_transforms_and_traces_see_torchs_operators(layer: str) -> None:
     assert_close(dx[:1], dx[1:])
     traced = torch.jit.trace(module, (x,))
     assert_close(flat(traced(x)), flat(theirs(x)))
-
-
-class Pair(torch.nn.Module):  # type: ignore[misc]
-    """A model that TorchScript can compile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = torch.nn.LSTM(I, H)
-        self.cell = torch.nn.GRUCell(H, H)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.cell(self.rnn(x)[0][0])
 
 
 @torchscript_is_deprecated
