@@ -39,6 +39,15 @@ void read_all(OverlapCheck& check, const Saved<Real>& saved) {
   for (std::size_t i = 0; i < saved.parameters.size(); ++i) check.read(parameter_names[i % 4], saved.parameters[i]);
 }
 
+// Memory that the kernels fill: the tape's own, or an array that holds what another tape kept.
+struct Memory {
+  Buffer own;
+  std::optional<py::array> lent;
+
+  void* data() const { return lent ? const_cast<void*>(lent->data()) : own.data(); }
+  std::size_t bytes() const { return lent ? std::size_t(lent->nbytes()) : own.bytes(); }
+};
+
 // Everything a backward needs: references to the arrays, and the memory the kernels filled.
 struct TapeObject {
   const CellInfo* info;
@@ -48,7 +57,8 @@ struct TapeObject {
   std::optional<py::array> x;  // tokens, where steps are still to come
   TokenArrays tokens;
   Held<double> held;
-  Buffer gates, c, reset_h;
+  Memory gates, c, reset_h;
+  Index threads;  // at most; 0: as many as are set
 };
 
 template <class Real>
@@ -58,20 +68,34 @@ struct Filled {
 
 template <class Real>
 Filled<Real> filled(const TapeObject& tape, const TapeSize& size, Index d) {
-  const auto at = [&](const Buffer& buffer, Index elements) {
-    return buffer.data() ? static_cast<Real*>(buffer.data()) + elements : nullptr;
+  const auto at = [&](const Memory& memory, Index elements) {
+    return memory.data() ? static_cast<Real*>(memory.data()) + elements : nullptr;
   };
   // c of both directions lies side by side, as y does.
   return {at(tape.gates, d * size.gates), at(tape.c, d * tape.problem.H), at(tape.reset_h, d * size.reset_h)};
 }
 
+// Gives the tape memory: its own, or three arrays [n], gates, c and reset_h, as `memory_of` has returned them.
 template <class Real>
-void allocate(TapeObject& tape) {
+void allocate(TapeObject& tape, const py::object& given) {
   const TapeSize size = kernels<Real>().tape_size(tape.problem);
-  const auto buffer = [&](Index elements) {
-    return elements ? Buffer(std::size_t(elements * tape.problem.D) * sizeof(Real)) : Buffer();
+  const auto lent = tuple_of("memory", given, 3, "(gates, c, reset_h)");
+  const auto memory = [&](std::size_t i, Index elements) {
+    elements *= tape.problem.B > 0 ? tape.problem.D : 0;
+    if (lent) return Memory{{}, contiguous_input<Real>("memory", entry(lent, i), {elements}).array};
+    return elements ? Memory{Buffer(std::size_t(elements) * sizeof(Real)), {}} : Memory{};
   };
-  tape.gates = buffer(size.gates), tape.c = buffer(size.c), tape.reset_h = buffer(size.reset_h);
+  tape.gates = memory(0, size.gates), tape.c = memory(1, size.c), tape.reset_h = memory(2, size.reset_h);
+}
+
+// The tape's memory as arrays [n], empty where its cell keeps nothing; each keeps the tape alive.
+template <class Real>
+py::tuple memory_of(const py::object& owner, const TapeObject& tape) {
+  const auto array = [&](const Memory& memory) {
+    const void* data = memory.data() ? memory.data() : &tape;  // NumPy gives no owner to an array at null
+    return py::array_t<Real>(Index(memory.bytes() / sizeof(Real)), static_cast<const Real*>(data), owner);
+  };
+  return py::make_tuple(array(tape.gates), array(tape.c), array(tape.reset_h));
 }
 
 template <class Real>
@@ -170,6 +194,13 @@ View<Real> direction_of(std::optional<Output<Real>>& out, const Problem& p, Inde
   return out ? direction_of(out->view(), p, d) : View<Real>{nullptr, 0};
 }
 
+Index checked_threads(Index threads) {
+  if (threads < 0 || threads > most_threads)
+    throw py::value_error("threads: expected 0, for as many as are set, to " + std::to_string(most_threads) + ", got " +
+                          std::to_string(threads));
+  return threads;
+}
+
 void refuse_c(const CellInfo& info, const std::string& name, const py::object& object) {
   if (!info.has_c && !object.is_none())
     throw py::value_error(name + ": expected None, since " + std::string(info.name) + " has no cell state");
@@ -185,6 +216,7 @@ View<const Real> rows_of(const Saved<Real>& saved) {
 // The arrays that a forward starts from and ends in.
 struct ForwardArrays {
   py::object h0, c0, start, out;
+  py::object memory;  // of the tape, filled: the steps have been run, and `out` holds their y; None: they are to be run
 };
 
 // Of the steps to run, at their places among all rows.
@@ -218,16 +250,19 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                           direction_of(c, p, d),
                           {kept.gates, {kept.c, p.D * p.H}, kept.reset_h}};
   }
-  const Index threads = team_size(flops(p, tape.info->G), most_members(p));
+  const Index threads = team_size(flops(p, tape.info->G), most_members(p), tape.threads);
   call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
 }
 
 template <class Real>
 py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequences& sequences,
                      const ParameterArrays& parameters, const ForwardArrays& arrays, const py::object& held,
-                     bool training, const py::object& steps) {
+                     bool training, const py::object& steps, Index threads) {
   auto tape = std::make_unique<TapeObject>();
   tape->info = &info;
+  tape->threads = checked_threads(threads);
+  if (!training && !arrays.memory.is_none())
+    throw py::value_error("memory: expected None, since inference makes no tape");
   tape->problem = read_problem(info, in, sequences, parameters, tape->schedule);
   tape->held = read_held(info, held);
   Problem& p = tape->problem;
@@ -270,8 +305,8 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
     check.run();
   }
   saved.y = y->array;
-  if (training && p.B > 0) allocate<Real>(*tape);
-  if (p.run.last > p.run.first) run_forward(p, *tape, saved, tape->tokens, y->view(), h, c);
+  if (training) allocate<Real>(*tape, arrays.memory);
+  if (p.run.last > p.run.first && arrays.memory.is_none()) run_forward(p, *tape, saved, tape->tokens, y->view(), h, c);
   const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
   if (!training) return py::make_tuple(y_result, h_result, c_result);
   tape->saved = std::move(saved);
@@ -287,6 +322,7 @@ struct BackwardArrays {
   bool need_dx;
   double clip;
   py::object windows;
+  Index threads;
 };
 
 // (k1, k2, whether each has the losses of all its steps, whether each has a dx of its own), or None.
@@ -415,7 +451,8 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
     start(gradients[4 * d], std::nullopt);
 
   if (p.B > 0) {
-    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p, info.G), most_members(p));
+    const Index threads =
+        team_size((need_dx ? 2 : 1.5) * flops(p, info.G), most_members(p), checked_threads(arrays.threads));
     const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, windows)) * sizeof(Real));
     const TokenLinks links = link(tokens);
     BackwardArgs<Real> args = {p,
@@ -537,10 +574,10 @@ void shift_of(TapeObject& tape, Saved<Real>& saved, Index steps) {
     std::memmove(data, static_cast<char*>(data) + gone, bytes - gone);
   };
   const TapeSize size = kernels<Real>().tape_size(p);
-  const auto move_buffer = [&](const Buffer& buffer, Index elements) {
-    move(buffer.data(), std::size_t(elements) * sizeof(Real));
+  const auto move_memory = [&](const Memory& memory, Index elements) {
+    move(memory.data(), std::size_t(elements) * sizeof(Real));
   };
-  move_buffer(tape.gates, size.gates), move_buffer(tape.c, size.c), move_buffer(tape.reset_h, size.reset_h);
+  move_memory(tape.gates, size.gates), move_memory(tape.c, size.c), move_memory(tape.reset_h, size.reset_h);
   move(saved.y.mutable_data(), std::size_t(saved.y.nbytes()));
   move(tape.schedule.starts[0].data(), tape.schedule.starts[0].size());
 }
@@ -555,6 +592,19 @@ py::array_t<Index> chunks(const py::object& batch_sizes, Index T, Index B, Index
     throw py::value_error("T, B, H: expected sizes of a call, got " + shape_text({T, B, H}));
   const std::vector<Index> first_step = first_steps(p);
   return py::array_t<Index>(Index(first_step.size()), first_step.data());
+}
+
+// Elements of a tape's memory for one row of one direction.
+py::tuple tape_row(const py::object& cell, Index H, const py::object& dtype) {
+  if (H < 1 || double(H) > most_elements) throw py::value_error("H: expected a size, got " + std::to_string(H));
+  Problem p = {};
+  p.cell = cell_named(cell).cell, p.T = p.B = p.D = 1, p.H = H;
+  const py::dtype type = py::dtype::from_args(dtype);
+  const bool is_float = type.equal(py::dtype::of<float>());
+  if (!is_float && !type.equal(py::dtype::of<double>()))
+    throw py::type_error("dtype: expected float32 or float64, got " + text(type));
+  const TapeSize size = is_float ? kernels<float>().tape_size(p) : kernels<double>().tape_size(p);
+  return py::make_tuple(size.gates, size.c, size.reset_h);
 }
 
 // c of every step, [N,D·H] or None: the tape's own memory.
@@ -599,14 +649,15 @@ template <bool training>
 py::tuple forward(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
                   const py::object& c0, const py::object& out, const py::object& embedding,
                   const py::object& batch_sizes, const py::object& resets, const py::object& ends,
-                  const py::object& start, const py::object& gate_override, bool reverse, const py::object& steps) {
+                  const py::object& start, const py::object& gate_override, bool reverse, const py::object& steps,
+                  Index threads, const py::object& memory) {
   const CellInfo& info = cell_named(cell);
   InputArrays in = {as_array(x, "x"), std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   const ParameterArrays arrays = read_parameters(parameters);
   const auto run = [&]<class Real> {
-    return forward_of<Real>(info, in, {batch_sizes, resets, ends, reverse}, arrays, {h0, c0, start, out}, gate_override,
-                            training, steps);
+    return forward_of<Real>(info, in, {batch_sizes, resets, ends, reverse}, arrays, {h0, c0, start, out, memory},
+                            gate_override, training, steps, threads);
   };
   return is_double("w_ih", arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
 }
@@ -627,6 +678,12 @@ void bind_layers(py::module_& m) {
                                  return c_of<Real>(object, tape);
                                });
                              })
+      .def_property_readonly("memory",
+                             [](const py::object& object) {
+                               return with_tape(object, [&]<class Real>(const TapeObject& tape, const Saved<Real>&) {
+                                 return memory_of<Real>(object, tape);
+                               });
+                             })
       .def(
           "gate",
           [](const py::object& object, const std::string& name) {
@@ -640,7 +697,7 @@ void bind_layers(py::module_& m) {
     m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(),
           "out"_a = py::none(), "embedding"_a = py::none(), py::kw_only(), "batch_sizes"_a = py::none(),
           "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
-          "reverse"_a = false, "steps"_a = py::none());
+          "reverse"_a = false, "steps"_a = py::none(), "threads"_a = 0, "memory"_a = py::none());
   };
   def_forward("inference", &forward<false>);
   def_forward("forward", &forward<true>);
@@ -656,6 +713,7 @@ void bind_layers(py::module_& m) {
         with_tape(object, [&](TapeObject& tape, auto& saved) { shift_of(tape, saved, steps); });
       },
       "tape"_a, "steps"_a);
+  m.def("tape_row", &tape_row, "cell"_a, "H"_a, "dtype"_a);
   m.def("chunks", &chunks, "batch_sizes"_a, "T"_a, "B"_a, "H"_a);
   m.def(
       "check_gate_override", [](const py::object& cell, const py::object& held) { read_held(cell_named(cell), held); },
@@ -664,15 +722,17 @@ void bind_layers(py::module_& m) {
       "backward",
       [](const py::object& object, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,
          const py::object& grads, const py::object& out, const py::object& dc_steps, double clip_dh,
-         const py::object& flow, const py::object& dstart, const py::object& steps, const py::object& windows) {
-        const BackwardArrays arrays = {dy,   dh,     dc,    dc_steps, grads,   out,
-                                       flow, dstart, steps, need_dx,  clip_dh, windows};
+         const py::object& flow, const py::object& dstart, const py::object& steps, const py::object& windows,
+         Index threads) {
+        const BackwardArrays arrays = {dy,     dh,    dc,      dc_steps, grads,   out,    flow,
+                                       dstart, steps, need_dx, clip_dh,  windows, threads};
         return with_tape(object,
                          [&](const TapeObject& tape, const auto& saved) { return backward_of(tape, saved, arrays); });
       },
       "tape"_a, "dy"_a = py::none(), "dh"_a = py::none(), "dc"_a = py::none(), "need_dx"_a = true,
       "grads"_a = py::none(), "out"_a = py::none(), py::kw_only(), "dc_steps"_a = py::none(), "clip_dh"_a = 0.0,
-      "flow"_a = py::none(), "dstart"_a = py::none(), "steps"_a = py::none(), "windows"_a = py::none());
+      "flow"_a = py::none(), "dstart"_a = py::none(), "steps"_a = py::none(), "windows"_a = py::none(),
+      "threads"_a = 0);
 }
 
 }  // namespace rnnfast

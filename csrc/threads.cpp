@@ -206,11 +206,11 @@ Index get_num_threads() { return num_threads().load(std::memory_order_relaxed); 
 
 void set_num_threads(Index n) { num_threads().store(n, std::memory_order_relaxed); }
 
-Index team_size(double flops, Index parts) {
+Index team_size(double flops, Index parts, Index most) {
   // Work that a thread should have before it is worth waking: about 50 µs at 80 GFLOP/s.
   constexpr double flops_per_thread = 4e6;
   const double worth = flops / flops_per_thread;
-  const Index most = std::min(get_num_threads(), parts);
+  most = std::min(most ? most : get_num_threads(), parts);
   return worth >= double(most) ? most : worth < 1 ? 1 : Index(worth);
 }
 

@@ -14,8 +14,9 @@ constexpr Index most_threads = 1024;  // more is a mistake
 Index get_num_threads();
 void set_num_threads(Index n);
 
-// How many threads a call is worth that has so many floating point operations and can be had in so many parts.
-Index team_size(double flops, Index parts);
+// How many threads a call is worth that has so many floating point operations and can be had in so many parts: at most
+// `most`, or as many as are set where that is 0.
+Index team_size(double flops, Index parts, Index most = 0);
 
 // Runs job(team) on `threads` threads at once, the caller being rank 0, and returns when all are done. A caller that
 // finds the pool busy runs the job alone; so does a child after fork until its own pool has started. `poll` is called
