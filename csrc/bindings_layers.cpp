@@ -48,31 +48,8 @@ struct TapeObject {
   std::optional<py::array> x;  // tokens, where steps are still to come
   TokenArrays tokens;
   Held<double> held;
-  Buffer gates, c, reset_h;
+  TapeMemory memory;
 };
-
-template <class Real>
-struct Filled {
-  Real *gates, *c, *reset_h;
-};
-
-template <class Real>
-Filled<Real> filled(const TapeObject& tape, const TapeSize& size, Index d) {
-  const auto at = [&](const Buffer& buffer, Index elements) {
-    return buffer.data() ? static_cast<Real*>(buffer.data()) + elements : nullptr;
-  };
-  // c of both directions lies side by side, as y does.
-  return {at(tape.gates, d * size.gates), at(tape.c, d * tape.problem.H), at(tape.reset_h, d * size.reset_h)};
-}
-
-template <class Real>
-void allocate(TapeObject& tape) {
-  const TapeSize size = kernels<Real>().tape_size(tape.problem);
-  const auto buffer = [&](Index elements) {
-    return elements ? Buffer(std::size_t(elements * tape.problem.D) * sizeof(Real)) : Buffer();
-  };
-  tape.gates = buffer(size.gates), tape.c = buffer(size.c), tape.reset_h = buffer(size.reset_h);
-}
 
 template <class Real>
 Held<Real> held_as(const Held<double>& held) {
@@ -201,12 +178,10 @@ template <class Real>
 void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& saved, const TokenArrays& tokens,
                  const View<Real>& y, std::optional<Output<Real>>& h, std::optional<Output<Real>>& c) {
   if (p.B == 0) return;
-  const TapeSize size = tape.gates.data() || tape.c.data() ? kernels<Real>().tape_size(p) : TapeSize{0, 0, 0};
   const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
   ForwardArgs<Real> args = {
       p, rows_of(saved), {}, static_cast<Real*>(scratch.data()), view(tokens, TokenLinks{}), held_as<Real>(tape.held)};
   for (Index d = 0; d < p.D; ++d) {
-    const Filled<Real> kept = filled<Real>(tape, size, d);
     args.directions[d] = {parameters_of(saved.parameters, d),
                           nullptr,
                           direction_of(saved.h0, p, d),
@@ -216,7 +191,7 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                           {y.data + d * p.H, y.stride},
                           direction_of(h, p, d),
                           direction_of(c, p, d),
-                          {kept.gates, {kept.c, p.D * p.H}, kept.reset_h}};
+                          tape_of<Real>(tape.memory, p, d)};
   }
   const Index threads = team_size(flops(p, tape.info->G), most_members(p));
   call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
@@ -270,7 +245,7 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
     check.run();
   }
   saved.y = y->array;
-  if (training && p.B > 0) allocate<Real>(*tape);
+  if (training && p.B > 0) grow<Real>(tape->memory, p);
   if (p.run.last > p.run.first) run_forward(p, *tape, saved, tape->tokens, y->view(), h, c);
   const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
   if (!training) return py::make_tuple(y_result, h_result, c_result);
@@ -428,7 +403,6 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                held_as<Real>(tape.held),
                                clip,
                                windows};
-    const TapeSize size = kernels<Real>().tape_size(p);
     for (Index d = 0; d < p.D; ++d) {
       const auto gradient = [&](int i) {
         auto& array = gradients[std::size_t(4 * d + i)];
@@ -440,7 +414,6 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
       };
       constexpr View<const Real> no_input = {nullptr, 0};
       constexpr View<Real> no_output = {nullptr, 0};
-      const Filled<Real> kept = filled<Real>(tape, size, d);
       args.directions[d] = {parameters_of(saved.parameters, d),
                             direction_of(saved.h0, p, d),
                             direction_of(saved.c0, p, d),
@@ -449,7 +422,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                             {static_cast<const Real*>(saved.y.data()) + d * p.H, p.D * p.H},
                             side(dy_in, no_input),
                             side(dc_steps, no_input),
-                            {kept.gates, {kept.c, p.D * p.H}, kept.reset_h},
+                            tape_of<const Real>(tape.memory, p, d),
                             direction_of(dh0, p, d),
                             direction_of(dc0, p, d),
                             direction_of(dh_start, p, d),
@@ -540,7 +513,8 @@ void shift_of(TapeObject& tape, Saved<Real>& saved, Index steps) {
   const auto move_buffer = [&](const Buffer& buffer, Index elements) {
     move(buffer.data(), std::size_t(elements) * sizeof(Real));
   };
-  move_buffer(tape.gates, size.gates), move_buffer(tape.c, size.c), move_buffer(tape.reset_h, size.reset_h);
+  const TapeMemory& memory = tape.memory;
+  move_buffer(memory.gates, size.gates), move_buffer(memory.c, size.c), move_buffer(memory.reset_h, size.reset_h);
   move(saved.y.mutable_data(), std::size_t(saved.y.nbytes()));
   move(tape.schedule.starts[0].data(), tape.schedule.starts[0].size());
 }
@@ -562,7 +536,7 @@ template <class Real>
 py::object c_of(const py::object& owner, const TapeObject& tape) {
   if (!tape.info->has_c) return py::none();
   const Problem& p = tape.problem;
-  py::array_t<Real> c({rows_of(p), p.D * p.H}, static_cast<const Real*>(tape.c.data()), owner);
+  py::array_t<Real> c({rows_of(p), p.D * p.H}, static_cast<const Real*>(tape.memory.c.data()), owner);
   c.attr("setflags")("write"_a = false);
   return c;
 }
@@ -575,9 +549,8 @@ py::array gate_of(const TapeObject& tape, const std::string& name) {
   const std::size_t gate = name.size() == 1 ? gates.find(name) : gates.npos;
   if (gate == gates.npos) throw py::value_error("gate: expected one of '" + gates + "', got '" + name + "'");
   const py::array out = new_array<Real>({rows_of(p), p.D * p.H});
-  const TapeSize size = kernels<Real>().tape_size(p);
   for (Index d = 0; d < p.D && p.B > 0; ++d)
-    kernels<Real>().gate(p, filled<Real>(tape, size, d).gates, int(gate),
+    kernels<Real>().gate(p, tape_of<const Real>(tape.memory, p, d).gates, int(gate),
                          {static_cast<Real*>(const_cast<void*>(out.data())) + d * p.H, p.D * p.H});
   return out;
 }
@@ -619,8 +592,10 @@ void bind_layers(py::module_& m) {
   reinterpret_cast<PyTypeObject*>(tape_type.ptr())->tp_new = nullptr;  // forward alone makes tapes
   tape_type.def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
       .def_property_readonly("gates", [](const TapeObject& tape) { return tape.info->gates; })
-      .def_property_readonly(
-          "nbytes", [](const TapeObject& tape) { return tape.gates.bytes() + tape.c.bytes() + tape.reset_h.bytes(); })
+      .def_property_readonly("nbytes",
+                             [](const TapeObject& tape) {
+                               return tape.memory.gates.bytes() + tape.memory.c.bytes() + tape.memory.reset_h.bytes();
+                             })
       .def_property_readonly("c",
                              [](const py::object& object) {
                                return with_tape(object, [&]<class Real>(const TapeObject& tape, const Saved<Real>&) {
