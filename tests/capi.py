@@ -142,27 +142,30 @@ class Call:
     """
 
     def __init__(self, problem: Problem, batch_sizes: Array | None = None, resets: Array | None = None) -> None:
-        p = problem
-        B = p.x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        T = len(p.x if batch_sizes is None else batch_sizes)
-        D, (_, H), I, lstm = len(p.parameters), p.parameters[0][1].shape, p.x.shape[-1], p.cell == "lstm"  # type: ignore[union-attr]
+        p: Any = problem
+        rows = p.x if batch_sizes is None else batch_sizes
+        T, B = len(rows), p.x.shape[1] if batch_sizes is None else int(rows[0])
+        D, H, I = len(p.parameters), p.parameters[0][1].shape[1], p.x.shape[-1]
 
         def new(*shape: int) -> Array:
             return np.full(shape, 7, p.x.dtype)
 
-        self.y, self.dx = new(*p.x.shape[:-1], D * H), new(*p.x.shape)
-        self.h, self.dh0 = new(D, B, H), new(D, B, H)
-        self.c, self.dc0 = (new(D, B, H), new(D, B, H)) if lstm else (None, None)
+        def new_c() -> Array | None:
+            return new(D, B, H) if p.cell == "lstm" else None
+
+        self.problem, self.batch_sizes, self.resets = problem, batch_sizes, resets
+        self.y, self.h, self.c = new(*p.x.shape[:-1], D * H), new(D, B, H), new_c()
+        self.dx, self.dh0, self.dc0 = new(*p.x.shape), new(D, B, H), new_c()
         self.grads = [tuple(None if w is None else new(*w.shape) for w in ws) for ws in p.parameters]
-        self.problem, self.batch_sizes, self.resets = p, batch_sizes, resets
+
         self.layer = Layer(
             ctypes.sizeof(Layer), p.cell.encode(), p.x.dtype == np.float64, I, H, D, weights_of(p.parameters)
         )
-        arrays = (p.x, p.h0, p.c0, self.y, self.h, self.c, batch_sizes, resets)
-        self.forward = ForwardArgs(ctypes.sizeof(ForwardArgs), T, B, *map(data, arrays), None, None)
+        arrays = map(data, (p.x, p.h0, p.c0, self.y, self.h, self.c, batch_sizes, resets))
+        self.forward = ForwardArgs(ctypes.sizeof(ForwardArgs), T, B, *arrays)
         gradients = (Gradients * D)(*(Gradients(*map(data, ws)) for ws in self.grads))
-        arrays = (p.dy, p.dh, p.dc, self.dx, self.dh0, self.dc0)
-        self.backward = BackwardArgs(ctypes.sizeof(BackwardArgs), *map(data, arrays), gradients, 0)
+        arrays = map(data, (p.dy, p.dh, p.dc, self.dx, self.dh0, self.dc0))
+        self.backward = BackwardArgs(ctypes.sizeof(BackwardArgs), *arrays, gradients)
 
     @property
     def results(self) -> Results:

@@ -18,7 +18,7 @@ import capi
 import numpy as np
 import pytest
 from capi import API, INVALID, Call, Handle, Table
-from modules import KINDS, make_layer, normal
+from modules import KINDS, make_layer, normal, parts
 from problems import CELLS, DTYPES, Array, Problem, Results, Shape, assert_same_bits, make_problem, named, named_grads
 
 import rnnfast
@@ -180,20 +180,16 @@ def by_python(problem: Problem, rows: Rows = (None, None), passes: int = 1) -> R
     """Return what `functional` gives, the gradients of the weights summed up over the passes."""
     p, (batch_sizes, resets) = problem, rows
     lstm = p.cell == "lstm"
+    starts = None if resets is None else resets.astype(bool)
     state, dstate = ((p.h0, p.c0), (p.dh, p.dc)) if lstm else (p.h0, p.dh)
-    y, last, tape = functional.forward(
-        p.cell,
-        p.x,
-        p.parameters,
-        state,
-        batch_sizes=batch_sizes,
-        resets=None if resets is None else resets.astype(bool),
-    )
+    y, last, tape = functional.forward(p.cell, p.x, p.parameters, state, batch_sizes=batch_sizes, resets=starts)
     dx, dstate0, grads = functional.backward(tape, p.dy, dstate)
     for _ in range(1, passes):
         functional.backward(tape, p.dy, dstate, grads=grads)
-    (h, c), (dh0, dc0) = (last, dstate0) if lstm else ((last, None), (dstate0, None))
-    return {**named(y=y, dx=dx, h=h, c=c, dh0=dh0, dc0=dc0), **named_grads(grads)}
+    states: Results = {}
+    for names, pair in ((("h", "c"), last), (("dh0", "dc0"), dstate0)):
+        states |= zip(names, parts(pair), strict=False)
+    return {**named(y=y, dx=dx), **states, **named_grads(grads)}
 
 
 FORMS: dict[str, Callable[[str, str, int], tuple[Problem, Rows]]] = {
@@ -637,7 +633,7 @@ def test_a_forward_without_a_tape_gives_the_same_bits(cell: str, form: str) -> N
             call.forward.pack, call.layer.weights = pack.value, None
             call.y.fill(np.nan)
         capi.check(API.forward(call.layer, call.forward))
-        forward = {name: call.results[name] for name in ("y", "h", "c") if name in expected}
+        forward = {name: a for name, a in call.results.items() if name in {"y", "h", "c"}}
         assert_same_bits(forward, {name: expected[name] for name in forward})
 
 
@@ -648,9 +644,9 @@ def test_a_pack_holds_the_weights_that_it_was_given_last(cell: str) -> None:
     pack = Handle(call.layer)
     call.forward.pack = pack.value
     before = {name: a.copy() for name, a in call.solve(tape).items()}
-    for ws in problem.parameters:
-        for w in ws:
-            w *= 2  # type: ignore[operator]
+    weights: list[Any] = [w for ws in problem.parameters for w in ws]
+    for w in weights:
+        w *= 2
     capi.check(API.forward(call.layer, call.forward))
     assert np.array_equal(call.y, before["y"])
     capi.check(API.pack_update(pack.value, call.layer))
