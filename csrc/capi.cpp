@@ -102,8 +102,8 @@ class Arrays {
     for (int i = 0; i < count_; ++i)
       for (int j = 0; j < count_; ++j) {
         const Entry &out = entries_[i], &other = entries_[j];
-        require(!out.is_written || i == j || out.low >= other.high || other.low >= out.high,
-                "%s: expected memory of its own, got an array that overlaps %s", out.name, other.name);
+        if (out.is_written && i != j && out.low < other.high && other.low < out.high)
+          require(false, "%s: expected memory of its own, got an array that overlaps %s", out.name, other.name);
       }
   }
 
@@ -184,7 +184,7 @@ void fill(rnnfast_pack& pack, const Layer& layer) {
 rnnfast_status pack_create(const rnnfast_layer* layer, rnnfast_pack** pack) {
   return told([&] {
     require(pack, "pack: expected a pointer, got NULL");
-    auto made = std::make_unique<rnnfast_pack>(read_layer(layer, true));
+    std::unique_ptr<rnnfast_pack> made(new rnnfast_pack{read_layer(layer, true), {}});
     fill(*made, made->layer);
     *pack = made.release();
   });
