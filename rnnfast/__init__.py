@@ -48,7 +48,7 @@ __all__ = [
 
 __version__: str = _core.config()["version"]
 
-_LAZY = "lm", "reference", "stream", "training"  # imported when first asked for
+_LAZY = "convert", "lm", "reference", "stream", "training"  # imported when first asked for
 
 
 def __getattr__(name: str) -> Any:

@@ -4,8 +4,7 @@ The kernels take [T,B,*], or the packed rows [N,*] of sequences in descending or
 call passes through its `Layout`, on the way in and on the way out.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +13,7 @@ from .functional import Array, checked
 from .ragged import PackedSequence
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
+class Layout(NamedTuple):
     """The layout of one call.
 
     Attributes

@@ -5,6 +5,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, product
 from os import PathLike
 from typing import Any, TypeAlias
@@ -12,6 +13,34 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .functional import Array, checked, checked_target, number
+
+Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
+MADE = "parameters", "rng", "fan", "gates", "directions", "cell", "_names"  # what constructors make of their arguments
+
+
+@cache
+def parameters_of(kind: type) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a constructor."""
+    return inspect.signature(kind).parameters
+
+
+@dataclass
+class Kept:
+    """What a copy starts from in place of a seed: parameters, which it takes out of `tensors`, and a generator."""
+
+    tensors: dict[str, Any]
+    rng: np.random.Generator | None = None
+
+    def take(self, shapes: Iterable[Shape], dtype: np.dtype[Any]) -> dict[str, Array]:
+        """Return the parameters of these names and shapes, and none that is not there."""
+        parameters: dict[str, Array] = {}
+        for name, shape in shapes:
+            if name not in self.tensors:
+                msg = f"{name}: expected an array of shape {shape}, got none"
+                raise ValueError(msg)
+            array = checked(self.tensors.pop(name), name, shape, dtype)
+            parameters[name] = np.require(array, requirements=["C", "A", "W"])
+        return parameters
 
 
 class Module:
@@ -32,11 +61,15 @@ class Module:
     gates = 1  # blocks of rows in each parameter
     fan: int  # H; in `Linear`, I
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], fan: int, dtype: object, seed: Any) -> None:
+    def __init__(self, shapes: Iterable[Shape], fan: int, dtype: object, seed: Any) -> None:
         self.dtype = _float_dtype(dtype)
-        self.rng = generator(seed)
         self.fan = fan
-        self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
+        if isinstance(seed, Kept):
+            self.rng = generator(seed.rng)
+            self.parameters = seed.take(shapes, self.dtype)
+            return
+        self.rng = generator(seed)
+        self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes}
         initialize(self, "torch")
 
     def __getattr__(self, name: str) -> Array:
@@ -56,7 +89,7 @@ class Module:
 
     def __repr__(self) -> str:
         """Return the constructor's call, without what is at its default."""
-        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        defaults = {name: p.default for name, p in parameters_of(self._kind()).items()}
         words = [
             repr(value) if defaults[name] is inspect.Parameter.empty else f"{name}={value!r}"
             for name, value in self._arguments().items()
@@ -66,8 +99,30 @@ class Module:
 
     def _arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments, but for the seed."""
-        names = [name for name in inspect.signature(type(self)).parameters if name != "seed"]
+        names = [name for name in parameters_of(self._kind()) if name != "seed"]
         return {name: str(self.dtype) if name == "dtype" else getattr(self, name) for name in names}
+
+    def _kind(self) -> Any:
+        """Return the class of this package: this one's, or what a user's class derives from."""
+        package = __name__.partition(".")[0]
+        return next(kind for kind in type(self).__mro__ if kind.__module__.partition(".")[0] == package)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy keep: the constructor's arguments, the state_dict, the generator and the rest."""
+        arguments = self._arguments()
+        own = {name: value for name, value in vars(self).items() if name not in {*arguments, *MADE}}
+        return {"arguments": arguments, "state_dict": self.state_dict(), "rng": self.rng, "attributes": own}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        kept = Kept(dict(state["state_dict"]), state["rng"])
+        self._kind().__init__(self, **state["arguments"], seed=kept)
+        self.parameters |= kept.tensors  # those that a user's class has added
+        vars(self).update(state["attributes"])
+
+    def _copy(self) -> Any:
+        """Return this package's layer with these parameters, copied."""
+        kept = Kept({name: np.array(p) for name, p in self.parameters.items()}, self.rng)
+        return self._kind()(**self._arguments(), seed=kept)
 
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters by torch's names: the arrays themselves, as torch does, not copies."""
@@ -104,11 +159,16 @@ class Module:
         ------
         OSError
             If the file cannot be written.
+        TypeError
+            For a class derived from one of rnnfast, which `load` could not find.
         """
         import json
 
         from safetensors.numpy import save_file
 
+        if type(self) is not self._kind():
+            msg = f"self: expected a class of rnnfast's own, got {type(self).__name__}; its state_dict() can be saved"
+            raise TypeError(msg)
         description = json.dumps({"class": type(self).__name__, "arguments": self._arguments()})
         save_file(self.parameters, path, {"rnnfast": description})
 
@@ -347,12 +407,14 @@ def load(path: str | PathLike[str]) -> Any:
     try:
         with safetensors.safe_open(path, "numpy") as file:
             description = json.loads((file.metadata() or {})["rnnfast"])
-            kind = getattr(rnnfast, description["class"])
+            kind = vars(rnnfast)[description["class"]]
             if not issubclass(kind, Module):
                 raise TypeError(kind)
-            layer = kind(**description["arguments"])
-            layer.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+            kept = Kept({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            layer = kind(**description["arguments"], seed=kept)
+            if kept.tensors:
+                raise ValueError([*kept.tensors])
+    except (safetensors.SafetensorError, ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
         msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
         raise ValueError(msg) from error
     return layer

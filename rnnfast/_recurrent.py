@@ -4,15 +4,16 @@ Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D di
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from . import _core, _segments, functional
 from ._layout import Layout, layout_of
-from ._module import PARAMETERS, Module, Tape, addressable, choice, flag, integer, recurrent_shapes, size
+from ._module import PARAMETERS, Kept, Module, Shape, Tape, addressable, choice, flag, integer, recurrent_shapes, size
 from .functional import GATES, Array, State, checked, checked_bound, each_part, number, parts_of, split_state
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Recurrent(Module):
         if not 0 <= self.dropout <= 1:
             msg = f"dropout: expected a probability, got {dropout}"
             raise ValueError(msg)
-        if self.dropout > 0 and self.num_layers == 1:
+        if self.dropout > 0 and self.num_layers == 1 and not isinstance(seed, Kept):
             msg = f"dropout: expected 0 for a single layer, as it acts between layers, got {dropout}"
             warnings.warn(msg, stacklevel=2)
         self.gates = GATES[self.cell]
@@ -151,13 +152,7 @@ class Recurrent(Module):
         G, H, L, D = self.gates, self.hidden_size, self.num_layers, self.directions
         widest = max(self.input_size, D * H)
         addressable(L * D * G * H * (widest + H + 2), "input_size, hidden_size, num_layers")
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(L):
-            here = recurrent_shapes(G, D * H if layer else self.input_size, H, self.bias)
-            shapes |= {name + end: shape for end in self._suffixes(layer) for name, shape in here.items()}
-        if self.learn_initial_state:
-            shapes |= dict.fromkeys(INITIAL[: 2 if self.cell == "lstm" else 1], (L * D, H))
-        super().__init__(shapes, H, dtype, seed)
+        super().__init__(self._shapes(), H, dtype, seed)
 
     def __call__(
         self,
@@ -348,11 +343,13 @@ class Recurrent(Module):
         dfirst = self._new_state(layout)
         back = _segments.backward if isinstance(tape.kept, _segments.Checkpoints) else Recurrent._backward_whole
         dx, made = back(self, tape, given, grads, dfirst)
-        first = self._state(lambda name: layout.whole_state(part_of(dfirst, name), part_of(dlast, name)))
+        first = dfirst
+        if layout.running is not None:
+            first = self._state(lambda name: layout.whole_state(part_of(dfirst, name), part_of(dlast, name)))
         if grads is None:
             made |= {name: dx for name in others if dx is not None}
-            zeros = {name: np.zeros_like(p) for name, p in self.parameters.items() if name not in made}
-            grads = {name: (made | zeros)[name] for name in (*self.parameters, *others)}
+            made |= {name: np.zeros_like(p) for name, p in self.parameters.items() if name not in made}
+            grads = {name: made[name] for name in (*self.parameters, *others)}
         else:
             for name in others:
                 grads[name] += dx
@@ -389,9 +386,8 @@ class Recurrent(Module):
                 given.flow(layer, *flow)
             if layer and tape.masks:
                 d *= tape.masks[layer - 1]
-            for suffix, arrays in zip(self._suffixes(layer), new, strict=True):
-                named = zip((name + suffix for name in PARAMETERS), arrays, strict=True)
-                made |= {name: array for name, array in named if array is not None}
+            for names, arrays in zip(self._names[layer], new, strict=True):
+                made |= {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
         return d, made
 
     def stream(self, batch_size: int = 1) -> "Stream":
@@ -446,8 +442,9 @@ class Recurrent(Module):
             if len(held) != self.num_layers:
                 msg = f"gate_override: expected a dict, or one for each of {self.num_layers} layers, got {len(held)}"
                 raise ValueError(msg)
-        for of_layer in held:
-            _core.check_gate_override(self.cell, of_layer)
+        if gate_override is not None:
+            for of_layer in held:
+                _core.check_gate_override(self.cell, of_layer)
         x, layout = layout_of(x, lengths, self.input_size, self.batch_first, rows is not None)
         learned = state is None and self.learn_initial_state
         first = self._learned_state(layout.B) if learned else self._checked_state(state, "state", layout)
@@ -460,7 +457,8 @@ class Recurrent(Module):
         self, run: Callable[..., Any], call: Call, *, dropout: bool = True
     ) -> tuple[tuple[Array, ...], Any, tuple[Any, ...], tuple[Array, ...]]:
         """Run each layer by `run`, a function of `functional`; return every h, the last state, tapes and masks."""
-        y, last = call.rows, self._new_state(call.layout)
+        y = call.rows
+        last: list[State] = []
         hidden: list[Array] = []
         kept: list[Any] = []
         masks: list[Array] = []
@@ -468,7 +466,7 @@ class Recurrent(Module):
             if layer and self.dropout and dropout and run is functional.forward:
                 masks.append(self._mask(y.shape))
                 y = y * masks[-1]
-            y, _, *tape = run(
+            y, state, *tape = run(
                 self.cell,
                 y,
                 self._tuples(self.parameters, layer),
@@ -477,16 +475,21 @@ class Recurrent(Module):
                 batch_sizes=call.layout.batch_sizes,
                 resets=call.resets,
                 gate_override=call.held[layer],
-                out=(None, self._of_layer(last, layer)),
             )
+            last.append(state)
             hidden = [*hidden, y] if tape else [y]
             kept += tape
-        return tuple(hidden), last, tuple(kept), tuple(masks)
+        whole: Any = last[0]
+        if len(last) > 1:
+            whole = self._state(lambda name: np.concatenate([part_of(state, name) for state in last]))
+        return tuple(hidden), whole, tuple(kept), tuple(masks)
 
     def _given(self, call: Call, hidden: tuple[Array, ...], last: Any) -> tuple[Any, State]:
         """Return y and the last state as the caller has x and the state."""
         layout = call.layout
-        whole = self._state(lambda name: layout.whole_state(part_of(last, name), part_of(call.first, name)))
+        whole = last
+        if layout.running is not None:
+            whole = self._state(lambda name: layout.whole_state(part_of(last, name), part_of(call.first, name)))
         if call.outputs == "last":
             top = (
                 part_of(whole, INITIAL[0])[-self.directions :]
@@ -496,13 +499,26 @@ class Recurrent(Module):
             return top[0] if layout.unbatched else top, each_part(layout.give_state, whole)
         return layout.give(hidden[-1]), each_part(layout.give_state, whole)
 
+    def _shapes(self) -> Iterator[Shape]:
+        G, H, L, D = self.gates, self.hidden_size, self.num_layers, self.directions
+        for layer in range(L):
+            here = recurrent_shapes(G, D * H if layer else self.input_size, H, self.bias)
+            yield from ((name + end, shape) for end in self._suffixes(layer) for name, shape in here.items())
+        if self.learn_initial_state:
+            yield from ((name, (L * D, H)) for name in INITIAL[: 2 if self.cell == "lstm" else 1])
+
     def _suffixes(self, layer: int) -> list[str]:
         """Return the ends of the names of a layer's parameters, one for each direction."""
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
 
+    @cached_property
+    def _names(self) -> list[list[list[str]]]:
+        """The names of each layer's parameters in each direction."""
+        return [[[name + end for name in PARAMETERS] for end in self._suffixes(k)] for k in range(self.num_layers)]
+
     def _tuples(self, arrays: Mapping[str, Array], layer: int) -> list[tuple[Array | None, ...]]:
         """Return what a layer has of these arrays, as `functional` takes it."""
-        return [tuple(arrays.get(name + suffix) for name in PARAMETERS) for suffix in self._suffixes(layer)]
+        return [tuple(map(arrays.get, names)) for names in self._names[layer]]
 
     # A state is h or (h, c), each part [L·D,B,H]
 

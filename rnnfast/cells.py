@@ -34,7 +34,7 @@ class _RecurrentCell(Module):
         self.gates = GATES[self.cell]
         G, I, H = self.gates, self.input_size, self.hidden_size
         addressable(G * H * (I + H + 2), "input_size, hidden_size")
-        super().__init__(recurrent_shapes(G, I, H, self.bias), H, dtype, seed)
+        super().__init__(recurrent_shapes(G, I, H, self.bias).items(), H, dtype, seed)
 
     def __call__(self, x: object, state: object = None) -> State:
         """Make one step and keep nothing.

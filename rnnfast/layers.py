@@ -281,7 +281,7 @@ class Linear(Module):
             shapes["bias"] = (self.out_features,)
         else:
             self.bias = None
-        super().__init__(shapes, self.in_features, dtype, seed)
+        super().__init__(shapes.items(), self.in_features, dtype, seed)
 
     def _arguments(self) -> dict[str, Any]:
         return {**super()._arguments(), "bias": "bias" in self.parameters}

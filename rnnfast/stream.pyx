@@ -24,9 +24,8 @@ from .capi cimport (
 import numpy as np
 
 from . import _core
-from ._module import recurrent_shapes, size
+from ._module import size
 from .functional import checked, checked_target, split_state
-from ._recurrent import INITIAL
 from .layers import GRU, LSTM, RNN
 
 __all__ = ["Stream"]
@@ -75,7 +74,8 @@ cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
 cdef class Stream:
     """B sequences on their way through a layer, some steps at a time.
 
-    A stream packs the weights once, when it is made: it does not see later changes of the layer's parameters.
+    A stream packs the weights once, when it is made: it does not see later changes of the layer's parameters. Beside
+    them it keeps a copy of the parameters, from which it is copied and pickled; a copy goes on where the stream is.
     Steps and runs give the bits that the layer itself gives for whole sequences, however these are cut. A call with a
     contiguous `out` apart from a contiguous x allocates nothing. There is no dropout.
 
@@ -120,6 +120,7 @@ cdef class Stream:
     cdef double flops  # of a step
     cdef str cell
     cdef object dtype
+    cdef object layer  # a copy of its own
 
     def __cinit__(self, object layer, object batch_size=1):
         if not isinstance(layer, (LSTM, GRU, RNN)):
@@ -127,19 +128,13 @@ cdef class Stream:
         if layer.bidirectional:
             raise ValueError(f"layer: expected one direction, as the other starts at the end, got {layer!r}")
         self.batch_size = size(batch_size, "batch_size")
+        layer = self.layer = layer._copy()
         self.num_layers, self.input_size, self.hidden_size = layer.num_layers, layer.input_size, layer.hidden_size
         self.batch_first, self.cell, self.dtype = layer.batch_first, layer.cell, layer.dtype
         self.typenum = cnp.NPY_FLOAT if self.dtype == np.float32 else cnp.NPY_DOUBLE
 
-        shapes = {}
-        for l in range(self.num_layers):
-            width = self.hidden_size if l else self.input_size
-            here = recurrent_shapes(layer.gates, width, self.hidden_size, layer.bias)
-            shapes |= {f"{name}_l{l}": shape for name, shape in here.items()}
-        self.flops = 2.0 * self.batch_size * sum(rows * columns[0] for rows, *columns in shapes.values() if columns)
-        shapes |= {name: (self.num_layers, self.hidden_size) for name in INITIAL if name in layer.parameters}
-        arrays = {name: readable(checked(layer.parameters[name], name, shape, self.dtype))
-                  for name, shape in shapes.items()}
+        arrays = layer.parameters
+        self.flops = 2.0 * self.batch_size * sum(p.size for name, p in arrays.items() if name.startswith("weight"))
 
         cell = self.cell.encode()
         cdef rnnfast_weights* weights = <rnnfast_weights*> PyMem_Malloc(self.num_layers * sizeof(rnnfast_weights))
@@ -161,6 +156,15 @@ cdef class Stream:
 
     def __dealloc__(self):
         api.stream_destroy(self.stream)
+
+    def __repr__(self):
+        return f"Stream({self.layer!r}, batch_size={self.batch_size})"
+
+    def __reduce__(self):
+        return Stream, (self.layer, self.batch_size), self.state
+
+    def __setstate__(self, object state):
+        self.state = state
 
     def step(self, object x, object out=None):
         """Advance all sequences by one step.

@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+import json
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -356,6 +358,39 @@ def test_a_saved_layer_comes_back(call: str, tmp_path: Path) -> None:
     assert_same_bits(loaded.state_dict(), layer.state_dict())
 
 
+OTHER_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 1},
+    "huge": {"hidden_size": 2**27},
+    "beyond": {"hidden_size": 2**60},
+    "deep": {"num_layers": 2**40},
+    "double": {"dtype": "float64"},
+    "overflow": {"num_layers": 2, "dropout": 10**400},
+    "nan": {"num_layers": 2, "dropout": float("nan")},
+    "unbiased": {"bias": False},  # less than there is
+}
+TAMPERED = {
+    **{
+        name: json.dumps({"class": "LSTM", "arguments": {"input_size": 3, "hidden_size": 4, **arguments}})
+        for name, arguments in OTHER_ARGUMENTS.items()
+    },
+    "list": "[]",
+    "nested": "[" * 10**5,
+    "word": "LSTM",
+    "a module": '{"class": "functional", "arguments": {}}',
+    "a function": '{"class": "load", "arguments": {"path": "LSTM"}}',
+    "lazy": '{"class": "lm", "arguments": {}}',
+    "another class": '{"class": "PackedSequence", "arguments": {}}',
+    "no name": '{"class": ["LSTM"], "arguments": {}}',
+}
+
+
+def described(description: str) -> bytes:
+    """Return a file of an LSTM(3, 4) with another description."""
+    from safetensors.numpy import save
+
+    return save(rnnfast.LSTM(3, 4).parameters, {"rnnfast": description})
+
+
 def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -370,12 +405,16 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         "unknown": whole.replace(b"LSTM", b"LSTN"),
         "argument": whole.replace(b"batch_first", b"batch_fifth"),
         "size": whole.replace(b'hidden_size\\": 4', b'hidden_size\\": 5'),
+        **{name: described(change) for name, change in TAMPERED.items()},
     }
     for name, content in files.items():
         path = tmp_path / name
         path.write_bytes(content)
+        tracemalloc.start()
         with pytest.raises(ValueError, match=f"path: expected .* got .*{name}"):
             rnnfast.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+        tracemalloc.stop()
     save_file({"a": np.zeros(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match="path: expected"):
         rnnfast.load(tmp_path / "other")
@@ -383,6 +422,15 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         rnnfast.load(tmp_path / "missing")
     with pytest.raises(OSError, match="error"):
         rnnfast.load(tmp_path)  # a directory
+
+
+def test_a_users_class_is_not_saved(tmp_path: Path) -> None:
+    class Own(rnnfast.LSTM):
+        pass
+
+    with pytest.raises(TypeError, match="self: expected a class of rnnfast's own, got Own"):
+        Own(3, 4).save(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
 
 
 # Counting

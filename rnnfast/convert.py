@@ -1,0 +1,266 @@
+"""Weights from elsewhere: layers from Keras and torch, and back.
+
+All converters copy. What acts in training only, such as Keras's dropout and regularizers, is not carried, nor is what a
+call decides here: whole sequences or last outputs, and the state, which a `stateful` Keras layer keeps.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._module import PARAMETERS, parameters_of
+from .cells import GRUCell, LSTMCell, RNNCell
+from .functional import Array
+from .layers import GRU, LSTM, RNN
+
+__all__ = ["from_keras", "from_torch", "to_keras_weights", "to_torch"]
+
+# Keras has the gates of the LSTM in the order i, f, c, o, which is ours, and those of the GRU in the order z, r, h. To
+# exchange two is its own inverse.
+ORDER = {LSTM: (0, 1, 2, 3), GRU: (1, 0, 2), RNN: (0,)}
+
+# What a Keras layer is here, and the options without which it would compute something else
+KERAS: dict[str, tuple[type[LSTM | GRU | RNN], dict[str, tuple[Any, ...]]]] = {
+    "LSTM": (LSTM, {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)}),
+    "GRU": (GRU, {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)}),
+    "SimpleRNN": (RNN, {"activation": ("tanh", "relu")}),
+}
+# What the layer's own options are in Keras's configuration
+OWN = {LSTM: {}, GRU: {"reset_after": "reset_after"}, RNN: {"nonlinearity": "activation"}}
+
+TORCH = {kind.__name__: kind for kind in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)}
+
+
+class _KerasLayer(NamedTuple):
+    """What is read of one Keras layer."""
+
+    kind: type[LSTM | GRU | RNN]
+    options: dict[str, Any]
+    weights: list[tuple[Array, ...]]  # of each direction, as PARAMETERS names them
+
+
+def from_keras(layer: Any) -> LSTM | GRU | RNN:
+    """Make a layer of a built Keras layer, or a stack of several.
+
+    Parameters
+    ----------
+    layer : keras.layers.LSTM, GRU or SimpleRNN, or Bidirectional of one, or sequence of such
+        With the default activations; SimpleRNN also with "relu". Bidirectional concatenates. Those of a sequence are
+        alike, each reading what the one before returns; the last one need not return sequences.
+
+    Returns
+    -------
+    LSTM, GRU or RNN
+        With `batch_first`, as Keras has its arrays, and the dtype of the weights. Where Keras has one bias, that is
+        b_ih, and b_hh is zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a layer is of another class, not built, or has options under which it computes something else: other
+        activations, `go_backwards`, another `merge_mode`. The message names it, what was expected and what came.
+
+    See Also
+    --------
+    to_keras_weights : The way back.
+    """
+    given = list(layer) if isinstance(layer, list | tuple) else [layer]
+    if not given:
+        msg = "layer: expected at least one layer, got none"
+        raise ValueError(msg)
+    stack = [_read_keras(part, inner=k + 1 < len(given)) for k, part in enumerate(given)]
+    kind, options, [[w_ih, *_], *_] = stack[0]
+    for part in stack[1:]:
+        if (part.kind, part.options) != (kind, options):
+            expected, got = ({"class": other.kind.__name__, **other.options} for other in (stack[0], part))
+            msg = f"layer: expected layers that are alike, {expected}, got {got}"
+            raise ValueError(msg)
+    made = kind(w_ih.shape[1], num_layers=len(stack), batch_first=True, dtype=w_ih.dtype, **options)
+    state_dict: dict[str, Array] = {}
+    for k, part in enumerate(stack):
+        for suffix, arrays in zip(made._suffixes(k), part.weights, strict=True):
+            state_dict |= {name + suffix: a for name, a in zip(PARAMETERS, arrays, strict=False)}
+    made.load_state_dict(state_dict)
+    return made
+
+
+def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
+    """Return what `set_weights` of the Keras layer takes that computes the same.
+
+    Parameters
+    ----------
+    layer : LSTM, GRU or RNN
+        With one layer, L = 1, and no `learn_initial_state`.
+
+    Returns
+    -------
+    list of ndarrays
+        Kernel [I,G·H], recurrent kernel [H,G·H] and bias [G·H], b_ih + b_hh; for the GRU that resets after its product,
+        bias [2,3·H]. Of a bidirectional layer these of both directions, for `keras.layers.Bidirectional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If Keras has no such layer.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> [a.shape for a in to_keras_weights(rnnfast.GRU(3, 4))]
+    [(3, 12), (4, 12), (2, 12)]
+    """
+    if not isinstance(layer, LSTM | GRU | RNN):
+        msg = f"layer: expected LSTM, GRU or RNN, got {type(layer).__name__}"
+        raise TypeError(msg)
+    if layer.num_layers > 1 or layer.learn_initial_state:
+        msg = f"layer: expected one layer without learned initial states, as Keras has them, got {layer!r}"
+        raise ValueError(msg)
+    weights: list[Array] = []
+    for w_ih, w_hh, b_ih, b_hh in layer._tuples(layer.parameters, 0):
+        weights += [_regated(w.T, layer._kind()) for w in (w_ih, w_hh) if w is not None]
+        if b_ih is not None and b_hh is not None:
+            bias = np.stack((b_ih, b_hh)) if layer.cell == "gru" else b_ih + b_hh
+            weights.append(_regated(bias, layer._kind()))
+    return weights
+
+
+def from_torch(module: Any) -> LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell:
+    """Make a layer or cell of a torch module.
+
+    Parameters
+    ----------
+    module : torch.nn.LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
+        Or a class that derives from one and leaves its forward as it is, such as those of `rnnfast.torch`. In float32
+        or float64, on the CPU.
+
+    Returns
+    -------
+    LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
+        With the options, the dtype and the weights of the module.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is another module, has projections, another dtype or parameters on another device.
+
+    See Also
+    --------
+    to_torch : The way back.
+    """
+    names = (base.__name__ for base in type(module).__mro__ if base.__module__ == "torch.nn.modules.rnn")
+    kind = TORCH.get(next(names, ""))
+    if kind is None or not type(module).forward.__module__.startswith(("torch.nn.", "rnnfast.")):
+        msg = f"module: expected {', '.join(TORCH)} of torch.nn with its own forward, got {type(module).__name__}"
+        raise TypeError(msg)
+    if getattr(module, "proj_size", 0):
+        msg = f"module: expected no projections, got proj_size={module.proj_size}"
+        raise ValueError(msg)
+    first = next(module.parameters())
+    if first.device.type != "cpu":
+        msg = f"module: expected parameters on the CPU, where module.cpu() moves them, got {first.device}"
+        raise ValueError(msg)
+    shared = (name for name, p in parameters_of(kind).items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    arguments = {name: getattr(module, name) for name in shared}
+    made: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell
+    made = kind(**arguments, dtype=str(first.dtype).removeprefix("torch."))
+    made.load_state_dict({name: getattr(module, name).detach() for name in made.parameters})
+    return made
+
+
+def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
+    """Make the torch module that computes the same.
+
+    Parameters
+    ----------
+    layer : LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
+        Without `learn_initial_state`; of GRUs, those that reset after the product.
+
+    Returns
+    -------
+    torch.nn.LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
+        With the options, the dtype and the weights of the layer, on the CPU. Nothing is drawn from torch's generator.
+
+    Raises
+    ------
+    ImportError
+        If torch is not installed.
+    TypeError, ValueError
+        If torch has no such module.
+
+    See Also
+    --------
+    from_torch : The way back.
+    """
+    import torch
+
+    if not isinstance(layer, tuple(TORCH.values())):
+        msg = f"layer: expected {', '.join(TORCH)}, got {type(layer).__name__}"
+        raise TypeError(msg)
+    arguments = layer._arguments()
+    if not arguments.pop("reset_after", True) or arguments.pop("learn_initial_state", False):
+        msg = f"layer: expected reset_after=True and no learned initial states, as torch has it, got {layer!r}"
+        raise ValueError(msg)
+    dtype = getattr(torch, arguments.pop("dtype"))
+    module = getattr(torch.nn, layer._kind().__name__)(**arguments, dtype=dtype, device="meta").to_empty(device="cpu")
+    module.load_state_dict({name: torch.from_numpy(p) for name, p in layer.parameters.items()})
+    return module
+
+
+def _read_keras(layer: Any, inner: bool) -> _KerasLayer:
+    """Read a Keras layer; `inner`: the next one of a stack reads what it returns."""
+    directions = [layer]
+    if _keras_class(layer) == "Bidirectional":
+        _check_options({"merge_mode": layer.merge_mode}, {"merge_mode": ("concat",)})
+        directions = [layer.forward_layer, layer.backward_layer]
+    read = [_read_direction(part, inner, backwards) for part, backwards in zip(directions, (False, True), strict=False)]
+    kind, options, _ = read[0]
+    if any((part.kind, part.options) != (kind, options) for part in read):
+        msg = f"layer: expected directions that are alike, got {[part.options for part in read]}"
+        raise ValueError(msg)
+    weights = [arrays for part in read for arrays in part.weights]
+    return _KerasLayer(kind, {**options, "bidirectional": len(read) == 2}, weights)
+
+
+def _read_direction(layer: Any, inner: bool, backwards: bool) -> _KerasLayer:
+    name = _keras_class(layer)
+    if name not in KERAS:
+        msg = f"layer: expected {', '.join(KERAS)} or Bidirectional of Keras, got {type(layer).__name__}"
+        raise TypeError(msg)
+    kind, allowed = KERAS[name]
+    config = layer.get_config()
+    _check_options(config, {**allowed, "go_backwards": (backwards,)})
+    if inner:
+        _check_options(config, {"return_sequences": (True,)})
+    options = {"hidden_size": config["units"], "bias": config["use_bias"]}
+    options |= {ours: config[theirs] for ours, theirs in OWN[kind].items()}
+    count = 2 + config["use_bias"]
+    weights = layer.get_weights()[:count]
+    if len(weights) != count:
+        msg = f"layer: expected a built {name}, got one that has no weights yet"
+        raise ValueError(msg)
+    kernel, recurrent, *biases = (_regated(a, kind) for a in weights)
+    if biases:
+        [b] = biases
+        biases = [*b] if b.ndim == 2 else [b, np.zeros_like(b)]
+    return _KerasLayer(kind, options, [(kernel.T, recurrent.T, *biases)])
+
+
+def _keras_class(layer: Any) -> str:
+    """Return the name of a class of Keras, else nothing."""
+    kind = type(layer)
+    return kind.__name__ if kind.__module__.partition(".")[0] in ("keras", "tf_keras") else ""
+
+
+def _check_options(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    for option, values in allowed.items():
+        if config[option] not in values:
+            msg = f"layer: expected {option} {' or '.join(map(repr, values))}, got {config[option]!r}"
+            raise ValueError(msg)
+
+
+def _regated(a: Array, kind: type[LSTM | GRU | RNN]) -> Array:
+    """Return an array [*,G·H] with its gates in the other one's order."""
+    order = ORDER[kind]
+    blocks = np.split(a, len(order), axis=-1)
+    return np.concatenate([blocks[gate] for gate in order], axis=-1)
