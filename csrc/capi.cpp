@@ -35,9 +35,9 @@ void require_size(const Args* args, const char* name) {
 Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
   require_size(layer, "layer");
   require(layer->cell, "cell: expected the name of a cell, got NULL");
+  require_dtype(layer->dtype);
   Layer read = {&cell_named(layer->cell), layer->dtype,          layer->input_size,
                 layer->hidden_size,       layer->num_directions, {}};
-  require_dtype(read.dtype);
   require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
   require(read.D == 1 || read.D == 2, "D: expected 1 or 2, got %td", read.D);
   const double units = double(read.H) + 64;

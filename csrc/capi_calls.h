@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstring>
 #include <exception>
 #include <stdexcept>
 
@@ -39,9 +40,13 @@ rnnfast_status told(F&& f) {
   }
 }
 
-inline void require_dtype(rnnfast_dtype dtype) {
-  require(dtype == RNNFAST_FLOAT32 || dtype == RNNFAST_FLOAT64,
-          "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got %d", int(dtype));
+// Before the dtype is read: a caller in C can give any number, which would not do as an enum of C++.
+inline void require_dtype(const rnnfast_dtype& dtype) {
+  int number;
+  static_assert(sizeof(number) == sizeof(dtype));
+  std::memcpy(&number, &dtype, sizeof(number));
+  require(number == RNNFAST_FLOAT32 || number == RNNFAST_FLOAT64,
+          "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got %d", number);
 }
 
 // f<Real>(), by a dtype that has been checked.

@@ -526,6 +526,7 @@ TAPE = capi.Handle()  # holds what the calls before have left
 UNFIT: tuple[tuple[str, str, Any], ...] = (
     *[(struct, "size", n) for struct in ("layer", "forward", "backward") for n in (0, 2**63)],
     *[("layer", name, n) for name in ("input_size", "hidden_size", "num_directions") for n in (0, -1, 2**62, -(2**63))],
+    *[("layer", "dtype", n) for n in (2, -1)],
     *[("layer", "cell", name) for name in (None, b"", b"lstm\xff" * 99)],
     *[("layer", "weights", None), ("backward", "gradients", None)],
     *[("forward", name, n) for name in ("T", "B") for n in (0, -1, 2**62, -(2**63))],
