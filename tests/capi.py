@@ -2,6 +2,7 @@
 
 import ctypes
 from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int, c_size_t, c_ssize_t, c_void_p
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,14 @@ def stack_of(layer: Any) -> Stack:
     weights = weights_of([[p.get(f"{name}_l{k}") for name in names] for k in range(layer.num_layers)])
     dtype = layer.dtype == np.float64
     return Stack(layer.cell.encode(), dtype, layer.num_layers, layer.input_size, layer.hidden_size, weights)
+
+
+def in_rows(problem: Problem, batch_sizes: Array) -> Problem:
+    """Return a problem of one step, cut into rows [N,..] of steps that have these numbers of sequences."""
+    assert problem.dy is not None
+    states = {name: getattr(problem, name) for name in ("h0", "c0", "dh", "dc")}
+    first: dict[str, Any] = {name: None if s is None else s[:, : batch_sizes[0]].copy() for name, s in states.items()}
+    return replace(problem, x=problem.x[0], dy=problem.dy[0], **first)
 
 
 class Call:

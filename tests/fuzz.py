@@ -545,10 +545,7 @@ def c_interface(rng: Rng) -> Attempt:
     shape, seed = Shape(T, B, I, H, int(rng.integers(1, 3))), int(rng.integers(2**31))
     p: Any = make_problem(choose(rng, CELLS), choose(rng, DTYPES), shape, bias=rng.random() < 0.8, seed=seed)
     if sizes is not None:
-        states = {
-            n: None if (s := getattr(p, n)) is None else s[:, : sizes[0]].copy() for n in ("h0", "c0", "dh", "dc")
-        }
-        p = replace(p, x=p.x[0], dy=p.dy[0], **states)
+        p = capi.in_rows(p, sizes)
     p = p.without(*(name for name in ("h0", "c0", "dh", "dc") if rng.random() < 0.3))
     resets = rng.random(p.x.shape[:-1]) < 0.2 if rng.random() < 0.3 else None
     call = capi.Call(p, sizes, None if resets is None else resets.astype(np.uint8))

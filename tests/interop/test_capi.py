@@ -17,7 +17,7 @@ from typing import Any
 import capi
 import numpy as np
 import pytest
-from capi import API, INVALID, Call, Handle, Table
+from capi import API, INVALID, Call, Handle, Table, in_rows
 from modules import KINDS, make_layer, normal, parts
 from problems import CELLS, DTYPES, Array, Problem, Results, Shape, assert_same_bits, make_problem, named, named_grads
 
@@ -166,14 +166,9 @@ Rows = tuple[Array | None, Array | None]  # batch_sizes, resets
 
 def unequal(cell: str, dtype: str, sizes: list[int], shape: Shape, *, resets: bool = True) -> tuple[Problem, Rows]:
     """Return a problem of rows of unequal steps, and what says so."""
-    N, B = sum(sizes), sizes[0]
-    p = make_problem(cell, dtype, shape._replace(T=1, B=N))
-    states: dict[str, Any] = {
-        name: None if (s := getattr(p, name)) is None else s[:, :B].copy() for name in ("h0", "c0", "dh", "dc")
-    }
-    assert p.dy is not None
+    N, batch_sizes = sum(sizes), np.array(sizes)
     starts = (np.random.default_rng(0).random(N) < 0.2).astype(np.uint8) if resets else None
-    return replace(p, x=p.x[0], dy=p.dy[0], **states), (np.array(sizes), starts)
+    return in_rows(make_problem(cell, dtype, shape._replace(T=1, B=N)), batch_sizes), (batch_sizes, starts)
 
 
 def by_python(problem: Problem, rows: Rows = (None, None), passes: int = 1) -> Results:
