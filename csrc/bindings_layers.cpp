@@ -57,23 +57,9 @@ struct TapeObject {
   std::optional<py::array> x;  // tokens, where steps are still to come
   TokenArrays tokens;
   Held<double> held;
-  Memory gates, c, reset_h;
+  TapeMemory<Memory> memory;
   Index threads;  // at most; 0: as many as are set
 };
-
-template <class Real>
-struct Filled {
-  Real *gates, *c, *reset_h;
-};
-
-template <class Real>
-Filled<Real> filled(const TapeObject& tape, const TapeSize& size, Index d) {
-  const auto at = [&](const Memory& memory, Index elements) {
-    return memory.data() ? static_cast<Real*>(memory.data()) + elements : nullptr;
-  };
-  // c of both directions lies side by side, as y does.
-  return {at(tape.gates, d * size.gates), at(tape.c, d * tape.problem.H), at(tape.reset_h, d * size.reset_h)};
-}
 
 // Gives the tape memory: its own, or three arrays [n], gates, c and reset_h, as `memory_of` has returned them.
 template <class Real>
@@ -85,7 +71,7 @@ void allocate(TapeObject& tape, const py::object& given) {
     if (lent) return Memory{{}, contiguous_input<Real>("memory", entry(lent, i), {elements}).array};
     return elements ? Memory{Buffer(std::size_t(elements) * sizeof(Real)), {}} : Memory{};
   };
-  tape.gates = memory(0, size.gates), tape.c = memory(1, size.c), tape.reset_h = memory(2, size.reset_h);
+  tape.memory = {memory(0, size.gates), memory(1, size.c), memory(2, size.reset_h)};
 }
 
 // The tape's memory as arrays [n], empty where its cell keeps nothing; each keeps the tape alive.
@@ -95,7 +81,7 @@ py::tuple memory_of(const py::object& owner, const TapeObject& tape) {
     const void* data = memory.data() ? memory.data() : &tape;  // NumPy gives no owner to an array at null
     return py::array_t<Real>(Index(memory.bytes() / sizeof(Real)), static_cast<const Real*>(data), owner);
   };
-  return py::make_tuple(array(tape.gates), array(tape.c), array(tape.reset_h));
+  return py::make_tuple(array(tape.memory.gates), array(tape.memory.c), array(tape.memory.reset_h));
 }
 
 template <class Real>
@@ -233,12 +219,10 @@ template <class Real>
 void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& saved, const TokenArrays& tokens,
                  const View<Real>& y, std::optional<Output<Real>>& h, std::optional<Output<Real>>& c) {
   if (p.B == 0) return;
-  const TapeSize size = tape.gates.data() || tape.c.data() ? kernels<Real>().tape_size(p) : TapeSize{0, 0, 0};
   const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
   ForwardArgs<Real> args = {
       p, rows_of(saved), {}, static_cast<Real*>(scratch.data()), view(tokens, TokenLinks{}), held_as<Real>(tape.held)};
   for (Index d = 0; d < p.D; ++d) {
-    const Filled<Real> kept = filled<Real>(tape, size, d);
     args.directions[d] = {parameters_of(saved.parameters, d),
                           nullptr,
                           direction_of(saved.h0, p, d),
@@ -248,7 +232,7 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                           {y.data + d * p.H, y.stride},
                           direction_of(h, p, d),
                           direction_of(c, p, d),
-                          {kept.gates, {kept.c, p.D * p.H}, kept.reset_h}};
+                          tape_of<Real>(tape.memory, p, d)};
   }
   const Index threads = team_size(flops(p, tape.info->G), most_members(p), tape.threads);
   call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
@@ -465,7 +449,6 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                held_as<Real>(tape.held),
                                clip,
                                windows};
-    const TapeSize size = kernels<Real>().tape_size(p);
     for (Index d = 0; d < p.D; ++d) {
       const auto gradient = [&](int i) {
         auto& array = gradients[std::size_t(4 * d + i)];
@@ -477,7 +460,6 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
       };
       constexpr View<const Real> no_input = {nullptr, 0};
       constexpr View<Real> no_output = {nullptr, 0};
-      const Filled<Real> kept = filled<Real>(tape, size, d);
       args.directions[d] = {parameters_of(saved.parameters, d),
                             direction_of(saved.h0, p, d),
                             direction_of(saved.c0, p, d),
@@ -486,7 +468,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                             {static_cast<const Real*>(saved.y.data()) + d * p.H, p.D * p.H},
                             side(dy_in, no_input),
                             side(dc_steps, no_input),
-                            {kept.gates, {kept.c, p.D * p.H}, kept.reset_h},
+                            tape_of<const Real>(tape.memory, p, d),
                             direction_of(dh0, p, d),
                             direction_of(dc0, p, d),
                             direction_of(dh_start, p, d),
@@ -577,7 +559,8 @@ void shift_of(TapeObject& tape, Saved<Real>& saved, Index steps) {
   const auto move_memory = [&](const Memory& memory, Index elements) {
     move(memory.data(), std::size_t(elements) * sizeof(Real));
   };
-  move_memory(tape.gates, size.gates), move_memory(tape.c, size.c), move_memory(tape.reset_h, size.reset_h);
+  const TapeMemory<Memory>& memory = tape.memory;
+  move_memory(memory.gates, size.gates), move_memory(memory.c, size.c), move_memory(memory.reset_h, size.reset_h);
   move(saved.y.mutable_data(), std::size_t(saved.y.nbytes()));
   move(tape.schedule.starts[0].data(), tape.schedule.starts[0].size());
 }
@@ -612,7 +595,7 @@ template <class Real>
 py::object c_of(const py::object& owner, const TapeObject& tape) {
   if (!tape.info->has_c) return py::none();
   const Problem& p = tape.problem;
-  py::array_t<Real> c({rows_of(p), p.D * p.H}, static_cast<const Real*>(tape.c.data()), owner);
+  py::array_t<Real> c({rows_of(p), p.D * p.H}, static_cast<const Real*>(tape.memory.c.data()), owner);
   c.attr("setflags")("write"_a = false);
   return c;
 }
@@ -625,9 +608,8 @@ py::array gate_of(const TapeObject& tape, const std::string& name) {
   const std::size_t gate = name.size() == 1 ? gates.find(name) : gates.npos;
   if (gate == gates.npos) throw py::value_error("gate: expected one of '" + gates + "', got '" + name + "'");
   const py::array out = new_array<Real>({rows_of(p), p.D * p.H});
-  const TapeSize size = kernels<Real>().tape_size(p);
   for (Index d = 0; d < p.D && p.B > 0; ++d)
-    kernels<Real>().gate(p, filled<Real>(tape, size, d).gates, int(gate),
+    kernels<Real>().gate(p, tape_of<const Real>(tape.memory, p, d).gates, int(gate),
                          {static_cast<Real*>(const_cast<void*>(out.data())) + d * p.H, p.D * p.H});
   return out;
 }
@@ -670,8 +652,10 @@ void bind_layers(py::module_& m) {
   reinterpret_cast<PyTypeObject*>(tape_type.ptr())->tp_new = nullptr;  // forward alone makes tapes
   tape_type.def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
       .def_property_readonly("gates", [](const TapeObject& tape) { return tape.info->gates; })
-      .def_property_readonly(
-          "nbytes", [](const TapeObject& tape) { return tape.gates.bytes() + tape.c.bytes() + tape.reset_h.bytes(); })
+      .def_property_readonly("nbytes",
+                             [](const TapeObject& tape) {
+                               return tape.memory.gates.bytes() + tape.memory.c.bytes() + tape.memory.reset_h.bytes();
+                             })
       .def_property_readonly("c",
                              [](const py::object& object) {
                                return with_tape(object, [&]<class Real>(const TapeObject& tape, const Saved<Real>&) {

@@ -7,17 +7,6 @@
 
 namespace rnnfast {
 
-template <class Real>
-const Kernels<Real>& kernels();
-template <>
-inline const Kernels<float>& kernels<float>() {
-  return kernel_table->f32;
-}
-template <>
-inline const Kernels<double>& kernels<double>() {
-  return kernel_table->f64;
-}
-
 inline bool is_double(const std::string& name, const py::array& array) {
   if (array.dtype().equal(py::dtype::of<double>())) return true;
   if (array.dtype().equal(py::dtype::of<float>())) return false;

@@ -1,265 +1,439 @@
-// The functions of capi.h. No Python here, and no exception leaves them.
-#include "capi.h"
-
+// The functions of capi.h but for the streams, and the table of all.
 #include <algorithm>
-#include <atomic>
+#include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <new>
-#include <stdexcept>
-#include <string>
-#include <vector>
+#include <memory>
 
-#include "cells.h"
-#include "dispatch.h"
-#include "memory.h"
+#include "capi_calls.h"
+#include "layer_calls.h"
 #include "threads.h"
 
-using rnnfast::Index;
+namespace rnnfast {
+namespace {
 
-// What a caller holds a pointer to.
-struct rnnfast_stream {
-  rnnfast_stream() = default;
-  virtual ~rnnfast_stream() = default;
-  rnnfast_stream(const rnnfast_stream&) = delete;
-  rnnfast_stream& operator=(const rnnfast_stream&) = delete;
+// ---- Layers --------------------------------------------------------------------------------------------------------
 
-  virtual void run(Index T, const void* x, void* y) = 0;
-  virtual void reset(const unsigned char* rows) = 0;
-  virtual void get_state(void* h, void* c) const = 0;
-  virtual void set_state(const void* h, const void* c) = 0;
+// A checked rnnfast_layer. Weights are null where none were given.
+struct Layer {
+  const CellInfo* info;
+  rnnfast_dtype dtype;
+  Index I, H, D;
+  rnnfast_weights weights[2];
+};
 
-  bool has_c = false;
+bool same_sizes(const Layer& a, const Layer& b) {
+  return a.info == b.info && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.D == b.D;
+}
+
+template <class Args>
+void require_size(const Args* args, const char* name) {
+  require(args, "%s: expected a pointer, got NULL", name);
+  require(args->size == sizeof(Args), "%s->size: expected %zu, got %zu", name, sizeof(Args), args->size);
+}
+
+Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
+  require_size(layer, "layer");
+  require(layer->cell, "cell: expected the name of a cell, got NULL");
+  require_dtype(layer->dtype);
+  Layer read = {&cell_named(layer->cell), layer->dtype,          layer->input_size,
+                layer->hidden_size,       layer->num_directions, {}};
+  require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
+  require(read.D == 1 || read.D == 2, "D: expected 1 or 2, got %td", read.D);
+  const double units = double(read.H) + 64;
+  require(64 * units * (double(read.I) + units) < most_elements,
+          "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
+  require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
+  for (Index d = 0; layer->weights && d < read.D; ++d) {
+    read.weights[d] = layer->weights[d];
+    require(read.weights[d].w_ih && read.weights[d].w_hh, "w_ih, w_hh: expected arrays, got NULL");
+  }
+  return read;
+}
+
+template <class Real>
+Parameters<const Real> parameters_of(const rnnfast_weights& weights) {
+  const auto array = [](const void* a) { return static_cast<const Real*>(a); };
+  return {array(weights.w_ih), array(weights.w_hh), array(weights.b_ih), array(weights.b_hh)};
+}
+
+}  // namespace
+}  // namespace rnnfast
+
+struct rnnfast_pack {
+  rnnfast::Layer layer;
+  rnnfast::Buffer data;
+};
+
+struct rnnfast_tape {
+  rnnfast::Layer layer = {};
+  rnnfast_forward_args forward = {};
+  rnnfast::Problem problem = {};
+  rnnfast::Schedule schedule;
+  rnnfast::TapeMemory<> memory;
+  rnnfast::Buffer scratch;
+  bool filled = false;
   std::atomic_flag busy;
 };
 
 namespace rnnfast {
 namespace {
 
-void require(bool holds, const std::string& message) {
-  if (!holds) throw std::invalid_argument(message);
-}
+// ---- Arrays --------------------------------------------------------------------------------------------------------
 
-// ---- A stream ------------------------------------------------------------------------------------------------------
-
-// Rows of a chunk, the steps that pass through all layers before the next ones follow: so many that weights of the
-// input are read seldom, and few enough to lie in cache between two layers.
-constexpr Index chunk_rows = 256;
-
-template <class Real>
-class Stream final : public rnnfast_stream {
+// Those of a call: none that is written may overlap another.
+class Arrays {
  public:
-  Stream(const Kernels<Real>& kernels, const CellInfo& info, const rnnfast_stack& stack, Index B)
-      : kernels_(kernels),
-        L_(stack.num_layers),
-        B_(B),
-        I_(stack.input_size),
-        H_(stack.hidden_size),
-        chunk_(std::max<Index>(chunk_rows / B, 1)),
-        h0_(initial(stack.h0)),
-        h_(std::size_t(L_ * B_ * H_)),
-        layers_(std::size_t(L_)) {
-    has_c = info.has_c;
-    if (has_c) c0_ = initial(stack.c0), c_.resize(h_.size());
-    for (Index l = 0; l < std::min<Index>(L_ - 1, 2); ++l) between_[l] = buffer(chunk_ * B_ * H_);
-    Index scratch = 0;
-    for (Index l = 0; l < L_; ++l) {
-      ForwardArgs<Real>& layer = layers_[std::size_t(l)];
-      layer.problem = {chunk_, B_, l == 0 ? I_ : H_, H_, 1, info.cell, InputKind::dense, 0, {0, chunk_}};
-      layer.directions[0] = direction_of(stack.layers[l], l);
-      if (l > 0) layer.x = {data(between_[(l - 1) % 2]), H_};
-      scratch = std::max(scratch, kernels_.forward_scratch(layer.problem, true));
-      flops_per_step_ += flops(layer.problem, info.G) / double(chunk_);
+  explicit Arrays(rnnfast_dtype dtype) : item_(dtype == RNNFAST_FLOAT64 ? sizeof(double) : sizeof(float)) {}
+
+  void read(const char* name, const void* data, Index elements) { add(name, data, elements, false); }
+  void written(const char* name, const void* data, Index elements) { add(name, data, elements, true); }
+
+  void read(const Layer& layer) {
+    for (Index d = 0; d < layer.D; ++d) {
+      const rnnfast_weights& w = layer.weights[d];
+      const Index rows = layer.info->G * layer.H;
+      read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * layer.H);
+      read("b_ih", w.b_ih, rows), read("b_hh", w.b_hh, rows);
     }
-    scratch_ = buffer(scratch);
-    for (ForwardArgs<Real>& layer : layers_) layer.scratch = data(scratch_);
-    reset(nullptr);
   }
 
-  void run(Index T, const void* x, void* y) override {
-    for (Index t = 0; t < T; t += chunk_)
-      run_chunk(std::min(chunk_, T - t), static_cast<const Real*>(x) + t * B_ * I_,
-                static_cast<Real*>(y) + t * B_ * H_);
-  }
-
-  void reset(const unsigned char* rows) override {
-    for (Index l = 0; l < L_; ++l)
-      for (Index b = 0; b < B_; ++b) {
-        if (rows && !rows[b]) continue;
-        std::copy_n(&h0_[std::size_t(l * H_)], H_, state_of(h_, l) + b * H_);
-        if (has_c) std::copy_n(&c0_[std::size_t(l * H_)], H_, state_of(c_, l) + b * H_);
+  void check() const {
+    for (int i = 0; i < count_; ++i)
+      for (int j = 0; j < count_; ++j) {
+        const Entry &out = entries_[i], &other = entries_[j];
+        if (out.is_written && i != j && out.low < other.high && other.low < out.high)
+          require(false, "%s: expected memory of its own, got an array that overlaps %s", out.name, other.name);
       }
   }
 
-  void get_state(void* h, void* c) const override {
-    std::copy(h_.begin(), h_.end(), static_cast<Real*>(h));
-    if (has_c) std::copy(c_.begin(), c_.end(), static_cast<Real*>(c));
-  }
-
-  void set_state(const void* h, const void* c) override {
-    std::copy_n(static_cast<const Real*>(h), h_.size(), h_.begin());
-    if (has_c) std::copy_n(static_cast<const Real*>(c), c_.size(), c_.begin());
-  }
-
  private:
-  static Buffer buffer(Index elements) { return Buffer(std::size_t(elements) * sizeof(Real)); }
-  static Real* data(const Buffer& buffer) { return static_cast<Real*>(buffer.data()); }
+  struct Entry {
+    const char* name;
+    std::uintptr_t low, high;
+    bool is_written;
+  };
 
-  std::vector<Real> initial(const void* state) const {
-    const auto* given = static_cast<const Real*>(state);
-    return given ? std::vector<Real>(given, given + L_ * H_) : std::vector<Real>(std::size_t(L_ * H_));
+  void add(const char* name, const void* data, Index elements, bool is_written) {
+    if (!data) return;
+    const auto low = reinterpret_cast<std::uintptr_t>(data);
+    require(low % item_ == 0, "%s: expected an array aligned to its elements, got one that is not", name);
+    entries_[count_++] = {name, low, low + std::size_t(elements) * item_, is_written};
   }
 
-  Real* state_of(std::vector<Real>& state, Index l) const { return &state[std::size_t(l * B_ * H_)]; }
-
-  // Of a layer whose problem is known. The state is advanced in place.
-  ForwardDirection<Real> direction_of(const rnnfast_weights& weights, Index l) {
-    const auto array = [](const void* a) { return static_cast<const Real*>(a); };
-    const Problem& p = layers_[std::size_t(l)].problem;
-    const Buffer& packed = packed_.emplace_back(buffer(kernels_.packed_size(p)));
-    kernels_.pack(p, {array(weights.w_ih), array(weights.w_hh), array(weights.b_ih), array(weights.b_hh)},
-                  data(packed));
-    ForwardDirection<Real> direction = {};
-    direction.packed = data(packed);
-    direction.h = {state_of(h_, l), H_};
-    direction.h0 = {direction.h.data, H_};
-    if (has_c) direction.c = {state_of(c_, l), H_}, direction.c0 = {direction.c.data, H_};
-    if (l + 1 < L_) direction.y = {data(between_[l % 2]), H_};
-    return direction;
-  }
-
-  void run_chunk(Index T, const Real* x, Real* y) {
-    for (ForwardArgs<Real>& layer : layers_) layer.problem.T = layer.problem.run.last = T;
-    layers_.front().x = {x, I_};
-    layers_.back().directions[0].y = {y, H_};
-    const Index threads = team_size(flops_per_step_ * double(T), most_members(layers_.front().problem));
-    if (threads == 1)
-      run_layers(alone);
-    else
-      run_parallel(
-          threads, [this](const Team& team) { run_layers(team); }, [] { return false; });
-    for (ForwardArgs<Real>& layer : layers_) layer.turned = layer.turned != (T % 2 != 0);
-  }
-
-  // A layer reads what all members have written, and uses the scratch of the one before.
-  void run_layers(const Team& team) {
-    for (const ForwardArgs<Real>& layer : layers_) {
-      kernels_.forward(layer, team);
-      if (!team.barrier(team)) return;
-    }
-  }
-
-  static constexpr Team alone = {0, 1, [](const Team&) { return true; }, [](const Team&) { return false; }, nullptr};
-
-  const Kernels<Real>& kernels_;
-  const Index L_, B_, I_, H_, chunk_;
-  std::vector<Real> h0_, c0_;    // [L,H]
-  std::vector<Real> h_, c_;      // [L,B,H]
-  std::vector<Buffer> packed_;   // the weights of each layer
-  Buffer between_[2], scratch_;  // outputs of a layer for the next one, [chunk,B,H]
-  std::vector<ForwardArgs<Real>> layers_;
-  double flops_per_step_ = 0;
+  std::size_t item_;
+  Entry entries_[32];  // a backward with two directions has 28
+  int count_ = 0;
 };
 
-// ---- The functions -------------------------------------------------------------------------------------------------
+// Of an array with rows [T,B,D*H], or [D,B,H] of states, those of one direction.
+template <class Real, class Void>
+View<Real> side_of(Void* rows, const Problem& p, Index d) {
+  return {rows ? static_cast<Real*>(rows) + d * p.H : nullptr, p.D * p.H};
+}
+
+template <class Real, class Void>
+View<Real> state_of(Void* states, const Problem& p, Index d) {
+  return {states ? static_cast<Real*>(states) + d * p.B * p.H : nullptr, p.H};
+}
+
+Index row_count(const Problem& p) { return p.first_row ? p.first_row[p.T] : p.T * p.B; }
+
+Index state_size(const Problem& p) { return p.D * p.B * p.H; }
+
+void refuse_c(const Layer& layer, const char* name, const void* c) {
+  require(!c || layer.info->has_c, "%s: expected NULL, since %s has no cell state", name, layer.info->name);
+}
+
+// Runs a kernel to its end. `share` is of the work of a forward.
+template <class F>
+void run(const Problem& p, const Layer& layer, double share, F&& kernel) {
+  run_parallel(team_size(share * flops(p, layer.info->G), most_members(p)), std::forward<F>(kernel),
+               [] { return false; });
+}
+
+// Scratch of a kernel, and behind it memory for states; in elements.
+template <class Real>
+struct Scratch {
+  Real *kernel, *states;
+};
+
+template <class Real>
+Scratch<Real> grow_scratch(Buffer& scratch, Index kernel, Index states) {
+  grow(scratch, std::size_t(kernel + states) * sizeof(Real));
+  auto* const data = static_cast<Real*>(scratch.data());
+  return {data, data + kernel};
+}
+
+// ---- Packed weights ------------------------------------------------------------------------------------------------
+
+Problem problem_of(const Layer& layer, Index T, Index B) {
+  return {T, B, layer.I, layer.H, layer.D, layer.info->cell, InputKind::dense, 0, {0, T}};
+}
+
+void fill(rnnfast_pack& pack, const Layer& layer) {
+  with_real(layer.dtype, [&]<class Real> {
+    const Problem p = problem_of(layer, 1, 1);
+    const Index size = kernels<Real>().packed_size(p);
+    grow(pack.data, std::size_t(layer.D * size) * sizeof(Real));
+    for (Index d = 0; d < layer.D; ++d)
+      kernels<Real>().pack(p, parameters_of<Real>(layer.weights[d]), static_cast<Real*>(pack.data.data()) + d * size);
+  });
+}
+
+rnnfast_status pack_create(const rnnfast_layer* layer, rnnfast_pack** pack) {
+  return told([&] {
+    require(pack, "pack: expected a pointer, got NULL");
+    std::unique_ptr<rnnfast_pack> made(new rnnfast_pack{read_layer(layer, true), {}});
+    fill(*made, made->layer);
+    *pack = made.release();
+  });
+}
+
+rnnfast_status pack_update(rnnfast_pack* pack, const rnnfast_layer* layer) {
+  return told([&] {
+    require(pack, "pack: expected a pack, got NULL");
+    const Layer read = read_layer(layer, true);
+    require(same_sizes(read, pack->layer), "layer: expected the cell, dtype and sizes of the pack, got others");
+    fill(*pack, read);
+  });
+}
+
+void pack_destroy(rnnfast_pack* pack) { delete pack; }
+
+// ---- Forward -------------------------------------------------------------------------------------------------------
+
+// Checks the arguments and makes their problem. A call whose tape is not the caller's gives it no memory.
+void prepare(rnnfast_tape& tape) {
+  const Layer& layer = tape.layer;
+  const rnnfast_forward_args& args = tape.forward;
+  Problem& p = tape.problem = problem_of(layer, args.T, args.B);
+  require(p.T >= 1 && p.B >= 1, "T, B: expected at least 1, got %td, %td", p.T, p.B);
+  require(double(p.T) * double(p.B) < most_elements && fits_address_space(p, double(p.T * p.B)),
+          "T, B: expected sizes that fit the address space, got %td, %td", p.T, p.B);
+  require(args.x && args.y, "x, y: expected arrays, got NULL");
+  refuse_c(layer, "c0", args.c0), refuse_c(layer, "c", args.c);
+  if (args.batch_sizes) {
+    find_first_rows(args.batch_sizes, p.T, tape.schedule.first_row);
+    require(args.batch_sizes[0] == p.B, "B: expected %td, the first of batch_sizes, got %td", args.batch_sizes[0], p.B);
+    point_to_rows(p, tape.schedule);
+  }
+  find_starts(p, args.resets, nullptr, tape.schedule);
+  Arrays arrays(layer.dtype);
+  arrays.read(layer);
+  arrays.read("x", args.x, row_count(p) * p.I);
+  arrays.read("h0", args.h0, state_size(p)), arrays.read("c0", args.c0, state_size(p));
+  arrays.written("y", args.y, row_count(p) * p.D * p.H);
+  arrays.written("h", args.h, state_size(p)), arrays.written("c", args.c, state_size(p));
+  arrays.check();
+}
+
+template <class Real>
+void run_forward(rnnfast_tape& tape) {
+  const Problem& p = tape.problem;
+  const rnnfast_forward_args& args = tape.forward;
+  const bool has_c = tape.layer.info->has_c;
+  if (args.tape) grow<Real>(tape.memory, p);
+  const auto scratch =
+      grow_scratch<Real>(tape.scratch, kernels<Real>().forward_scratch(p, args.pack), 2 * state_size(p));
+  void* const h = args.h ? args.h : scratch.states;
+  void* const c = args.c || !has_c ? args.c : scratch.states + state_size(p);
+  const Index packed_size = args.pack ? kernels<Real>().packed_size(p) : 0;
+  ForwardArgs<Real> forward = {p, {static_cast<const Real*>(args.x), p.I}, {}, scratch.kernel};
+  for (Index d = 0; d < p.D; ++d) {
+    const auto h0 = state_of<const Real>(args.h0, p, d), c0 = state_of<const Real>(args.c0, p, d);
+    forward.directions[d] = {parameters_of<Real>(tape.layer.weights[d]),
+                             args.pack ? static_cast<const Real*>(args.pack->data.data()) + d * packed_size : nullptr,
+                             h0,
+                             c0,
+                             h0,
+                             c0,
+                             side_of<Real>(args.y, p, d),
+                             state_of<Real>(h, p, d),
+                             state_of<Real>(c, p, d),
+                             args.tape ? tape_of<Real>(tape.memory, p, d) : Tape<Real>{}};
+  }
+  run(p, tape.layer, 1, [&](const Team& team) { kernels<Real>().forward(forward, team); });
+}
+
+void run_forward(rnnfast_tape& tape, const Layer& layer, const rnnfast_forward_args& args) {
+  tape.filled = false;
+  tape.layer = layer, tape.forward = args;
+  prepare(tape);
+  with_real(layer.dtype, [&]<class Real> { run_forward<Real>(tape); });
+  tape.filled = true;
+}
+
+rnnfast_status forward(const rnnfast_layer* layer, const rnnfast_forward_args* args) {
+  return told([&] {
+    require_size(args, "args");
+    const Layer read = read_layer(layer, !args->pack || args->tape);
+    require(!args->pack || same_sizes(read, args->pack->layer),
+            "pack: expected one of the layer's cell, dtype and sizes, got another");
+    if (!args->tape) {
+      rnnfast_tape own;
+      return run_forward(own, read, *args);
+    }
+    const Claim claim(args->tape->busy, "tape");
+    run_forward(*args->tape, read, *args);
+  });
+}
+
+rnnfast_status tape_create(rnnfast_tape** tape) {
+  return told([&] {
+    require(tape, "tape: expected a pointer, got NULL");
+    *tape = new rnnfast_tape;
+  });
+}
+
+void tape_destroy(rnnfast_tape* tape) { delete tape; }
+
+// ---- Backward ------------------------------------------------------------------------------------------------------
+
+void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args) {
+  const Layer& layer = tape.layer;
+  const Problem& p = tape.problem;
+  const Index rows = row_count(p), states = state_size(p), G = layer.info->G;
+  require(args.dy || args.dh || args.dc, "dy, dh, dc: expected at least one gradient, got NULL");
+  require(args.gradients, "gradients: expected an array, got NULL");
+  refuse_c(layer, "dc", args.dc), refuse_c(layer, "dc0", args.dc0);
+  Arrays arrays(layer.dtype);
+  arrays.read(layer);
+  arrays.read("x", tape.forward.x, rows * p.I), arrays.read("y", tape.forward.y, rows * p.D * p.H);
+  arrays.read("h0", tape.forward.h0, states), arrays.read("c0", tape.forward.c0, states);
+  arrays.read("dy", args.dy, rows * p.D * p.H), arrays.read("dh", args.dh, states), arrays.read("dc", args.dc, states);
+  arrays.written("dx", args.dx, rows * p.I);
+  arrays.written("dh0", args.dh0, states), arrays.written("dc0", args.dc0, states);
+  for (Index d = 0; d < p.D; ++d) {
+    const rnnfast_weights& w = layer.weights[d];
+    const rnnfast_gradients& g = args.gradients[d];
+    const auto gradient = [&](const char* name, void* data, const void* weight, Index columns) {
+      require(bool(data) == bool(weight), "%s: expected %s", name,
+              weight ? "an array, got NULL" : "NULL as the bias is, got an array");
+      arrays.written(name, data, G * p.H * columns);
+    };
+    gradient("dw_ih", g.dw_ih, w.w_ih, p.I), gradient("dw_hh", g.dw_hh, w.w_hh, p.H);
+    gradient("db_ih", g.db_ih, w.b_ih, 1), gradient("db_hh", g.db_hh, w.b_hh, 1);
+  }
+  arrays.check();
+}
+
+// The gradients of the states are carried in place, from the last states' to the initial states'.
+template <class Real>
+void start(Real* state, const void* from, Index n) {
+  if (from)
+    std::copy_n(static_cast<const Real*>(from), n, state);
+  else
+    std::fill_n(state, n, Real(0));
+}
+
+template <class Real>
+void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args) {
+  const Problem& p = tape.problem;
+  const Index states = state_size(p);
+  const bool has_c = tape.layer.info->has_c, restarts = p.starts[0] || p.starts[1];
+  const auto scratch = grow_scratch<Real>(tape.scratch, kernels<Real>().backward_scratch(p, args.dx, {}), 4 * states);
+  Real* const dh = args.dh0 ? static_cast<Real*>(args.dh0) : scratch.states;
+  Real* const dc = !has_c ? nullptr : args.dc0 ? static_cast<Real*>(args.dc0) : scratch.states + states;
+  Real* const dh_start = restarts ? scratch.states + 2 * states : nullptr;
+  Real* const dc_start = restarts && has_c ? scratch.states + 3 * states : nullptr;
+  start(dh, args.dh, states);
+  if (has_c) start(dc, args.dc, states);
+  if (restarts) start(dh_start, nullptr, 2 * states);
+  BackwardArgs<Real> backward = {p,
+                                 {static_cast<const Real*>(tape.forward.x), p.I},
+                                 {static_cast<Real*>(args.dx), p.I},
+                                 {},
+                                 bool(args.accumulate),
+                                 scratch.kernel};
+  for (Index d = 0; d < p.D; ++d) {
+    const auto h0 = state_of<const Real>(tape.forward.h0, p, d), c0 = state_of<const Real>(tape.forward.c0, p, d);
+    const rnnfast_gradients& g = args.gradients[d];
+    const auto gradient = [](void* a) { return static_cast<Real*>(a); };
+    backward.directions[d] = {parameters_of<Real>(tape.layer.weights[d]),
+                              h0,
+                              c0,
+                              h0,
+                              c0,
+                              side_of<const Real>(tape.forward.y, p, d),
+                              side_of<const Real>(args.dy, p, d),
+                              {nullptr, 0},
+                              tape_of<const Real>(tape.memory, p, d),
+                              state_of<Real>(dh, p, d),
+                              state_of<Real>(dc, p, d),
+                              state_of<Real>(dh_start, p, d),
+                              state_of<Real>(dc_start, p, d),
+                              {nullptr, 0},
+                              {nullptr, 0},
+                              {gradient(g.dw_ih), gradient(g.dw_hh), gradient(g.db_ih), gradient(g.db_hh)}};
+  }
+  run(p, tape.layer, args.dx ? 2 : 1.5, [&](const Team& team) { kernels<Real>().backward(backward, team); });
+  for (Index i = 0; restarts && i < states; ++i) {
+    dh[i] += dh_start[i];
+    if (has_c) dc[i] += dc_start[i];
+  }
+}
+
+rnnfast_status backward(rnnfast_tape* tape, const rnnfast_backward_args* args) {
+  return told([&] {
+    require(tape, "tape: expected a tape, got NULL");
+    require_size(args, "args");
+    const Claim claim(tape->busy, "tape");
+    require(tape->filled, "tape: expected one that a forward has filled, got an empty one");
+    check_arrays(*tape, *args);
+    with_real(tape->layer.dtype, [&]<class Real> { run_backward<Real>(*tape, *args); });
+  });
+}
+
+// ---- Messages, cells, threads --------------------------------------------------------------------------------------
 
 thread_local char last_message[256];
 
-rnnfast_status fail(rnnfast_status status, const char* message) {
-  std::snprintf(last_message, sizeof(last_message), "%s", message);
-  return status;
-}
-
-// Runs f() and tells how it went.
-template <class F>
-rnnfast_status told(F&& f) {
-  try {
-    f();
-    return RNNFAST_OK;
-  } catch (const std::invalid_argument& error) {
-    return fail(RNNFAST_INVALID, error.what());
-  } catch (const std::exception&) {
-    return fail(RNNFAST_NO_MEMORY, "expected enough memory, got none");
-  }
-}
-
-// The same for one call at a time.
-template <class F>
-rnnfast_status told(rnnfast_stream* stream, F&& f) {
-  if (!stream) return fail(RNNFAST_INVALID, "stream: expected a stream, got NULL");
-  if (stream->busy.test_and_set(std::memory_order_acquire))
-    return fail(RNNFAST_BUSY, "stream: expected one call at a time, got one while another one runs");
-  const rnnfast_status status = told(f);
-  stream->busy.clear(std::memory_order_release);
-  return status;
-}
-
-void require_state(const rnnfast_stream& stream, const void* h, const void* c) {
-  require(h, "h: expected an array, got NULL");
-  require(bool(c) == stream.has_c, stream.has_c ? "c: expected an array, got NULL" : "c: expected NULL, got an array");
-}
-
 const char* message() { return last_message; }
 
-rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_stream** stream) {
+rnnfast_status set_threads(ptrdiff_t n) {
   return told([&] {
-    require(stack && stack->cell && stack->layers && stream, "stack, stream: expected pointers, got NULL");
-    const auto* info = std::find_if(std::begin(cells), std::end(cells),
-                                    [&](const CellInfo& cell) { return !std::strcmp(cell.name, stack->cell); });
-    require(info != std::end(cells), std::string("cell: expected the name of a cell, got '") + stack->cell + "'");
-    require(stack->num_layers >= 1 && stack->input_size >= 1 && stack->hidden_size >= 1 && B >= 1,
-            "L, I, H, B: expected at least 1, got less");
-    const double most = double(Index{1} << 58);  // elements, so that no size overflows
-    const double rows = std::max(double(B), double(chunk_rows)), units = double(stack->hidden_size) + 64;
-    require(double(stack->num_layers) * units * (4 * (double(stack->input_size) + units) + rows) * 8 < most,
-            "L, I, H, B: expected sizes that fit the address space, got more");
-    require(!stack->c0 || info->has_c, "c0: expected NULL, got an array");
-    for (Index l = 0; l < stack->num_layers; ++l)
-      require(stack->layers[l].w_ih && stack->layers[l].w_hh, "w_ih, w_hh: expected arrays, got NULL");
-    switch (stack->dtype) {
-      case RNNFAST_FLOAT32:
-        *stream = new Stream<float>(kernel_table->f32, *info, *stack, B);
-        return;
-      case RNNFAST_FLOAT64:
-        *stream = new Stream<double>(kernel_table->f64, *info, *stack, B);
-        return;
-    }
-    require(false, "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got " + std::to_string(stack->dtype));
-  });
-}
-
-void stream_destroy(rnnfast_stream* stream) { delete stream; }
-
-rnnfast_status stream_run(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y) {
-  return told(stream, [&] {
-    require(T >= 1, "T: expected at least 1, got less");
-    require(x && y, "x, y: expected arrays, got NULL");
-    stream->run(T, x, y);
-  });
-}
-
-rnnfast_status stream_reset(rnnfast_stream* stream, const unsigned char* rows) {
-  return told(stream, [&] { stream->reset(rows); });
-}
-
-rnnfast_status stream_get_state(rnnfast_stream* stream, void* h, void* c) {
-  return told(stream, [&] {
-    require_state(*stream, h, c);
-    stream->get_state(h, c);
-  });
-}
-
-rnnfast_status stream_set_state(rnnfast_stream* stream, const void* h, const void* c) {
-  return told(stream, [&] {
-    require_state(*stream, h, c);
-    stream->set_state(h, c);
+    require(n >= 1 && n <= most_threads, "n: expected a number of threads from 1 to %td, got %td", most_threads, n);
+    set_num_threads(n);
   });
 }
 
 }  // namespace
 
+rnnfast_status fail(rnnfast_status status, const char* message, ...) {
+  std::va_list parts;
+  va_start(parts, message);
+  std::vsnprintf(last_message, sizeof(last_message), message, parts);
+  va_end(parts);
+  return status;
+}
+
+void require(bool holds, const char* message, ...) {
+  if (holds) return;
+  char text[sizeof(last_message)];
+  std::va_list parts;
+  va_start(parts, message);
+  std::vsnprintf(text, sizeof(text), message, parts);
+  va_end(parts);
+  throw std::invalid_argument(text);
+}
+
+const CellInfo& cell_named(const char* name) {
+  const auto* info = std::find_if(std::begin(cells), std::end(cells),
+                                  [&](const CellInfo& cell) { return !std::strcmp(cell.name, name); });
+  require(info != std::end(cells), "cell: expected the name of a cell, got '%s'", name);
+  return *info;
+}
+
+// ---- The table -----------------------------------------------------------------------------------------------------
+
+constexpr int oldest_version = 1;  // the functions of a version are never changed
+
 extern const rnnfast_api c_api;
-const rnnfast_api c_api = {sizeof(rnnfast_api), RNNFAST_API_VERSION, message,          stream_create,   stream_destroy,
-                           stream_run,          stream_reset,        stream_get_state, stream_set_state};
+const rnnfast_api c_api = {sizeof(rnnfast_api), RNNFAST_API_VERSION, oldest_version, message,
+                           stream_create,       stream_destroy,      stream_run,     stream_reset,
+                           stream_get_state,    stream_set_state,    forward,        backward,
+                           tape_create,         tape_destroy,        pack_create,    pack_update,
+                           pack_destroy,        get_num_threads,     set_threads};
 
 }  // namespace rnnfast

@@ -1,15 +1,24 @@
-/* The C interface of rnnfast: streaming through a stack of recurrent layers, for other compiled code.
+/* The C interface of rnnfast: recurrent layers forward and backward, and streams through stacks of them, for other
+ * compiled code. docs/c-api.md has examples.
  *
- * It is a table of functions in a capsule of the extension. Python is needed to fetch the table, not to call it:
+ * It is a table of functions in a capsule of the extension. Python is needed to fetch the table, not to call it: the
+ * functions may be called from any thread, with or without the GIL, and run to their end. Where Python.h is included
+ * before this header,
  *
- *     const rnnfast_api* api = PyCapsule_Import(RNNFAST_CAPSULE, 0);
- *     if (!api || api->version < RNNFAST_API_VERSION) ...
+ *     const rnnfast_api* api = rnnfast_import();
  *
- * Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and G gates (lstm 4, gru 3, rnn 1, in torch's
- * order). Every array is contiguous, aligned to its elements and of the stream's dtype. A stream reads its weights
- * once, when it is made. Results have the bits of the layers' own, however the steps are cut into calls.
+ * returns the table, or NULL with an exception set.
  *
- * Later versions append functions to the table and change nothing that is there.
+ * Sizes are T time steps, B sequences, I inputs, H hidden units, D directions, L layers and G gates (lstm 4, gru 3,
+ * rnn 1, in torch's order). Every array is contiguous, aligned to its elements and of the call's dtype. Results have
+ * the bits of the Python functions' own.
+ *
+ * Every function checks its arguments before it writes anything. Arrays that a call writes must not overlap others of
+ * the call. In a struct that begins with `size`, what is not needed is zero:
+ *
+ *     rnnfast_forward_args args = {.size = sizeof args, .T = T, .B = B, .x = x, .y = y};
+ *
+ * Later versions append functions to the table and members to such structs, and change nothing that is there.
  */
 #ifndef RNNFAST_CAPI_H
 #define RNNFAST_CAPI_H
@@ -21,21 +30,24 @@ extern "C" {
 #endif
 
 #define RNNFAST_CAPSULE "rnnfast._core._C_API"
-#define RNNFAST_API_VERSION 1
+#define RNNFAST_API_VERSION 2
 
 typedef enum rnnfast_status {
   RNNFAST_OK = 0,
   RNNFAST_INVALID = 1, /* an argument does not fit */
   RNNFAST_NO_MEMORY = 2,
-  RNNFAST_BUSY = 3 /* another call with this stream has not returned */
+  RNNFAST_BUSY = 3 /* another call with this stream or tape has not returned */
 } rnnfast_status;
 
 typedef enum rnnfast_dtype { RNNFAST_FLOAT32 = 0, RNNFAST_FLOAT64 = 1 } rnnfast_dtype;
 
-/* One layer: w_ih [G*H,I], in layers after the first [G*H,H]; w_hh [G*H,H]; b_ih and b_hh [G*H], which may be NULL. */
+/* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,H]; w_hh [G*H,H]; b_ih and b_hh
+ * [G*H], which may be NULL. */
 typedef struct rnnfast_weights {
   const void *w_ih, *w_hh, *b_ih, *b_hh;
 } rnnfast_weights;
+
+/* ---- Streams --------------------------------------------------------------------------------------------------- */
 
 /* Layers of one cell, in one direction, each after the first reading the output of the one before. */
 typedef struct rnnfast_stack {
@@ -49,9 +61,62 @@ typedef struct rnnfast_stack {
 /* B sequences on their way through a stack. */
 typedef struct rnnfast_stream rnnfast_stream;
 
+/* ---- Layers ---------------------------------------------------------------------------------------------------- */
+
+/* One layer. The second of two directions runs backwards in time. */
+typedef struct rnnfast_layer {
+  size_t size;      /* sizeof(rnnfast_layer) */
+  const char* cell; /* as in a stack */
+  rnnfast_dtype dtype;
+  ptrdiff_t input_size, hidden_size, num_directions; /* I, H and D, which is 1 or 2 */
+  const rnnfast_weights* weights; /* [D]; may be NULL for a forward with packed weights and without a tape */
+} rnnfast_layer;
+
+/* A layer's weights as the kernels read them. Any number of calls may use it at once. */
+typedef struct rnnfast_pack rnnfast_pack;
+
+/* What a forward keeps for its backward. It refers to x, y, h0, c0 and the weights and does not copy them: they must
+ * not change before the last backward. One call at a time may use it. A tape's memory is used again by the next
+ * forward: where sizes do not grow, forward and backward allocate nothing. */
+typedef struct rnnfast_tape rnnfast_tape;
+
+/* Where sequences differ in their number of steps, they are ordered by descending length, step t has the first
+ * batch_sizes[t] of them, and [T,B,n] stands for [N,n], the rows of all steps one after the other. */
+typedef struct rnnfast_forward_args {
+  size_t size;                  /* sizeof(rnnfast_forward_args) */
+  ptrdiff_t T, B;               /* at least 1 */
+  const void* x;                /* [T,B,I] */
+  const void *h0, *c0;          /* [D,B,H], the initial state; NULL: zeros. c0 is for the lstm alone, as are c and dc */
+  void* y;                      /* [T,B,D*H], h of every step */
+  void *h, *c;                  /* [D,B,H], the state after the last step; NULL: not wanted */
+  const ptrdiff_t* batch_sizes; /* [T], positive and in descending order, the first is B; NULL: all steps have B rows */
+  const unsigned char* resets;  /* [T,B], not 0 where the state before the step is the initial one again; or NULL */
+  const rnnfast_pack* pack;     /* the layer's packed weights; NULL: the call packs them */
+  rnnfast_tape* tape;           /* filled for backward; NULL: nothing is kept */
+} rnnfast_forward_args;
+
+/* The gradients of one direction's weights, shaped like them; those of the biases are NULL where these are. */
+typedef struct rnnfast_gradients {
+  void *dw_ih, *dw_hh, *db_ih, *db_hh;
+} rnnfast_gradients;
+
+/* d<name> is the gradient of a loss with respect to <name>. At least one of dy, dh and dc is given. */
+typedef struct rnnfast_backward_args {
+  size_t size;                        /* sizeof(rnnfast_backward_args) */
+  const void* dy;                     /* [T,B,D*H]; NULL: zeros */
+  const void *dh, *dc;                /* [D,B,H], of the last state; NULL: zeros */
+  void* dx;                           /* [T,B,I]; NULL: not computed */
+  void *dh0, *dc0;                    /* [D,B,H]; NULL: not wanted */
+  const rnnfast_gradients* gradients; /* [D] */
+  int accumulate;                     /* not 0: the weights' gradients are added to what is there */
+} rnnfast_backward_args;
+
+/* ---- The table ------------------------------------------------------------------------------------------------- */
+
 typedef struct rnnfast_api {
   size_t size; /* of this table, in bytes */
   int version; /* RNNFAST_API_VERSION of the library */
+  int oldest;  /* that of the oldest header whose users it still serves */
 
   /* What went wrong in the last call on this thread that did not return RNNFAST_OK. */
   const char* (*message)(void);
@@ -73,7 +138,51 @@ typedef struct rnnfast_api {
   /* Copy the state, h and c [L,B,H], out of a stream and into it; c is NULL for cells other than the lstm. */
   rnnfast_status (*stream_get_state)(rnnfast_stream* stream, void* h, void* c);
   rnnfast_status (*stream_set_state)(rnnfast_stream* stream, const void* h, const void* c);
+
+  /* Since version 2 */
+
+  /* Runs a layer over whole sequences. Without a tape, memory comes from what the library keeps for such calls. */
+  rnnfast_status (*forward)(const rnnfast_layer* layer, const rnnfast_forward_args* args);
+
+  /* Backpropagates through the last forward of a tape. Any number of backwards may follow on a forward. */
+  rnnfast_status (*backward)(rnnfast_tape* tape, const rnnfast_backward_args* args);
+
+  /* Makes an empty tape, which forwards of any layers may fill one after the other. One that fails leaves it empty. */
+  rnnfast_status (*tape_create)(rnnfast_tape** tape);
+
+  /* Frees a tape that is in no call; NULL is allowed. */
+  void (*tape_destroy)(rnnfast_tape* tape);
+
+  /* Packs a layer's weights. They are not used afterwards. */
+  rnnfast_status (*pack_create)(const rnnfast_layer* layer, rnnfast_pack** pack);
+
+  /* Packs weights that have changed, or those of another layer of the same sizes, into a pack that is in no call. */
+  rnnfast_status (*pack_update)(rnnfast_pack* pack, const rnnfast_layer* layer);
+
+  /* Frees a pack that is in no call; NULL is allowed. */
+  void (*pack_destroy)(rnnfast_pack* pack);
+
+  /* How many threads a call may use, from 1 to 1024: one number for all callers in the process. */
+  ptrdiff_t (*get_num_threads)(void);
+  rnnfast_status (*set_num_threads)(ptrdiff_t n);
 } rnnfast_api;
+
+#ifdef Py_PYTHON_H
+/* The table of the rnnfast that is installed, or NULL with an exception set: ImportError where it does not serve this
+ * header. The caller holds the GIL. */
+static inline const rnnfast_api* rnnfast_import(void) {
+  const rnnfast_api* api = (const rnnfast_api*)PyCapsule_Import(RNNFAST_CAPSULE, 0);
+  if (!api) return NULL;
+  if (api->version >= RNNFAST_API_VERSION && api->oldest <= RNNFAST_API_VERSION && api->size >= sizeof(rnnfast_api))
+    return api;
+  PyErr_Format(PyExc_ImportError,
+               "rnnfast: this extension was compiled for version %d of the C interface, but the installed rnnfast "
+               "has version %d: %s",
+               RNNFAST_API_VERSION, api->version,
+               api->version > RNNFAST_API_VERSION ? "compile the extension again" : "install a newer rnnfast");
+  return NULL;
+}
+#endif
 
 #ifdef __cplusplus
 }

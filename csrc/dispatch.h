@@ -10,6 +10,17 @@ namespace rnnfast {
 
 extern const KernelTable* kernel_table;  // in use, chosen at import
 
+template <class Real>
+const Kernels<Real>& kernels();
+template <>
+inline const Kernels<float>& kernels<float>() {
+  return kernel_table->f32;
+}
+template <>
+inline const Kernels<double>& kernels<double>() {
+  return kernel_table->f64;
+}
+
 // Throws std::runtime_error if RNNFAST_ISA asks for what this machine lacks.
 const KernelTable& choose_kernels();
 

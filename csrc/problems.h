@@ -1,13 +1,13 @@
 // A layer's call at the border: from arrays, names and options to a Problem, or an error that names the argument.
 #pragma once
 
-#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "calls.h"
 #include "cells.h"
+#include "layer_calls.h"
 #include "tokens.h"
 
 namespace rnnfast {
@@ -71,10 +71,6 @@ inline Shape parameter_shape(const Problem& p, Index G, std::size_t i) {
   return {G * p.H};
 }
 
-// Elements of all arrays of a call but the parameters, with scratch, stay below this, so that no size overflows.
-constexpr double most_elements = double(std::int64_t{1} << 58);
-static_assert(sizeof(Index) == 8);
-
 // x [T,B,I], or tokens [T,B] and maybe their embedding [V,I].
 struct InputArrays {
   py::array x;
@@ -95,12 +91,6 @@ inline InputKind kind_of(const InputArrays& in, Index row_axes) {
   return InputKind::embedded;
 }
 
-// What a Problem points to.
-struct Schedule {
-  std::vector<Index> first_row, first_step;
-  std::vector<unsigned char> starts[2];
-};
-
 // Of integers [T], none larger than the one before.
 inline std::vector<Index> read_batch_sizes(const py::object& object) {
   const py::array array = as_array(object, "batch_sizes");
@@ -108,15 +98,8 @@ inline std::vector<Index> read_batch_sizes(const py::object& object) {
   if (array.ndim() != 1 || array.size() == 0) wrong_shape("batch_sizes", "(T,) with T >= 1", array);
   const py::array copy = array.attr("astype")(py::dtype::of<Index>(), "C");
   const auto* sizes = static_cast<const Index*>(copy.data());
-  std::vector<Index> first_row = {0};
-  for (Index t = 0; t < copy.size(); ++t) {
-    if (sizes[t] < 1 || (t > 0 && sizes[t] > sizes[t - 1]))
-      throw py::value_error("batch_sizes: expected positive integers in descending order, got " +
-                            std::to_string(sizes[t]) + " at step " + std::to_string(t));
-    first_row.push_back(sizes[t] > std::numeric_limits<Index>::max() - first_row.back() ? -1
-                                                                                        : first_row.back() + sizes[t]);
-    if (first_row.back() < 0) throw py::value_error("batch_sizes: expected a sum that fits the address space");
-  }
+  std::vector<Index> first_row;
+  find_first_rows(sizes, copy.size(), first_row);
   return first_row;
 }
 
@@ -129,31 +112,12 @@ inline std::vector<unsigned char> flags(const py::object& object, const std::str
   return {values, values + copy.size()};
 }
 
-// Where each direction's state starts anew. Backwards in time that is at the end of an episode.
-inline void read_resets(const Sequences& sequences, const Problem& p, const Shape& rows, Schedule& schedule) {
-  using Flags = std::vector<unsigned char>;
-  const auto size = [&](Index t) { return p.first_row ? p.first_row[t + 1] - p.first_row[t] : p.B; };
-  const bool resets = !sequences.resets.is_none(), continues = !sequences.ends.is_none();
-  const Flags begins = resets ? flags(sequences.resets, "resets", rows) : Flags();
-  const Flags ends = continues ? flags(sequences.ends, "ends", {size(p.T - 1)}) : Flags();
-  for (int d = 0; d < p.D; ++d) {
-    Flags& starts = schedule.starts[d];
-    if (d == 0 && !p.reverse) {
-      starts = begins;
-    } else if (resets || continues || p.first_row) {
-      Index later = 0;
-      for (Index t = 0; t < p.T; ++t) {
-        later += size(t);
-        for (Index b = 0; b < size(t); ++b) {
-          const bool last = t + 1 == p.T, ended = !last && b >= size(t + 1);
-          const auto at = [b](const Flags& array, Index row) {
-            return array.empty() ? 0 : array[std::size_t(row + b)];
-          };
-          starts.push_back(ended || (last ? at(ends, 0) : at(begins, later)));
-        }
-      }
-    }
-  }
+inline void read_resets(const Sequences& sequences, const Shape& rows, Problem& p, Schedule& schedule) {
+  const Index last = p.first_row ? p.first_row[p.T] - p.first_row[p.T - 1] : p.B;
+  std::vector<unsigned char> begins, ends;
+  if (!sequences.resets.is_none()) begins = flags(sequences.resets, "resets", rows);
+  if (!sequences.ends.is_none()) ends = flags(sequences.ends, "ends", {last});
+  find_starts(p, begins.data(), ends.data(), schedule);
 }
 
 // The sizes of a call, from the shapes of x and of the first direction's weights.
@@ -188,17 +152,10 @@ inline Problem read_problem(const CellInfo& info, const InputArrays& in, const S
                           ", got " + std::to_string(schedule.first_row.back()));
   if (p.reverse && p.D == 2) throw py::value_error("reverse: expected False for two directions, got True");
   const double rows = packed ? double(x.shape(0)) : double(p.T) * double(p.B);
-  if (rows * double(p.D) * (double(p.I) + 8.0 * double(p.H) + 64.0) > most_elements)
+  if (!fits_address_space(p, rows))
     throw py::value_error("x: expected a size that fits the address space, got " + shape_text(shape_of(x)));
-  if (packed) {
-    p.first_row = schedule.first_row.data();
-    schedule.first_step.resize(std::size_t(p.T) + 1);
-    p.chunks = kernels<float>().cut(p, schedule.first_step.data());
-    p.first_step = schedule.first_step.data();
-  }
-  read_resets(sequences, p, packed ? Shape{p.first_row[p.T]} : Shape{p.T, p.B}, schedule);
-  for (int d = 0; d < 2; ++d)
-    if (!schedule.starts[d].empty()) p.starts[d] = schedule.starts[d].data();
+  if (packed) point_to_rows(p, schedule);
+  read_resets(sequences, packed ? Shape{p.first_row[p.T]} : Shape{p.T, p.B}, p, schedule);
   return p;
 }
 

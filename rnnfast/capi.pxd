@@ -2,10 +2,9 @@
 
 Compile with `rnnfast.get_include()` among the include folders, and fetch the table once:
 
-    from cpython.pycapsule cimport PyCapsule_Import
-    from rnnfast.capi cimport RNNFAST_CAPSULE, rnnfast_api
+    from rnnfast.capi cimport rnnfast_api, rnnfast_import
 
-    cdef const rnnfast_api* api = <const rnnfast_api*> PyCapsule_Import(RNNFAST_CAPSULE, 0)
+    cdef const rnnfast_api* api = rnnfast_import()
 """
 
 cdef extern from "rnnfast/capi.h" nogil:
@@ -41,9 +40,57 @@ cdef extern from "rnnfast/capi.h" nogil:
     ctypedef struct rnnfast_stream:
         pass
 
+    ctypedef struct rnnfast_layer:
+        size_t size
+        const char* cell
+        rnnfast_dtype dtype
+        Py_ssize_t input_size
+        Py_ssize_t hidden_size
+        Py_ssize_t num_directions
+        const rnnfast_weights* weights
+
+    ctypedef struct rnnfast_pack:
+        pass
+
+    ctypedef struct rnnfast_tape:
+        pass
+
+    ctypedef struct rnnfast_forward_args:
+        size_t size
+        Py_ssize_t T
+        Py_ssize_t B
+        const void* x
+        const void* h0
+        const void* c0
+        void* y
+        void* h
+        void* c
+        const Py_ssize_t* batch_sizes
+        const unsigned char* resets
+        const rnnfast_pack* pack
+        rnnfast_tape* tape
+
+    ctypedef struct rnnfast_gradients:
+        void* dw_ih
+        void* dw_hh
+        void* db_ih
+        void* db_hh
+
+    ctypedef struct rnnfast_backward_args:
+        size_t size
+        const void* dy
+        const void* dh
+        const void* dc
+        void* dx
+        void* dh0
+        void* dc0
+        const rnnfast_gradients* gradients
+        int accumulate
+
     ctypedef struct rnnfast_api:
         size_t size
         int version
+        int oldest
         const char* (*message)() noexcept nogil
         rnnfast_status (*stream_create)(const rnnfast_stack*, Py_ssize_t, rnnfast_stream**) noexcept nogil
         void (*stream_destroy)(rnnfast_stream*) noexcept nogil
@@ -51,3 +98,15 @@ cdef extern from "rnnfast/capi.h" nogil:
         rnnfast_status (*stream_reset)(rnnfast_stream*, const unsigned char*) noexcept nogil
         rnnfast_status (*stream_get_state)(rnnfast_stream*, void*, void*) noexcept nogil
         rnnfast_status (*stream_set_state)(rnnfast_stream*, const void*, const void*) noexcept nogil
+        rnnfast_status (*forward)(const rnnfast_layer*, const rnnfast_forward_args*) noexcept nogil
+        rnnfast_status (*backward)(rnnfast_tape*, const rnnfast_backward_args*) noexcept nogil
+        rnnfast_status (*tape_create)(rnnfast_tape**) noexcept nogil
+        void (*tape_destroy)(rnnfast_tape*) noexcept nogil
+        rnnfast_status (*pack_create)(const rnnfast_layer*, rnnfast_pack**) noexcept nogil
+        rnnfast_status (*pack_update)(rnnfast_pack*, const rnnfast_layer*) noexcept nogil
+        void (*pack_destroy)(rnnfast_pack*) noexcept nogil
+        Py_ssize_t (*get_num_threads)() noexcept nogil
+        rnnfast_status (*set_num_threads)(Py_ssize_t) noexcept nogil
+
+cdef extern from "rnnfast/capi.h":
+    const rnnfast_api* rnnfast_import() except NULL

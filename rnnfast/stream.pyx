@@ -6,16 +6,15 @@ cimport cython
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.pycapsule cimport PyCapsule_Import
 
 from .capi cimport (
     RNNFAST_BUSY,
-    RNNFAST_CAPSULE,
     RNNFAST_FLOAT32,
     RNNFAST_FLOAT64,
     RNNFAST_INVALID,
     RNNFAST_OK,
     rnnfast_api,
+    rnnfast_import,
     rnnfast_stack,
     rnnfast_status,
     rnnfast_stream,
@@ -33,7 +32,7 @@ __all__ = ["Stream"]
 
 cnp.import_array()
 
-cdef const rnnfast_api* api = <const rnnfast_api*> PyCapsule_Import(RNNFAST_CAPSULE, 0)
+cdef const rnnfast_api* api = rnnfast_import()
 
 # Work, in floating point operations, from which on a call lets other Python threads run meanwhile: about 10 µs, a
 # hundred times what that costs. And work between two looks at the signals: about 20 ms.

@@ -19,6 +19,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import capi
 import numpy as np
 from modules import KINDS, make_layer, normal, oracle, parts, results, swap
 from problems import CELLS, DTYPES, Array, Results, Shape, make_problem, make_token_problem, named, named_grads, solve
@@ -519,6 +520,64 @@ def unequal_rows(rng: Rng) -> Attempt:
     return Attempt("unequal rows", call, slots, frozenset({"flow"}), bad=bad)
 
 
+TAPE = capi.Handle()  # holds what the calls before have left
+
+# What is no struct of the C interface, by its fields.
+UNFIT: tuple[tuple[str, str, Any], ...] = (
+    *[(struct, "size", n) for struct in ("layer", "forward", "backward") for n in (0, 2**63)],
+    *[("layer", name, n) for name in ("input_size", "hidden_size", "num_directions") for n in (0, -1, 2**62, -(2**63))],
+    *[("layer", "dtype", n) for n in (2, -1)],
+    *[("layer", "cell", name) for name in (None, b"", b"lstm\xff" * 99)],
+    *[("layer", "weights", None), ("backward", "gradients", None)],
+    *[("forward", name, n) for name in ("T", "B") for n in (0, -1, 2**62, -(2**63))],
+    *[("forward", name, n) for name in ("x", "y") for n in (None, 1)],
+    *[("forward", name, "h0") for name in ("y", "h")],
+    *[("backward", name, "dy") for name in ("dx", "dh0")],
+)
+
+
+def c_interface(rng: Rng) -> Attempt:
+    """Call forward and backward of the C interface."""
+    T, B, I, H = (int(n) for n in rng.integers(1, 10, 4))
+    sizes = np.sort(rng.integers(1, 6, rng.integers(1, 9)))[::-1].copy() if rng.random() < 0.5 else None
+    if sizes is not None:
+        T, B = 1, int(sizes.sum())
+    shape, seed = Shape(T, B, I, H, int(rng.integers(1, 3))), int(rng.integers(2**31))
+    p: Any = make_problem(choose(rng, CELLS), choose(rng, DTYPES), shape, bias=rng.random() < 0.8, seed=seed)
+    if sizes is not None:
+        p = capi.in_rows(p, sizes)
+    p = p.without(*(name for name in ("h0", "c0", "dh", "dc") if rng.random() < 0.3))
+    resets = rng.random(p.x.shape[:-1]) < 0.2 if rng.random() < 0.3 else None
+    call = capi.Call(p, sizes, None if resets is None else resets.astype(np.uint8))
+    unwanted = [name for name in ("h", "c", "dx", "dh0", "dc0") if rng.random() < 0.2]
+    for name in unwanted:
+        setattr(call.backward if name.startswith("d") else call.forward, name, None)
+    pack = capi.Handle(call.layer) if rng.random() < 0.5 else None
+    call.forward.pack = pack and pack.value
+    bad = ""
+    if rng.random() < 0.4:
+        struct, name, value = choose(rng, UNFIT)
+        changed = getattr(call, struct)
+        if isinstance(value, str):
+            value = getattr(changed, value) or 1
+        setattr(changed, name, value)
+        bad = f"{struct}.{name} = {value}"
+    written = [a for name, a in call.results.items() if not bad.startswith("backward") or name not in {"y", "h", "c"}]
+    read = [a for ws in p.parameters for a in ws] + [p.x, p.h0, p.c0, p.dy, p.dh, p.dc]
+
+    def solved() -> Results:
+        results = call.solve(TAPE)
+        assert pack is None or pack.value
+        return {name: a for name, a in results.items() if name not in unwanted}
+
+    def expected() -> Results:
+        right = solve(reference, replace(p, resets=resets))
+        return {name: a for name, a in right.items() if name not in unwanted}
+
+    watched = [a for a in read + (written if bad else []) if a is not None]
+    return Attempt("C interface", solved, bad=bad, expected=None if sizes is not None else expected, watched=watched)
+
+
 def steps_to_come(rng: Rng) -> Attempt:
     """Run a tape's steps as they come, in any order and out of range."""
     T, B = int(rng.integers(1, 9)), choose(rng, (0, 1, 3, 200))
@@ -712,7 +771,7 @@ def constructor(rng: Rng) -> Attempt:
 
 TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     *[bare_forward, bare_backward, whole_layer] * 4,
-    *[tokens, streaming, one_cell, readout, activation, structure, unequal_rows, steps_to_come] * 2,
+    *[tokens, streaming, one_cell, readout, activation, structure, unequal_rows, c_interface, steps_to_come] * 2,
     adam_step,
     state_dict,
     constructor,

@@ -1,14 +1,10 @@
-"""Streams: the layer's bits however time is cut, what they hold, what they refuse, and the C interface below them."""
+"""Streams: the layer's bits however time is cut, what they hold, what they refuse."""
 
-import ctypes
 import re
-import shutil
-import subprocess
 import threading
 import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +14,9 @@ from numpy.lib.stride_tricks import as_strided
 from problems import DTYPES, Array, Results, assert_same_bits, named
 
 import rnnfast
-from rnnfast import _core
 
 by_cell = pytest.mark.parametrize("cell", KINDS)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
-
-EXAMPLE = Path(__file__).parent.parent / "docs" / "streaming.md"
 
 
 def make_stream(cell: str = "lstm", B: int = 3, **arguments: Any) -> Any:
@@ -382,136 +375,3 @@ def test_a_stream_in_each_of_many_threads_gives_the_same_bits() -> None:
         worker.join()
     assert len(results) == 20
     assert all(np.array_equal(y, expected) for y in results)
-
-
-# The C interface
-
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="compiles C")
-
-
-def compile_c(source: str, folder: Path, *flags: str) -> Path:
-    (folder / "example.c").write_text(source, encoding="utf-8")
-    library = folder / "example.so"
-    command = ["cc", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-shared", "-fPIC", f"-I{rnnfast.get_include()}"]
-    subprocess.run([*command, *flags, str(folder / "example.c"), "-o", str(library)], check=True)
-    return library
-
-
-@needs_compiler
-@pytest.mark.parametrize("language", ["-std=c11", "-xc++"])
-def test_the_header_is_c_and_cpp(language: str, tmp_path: Path) -> None:
-    include = "#include <complex.h>\n" if language == "-std=c11" else ""  # its macro I
-    compile_c(
-        f"{include}#include <rnnfast/capi.h>\nint size(void) {{ return sizeof(rnnfast_api); }}\n", tmp_path, language
-    )
-
-
-class Weights(ctypes.Structure):
-    """`rnnfast_weights`."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
-
-
-class Stack(ctypes.Structure):
-    """`rnnfast_stack`."""
-
-    _fields_ = [
-        ("cell", ctypes.c_char_p),
-        ("dtype", ctypes.c_int),
-        *((name, ctypes.c_ssize_t) for name in ("num_layers", "input_size", "hidden_size")),
-        ("layers", ctypes.POINTER(Weights)),
-        ("h0", ctypes.c_void_p),
-        ("c0", ctypes.c_void_p),
-    ]
-
-
-@pytest.fixture
-def api() -> Any:
-    """Return the address of the table of functions."""
-    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    return get_pointer(_core._C_API, b"rnnfast._core._C_API")
-
-
-def stack_of(layer: Any) -> Stack:
-    L, p = layer.num_layers, layer.parameters
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    weights = (Weights * L)(*(Weights(*(p[f"{n}_l{k}"].ctypes.data for n in names)) for k in range(L)))
-    return Stack(layer.cell.encode(), layer.dtype == np.float64, L, layer.input_size, layer.hidden_size, weights)
-
-
-@needs_compiler
-@by_dtype
-@by_cell
-def test_the_documented_c_program_gives_the_layers_bits(cell: str, dtype: str, tmp_path: Path, api: Any) -> None:
-    [source] = re.findall(r"^```c\n(.*?)^```", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    if dtype == "float64":
-        source = source.replace("float", "double")
-    feed = ctypes.CDLL(str(compile_c(source, tmp_path, "-std=c11"))).feed
-    layer = make_layer(cell, num_layers=2, dtype=dtype)
-    x, y = normal((50, 7), dtype, 1), np.empty(6, dtype)
-    stack = stack_of(layer)
-    status = feed(ctypes.c_void_p(api), ctypes.byref(stack), ctypes.c_ssize_t(50), *map(np.ctypeslib.as_ctypes, (x, y)))
-    assert status == 0
-    assert np.array_equal(y, layer(x)[0][-1])
-
-
-class Table(ctypes.Structure):
-    """`rnnfast_api`."""
-
-    _fields_ = [
-        ("size", ctypes.c_size_t),
-        ("version", ctypes.c_int),
-        ("message", ctypes.CFUNCTYPE(ctypes.c_char_p)),
-        ("create", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.POINTER(ctypes.c_void_p))),
-        ("destroy", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
-        ("run", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p)),
-        ("reset", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)),
-        ("get_state", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)),
-        ("set_state", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)),
-    ]
-
-
-INVALID, NO_MEMORY = 1, 2
-
-
-def test_the_c_interface_says_what_does_not_fit(api: Any) -> None:
-    table = Table.from_address(api)
-    assert table.size == ctypes.sizeof(Table)
-    assert table.version == 1
-    layer = make_layer("gru")
-    c = normal((1, 6), "float32", 0).ctypes.data
-    stream = ctypes.c_void_p()
-    unfit: list[tuple[dict[str, Any], int, str]] = [
-        ({"cell": b"gro"}, 1, "cell: expected the name of a cell, got 'gro'"),
-        ({"dtype": 7}, 1, "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got 7"),
-        ({"hidden_size": 0}, 1, "L, I, H, B: expected at least 1, got less"),
-        ({}, 0, "L, I, H, B: expected at least 1, got less"),
-        ({"input_size": 2**61}, 1, "L, I, H, B: expected sizes that fit the address space, got more"),
-        ({"c0": c}, 1, "c0: expected NULL, got an array"),
-        ({"layers": (Weights * 1)(Weights())}, 1, "w_ih, w_hh: expected arrays, got NULL"),
-    ]
-    for change, B, message in unfit:
-        stack = stack_of(layer)
-        for name, value in change.items():
-            setattr(stack, name, value)
-        assert table.create(ctypes.addressof(stack), B, ctypes.byref(stream)) == INVALID
-        assert table.message().decode() == message
-    stack = stack_of(layer)
-    assert table.create(ctypes.addressof(stack), 2**48, ctypes.byref(stream)) == NO_MEMORY
-    assert table.create(None, 1, ctypes.byref(stream)) == INVALID
-    assert stream.value is None
-    table.destroy(None)
-
-    assert table.create(ctypes.addressof(stack), 1, ctypes.byref(stream)) == 0
-    refused: list[tuple[Callable[[], int], str]] = [
-        (lambda: table.run(stream, 0, c, c), "T: expected at least 1, got less"),
-        (lambda: table.run(stream, 1, None, c), "x, y: expected arrays, got NULL"),
-        (lambda: table.get_state(stream, c, c), "c: expected NULL, got an array"),
-        (lambda: table.set_state(stream, None, None), "h: expected an array, got NULL"),
-        (lambda: table.reset(None, None), "stream: expected a stream, got NULL"),
-    ]
-    for call, message in refused:
-        assert call() == INVALID
-        assert table.message().decode() == message
-    table.destroy(stream)

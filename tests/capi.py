@@ -1,0 +1,211 @@
+"""The C interface seen through ctypes: its structs, its table, and the calls that solve a problem."""
+
+import ctypes
+from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int, c_size_t, c_ssize_t, c_void_p
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from problems import Array, Problem, Results, named, named_grads
+
+from rnnfast import _core
+
+OK, INVALID, NO_MEMORY, BUSY = range(4)
+CAPSULE = b"rnnfast._core._C_API"
+
+
+def pointers(*names: str) -> list[tuple[str, Any]]:
+    return [(name, c_void_p) for name in names]
+
+
+def sizes(*names: str) -> list[tuple[str, Any]]:
+    return [(name, c_ssize_t) for name in names]
+
+
+class Weights(Structure):
+    """`rnnfast_weights`."""
+
+    _fields_ = pointers("w_ih", "w_hh", "b_ih", "b_hh")
+
+
+class Stack(Structure):
+    """`rnnfast_stack`."""
+
+    _fields_ = [
+        ("cell", c_char_p),
+        ("dtype", c_int),
+        *sizes("num_layers", "input_size", "hidden_size"),
+        ("layers", POINTER(Weights)),
+        *pointers("h0", "c0"),
+    ]
+
+
+class Layer(Structure):
+    """`rnnfast_layer`."""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("cell", c_char_p),
+        ("dtype", c_int),
+        *sizes("input_size", "hidden_size", "num_directions"),
+        ("weights", POINTER(Weights)),
+    ]
+
+
+class ForwardArgs(Structure):
+    """`rnnfast_forward_args`."""
+
+    _fields_ = [
+        ("size", c_size_t),
+        *sizes("T", "B"),
+        *pointers("x", "h0", "c0", "y", "h", "c", "batch_sizes", "resets", "pack", "tape"),
+    ]
+
+
+class Gradients(Structure):
+    """`rnnfast_gradients`."""
+
+    _fields_ = pointers("dw_ih", "dw_hh", "db_ih", "db_hh")
+
+
+class BackwardArgs(Structure):
+    """`rnnfast_backward_args`."""
+
+    _fields_ = [
+        ("size", c_size_t),
+        *pointers("dy", "dh", "dc", "dx", "dh0", "dc0"),
+        ("gradients", POINTER(Gradients)),
+        ("accumulate", c_int),
+    ]
+
+
+def function(*arguments: Any) -> Any:
+    return CFUNCTYPE(c_int, *arguments)
+
+
+class Table(Structure):
+    """`rnnfast_api`."""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("version", c_int),
+        ("oldest", c_int),
+        ("message", CFUNCTYPE(c_char_p)),
+        ("stream_create", function(POINTER(Stack), c_ssize_t, POINTER(c_void_p))),
+        ("stream_destroy", CFUNCTYPE(None, c_void_p)),
+        ("stream_run", function(c_void_p, c_ssize_t, c_void_p, c_void_p)),
+        ("stream_reset", function(c_void_p, c_void_p)),
+        ("stream_get_state", function(c_void_p, c_void_p, c_void_p)),
+        ("stream_set_state", function(c_void_p, c_void_p, c_void_p)),
+        ("forward", function(POINTER(Layer), POINTER(ForwardArgs))),
+        ("backward", function(c_void_p, POINTER(BackwardArgs))),
+        ("tape_create", function(POINTER(c_void_p))),
+        ("tape_destroy", CFUNCTYPE(None, c_void_p)),
+        ("pack_create", function(POINTER(Layer), POINTER(c_void_p))),
+        ("pack_update", function(c_void_p, POINTER(Layer))),
+        ("pack_destroy", CFUNCTYPE(None, c_void_p)),
+        ("get_num_threads", CFUNCTYPE(c_ssize_t)),
+        ("set_num_threads", function(c_ssize_t)),
+    ]
+
+
+def address() -> int:
+    """Return where the table is."""
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = c_void_p, (ctypes.py_object, c_char_p)
+    return int(get_pointer(_core._C_API, CAPSULE))
+
+
+API: Any = Table.from_address(address())
+
+
+def data(a: Array | None) -> int | None:
+    return None if a is None else a.ctypes.data
+
+
+def weights_of(parameters: Any) -> Any:
+    """Return (w_ih, w_hh, b_ih, b_hh) of each direction or layer as an array of structs."""
+    return (Weights * len(parameters))(*(Weights(*map(data, ws)) for ws in parameters))
+
+
+def stack_of(layer: Any) -> Stack:
+    """Return the description of a stack of one direction; the layer keeps the arrays."""
+    p, names = layer.parameters, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weights = weights_of([[p.get(f"{name}_l{k}") for name in names] for k in range(layer.num_layers)])
+    dtype = layer.dtype == np.float64
+    return Stack(layer.cell.encode(), dtype, layer.num_layers, layer.input_size, layer.hidden_size, weights)
+
+
+def in_rows(problem: Problem, batch_sizes: Array) -> Problem:
+    """Return a problem of one step, cut into rows [N,..] of steps that have these numbers of sequences."""
+    assert problem.dy is not None
+    states = {name: getattr(problem, name) for name in ("h0", "c0", "dh", "dc")}
+    first: dict[str, Any] = {name: None if s is None else s[:, : batch_sizes[0]].copy() for name, s in states.items()}
+    return replace(problem, x=problem.x[0], dy=problem.dy[0], **first)
+
+
+class Call:
+    """A forward and a backward of a problem as C makes them: structs that may be changed, and where results go.
+
+    With `batch_sizes`, x and dy are [N,..], and resets [N].
+    """
+
+    def __init__(self, problem: Problem, batch_sizes: Array | None = None, resets: Array | None = None) -> None:
+        p: Any = problem
+        rows = p.x if batch_sizes is None else batch_sizes
+        T, B = len(rows), p.x.shape[1] if batch_sizes is None else int(rows[0])
+        D, H, I = len(p.parameters), p.parameters[0][1].shape[1], p.x.shape[-1]
+
+        def new(*shape: int) -> Array:
+            return np.full(shape, 7, p.x.dtype)
+
+        def new_c() -> Array | None:
+            return new(D, B, H) if p.cell == "lstm" else None
+
+        self.problem, self.batch_sizes, self.resets = problem, batch_sizes, resets
+        self.y, self.h, self.c = new(*p.x.shape[:-1], D * H), new(D, B, H), new_c()
+        self.dx, self.dh0, self.dc0 = new(*p.x.shape), new(D, B, H), new_c()
+        self.grads = [tuple(None if w is None else new(*w.shape) for w in ws) for ws in p.parameters]
+
+        self.layer = Layer(
+            ctypes.sizeof(Layer), p.cell.encode(), p.x.dtype == np.float64, I, H, D, weights_of(p.parameters)
+        )
+        arrays = map(data, (p.x, p.h0, p.c0, self.y, self.h, self.c, batch_sizes, resets))
+        self.forward = ForwardArgs(ctypes.sizeof(ForwardArgs), T, B, *arrays)
+        gradients = (Gradients * D)(*(Gradients(*map(data, ws)) for ws in self.grads))
+        arrays = map(data, (p.dy, p.dh, p.dc, self.dx, self.dh0, self.dc0))
+        self.backward = BackwardArgs(ctypes.sizeof(BackwardArgs), *arrays, gradients)
+
+    @property
+    def results(self) -> Results:
+        """What was written, by name."""
+        states = named(h=self.h, c=self.c, dh0=self.dh0, dc0=self.dc0)
+        return {**named(y=self.y, dx=self.dx), **states, **named_grads(self.grads)}
+
+    def solve(self, tape: "Handle") -> Results:
+        """Run forward and backward; raise ValueError where the arguments do not fit."""
+        self.forward.tape = tape.value
+        check(API.forward(self.layer, self.forward))
+        check(API.backward(tape.value, self.backward))
+        return self.results
+
+
+def check(status: int) -> None:
+    """Raise what a status stands for."""
+    if status != OK:
+        raise {INVALID: ValueError, NO_MEMORY: MemoryError, BUSY: RuntimeError}[status](API.message().decode())
+
+
+class Handle:
+    """A tape, or with a layer its packed weights; freed with the object."""
+
+    def __init__(self, layer: Layer | None = None) -> None:
+        handle = c_void_p()
+        made = API.tape_create(handle) if layer is None else API.pack_create(layer, handle)
+        self.destroy = API.tape_destroy if layer is None else API.pack_destroy
+        check(made)
+        self.value = handle.value
+
+    def __del__(self) -> None:
+        if hasattr(self, "value"):
+            self.destroy(self.value)

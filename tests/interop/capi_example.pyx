@@ -1,0 +1,100 @@
+# cython: language_level=3
+"""Compiled code that uses the C interface without the GIL: training steps, and a stream fed step by step."""
+
+from rnnfast.capi cimport (
+    RNNFAST_FLOAT32,
+    RNNFAST_FLOAT64,
+    RNNFAST_OK,
+    rnnfast_api,
+    rnnfast_backward_args,
+    rnnfast_forward_args,
+    rnnfast_gradients,
+    rnnfast_import,
+    rnnfast_layer,
+    rnnfast_pack,
+    rnnfast_stack,
+    rnnfast_status,
+    rnnfast_stream,
+    rnnfast_tape,
+    rnnfast_weights,
+)
+
+cdef const rnnfast_api* api = rnnfast_import()
+
+
+cdef void* data(object a):
+    return NULL if a is None else <void*> <size_t> a.ctypes.data
+
+
+cdef int check(rnnfast_status status) except -1:
+    if status != RNNFAST_OK:
+        raise ValueError(api.message().decode())
+    return 0
+
+
+def train(object call, int passes=1, bint packed=False):
+    """Go forward and back this many times, the gradients of the weights summed up, and write call.results."""
+    p = call.problem
+    dtype = RNNFAST_FLOAT32 if p.x.itemsize == 4 else RNNFAST_FLOAT64
+    cell, H = p.cell.encode(), p.parameters[0][1].shape[1]
+    cdef rnnfast_weights[2] weights
+    cdef rnnfast_gradients[2] gradients
+    for d, (ws, gs) in enumerate(zip(p.parameters, call.grads)):
+        weights[d] = rnnfast_weights(data(ws[0]), data(ws[1]), data(ws[2]), data(ws[3]))
+        gradients[d] = rnnfast_gradients(data(gs[0]), data(gs[1]), data(gs[2]), data(gs[3]))
+    cdef rnnfast_layer layer = rnnfast_layer(
+        sizeof(rnnfast_layer), cell, dtype, p.x.shape[-1], H, len(p.parameters), &weights[0]
+    )
+    sizes = call.batch_sizes
+    cdef rnnfast_forward_args forward = rnnfast_forward_args(
+        sizeof(rnnfast_forward_args), len(p.x if sizes is None else sizes), p.x.shape[1] if sizes is None else sizes[0],
+        data(p.x), data(p.h0), data(p.c0), data(call.y), data(call.h), data(call.c),
+        <const Py_ssize_t*> data(sizes), <const unsigned char*> data(call.resets), NULL, NULL,
+    )
+    cdef rnnfast_backward_args backward = rnnfast_backward_args(
+        sizeof(rnnfast_backward_args), data(p.dy), data(p.dh), data(p.dc),
+        data(call.dx), data(call.dh0), data(call.dc0), &gradients[0], 0,
+    )
+    cdef rnnfast_pack* pack = NULL
+    cdef rnnfast_tape* tape = NULL
+    cdef rnnfast_status status
+    with nogil:
+        status = api.tape_create(&tape)
+        if status == RNNFAST_OK and packed:
+            status = api.pack_create(&layer, &pack)
+        forward.tape, forward.pack = tape, pack
+        for i in range(passes):
+            backward.accumulate = i > 0
+            if status == RNNFAST_OK:
+                status = api.forward(&layer, &forward)
+            if status == RNNFAST_OK:
+                status = api.backward(tape, &backward)
+        api.tape_destroy(tape)
+        api.pack_destroy(pack)
+    check(status)
+
+
+def stream(object layer, object x, object y):
+    """Feed x [T,B,I] step by step through a stack, and write y [T,B,H]."""
+    cdef rnnfast_weights[8] weights
+    names = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+    for k in range(layer.num_layers):
+        ws = [layer.parameters.get(f"{name}_l{k}") for name in names]
+        weights[k] = rnnfast_weights(data(ws[0]), data(ws[1]), data(ws[2]), data(ws[3]))
+    dtype = RNNFAST_FLOAT32 if x.itemsize == 4 else RNNFAST_FLOAT64
+    cell = layer.cell.encode()
+    cdef rnnfast_stack stack = rnnfast_stack(
+        cell, dtype, layer.num_layers, layer.input_size, layer.hidden_size, &weights[0], NULL, NULL
+    )
+    cdef Py_ssize_t t, T = x.shape[0], x_step = x[0].nbytes, y_step = y[0].nbytes
+    cdef const char* source = <const char*> data(x)
+    cdef char* target = <char*> data(y)
+    cdef rnnfast_stream* made = NULL
+    check(api.stream_create(&stack, x.shape[1], &made))
+    cdef rnnfast_status status = RNNFAST_OK
+    with nogil:
+        for t in range(T):
+            if status == RNNFAST_OK:
+                status = api.stream_run(made, 1, source + t * x_step, target + t * y_step)
+        api.stream_destroy(made)
+    check(status)

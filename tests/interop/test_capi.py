@@ -1,0 +1,649 @@
+"""The C interface from outside: what compilers make of its header, and Python's bits without the GIL."""
+
+import ctypes
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import capi
+import numpy as np
+import pytest
+from capi import API, INVALID, Call, Handle, Table, in_rows
+from modules import KINDS, make_layer, normal, parts
+from problems import CELLS, DTYPES, Array, Problem, Results, Shape, assert_same_bits, make_problem, named, named_grads
+
+import rnnfast
+from rnnfast import _core, functional
+
+HERE = Path(__file__).parent
+PAGE = (HERE.parent.parent / "docs" / "c-api.md").read_text(encoding="utf-8")
+
+by_cell = pytest.mark.parametrize("cell", CELLS)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES)
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="compiles C")
+
+WARNINGS = ("-Wall", "-Wextra", "-pedantic", "-Werror")
+
+
+def blocks_of(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def compiled(source: str, folder: Path, *flags: str, name: str = "example.c") -> Path:
+    """Compile a shared library in the folder."""
+    (folder / name).write_text(source, encoding="utf-8")
+    library = (folder / name).with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))
+    undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+    command = ["cc", "-shared", "-fPIC", *undefined, f"-I{rnnfast.get_include()}", *flags, str(folder / name)]
+    subprocess.run([*command, "-o", str(library)], check=True)
+    return library
+
+
+def python_include() -> str:
+    return f"-I{sysconfig.get_path('include')}"
+
+
+def cythonized(source: str, folder: Path) -> Path:
+    """Compile an extension module against the package as it is installed."""
+    pytest.importorskip("Cython")
+    (folder / "example.pyx").write_text(source, encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "cython", "-Werror", "example.pyx"], cwd=folder, check=True)
+    return compiled((folder / "example.c").read_text(encoding="utf-8"), folder, python_include())
+
+
+def imported(extension: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("example", extension)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cythonized((HERE / "capi_example.pyx").read_text(encoding="utf-8"), tmp_path_factory.mktemp("cython"))
+
+
+@pytest.fixture(scope="module")
+def example(extension: Path) -> Any:
+    return imported(extension)
+
+
+# The header
+
+
+@pytest.mark.parametrize("language", ["-std=c99", "-std=c11", "-xc++ -std=c++11", "-xc++ -std=c++20"])
+@pytest.mark.parametrize("python", ["", "#include <Python.h>\n"], ids=["alone", "with Python.h"])
+def test_the_header_is_c_and_cpp(language: str, python: str, tmp_path: Path) -> None:
+    first = python or ("" if "++" in language else "#include <complex.h>\n")  # its macro I
+    flags = ("-isystem", sysconfig.get_path("include"), *language.split(), *WARNINGS)
+    compiled(f"{first}#include <rnnfast/capi.h>\nint size(void) {{ return sizeof(rnnfast_api); }}\n", tmp_path, *flags)
+
+
+def test_the_structs_of_these_tests_are_those_of_the_header(tmp_path: Path) -> None:
+    structs: dict[str, Any] = {
+        "api": Table,
+        "weights": capi.Weights,
+        "stack": capi.Stack,
+        "layer": capi.Layer,
+        "forward_args": capi.ForwardArgs,
+        "gradients": capi.Gradients,
+        "backward_args": capi.BackwardArgs,
+    }
+    offsets = [f"offsetof(rnnfast_{struct}, {name})" for struct in structs for name, *_ in structs[struct]._fields_] + [
+        f"sizeof(rnnfast_{struct})" for struct in structs
+    ]
+    source = f"#include <rnnfast/capi.h>\nconst size_t offsets[] = {{{', '.join(offsets)}}};\n"
+    library = ctypes.CDLL(str(compiled(source, tmp_path)))
+    expected = [getattr(mirror, name).offset for mirror in structs.values() for name, *_ in mirror._fields_]
+    expected += [ctypes.sizeof(mirror) for mirror in structs.values()]
+    assert list((ctypes.c_size_t * len(offsets)).in_dll(library, "offsets")) == expected
+
+
+# The version
+
+
+def capsule_of(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put another table in the extension's place."""
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    monkeypatch.setattr(_core, "_C_API", new(ctypes.addressof(table), capi.CAPSULE, None))
+
+
+VERSIONS: dict[str, tuple[dict[str, int], str]] = {
+    "too old": ({"version": 1, "oldest": 0}, "version 2 of .* has version 1: install a newer rnnfast"),
+    "too new": ({"version": 7, "oldest": 3}, "version 2 of .* has version 7: compile the extension again"),
+    "too small": ({"size": 64}, "version 2 of .* has version 2"),
+    "as compiled": ({}, ""),
+    "newer": ({"version": 3, "size": ctypes.sizeof(Table) + 8}, ""),
+}
+
+
+@pytest.mark.parametrize("case", VERSIONS)
+def test_a_table_that_does_not_serve_the_header_is_refused(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "#include <Python.h>\n#include <rnnfast/capi.h>\nconst void* fetch(void) { return rnnfast_import(); }\n"
+    fetch = ctypes.PyDLL(str(compiled(source, tmp_path, python_include()))).fetch
+    fetch.restype = ctypes.c_void_p
+    changes, message = VERSIONS[case]
+    table = Table.from_buffer_copy(API)
+    for name, value in changes.items():
+        setattr(table, name, value)
+    capsule_of(table, monkeypatch)
+    if message:
+        with pytest.raises(ImportError, match=f"^rnnfast: this extension was compiled for {message}"):
+            fetch()
+    else:
+        assert fetch() == ctypes.addressof(table)
+
+
+def test_an_extension_cannot_be_imported_beside_a_table_that_is_too_old(
+    extension: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table.from_buffer_copy(API)
+    table.version, table.oldest = 1, 0
+    capsule_of(table, monkeypatch)
+    with pytest.raises(ImportError, match=r"compiled for version 2 .* has version 1"):
+        imported(extension)
+
+
+# Bit for bit
+
+
+Rows = tuple[Array | None, Array | None]  # batch_sizes, resets
+
+
+def unequal(cell: str, dtype: str, sizes: list[int], shape: Shape, *, resets: bool = True) -> tuple[Problem, Rows]:
+    """Return a problem of rows of unequal steps, and what says so."""
+    N, batch_sizes = sum(sizes), np.array(sizes)
+    starts = (np.random.default_rng(0).random(N) < 0.2).astype(np.uint8) if resets else None
+    return in_rows(make_problem(cell, dtype, shape._replace(T=1, B=N)), batch_sizes), (batch_sizes, starts)
+
+
+def by_python(problem: Problem, rows: Rows = (None, None), passes: int = 1) -> Results:
+    """Return what `functional` gives, the gradients of the weights summed up over the passes."""
+    p, (batch_sizes, resets) = problem, rows
+    lstm = p.cell == "lstm"
+    starts = None if resets is None else resets.astype(bool)
+    state, dstate = ((p.h0, p.c0), (p.dh, p.dc)) if lstm else (p.h0, p.dh)
+    y, last, tape = functional.forward(p.cell, p.x, p.parameters, state, batch_sizes=batch_sizes, resets=starts)
+    dx, dstate0, grads = functional.backward(tape, p.dy, dstate)
+    for _ in range(1, passes):
+        functional.backward(tape, p.dy, dstate, grads=grads)
+    states: Results = {}
+    for names, pair in ((("h", "c"), last), (("dh0", "dc0"), dstate0)):
+        states |= zip(names, parts(pair), strict=False)
+    return {**named(y=y, dx=dx), **states, **named_grads(grads)}
+
+
+FORMS: dict[str, Callable[[str, str, int], tuple[Problem, Rows]]] = {
+    "whole": lambda cell, dtype, D: (make_problem(cell, dtype, Shape(40, 9, 7, 33, D)), (None, None)),
+    "one row": lambda cell, dtype, D: (make_problem(cell, dtype, Shape(1, 1, 5, 6, D)), (None, None)),
+    "no bias": lambda cell, dtype, D: (make_problem(cell, dtype, Shape(5, 3, 1, 20, D), bias=False), (None, None)),
+    "dy alone": lambda cell, dtype, D: (
+        make_problem(cell, dtype, Shape(5, 3, 4, 8, D)).without("h0", "c0", "dh", "dc"),
+        (None, None),
+    ),
+    "last state alone": lambda cell, dtype, D: (
+        make_problem(cell, dtype, Shape(5, 3, 4, 8, D)).without("dy", "dc"),
+        (None, None),
+    ),
+    "resets": lambda cell, dtype, D: (
+        make_problem(cell, dtype, Shape(30, 9, 4, 17, D)),
+        (None, np.tile(np.array([0, 0, 3, 0, 255], np.uint8), 54).reshape(30, 9)),
+    ),
+    "unequal": lambda cell, dtype, D: unequal(cell, dtype, [5, 5, 4, 1], Shape(0, 0, 7, 19, D), resets=False),
+    "unequal with resets": lambda cell, dtype, D: unequal(cell, dtype, [60] * 4 + [9] * 90, Shape(0, 0, 3, 16, D)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("D", [1, 2])
+@by_dtype
+@by_cell
+def test_training_without_the_gil_gives_pythons_bits(cell: str, dtype: str, D: int, form: str, example: Any) -> None:
+    problem, rows = FORMS[form](cell, dtype, D)
+    expected = by_python(problem, rows, passes=2)
+    for packed in (False, True):
+        call = Call(problem, *rows)
+        example.train(call, 2, packed)
+        assert_same_bits(call.results, expected)
+
+
+@by_cell
+def test_any_number_of_threads_gives_the_same_bits(cell: str, example: Any) -> None:
+    problem = make_problem(cell, "float32", Shape(30, 40, 64, 96, 2))
+    rnnfast.set_num_threads(1)
+    expected = by_python(problem)
+    for n in (2, 5):
+        assert API.set_num_threads(n) == 0
+        assert rnnfast.get_num_threads() == API.get_num_threads() == n
+        call = Call(problem)
+        example.train(call)
+        assert_same_bits(call.results, expected)
+
+
+def test_many_threads_train_at_once(example: Any) -> None:
+    problems = [make_problem(cell, "float32", Shape(30, 16, 32, 48, 1 + k % 2)) for k, cell in enumerate(CELLS * 3)]
+    expected = [by_python(problem, passes=5) for problem in problems]
+    calls = [Call(problem) for problem in problems]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda call: example.train(call, 5, packed=call.layer.num_directions == 1), calls))
+    for call, results in zip(calls, expected, strict=True):
+        assert_same_bits(call.results, results)
+
+
+@pytest.mark.parametrize("L", [1, 3])
+@by_dtype
+@pytest.mark.parametrize("cell", KINDS)
+def test_a_stream_without_the_gil_gives_the_layers_bits(cell: str, dtype: str, L: int, example: Any) -> None:
+    layer = make_layer(cell, num_layers=L, dtype=dtype)
+    x = normal((50, 3, 7), dtype, 1)
+    y = np.empty((50, 3, 6), dtype)
+    example.stream(layer, x, y)
+    assert np.array_equal(y, layer(x)[0])
+
+
+def test_what_compiled_code_is_told_has_the_argument_in_it(example: Any) -> None:
+    with pytest.raises(ValueError, match="dy, dh, dc: expected at least one gradient"):
+        example.train(Call(make_problem("gru", "float32", Shape(5, 3, 7, 6)).without("dy", "dh")))
+
+
+# The page
+
+
+@by_dtype
+@by_cell
+def test_the_programs_in_c_give_pythons_bits(cell: str, dtype: str, tmp_path: Path) -> None:
+    source = "\n".join(blocks_of("c"))
+    if dtype == "float64":
+        source = source.replace("float", "double")
+    program = ctypes.CDLL(str(compiled(source, tmp_path, "-std=c99", *WARNINGS)))
+    pointer = ctypes.c_void_p
+
+    layer = make_layer(cell, num_layers=2, dtype=dtype)
+    x, y = normal((50, 7), dtype, 1), np.empty(6, dtype)
+    arguments = ctypes.byref(capi.stack_of(layer)), ctypes.c_ssize_t(50), pointer(x.ctypes.data), pointer(y.ctypes.data)
+    assert program.feed(pointer(capi.address()), *arguments) == 0
+    assert np.array_equal(y, layer(x)[0][-1])
+
+    problem = make_problem(cell, dtype, Shape(20, 4, 5, 6)).without("h0", "c0", "dy", "dc")
+    target = normal((1, 4, 6), dtype, 2)
+    _, state, _ = functional.forward(cell, problem.x, problem.parameters)
+    problem = replace(problem, dh=(state[0] if cell == "lstm" else state) - target)
+    expected = by_python(problem)
+    call, tape, dh = Call(problem), Handle(), np.empty_like(target)
+    arrays = (pointer(a.ctypes.data) for a in (problem.x, target, call.y, call.h, dh))
+    sizes = ctypes.c_ssize_t(20), ctypes.c_ssize_t(4)
+    objects = ctypes.byref(call.layer), call.backward.gradients, pointer(tape.value)
+    assert program.step(pointer(capi.address()), *objects, *sizes, *arrays) == 0
+    results = {**named(y=call.y, h=call.h), **named_grads(call.grads)}
+    assert_same_bits(results, {name: expected[name] for name in results})
+
+
+def test_the_module_in_cython_runs(tmp_path: Path) -> None:
+    [source] = blocks_of("cython")
+    module = imported(cythonized(source, tmp_path))
+    layer = rnnfast.GRU(5, 8, seed=0)
+    x = normal((60, 5), "float32", 1)
+    p = layer.parameters
+    weights = [p[f"{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    y = layer(x)[0][:, 0]
+    assert module.first_above(*weights, x, np.sort(y)[-2]) == y.argmax()
+    assert module.first_above(*weights, x, 1.0) == -1
+
+
+# Memory
+
+COUNTED = r"""
+#include <stdlib.h>
+#include <rnnfast/capi.h>
+
+static size_t allocations;
+
+void* __libc_malloc(size_t);
+void* __libc_calloc(size_t, size_t);
+void* __libc_realloc(void*, size_t);
+void* __libc_memalign(size_t, size_t);
+
+static void count(void) { __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED); }
+void* malloc(size_t n) { count(); return __libc_malloc(n); }
+void* calloc(size_t n, size_t size) { count(); return __libc_calloc(n, size); }
+void* realloc(void* p, size_t n) { count(); return __libc_realloc(p, n); }
+void* aligned_alloc(size_t alignment, size_t n) { count(); return __libc_memalign(alignment, n); }
+
+/* The allocations of ten passes after `first` ones; -1 if one fails. */
+ptrdiff_t allocations_of(const rnnfast_api* api, const rnnfast_layer* layer, const rnnfast_forward_args* forward,
+                         const rnnfast_backward_args* backward, rnnfast_pack* pack, int first) {
+  size_t before = 0;
+  for (int i = 0; i < first + 10; ++i) {
+    if (i == first) before = allocations;
+    if (api->forward(layer, forward) || api->backward(forward->tape, backward)) return -1;
+    if (api->pack_update(pack, layer)) return -1;
+  }
+  return (ptrdiff_t)(allocations - before);
+}
+"""
+
+COUNT = """
+import ctypes, sys
+import capi, rnnfast
+from problems import Shape, make_problem
+from test_capi import unequal
+count = ctypes.CDLL(sys.argv[1]).allocations_of
+count.restype = ctypes.c_ssize_t
+for threads in (1, 2):
+    rnnfast.set_num_threads(threads)
+    for cell in ("lstm", "gru_reset_before", "rnn_tanh"):
+        whole = make_problem(cell, "float32", Shape(20, 16, 24, 64, 2)), (None, None)
+        for problem, rows in (whole, unequal(cell, "float32", [9, 9, 3], Shape(0, 0, 5, 7, 2))):
+            call, tape = capi.Call(problem, *rows), capi.Handle()
+            call.forward.tape, pack = tape.value, capi.Handle(call.layer)
+            arguments = [ctypes.byref(s) for s in (call.layer, call.forward, call.backward)]
+            table = ctypes.c_void_p(capi.address())
+            print(*(count(table, *arguments, ctypes.c_void_p(pack.value), first) for first in (0, 2)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="counts glibc's malloc")
+def test_a_training_loop_allocates_nothing_after_its_first_steps(tmp_path: Path) -> None:
+    library = compiled(COUNTED, tmp_path, "-std=gnu11", "-Wno-attributes")
+    paths = os.pathsep.join(path for path in (str(HERE), str(HERE.parent), *sys.path) if path)
+    command = [sys.executable, "-c", COUNT, str(library)]
+    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": paths}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    counts = [[int(n) for n in line.split()] for line in run.stdout.splitlines()]
+    assert len(counts) == 12
+    assert all(later == 0 for _, later in counts), counts
+    assert counts[0][0] > 0, "nothing was counted"
+
+
+# What is refused
+
+
+def misaligned(address: int) -> int:
+    return address + 1
+
+
+def set_fields(**fields: Any) -> Callable[[Any], None]:
+    def change(struct: Any) -> None:
+        for name, value in fields.items():
+            setattr(struct, name, value(getattr(struct, name)) if callable(value) else value)
+
+    return change
+
+
+def first_of(array: str, **fields: Any) -> Callable[[Any], None]:
+    """Change the first of a struct's array of structs."""
+    return lambda struct: set_fields(**fields)(getattr(struct, array)[0])
+
+
+SOME = np.ones(100).ctypes.data
+REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
+    "layer: no size": ("lstm", "layer", set_fields(size=0), "layer->size: expected 56, got 0"),
+    "layer: other size": ("lstm", "layer", set_fields(size=64), "layer->size: expected 56, got 64"),
+    "cell: NULL": ("lstm", "layer", set_fields(cell=None), "cell: expected the name of a cell, got NULL"),
+    "cell: none": ("lstm", "layer", set_fields(cell=b"gro"), "cell: expected the name of a cell, got 'gro'"),
+    "cell: long": ("lstm", "layer", set_fields(cell=b"g" * 999), "cell: expected the name of a cell, got 'ggg"),
+    "dtype": ("lstm", "layer", set_fields(dtype=7), "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got 7"),
+    "I: none": ("lstm", "layer", set_fields(input_size=0), "I, H: expected at least 1, got 0, 6"),
+    "H: negative": ("lstm", "layer", set_fields(hidden_size=-6), "I, H: expected at least 1, got 7, -6"),
+    "D: none": ("lstm", "layer", set_fields(num_directions=0), "D: expected 1 or 2, got 0"),
+    "D: three": ("lstm", "layer", set_fields(num_directions=3), "D: expected 1 or 2, got 3"),
+    "H: huge": ("lstm", "layer", set_fields(hidden_size=2**40), "I, H: expected sizes that fit the address space"),
+    "I: huge": ("lstm", "layer", set_fields(input_size=2**62), "I, H: expected sizes that fit the address space"),
+    "weights": ("lstm", "layer", set_fields(weights=None), "weights: expected an array, got NULL"),
+    "w_hh": ("lstm", "layer", first_of("weights", w_hh=None), "w_ih, w_hh: expected arrays, got NULL"),
+    "forward: size": ("lstm", "forward", set_fields(size=8), "args->size: expected 104, got 8"),
+    "T: none": ("lstm", "forward", set_fields(T=0), "T, B: expected at least 1, got 0, 3"),
+    "B: none": ("lstm", "forward", set_fields(B=0), "T, B: expected at least 1, got 5, 0"),
+    "T: huge": ("lstm", "forward", set_fields(T=2**62), "T, B: expected sizes that fit the address space"),
+    "T, B: huge": ("lstm", "forward", set_fields(T=2**32, B=2**32), "T, B: expected sizes that fit the address space"),
+    "x: NULL": ("lstm", "forward", set_fields(x=None), "x, y: expected arrays, got NULL"),
+    "y: NULL": ("lstm", "forward", set_fields(y=None), "x, y: expected arrays, got NULL"),
+    "x: unaligned": ("lstm", "forward", set_fields(x=misaligned), "x: expected an array aligned to its elements"),
+    "y: x": ("lstm", "forward", lambda s: setattr(s, "y", s.x), "y: expected memory of its own, got .* overlaps x"),
+    "h: h0": ("lstm", "forward", lambda s: setattr(s, "h", s.h0), "h: expected memory of its own, .* overlaps h0"),
+    "c0: none": ("gru", "forward", set_fields(c0=SOME), "c0: expected NULL, since gru has no cell state"),
+    "c: none": ("rnn_relu", "forward", set_fields(c=SOME), "c: expected NULL, since rnn_relu has no cell state"),
+    "backward: size": ("lstm", "backward", set_fields(size=88), "args->size: expected 72, got 88"),
+    "no gradient": ("gru", "backward", set_fields(dy=None, dh=None), "dy, dh, dc: expected at least one gradient"),
+    "dc: none": ("gru", "backward", set_fields(dc=SOME), "dc: expected NULL, since gru has no cell state"),
+    "dc0: none": ("gru", "backward", set_fields(dc0=SOME), "dc0: expected NULL, since gru has no cell state"),
+    "gradients": ("lstm", "backward", set_fields(gradients=None), "gradients: expected an array, got NULL"),
+    "dw_ih": ("lstm", "backward", first_of("gradients", dw_ih=None), "dw_ih: expected an array, got NULL"),
+    "db_hh": ("lstm", "backward", first_of("gradients", db_hh=None), "db_hh: expected an array, got NULL"),
+    "dx: dy": ("lstm", "backward", lambda s: setattr(s, "dx", s.dy), "dx: expected memory of its own, .* overlaps dy"),
+    "dh0: dh": ("lstm", "backward", lambda s: setattr(s, "dh0", s.dh), "dh0: expected memory of its own, .* dh"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_call_says_what_does_not_fit_and_writes_nothing(case: str) -> None:
+    cell, struct, change, message = REFUSED[case]
+    call = Call(make_problem(cell, "float32", Shape(5, 3, 7, 6)))
+    change(getattr(call, struct))
+    before = {name: a.copy() for name, a in call.results.items()}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call.solve(Handle())
+    if struct == "backward":
+        forward = ("y", "h", "c")
+        before |= {name: call.results[name] for name in forward if name in before}
+    assert_same_bits(call.results, before)
+
+
+SIZES: dict[str, tuple[list[int], int, str]] = {
+    "ascending": ([2, 3], 2, "batch_sizes: expected positive integers in descending order, got 3 at step 1"),
+    "zero": ([2, 0], 2, "batch_sizes: expected positive integers in descending order, got 0 at step 1"),
+    "sum": ([2**62] * 3, 2, "batch_sizes: expected a sum that fits the address space"),
+    "other B": ([3, 2], 2, "B: expected 3, the first of batch_sizes, got 2"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_batch_sizes_that_are_none_are_refused(case: str) -> None:
+    sizes, B, message = SIZES[case]
+    call = Call(*unequal_call([3, 2]))
+    wrong = np.array(sizes)
+    call.forward.batch_sizes, call.forward.B, call.forward.T = wrong.ctypes.data, B, len(wrong)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        call.solve(Handle())
+
+
+def unequal_call(sizes: list[int]) -> tuple[Problem, Array | None, Array | None]:
+    problem, rows = unequal("gru", "float32", sizes, Shape(0, 0, 7, 6))
+    return problem, *rows
+
+
+def test_handles_that_do_not_fit_are_refused() -> None:
+    call = Call(make_problem("gru", "float32", Shape(5, 3, 7, 6)))
+    other = Call(make_problem("gru", "float32", Shape(5, 3, 7, 5)))
+    tape, pack = Handle(), Handle(call.layer)
+    none = ctypes.POINTER(ctypes.c_void_p)()
+    refused: list[tuple[Callable[[], int], str]] = [
+        (lambda: API.forward(None, call.forward), "layer: expected a pointer, got NULL"),
+        (lambda: API.forward(call.layer, None), "args: expected a pointer, got NULL"),
+        (lambda: API.backward(None, call.backward), "tape: expected a tape, got NULL"),
+        (lambda: API.backward(tape.value, None), "args: expected a pointer, got NULL"),
+        (
+            lambda: API.backward(tape.value, call.backward),
+            "tape: expected one that a forward has filled, got an empty one",
+        ),
+        (lambda: API.tape_create(none), "tape: expected a pointer, got NULL"),
+        (lambda: API.pack_create(call.layer, none), "pack: expected a pointer, got NULL"),
+        (lambda: API.pack_create(None, ctypes.c_void_p()), "layer: expected a pointer, got NULL"),
+        (lambda: API.pack_update(None, call.layer), "pack: expected a pack, got NULL"),
+        (
+            lambda: API.pack_update(pack.value, other.layer),
+            "layer: expected the cell, dtype and sizes of the pack, got others",
+        ),
+        (lambda: API.set_num_threads(0), "n: expected a number of threads from 1 to 1024, got 0"),
+        (lambda: API.set_num_threads(1025), "n: expected a number of threads from 1 to 1024, got 1025"),
+    ]
+    for refuse, message in refused:
+        assert refuse() == INVALID
+        assert API.message().decode() == message
+    other.forward.pack = pack.value
+    with pytest.raises(ValueError, match=r"^pack: expected one of the layer's cell, dtype and sizes, got another$"):
+        other.solve(tape)
+    API.tape_destroy(None)
+    API.pack_destroy(None)
+
+
+def test_a_gradient_of_a_bias_that_there_is_not_is_refused() -> None:
+    call = Call(make_problem("gru", "float32", Shape(5, 3, 7, 6), bias=False))
+    call.backward.gradients[0].db_ih = SOME
+    with pytest.raises(ValueError, match=r"^db_ih: expected NULL as the bias is, got an array$"):
+        call.solve(Handle())
+
+
+def test_a_stream_says_what_does_not_fit() -> None:
+    layer = make_layer("gru")
+    c = SOME
+    stream = ctypes.c_void_p()
+    unfit: list[tuple[dict[str, Any], int, str]] = [
+        ({"cell": b"gro"}, 1, "cell: expected the name of a cell, got 'gro'"),
+        ({"dtype": 7}, 1, "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got 7"),
+        ({"hidden_size": 0}, 1, "L, I, H, B: expected at least 1, got less"),
+        ({}, 0, "L, I, H, B: expected at least 1, got less"),
+        ({"input_size": 2**61}, 1, "L, I, H, B: expected sizes that fit the address space, got more"),
+        ({"c0": c}, 1, "c0: expected NULL, got an array"),
+        ({"layers": (capi.Weights * 1)()}, 1, "w_ih, w_hh: expected arrays, got NULL"),
+    ]
+    for change, B, message in unfit:
+        stack = capi.stack_of(layer)
+        set_fields(**change)(stack)
+        assert API.stream_create(stack, B, stream) == INVALID
+        assert API.message().decode() == message
+    stack = capi.stack_of(layer)
+    assert API.stream_create(stack, 2**48, stream) == capi.NO_MEMORY
+    assert API.stream_create(None, 1, stream) == INVALID
+    assert stream.value is None
+    API.stream_destroy(None)
+
+    capi.check(API.stream_create(stack, 1, stream))
+    refused: list[tuple[Callable[[], int], str]] = [
+        (lambda: API.stream_run(stream, 0, c, c), "T: expected at least 1, got less"),
+        (lambda: API.stream_run(stream, 1, None, c), "x, y: expected arrays, got NULL"),
+        (lambda: API.stream_get_state(stream, c, c), "c: expected NULL, got an array"),
+        (lambda: API.stream_set_state(stream, None, None), "h: expected an array, got NULL"),
+        (lambda: API.stream_reset(None, None), "stream: expected a stream, got NULL"),
+    ]
+    for refuse, message in refused:
+        assert refuse() == INVALID
+        assert API.message().decode() == message
+    API.stream_destroy(stream)
+
+
+def test_a_forward_that_fails_leaves_its_tape_empty() -> None:
+    call, tape = Call(make_problem("lstm", "float32", Shape(5, 3, 7, 6))), Handle()
+    call.solve(tape)
+    call.forward.T = 0
+    assert API.forward(call.layer, call.forward) == INVALID
+    assert API.backward(tape.value, call.backward) == INVALID
+
+
+def test_memory_that_is_not_there_is_told() -> None:
+    call, tape = Call(make_problem("lstm", "float32", Shape(5, 3, 7, 6))), Handle()
+    call.forward.T, call.forward.x, call.forward.y = 2**48, 2**57, 2**60
+    with pytest.raises(MemoryError, match=r"^expected enough memory, got none$"):
+        call.solve(tape)
+
+
+# What the interface promises
+
+
+def test_a_tape_may_be_filled_by_any_layers_one_after_the_other() -> None:
+    tape = Handle()
+    for cell, dtype, D in (("lstm", "float64", 2), ("rnn_tanh", "float32", 1), ("gru_reset_before", "float32", 2)) * 2:
+        for form in FORMS:
+            problem, rows = FORMS[form](cell, dtype, D)
+            assert_same_bits(Call(problem, *rows).solve(tape), by_python(problem, rows))
+
+
+@by_cell
+def test_backward_may_run_again(cell: str) -> None:
+    call, tape = Call(make_problem(cell, "float32", Shape(30, 9, 4, 17, 2))), Handle()
+    first = {name: a.copy() for name, a in call.solve(tape).items()}
+    capi.check(API.backward(tape.value, call.backward))
+    assert_same_bits(call.results, first)
+
+
+def test_a_tape_in_many_threads_is_refused_or_serves() -> None:
+    problem = make_problem("lstm", "float32", Shape(60, 16, 32, 48))
+    expected, tape = by_python(problem), Handle()
+    call = Call(problem)
+    call.solve(tape)
+    gradients = {name for name in expected if name.startswith("d")}
+
+    def work(own: Call) -> None:
+        for _ in range(20):
+            status = API.backward(tape.value, own.backward)
+            if status == 0:
+                assert_same_bits({n: own.results[n] for n in gradients}, {n: expected[n] for n in gradients})
+            else:
+                assert status == capi.BUSY
+                assert API.message() == b"tape: expected one call at a time, got one while another one runs"
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, [Call(problem) for _ in range(4)]))
+    work(call)
+
+
+@pytest.mark.parametrize("form", ["whole", "resets", "unequal"])
+@by_cell
+def test_results_that_nobody_wants_are_left_out(cell: str, form: str) -> None:
+    problem, rows = FORMS[form](cell, "float32", 2)
+    expected = by_python(problem, rows)
+    call = Call(problem, *rows)
+    set_fields(h=None, c=None)(call.forward)
+    set_fields(dx=None, dh0=None, dc0=None)(call.backward)
+    left = ("h", "c", "dx", "dh0", "dc0")
+    results = call.solve(Handle())
+    for name in left:
+        assert name not in results or (results.pop(name) == 7).all()
+    assert_same_bits(results, {name: a for name, a in expected.items() if name not in left})
+
+
+@pytest.mark.parametrize("form", ["whole", "unequal with resets"])
+@by_cell
+def test_a_forward_without_a_tape_gives_the_same_bits(cell: str, form: str) -> None:
+    problem, rows = FORMS[form](cell, "float64", 2)
+    expected = by_python(problem, rows)
+    call = Call(problem, *rows)
+    pack = Handle(call.layer)
+    for packed in (False, True):
+        if packed:  # there are no other weights then
+            call.forward.pack, call.layer.weights = pack.value, None
+            call.y.fill(np.nan)
+        capi.check(API.forward(call.layer, call.forward))
+        forward = {name: a for name, a in call.results.items() if name in {"y", "h", "c"}}
+        assert_same_bits(forward, {name: expected[name] for name in forward})
+
+
+@by_cell
+def test_a_pack_holds_the_weights_that_it_was_given_last(cell: str) -> None:
+    problem = make_problem(cell, "float32", Shape(12, 3, 7, 6, 2))
+    call, tape = Call(problem), Handle()
+    pack = Handle(call.layer)
+    call.forward.pack = pack.value
+    before = {name: a.copy() for name, a in call.solve(tape).items()}
+    weights: list[Any] = [w for ws in problem.parameters for w in ws]
+    for w in weights:
+        w *= 2
+    capi.check(API.forward(call.layer, call.forward))
+    assert np.array_equal(call.y, before["y"])
+    capi.check(API.pack_update(pack.value, call.layer))
+    assert_same_bits(call.solve(tape), by_python(problem))
+    assert not np.array_equal(call.y, before["y"])
