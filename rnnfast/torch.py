@@ -87,7 +87,7 @@ class Call(NamedTuple):
     def run(self, kernel: Callable[..., Any], **options: Any) -> Any:
         """Return what one of `_core.forward` and `_core.inference` does."""
         step, n = self.is_step, 4 if self.bias else 2
-        weights = [_array(w) for w in self.weights]
+        weights = [w.numpy(force=True) for w in self.weights]
         return kernel(
             self.cell,
             _array(self.x, step),
@@ -131,8 +131,9 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
         ctx.save_for_backward(*tensors, call.batch_sizes, y, gates, cells)
         ctx.cell, ctx.bias, ctx.tape = call.cell, call.bias, weakref.ref(tape)
         ctx.set_materialize_grads(False)
-        h, c = _tensors(last, call.is_step)
-        return None if call.is_step else y, h, c
+        step = call.is_step
+        h, c = _tensors(last, step)
+        return None if step else y, h, c
 
     @staticmethod
     def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -317,7 +318,7 @@ def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, .
 
     `shape` is that of the state that goes with x, None if x is at fault.
     """
-    if weight.dtype not in DTYPES or weight.device.type not in ("cpu", "meta"):
+    if weight.dtype not in DTYPES or not (weight.is_cpu or weight.is_meta):
         msg = (
             f"weight_ih: expected dtype float32 or float64 on the CPU, got {weight.dtype} on {weight.device}; "
             "rnnfast.torch.restore(model) leaves its modules to torch"
@@ -326,9 +327,12 @@ def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, .
     given = [x] if hx is None else [x, *hx] if parts == 2 else [x, hx]
     if torch.is_autocast_enabled("cpu"):
         given = [t.to(weight.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
-    kind = weight.dtype, weight.device
-    fits = shape is not None and len(given) in (1, 1 + parts) and all(state.shape == shape for state in given[1:])
-    return [*given, None, None][:3] if fits and all((t.dtype, t.device) == kind for t in given) else None
+    if shape is None or len(given) not in (1, 1 + parts):
+        return None
+    for k, t in enumerate(given):
+        if t.dtype != weight.dtype or t.device != weight.device or (k and t.shape != shape):
+            return None
+    return [*given, None, None][:3]
 
 
 def each(change: Callable[[Tensor], Tensor], tensors: Iterable[Any]) -> list[Any]:
