@@ -25,6 +25,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -80,12 +81,13 @@ class Call(NamedTuple):
 
     def as_layer(self) -> "Call":
         """Return a step as a layer's call."""
-        return self._replace(**{n: s if (s := getattr(self, n)) is None else s[None] for n in ("x", "h0", "c0")})
+        x, h0, c0 = each(itemgetter(None), self[2:5])
+        return self._replace(x=x, h0=h0, c0=c0)
 
     def run(self, kernel: Callable[..., Any], **options: Any) -> Any:
         """Return what one of `_core.forward` and `_core.inference` does."""
         step, n = self.is_step, 4 if self.bias else 2
-        weights = [_array(w) for w in self.weights]
+        weights = [w.numpy(force=True) for w in self.weights]
         return kernel(
             self.cell,
             _array(self.x, step),
@@ -125,12 +127,13 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor | None]:
         array, *last, tape = call.run(_core.forward)
         # Saved tensors own the tape: it goes with the graph, or where hooks on saved tensors let go of it.
-        y, gates, cells, _ = _tensors((array, *tape.memory))
+        y, gates, cells = _tensors((array, *tape.memory[:2]))
         ctx.save_for_backward(*tensors, call.batch_sizes, y, gates, cells)
         ctx.cell, ctx.bias, ctx.tape = call.cell, call.bias, weakref.ref(tape)
         ctx.set_materialize_grads(False)
-        h, c = _tensors(last, call.is_step)
-        return None if call.is_step else y, h, c
+        step = call.is_step
+        h, c = _tensors(last, step)
+        return None if step else y, h, c
 
     @staticmethod
     def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -166,8 +169,8 @@ def _filled_tape(call: Call, y: Tensor, gates: Tensor, cells: Tensor) -> _core.T
 def differentiable_backward(call: Call, dlast: Sequence[Tensor | None]) -> Gradients:
     """Return the gradients computed by torch's operators, so that they have gradients themselves."""
     if call.is_step:
-        *gradients, dweights = differentiable_backward(call.as_layer(), [d if d is None else d[None] for d in dlast])
-        dx, dh0, dc0 = (d if d is None else d[0] for d in gradients)
+        *gradients, dweights = differentiable_backward(call.as_layer(), each(itemgetter(None), dlast))
+        dx, dh0, dc0 = each(itemgetter(0), gradients)
         return dx, dh0, dc0, dweights
     D, B, H = call.state_shape
     zeros = call.x.new_zeros(D, B, H)
@@ -315,7 +318,7 @@ def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, .
 
     `shape` is that of the state that goes with x, None if x is at fault.
     """
-    if weight.dtype not in DTYPES or weight.device.type not in ("cpu", "meta"):
+    if weight.dtype not in DTYPES or not (weight.is_cpu or weight.is_meta):
         msg = (
             f"weight_ih: expected dtype float32 or float64 on the CPU, got {weight.dtype} on {weight.device}; "
             "rnnfast.torch.restore(model) leaves its modules to torch"
@@ -324,9 +327,12 @@ def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, .
     given = [x] if hx is None else [x, *hx] if parts == 2 else [x, hx]
     if torch.is_autocast_enabled("cpu"):
         given = [t.to(weight.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
-    kind = weight.dtype, weight.device
-    fits = shape is not None and len(given) in (1, 1 + parts) and all(state.shape == shape for state in given[1:])
-    return [*given, None, None][:3] if fits and all((t.dtype, t.device) == kind for t in given) else None
+    if shape is None or len(given) not in (1, 1 + parts):
+        return None
+    for k, t in enumerate(given):
+        if t.dtype != weight.dtype or t.device != weight.device or (k and t.shape != shape):
+            return None
+    return [*given, None, None][:3]
 
 
 def each(change: Callable[[Tensor], Tensor], tensors: Iterable[Any]) -> list[Any]:
@@ -373,9 +379,9 @@ class _Recurrent(_Scriptable):
         for k in range(L):
             if k and self.training and self.dropout:
                 x = torch.nn.functional.dropout(x, self.dropout)
-            here = first if L == 1 else each(lambda state, k=k: state[k * D : (k + 1) * D], first)
+            h0, c0 = first if L == 1 else each(itemgetter(slice(k * D, (k + 1) * D)), first)
             own = weights[k * n : (k + 1) * n]
-            x, *state = layer(Call(MODES[self.mode], self.bias, x, *here, batch_sizes, own))
+            x, *state = layer(Call(MODES[self.mode], self.bias, x, h0, c0, batch_sizes, own))
             last.append(state[:parts])
         states = last[0] if L == 1 else [torch.cat(part) for part in zip(*last, strict=True)]
 

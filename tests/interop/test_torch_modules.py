@@ -290,13 +290,14 @@ def test_second_derivatives_of_cells(kind: str) -> None:
 @by_dtype
 def test_a_gradient_penalty_trains_as_with_torch(layer: str, dtype: Any) -> None:
     found = []
-    for module in twins(layer, num_layers=2, dtype=dtype):
+    for module in twins(layer, sizes=(H, H), num_layers=2, dtype=dtype):
         torch.manual_seed(2)
-        x = torch.randn(T, B, I, dtype=dtype, requires_grad=True)
+        x = torch.randn(T, B, H, dtype=dtype, requires_grad=True)
         with ours.by_torch():  # torch's LSTM has no second derivatives otherwise
-            y, _ = module(x)
-            (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-            found.append(list(torch.autograd.grad(dx.square().sum() + y.sum(), module.parameters())))
+            y, _ = module(module(x)[0])  # the second time, x depends on the weights
+            (dx, dw) = torch.autograd.grad(y.square().sum(), (x, module.weight_hh_l0), create_graph=True)
+            loss = dx.square().sum() + dw.square().sum() + y.sum()
+            found.append(list(torch.autograd.grad(loss, module.parameters())))
     assert_close(*found)
 
 
