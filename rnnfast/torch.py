@@ -25,6 +25,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -43,7 +44,12 @@ torch._dynamo.config.allow_rnn = True
 
 DTYPES = torch.float32, torch.float64
 MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}  # torch's names
-OPERATORS = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}
+STEPS = {
+    "lstm": torch.lstm_cell,
+    "gru": torch.gru_cell,
+    "rnn_tanh": torch.rnn_tanh_cell,
+    "rnn_relu": torch.rnn_relu_cell,
+}
 
 
 # One layer in all its directions
@@ -69,12 +75,12 @@ class Call(NamedTuple):
 
     def run(self, kernel: Callable[..., Any], **options: Any) -> Any:
         """Return what one of `_core.forward` and `_core.inference` does."""
-        step = 4 if self.bias else 2
-        weights = [_array(w) for w in self.weights]
+        weights = map(_array, self.weights)
+        directions = zip(weights, weights, *((weights, weights) if self.bias else (repeat(None), repeat(None))))
         return kernel(
             self.cell,
             _array(self.x),
-            [(*weights[k : k + step], None, None)[:4] for k in range(0, len(weights), step)],
+            list(directions),
             _array(self.h0),
             _array(self.c0),
             batch_sizes=_array(self.batch_sizes),
@@ -85,7 +91,7 @@ class Call(NamedTuple):
 
 def layer(call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return y and the last h and c, None where the cell has none."""
-    tensors = call.x, call.h0, call.c0, *call.weights
+    tensors = *call.weights, call.x, call.h0, call.c0
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if torch.compiler.is_compiling() or type(call.x) not in (Tensor, torch.nn.Parameter) or not call.x.is_cpu:
         if call.batch_sizes is not None and call.h0 is None:  # the operator's results have its shape
@@ -93,47 +99,46 @@ def layer(call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
         y, h, c, *_ = forward_operator(*call, differentiable)
         return y, h, c if call.cell == "lstm" else None
     if not differentiable:
-        return _tensors(call.run(_core.inference))
-    results: tuple[Tensor, Tensor, Tensor | None] = _Layer.apply(*call[:6], *call.weights)
+        return _tensors(*call.run(_core.inference))
+    results: tuple[Tensor, Tensor, Tensor | None] = _Layer.apply(call, *tensors)
     return results
 
 
 class _Layer(torch.autograd.Function):  # type: ignore[misc]
-    """A layer in eager mode."""
+    """A layer in eager mode, given a call and, to follow them, its tensors: the weights, x, h0 and c0."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        call = Call(*arguments[:6], arguments[6:])
-        *results, tape = call.run(_core.forward)
-        y, h, c = _tensors(results)
+    def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        y, h, c, tape = call.run(_core.forward)
+        gates, cells, _ = tape.memory
+        y, h, c, gates, cells = _tensors(y, h, c, gates, cells)
         # Saved tensors own the tape: it goes with the graph, or where hooks on saved tensors let go of it.
-        gates, cells, _ = _tensors(tape.memory)
-        ctx.save_for_backward(*call[2:6], y, gates, cells, *call.weights)
+        ctx.save_for_backward(*tensors, call.batch_sizes, y, gates, cells)
         ctx.cell, ctx.bias, ctx.tape = call.cell, call.bias, weakref.ref(tape)
         ctx.set_materialize_grads(False)
         return y, h, c
 
     @staticmethod
     def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, h0, c0, batch_sizes, y, gates, cells, *weights = ctx.saved_tensors
+        *weights, x, h0, c0, batch_sizes, y, gates, cells = ctx.saved_tensors
         call = Call(ctx.cell, ctx.bias, x, h0, c0, batch_sizes, weights)
         if all(d is None for d in dlast):
-            return (None,) * (6 + len(weights))
+            return (None,) * (4 + len(weights))
         if torch.is_grad_enabled():
             dx, dh0, dc0, dweights = differentiable_backward(call, dlast)
         else:
             tape = ctx.tape() or _filled_tape(call, y, gates, cells)
-            dx, dh0, dc0, dweights = _backward(tape, dlast, ctx.needs_input_grad[2])
-        return None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, None, *dweights
+            dx, dh0, dc0, dweights = _backward(tape, dlast, ctx.needs_input_grad[-3])
+        return None, *dweights, dx, None if h0 is None else dh0, None if c0 is None else dc0
 
 
 Gradients = tuple[Tensor | None, Tensor, Tensor | None, Sequence[Tensor]]  # dx, dh0, dc0 and those of the weights
 
 
 def _backward(tape: _core.Tape, dlast: Iterable[Tensor | None], need_dx: bool) -> Gradients:
-    *gradients, grads = _core.backward(tape, *map(_array, dlast), need_dx=need_dx, threads=torch.get_num_threads())
-    dweights = [torch.from_numpy(array) for direction in grads for array in direction if array is not None]
-    return *_tensors(gradients), dweights
+    gradients = _core.backward(tape, *map(_array, dlast), need_dx=need_dx, threads=torch.get_num_threads())
+    dweights = [torch.from_numpy(array) for direction in gradients[3] for array in direction if array is not None]
+    return *_tensors(*gradients[:3]), dweights
 
 
 def _filled_tape(call: Call, y: Tensor, gates: Tensor, cells: Tensor) -> _core.Tape:
@@ -145,27 +150,42 @@ def _filled_tape(call: Call, y: Tensor, gates: Tensor, cells: Tensor) -> _core.T
 
 def differentiable_backward(call: Call, dlast: Sequence[Tensor | None]) -> Gradients:
     """Return the gradients computed by torch's operators, so that they have gradients themselves."""
-    zeros = call.x.new_zeros(call.state_shape)
+    D, B, H = call.state_shape
+    zeros = call.x.new_zeros(D, B, H)
     states = [zeros if state is None else state for state in call[3:5]][: 2 if call.cell == "lstm" else 1]
+    sizes = [B] * len(call.x) if call.batch_sizes is None else call.batch_sizes.tolist()
 
-    def run(x: Tensor, states: list[Tensor], weights: list[Tensor]) -> Any:
-        state = tuple(states) if call.cell == "lstm" else states[0]
-        rows = (x,) if call.batch_sizes is None else (x, call.batch_sizes)
-        options = call.bias, 1, 0.0, False, call.state_shape[0] == 2  # layers, dropout, training, bidirectional
-        batch_first = (False,) if call.batch_sizes is None else ()
-        return OPERATORS[call.cell](*rows, state, weights, *options, *batch_first)
+    def run(x: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+        """Return y and the last state of a forward."""
+        of_directions, step = [], len(weights) // D
+        for d in range(D):
+            order = -1 if d else 1
+            own = weights[d * step : (d + 1) * step]
+            h, state = [], [part[d] for part in states]
+            for x_t in x.flatten(0, -2).split(sizes)[::order]:
+                n = len(x_t)  # of the longest sequences; the others' states wait, or are the last ones
+                before = [part[:n] for part in state]
+                after = STEPS[call.cell](x_t, before if len(before) == 2 else before[0], *own)
+                after = after if isinstance(after, tuple) else (after,)
+                state = [torch.cat((new, part[n:])) for new, part in zip(after, state, strict=True)]
+                h.append(after[0])
+            of_directions.append([torch.cat(h[::order]), *state])
+        y, *last = zip(*of_directions, strict=True)
+        return [torch.cat(y, -1).reshape(*x.shape[:-1], D * H), *map(torch.stack, last)]
 
-    with torch.autocast("cpu", enabled=False), by_torch():
+    with torch.autocast("cpu", enabled=False):
+        # Of weights that x was computed from, the part of the gradient that goes through x is not ours: torch.func
+        # keeps to the arguments as they are here.
         last, pullback = torch.func.vjp(run, call.x, states, list(call.weights))
         dx, dstates, dweights = pullback(
-            tuple(torch.zeros_like(a) if d is None else d for a, d in zip(last, dlast, strict=False))
+            [torch.zeros_like(a) if d is None else d for a, d in zip(last, dlast, strict=False)]
         )
     return dx, *(*dstates, None)[:2], dweights
 
 
 @contextmanager
 def by_torch() -> Iterator[None]:
-    """Keep torch from oneDNN, whose LSTM has no second derivatives."""
+    """Keep torch from oneDNN, whose LSTM has first derivatives backwards alone."""
     enabled = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False
     try:
@@ -178,8 +198,8 @@ def _array(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.numpy(force=True)  # of a CPU's tensor, its memory
 
 
-def _tensors(arrays: Iterable[Any]) -> Any:
-    return tuple(None if array is None else torch.from_numpy(array) for array in arrays)
+def _tensors(*arrays: Any) -> Any:
+    return [None if array is None else torch.from_numpy(array) for array in arrays]
 
 
 # The same as operators, for torch.compile and whatever else looks at operators alone
@@ -198,7 +218,7 @@ def forward_operator(*arguments: Any) -> tuple[Tensor, ...]:
     *call, training = arguments
     *results, tape = (*Call(*call).run(_core.forward if training else _core.inference), None)[:4]
     memory = (None, None) if tape is None else tape.memory[:2]
-    return tuple(call[2].new_empty(0) if t is None else t for t in _tensors((*results, *memory)))
+    return tuple(call[2].new_empty(0) if t is None else t for t in _tensors(*results, *memory))
 
 
 @forward_operator.register_fake
@@ -263,23 +283,22 @@ def left_to_torch() -> bool:
     return bool(transformed or torch.jit.is_tracing())
 
 
-def prepared(weight: Tensor, x: Tensor, states: Iterable[Any]) -> list[Any]:
-    """Return x and the states as autocast hands them to the kernels, where these can take the weights at all."""
+def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, ...] | None) -> list[Tensor]:
+    """Return x and the parts of its state as autocast hands them on; nothing where x, whose state has `shape`, or hx
+    does not fit.
+    """
     if weight.dtype not in DTYPES or weight.device.type not in ("cpu", "meta"):
         msg = (
             f"weight_ih: expected dtype float32 or float64 on the CPU, got {weight.dtype} on {weight.device}; "
-            "rnnfast.torch.restore(model) leaves the rest to torch"
+            "rnnfast.torch.restore(model) leaves its modules to torch"
         )
         raise TypeError(msg)
-    given = [x, *states]
+    given = [x] if hx is None else [x, *hx] if parts == 2 else [x, hx]
     if torch.is_autocast_enabled("cpu"):
         given = [t.to(weight.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
-    return given
-
-
-def same_kind(weight: Tensor, *tensors: Tensor) -> bool:
-    """Return whether tensors have the dtype and the device of the weights."""
-    return all(t.dtype == weight.dtype and t.device == weight.device for t in tensors)
+    kind = weight.dtype, weight.device
+    fits = shape is not None and len(given) in (1, 1 + parts) and all(state.shape == shape for state in given[1:])
+    return given if fits and all((t.dtype, t.device) == kind for t in given) else []
 
 
 class _Scriptable:
@@ -298,46 +317,47 @@ class _Recurrent(_Scriptable):
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, places = input if packed else (input, None, None, None)
         weights = [getattr(self, name) for name in self._flat_weights_names]
-        x, *states = prepared(weights[0], x, () if hx is None else hx if self.mode == "LSTM" else (hx,))
-
-        L, D = self.num_layers, 1 + self.bidirectional
-        batched, batch_first = packed or x.dim() == 3, self.batch_first and not packed and x.dim() == 3
-        T, B = x.shape[1::-1] if batch_first else (*x.shape, 0, 0)[:2]
-        rows = (int(batch_sizes[0]),) if packed else (B,) if batched else ()
-        if not (
-            (x.dim() == 2 if packed else x.dim() in (2, 3) and T > 0)
-            and x.shape[-1] == self.input_size
-            and same_kind(weights[0], x, *states)
-            and len(states) in (0, 1 + (self.mode == "LSTM"))
-            and all(state.shape == (L * D, *rows, self.hidden_size) for state in states)
-        ):
+        parts, L, D = 1 + (self.mode == "LSTM"), self.num_layers, 1 + self.bidirectional
+        given = prepared(weights[0], x, hx, parts, self._state_shape(x.shape, batch_sizes))
+        if not given:
             return super().forward(input, hx)  # which says what is wrong
 
-        if order is not None:
-            states = [state.index_select(1, order) for state in states]
-        if not batched:
-            x, states = x.unsqueeze(1), [state.unsqueeze(1) for state in states]
+        unbatched = not packed and x.dim() == 2
+        batch_first = self.batch_first and not packed and not unbatched
+        x, *states = (t.unsqueeze(1) for t in given) if unbatched else given
         if batch_first:
             x = x.transpose(0, 1)
-        last, n = [], len(weights) // L
+        if order is not None:
+            states = [state.index_select(1, order) for state in states]
+        last: list[Any] = []
+        n = len(weights) // L
         for k in range(L):
             if k and self.training and self.dropout:
                 x = torch.nn.functional.dropout(x, self.dropout)
-            first = states if L == 1 else [state[k * D : (k + 1) * D] for state in states]
-            h0, c0 = (*first, None, None)[:2]
+            h0, c0 = (*(state if L == 1 else state[k * D : (k + 1) * D] for state in states), None, None)[:2]
             own = weights[k * n : (k + 1) * n]
             x, *state = layer(Call(MODES[self.mode], self.bias, x, h0, c0, batch_sizes, own))
-            last.append(state)
-        hidden = [parts[0] if L == 1 else torch.cat(parts) for parts in zip(*last, strict=True) if parts[0] is not None]
+            last.append(state[:parts])
+        states = last[0] if L == 1 else [torch.cat(part) for part in zip(*last, strict=True)]
 
+        if places is not None:
+            states = [state.index_select(1, places) for state in states]
         if batch_first:
             x = x.transpose(0, 1)
-        if not batched:
-            x, hidden = x.squeeze(1), [state.squeeze(1) for state in hidden]
-        if places is not None:
-            hidden = [state.index_select(1, places) for state in hidden]
-        y = PackedSequence(x, batch_sizes, order, places) if packed else x
-        return y, tuple(hidden) if self.mode == "LSTM" else hidden[0]
+        x, *states = (t.squeeze(1) for t in (x, *states)) if unbatched else (x, *states)
+        return PackedSequence(x, *input[1:]) if packed else x, tuple(states) if parts == 2 else states[0]
+
+    def _state_shape(self: Any, shape: tuple[int, ...], batch_sizes: Tensor | None) -> tuple[int, ...] | None:
+        """Return the shape of a state that goes with x, None if there is none."""
+        size, H = self.num_layers * (1 + self.bidirectional), self.hidden_size
+        if shape[-1:] != (self.input_size,):
+            return None
+        if batch_sizes is not None:
+            return (size, int(batch_sizes[0]), H) if len(shape) == 2 else None
+        if len(shape) != 3:
+            return (size, H) if len(shape) == 2 and shape[0] else None
+        T, B = shape[1::-1] if self.batch_first else shape[:2]
+        return (size, B, H) if T else None
 
 
 class _Cell(_Scriptable):
@@ -349,22 +369,18 @@ class _Cell(_Scriptable):
         if left_to_torch():
             return super().forward(input, hx)
         weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
-        x, *states = prepared(weights[0], input, () if hx is None else hx if self.cell == "lstm" else (hx,))
-        shape = (*x.shape[:-1], self.hidden_size)
-        if not (
-            x.dim() in (1, 2)
-            and x.shape[-1] == self.input_size
-            and same_kind(weights[0], x, *states)
-            and len(states) in (0, 1 + (self.cell == "lstm"))
-            and all(state.shape == shape for state in states)
-            and self.cell in OPERATORS
-        ):
+        parts, I, H = 1 + (self.cell == "lstm"), self.input_size, self.hidden_size
+        batch, features = input.shape[:-1], input.shape[-1:]
+        shape = (*batch, H) if features == (I,) and len(batch) < 2 and self.cell in STEPS else None
+        given = prepared(weights[0], input, hx, parts, shape)
+        if not given:
             return super().forward(input, hx)  # which says what is wrong
-        B = x.shape[0] if x.dim() == 2 else 1
-        x = x.reshape(1, B, self.input_size)
-        h0, c0 = (*(state.reshape(1, B, self.hidden_size) for state in states), None, None)[:2]
-        _, h, c = layer(Call(self.cell, self.bias, x, h0, c0, None, weights))
-        return h.reshape(shape) if c is None else (h.reshape(shape), c.reshape(shape))
+        x, *states = given
+        rows = 1, *(batch or (1,))
+        h0, c0 = (*(state.reshape(*rows, H) for state in states), None, None)[:2]
+        _, *states = layer(Call(self.cell, self.bias, x.reshape(*rows, I), h0, c0, None, weights))
+        states = [state.reshape(shape) for state in states[:parts]]
+        return tuple(states) if parts == 2 else states[0]
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):  # type: ignore[misc]
@@ -481,9 +497,9 @@ def accelerate(model: Model) -> Model:
     See `rnnfast.torch`.
     """
     for module in modules_of(model):
-        parameters = list(module.parameters(recurse=False))
-        computable = all(p.is_cpu and p.dtype in DTYPES and p.dtype == parameters[0].dtype for p in parameters)
-        if type(module) in OURS and computable and not getattr(module, "proj_size", 0):
+        parameters = module.parameters(recurse=False)
+        computable = not getattr(module, "proj_size", 0) and getattr(module, "nonlinearity", "tanh") in ("tanh", "relu")
+        if type(module) in OURS and computable and all(p.is_cpu and p.dtype in DTYPES for p in parameters):
             module.__class__ = OURS[type(module)]
     return model
 

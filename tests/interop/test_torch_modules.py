@@ -1,0 +1,708 @@
+"""rnnfast.torch against torch.nn: values, gradients, the rules of autograd, compilation, and what a model goes through."""
+
+import copy
+import gc
+import io
+import itertools
+import resource
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
+
+import torch.nn.utils.prune  # noqa: E402
+import torch.utils.checkpoint  # noqa: E402
+
+import rnnfast  # noqa: E402
+import rnnfast.torch as ours  # noqa: E402
+from rnnfast import _core  # noqa: E402
+
+T, B, I, H = 6, 3, 5, 7
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of an array's largest element; torch's own float32 rounds too
+LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "LSTM": ("LSTM", {}),
+    "GRU": ("GRU", {}),
+    "RNN tanh": ("RNN", {}),
+    "RNN relu": ("RNN", {"nonlinearity": "relu"}),
+}
+by_layer = pytest.mark.parametrize("layer", LAYERS)
+by_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+FORMS = ("batch", "unbatched", "packed", "packed, not sorted")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def twins(layer: str, **options: Any) -> tuple[Any, Any]:
+    """Return torch's module and ours with the same parameters of their own."""
+    name, own = LAYERS[layer]
+    sizes = options.pop("sizes", (I, H))
+    theirs = getattr(torch.nn, name)(*sizes, **own, **options)
+    return theirs, ours.accelerate(copy.deepcopy(theirs))
+
+
+def flat(value: Any) -> list[Any]:
+    """Return the tensors of a result."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, torch.nn.utils.rnn.PackedSequence):
+        return [value.data, value.batch_sizes]
+    return [t for part in value for t in flat(part)]
+
+
+def state_of(module: Any, x: Any, *batch: int) -> Any:
+    """Return a state that collects its gradient."""
+    rows = module.num_layers * (1 + module.bidirectional)
+    parts = [torch.randn(rows, *batch, module.hidden_size, dtype=x.dtype, requires_grad=True) for _ in range(2)]
+    return tuple(parts) if isinstance(module, torch.nn.LSTM) else parts[0]
+
+
+def solve(module: Any, x: Any, state: Any, form: str = "batch") -> list[Any]:
+    """Return what comes of a module, then the gradients of x, of the state and of the parameters."""
+    x = x.detach().requires_grad_()
+    state = None if state is None else [t.detach().requires_grad_() for t in flat(state)]
+    given: Any = x
+    if form.startswith("packed"):
+        lengths = [T, T - 1, 2] if form == "packed" else [2, T, T - 3]
+        given = torch.nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=module.batch_first, enforce_sorted=form == "packed"
+        )
+    hx = None if state is None else tuple(state) if isinstance(module, torch.nn.LSTM) else state[0]
+    torch.manual_seed(1)  # of dropout
+    results = flat(module(given, hx))
+    inputs = [x, *(state or ()), *module.parameters()]
+    outputs = [t for t in results if t.is_floating_point()]
+    douts = [torch.linspace(-1, 2, t.numel(), dtype=t.dtype).reshape(t.shape).sin() for t in outputs]
+    return [*results, *torch.autograd.grad(outputs, inputs, douts)]
+
+
+def assert_close(actual: list[Any], expected: list[Any]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        if b.is_floating_point() and b.numel():
+            assert (a - b).abs().max() <= TOLERANCE[b.dtype] * b.abs().max()
+        else:
+            assert torch.equal(a, b)
+
+
+OPTIONS = [
+    dict(zip(("num_layers", "bidirectional", "bias", "batch_first", "dropout"), values, strict=True))
+    for values in itertools.product((1, 2), (False, True), (True, False), (False, True), (0.0, 0.4))
+    if values[0] > 1 or values[4] == 0
+]
+
+
+# What is computed
+
+
+@pytest.mark.parametrize("form", FORMS)
+@by_dtype
+@by_layer
+def test_values_and_gradients_are_torchs_dropout_included(layer: str, dtype: Any, form: str) -> None:
+    for options in OPTIONS:
+        theirs, module = twins(layer, **options, dtype=dtype)
+        unbatched = form == "unbatched"
+        shape = (T, I) if unbatched else (B, T, I) if theirs.batch_first else (T, B, I)
+        x = torch.randn(shape, dtype=dtype)
+        for state in (None, state_of(module, x, *(() if unbatched else (B,)))):
+            assert_close(solve(module, x, state, form), solve(theirs, x, state, form))
+
+
+@by_layer
+def test_no_gradients_give_the_same_bits_and_keep_nothing(layer: str) -> None:
+    _, module = twins(layer, num_layers=2, bidirectional=True)
+    x = torch.randn(T, B, I)
+    expected = flat(module(x))
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            for a, b in zip(flat(module(x)), expected, strict=True):
+                assert torch.equal(a, b)
+                assert a.grad_fn is None
+    module.requires_grad_(False)
+    assert all(t.grad_fn is None for t in flat(module(x)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [(B,), (0,), ()], ids=str)
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_cells_are_torchs(kind: str, batch: tuple[int, ...], bias: bool) -> None:
+    theirs = getattr(torch.nn, kind)(I, H, bias, dtype=torch.float64)
+    cell = ours.accelerate(copy.deepcopy(theirs))
+    assert type(cell) is getattr(ours, kind)
+    x = torch.randn(*batch, I, dtype=torch.float64, requires_grad=True)
+    h, c = (torch.randn(*batch, H, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    for hx in (None, (h, c) if kind == "LSTMCell" else h):
+        found = []
+        for module in (cell, theirs):
+            results = flat(module(x, hx))
+            loss = sum((t * (1 + k)).sin().sum() for k, t in enumerate(results))
+            inputs = [x, *(flat(hx) if hx is not None else ()), *module.parameters()]
+            found.append([*results, *torch.autograd.grad(loss, inputs)])
+        assert_close(*found)
+
+
+@by_layer
+def test_no_sequences_work_and_no_steps_are_torchs_error(layer: str) -> None:
+    theirs, module = twins(layer, bidirectional=True)
+    assert_close(solve(module, torch.randn(T, 0, I), None), solve(theirs, torch.randn(T, 0, I), None))
+    with pytest.raises(RuntimeError, match="sequence length"):
+        module(torch.randn(0, B, I))
+
+
+@by_layer
+def test_arguments_may_lie_anywhere_in_memory(layer: str) -> None:
+    theirs, module = twins(layer, dtype=torch.float64)
+    x = torch.randn(I, 2 * B, T, dtype=torch.float64).permute(2, 1, 0)[:, ::2]
+    state = state_of(module, x, B)
+    for m in (theirs, module):
+        m.weight_hh_l0.data = m.weight_hh_l0.data.T.contiguous().T
+    assert_close(solve(module, x, state), solve(theirs, x, state))
+    y, _ = module(x.detach().requires_grad_())
+    y.sum().backward()  # of a dy that is one number
+
+
+def test_contiguous_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = ours.LSTM(I, H), torch.randn(T, B, I)
+    seen = []
+    forward = _core.forward
+    monkeypatch.setattr(_core, "forward", lambda *a, **k: seen.append((a, k)) or forward(*a, **k))
+    y, _ = module(x)
+    (_, array, [parameters], *_), _ = seen[0]
+    assert array.ctypes.data == x.data_ptr()
+    assert [w.ctypes.data for w in parameters] == [w.data_ptr() for w in module.parameters()]
+    assert y.is_contiguous()
+
+
+# Errors
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "four axes": lambda m: m(torch.zeros(T, B, 1, I)),
+    "another input size": lambda m: m(torch.zeros(T, B, I + 1)),
+    "another dtype": lambda m: m(torch.zeros(T, B, I, dtype=torch.float64)),
+    "a state of another size": lambda m: m(torch.zeros(T, B, I), states(m, 1, B + 1, H)),
+    "a batched state for one sequence": lambda m: m(torch.zeros(T, I), states(m, 1, B, H)),
+    "a state of one sequence for a batch": lambda m: m(torch.zeros(T, B, I), states(m, 1, H)),
+    "a state of another dtype": lambda m: m(torch.zeros(T, B, I), states(m, 1, B, H, dtype=torch.float64)),
+    "no steps": lambda m: m(torch.zeros(0, B, I)),
+}
+
+
+def states(module: Any, *shape: int, **options: Any) -> Any:
+    h = torch.zeros(*shape, **options)
+    return (h, h) if isinstance(module, torch.nn.LSTM) else h
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@by_layer
+def test_errors_are_torchs(layer: str, call: Callable[[Any], Any]) -> None:
+    theirs, module = twins(layer)
+    with pytest.raises((RuntimeError, ValueError)) as expected:
+        call(theirs)
+    with pytest.raises(expected.type) as error:
+        call(module)
+    assert str(error.value) == str(expected.value)
+
+
+def test_what_the_classes_do_not_compute_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match="proj_size: expected 0"):
+        ours.LSTM(I, H, proj_size=2)
+    for module, x in ((ours.GRU(I, H), torch.zeros(T, B, I)), (ours.GRUCell(I, H), torch.zeros(B, I))):
+        with pytest.raises(TypeError, match=r"expected dtype float32 or float64 on the CPU, got torch.bfloat16 on cpu"):
+            module.bfloat16()(x.bfloat16())
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got int"):
+        ours.accelerate(1)
+
+
+# The rules of autograd
+
+
+def functions(module: Any, *state: Any) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Yield the layer as functions of its input and state, and of its parameters, with their arguments."""
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    lengths = [3, 1]
+
+    def of_input(x: Any, *parts: Any) -> Any:
+        return flat(module(x, parts if len(parts) == 2 else parts[0]))
+
+    def of_packed(x: Any) -> Any:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+        return [t for t in flat(module(packed)) if t.is_floating_point()]
+
+    def of_parameters(*parameters: Any) -> Any:
+        named = dict(zip(dict(module.named_parameters()), parameters, strict=True))
+        return flat(torch.func.functional_call(module, named, (x,)))
+
+    yield of_input, (x, *state)
+    yield of_packed, (x,)
+    yield of_parameters, tuple(module.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}], ids=str)
+@by_layer
+def test_first_and_second_derivatives_are_those_of_finite_differences(layer: str, options: dict[str, Any]) -> None:
+    _, module = twins(layer, sizes=(3, 2), **options, dtype=torch.float64)
+    state = flat(state_of(module, torch.zeros((), dtype=torch.float64), 2))
+    for function, arguments in functions(module, *state):
+        assert torch.autograd.gradcheck(function, arguments)
+        assert torch.autograd.gradgradcheck(function, arguments)
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_second_derivatives_of_cells(kind: str) -> None:
+    cell = getattr(ours, kind)(3, 2, dtype=torch.float64)
+    x, h, c = (torch.randn(2, n, dtype=torch.float64, requires_grad=True) for n in (3, 2, 2))
+    if kind == "LSTMCell":
+        assert torch.autograd.gradgradcheck(lambda x, h, c: cell(x, (h, c)), (x, h, c))
+    else:
+        assert torch.autograd.gradgradcheck(cell, (x, h))
+
+
+@by_layer
+@by_dtype
+def test_a_gradient_penalty_trains_as_with_torch(layer: str, dtype: Any) -> None:
+    found = []
+    for module in twins(layer, num_layers=2, dtype=dtype):
+        torch.manual_seed(2)
+        x = torch.randn(T, B, I, dtype=dtype, requires_grad=True)
+        with ours.by_torch():  # torch's LSTM has no second derivatives otherwise
+            y, _ = module(x)
+            (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            found.append(list(torch.autograd.grad(dx.square().sum() + y.sum(), module.parameters())))
+    assert_close(*found)
+
+
+@by_layer
+def test_gradients_are_taken_again_from_a_graph_that_is_kept(layer: str) -> None:
+    _, module = twins(layer)
+    y, _ = module(torch.randn(T, B, I))
+    first, again = (torch.autograd.grad(y.sum(), module.parameters(), retain_graph=keep) for keep in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    with pytest.raises(RuntimeError, match="a second time"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("changed", ["x", "y", "state", "weight_ih_l0", "bias_hh_l0"])
+@by_layer
+def test_a_change_in_place_before_backward_is_an_error(layer: str, changed: str) -> None:
+    _, module = twins(layer)
+    x = torch.randn(T, B, I)
+    state = state_of(module, x, B)
+    y, _ = module(x, state)
+    total = y.sum()
+    with torch.no_grad():
+        {"x": x, "y": y, "state": flat(state)[0]}.get(changed, getattr(module, changed, None)).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+@by_layer
+def test_the_inputs_gradient_is_computed_where_it_is_needed(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, module = twins(layer, num_layers=2)
+    asked = []
+    backward = _core.backward
+    monkeypatch.setattr(_core, "backward", lambda *a, **k: asked.append(k["need_dx"]) or backward(*a, **k))
+    module(torch.randn(T, B, I))[0].sum().backward()
+    assert asked == [True, False]  # of the layers, the last first
+    module(torch.randn(T, B, I, requires_grad=True))[0].sum().backward()
+    assert asked[2:] == [True, True]
+
+
+@by_layer
+def test_only_some_results_and_some_parameters_may_take_part(layer: str) -> None:
+    theirs, module = twins(layer, dtype=torch.float64)
+    found = []
+    for m in (module, theirs):
+        m.weight_ih_l0.requires_grad_(False)
+        torch.manual_seed(2)
+        last = flat(m(torch.randn(T, B, I, dtype=torch.float64)))[-1]
+        found.append(list(torch.autograd.grad(last.sum(), [m.weight_hh_l0, m.bias_ih_l0])))
+    assert_close(*found)
+
+
+def tapes_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that fills with weak references to the tapes that are made."""
+    tapes: list[Any] = []
+    forward = _core.forward
+
+    def remember(*arguments: Any, **options: Any) -> Any:
+        results = forward(*arguments, **options)
+        tapes.append(weakref.ref(results[3]))
+        return results
+
+    monkeypatch.setattr(_core, "forward", remember)
+    return tapes
+
+
+@by_layer
+def test_tapes_go_with_the_graph(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, module = twins(layer)
+    tapes = tapes_of(monkeypatch)
+    total = module(torch.randn(T, B, I))[0].sum()
+    assert tapes[0]() is not None
+    total.backward(retain_graph=True)
+    assert tapes[0]() is not None
+    total.backward()
+    assert tapes[0]() is None, "backward lets go of them, though the loss is still there"
+    module(torch.randn(T, B, I))
+    assert tapes[1]() is None, "so does the end of the graph"
+    with torch.no_grad():
+        module(torch.randn(T, B, I))
+    assert len(tapes) == 2
+
+
+@by_layer
+def test_checkpointed_activations_are_computed_again(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, module = twins(layer, num_layers=2)
+    x = torch.randn(T, B, I, requires_grad=True)
+    tapes = tapes_of(monkeypatch)
+    y = torch.utils.checkpoint.checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
+    assert [tape() for tape in tapes] == [None, None]
+    y.sum().backward()
+    (expected,) = torch.autograd.grad(module(x)[0].sum(), x)
+    assert torch.equal(x.grad, expected)
+
+
+def test_saved_tensors_may_lie_elsewhere_until_backward() -> None:
+    module, x = ours.LSTM(I, H, bidirectional=True), torch.randn(T, B, I, requires_grad=True)
+    expected = torch.autograd.grad(module(x)[0].sum(), x)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+        y, _ = module(x)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected[0])
+
+
+def test_memory_does_not_grow_over_ten_thousand_steps() -> None:
+    module, x = ours.LSTM(4, 8), torch.randn(50, 4, 4)  # whose tape is 50 kB
+    peaks = []
+    for step in range(10_000):
+        module(x)[0].sum().backward()
+        if step % 1000 == 999:
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert peaks[-1] - peaks[0] < 20_000, "kB; a tape kept at each step would be 500 MB"
+    gc.collect()
+
+
+def test_the_number_of_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward, backward, inference = _core.forward, _core.backward, _core.inference
+    for name, f in (("forward", forward), ("backward", backward), ("inference", inference)):
+        monkeypatch.setattr(_core, name, lambda *a, f=f, **k: seen.append(k["threads"]) or f(*a, **k))
+    before, own = torch.get_num_threads(), rnnfast.get_num_threads()
+    module, x = ours.GRU(64, 128), torch.randn(20, 16, 64)
+    results = []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            y, _ = module(x)
+            with torch.no_grad():
+                module(x)
+            results.append([y, *torch.autograd.grad(y.sum(), module.parameters())])
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 1, 3, 3, 3]
+    assert rnnfast.get_num_threads() == own
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_number_of_threads_that_cannot_be_is_an_error() -> None:
+    parameters = [(torch.zeros(H, I), torch.zeros(H, H), None, None)]
+    for n in (-1, 100_000):
+        with pytest.raises(ValueError, match="threads: expected 0, for as many as are set, to 1024"):
+            _core.inference("rnn_tanh", torch.zeros(T, B, I), parameters, threads=n)
+
+
+# Compiled
+
+
+class Tagger(torch.nn.Module):  # type: ignore[misc]
+    """A model with every kind of layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(I, H, 2, bidirectional=True)
+        self.gru = torch.nn.GRU(2 * H, H, bias=False, batch_first=True)
+        self.rnn = torch.nn.RNN(H, H, nonlinearity="relu")
+        self.cell = torch.nn.LSTMCell(H, 4)
+        self.out = torch.nn.Linear(4, 2)
+
+    def forward(self, x: Any) -> Any:
+        y, (h, c) = self.lstm(x)
+        y, _ = self.rnn(self.gru(y)[0])
+        return self.out(torch.tanh(self.cell(y[0])[0])).sum() + h.sum() + c.square().sum()
+
+
+@pytest.mark.parametrize(("backend", "dynamic"), [("aot_eager", False), ("aot_eager", True), ("inductor", False)])
+def test_whole_graphs_compile(backend: str, dynamic: bool) -> None:
+    torch.compiler.reset()
+    model = ours.accelerate(Tagger())
+    compiled = torch.compile(model, backend=backend, dynamic=dynamic, fullgraph=True)
+    for B in (3, 2) if dynamic else (3,):
+        x = torch.randn(T, B, I, requires_grad=True)
+        inputs = [x, *model.parameters()]
+        found = [[loss, *torch.autograd.grad(loss, inputs)] for loss in (compiled(x), model(x))]
+        assert_close(*found)
+    with torch.no_grad():
+        assert_close([compiled(x)], [model(x)])
+
+
+SAMPLES = [
+    (cell, dtype, D, bias, packed)
+    for cell in ("lstm", "gru", "rnn_tanh")
+    for dtype, D, bias, packed in (
+        (torch.float32, 1, True, False),
+        (torch.float64, 2, False, False),
+        (torch.float32, 2, True, True),
+    )
+]
+
+
+@pytest.mark.parametrize(("cell", "dtype", "D", "bias", "packed"), SAMPLES, ids=str)
+def test_the_operator_keeps_to_the_rules_of_operators(cell: str, dtype: Any, D: int, bias: bool, packed: bool) -> None:
+    G = {"lstm": 4, "gru": 3, "rnn_tanh": 1}[cell]
+    shapes = [(G * H, I), (G * H, H), *([(G * H,)] * 2 if bias else [])] * D
+    weights = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    x = torch.randn((6, I) if packed else (2, B, I), dtype=dtype, requires_grad=True)
+    h0, c0 = (torch.randn(D, B, H, dtype=dtype, requires_grad=True) for _ in range(2))
+    batch_sizes = torch.tensor([3, 2, 1]) if packed else None
+    call = (cell, bias, x, h0, c0 if cell == "lstm" else None, batch_sizes, weights, True)
+    torch.library.opcheck(ours.forward_operator, call)
+
+
+def test_export_keeps_the_operators() -> None:
+    model = ours.accelerate(Tagger())
+    x = torch.randn(T, B, I)
+    program = torch.export.export(model, (x,))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert names.count("rnnfast.forward.default") == 5
+    assert_close([program.module()(x)], [model(x)])
+
+
+# What else looks at a call
+
+torchscript_is_deprecated = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+
+@torchscript_is_deprecated
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks
+@by_layer
+def test_torchs_transforms_and_traces_see_torchs_operators(layer: str) -> None:
+    theirs, module = twins(layer, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+
+    def tangent(m: Any) -> Any:
+        with torch.autograd.forward_ad.dual_level():
+            y, _ = m(torch.autograd.forward_ad.make_dual(x, x.cos()))
+            return torch.autograd.forward_ad.unpack_dual(y).tangent
+
+    assert_close([tangent(module)], [tangent(theirs)])
+    dx = [torch.func.grad(lambda x, m=m: m(x)[0].sin().sum())(x) for m in (module, theirs)]
+    assert_close(dx[:1], dx[1:])
+    traced = torch.jit.trace(module, (x,))
+    assert_close(flat(traced(x)), flat(theirs(x)))
+
+
+class Pair(torch.nn.Module):  # type: ignore[misc]
+    """A model that TorchScript can compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = torch.nn.LSTM(I, H)
+        self.cell = torch.nn.GRUCell(H, H)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cell(self.rnn(x)[0][0])  # type: ignore[no-any-return]
+
+
+@torchscript_is_deprecated
+def test_a_script_is_torchs() -> None:
+    model, x = Pair(), torch.randn(T, B, I)
+    expected = model(x)
+    scripted = torch.jit.script(ours.accelerate(model))
+    assert_close([scripted(x)], [expected])
+    assert ours.accelerate(scripted) is scripted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@by_layer
+def test_autocast_runs_in_float32(layer: str, dtype: Any) -> None:
+    _, module = twins(layer)
+    x = torch.randn(T, B, I, requires_grad=True)
+    state = state_of(module, x, B)
+    with torch.autocast("cpu", dtype=dtype):
+        y, last = module(torch.nn.Identity()(x).to(dtype), states_as(state, dtype))
+    assert {t.dtype for t in (y, *flat(last))} == {torch.float32}
+    expected, _ = module(x.to(dtype).float(), states_as(states_as(state, dtype), torch.float32))
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    assert x.grad.dtype == torch.float32
+    cell = ours.GRUCell(I, H)
+    with torch.autocast("cpu", dtype=dtype):
+        assert cell(x[0].to(dtype)).dtype == torch.float32
+
+
+def states_as(state: Any, dtype: Any) -> Any:
+    return tuple(t.to(dtype) for t in state) if isinstance(state, tuple) else state.to(dtype)
+
+
+# What a module goes through
+
+
+def saved_and_loaded(module: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def loaded_from_torch(module: Any) -> Any:
+    own = {"nonlinearity": module.nonlinearity} if isinstance(module, torch.nn.RNN) else {}
+    other = type(module)(I, H, 2, bidirectional=True, **own)
+    other.load_state_dict(ours.restore(copy.deepcopy(module)).state_dict())
+    return other
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "save": saved_and_loaded,
+    "state_dict": loaded_from_torch,
+    "double and back": lambda m: m.double().float(),
+    "flatten": lambda m: m.flatten_parameters() or m,
+    "shared memory": lambda m: m.share_memory(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@by_layer
+def test_modules_are_the_same_after(layer: str, change: Callable[[Any], Any]) -> None:
+    _, module = twins(layer, num_layers=2, bidirectional=True)
+    x = torch.randn(T, B, I)
+    expected = flat(module(x))
+    changed = change(module)
+    assert type(changed) is type(module)
+    assert repr(changed) == repr(module)
+    assert_close(flat(changed(x)), expected)
+
+
+def test_double_computes_in_double() -> None:
+    theirs, module = twins("GRU")
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    assert_close(solve(module.double(), x, None), solve(theirs.double(), x, None))
+
+
+def weight_norm(module: Any) -> Any:
+    return torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+
+
+def pruned(module: Any) -> Any:
+    torch.nn.utils.prune.random_unstructured(module, "weight_hh_l0", amount=0.3)
+    return module
+
+
+@pytest.mark.parametrize("change", [weight_norm, pruned])
+@by_layer
+def test_weights_may_be_computed_from_others(layer: str, change: Callable[[Any], Any]) -> None:
+    found = []
+    for module in twins(layer, dtype=torch.float64):
+        torch.manual_seed(2)
+        changed = change(module)
+        found.append(solve(changed, torch.randn(T, B, I, dtype=torch.float64), None))
+    assert_close(*found)
+
+
+# accelerate and restore
+
+
+def test_accelerate_changes_classes_alone_and_restore_changes_them_back() -> None:
+    model = Tagger()
+    model.lstm.register_forward_hook(lambda module, *_: called.append(module))
+    model.again = model.gru  # in two places
+    modules, parameters, state = list(model.modules()), list(model.parameters()), model.state_dict()
+    classes, text = [type(m) for m in modules], repr(model)
+    called: list[Any] = []
+    model.eval()
+    x = torch.randn(T, B, I)
+    expected = model(x)
+
+    assert ours.accelerate(model) is model
+    assert [type(m) for m in (model.lstm, model.gru, model.rnn, model.cell)] == [
+        ours.LSTM,
+        ours.GRU,
+        ours.RNN,
+        ours.LSTMCell,
+    ]
+    assert isinstance(model.lstm, torch.nn.LSTM)
+    assert model.again is model.gru
+    assert not any(m.training for m in model.modules())
+    assert repr(model) == text
+    assert_close([model(x)], [expected])
+    assert called == [model.lstm, model.lstm]
+    assert ours.restore(ours.accelerate(model)) is model
+    for now, before in ((model.modules(), modules), (model.parameters(), parameters)):
+        assert all(a is b for a, b in zip(now, before, strict=True))
+    assert [type(m) for m in model.modules()] == classes
+    assert state.keys() == model.state_dict().keys()
+
+
+class Own(torch.nn.LSTM):  # type: ignore[misc]
+    """A subclass, which may have a forward of its own."""
+
+
+LEFT: dict[str, Callable[[], Any]] = {
+    "projections": lambda: torch.nn.LSTM(I, H, proj_size=2),
+    "half precision": lambda: torch.nn.GRU(I, H).bfloat16(),
+    "no memory yet": lambda: torch.nn.GRU(I, H, device="meta"),
+    "subclass": lambda: Own(I, H),
+    "parametrised": lambda: weight_norm(torch.nn.LSTM(I, H)),
+    "unknown nonlinearity": lambda: torch.nn.RNNCell(I, H, nonlinearity="sin"),
+    "not recurrent": lambda: torch.nn.Linear(I, H),
+}
+
+
+@pytest.mark.parametrize("make", LEFT.values(), ids=LEFT)
+def test_what_is_not_computed_is_left_to_torch(make: Callable[[], Any]) -> None:
+    module = make()
+    before = type(module)
+    assert ours.accelerate(torch.nn.ModuleList([module]))[0] is module
+    assert type(module) is before
+
+
+def test_a_module_alone_may_be_accelerated_while_training() -> None:
+    module = torch.nn.GRU(I, H)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    twin, x = copy.deepcopy(module), torch.randn(T, B, I)
+    rival = torch.optim.SGD(twin.parameters(), lr=0.1)
+    ours.accelerate(module)
+    for _ in range(5):
+        for m, o in ((module, optimizer), (twin, rival)):
+            o.zero_grad()
+            m(x)[0].square().sum().backward()
+            o.step()
+    assert_close(list(module.parameters()), list(twin.parameters()))
+
+
+def run_in_worker(_: Any) -> list[Any]:
+    module = ours.GRU(I, H)
+    module.load_state_dict({k: torch.ones_like(p) / 8 for k, p in module.state_dict().items()})
+    y, _ = module(torch.ones(T, B, I))
+    return [y.detach(), *torch.autograd.grad(y.sum(), module.parameters())]
+
+
+class Computed(torch.utils.data.Dataset):  # type: ignore[misc]
+    """Results of a layer."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, k: int) -> Any:
+        return run_in_worker(k)
+
+
+def test_workers_that_load_data_may_compute() -> None:
+    expected = run_in_worker(0)  # the pool of threads has run before the fork
+    for found in torch.utils.data.DataLoader(Computed(), batch_size=None, num_workers=1, timeout=60):
+        assert_close(found, expected)
