@@ -11,10 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {path.name: path for path in (ROOT / "examples").glob("*.py")}
 PERCENT = r"(\d+\.\d+)%"
-# Of each script the options for few steps, the package that its data come from, and how its output ends
+# Of each script the options for few steps, the package that it or its data come from, and how its output ends
 RUNS = {
     "adding.py": ("--steps 2", None, r"1: loss 0\.1667\nGRU: loss [\d.]+\nIRNN: loss [\d.]+\ntanh: loss [\d.]+\n"),
     "digits.py": ("--steps 2", "sklearn", rf"test accuracy: {PERCENT}\n"),
+    "distributed.py": ("--steps 2", "torch", r"1 x \d+ threads: .*\n([\d.]+) bits per character of unseen text\n"),
     "naming.py": ("--steps 2", "sklearn", rf"named right: {PERCENT}\n"),
     "ragged_digits.py": ("--epochs 1", "sklearn", rf"( +[1-8] +{PERCENT}  #*\n){{8}}"),
     "reversal.py": ("--steps 2", None, rf"greedy: {PERCENT} right, .*\nsampled: {PERCENT} right, .*\n"),
@@ -26,7 +27,7 @@ def result(script: str, options: str) -> re.Match[str]:
     """Run a script and return what the end of its output matches."""
     _, package, ending = RUNS[script]
     if package:
-        pytest.importorskip(package, reason=f'{package} is not installed (pip install ".[examples]")')
+        pytest.importorskip(package, reason=f'{package} is not installed (pip install ".[examples,torch]")')
     command = [sys.executable, str(SCRIPTS[script]), *options.split()]
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the package that is tested
     run = subprocess.run(command, env=path, capture_output=True, text=True, check=False)

@@ -1,0 +1,164 @@
+"""What rnnfast.torch costs and what it gains, forward + backward with all gradients, float32, one thread.
+
+python -m benchmarks.modules [--layers LSTM ...] [--calls T,B,I,H ...] [--shapes T,B,I,H ...] [--model T,B,E,H]
+
+First the calls whose arithmetic is least: the same from NumPy, by our class for torch, and by torch's own. Then layers
+of torch.nn and the same after `accelerate`. Last a model: an embedding, a GRU and a readout, in a training step with
+cross entropy, clipping and Adam, and a forward for one sequence. All that stand in a row take turns.
+"""
+
+import argparse
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+import rnnfast.torch
+from benchmarks.machine import describe
+from benchmarks.peers import shape
+from benchmarks.timing import Call, in_turns
+
+LAYERS = ("LSTM", "GRU", "RNN")
+CALLS = [(1, 1, 4, 4), (10, 1, 16, 16)]
+SHAPES = [(50, 32, 256, 256), (100, 1, 128, 128)]
+MODEL = (64, 32, 64, 256)
+V = 100  # characters
+
+
+class Arrays(NamedTuple):
+    """What a call is given; a cell takes one step and its gradient is that of h."""
+
+    x: Any  # [T,B,I], [B,I]
+    dy: Any  # [T,B,H], [B,H]
+
+
+def arrays(kind: str, sizes: tuple[int, ...]) -> Arrays:
+    T, B, I, H = sizes
+    steps = () if kind.endswith("Cell") else (T,)
+    rng = np.random.default_rng(0)
+    return Arrays(*(rng.standard_normal((*steps, B, n), np.float32) for n in (I, H)))
+
+
+def numpy_call(layer: Any, given: Arrays) -> Call:
+    """Return the call of a layer or cell of NumPy arrays; it gives dx and the parameters' gradients."""
+    gradient = (given.dy, None) if isinstance(layer, rnnfast.LSTMCell) else given.dy
+
+    def training() -> Any:
+        *_, tape = layer.forward(given.x)
+        dx, _, grads = layer.backward(tape, gradient)
+        return [dx, *grads.values()]
+
+    return training
+
+
+def torch_call(module: Any, given: Arrays) -> Call:
+    """Return the same of a module."""
+    x, dy = map(torch.from_numpy, given)
+    inputs = [x.requires_grad_(), *module.parameters()]
+
+    def training() -> Any:
+        y = module(x)
+        return torch.autograd.grad(y if isinstance(y, torch.Tensor) else y[0], inputs, dy)
+
+    return training
+
+
+def three_calls(kind: str, sizes: tuple[int, ...]) -> list[Call]:
+    """Return that of NumPy, that of our class for torch and that of torch's, with the same parameters."""
+    layer, given = getattr(rnnfast, kind)(*sizes[2:], seed=0), arrays(kind, sizes)
+    modules = [getattr(home, kind)(*sizes[2:]) for home in (rnnfast.torch, nn)]
+    for module in modules:
+        module.load_state_dict({name: torch.from_numpy(a) for name, a in layer.state_dict().items()})
+    return [numpy_call(layer, given), *(torch_call(module, given) for module in modules)]
+
+
+def twins(module: Any) -> tuple[Any, Any]:
+    """Return a module of torch and the same accelerated."""
+    return module, rnnfast.torch.accelerate(copy.deepcopy(module))
+
+
+class CharLM(nn.Module):  # type: ignore[misc]
+    def __init__(self, embed: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(V, embed)
+        self.gru = nn.GRU(embed, hidden)
+        self.readout = nn.Linear(hidden, V)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.readout(self.gru(self.embedding(tokens))[0])
+
+
+def training_step(model: Any, tokens: torch.Tensor) -> Call:
+    """Return a step of training on tokens [T+1,B]."""
+    adam = torch.optim.Adam(model.parameters())
+
+    def step() -> float:
+        loss = nn.functional.cross_entropy(model(tokens[:-1]).flatten(0, 1), tokens[1:].flatten())
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        return float(loss.item())
+
+    return step
+
+
+def inference(model: Any, tokens: torch.Tensor) -> Call:
+    """Return a forward of tokens [T,1] that keeps nothing."""
+
+    def forward() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(tokens)
+
+    return forward
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
+    parser.add_argument("--calls", nargs="+", type=shape, default=CALLS, metavar="T,B,I,H")
+    parser.add_argument("--shapes", nargs="+", type=shape, default=SHAPES, metavar="T,B,I,H")
+    parser.add_argument("--model", type=shape, default=MODEL, metavar="T,B,E,H")
+    options = parser.parse_args(argv)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    rnnfast.set_num_threads(1)
+    machine = describe()
+    print(f"{machine['processor']}, {machine['isa']}, torch {torch.__version__}, {machine['date']}\n")
+
+    print("| call | T,B,I,H | NumPy, µs | rnnfast.torch, µs | more, µs | torch.nn, µs |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for kind in (name + suffix for suffix in ("", "Cell") for name in options.layers):
+        for sizes in options.calls:
+            if kind.endswith("Cell") and sizes[0] > 1:
+                continue
+            ours, module, theirs = (1e6 * t for t in in_turns(three_calls(kind, sizes)))
+            print(
+                f"| {kind} | {','.join(map(str, sizes))} | {ours:.1f} | {module:.1f} "
+                f"| {module - ours:.1f} | {theirs:.1f} |",
+                flush=True,
+            )
+
+    print("\n| before and after `accelerate` | T,B,I,H | before, ms | after, ms | times as fast |")
+    print("|---|--:|--:|--:|--:|")
+
+    def compare(name: str, sizes: tuple[int, ...], calls: list[Call]) -> None:
+        before, after = (1e3 * t for t in in_turns(calls))
+        row = name, ",".join(map(str, sizes)), f"{before:.3f}", f"{after:.3f}", f"{before / after:.2f}"
+        print("|", " | ".join(row), "|", flush=True)
+
+    for kind in options.layers:
+        for sizes in options.shapes:
+            pair = twins(getattr(nn, kind)(*sizes[2:]))
+            compare(f"nn.{kind}", sizes, [torch_call(module, arrays(kind, sizes)) for module in pair])
+    T, B, E, H = options.model
+    tokens, models = torch.randint(V, (T + 1, B)), twins(CharLM(E, H))
+    compare("GRU model, training step", options.model, [training_step(model, tokens) for model in models])
+    compare("GRU model, forward", (T, 1, E, H), [inference(model, tokens[:-1, :1]) for model in models])
+
+
+if __name__ == "__main__":
+    main()
