@@ -211,12 +211,12 @@ def differentiable_backward(call: Call, dlast: Sequence[Tensor | None]) -> Gradi
 @contextmanager
 def by_torch() -> Iterator[None]:
     """Keep torch from oneDNN, whose LSTM has first derivatives backwards alone."""
-    enabled = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    enabled = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.enabled, which programs can lock
+    torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = enabled
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def _array(tensor: Tensor | None, step: bool = False) -> Any:
