@@ -25,7 +25,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -44,6 +44,7 @@ torch._dynamo.config.allow_rnn = True
 
 DTYPES = torch.float32, torch.float64
 MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}  # torch's names
+CELL_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 STEPS = {
     "lstm": torch.lstm_cell,
     "gru": torch.gru_cell,
@@ -56,67 +57,83 @@ STEPS = {
 
 
 class Call(NamedTuple):
-    """The arguments of a forward."""
+    """The arguments of a forward, of a layer or of a cell's one step."""
 
     cell: str
     bias: bool
-    x: Tensor  # [T,B,I], or [N,I] with batch_sizes
-    h0: Tensor | None  # [D,B,H]; None: zero
+    x: Tensor  # [T,B,I], or [N,I] with batch_sizes; [B,I] of a step
+    h0: Tensor | None  # [D,B,H], or [B,H] of a step; None: zero
     c0: Tensor | None
     batch_sizes: Tensor | None  # [T]
     weights: Sequence[Tensor]  # w_ih, w_hh and, with bias, b_ih, b_hh of each direction
 
     @property
+    def is_step(self) -> bool:
+        """Whether x is the input of one step."""
+        return self.batch_sizes is None and self.x.dim() == 2
+
+    @property
     def state_shape(self) -> tuple[Any, Any, Any]:
-        """D, B, H; B is that of h0 where there is one."""
+        """D, B, H of a layer; B is that of h0 where there is one."""
         sizes = self.x.shape[1] if self.batch_sizes is None else self.batch_sizes[0]
         B = int(sizes) if self.h0 is None else self.h0.shape[1]
         return len(self.weights) // (4 if self.bias else 2), B, self.weights[1].shape[1]
 
+    def as_layer(self) -> "Call":
+        """Return a step as a layer's call."""
+        x, h0, c0 = each(itemgetter(None), self[2:5])
+        return self._replace(x=x, h0=h0, c0=c0)
+
     def run(self, kernel: Callable[..., Any], **options: Any) -> Any:
         """Return what one of `_core.forward` and `_core.inference` does."""
-        weights = map(_array, self.weights)
-        directions = zip(weights, weights, *((weights, weights) if self.bias else (repeat(None), repeat(None))))
+        step, n = self.is_step, 4 if self.bias else 2
+        weights = [w.numpy(force=True) for w in self.weights]
         return kernel(
             self.cell,
-            _array(self.x),
-            list(directions),
-            _array(self.h0),
-            _array(self.c0),
+            _array(self.x, step),
+            [(*weights[k : k + n], None, None)[:4] for k in range(0, len(weights), n)],
+            _array(self.h0, step),
+            _array(self.c0, step),
             batch_sizes=_array(self.batch_sizes),
             threads=torch.get_num_threads(),
             **options,
         )
 
 
-def layer(call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return y and the last h and c, None where the cell has none."""
+def layer(call: Call) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Return y, None of a step, and the last h and c, None where the cell has none."""
     tensors = *call.weights, call.x, call.h0, call.c0
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if torch.compiler.is_compiling() or type(call.x) not in (Tensor, torch.nn.Parameter) or not call.x.is_cpu:
+        if call.is_step:
+            _, h, c = layer(call.as_layer())
+            return None, h[0], None if c is None else c[0]
         if call.batch_sizes is not None and call.h0 is None:  # the operator's results have its shape
             call = call._replace(h0=call.x.new_zeros(call.state_shape))
         y, h, c, *_ = forward_operator(*call, differentiable)
         return y, h, c if call.cell == "lstm" else None
-    if not differentiable:
-        return _tensors(*call.run(_core.inference))
-    results: tuple[Tensor, Tensor, Tensor | None] = _Layer.apply(call, *tensors)
-    return results
+    if differentiable:
+        y, h, c = _apply(call, *tensors)
+        return y, h, c
+    y, *last = call.run(_core.inference)
+    h, c = _tensors(last, call.is_step)
+    return None if call.is_step else torch.from_numpy(y), h, c
 
 
 class _Layer(torch.autograd.Function):  # type: ignore[misc]
-    """A layer in eager mode, given a call and, to follow them, its tensors: the weights, x, h0 and c0."""
+    """A call in eager mode, given with its tensors, which autograd follows: the weights, x, h0 and c0."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        y, h, c, tape = call.run(_core.forward)
-        gates, cells, _ = tape.memory
-        y, h, c, gates, cells = _tensors(y, h, c, gates, cells)
+    def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        array, *last, tape = call.run(_core.forward)
         # Saved tensors own the tape: it goes with the graph, or where hooks on saved tensors let go of it.
+        y, gates, cells = _tensors((array, *tape.memory[:2]))
         ctx.save_for_backward(*tensors, call.batch_sizes, y, gates, cells)
         ctx.cell, ctx.bias, ctx.tape = call.cell, call.bias, weakref.ref(tape)
         ctx.set_materialize_grads(False)
-        return y, h, c
+        step = call.is_step
+        h, c = _tensors(last, step)
+        return None if step else y, h, c
 
     @staticmethod
     def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -128,17 +145,21 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
             dx, dh0, dc0, dweights = differentiable_backward(call, dlast)
         else:
             tape = ctx.tape() or _filled_tape(call, y, gates, cells)
-            dx, dh0, dc0, dweights = _backward(tape, dlast, ctx.needs_input_grad[-3])
+            dx, dh0, dc0, dweights = _backward(tape, dlast, ctx.needs_input_grad[-3], call.is_step)
         return None, *dweights, dx, None if h0 is None else dh0, None if c0 is None else dc0
 
+
+# What Function.apply comes to where no transform of torch.func is at work, and none gets here: 4 µs of 90 for a call.
+_apply = super(torch.autograd.Function, _Layer).apply
 
 Gradients = tuple[Tensor | None, Tensor, Tensor | None, Sequence[Tensor]]  # dx, dh0, dc0 and those of the weights
 
 
-def _backward(tape: _core.Tape, dlast: Iterable[Tensor | None], need_dx: bool) -> Gradients:
-    gradients = _core.backward(tape, *map(_array, dlast), need_dx=need_dx, threads=torch.get_num_threads())
-    dweights = [torch.from_numpy(array) for direction in gradients[3] for array in direction if array is not None]
-    return *_tensors(*gradients[:3]), dweights
+def _backward(tape: _core.Tape, dlast: Iterable[Tensor | None], need_dx: bool, step: bool = False) -> Gradients:
+    dy, dh, dc = (*(_array(d, step) for d in dlast), None)[:3]
+    *gradients, grads = _core.backward(tape, dy, dh, dc, need_dx, threads=torch.get_num_threads())
+    dx, dh0, dc0 = _tensors(gradients, step)
+    return dx, dh0, dc0, [torch.from_numpy(g) for direction in grads for g in direction if g is not None]
 
 
 def _filled_tape(call: Call, y: Tensor, gates: Tensor, cells: Tensor) -> _core.Tape:
@@ -150,6 +171,10 @@ def _filled_tape(call: Call, y: Tensor, gates: Tensor, cells: Tensor) -> _core.T
 
 def differentiable_backward(call: Call, dlast: Sequence[Tensor | None]) -> Gradients:
     """Return the gradients computed by torch's operators, so that they have gradients themselves."""
+    if call.is_step:
+        *gradients, dweights = differentiable_backward(call.as_layer(), each(itemgetter(None), dlast))
+        dx, dh0, dc0 = each(itemgetter(0), gradients)
+        return dx, dh0, dc0, dweights
     D, B, H = call.state_shape
     zeros = call.x.new_zeros(D, B, H)
     states = [zeros if state is None else state for state in call[3:5]][: 2 if call.cell == "lstm" else 1]
@@ -194,12 +219,17 @@ def by_torch() -> Iterator[None]:
         torch.backends.mkldnn.enabled = enabled
 
 
-def _array(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.numpy(force=True)  # of a CPU's tensor, its memory
+def _array(tensor: Tensor | None, step: bool = False) -> Any:
+    """Return the memory of a CPU tensor as an array; what belongs to a step gets an axis, of time or of directions."""
+    if tensor is None:
+        return None
+    array = tensor.numpy(force=True)
+    return array[None] if step else array
 
 
-def _tensors(*arrays: Any) -> Any:
-    return [None if array is None else torch.from_numpy(array) for array in arrays]
+def _tensors(arrays: Iterable[Any], step: bool = False) -> list[Any]:
+    """Return the reverse."""
+    return [None if a is None else torch.from_numpy(a[0] if step else a) for a in arrays]
 
 
 # The same as operators, for torch.compile and whatever else looks at operators alone
@@ -207,9 +237,12 @@ def _tensors(*arrays: Any) -> Any:
 CALL = "str cell, bool bias, Tensor x, Tensor? h0, Tensor? c0, Tensor? batch_sizes, Tensor[] weights"
 
 
-def operator(name: str, schema: str) -> Any:
+def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that makes an operator of a function."""
-    return torch.library.custom_op(f"rnnfast::{name}", mutates_args=(), device_types="cpu", schema=schema)
+    decorator: Callable[[Callable[..., Any]], Any] = torch.library.custom_op(
+        f"rnnfast::{name}", mutates_args=(), device_types="cpu", schema=schema
+    )
+    return decorator
 
 
 @operator("forward", f"({CALL}, bool training) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
@@ -218,11 +251,10 @@ def forward_operator(*arguments: Any) -> tuple[Tensor, ...]:
     *call, training = arguments
     *results, tape = (*Call(*call).run(_core.forward if training else _core.inference), None)[:4]
     memory = (None, None) if tape is None else tape.memory[:2]
-    return tuple(call[2].new_empty(0) if t is None else t for t in _tensors(*results, *memory))
+    return tuple(call[2].new_empty(0) if t is None else t for t in _tensors((*results, *memory)))
 
 
-@forward_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _forward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     call, training = Call(*arguments[:7]), arguments[7]
     x, (D, B, H) = call.x, call.state_shape
     rows = x.shape[0] * x.shape[1] if call.batch_sizes is None else x.shape[0]
@@ -241,8 +273,7 @@ def backward_operator(*arguments: Any) -> list[Tensor]:
     return [call.x.new_empty(0) if t is None else t for t in gradients] + list(dweights)
 
 
-@backward_operator.register_fake
-def _(*arguments: Any) -> list[Tensor]:
+def _backward_shapes(*arguments: Any) -> list[Tensor]:
     call, need_dx = Call(*arguments[:7]), arguments[11]
     shapes = call.x.shape if need_dx else (0,), call.state_shape, call.state_shape if call.cell == "lstm" else (0,)
     return [call.x.new_empty(shape) for shape in (*shapes, *(w.shape for w in call.weights))]
@@ -257,8 +288,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _operator_backward(ctx: Any, *dlast: Tensor) -> tuple[Any, ...]:
-    *tensors, y, gates, cells = ctx.saved_tensors[:7]
-    call = Call(ctx.cell, ctx.bias, *tensors, ctx.saved_tensors[7:])
+    x, h0, c0, batch_sizes, y, gates, cells, *weights = ctx.saved_tensors
+    call = Call(ctx.cell, ctx.bias, x, h0, c0, batch_sizes, weights)
     last = dlast[: 3 if call.cell == "lstm" else 2]
     if torch.is_grad_enabled():
         dx, dh0, dc0, dweights = differentiable_backward(call, last)
@@ -266,9 +297,11 @@ def _operator_backward(ctx: Any, *dlast: Tensor) -> tuple[Any, ...]:
         need_dx = ctx.needs_input_grad[2]
         dx, dh0, dc0, *dweights = backward_operator(*call, y, gates, cells, last, need_dx)
         dx = dx if need_dx else None
-    return None, None, dx, None if call.h0 is None else dh0, None if call.c0 is None else dc0, None, dweights, None
+    return None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, None, dweights, None
 
 
+forward_operator.register_fake(_forward_shapes)
+backward_operator.register_fake(_backward_shapes)
 forward_operator.register_autograd(_operator_backward, setup_context=_save)
 
 
@@ -283,11 +316,12 @@ def left_to_torch() -> bool:
     return bool(transformed or torch.jit.is_tracing())
 
 
-def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, ...] | None) -> list[Tensor]:
-    """Return x and the parts of its state as autocast hands them on; nothing where x, whose state has `shape`, or hx
-    does not fit.
+def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, ...] | None) -> list[Any] | None:
+    """Return x, h0 and c0 as autocast hands them on, or None if they do not fit; a state that is not there is None.
+
+    `shape` is that of the state that goes with x, None if x is at fault.
     """
-    if weight.dtype not in DTYPES or weight.device.type not in ("cpu", "meta"):
+    if weight.dtype not in DTYPES or not (weight.is_cpu or weight.is_meta):
         msg = (
             f"weight_ih: expected dtype float32 or float64 on the CPU, got {weight.dtype} on {weight.device}; "
             "rnnfast.torch.restore(model) leaves its modules to torch"
@@ -296,9 +330,23 @@ def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, .
     given = [x] if hx is None else [x, *hx] if parts == 2 else [x, hx]
     if torch.is_autocast_enabled("cpu"):
         given = [t.to(weight.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
-    kind = weight.dtype, weight.device
-    fits = shape is not None and len(given) in (1, 1 + parts) and all(state.shape == shape for state in given[1:])
-    return given if fits and all((t.dtype, t.device) == kind for t in given) else []
+    if shape is None or len(given) not in (1, 1 + parts):
+        return None
+    for k, t in enumerate(given):
+        if t.dtype != weight.dtype or t.device != weight.device or (k and t.shape != shape):
+            return None
+    return [*given, None, None][:3]
+
+
+def each(change: Callable[[Tensor], Tensor], tensors: Iterable[Any]) -> list[Any]:
+    """Return the tensors that are there changed."""
+    return [t if t is None else change(t) for t in tensors]
+
+
+def weights_of(module: Any, names: Iterable[str]) -> list[Tensor]:
+    """Return parameters, or what stands in their place: of parametrised or pruned modules a tensor."""
+    stored = module._parameters  # where an attribute is looked for last
+    return [stored[name] if name in stored else getattr(module, name) for name in names]
 
 
 class _Scriptable:
@@ -313,28 +361,28 @@ class _Recurrent(_Scriptable):
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
         if left_to_torch():
             with by_torch():
-                return super().forward(input, hx)
+                return super().forward(input, hx)  # type: ignore[misc]
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, places = input if packed else (input, None, None, None)
-        weights = [getattr(self, name) for name in self._flat_weights_names]
+        weights = weights_of(self, self._flat_weights_names)
         parts, L, D = 1 + (self.mode == "LSTM"), self.num_layers, 1 + self.bidirectional
         given = prepared(weights[0], x, hx, parts, self._state_shape(x.shape, batch_sizes))
-        if not given:
-            return super().forward(input, hx)  # which says what is wrong
+        if given is None:
+            return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
 
         unbatched = not packed and x.dim() == 2
         batch_first = self.batch_first and not packed and not unbatched
-        x, *states = (t.unsqueeze(1) for t in given) if unbatched else given
+        x, *first = each(lambda t: t.unsqueeze(1), given) if unbatched else given
         if batch_first:
             x = x.transpose(0, 1)
         if order is not None:
-            states = [state.index_select(1, order) for state in states]
+            first = each(lambda state: state.index_select(1, order), first)
         last: list[Any] = []
         n = len(weights) // L
         for k in range(L):
             if k and self.training and self.dropout:
                 x = torch.nn.functional.dropout(x, self.dropout)
-            h0, c0 = (*(state if L == 1 else state[k * D : (k + 1) * D] for state in states), None, None)[:2]
+            h0, c0 = first if L == 1 else each(itemgetter(slice(k * D, (k + 1) * D)), first)
             own = weights[k * n : (k + 1) * n]
             x, *state = layer(Call(MODES[self.mode], self.bias, x, h0, c0, batch_sizes, own))
             last.append(state[:parts])
@@ -344,42 +392,45 @@ class _Recurrent(_Scriptable):
             states = [state.index_select(1, places) for state in states]
         if batch_first:
             x = x.transpose(0, 1)
-        x, *states = (t.squeeze(1) for t in (x, *states)) if unbatched else (x, *states)
+        if unbatched:
+            x, *states = (t.squeeze(1) for t in (x, *states))
         return PackedSequence(x, *input[1:]) if packed else x, tuple(states) if parts == 2 else states[0]
 
     def _state_shape(self: Any, shape: tuple[int, ...], batch_sizes: Tensor | None) -> tuple[int, ...] | None:
         """Return the shape of a state that goes with x, None if there is none."""
         size, H = self.num_layers * (1 + self.bidirectional), self.hidden_size
-        if shape[-1:] != (self.input_size,):
+        axes = len(shape)
+        if axes not in (2, 3) or shape[-1] != self.input_size or (axes == 3 and batch_sizes is not None):
             return None
         if batch_sizes is not None:
-            return (size, int(batch_sizes[0]), H) if len(shape) == 2 else None
-        if len(shape) != 3:
-            return (size, H) if len(shape) == 2 and shape[0] else None
-        T, B = shape[1::-1] if self.batch_first else shape[:2]
-        return (size, B, H) if T else None
+            return size, int(batch_sizes[0]), H
+        T, B = (shape[1], shape[0]) if self.batch_first and axes == 3 else (shape[0], shape[1])
+        return None if T == 0 else (size, B, H) if axes == 3 else (size, H)
 
 
 class _Cell(_Scriptable):
     """The forward of LSTMCell, GRUCell and RNNCell."""
 
-    cell: str
+    @property
+    def cell(self: Any) -> str:
+        """The kernels' name of it."""
+        if isinstance(self, torch.nn.RNNCell):
+            return f"rnn_{self.nonlinearity}"
+        return "lstm" if isinstance(self, torch.nn.LSTMCell) else "gru"
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
         if left_to_torch():
-            return super().forward(input, hx)
-        weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
-        parts, I, H = 1 + (self.cell == "lstm"), self.input_size, self.hidden_size
-        batch, features = input.shape[:-1], input.shape[-1:]
-        shape = (*batch, H) if features == (I,) and len(batch) < 2 and self.cell in STEPS else None
-        given = prepared(weights[0], input, hx, parts, shape)
-        if not given:
-            return super().forward(input, hx)  # which says what is wrong
-        x, *states = given
-        rows = 1, *(batch or (1,))
-        h0, c0 = (*(state.reshape(*rows, H) for state in states), None, None)[:2]
-        _, *states = layer(Call(self.cell, self.bias, x.reshape(*rows, I), h0, c0, None, weights))
-        states = [state.reshape(shape) for state in states[:parts]]
+            return super().forward(input, hx)  # type: ignore[misc]
+        weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
+        parts, shape = 1 + (self.cell == "lstm"), (*input.shape[:-1], self.hidden_size)
+        fits = len(shape) in (1, 2) and input.shape[-1:] == (self.input_size,) and self.cell in STEPS
+        given = prepared(weights[0], input, hx, parts, shape if fits else None)
+        if given is None:
+            return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
+        x, h0, c0 = given if len(shape) == 2 else each(lambda t: t.unsqueeze(0), given)
+        _, *states = layer(Call(self.cell, self.bias, x, h0, c0, None, weights))
+        if len(shape) == 1:
+            states = each(lambda state: state.squeeze(0), states)
         return tuple(states) if parts == 2 else states[0]
 
 
@@ -444,22 +495,13 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):  # type: ignore[misc]
     torch.Size([2, 4])
     """
 
-    cell = "lstm"
-
 
 class GRUCell(_Cell, torch.nn.GRUCell):  # type: ignore[misc]
     """`torch.nn.GRUCell` on rnnfast's kernels. Raises what `LSTMCell` does."""
 
-    cell = "gru"
-
 
 class RNNCell(_Cell, torch.nn.RNNCell):  # type: ignore[misc]
     """`torch.nn.RNNCell` on rnnfast's kernels. Raises what `LSTMCell` does."""
-
-    @property
-    def cell(self) -> str:
-        """The kernels' name of it."""
-        return f"rnn_{self.nonlinearity}"
 
 
 # Modules that are there already

@@ -1,24 +1,24 @@
-"""rnnfast.torch against torch.nn: values, gradients, the rules of autograd, compilation, and what a model goes through."""
+"""rnnfast.torch against torch.nn: values, gradients, rules of autograd, compilation, and what a model goes through."""
 
 import copy
 import gc
+import importlib
 import io
 import itertools
 import resource
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
 
-import torch.nn.utils.prune  # noqa: E402
-import torch.utils.checkpoint  # noqa: E402
-
 import rnnfast  # noqa: E402
 import rnnfast.torch as ours  # noqa: E402
 from rnnfast import _core  # noqa: E402
+
+prune, checkpoint = (importlib.import_module(f"torch.{name}") for name in ("nn.utils.prune", "utils.checkpoint"))
 
 T, B, I, H = 6, 3, 5, 7
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of an array's largest element; torch's own float32 rounds too
@@ -88,6 +88,32 @@ def assert_close(actual: list[Any], expected: list[Any]) -> None:
             assert (a - b).abs().max() <= TOLERANCE[b.dtype] * b.abs().max()
         else:
             assert torch.equal(a, b)
+
+
+class KernelCall(NamedTuple):
+    """A call of the kernels."""
+
+    name: str
+    arguments: tuple[Any, ...]  # without the first, a cell or a tape, which is not to be kept alive
+    options: dict[str, Any]
+    tape: Any  # a weak reference to the tape that a forward returned
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[KernelCall]:
+    """Return a list that fills with the calls that are made."""
+    calls: list[KernelCall] = []
+
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            results = function(*arguments, **options)
+            calls.append(KernelCall(name, arguments[1:], options, name == "forward" and weakref.ref(results[3])))
+            return results
+
+        return call
+
+    for name in ("forward", "backward", "inference"):
+        monkeypatch.setattr(_core, name, watched(name, getattr(_core, name)))
+    return calls
 
 
 OPTIONS = [
@@ -168,11 +194,9 @@ def test_arguments_may_lie_anywhere_in_memory(layer: str) -> None:
 
 def test_contiguous_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = ours.LSTM(I, H), torch.randn(T, B, I)
-    seen = []
-    forward = _core.forward
-    monkeypatch.setattr(_core, "forward", lambda *a, **k: seen.append((a, k)) or forward(*a, **k))
+    calls = calls_of(monkeypatch)
     y, _ = module(x)
-    (_, array, [parameters], *_), _ = seen[0]
+    array, [parameters], *_ = calls[0].arguments
     assert array.ctypes.data == x.data_ptr()
     assert [w.ctypes.data for w in parameters] == [w.data_ptr() for w in module.parameters()]
     assert y.is_contiguous()
@@ -266,13 +290,14 @@ def test_second_derivatives_of_cells(kind: str) -> None:
 @by_dtype
 def test_a_gradient_penalty_trains_as_with_torch(layer: str, dtype: Any) -> None:
     found = []
-    for module in twins(layer, num_layers=2, dtype=dtype):
+    for module in twins(layer, sizes=(H, H), num_layers=2, dtype=dtype):
         torch.manual_seed(2)
-        x = torch.randn(T, B, I, dtype=dtype, requires_grad=True)
+        x = torch.randn(T, B, H, dtype=dtype, requires_grad=True)
         with ours.by_torch():  # torch's LSTM has no second derivatives otherwise
-            y, _ = module(x)
-            (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-            found.append(list(torch.autograd.grad(dx.square().sum() + y.sum(), module.parameters())))
+            y, _ = module(module(x)[0])  # the second time, x depends on the weights
+            (dx, dw) = torch.autograd.grad(y.square().sum(), (x, module.weight_hh_l0), create_graph=True)
+            loss = dx.square().sum() + dw.square().sum() + y.sum()
+            found.append(list(torch.autograd.grad(loss, module.parameters())))
     assert_close(*found)
 
 
@@ -294,8 +319,9 @@ def test_a_change_in_place_before_backward_is_an_error(layer: str, changed: str)
     state = state_of(module, x, B)
     y, _ = module(x, state)
     total = y.sum()
+    tensors = {"x": x, "y": y, "state": flat(state)[0], **dict(module.named_parameters())}
     with torch.no_grad():
-        {"x": x, "y": y, "state": flat(state)[0]}.get(changed, getattr(module, changed, None)).add_(1)
+        tensors[changed].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         total.backward()
 
@@ -303,13 +329,12 @@ def test_a_change_in_place_before_backward_is_an_error(layer: str, changed: str)
 @by_layer
 def test_the_inputs_gradient_is_computed_where_it_is_needed(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, module = twins(layer, num_layers=2)
-    asked = []
-    backward = _core.backward
-    monkeypatch.setattr(_core, "backward", lambda *a, **k: asked.append(k["need_dx"]) or backward(*a, **k))
-    module(torch.randn(T, B, I))[0].sum().backward()
-    assert asked == [True, False]  # of the layers, the last first
-    module(torch.randn(T, B, I, requires_grad=True))[0].sum().backward()
-    assert asked[2:] == [True, True]
+    calls = calls_of(monkeypatch)
+    for needed in (False, True):
+        module(torch.randn(T, B, I, requires_grad=needed))[0].sum().backward()
+        above, first = (call.arguments[3] for call in calls if call.name == "backward")
+        assert (above, first) == (True, needed)
+        calls.clear()
 
 
 @by_layer
@@ -324,44 +349,31 @@ def test_only_some_results_and_some_parameters_may_take_part(layer: str) -> None
     assert_close(*found)
 
 
-def tapes_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that fills with weak references to the tapes that are made."""
-    tapes: list[Any] = []
-    forward = _core.forward
-
-    def remember(*arguments: Any, **options: Any) -> Any:
-        results = forward(*arguments, **options)
-        tapes.append(weakref.ref(results[3]))
-        return results
-
-    monkeypatch.setattr(_core, "forward", remember)
-    return tapes
-
-
 @by_layer
 def test_tapes_go_with_the_graph(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, module = twins(layer)
-    tapes = tapes_of(monkeypatch)
+    calls = calls_of(monkeypatch)
     total = module(torch.randn(T, B, I))[0].sum()
-    assert tapes[0]() is not None
+    tape = calls[0].tape
+    assert tape() is not None
     total.backward(retain_graph=True)
-    assert tapes[0]() is not None
+    assert tape() is not None
     total.backward()
-    assert tapes[0]() is None, "backward lets go of them, though the loss is still there"
+    assert tape() is None, "backward lets go of it, though the loss is still there"
     module(torch.randn(T, B, I))
-    assert tapes[1]() is None, "so does the end of the graph"
+    assert calls[-1].tape() is None, "so does the end of the graph"
     with torch.no_grad():
         module(torch.randn(T, B, I))
-    assert len(tapes) == 2
+    assert calls[-1].name == "inference"
 
 
 @by_layer
 def test_checkpointed_activations_are_computed_again(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, module = twins(layer, num_layers=2)
     x = torch.randn(T, B, I, requires_grad=True)
-    tapes = tapes_of(monkeypatch)
-    y = torch.utils.checkpoint.checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
-    assert [tape() for tape in tapes] == [None, None]
+    calls = calls_of(monkeypatch)
+    y = checkpoint.checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
+    assert [call.tape() for call in calls] == [None, None]
     y.sum().backward()
     (expected,) = torch.autograd.grad(module(x)[0].sum(), x)
     assert torch.equal(x.grad, expected)
@@ -387,10 +399,7 @@ def test_memory_does_not_grow_over_ten_thousand_steps() -> None:
 
 
 def test_the_number_of_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    forward, backward, inference = _core.forward, _core.backward, _core.inference
-    for name, f in (("forward", forward), ("backward", backward), ("inference", inference)):
-        monkeypatch.setattr(_core, name, lambda *a, f=f, **k: seen.append(k["threads"]) or f(*a, **k))
+    calls = calls_of(monkeypatch)
     before, own = torch.get_num_threads(), rnnfast.get_num_threads()
     module, x = ours.GRU(64, 128), torch.randn(20, 16, 64)
     results = []
@@ -403,7 +412,7 @@ def test_the_number_of_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> Non
             results.append([y, *torch.autograd.grad(y.sum(), module.parameters())])
     finally:
         torch.set_num_threads(before)
-    assert seen == [1, 1, 1, 3, 3, 3]
+    assert [call.options["threads"] for call in calls] == [1, 1, 1, 3, 3, 3]
     assert rnnfast.get_num_threads() == own
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -416,6 +425,8 @@ def test_a_number_of_threads_that_cannot_be_is_an_error() -> None:
 
 
 # Compiled
+
+torchscript_is_deprecated = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch uses it itself
 
 
 class Tagger(torch.nn.Module):  # type: ignore[misc]
@@ -435,10 +446,26 @@ class Tagger(torch.nn.Module):  # type: ignore[misc]
         return self.out(torch.tanh(self.cell(y[0])[0])).sum() + h.sum() + c.square().sum()
 
 
-@pytest.mark.parametrize(("backend", "dynamic"), [("aot_eager", False), ("aot_eager", True), ("inductor", False)])
-def test_whole_graphs_compile(backend: str, dynamic: bool) -> None:
+class Pair(torch.nn.Module):  # type: ignore[misc]
+    """A model that TorchScript can compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = torch.nn.LSTM(I, H)
+        self.cell = torch.nn.GRUCell(H, H)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cell(self.rnn(x)[0][0]).sum()
+
+
+@torchscript_is_deprecated
+@pytest.mark.parametrize(
+    ("make", "backend", "dynamic"),
+    [(Tagger, "aot_eager", False), (Tagger, "aot_eager", True), (Pair, "inductor", False)],
+)
+def test_whole_graphs_compile(make: Callable[[], Any], backend: str, dynamic: bool) -> None:
     torch.compiler.reset()
-    model = ours.accelerate(Tagger())
+    model = ours.accelerate(make())
     compiled = torch.compile(model, backend=backend, dynamic=dynamic, fullgraph=True)
     for B in (3, 2) if dynamic else (3,):
         x = torch.randn(T, B, I, requires_grad=True)
@@ -483,8 +510,6 @@ def test_export_keeps_the_operators() -> None:
 
 # What else looks at a call
 
-torchscript_is_deprecated = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-
 
 @torchscript_is_deprecated
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks
@@ -503,18 +528,6 @@ def test_torchs_transforms_and_traces_see_torchs_operators(layer: str) -> None:
     assert_close(dx[:1], dx[1:])
     traced = torch.jit.trace(module, (x,))
     assert_close(flat(traced(x)), flat(theirs(x)))
-
-
-class Pair(torch.nn.Module):  # type: ignore[misc]
-    """A model that TorchScript can compile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = torch.nn.LSTM(I, H)
-        self.cell = torch.nn.GRUCell(H, H)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.cell(self.rnn(x)[0][0])  # type: ignore[no-any-return]
 
 
 @torchscript_is_deprecated
@@ -599,7 +612,7 @@ def weight_norm(module: Any) -> Any:
 
 
 def pruned(module: Any) -> Any:
-    torch.nn.utils.prune.random_unstructured(module, "weight_hh_l0", amount=0.3)
+    prune.random_unstructured(module, "weight_hh_l0", amount=0.3)
     return module
 
 
