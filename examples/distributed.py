@@ -2,13 +2,13 @@
 
     torchrun --nproc_per_node=2 examples/distributed.py
 
-trains it in two processes of this machine. On two machines, run on each, with the name of one of them,
+trains it in two processes of this machine, without torchrun there is one, and on two machines it is, on each,
 
     torchrun --nnodes=2 --nproc_per_node=2 --rdzv_backend=c10d --rdzv_endpoint=NAME:29500 examples/distributed.py
 
-and without torchrun there is one process. Each has the whole model and an equal share of every batch;
-DistributedDataParallel averages the gradients over gloo. So the steps are the same, up to rounding, for any number of
-processes. Those of a machine divide its cores: rnnfast runs as many threads as torch is set to.
+with the NAME of one of them. Each process has the model and an equal share of every batch; DistributedDataParallel
+averages the gradients over gloo. So the steps are the same, up to rounding, for any number of processes. Those of a
+machine divide its cores: rnnfast runs as many threads as torch is set to.
 """
 
 import argparse
@@ -47,35 +47,21 @@ def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
     return cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1000, help="of training (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="of all processes together (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
-    options = parser.parse_args(argv)
-
-    for name, value in ALONE.items():  # what torchrun tells each of its processes
-        os.environ.setdefault(name, str(value))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group("gloo")
+def train(steps: int, batch: int, seed: int) -> None:
     rank, processes = dist.get_rank(), dist.get_world_size()
-    if options.batch % processes:
-        parser.error(f"--batch: expected a multiple of the {processes} processes, got {options.batch}")
-
     text = default_text()
     vocabulary = {character: k for k, character in enumerate(sorted(set(text)))}
     windows = torch.tensor([vocabulary[character] for character in text]).unfold(0, T + 1, T)
-    train, test = windows[: -len(windows) // 10], windows[-len(windows) // 10 :]
+    training, test = windows[: -len(windows) // 10], windows[-len(windows) // 10 :]
 
-    torch.manual_seed(options.seed)  # the same weights and batches in each process
+    torch.manual_seed(seed)  # the same weights and batches in each process
     model = DistributedDataParallel(rnnfast.torch.accelerate(CharLM(len(vocabulary))))
     adam = torch.optim.Adam(model.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(adam, 1, 0, total_iters=options.steps)
+    schedule = torch.optim.lr_scheduler.LinearLR(adam, 1, 0, total_iters=steps)
     started = time.perf_counter()
-    for step in range(options.steps):
-        batch = torch.randint(len(train), (options.batch,))
-        loss = loss_of(model, train[batch[rank::processes]])
+    for step in range(steps):
+        share = torch.randint(len(training), (batch,))[rank::processes]
+        loss = loss_of(model, training[share])
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -83,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         schedule.step()
         if rank == 0 and step % 100 == 0:
             print(f"step {step}: loss {loss:.4f}", flush=True)
-    rate = options.steps * options.batch * T / (time.perf_counter() - started)
+    rate = steps * batch * T / (time.perf_counter() - started)
 
     with torch.no_grad():
         parts = test[rank::processes].split(64)
@@ -92,7 +78,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rank == 0:
         print(f"{processes} x {torch.get_num_threads()} threads: {rate:,.0f} characters per second")
         print(f"{total.item() / len(test) / math.log(2):.3f} bits per character of unseen text")
-    dist.destroy_process_group()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=600, help="of training (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="of all processes together (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    options = parser.parse_args(argv)
+
+    for name, value in ALONE.items():  # what torchrun tells each of its processes
+        os.environ.setdefault(name, str(value))
+    if options.batch % int(os.environ["WORLD_SIZE"]):
+        parser.error(f"--batch: expected a multiple of {os.environ['WORLD_SIZE']} processes, got {options.batch}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
+    dist.init_process_group("gloo")
+    train(**vars(options))
+    dist.destroy_process_group()  # with the model gone: one that outlives its group can wait for it forever
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 They meet over a file and talk over the loopback interface.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -31,7 +32,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 def build(name: str, dtype: str) -> Any:
     """Return a model, the same in each process."""
     torch.manual_seed(0)
-    models = {
+    models: dict[str, Any] = {
         "classifier": lambda: Classifier(V, TAGS).eval(),  # no dropout: one process would draw other masks
         "translator": lambda: Translator(V),
         "tagger": lambda: Tagger(V, TAGS),
@@ -63,20 +64,22 @@ def gradients(trained: Any, name: str, part: slice) -> dict[str, Any]:
     return {name.removeprefix("module."): p.grad for name, p in trained.named_parameters()}
 
 
+def gradients_of_share(part: slice) -> dict[str, dict[str, Any]]:
+    """Return what the models' gradients are after the processes have exchanged theirs."""
+    found = {}
+    for name, dtype, view in itertools.product(MODELS, DTYPES, (False, True)):  # the last: as views of what is sent
+        shared = torch.nn.parallel.DistributedDataParallel(build(name, dtype), gradient_as_bucket_view=view)
+        found[f"{name} {dtype} {view}"] = gradients(shared, name, part)
+    return found
+
+
 def work(rank: int, folder: str) -> None:
     """Be one of the processes: leave the gradients of each model in a file."""
     os.environ |= LOOPBACK
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
-    part = slice(rank * B // RANKS, (rank + 1) * B // RANKS)
-    found = {}
-    for name in MODELS:
-        for dtype in DTYPES:
-            for view in (False, True):  # whether gradients are views of what is sent
-                shared = torch.nn.parallel.DistributedDataParallel(build(name, dtype), gradient_as_bucket_view=view)
-                found[f"{name} {dtype} {view}"] = gradients(shared, name, part)
-    torch.save(found, f"{folder}/{rank}")
-    dist.destroy_process_group()
+    torch.save(gradients_of_share(slice(rank * B // RANKS, (rank + 1) * B // RANKS)), f"{folder}/{rank}")
+    dist.destroy_process_group()  # with the models gone: one that outlives its group can wait for it forever
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """`benchmarks.modules` times calls that do the same, and prints a row for each."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from agreement import assert_agree, torch
@@ -11,7 +13,8 @@ SIZES = (3, 2, 5, 4)
 
 @pytest.mark.parametrize("kind", [name + suffix for name in modules.LAYERS for suffix in ("", "Cell")])
 def test_the_calls_of_a_row_give_the_same_gradients(kind: str) -> None:
-    ours, *others = (dict(enumerate(map(torch.as_tensor, call()))) for call in modules.three_calls(kind, SIZES))
+    results: list[Any] = [call() for call in modules.three_calls(kind, SIZES)]
+    ours, *others = (dict(enumerate(map(torch.as_tensor, arrays))) for arrays in results)
     for other in others:
         assert_agree(ours, other)
 
