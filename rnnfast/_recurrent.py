@@ -339,7 +339,8 @@ class Recurrent(Module):
         )
         others = {} if call.embedding is None or not need_dx else {"embedding": call.embedding}
         steps = tuple(given.dc or ()), tuple(given.dh or ())
-        self._check_grads(grads, (call.x, call.first, call.embedding), tape.hidden, tuple(given[:2]), steps, **others)
+        read = call.x, call.first, call.embedding, dy, dstate  # the last two are copied on some ways to `given`
+        self._check_grads(grads, read, tape.hidden, tuple(given[:2]), steps, **others)
         dfirst = self._new_state(layout)
         back = _segments.backward if isinstance(tape.kept, _segments.Checkpoints) else Recurrent._backward_whole
         dx, made = back(self, tape, given, grads, dfirst)

@@ -242,6 +242,11 @@ LAYERS = {
         ValueError,
         "grads: expected arrays of their own, got some that overlap",
     ),
+    "grads_last": Case(
+        lambda w: w.lstm.backward(w.last_tape, w.grads["weight_hh_l0"][:3], grads=w.grads),
+        ValueError,
+        "grads: expected arrays of their own, got some that overlap",
+    ),
     "load_list": Case(lambda w: w.lstm.load_state_dict([]), TypeError, "state_dict: expected .*, got list"),
     "load_keys": Case(lambda w: w.lstm.load_state_dict({}), ValueError, "state_dict: expected the keys .*weight_ih_l0"),
     "load_shape": Case(
