@@ -263,6 +263,8 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
   tape->threads = checked_threads(threads);
   if (!training && !arrays.memory.is_none())
     throw py::value_error("memory: expected None, since inference makes no tape");
+  if (!steps.is_none() && !arrays.memory.is_none())
+    throw py::value_error("memory: expected None, since steps are still to come");
   tape->problem = read_problem(info, in, sequences, parameters, tape->schedule);
   tape->held = read_held(info, held);
   Problem& p = tape->problem;

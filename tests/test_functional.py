@@ -220,3 +220,40 @@ def test_linear_reads_any_layout() -> None:
     wide = np.repeat(np.repeat(x, 2, axis=0), 2, axis=2)[::2, :, ::2]
     strided = wide, np.asfortranarray(weight), np.repeat(bias, 2)[::2], np.asfortranarray(dy)
     assert_same_bits(solve_linear(*strided), solve_linear(x, weight, bias, dy))
+
+
+# What a tape holds
+
+
+@by_dtype
+@by_cell
+def test_a_tape_is_made_again_from_what_it_holds(cell: str, dtype: Any) -> None:
+    p = make_problem(cell, dtype, SHAPE)
+    arguments = cell, p.x, p.parameters, p.h0, p.c0
+    y, _, _, tape = _core.forward(*arguments)
+    rows = SHAPE.T * SHAPE.B * SHAPE.D
+    assert [a.size for a in tape.memory] == [rows * n for n in _core.tape_row(cell, SHAPE.H, dtype)]
+    again = _core.forward(*arguments, out=(y, None, None), memory=tape.memory)[3]
+    expected, found = (_core.backward(t, p.dy, p.dh, p.dc) for t in (tape, again))
+    assert_same_bits(flat(found), flat(expected))
+
+
+def flat(gradients: Any) -> dict[str, Array]:
+    return named(dx=gradients[0], dh0=gradients[1], dc0=gradients[2]) | named_grads(gradients[3])
+
+
+def test_memory_that_does_not_fit_is_an_error() -> None:
+    p = make_problem("lstm", np.float32, SHAPE)
+    arguments = "lstm", p.x, p.parameters
+    gates, c, nothing = _core.forward(*arguments)[3].memory
+    for memory, message in (
+        ((gates[1:], c, nothing), "memory: expected shape"),
+        ((gates, c.astype(np.float64), nothing), "memory: expected dtype float32, got float64"),
+        ((gates, c), "memory: expected 3 entries"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            _core.forward(*arguments, memory=memory)
+    with pytest.raises(ValueError, match="memory: expected None, since steps are still to come"):
+        _core.forward("lstm", p.x, p.parameters[:1], memory=(gates, c, nothing), steps=(0, 0))
+    with pytest.raises(ValueError, match="memory: expected None, since inference makes no tape"):
+        _core.inference(*arguments, memory=(gates, c, nothing))
