@@ -38,8 +38,7 @@ class CharLM(nn.Module):
         self.readout = nn.Linear(H, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        y, _ = self.rnn(self.embedding(tokens))
-        return self.readout(y)
+        return self.readout(self.rnn(self.embedding(tokens))[0])
 
 
 def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
@@ -60,8 +59,7 @@ def train(steps: int, batch: int, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.LinearLR(adam, 1, 0, total_iters=steps)
     started = time.perf_counter()
     for step in range(steps):
-        share = torch.randint(len(training), (batch,))[rank::processes]
-        loss = loss_of(model, training[share])
+        loss = loss_of(model, training[torch.randint(len(training), (batch,))[rank::processes]])
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
