@@ -256,26 +256,19 @@ void run_forward(rnnfast_tape& tape) {
   run(p, tape.layer, 1, [&](const Team& team) { kernels<Real>().forward(forward, team); });
 }
 
-void run_forward(rnnfast_tape& tape, const Layer& layer, const rnnfast_forward_args& args) {
-  tape.filled = false;
-  tape.layer = layer, tape.forward = args;
-  prepare(tape);
-  with_real(layer.dtype, [&]<class Real> { run_forward<Real>(tape); });
-  tape.filled = true;
-}
-
 rnnfast_status forward(const rnnfast_layer* layer, const rnnfast_forward_args* args) {
   return told([&] {
     require_size(args, "args");
-    const Layer read = read_layer(layer, !args->pack || args->tape);
-    require(!args->pack || same_sizes(read, args->pack->layer),
+    rnnfast_tape own;
+    rnnfast_tape& tape = args->tape ? *args->tape : own;
+    const Claim claim(tape.busy, "tape");
+    tape.filled = false;
+    tape.layer = read_layer(layer, !args->pack || args->tape), tape.forward = *args;
+    require(!args->pack || same_sizes(tape.layer, args->pack->layer),
             "pack: expected one of the layer's cell, dtype and sizes, got another");
-    if (!args->tape) {
-      rnnfast_tape own;
-      return run_forward(own, read, *args);
-    }
-    const Claim claim(args->tape->busy, "tape");
-    run_forward(*args->tape, read, *args);
+    prepare(tape);
+    with_real(tape.layer.dtype, [&]<class Real> { run_forward<Real>(tape); });
+    tape.filled = true;
   });
 }
 

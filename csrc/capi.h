@@ -14,7 +14,8 @@
  * the bits of the Python functions' own.
  *
  * Every function checks its arguments before it writes anything. Arrays that a call writes must not overlap others of
- * the call. In a struct that begins with `size`, what is not needed is zero:
+ * the call; forward and backward check that too, and how arrays are aligned, while streams leave it to the caller. In a
+ * struct that begins with `size`, what is not needed is zero:
  *
  *     rnnfast_forward_args args = {.size = sizeof args, .T = T, .B = B, .x = x, .y = y};
  *

@@ -49,11 +49,18 @@ __all__ = [
 __version__: str = _core.config()["version"]
 
 _LAZY = "convert", "lm", "reference", "stream", "training"  # imported when first asked for
+_FRAMEWORKS = "onnx", "torch"  # likewise, where the framework of that name is installed
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f".{name}", __name__)
+    if name in _FRAMEWORKS:
+        try:
+            return importlib.import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            msg = f'rnnfast.{name} needs {name}, which is not installed: pip install "rnnfast[{name}]"'
+            raise AttributeError(msg) from error
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 

@@ -15,6 +15,7 @@ import numpy as np
 from .functional import Array, checked, checked_target, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
+UNREADABLE = ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError  # what bad files raise
 MADE = "parameters", "rng", "fan", "gates", "directions", "cell", "_names"  # what constructors make of their arguments
 
 
@@ -414,7 +415,7 @@ def load(path: str | PathLike[str]) -> Any:
             layer = kind(**description["arguments"], seed=kept)
             if kept.tensors:
                 raise ValueError([*kept.tensors])
-    except (safetensors.SafetensorError, ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (*UNREADABLE, safetensors.SafetensorError) as error:
         msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
         raise ValueError(msg) from error
     return layer

@@ -85,7 +85,7 @@ def alone(node: onnx.NodeProto, opset: int) -> onnx.ModelProto:
     """Return a model of the one node: its inputs and outputs are those that the node has a name for."""
     ends = dict.fromkeys(filter(None, node.input)), filter(None, node.output)
     graph = helper.make_graph([node], "node", *([onnx.ValueInfoProto(name=name) for name in end] for end in ends))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)])
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -138,7 +138,7 @@ def name_of(node: onnx.NodeProto) -> str:
 def _check(node: onnx.NodeProto, opset: int) -> None:
     """Check that a node is what the schema of its operator says."""
     context = onnx.checker.C.CheckerContext()
-    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": opset}
+    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": opset, "ai.onnx": opset}
     onnx.checker.check_node(node, context)
 
 

@@ -148,9 +148,11 @@ def from_torch(module: Any) -> LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell:
     --------
     to_torch : The way back.
     """
-    names = (base.__name__ for base in type(module).__mro__ if base.__module__ == "torch.nn.modules.rnn")
-    kind = TORCH.get(next(names, ""))
-    if kind is None or not type(module).forward.__module__.startswith(("torch.nn.", "rnnfast.")):
+    bases: list[Any] = [
+        base for base in type(module).__mro__ if base.__module__ in ("torch.nn.modules.rnn", "rnnfast.torch")
+    ]
+    kind = next((TORCH[base.__name__] for base in bases if base.__name__ in TORCH), None)
+    if kind is None or "forward" in vars(module) or type(module).forward is not bases[0].forward:
         msg = f"module: expected {', '.join(TORCH)} of torch.nn with its own forward, got {type(module).__name__}"
         raise TypeError(msg)
     if getattr(module, "proj_size", 0):

@@ -208,7 +208,12 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
         array([0.5, 0.6], dtype=float32)
         """
         cls._check_device(device)
-        return RnnfastRep(alone(node, kwargs.get("opset_version", onnx.defs.onnx_opset_version()))).run(inputs)
+        prepared = RnnfastRep(alone(node, kwargs.get("opset_version", onnx.defs.onnx_opset_version())))
+        names = [*filter(None, node.input)]
+        if len(inputs) != len(names):
+            msg = f"inputs: expected {', '.join(names)}, got {len(inputs)} arrays"
+            raise ValueError(msg)
+        return prepared.run(dict(zip(names, inputs, strict=True)))
 
     @classmethod
     def _check_device(cls, device: str) -> None:
@@ -402,13 +407,14 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
         raise ValueError(msg)
     for each in chosen:
         _check_is_layer(each)
-    producers = {output: each for each in model.graph.node for output in each.output}
+    places = _places(model.graph, chosen, constants)
     first, form = chosen[0], FORMS[chosen[0].operator.cell or ""]
     dtype, I, H, D = _sizes(first)
     for before, each in pairwise(chosen):
-        origin, _ = _origin(each.inputs["X"], producers)
-        if origin not in before.outputs[:1]:
-            msg = f"{each.operator.name}: X: expected Y of {before.operator.name}, as in a stack, got {origin!r}"
+        source, axes = places[each.inputs["X"]]
+        if source != before.outputs[0] or axes != _rows_of(before, each.operator.batch_first):
+            got = repr(source) if source != before.outputs[0] else f"its axes as {axes}"
+            msg = f"{each.operator.name}: X: expected Y of {before.operator.name}, as in a stack, got {got}"
             raise ValueError(msg)
         if (each.operator.cell, *_sizes(each)) != (first.operator.cell, dtype, D * H, H, D):
             expected = f"{first.operator.cell} of {dtype} with I, H, D = {D * H}, {H}, {D}"
@@ -419,7 +425,7 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
         H,
         num_layers=len(chosen),
         bias=any("B" in each.inputs for each in chosen),
-        batch_first=first.operator.batch_first ^ _origin(first.inputs["X"], producers)[1],
+        batch_first=first.operator.batch_first ^ (places[first.inputs["X"]].axes == ((1,), (0,), (2,))),
         bidirectional=D == 2,
         dtype=dtype,
         **form.options,
@@ -475,17 +481,63 @@ def _check_is_layer(node: RecurrentNode) -> None:
             raise ValueError(msg)
 
 
-def _origin(name: str, producers: Mapping[str, onnx.NodeProto]) -> tuple[str, bool]:
-    """Go back to where a value comes from, through operators that keep all its elements.
+class Place(NamedTuple):
+    """Where a value comes from, through operators that keep all its elements."""
 
-    Returns
-    -------
-    name : str
-    transposed : bool
-        Whether its first two axes have changed places on the way.
-    """
-    transposed = False
-    while name in producers and kind_of(node := producers[name]) in KEEPS:
-        transposed ^= any(a.name == "perm" and list(a.ints) == [1, 0, 2] for a in node.attribute)
-        name = node.input[0]
-    return name, transposed
+    source: str
+    axes: tuple[tuple[int, ...], ...]  # those of the source that each axis consists of; none where its size is 1
+
+
+def _places(
+    graph: onnx.GraphProto, chosen: Sequence[RecurrentNode], constants: Mapping[str, Array]
+) -> dict[str, Place]:
+    """Return the places of all values of a graph, of Y with its four axes and of others as if they had three."""
+    known = [*constants, *(each.name for each in graph.input), *(name for each in graph.node for name in each.output)]
+    places = {name: Place(name, ((0,), (1,), (2,))) for name in known}
+    for each in chosen:
+        direction = () if len(each.operator.backwards) == 1 else (2 if each.operator.batch_first else 1,)
+        axes: list[tuple[int, ...]] = [(0,), (1,), (2,), (3,)]
+        axes[2 if each.operator.batch_first else 1] = direction
+        places[each.outputs[0]] = Place(each.outputs[0], tuple(axes))
+    for each in graph.node:
+        if kind_of(each) in KEEPS and each.input[0] in places:
+            source, before = places[each.input[0]]
+            moved = _moved(each, before, constants)
+            if moved is not None:
+                places[each.output[0]] = Place(source, moved)
+    return places
+
+
+def _moved(
+    node: onnx.NodeProto, axes: tuple[tuple[int, ...], ...], constants: Mapping[str, Array]
+) -> tuple[tuple[int, ...], ...] | None:
+    """Return where axes come to lie behind one of KEEPS; None if that cannot be told, or they are torn apart."""
+    kind, given = node.op_type, {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if len(node.input) > 1:  # what used to be an attribute
+        given |= {"axes": constants.get(node.input[1], ())}
+    where = [int(axis) for axis in given.get("axes", ())]
+    if kind == "Transpose":
+        order = given.get("perm", range(len(axes))[::-1])
+        return tuple(axes[axis] for axis in order) if len(order) == len(axes) else None
+    if kind == "Squeeze":
+        gone = {axis % len(axes) for axis in where} if len(node.input) > 1 or where else {*range(len(axes))}
+        rest = tuple(axis for k, axis in enumerate(axes) if k not in gone or (axis and not where))
+        return rest if sum(map(len, rest)) == sum(map(len, axes)) else None
+    if kind == "Unsqueeze":
+        made = {axis % (len(axes) + len(where)) for axis in where}
+        left = iter(axes)
+        return tuple(() if k in made else next(left) for k in range(len(axes) + len(made))) if made else None
+    if kind == "Reshape":  # to the three axes of X, as a stack needs it
+        flat = [part for axis in axes for part in axis]
+        shape = constants.get(node.input[1])
+        return (
+            ((flat[0],), (flat[1],), tuple(flat[2:])) if len(flat) > 2 and (shape is None or len(shape) == 3) else None
+        )
+    return axes
+
+
+def _rows_of(node: RecurrentNode, batch_first: bool) -> tuple[tuple[int, ...], ...]:
+    """Return how the axes of Y lie in the X of the next layer."""
+    steps, rows, direction = (1, 0, 2) if node.operator.batch_first else (0, 2, 1)
+    units = (3,) if len(node.operator.backwards) == 1 else (direction, 3)
+    return ((rows,), (steps,), units) if batch_first else ((steps,), (rows,), units)

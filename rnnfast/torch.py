@@ -22,15 +22,17 @@ Examples
 """
 
 import copy
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch._dynamo.config
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
@@ -75,8 +77,10 @@ class Call(NamedTuple):
     @property
     def state_shape(self) -> tuple[Any, Any, Any]:
         """D, B, H of a layer; B is that of h0 where there is one."""
-        sizes = self.x.shape[1] if self.batch_sizes is None else self.batch_sizes[0]
-        B = int(sizes) if self.h0 is None else self.h0.shape[1]
+        if self.h0 is not None:
+            B = self.h0.shape[1]
+        else:
+            B = self.x.shape[1] if self.batch_sizes is None else int(self.batch_sizes[0])
         return len(self.weights) // (4 if self.bias else 2), B, self.weights[1].shape[1]
 
     def as_layer(self) -> "Call":
@@ -104,7 +108,7 @@ def layer(call: Call) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Return y, None of a step, and the last h and c, None where the cell has none."""
     tensors = *call.weights, call.x, call.h0, call.c0
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if torch.compiler.is_compiling() or type(call.x) not in (Tensor, torch.nn.Parameter) or not call.x.is_cpu:
+    if is_watched() or type(call.x) not in (Tensor, torch.nn.Parameter) or not call.x.is_cpu:
         if call.is_step:
             _, h, c = layer(call.as_layer())
             return None, h[0], None if c is None else c[0]
@@ -126,27 +130,38 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor | None]:
         array, *last, tape = call.run(_core.forward)
-        # Saved tensors own the tape: it goes with the graph, or where hooks on saved tensors let go of it.
-        y, gates, cells = _tensors((array, *tape.memory[:2]))
-        ctx.save_for_backward(*tensors, call.batch_sizes, y, gates, cells)
+        y, token = torch.from_numpy(array), torch.from_numpy(tape.memory[0])
+        # A saved tensor owns the tape: it goes with the graph, or where hooks on saved tensors let go of it.
+        ctx.save_for_backward(*tensors, call.batch_sizes, y, token)
         ctx.cell, ctx.bias, ctx.tape = call.cell, call.bias, weakref.ref(tape)
+        ctx.addresses = _addresses((*tensors, y)) if _saved_tensors_have_hooks() else None
         ctx.set_materialize_grads(False)
         step = call.is_step
-        h, c = _tensors(last, step)
-        return None if step else y, h, c
+        return None if step else y, *_tensors(last, step)
 
     @staticmethod
     def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        *weights, x, h0, c0, batch_sizes, y, gates, cells = ctx.saved_tensors
-        call = Call(ctx.cell, ctx.bias, x, h0, c0, batch_sizes, weights)
+        *weights, x, h0, c0, batch_sizes, y, _ = ctx.saved_tensors
         if all(d is None for d in dlast):
             return (None,) * (4 + len(weights))
-        if torch.is_grad_enabled():
+        call = Call(ctx.cell, ctx.bias, x, h0, c0, batch_sizes, weights)
+        if torch.is_grad_enabled() or any(d is not None and is_legacy_batchedtensor(d) for d in dlast):
             dx, dh0, dc0, dweights = differentiable_backward(call, dlast)
         else:
-            tape = ctx.tape() or _filled_tape(call, y, gates, cells)
+            tape = ctx.tape()
+            if tape is None or ctx.addresses not in (None, _addresses((*weights, x, h0, c0, y))):
+                *_, tape = call.run(_core.forward)
             dx, dh0, dc0, dweights = _backward(tape, dlast, ctx.needs_input_grad[-3], call.is_step)
         return None, *dweights, dx, None if h0 is None else dh0, None if c0 is None else dc0
+
+
+def _saved_tensors_have_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:
+    """Return where tensors are: hooks may give others back, which are not those that a tape refers to."""
+    return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 # What Function.apply comes to where no transform of torch.func is at work, and none gets here: 4 µs of 90 for a call.
@@ -198,25 +213,40 @@ def differentiable_backward(call: Call, dlast: Sequence[Tensor | None]) -> Gradi
         y, *last = zip(*of_directions, strict=True)
         return [torch.cat(y, -1).reshape(*x.shape[:-1], D * H), *map(torch.stack, last)]
 
-    with torch.autocast("cpu", enabled=False):
-        # Of weights that x was computed from, the part of the gradient that goes through x is not ours: torch.func
-        # keeps to the arguments as they are here.
-        last, pullback = torch.func.vjp(run, call.x, states, list(call.weights))
-        dx, dstates, dweights = pullback(
-            [torch.zeros_like(a) if d is None else d for a, d in zip(last, dlast, strict=False)]
-        )
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        # Views: where a weight is what x was computed from, the part of its gradient that goes through x is not ours.
+        given = [
+            t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (call.x, *states, *call.weights)
+        ]
+        x, of_states, weights = given[0], given[1 : 1 + len(states)], given[1 + len(states) :]
+        wanted = [(out, d) for out, d in zip(run(x, of_states, weights), dlast, strict=False) if d is not None]
+        outputs, dlast = zip(*wanted, strict=True)
+        dx, *rest = torch.autograd.grad(outputs, given, dlast, create_graph=True, materialize_grads=True)
+    dstates, dweights = rest[: len(states)], rest[len(states) :]
     return dx, *(*dstates, None)[:2], dweights
 
 
-@contextmanager
-def by_torch() -> Iterator[None]:
-    """Keep torch from oneDNN, whose LSTM has first derivatives backwards alone."""
-    enabled = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.enabled, which programs can lock
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
+class _WithoutOneDNN:
+    """Keeps torch from oneDNN, whose LSTM has first derivatives backwards alone, while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._enabled = threading.Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._enabled = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.enabled, which can be locked
+                torch._C._set_mkldnn_enabled(False)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch._C._set_mkldnn_enabled(self._enabled)
+
+
+without_onednn = _WithoutOneDNN()
 
 
 def _array(tensor: Tensor | None, step: bool = False) -> Any:
@@ -308,6 +338,11 @@ forward_operator.register_autograd(_operator_backward, setup_context=_save)
 # The modules
 
 
+def is_watched() -> bool:
+    """Return whether something follows a call that sees operators alone: a compiler, or a dispatch mode."""
+    return torch.compiler.is_compiling() or bool(torch._C._len_torch_dispatch_stack())
+
+
 def left_to_torch() -> bool:
     """Return whether something follows a call that sees torch's own operators alone."""
     if torch.compiler.is_compiling():
@@ -330,7 +365,7 @@ def prepared(weight: Tensor, x: Tensor, hx: Any, parts: int, shape: tuple[int, .
     given = [x] if hx is None else [x, *hx] if parts == 2 else [x, hx]
     if torch.is_autocast_enabled("cpu"):
         given = [t.to(weight.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
-    if shape is None or len(given) not in (1, 1 + parts):
+    if shape is None or len(given) not in (1, 1 + parts) or (parts == 2 and isinstance(hx, Tensor)):
         return None
     for k, t in enumerate(given):
         if t.dtype != weight.dtype or t.device != weight.device or (k and t.shape != shape):
@@ -359,8 +394,8 @@ class _Recurrent(_Scriptable):
     """The forward of LSTM, GRU and RNN."""
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
-        if left_to_torch():
-            with by_torch():
+        if left_to_torch() or not isinstance(input, Tensor | PackedSequence):
+            with without_onednn if self.mode == "LSTM" else nullcontext():
                 return super().forward(input, hx)  # type: ignore[misc]
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, places = input if packed else (input, None, None, None)

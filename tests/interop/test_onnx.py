@@ -693,6 +693,25 @@ def test_nodes_that_are_no_stack_are_refused() -> None:
     beside = [helper.make_node("RNN", ["X", "W", "R"], [f"Y{k}"], f"rnn{k}", hidden_size=H) for k in range(2)]
     with pytest.raises(ValueError, match=r"^RNN 'rnn1': X: expected Y of RNN 'rnn0', as in a stack, got 'X'$"):
         from_onnx(model_of(beside, {"X": inputs["X"]}, constants))
+    square = rnnfast.RNN(H, H, num_layers=2, batch_first=True)
+    for swapped in (to_onnx(square), to_onnx(rnnfast.GRU(H, H, num_layers=2, bidirectional=True))):
+        second = next(each for each in swapped.graph.node if each.name == "Y_1")
+        turn = helper.make_node("Transpose", [second.input[0]], ["turned"], perm=[1, 0, 2])
+        swapped.graph.node.insert([*swapped.graph.node].index(second), turn)
+        second.input[0] = "turned"
+        with pytest.raises(ValueError, match=r"X: expected Y of .*, as in a stack, got its axes as"):
+            from_onnx(swapped)
+    untransposed = to_onnx(rnnfast.LSTM(I, H, num_layers=2, bidirectional=True))
+    reshape = next(each for each in untransposed.graph.node if each.op_type == "Reshape")
+    reshape.input[0] = "Y_0"
+    with pytest.raises(ValueError, match=r"X: expected Y of .*, as in a stack, got its axes as"):
+        from_onnx(untransposed)
+    loop = model_of(
+        [helper.make_node("RNN", ["t", "W", "R"], ["Y"], hidden_size=H), helper.make_node("Identity", ["t"], ["t"])],
+        {"X": inputs["X"]},
+        constants,
+    )
+    assert not from_onnx(loop).batch_first  # one node, wherever its input comes from
     model = to_onnx(rnnfast.RNN(I, H, num_layers=2))
     second = next(each for each in model.graph.node if each.name == "Y_1")
     second.attribute.append(helper.make_attribute("activations", ["Relu"]))

@@ -8,6 +8,7 @@ import itertools
 import resource
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ import rnnfast.torch as ours  # noqa: E402
 from rnnfast import _core  # noqa: E402
 
 prune, checkpoint = (importlib.import_module(f"torch.{name}") for name in ("nn.utils.prune", "utils.checkpoint"))
+make_fx = importlib.import_module("torch.fx.experimental.proxy_tensor").make_fx
 
 T, B, I, H = 6, 3, 5, 7
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of an array's largest element; torch's own float32 rounds too
@@ -213,6 +215,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "a state of one sequence for a batch": lambda m: m(torch.zeros(T, B, I), states(m, 1, H)),
     "a state of another dtype": lambda m: m(torch.zeros(T, B, I), states(m, 1, B, H, dtype=torch.float64)),
     "no steps": lambda m: m(torch.zeros(0, B, I)),
+    "a state in one tensor or in two": lambda m: m(torch.zeros(T, B, I), torch.zeros(2, 1, B, H)),
+    "a list": lambda m: m([0.0]),
 }
 
 
@@ -225,7 +229,7 @@ def states(module: Any, *shape: int, **options: Any) -> Any:
 @by_layer
 def test_errors_are_torchs(layer: str, call: Callable[[Any], Any]) -> None:
     theirs, module = twins(layer)
-    with pytest.raises((RuntimeError, ValueError)) as expected:
+    with pytest.raises((AttributeError, RuntimeError, TypeError, ValueError)) as expected:
         call(theirs)
     with pytest.raises(expected.type) as error:
         call(module)
@@ -293,7 +297,7 @@ def test_a_gradient_penalty_trains_as_with_torch(layer: str, dtype: Any) -> None
     for module in twins(layer, sizes=(H, H), num_layers=2, dtype=dtype):
         torch.manual_seed(2)
         x = torch.randn(T, B, H, dtype=dtype, requires_grad=True)
-        with ours.by_torch():  # torch's LSTM has no second derivatives otherwise
+        with ours.without_onednn:  # torch's LSTM has no second derivatives otherwise
             y, _ = module(module(x)[0])  # the second time, x depends on the weights
             (dx, dw) = torch.autograd.grad(y.square().sum(), (x, module.weight_hh_l0), create_graph=True)
             loss = dx.square().sum() + dw.square().sum() + y.sum()
@@ -387,6 +391,46 @@ def test_saved_tensors_may_lie_elsewhere_until_backward() -> None:
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected[0])
 
 
+@pytest.mark.parametrize(
+    "kept",
+    {
+        "changes allowed": torch.autograd.graph.allow_mutation_on_saved_tensors,
+        "copies of x alone": lambda: torch.autograd.graph.saved_tensors_hooks(
+            lambda t: t.clone() if t.shape == (T, B, I) else t, lambda t: t
+        ),
+        "on the CPU": torch.autograd.graph.save_on_cpu,
+    }.items(),
+    ids=lambda item: item[0],
+)
+@by_layer
+def test_hooks_decide_what_backward_reads(layer: str, kept: tuple[str, Callable[[], Any]]) -> None:
+    name, hooks = kept
+    theirs, module = twins(layer)
+    x = torch.linspace(-1, 1, T * B * I).reshape(T, B, I)
+    expected = torch.autograd.grad(theirs(x)[0].sum(), list(theirs.parameters()))
+    with hooks():
+        y, _ = module(x)
+        if name != "on the CPU":
+            x.mul_(3)
+        found = torch.autograd.grad(y.sum(), list(module.parameters()))
+    assert_close(list(found), list(expected))
+
+
+@by_layer
+def test_a_gradient_penalty_may_be_checkpointed(layer: str) -> None:
+    found = []
+    for m in twins(layer, dtype=torch.float64):
+        x = torch.linspace(-1, 1, T * B * I, dtype=torch.float64).reshape(T, B, I).requires_grad_()
+
+        def penalty(x: Any, m: Any = m) -> Any:
+            with ours.without_onednn:
+                return torch.autograd.grad(m(x)[0].sum(), x, create_graph=True)[0].square().sum()
+
+        checkpoint.checkpoint(penalty, x, use_reentrant=False).backward()
+        found.append([x.grad, *(p.grad for p in m.parameters())])
+    assert_close(*found)
+
+
 def test_memory_does_not_grow_over_ten_thousand_steps() -> None:
     module, x = ours.LSTM(4, 8), torch.randn(50, 4, 4)  # whose tape is 50 kB
     peaks = []
@@ -476,6 +520,18 @@ def test_whole_graphs_compile(make: Callable[[], Any], backend: str, dynamic: bo
         assert_close([compiled(x)], [model(x)])
 
 
+@by_layer
+def test_one_graph_serves_all_numbers_of_steps_and_sequences(layer: str) -> None:
+    torch.compiler.reset()
+    _, module = twins(layer)
+    compiled = torch.compile(module, backend="aot_eager", dynamic=True, fullgraph=True)
+    compiled(torch.randn(T, B, I))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in ((T + 1, B, I), (T, B + 1, I), (2 * T, 4 * B, I)):
+            x = torch.randn(shape)
+            assert_close([compiled(x)[0]], [module(x)[0]])
+
+
 SAMPLES = [
     (cell, dtype, D, bias, packed)
     for cell in ("lstm", "gru", "rnn_tanh")
@@ -502,10 +558,12 @@ def test_the_operator_keeps_to_the_rules_of_operators(cell: str, dtype: Any, D: 
 def test_export_keeps_the_operators() -> None:
     model = ours.accelerate(Tagger())
     x = torch.randn(T, B, I)
-    program = torch.export.export(model, (x,))
+    sizes = {0: torch.export.Dim("T"), 1: torch.export.Dim("B")}
+    program = torch.export.export(model, (x,), dynamic_shapes={"x": sizes})
     names = [str(node.target) for node in program.graph.nodes]
     assert names.count("rnnfast.forward.default") == 5
-    assert_close([program.module()(x)], [model(x)])
+    for x in (x, torch.randn(2 * T, B + 1, I)):
+        assert_close([program.module()(x)], [model(x)])
 
 
 # What else looks at a call
@@ -528,6 +586,37 @@ def test_torchs_transforms_and_traces_see_torchs_operators(layer: str) -> None:
     assert_close(dx[:1], dx[1:])
     traced = torch.jit.trace(module, (x,))
     assert_close(flat(traced(x)), flat(theirs(x)))
+
+
+@by_layer
+def test_gradients_may_be_taken_for_many_vectors_at_once(layer: str) -> None:
+    theirs, module = twins(layer, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda x, m=m: m(x)[0], x, vectorize=vectorize)
+        for m, vectorize in ((module, True), (theirs, False))
+    ]
+    assert_close(jacobians[:1], jacobians[1:])
+
+
+@by_layer
+def test_graphs_that_modes_record_compute(layer: str) -> None:
+    _, module = twins(layer)
+    x = torch.randn(T, B, I)
+    assert torch.equal(make_fx(lambda x: module(x)[0])(torch.ones(T, B, I))(x), module(x)[0])
+
+
+def test_threads_leave_torchs_flags_as_they_are() -> None:
+    module, x = ours.LSTM(I, H), torch.randn(T, B, I)
+    before = torch._C._get_mkldnn_enabled()
+
+    def work(_: int) -> None:
+        for _ in range(40):
+            torch.func.grad(lambda x: module(x)[0].sum())(x)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert torch._C._get_mkldnn_enabled() == before
 
 
 @torchscript_is_deprecated
