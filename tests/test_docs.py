@@ -22,7 +22,7 @@ def blocks_of(page: Path) -> list[str]:
 
 OPTIONAL = {"keras", "onnx", "onnxruntime", "torch"}
 README = ROOT / "README.md"
-LAYER, STREAMING, SEQUENCES, TRAINING = blocks_of(README)
+LAYER, TORCH, STREAMING, SEQUENCES, TRAINING = blocks_of(README)
 PAGES = {page: blocks for page in sorted((ROOT / "docs").glob("*.md")) if (blocks := blocks_of(page))}
 
 
@@ -46,6 +46,12 @@ def test_a_page_runs_from_its_top_to_its_end(page: Path) -> None:
 def test_the_layer_gives_the_shapes_that_its_comment_says() -> None:
     names = run(README, [LAYER])
     assert [names[name].shape for name in ("y", "h", "c")] == [(50, 32, 128), (2, 32, 128), (2, 32, 128)]
+
+
+def test_the_torch_model_is_accelerated() -> None:
+    embedding, gru = run(README, [TORCH])["model"]
+    assert type(gru) is rnnfast.torch.GRU
+    assert type(embedding).__module__.startswith("torch.nn.")
 
 
 def test_the_stream_gives_the_layers_last_output() -> None:
