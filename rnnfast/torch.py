@@ -422,6 +422,8 @@ class _Recurrent(_Scriptable):
             x, *state = layer(Call(MODES[self.mode], self.bias, x, h0, c0, batch_sizes, own))
             last.append(state[:parts])
         states = last[0] if L == 1 else [torch.cat(part) for part in zip(*last, strict=True)]
+        if x.requires_grad and parts == 1:
+            x = x.clone()  # torch's GRU and RNN let y be changed in place, and backward reads it
 
         if places is not None:
             states = [state.index_select(1, places) for state in states]
