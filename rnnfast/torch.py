@@ -134,7 +134,7 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
         # A saved tensor owns the tape: it goes with the graph, or where hooks on saved tensors let go of it.
         ctx.save_for_backward(*tensors, call.batch_sizes, y, token)
         ctx.cell, ctx.bias, ctx.tape = call.cell, call.bias, weakref.ref(tape)
-        ctx.addresses = _addresses((*tensors, y)) if _saved_tensors_have_hooks() else None
+        ctx.addresses = _addresses((*tensors, y))
         ctx.set_materialize_grads(False)
         step = call.is_step
         return None if step else y, *_tensors(last, step)
@@ -149,14 +149,10 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
             dx, dh0, dc0, dweights = differentiable_backward(call, dlast)
         else:
             tape = ctx.tape()
-            if tape is None or ctx.addresses not in (None, _addresses((*weights, x, h0, c0, y))):
+            if tape is None or ctx.addresses != _addresses((*weights, x, h0, c0, y)):
                 *_, tape = call.run(_core.forward)
             dx, dh0, dc0, dweights = _backward(tape, dlast, ctx.needs_input_grad[-3], call.is_step)
         return None, *dweights, dx, None if h0 is None else dh0, None if c0 is None else dc0
-
-
-def _saved_tensors_have_hooks() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:

@@ -110,6 +110,7 @@ def test_two_processes_have_the_gradients_of_one(name: str, dtype: str, view: bo
 def test_the_example_has_the_same_result_in_two_processes_and_in_one() -> None:
     environment = {**os.environ, **LOOPBACK, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bits = []
     for launcher in ([], torchrun):
         command = [sys.executable, *launcher, str(EXAMPLE), "--steps", "8"]
@@ -121,8 +122,11 @@ def test_the_example_has_the_same_result_in_two_processes_and_in_one() -> None:
             finally:
                 running.terminate()  # which torchrun hands on to its processes
         assert running.returncode == 0, errors
-        [(processes, printed)] = re.findall(r"\n(\d+) x \d+ threads: .*\n([\d.]+) bits per character", output)
+        [(processes, threads, printed)] = re.findall(
+            r"\n(\d+) x (\d+) threads: .*\n([\d.]+) bits per character", output
+        )
         assert int(processes) == (RANKS if launcher else 1)
+        assert int(threads) == max(1, cores // int(processes))
         bits.append(float(printed))
     assert bits[0] == pytest.approx(bits[1], abs=2e-3)
     assert bits[0] < 6

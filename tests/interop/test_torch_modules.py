@@ -434,6 +434,18 @@ def test_hooks_decide_what_backward_reads(layer: str, kept: tuple[str, Callable[
 
 
 @by_layer
+def test_hooks_may_come_after_forward(layer: str) -> None:
+    theirs, module = twins(layer)
+    x = torch.linspace(-1, 1, T * B * I).reshape(T, B, I)
+    expected = torch.autograd.grad(flat(theirs(x))[1].sum(), list(theirs.parameters()))
+    h = flat(module(x))[1]
+    saved_x = h.grad_fn._raw_saved_tensors[len(list(module.parameters()))]
+    saved_x.register_hooks(lambda t: t.clone(), lambda t: t)
+    x.mul_(3)
+    assert_close(list(torch.autograd.grad(h.sum(), list(module.parameters()))), list(expected))
+
+
+@by_layer
 def test_a_gradient_penalty_may_be_checkpointed(layer: str) -> None:
     found = []
     for m in twins(layer, dtype=torch.float64):
