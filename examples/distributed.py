@@ -87,9 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for name, value in ALONE.items():  # what torchrun tells each of its processes
         os.environ.setdefault(name, str(value))
-    n = int(os.environ["WORLD_SIZE"])
-    if options.batch < 1 or options.batch % n:
-        parser.error(f"--batch: expected a positive multiple of {n} processes, got {options.batch}")
+    if options.batch < 1 or options.batch % int(os.environ["WORLD_SIZE"]):
+        parser.error(f"--batch: expected a multiple of {os.environ['WORLD_SIZE']} processes, got {options.batch}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
     dist.init_process_group("gloo")
