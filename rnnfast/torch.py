@@ -132,16 +132,16 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
         array, *last, tape = call.run(_core.forward)
         y, token = torch.from_numpy(array), torch.from_numpy(tape.memory[0])
         # A saved tensor owns the tape: it goes with the graph, or where hooks on saved tensors let go of it.
-        ctx.save_for_backward(*tensors, call.batch_sizes, y, token)
+        ctx.save_for_backward(*tensors, call.batch_sizes, token)
         ctx.cell, ctx.bias, ctx.tape = call.cell, call.bias, weakref.ref(tape)
-        ctx.addresses = _addresses((*tensors, y))
+        ctx.addresses, ctx.y = _addresses(tensors), y.detach()  # which is told of changes of y in place
         ctx.set_materialize_grads(False)
         step = call.is_step
         return None if step else y, *_tensors(last, step)
 
     @staticmethod
     def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        *weights, x, h0, c0, batch_sizes, y, _ = ctx.saved_tensors
+        *weights, x, h0, c0, batch_sizes, _ = ctx.saved_tensors
         if all(d is None for d in dlast):
             return (None,) * (4 + len(weights))
         call = Call(ctx.cell, ctx.bias, x, h0, c0, batch_sizes, weights)
@@ -149,7 +149,7 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
             dx, dh0, dc0, dweights = differentiable_backward(call, dlast)
         else:
             tape = ctx.tape()
-            if tape is None or ctx.addresses != _addresses((*weights, x, h0, c0, y)):
+            if tape is None or ctx.y._version or ctx.addresses != _addresses((*weights, x, h0, c0)):
                 *_, tape = call.run(_core.forward)
             dx, dh0, dc0, dweights = _backward(tape, dlast, ctx.needs_input_grad[-3], call.is_step)
         return None, *dweights, dx, None if h0 is None else dh0, None if c0 is None else dc0
@@ -418,8 +418,6 @@ class _Recurrent(_Scriptable):
             x, *state = layer(Call(MODES[self.mode], self.bias, x, h0, c0, batch_sizes, own))
             last.append(state[:parts])
         states = last[0] if L == 1 else [torch.cat(part) for part in zip(*last, strict=True)]
-        if x.requires_grad and parts == 1:
-            x = x.clone()  # torch's GRU and RNN let y be changed in place, and backward reads it
 
         if places is not None:
             states = [state.index_select(1, places) for state in states]

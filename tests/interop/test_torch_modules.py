@@ -316,31 +316,26 @@ def test_gradients_are_taken_again_from_a_graph_that_is_kept(layer: str) -> None
 
 
 @by_layer
-def test_y_may_be_changed_in_place_where_torch_allows_it(layer: str) -> None:
+def test_y_may_be_changed_in_place(layer: str) -> None:
     found: list[list[Any]] = []
     for m in twins(layer, num_layers=2):
         y, last = m(torch.linspace(-1, 1, T * B * I).reshape(T, B, I))
+        if m.__class__.__module__.startswith("torch"):  # whose LSTM lets nobody
+            y = y.clone()
         y.mul_(y.detach().cos()).relu_()
-        if layer == "LSTM":
-            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                y.sum().backward()
-        else:
-            found.append([y, *torch.autograd.grad(y.sum() + flat(last)[-1].sum(), list(m.parameters()))])
-    if found:
-        assert_close(*found)
+        found.append([y, *torch.autograd.grad(y.sum() + flat(last)[-1].sum(), list(m.parameters()))])
+    assert_close(*found)
 
 
-@pytest.mark.parametrize(
-    ("layer", "changed"),
-    [("LSTM", "y"), *itertools.product(LAYERS, ("x", "state", "weight_ih_l0", "bias_hh_l0"))],
-)
+@pytest.mark.parametrize("changed", ["x", "state", "weight_ih_l0", "bias_hh_l0"])
+@by_layer
 def test_a_change_in_place_before_backward_is_an_error(layer: str, changed: str) -> None:
     _, module = twins(layer)
     x = torch.randn(T, B, I)
     state = state_of(module, x, B)
     y, _ = module(x, state)
     total = y.sum()
-    tensors = {"x": x, "y": y, "state": flat(state)[0], **dict(module.named_parameters())}
+    tensors = {"x": x, "state": flat(state)[0], **dict(module.named_parameters())}
     with torch.no_grad():
         tensors[changed].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
