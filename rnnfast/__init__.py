@@ -59,6 +59,8 @@ def __getattr__(name: str) -> Any:
         try:
             return importlib.import_module(f".{name}", __name__)
         except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
             msg = f'rnnfast.{name} needs {name}, which is not installed: pip install "rnnfast[{name}]"'
             raise AttributeError(msg) from error
     msg = f"module {__name__!r} has no attribute {name!r}"

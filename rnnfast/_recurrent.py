@@ -344,9 +344,7 @@ class Recurrent(Module):
         dfirst = self._new_state(layout)
         back = _segments.backward if isinstance(tape.kept, _segments.Checkpoints) else Recurrent._backward_whole
         dx, made = back(self, tape, given, grads, dfirst)
-        first = dfirst
-        if layout.running is not None:
-            first = self._state(lambda name: layout.whole_state(part_of(dfirst, name), part_of(dlast, name)))
+        first = self._state(lambda name: layout.whole_state(part_of(dfirst, name), part_of(dlast, name)))
         if grads is None:
             made |= {name: dx for name in others if dx is not None}
             made |= {name: np.zeros_like(p) for name, p in self.parameters.items() if name not in made}
@@ -488,9 +486,7 @@ class Recurrent(Module):
     def _given(self, call: Call, hidden: tuple[Array, ...], last: Any) -> tuple[Any, State]:
         """Return y and the last state as the caller has x and the state."""
         layout = call.layout
-        whole = last
-        if layout.running is not None:
-            whole = self._state(lambda name: layout.whole_state(part_of(last, name), part_of(call.first, name)))
+        whole = self._state(lambda name: layout.whole_state(part_of(last, name), part_of(call.first, name)))
         if call.outputs == "last":
             top = (
                 part_of(whole, INITIAL[0])[-self.directions :]

@@ -277,8 +277,7 @@ def _backward_strand(
             if k < strand.layers.stop - 1:
                 d_n = d_n * _mask(layer, drawn[k], d_n.shape) if drawn else d_n
                 d_n = d_n if given.dh is None else d_n + given.dh[k][segment.rows][..., units]
-            own = layer._suffixes(k)[strand.direction]
-            names = [f"{name}{own}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            names = layer._names[k][strand.direction]
             into = tuple(made.get(name) for name in names)
             dparts, dstart = ([part[:, : segment.B] for part in parts[k - bottom]] for parts in (dstates, dstarts))
             out = (dx[segment.rows], None, None) if dx is not None and k == bottom else None

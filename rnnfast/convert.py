@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._module import PARAMETERS, parameters_of
+from ._module import parameters_of
 from .cells import GRUCell, LSTMCell, RNNCell
 from .functional import Array
 from .layers import GRU, LSTM, RNN
@@ -79,8 +79,8 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     made = kind(w_ih.shape[1], num_layers=len(stack), batch_first=True, dtype=w_ih.dtype, **options)
     state_dict: dict[str, Array] = {}
     for k, part in enumerate(stack):
-        for suffix, arrays in zip(made._suffixes(k), part.weights, strict=True):
-            state_dict |= {name + suffix: a for name, a in zip(PARAMETERS, arrays, strict=False)}
+        for names, arrays in zip(made._names[k], part.weights, strict=True):
+            state_dict |= zip(names, arrays, strict=False)
     made.load_state_dict(state_dict)
     return made
 

@@ -167,18 +167,8 @@ def inference(
     >>> y.ravel()
     array([1., 2., 3.])
     """
-    initial, results = split_state(cell, state, "state"), split_out(cell, out, "(y, state)")
-    y, h, c = _core.inference(
-        cell,
-        x,
-        parameters,
-        *initial,
-        results,
-        embedding,
-        batch_sizes=batch_sizes,
-        resets=resets,
-        gate_override=gate_override,
-    )
+    rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
+    y, h, c = _run(_core.inference, cell, x, parameters, state, embedding, out, **rows)
     return y, _join(h, c)
 
 
@@ -226,18 +216,8 @@ def forward(
     array([[2.],
            [1.]])
     """
-    initial, results = split_state(cell, state, "state"), split_out(cell, out, "(y, state)")
-    y, h, c, tape = _core.forward(
-        cell,
-        x,
-        parameters,
-        *initial,
-        results,
-        embedding,
-        batch_sizes=batch_sizes,
-        resets=resets,
-        gate_override=gate_override,
-    )
+    rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
+    y, h, c, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, **rows)
     return y, _join(h, c), tape
 
 
@@ -308,6 +288,20 @@ def backward(
     parts = split_out(tape.cell, out, "(dx, dstate0)")
     dx, dh0, dc0, grads = _core.backward(tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=bound, flow=flow)
     return dx, _join(dh0, dc0), grads
+
+
+def _run(
+    run: Callable[..., Any],
+    cell: str,
+    x: object,
+    parameters: Parameters,
+    state: object,
+    embedding: object,
+    out: tuple[Any, Any] | None,
+    **rows: object,
+) -> Any:
+    initial, results = split_state(cell, state, "state"), split_out(cell, out, "(y, state)")
+    return run(cell, x, parameters, *initial, results, embedding, **rows)
 
 
 def sigmoid(x: object, *, out: Array | None = None) -> Array:

@@ -479,7 +479,7 @@ def tbptt_gradient(
         if d is not None and k and tape.masks:  # d is [T,B,H], or [T,r,B,H] with what does not exist left as it is
             with np.errstate(all="ignore"):
                 d *= tape.masks[k - 1].reshape(layout.T, *(1,) * (d.ndim - 3), layout.B, -1)
-        made |= zip((name + stack._suffixes(k)[0] for name in PARAMETERS), new, strict=True)
+        made |= zip(stack._names[k][0], new, strict=True)
     if tape.call.learned:
         made |= {name: part_of(dfirst, name).sum(axis=1) for name in INITIAL if name in stack.parameters}
     grads = {name: made[name] if name in made else np.zeros_like(p) for name, p in stack.parameters.items()}

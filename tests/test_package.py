@@ -25,6 +25,30 @@ print(*sorted(set(sys.modules) - before))
 """
 
 
+WITHOUT_A_FRAMEWORK = """
+import sys
+sys.modules[{name!r}] = None
+import rnnfast
+try:
+    rnnfast.{name}
+except AttributeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("onnx", 'rnnfast.onnx needs onnx, which is not installed: pip install "rnnfast[onnx]"'),
+        ("torch", 'rnnfast.torch needs torch, which is not installed: pip install "rnnfast[torch]"'),
+    ],
+)
+def test_what_is_missing_is_named(name: str, message: str) -> None:
+    program = WITHOUT_A_FRAMEWORK.format(name=name)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == message
+
+
 def test_there_is_one_version() -> None:
     version = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["version"]
     assert rnnfast.__version__ == version

@@ -291,7 +291,7 @@ def test_parametrized_weights_are_those_in_effect(torch: Any) -> None:
 @by_torch_cell
 @pytest.mark.usefixtures("torch")
 def test_our_own_torch_modules_are_torchs(cell: str) -> None:
-    ours = pytest.importorskip("rnnfast.torch")
+    ours = import_module("rnnfast.torch")
     kind, own = KINDS[cell]
     for module in (getattr(ours, kind)(I, H, **own), getattr(ours, f"{kind}Cell")(I, H, **own)):
         assert_same_bits(from_torch(module).state_dict(), detached_dict(module))
