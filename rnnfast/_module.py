@@ -3,7 +3,7 @@
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
@@ -470,6 +470,11 @@ def size(value: Any, name: str) -> int:
         msg = f"{name}: expected at least 1, got {n}"
         raise ValueError(msg)
     return n
+
+
+def reordered(a: Array, order: Sequence[int]) -> Array:
+    """Return the blocks of rows, one for each gate, in another order."""
+    return np.concatenate([np.split(a, len(order))[gate] for gate in order])
 
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import _core
 from ._layout import layout_of
+from ._module import reordered
 from .functional import Array, checked, linear, sigmoid, tanh
 
 Activation: TypeAlias = Callable[[Array], Array]
@@ -333,8 +334,3 @@ class Operator:
 
 def _bound(f: Callable[[Array, float, float], Array], alpha: float, beta: float) -> Activation:
     return lambda x: f(x, alpha, beta)
-
-
-def reordered(a: Array, order: Sequence[int]) -> Array:
-    """Return the blocks of rows, one for each gate, in another order."""
-    return np.concatenate([np.split(a, len(order))[gate] for gate in order])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._module import parameters_of
+from ._module import parameters_of, reordered
 from .cells import GRUCell, LSTMCell, RNNCell
 from .functional import Array
 from .layers import GRU, LSTM, RNN
@@ -37,7 +37,7 @@ class _KerasLayer(NamedTuple):
 
     kind: type[LSTM | GRU | RNN]
     options: dict[str, Any]
-    weights: list[tuple[Array, ...]]  # of each direction, as PARAMETERS names them
+    weights: list[tuple[Array, ...]]  # of each direction, w_ih, w_hh, b_ih, b_hh as far as there are
 
 
 def from_keras(layer: Any) -> LSTM | GRU | RNN:
@@ -116,12 +116,13 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     if layer.num_layers > 1 or layer.learn_initial_state:
         msg = f"layer: expected one layer without learned initial states, as Keras has them, got {layer!r}"
         raise ValueError(msg)
+    order = ORDER[layer._kind()]
     weights: list[Array] = []
     for w_ih, w_hh, b_ih, b_hh in layer._tuples(layer.parameters, 0):
-        weights += [_regated(w.T, layer._kind()) for w in (w_ih, w_hh) if w is not None]
+        weights += [reordered(w, order).T for w in (w_ih, w_hh) if w is not None]
         if b_ih is not None and b_hh is not None:
-            bias = np.stack((b_ih, b_hh)) if layer.cell == "gru" else b_ih + b_hh
-            weights.append(_regated(bias, layer._kind()))
+            bias = np.stack((b_ih, b_hh), axis=-1) if layer.cell == "gru" else b_ih + b_hh
+            weights.append(reordered(bias, order).T)
     return weights
 
 
@@ -241,11 +242,11 @@ def _read_direction(layer: Any, inner: bool, backwards: bool) -> _KerasLayer:
     if len(weights) != count:
         msg = f"layer: expected a built {name}, got one that has no weights yet"
         raise ValueError(msg)
-    kernel, recurrent, *biases = (_regated(a, kind) for a in weights)
+    w_ih, w_hh, *biases = (reordered(a.T, ORDER[kind]) for a in weights)
     if biases:
         [b] = biases
-        biases = [*b] if b.ndim == 2 else [b, np.zeros_like(b)]
-    return _KerasLayer(kind, options, [(kernel.T, recurrent.T, *biases)])
+        biases = [*b.T] if b.ndim == 2 else [b, np.zeros_like(b)]
+    return _KerasLayer(kind, options, [(w_ih, w_hh, *biases)])
 
 
 def _keras_class(layer: Any) -> str:
@@ -259,10 +260,3 @@ def _check_options(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, .
         if config[option] not in values:
             msg = f"layer: expected {option} {' or '.join(map(repr, values))}, got {config[option]!r}"
             raise ValueError(msg)
-
-
-def _regated(a: Array, kind: type[LSTM | GRU | RNN]) -> Array:
-    """Return an array [*,G·H] with its gates in the other one's order."""
-    order = ORDER[kind]
-    blocks = np.split(a, len(order), axis=-1)
-    return np.concatenate([blocks[gate] for gate in order], axis=-1)

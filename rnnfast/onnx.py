@@ -31,9 +31,9 @@ from onnx import helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from . import layers
-from ._module import flag, integer
+from ._module import flag, integer, reordered
 from ._nodes import KEEPS, MovingNode, RecurrentNode, alone, constants_of, kind_of, name_of, opset_of, refuse_others
-from ._operators import KINDS, reordered
+from ._operators import KINDS
 from ._recurrent import Recurrent
 from .functional import Array
 
