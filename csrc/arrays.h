@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <optional>
@@ -20,27 +21,15 @@
 namespace rnnfast {
 
 namespace py = pybind11;
+using namespace py::literals;
 
 inline std::string text(const py::handle& object) { return py::cast<std::string>(py::str(object)); }
 
 inline std::string type_name(const py::handle& object) { return text(py::type::of(object).attr("__qualname__")); }
 
-// An array that shares the object's memory wherever the object allows it.
-inline py::array as_array(const py::object& object, const std::string& name) {
-  if (py::isinstance<py::array>(object)) return object;
-  const bool numpy_reads = py::hasattr(object, "__array_interface__") || py::hasattr(object, "__array__") ||
-                           PyObject_CheckBuffer(object.ptr());
-  if (!numpy_reads && !py::hasattr(object, "__dlpack__"))
-    throw py::type_error(name + ": expected an array, got " + type_name(object));
-  try {
-    return py::module_::import("numpy").attr(numpy_reads ? "asarray" : "from_dlpack")(object);
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
-    const std::string message = name + ": expected an array, got " + type_name(object) + ", which failed to give one";
-    py::raise_from(error, PyExc_TypeError, message.c_str());
-    throw py::error_already_set();
-  }
-}
+inline py::module_ numpy() { return py::module_::import("numpy"); }
+
+// ---- Arrays as they were when they were read -----------------------------------------------------------------------
 
 using Shape = std::vector<Index>;
 
@@ -50,67 +39,211 @@ inline std::string shape_text(const Shape& shape) {
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
-inline Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+// What an array is, read once. The caller's object may be given another shape or dtype by Python code that runs later:
+// in the __array__ of the next argument, in another thread, between forward and backward.
+class Array {
+ public:
+  Array() = default;
+  explicit Array(const py::array& array, bool is_open = false)
+      : owner_(array),
+        dtype_(array.dtype()),
+        data_(const_cast<void*>(array.data())),
+        shape_(array.shape(), array.shape() + array.ndim()),
+        strides_(array.strides(), array.strides() + array.ndim()),
+        is_writable_(array.writeable()),
+        is_open_(is_open) {}
+
+  void* data() const { return data_; }
+  const py::dtype& dtype() const { return dtype_; }
+  const Shape& shape() const { return shape_; }
+  Index ndim() const { return Index(shape_.size()); }
+  Index shape(Index axis) const { return shape_[std::size_t(axis)]; }
+  Index stride(Index axis) const { return strides_[std::size_t(axis)]; }  // in bytes
+  Index itemsize() const { return dtype_.itemsize(); }
+  Index size() const {
+    Index n = 1;
+    for (const Index length : shape_) n *= length;
+    return n;
+  }
+  Index nbytes() const { return size() * itemsize(); }
+  bool is_writable() const { return is_writable_; }  // which whoever writes has to ask
+  bool is_open() const { return is_open_; }          // made of a list of numbers: it may still have any dtype
+  bool is_integer() const { return dtype_.kind() == 'i' || dtype_.kind() == 'u'; }
+
+  bool is_contiguous() const {
+    Index stride = itemsize();
+    for (Index axis = ndim() - 1; axis >= 0; --axis) {
+      if (shape(axis) == 0) return true;
+      if (shape(axis) > 1 && strides_[std::size_t(axis)] != stride) return false;
+      stride *= shape(axis);
+    }
+    return true;
+  }
+
+  // An array of NumPy's own that nobody else can change.
+  py::array view() const { return py::array(dtype_, shape_, strides_, data_, owner_); }
+
+ private:
+  py::object owner_;  // keeps the memory alive
+  py::dtype dtype_;
+  void* data_ = nullptr;
+  Shape shape_, strides_;
+  bool is_writable_ = false, is_open_ = false;
+};
+
+// Elements that a masked array hides would be read like all others.
+inline void refuse_masked(const py::object& object, const std::string& name) {
+  const py::module_ ma = py::module_::import("numpy.ma");
+  const py::object type = ma.attr("MaskedArray");
+  if (PyType_IsSubtype(Py_TYPE(object.ptr()), reinterpret_cast<PyTypeObject*>(type.ptr())) &&
+      ma.attr("is_masked")(object).cast<bool>())
+    throw py::value_error(name + ": expected an array without masked elements, got a masked array with some; " +
+                          "filled() gives them a value, and `lengths` leaves out the ends of sequences");
+}
+
+// ": " and the first line of what an exception says; nothing where it says nothing.
+inline std::string first_line_of(const py::object& exception) {
+  const auto words = py::reinterpret_steal<py::object>(PyObject_Str(exception.ptr()));
+  const char* const utf8 = words ? PyUnicode_AsUTF8(words.ptr()) : nullptr;
+  if (!utf8) PyErr_Clear();
+  const std::string line = std::string(utf8 ? utf8 : "").substr(0, utf8 ? std::strcspn(utf8, "\n") : 0);
+  return line.empty() ? line : ": " + line;
+}
+
+inline bool is_number(const py::dtype& dtype) { return std::strchr("biuf", dtype.kind()); }
+
+// The array that an object is or gives, sharing its memory wherever the object allows it. It is of NumPy's own class:
+// no method of a derived one is ever called.
+inline Array as_array(const py::object& object, const std::string& name) {
+  auto& api = py::detail::npy_api::get();
+  auto* const base_class = reinterpret_cast<PyObject*>(api.PyArray_Type_);
+  if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == base_class)
+    return Array(py::reinterpret_borrow<py::array>(object));
+  if (py::isinstance<py::array>(object)) {
+    refuse_masked(object, name);
+    const auto view = py::reinterpret_steal<py::array>(api.PyArray_View_(object.ptr(), nullptr, base_class));
+    if (!view) throw py::error_already_set();
+    return Array(view);
+  }
+  const bool is_sequence =
+      PyList_Check(object.ptr()) || PyTuple_CheckExact(object.ptr()) || PyRange_Check(object.ptr());
+  const bool numpy_reads = is_sequence || py::hasattr(object, "__array_interface__") ||
+                           py::hasattr(object, "__array__") || PyObject_CheckBuffer(object.ptr());
+  if (!numpy_reads && !py::hasattr(object, "__dlpack__"))
+    throw py::type_error(name + ": expected an array, got " + type_name(object));
+  try {
+    const py::array array = numpy().attr(numpy_reads ? "asarray" : "from_dlpack")(object);
+    if (is_sequence && !is_number(array.dtype()))
+      throw py::type_error(name + ": expected numbers, got a " + type_name(object) + " that NumPy makes " +
+                           text(array.dtype()) + " of");
+    return Array(array, is_sequence);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
+    const std::string message = name + ": expected an array, got " + type_name(object) + ", which failed to give one" +
+                                first_line_of(error.value());
+    py::raise_from(error, PyExc_TypeError, message.c_str());
+    throw py::error_already_set();
+  }
+}
 
 // `expected` in words, such as "(T, B, 28)".
-[[noreturn]] inline void wrong_shape(const std::string& name, const std::string& expected, const py::array& array) {
-  throw py::value_error(name + ": expected shape " + expected + ", got " + shape_text(shape_of(array)));
+[[noreturn]] inline void wrong_shape(const std::string& name, const std::string& expected, const Array& array) {
+  throw py::value_error(name + ": expected shape " + expected + ", got " + shape_text(array.shape()));
 }
 
-inline void require_shape(const std::string& name, const py::array& array, const Shape& shape) {
-  if (shape_of(array) != shape) wrong_shape(name, shape_text(shape), array);
+inline void require_shape(const std::string& name, const Array& array, const Shape& shape) {
+  if (array.shape() != shape) wrong_shape(name, shape_text(shape), array);
 }
 
-inline void require_dtype(const std::string& name, const py::array& array, const py::dtype& dtype) {
-  if (!array.dtype().equal(dtype))
-    throw py::type_error(name + ": expected dtype " + text(dtype) + ", got " + text(array.dtype()));
+inline bool has_dtype(const Array& array, const py::dtype& dtype) {
+  return array.dtype().is(dtype) || array.dtype().equal(dtype);
 }
+
+// How a caller can put the dtype of an array right that is only read.
+inline std::string remedy(const py::dtype& got, const py::dtype& expected) {
+  if (!is_number(got)) return "";
+  const bool is_native = got.attr("isnative").cast<bool>();
+  const bool is_other_float = is_native && (got.is(py::dtype::of<float>()) || got.is(py::dtype::of<double>()));
+  return (is_native                ? ""
+          : got.byteorder() == '>' ? ", which is big-endian"
+                                   : ", which is little-endian") +
+         ("; convert it with .astype(np." + text(expected)) + ")" +
+         (is_other_float ? ", or make the layer with dtype=\"" + text(got) + "\"" : "");
+}
+
+inline void require_dtype(const std::string& name, const Array& array, const py::dtype& dtype, bool is_read = true) {
+  if (!has_dtype(array, dtype))
+    throw py::type_error(name + ": expected dtype " + text(dtype) + ", got " + text(array.dtype()) +
+                         (is_read ? remedy(array.dtype(), dtype) : ""));
+}
+
+// Elements that are 0 and 1, as bools.
+inline Array as_bools(const std::string& name, const Array& array) {
+  const py::array given = array.view(), bools = given.attr("astype")("bool");
+  const py::array differs = numpy().attr("not_equal")(bools, given);
+  if (differs.attr("any")().cast<bool>())
+    throw py::value_error(name + ": expected bools, or 0 and 1, got " +
+                          text(given.attr("ravel")().attr("item")(differs.attr("argmax")())));
+  return Array(bools);
+}
+
+// The array with this dtype: lists of numbers are converted, 0 and 1 are bools, and any other dtype is an error.
+inline Array with_dtype(const std::string& name, const Array& array, const py::dtype& dtype) {
+  if (has_dtype(array, dtype)) return array;
+  if (dtype.kind() == 'b' && is_number(array.dtype())) return as_bools(name, array);
+  if (array.is_open()) return Array(array.view().attr("astype")(dtype));
+  require_dtype(name, array, dtype);
+  return array;
+}
+
+// ---- Arguments -----------------------------------------------------------------------------------------------------
 
 template <class Real>
-bool is_aligned(const py::array& array) {
+bool is_aligned(const Array& array) {
   return reinterpret_cast<std::uintptr_t>(array.data()) % alignof(Real) == 0;
 }
 
 // Whether [.., .., n] can be walked as rows of contiguous elements, a fixed stride apart; if so, that stride.
 template <class Real>
-std::optional<Index> row_stride(const py::array& array) {
+std::optional<Index> row_stride(const Array& array) {
   const auto item = Index(sizeof(Real));
   const Index last = array.ndim() - 1;
   if (array.size() == 0) return array.shape(last);  // whose strides may be anything
   if (!is_aligned<Real>(array)) return std::nullopt;
-  if (array.shape(last) > 1 && array.strides(last) != item) return std::nullopt;
+  if (array.shape(last) > 1 && array.stride(last) != item) return std::nullopt;
   Index rows = 1, stride = array.shape(last) * item;
   for (Index axis = last - 1; axis >= 0; --axis) {
     if (array.shape(axis) == 1) continue;
-    if (rows == 1) stride = array.strides(axis);
-    if (array.strides(axis) != rows * stride) return std::nullopt;
+    if (rows == 1) stride = array.stride(axis);
+    if (array.stride(axis) != rows * stride) return std::nullopt;
     rows *= array.shape(axis);
   }
   return stride % item == 0 ? std::optional(stride / item) : std::nullopt;
 }
 
 template <class Real>
-py::array contiguous_copy(const py::array& array) {
-  constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  const py::array copy = py::array_t<Real, py::array::c_style | aligned>::ensure(array);
-  if (!copy) throw std::bad_alloc();
-  return copy;
+bool is_flat(const Array& array) {
+  return array.is_contiguous() && is_aligned<Real>(array);
+}
+
+template <class Real>
+Array contiguous_copy(const Array& array) {
+  return Array(numpy().attr("array")(array.view(), "order"_a = "C", "copy"_a = true));
 }
 
 // An argument that is read. Arrays whose rows are not contiguous are copied.
 template <class Real>
 struct Input {
-  py::array given, array;  // what came, and what the kernels read
+  Array given, array;  // what came, and what the kernels read
   Index stride = 0;
 
   View<const Real> view() const { return {static_cast<const Real*>(array.data()), stride}; }
 };
 
 template <class Real>
-Input<Real> input(const std::string& name, const py::object& object, const Shape& shape) {
+Input<Real> input(const std::string& name, const Array& given, const Shape& shape) {
   Input<Real> in;
-  in.given = as_array(object, name);
-  require_dtype(name, in.given, py::dtype::of<Real>());
+  in.given = with_dtype(name, given, py::dtype::of<Real>());
   require_shape(name, in.given, shape);
   const auto stride = row_stride<Real>(in.given);
   in.array = stride ? in.given : contiguous_copy<Real>(in.given);
@@ -120,17 +253,17 @@ Input<Real> input(const std::string& name, const py::object& object, const Shape
 
 // Parameters are packed by the kernels from contiguous memory.
 template <class Real>
-Input<Real> contiguous_input(const std::string& name, const py::object& object, const Shape& shape) {
-  Input<Real> in = input<Real>(name, object, shape);
+Input<Real> contiguous_input(const std::string& name, const Array& given, const Shape& shape) {
+  Input<Real> in = input<Real>(name, given, shape);
   if (in.stride != shape.back()) in.array = contiguous_copy<Real>(in.given), in.stride = shape.back();
   return in;
 }
 
-inline bool overlaps_itself(const py::array& array) {
+inline bool overlaps_itself(const Array& array) {
   if (array.size() == 0) return false;
   std::vector<std::pair<Index, Index>> axes;  // (|stride|, elements)
   for (Index axis = 0; axis < array.ndim(); ++axis)
-    if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.strides(axis)), array.shape(axis));
+    if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.stride(axis)), array.shape(axis));
   std::sort(axes.begin(), axes.end());
   Index extent = array.itemsize();
   for (const auto& [stride, elements] : axes) {
@@ -141,12 +274,12 @@ inline bool overlaps_itself(const py::array& array) {
 }
 
 // An array of the caller's that can take a result.
-inline py::array writable(const std::string& name, const py::object& object, const py::dtype& dtype,
-                          const Shape& shape) {
-  const py::array array = as_array(object, name);
-  require_dtype(name, array, dtype);
+inline Array writable(const std::string& name, const py::object& object, const py::dtype& dtype, const Shape& shape) {
+  const Array array = as_array(object, name);
+  if (array.is_open()) throw py::type_error(name + ": expected an array, got " + type_name(object));
+  require_dtype(name, array, dtype, false);
   require_shape(name, array, shape);
-  if (!array.writeable()) throw py::value_error(name + ": expected a writable array, got a read-only one");
+  if (!array.is_writable()) throw py::value_error(name + ": expected a writable array, got a read-only one");
   if (overlaps_itself(array))
     throw py::value_error(name + ": expected distinct elements, got an array that overlaps itself");
   return array;
@@ -170,28 +303,47 @@ py::array new_array(const Shape& shape) {
 // A result: a new array, or the caller's, written through memory of our own where its rows are not contiguous.
 template <class Real>
 struct Output {
-  py::array given, array;  // what the caller sees, and what the kernels write: contiguous
+  py::object result;   // what the caller gets
+  Array given, array;  // its memory, and what the kernels write: contiguous
   Index stride = 0;
 
-  View<Real> view() { return {static_cast<Real*>(array.mutable_data()), stride}; }
+  View<Real> view() const { return {static_cast<Real*>(array.data()), stride}; }
   // Hands the result over, once everything has gone well.
   void commit() const {
-    if (!given.is(array)) py::module_::import("numpy").attr("copyto")(given, array);
+    if (given.data() != array.data()) numpy().attr("copyto")(given.view(), array.view());
   }
 };
 
-template <class Real>
-Output<Real> output(const std::string& name, const py::object& object, const Shape& shape, bool keep_values = false) {
+// The kernels write where fits(the caller's array), else to memory of their own.
+template <class Real, class Fits>
+Output<Real> output_where(Fits&& fits, const std::string& name, const py::object& object, const Shape& shape,
+                          bool keep_values) {
   Output<Real> out;
-  out.stride = shape.back();
+  out.stride = shape.empty() ? 1 : shape.back();
   if (object.is_none()) {
-    out.given = out.array = new_array<Real>(shape);
+    const py::array made = new_array<Real>(shape);
+    out.result = made, out.given = out.array = Array(made);
     return out;
   }
   out.given = writable(name, object, py::dtype::of<Real>(), shape);
-  const bool direct = row_stride<Real>(out.given) == shape.back();
-  out.array = direct ? out.given : keep_values ? contiguous_copy<Real>(out.given) : new_array<Real>(shape);
+  out.result = py::isinstance<py::array>(object) ? object : out.given.view();
+  out.array = fits(out.given) ? out.given
+              : keep_values   ? contiguous_copy<Real>(out.given)
+                              : Array(new_array<Real>(shape));
   return out;
+}
+
+// [.., n], written by rows.
+template <class Real>
+Output<Real> output(const std::string& name, const py::object& object, const Shape& shape, bool keep_values = false) {
+  const auto fits = [&](const Array& given) { return row_stride<Real>(given) == shape.back(); };
+  return output_where<Real>(fits, name, object, shape, keep_values);
+}
+
+// Of any shape, written as its elements in C order.
+template <class Real>
+Output<Real> flat_output(const std::string& name, const py::object& object, const Shape& shape, bool keep_values) {
+  return output_where<Real>(is_flat<Real>, name, object, shape, keep_values);
 }
 
 // The bytes from the first to the last element.
@@ -199,26 +351,25 @@ struct Extent {
   const char *low, *high;
 };
 
-inline Extent extent_of(const py::array& array) {
+inline Extent extent_of(const Array& array) {
   const char* low = static_cast<const char*>(array.data());
   const char* high = low + array.itemsize();
   for (Index axis = 0; axis < array.ndim(); ++axis) {
-    const Index last = (array.shape(axis) - 1) * array.strides(axis);
+    const Index last = (array.shape(axis) - 1) * array.stride(axis);
     (last < 0 ? low : high) += last;
   }
   return {low, high};
 }
 
-inline bool share_memory(const py::array& a, const py::array& b) {
+inline bool share_memory(const Array& a, const Array& b) {
   if (a.size() == 0 || b.size() == 0) return false;
   const Extent x = extent_of(a), y = extent_of(b);
   if (x.low >= y.high || y.low >= x.high) return false;
   constexpr int most_work = 100'000;  // the exact answer can take exponential time
-  const py::module_ numpy = py::module_::import("numpy");
   try {
-    return numpy.attr("shares_memory")(a, b, most_work).cast<bool>();
+    return numpy().attr("shares_memory")(a.view(), b.view(), most_work).cast<bool>();
   } catch (py::error_already_set& error) {
-    if (error.matches(numpy.attr("exceptions").attr("TooHardError"))) return true;
+    if (error.matches(numpy().attr("exceptions").attr("TooHardError"))) return true;
     throw;
   }
 }
@@ -230,7 +381,7 @@ class OverlapCheck {
   void read(const std::string& name, const std::optional<Input<Real>>& in) {
     if (in) arrays_.push_back({name, in->given, false});
   }
-  void read(const std::string& name, const py::array& array) { arrays_.push_back({name, array, false}); }
+  void read(const std::string& name, const Array& array) { arrays_.push_back({name, array, false}); }
   template <class Real>
   void written(const std::string& name, const std::optional<Output<Real>>& out) {
     if (out) arrays_.push_back({name, out->given, true});
@@ -246,7 +397,7 @@ class OverlapCheck {
  private:
   struct Entry {
     std::string name;
-    py::array array;
+    Array array;
     bool is_written;
   };
   std::vector<Entry> arrays_;

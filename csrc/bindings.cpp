@@ -1,4 +1,6 @@
 // The module, and what in it is not a layer's: the activations, the limits of the machine, the configuration.
+#include <pybind11/stl.h>
+
 #include <string>
 
 #include "calls.h"
@@ -19,30 +21,23 @@ namespace {
 // ---- Activations ---------------------------------------------------------------------------------------------------
 
 template <class Real>
-py::array activate_of(Activation function, const py::array& x, const py::object& out) {
-  const py::array from = contiguous_copy<Real>(x);
-  Output<Real> y;
-  if (out.is_none()) {
-    y.given = y.array = new_array<Real>(shape_of(x));
-  } else {
-    y.given = writable("out", out, py::dtype::of<Real>(), shape_of(x));
-    const bool in_place = y.given.data() == from.data() || !share_memory(y.given, from);
-    const bool direct = in_place && (y.given.flags() & py::array::c_style) && is_aligned<Real>(y.given);
-    y.array = direct ? y.given : new_array<Real>(shape_of(x));
-  }
+py::object activate_of(Activation function, const Array& x, const py::object& out) {
+  const auto y = flat_output<Real>("out", out, x.shape(), false);
+  const bool in_place = y.array.data() == x.data() || !share_memory(y.array, x);
+  const Array from = in_place && is_flat<Real>(x) ? x : contiguous_copy<Real>(x);
   const auto* source = static_cast<const Real*>(from.data());
-  auto* target = static_cast<Real*>(y.array.mutable_data());
+  auto* target = static_cast<Real*>(y.array.data());
   const Index n = x.size();
   {
     const py::gil_scoped_release released;
     kernels<Real>().activate(function, source, target, n);
   }
   y.commit();
-  return y.given;
+  return y.result;
 }
 
-py::array activate(Activation function, const py::object& x, const py::object& out) {
-  const py::array array = as_array(x, "x");
+py::object activate(Activation function, const py::object& x, const py::object& out) {
+  const Array array = as_array(x, "x");
   return is_double("x", array) ? activate_of<double>(function, array, out) : activate_of<float>(function, array, out);
 }
 
@@ -54,7 +49,7 @@ Index at_least_one(const std::string& name, Index n) {
 }
 
 template <class Real>
-double multiply_adds(const py::object& factors, Index n) {
+double multiply_adds(const Array& factors, Index n) {
   const Input<Real> in = contiguous_input<Real>("factors", factors, {2});
   const Real a = in.view().data[0], b = in.view().data[1];
   const py::gil_scoped_release released;
@@ -62,7 +57,7 @@ double multiply_adds(const py::object& factors, Index n) {
 }
 
 template <class Real>
-double read(const py::array& x, Index passes) {
+double read(const Array& x, Index passes) {
   const Input<Real> in = contiguous_input<Real>("x", x, {x.size()});
   const py::gil_scoped_release released;
   return kernels<Real>().read(in.view().data, x.size(), passes);
@@ -104,7 +99,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   bind_layers(m);
 
-  using namespace py::literals;
   m.def(
       "sigmoid", [](const py::object& x, const py::object& out) { return activate(Activation::sigmoid, x, out); },
       "x"_a, "out"_a = py::none());
@@ -114,7 +108,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "multiply_adds",
       [](const py::object& object, Index n) {
-        const py::array factors = as_array(object, "factors");
+        const Array factors = as_array(object, "factors");
         at_least_one("n", n);
         return is_double("factors", factors) ? multiply_adds<double>(factors, n) : multiply_adds<float>(factors, n);
       },
@@ -122,15 +116,32 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "read",
       [](const py::object& object, Index passes) {
-        const py::array x = as_array(object, "x");
+        const Array x = as_array(object, "x");
         at_least_one("passes", passes);
         return is_double("x", x) ? read<double>(x, passes) : read<float>(x, passes);
       },
       "x"_a, "passes"_a = 1);
-  m.def("asarray", &as_array, "x"_a, "name"_a = "x");
   m.def(
-      "check_writable", [](const py::array& a, const std::string& name) { writable(name, a, a.dtype(), shape_of(a)); },
-      "a"_a, "name"_a);
+      "asarray",
+      [](const py::object& x, const std::string& name, const std::optional<py::dtype>& dtype) {
+        const Array array = as_array(x, name);
+        return (dtype ? with_dtype(name, array, *dtype) : array).view();
+      },
+      "x"_a, "name"_a = "x", "dtype"_a = py::none());
+  m.def(
+      "checked",
+      [](const py::object& x, const std::string& name, const Shape& shape, const py::dtype& dtype) {
+        const Array array = with_dtype(name, as_array(x, name), dtype);
+        require_shape(name, array, shape);
+        return array.view();
+      },
+      "x"_a, "name"_a, "shape"_a, "dtype"_a);
+  m.def(
+      "checked_target",
+      [](const py::object& x, const std::string& name, const Shape& shape, const py::dtype& dtype) {
+        return writable(name, x, dtype, shape).view();
+      },
+      "x"_a, "name"_a, "shape"_a, "dtype"_a);
   m.def(
       "set_num_threads",
       [](Index n) {

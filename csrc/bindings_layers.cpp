@@ -16,8 +16,6 @@
 namespace rnnfast {
 namespace {
 
-using namespace py::literals;
-
 // ---- The tape ------------------------------------------------------------------------------------------------------
 
 // The arrays of the call, kept alive.
@@ -25,7 +23,7 @@ template <class Real>
 struct Saved {
   LayerParameters<Real> parameters;
   std::optional<Input<Real>> x, embedding, h0, c0, h_start, c_start;
-  py::array y;  // contiguous
+  Array y;  // contiguous
 };
 
 template <class Real>
@@ -42,9 +40,9 @@ void read_all(OverlapCheck& check, const Saved<Real>& saved) {
 // Memory that the kernels fill: the tape's own, or an array that holds what another tape kept.
 struct Memory {
   Buffer own;
-  std::optional<py::array> lent;
+  std::optional<Array> lent;
 
-  void* data() const { return lent ? const_cast<void*>(lent->data()) : own.data(); }
+  void* data() const { return lent ? lent->data() : own.data(); }
   std::size_t bytes() const { return lent ? std::size_t(lent->nbytes()) : own.bytes(); }
 };
 
@@ -54,7 +52,7 @@ struct TapeObject {
   Problem problem;
   Schedule schedule;
   std::variant<Saved<float>, Saved<double>> saved;
-  std::optional<py::array> x;  // tokens, where steps are still to come
+  std::optional<Array> x;  // tokens, where steps are still to come
   TokenArrays tokens;
   Held<double> held;
   TapeMemory<Memory> memory;
@@ -68,7 +66,7 @@ void allocate(TapeObject& tape, const py::object& given) {
   const auto lent = tuple_of("memory", given, 3, "(gates, c, reset_h)");
   const auto memory = [&](std::size_t i, Index elements) {
     elements *= tape.problem.B > 0 ? tape.problem.D : 0;
-    if (lent) return Memory{{}, contiguous_input<Real>("memory", entry(lent, i), {elements}).array};
+    if (lent) return Memory{{}, contiguous_input<Real>("memory", as_array(entry(lent, i), "memory"), {elements}).array};
     return elements ? Memory{Buffer(std::size_t(elements) * sizeof(Real)), {}} : Memory{};
   };
   tape.memory = {memory(0, size.gates), memory(1, size.c), memory(2, size.reset_h)};
@@ -207,8 +205,8 @@ struct ForwardArrays {
 
 // Of the steps to run, at their places among all rows.
 template <class Real>
-TokenArrays tokens_of_run(const py::array& x, const Problem& p, const Saved<Real>& saved) {
-  const py::array run = x[py::slice(p.run.first, p.run.last, 1)];
+TokenArrays tokens_of_run(const Array& x, const Problem& p, const Saved<Real>& saved) {
+  const py::array run = x.view()[py::slice(p.run.first, p.run.last, 1)];
   TokenArrays tokens = read_tokens(run, saved.embedding ? saved.embedding->array.shape(0) : p.I);
   tokens.number.insert(tokens.number.begin(), std::size_t(p.run.first * p.B), 0);
   return tokens;
@@ -270,9 +268,9 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
   if (p.input == InputKind::dense)
     saved.x = input<Real>("x", in.x, shape_of_rows(p, p.I));
   else if (later)
-    tape->x = in.x.attr("view")();  // the shape of the caller's can be set anew
+    tape->x = in.x;
   else
-    tape->tokens = read_tokens(in.x, in.embedding ? in.embedding->shape(0) : p.I);
+    tape->tokens = read_tokens(in.x.view(), in.embedding ? in.embedding->shape(0) : p.I);
   p.U = Index(tape->tokens.token.size());
 
   const auto outs = tuple_of("out", arrays.out, 3, "(y, h, c)");
@@ -370,7 +368,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
   std::optional<Output<Real>> dx, dh0, dc0, dh_flow, dc_flow, dh_start, dc_start;
   const Shape dx_shape = windows.each_dx   ? of_each_window(p.I)
-                         : saved.embedding ? shape_of(saved.embedding->array)
+                         : saved.embedding ? saved.embedding->array.shape()
                                            : shape_of_run(p, p.I);
   if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
   dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
@@ -424,9 +422,12 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   }
 
   // The gradients of the states are carried in place, from the last states' to the initial states'.
-  const py::module_ numpy = py::module_::import("numpy");
-  const auto start = [&](const std::optional<Output<Real>>& state, const std::optional<Input<Real>>& from) {
-    if (state) numpy.attr("copyto")(state->array, from ? py::object(from->array) : py::object(py::int_(0)));
+  const auto start = [&](const std::optional<Output<Real>>& out, const std::optional<Input<Real>>& from) {
+    const Index width = out ? out->stride : 0;
+    for (Index row = 0; out && row < out->array.size() / std::max(width, Index(1)); ++row) {
+      Real* const to = out->view().data + row * width;
+      from ? std::copy_n(from->view().data + row * from->stride, width, to) : std::fill_n(to, width, Real(0));
+    }
   };
   start(dh0, dh_in);
   start(dc0, dc_in);
@@ -481,12 +482,14 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
     }
     call(threads, [&](const Team& team) { kernels<Real>().backward(args, team); });
   } else if (!given) {
-    for (auto& gradient : gradients)
-      if (gradient) numpy.attr("copyto")(gradient->array, 0);
+    for (auto& gradient : gradients) start(gradient, std::nullopt);
   }
   if (restarts && !starts) {
-    numpy.attr("add")(dh0->array, dh_start->array, dh0->array);
-    if (dc0) numpy.attr("add")(dc0->array, dc_start->array, dc0->array);
+    const auto add = [](const auto& sum, const auto& other) {
+      numpy().attr("add")(sum->array.view(), other->array.view(), "out"_a = sum->array.view());
+    };
+    add(dh0, dh_start);
+    if (dc0) add(dc0, dc_start);
   } else {
     finish(dh_start), finish(dc_start);
   }
@@ -517,7 +520,7 @@ py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& ste
   p.run = read_steps(steps, p);
   std::vector<unsigned char>& starts = tape.schedule.starts[0];
   if (!resets.is_none()) {
-    if (!p.starts[0]) throw py::value_error("resets: expected None, since the tape was made without");
+    if (!p.starts[0] && p.B > 0) throw py::value_error("resets: expected None, since the tape was made without");
     const auto given = flags(resets, "resets", {p.run.last - p.run.first, p.B});
     std::copy(given.begin(), given.end(), starts.begin() + p.run.first * p.B);
   }
@@ -527,7 +530,7 @@ py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& ste
   std::optional<Output<Real>> h, c;
   h = output<Real>("h", py::none(), {p.D, p.B, p.H});
   if (tape.info->has_c) c = output<Real>("c", py::none(), {p.D, p.B, p.H});
-  const View<Real> y = {static_cast<Real*>(saved.y.mutable_data()), p.D * p.H};
+  const View<Real> y = {static_cast<Real*>(saved.y.data()), p.D * p.H};
   if (p.run.last > p.run.first) run_forward(p, tape, saved, tokens, y, h, c);
   return py::make_tuple(finish(h), finish(c));
 }
@@ -563,7 +566,7 @@ void shift_of(TapeObject& tape, Saved<Real>& saved, Index steps) {
   };
   const TapeMemory<Memory>& memory = tape.memory;
   move_memory(memory.gates, size.gates), move_memory(memory.c, size.c), move_memory(memory.reset_h, size.reset_h);
-  move(saved.y.mutable_data(), std::size_t(saved.y.nbytes()));
+  move(saved.y.data(), std::size_t(saved.y.nbytes()));
   move(tape.schedule.starts[0].data(), tape.schedule.starts[0].size());
 }
 
@@ -643,7 +646,7 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
     return forward_of<Real>(info, in, {batch_sizes, resets, ends, reverse}, arrays, {h0, c0, start, out, memory},
                             gate_override, training, steps, threads);
   };
-  return is_double("w_ih", arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
+  return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
 }
 
 }  // namespace

@@ -22,13 +22,13 @@ constexpr double flops_per_element = 30;
 // ---- Linear --------------------------------------------------------------------------------------------------------
 
 // The last axis replaced by n.
-Shape with_last(const py::array& array, Index n) {
-  Shape shape = shape_of(array);
+Shape with_last(const Array& array, Index n) {
+  Shape shape = array.shape();
   shape.back() = n;
   return shape;
 }
 
-Index row_count(const py::array& array) {
+Index row_count(const Array& array) {
   Index rows = 1;
   for (Index axis = 0; axis + 1 < array.ndim(); ++axis) rows *= array.shape(axis);
   return rows;
@@ -51,19 +51,19 @@ struct LinearOperands {
 };
 
 template <class Real>
-LinearOperands<Real> linear_operands(const py::object& x_object, const py::array& weight, const py::object& bias) {
-  const py::array x = as_array(x_object, "x");
+LinearOperands<Real> linear_operands(const py::object& x_object, const Array& weight, const py::object& bias) {
+  const Array x = as_array(x_object, "x");
   if (weight.ndim() != 2) wrong_shape("weight", "(O, I)", weight);
   const Index O = weight.shape(0), I = weight.shape(1);
   if (x.ndim() < 1 || x.shape(x.ndim() - 1) != I) wrong_shape("x", "(..., " + std::to_string(I) + ")", x);
   return {{row_count(x), I, O},
-          input<Real>("x", x, shape_of(x)),
+          input<Real>("x", x, x.shape()),
           contiguous_input<Real>("weight", weight, {O, I}),
           optional_input<Real>("bias", bias, {O})};
 }
 
 template <class Real>
-py::object linear_of(const py::object& x, const py::array& weight, const py::object& bias, const py::object& out) {
+py::object linear_of(const py::object& x, const Array& weight, const py::object& bias, const py::object& out) {
   const auto operands = linear_operands<Real>(x, weight, bias);
   const LinearSize& size = operands.size;
   std::optional<Output<Real>> y = output<Real>("out", out, with_last(operands.x.given, size.O));
@@ -81,11 +81,11 @@ py::object linear_of(const py::object& x, const py::array& weight, const py::obj
 }
 
 template <class Real>
-py::tuple linear_backward_of(const py::object& x, const py::array& weight, const py::object& bias,
+py::tuple linear_backward_of(const py::object& x, const Array& weight, const py::object& bias,
                              const py::object& dy_object, bool need_dx, const py::object& grads) {
   const auto operands = linear_operands<Real>(x, weight, bias);
   const LinearSize& size = operands.size;
-  const std::optional dy = input<Real>("dy", dy_object, with_last(operands.x.given, size.O));
+  const std::optional dy = input<Real>("dy", as_array(dy_object, "dy"), with_last(operands.x.given, size.O));
   const auto given = tuple_of("grads", grads, 2, "(dweight, dbias)");
   const auto gradient = [&](std::size_t i, const std::string& name, const Shape& shape) {
     const py::object array = entry(given, i);
@@ -93,7 +93,7 @@ py::tuple linear_backward_of(const py::object& x, const py::array& weight, const
     return std::optional(output<Real>("grads: " + name, array, shape, true));
   };
   std::optional<Output<Real>> dx, dweight, dbias;
-  if (need_dx) dx = output<Real>("dx", py::none(), shape_of(operands.x.given));
+  if (need_dx) dx = output<Real>("dx", py::none(), operands.x.given.shape());
   dweight = gradient(0, "dweight", {size.O, size.I});
   if (operands.bias)
     dbias = gradient(1, "dbias", {size.O});
@@ -129,11 +129,11 @@ py::tuple linear_backward_of(const py::object& x, const py::array& weight, const
 // Classes from 0 to V - 1, one for each row of logits; no_class where they are ignored.
 std::vector<Index> read_targets(const py::object& object, const Shape& shape, Index V,
                                 const std::optional<Index>& ignore_index) {
-  const py::array array = as_array(object, "targets");
-  if (array.dtype().kind() != 'i' && array.dtype().kind() != 'u')
-    throw py::type_error("targets: expected integers, got " + text(array.dtype()));
+  const Array array = as_array(object, "targets");
+  if (!array.is_integer()) throw py::type_error("targets: expected integers, got " + text(array.dtype()));
   require_shape("targets", array, shape);
-  const auto classes = py::array_t<Index, py::array::c_style | py::array::forcecast>::ensure(array);
+  const py::array given = array.view();
+  const auto classes = py::array_t<Index, py::array::c_style | py::array::forcecast>::ensure(given);
   if (!classes) throw std::bad_alloc();
   const bool wraps = array.dtype().kind() == 'u';  // what is negative now was too large
   std::vector<Index> targets(classes.data(), classes.data() + classes.size());
@@ -143,15 +143,15 @@ std::vector<Index> read_targets(const py::object& object, const Shape& shape, In
       target = no_class;
     else if (target < 0 || target >= V)
       throw py::value_error("targets: expected classes from 0 to " + std::to_string(V - 1) + ", got " +
-                            text(array.attr("item")(i)));
+                            text(given.attr("item")(i)));
   }
   return targets;
 }
 
 template <class Real>
-py::tuple cross_entropy_of(const py::array& logits, const py::object& targets_object, bool mean,
+py::tuple cross_entropy_of(const Array& logits, const py::object& targets_object, bool mean,
                            const std::optional<Index>& ignore_index) {
-  const Shape shape = shape_of(logits);
+  const Shape shape = logits.shape();
   if (shape.empty() || shape.back() < 1) wrong_shape("logits", "(..., V)", logits);
   const Index V = shape.back();
   const std::vector<Index> targets = read_targets(targets_object, {shape.begin(), shape.end() - 1}, V, ignore_index);
@@ -164,35 +164,21 @@ py::tuple cross_entropy_of(const py::array& logits, const py::object& targets_ob
       N, V, in.view(), targets.data(), mean, losses.data(), &loss, dlogits.view().data};
   run(flops_per_element * double(in.given.size()), N,
       [&](const Team& team) { kernels<Real>().cross_entropy(args, team); });
-  return py::make_tuple(loss, dlogits.given);
+  return py::make_tuple(loss, dlogits.result);
 }
 
 // ---- Optimizers ----------------------------------------------------------------------------------------------------
 
+// An array of any shape as its elements in C order.
 template <class Real>
-bool is_flat(const py::array& array) {
-  return (array.flags() & py::array::c_style) && is_aligned<Real>(array);
-}
-
-// Arrays of any shape as their elements in C order; what is not contiguous is copied, and if written copied back.
-template <class Real>
-py::array elements(const std::string& name, const py::object& object) {
-  const py::array array = as_array(object, name);
-  require_dtype(name, array, py::dtype::of<Real>());
+Array elements(const std::string& name, const Array& given) {
+  const Array array = with_dtype(name, given, py::dtype::of<Real>());
   return is_flat<Real>(array) ? array : contiguous_copy<Real>(array);
 }
 
 template <class Real>
-Output<Real> changed_elements(const std::string& name, const py::object& object, const Shape& shape) {
-  Output<Real> out;
-  out.given = writable(name, object, py::dtype::of<Real>(), shape);
-  out.array = is_flat<Real>(out.given) ? out.given : contiguous_copy<Real>(out.given);
-  return out;
-}
-
-template <class Real>
-double sum_of_squares_of(const py::array& x) {
-  const py::array from = elements<Real>("x", x);
+double sum_of_squares_of(const Array& x) {
+  const Array from = elements<Real>("x", x);
   const Index n = from.size();
   std::vector<double> sums(std::size_t(n / square_block + 1));
   run(flops_per_element * double(n), Index(sums.size()), [&](const Team& team) {
@@ -203,19 +189,20 @@ double sum_of_squares_of(const py::array& x) {
 
 template <class Real>
 struct StepArrays {
-  py::array g;
+  Array g;
   std::optional<Output<Real>> p, m, v;
 };
 
 template <class Real>
-StepArrays<Real> step_arrays(const py::array& p, const py::object& g, const py::object& m, const py::object& v) {
+StepArrays<Real> step_arrays(const py::object& p, const Shape& shape, const py::object& g, const py::object& m,
+                             const py::object& v) {
   const auto changed = [&](const char* name, const py::object& object) {
-    return object.is_none() ? std::nullopt : std::optional(changed_elements<Real>(name, object, shape_of(p)));
+    return object.is_none() ? std::nullopt : std::optional(flat_output<Real>(name, object, shape, true));
   };
-  StepArrays<Real> arrays = {elements<Real>("g", g), changed("p", p), changed("m", m), changed("v", v)};
-  require_shape("g", arrays.g, shape_of(p));
+  StepArrays<Real> arrays = {elements<Real>("g", as_array(g, "g")), changed("p", p), changed("m", m), changed("v", v)};
+  require_shape("g", arrays.g, shape);
   for (const auto& out : {arrays.p, arrays.m, arrays.v})
-    if (out && share_memory(arrays.g, out->given)) arrays.g = arrays.g.attr("copy")();
+    if (out && share_memory(arrays.g, out->given)) arrays.g = contiguous_copy<Real>(arrays.g);
   return arrays;
 }
 
@@ -231,26 +218,26 @@ void change(StepArrays<Real>& arrays, Step&& step) {
 }
 
 template <class Real>
-void sgd_of(const py::array& p, const py::object& g, const py::object& v, const SgdOptions& options) {
-  auto arrays = step_arrays<Real>(p, g, py::none(), v);
+void sgd_of(const py::object& p, const Shape& shape, const py::object& g, const py::object& v,
+            const SgdOptions& options) {
+  auto arrays = step_arrays<Real>(p, shape, g, py::none(), v);
   change(arrays, [&](const auto& args, const Team& team) { kernels<Real>().sgd(args, options, team); });
 }
 
 template <class Real>
-void adam_of(const py::array& p, const py::object& g, const py::object& m, const py::object& v,
+void adam_of(const py::object& p, const Shape& shape, const py::object& g, const py::object& m, const py::object& v,
              const AdamOptions& options) {
-  auto arrays = step_arrays<Real>(p, g, m, v);
+  auto arrays = step_arrays<Real>(p, shape, g, m, v);
   change(arrays, [&](const auto& args, const Team& team) { kernels<Real>().adam(args, options, team); });
 }
 
 }  // namespace
 
 void bind_training(py::module_& m) {
-  using namespace py::literals;
   m.def(
       "linear",
       [](const py::object& x, const py::object& weight_object, const py::object& bias, const py::object& out) {
-        const py::array weight = as_array(weight_object, "weight");
+        const Array weight = as_array(weight_object, "weight");
         return is_double("weight", weight) ? linear_of<double>(x, weight, bias, out)
                                            : linear_of<float>(x, weight, bias, out);
       },
@@ -259,7 +246,7 @@ void bind_training(py::module_& m) {
       "linear_backward",
       [](const py::object& x, const py::object& weight_object, const py::object& bias, const py::object& dy,
          bool need_dx, const py::object& grads) {
-        const py::array weight = as_array(weight_object, "weight");
+        const Array weight = as_array(weight_object, "weight");
         return is_double("weight", weight) ? linear_backward_of<double>(x, weight, bias, dy, need_dx, grads)
                                            : linear_backward_of<float>(x, weight, bias, dy, need_dx, grads);
       },
@@ -267,7 +254,7 @@ void bind_training(py::module_& m) {
   m.def(
       "softmax_cross_entropy",
       [](const py::object& object, const py::object& targets, bool mean, const std::optional<Index>& ignore_index) {
-        const py::array logits = as_array(object, "logits");
+        const Array logits = as_array(object, "logits");
         return is_double("logits", logits) ? cross_entropy_of<double>(logits, targets, mean, ignore_index)
                                            : cross_entropy_of<float>(logits, targets, mean, ignore_index);
       },
@@ -275,26 +262,27 @@ void bind_training(py::module_& m) {
   m.def(
       "sum_of_squares",
       [](const py::object& object) {
-        const py::array x = as_array(object, "x");
+        const Array x = as_array(object, "x");
         return is_double("x", x) ? sum_of_squares_of<double>(x) : sum_of_squares_of<float>(x);
       },
       "x"_a);
   m.def(
       "sgd_step",
       [](const py::object& object, const py::object& g, const py::object& v, double lr, double momentum) {
-        const py::array p = as_array(object, "p");
+        const Array p = as_array(object, "p");
         const SgdOptions options = {lr, momentum};
-        return is_double("p", p) ? sgd_of<double>(p, g, v, options) : sgd_of<float>(p, g, v, options);
+        return is_double("p", p) ? sgd_of<double>(object, p.shape(), g, v, options)
+                                 : sgd_of<float>(object, p.shape(), g, v, options);
       },
       "p"_a, "g"_a, "v"_a, "lr"_a, "momentum"_a);
   m.def(
       "adam_step",
       [](const py::object& object, const py::object& g, const py::object& moment1, const py::object& moment2, double lr,
          double b1, double b2, double eps) {
-        const py::array p = as_array(object, "p");
+        const Array p = as_array(object, "p");
         const AdamOptions options = {lr, b1, b2, eps};
-        return is_double("p", p) ? adam_of<double>(p, g, moment1, moment2, options)
-                                 : adam_of<float>(p, g, moment1, moment2, options);
+        return is_double("p", p) ? adam_of<double>(object, p.shape(), g, moment1, moment2, options)
+                                 : adam_of<float>(object, p.shape(), g, moment1, moment2, options);
       },
       "p"_a, "g"_a, "m"_a, "v"_a, "lr"_a, "b1"_a, "b2"_a, "eps"_a);
 }

@@ -7,9 +7,9 @@
 
 namespace rnnfast {
 
-inline bool is_double(const std::string& name, const py::array& array) {
-  if (array.dtype().equal(py::dtype::of<double>())) return true;
-  if (array.dtype().equal(py::dtype::of<float>())) return false;
+inline bool is_double(const std::string& name, const Array& array) {
+  if (has_dtype(array, py::dtype::of<double>())) return true;
+  if (has_dtype(array, py::dtype::of<float>())) return false;
   throw py::type_error(name + ": expected dtype float32 or float64, got " + text(array.dtype()));
 }
 
@@ -33,7 +33,7 @@ inline py::object entry(const std::optional<py::tuple>& tuple, std::size_t i) {
 template <class Real>
 std::optional<Input<Real>> optional_input(const std::string& name, const py::object& object, const Shape& shape) {
   if (object.is_none()) return std::nullopt;
-  return input<Real>(name, object, shape);
+  return input<Real>(name, as_array(object, name), shape);
 }
 
 // Hands a result over; None where there is none.
@@ -41,7 +41,7 @@ template <class Real>
 py::object finish(const std::optional<Output<Real>>& out) {
   if (!out) return py::none();
   out->commit();
-  return out->given;
+  return out->result;
 }
 
 }  // namespace rnnfast

@@ -31,7 +31,7 @@ constexpr const char* parameter_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
 constexpr const char* parameter_content = "(w_ih, w_hh, b_ih, b_hh)";
 
 // Four for each direction; None where a bias is missing. Each is converted once: an object could answer anew each time.
-using ParameterArrays = std::vector<py::object>;
+using ParameterArrays = std::vector<std::optional<Array>>;
 
 inline ParameterArrays read_parameters(const py::object& parameters) {
   if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
@@ -47,7 +47,7 @@ inline ParameterArrays read_parameters(const py::object& parameters) {
     for (std::size_t i = 0; i < 4; ++i) {
       const py::object array = (*given)[i];
       const bool missing = i >= 2 && array.is_none();
-      arrays.push_back(missing ? array : as_array(array, parameter_names[i]));
+      arrays.push_back(missing ? std::nullopt : std::optional(as_array(array, parameter_names[i])));
     }
   }
   return arrays;
@@ -73,8 +73,8 @@ inline Shape parameter_shape(const Problem& p, Index G, std::size_t i) {
 
 // x [T,B,I], or tokens [T,B] and maybe their embedding [V,I].
 struct InputArrays {
-  py::array x;
-  std::optional<py::array> embedding;
+  Array x;
+  std::optional<Array> embedding;
 };
 
 // How the rows of a call form sequences.
@@ -86,17 +86,17 @@ struct Sequences {
 };
 
 inline InputKind kind_of(const InputArrays& in, Index row_axes) {
-  if (!in.embedding) return is_integer(in.x) && in.x.ndim() == row_axes ? InputKind::one_hot : InputKind::dense;
-  if (!is_integer(in.x)) throw py::type_error("x: expected integers as tokens, got " + text(in.x.dtype()));
+  if (!in.embedding) return in.x.is_integer() && in.x.ndim() == row_axes ? InputKind::one_hot : InputKind::dense;
+  if (!in.x.is_integer()) throw py::type_error("x: expected integers as tokens, got " + text(in.x.dtype()));
   return InputKind::embedded;
 }
 
 // Of integers [T], none larger than the one before.
 inline std::vector<Index> read_batch_sizes(const py::object& object) {
-  const py::array array = as_array(object, "batch_sizes");
-  if (!is_integer(array)) throw py::type_error("batch_sizes: expected integers, got " + text(array.dtype()));
+  const Array array = as_array(object, "batch_sizes");
+  if (!array.is_integer()) throw py::type_error("batch_sizes: expected integers, got " + text(array.dtype()));
   if (array.ndim() != 1 || array.size() == 0) wrong_shape("batch_sizes", "(T,) with T >= 1", array);
-  const py::array copy = array.attr("astype")(py::dtype::of<Index>(), "C");
+  const py::array copy = array.view().attr("astype")(py::dtype::of<Index>(), "C");
   const auto* sizes = static_cast<const Index*>(copy.data());
   std::vector<Index> first_row;
   find_first_rows(sizes, copy.size(), first_row);
@@ -104,10 +104,9 @@ inline std::vector<Index> read_batch_sizes(const py::object& object) {
 }
 
 inline std::vector<unsigned char> flags(const py::object& object, const std::string& name, const Shape& shape) {
-  const py::array array = as_array(object, name);
-  require_dtype(name, array, py::dtype::of<bool>());
+  const Array array = with_dtype(name, as_array(object, name), py::dtype::of<bool>());
   require_shape(name, array, shape);
-  const py::array copy = array.attr("astype")(py::dtype::of<unsigned char>(), "C");
+  const py::array copy = array.view().attr("astype")(py::dtype::of<unsigned char>(), "C");
   const auto* values = static_cast<const unsigned char*>(copy.data());
   return {values, values + copy.size()};
 }
@@ -123,7 +122,7 @@ inline void read_resets(const Sequences& sequences, const Shape& rows, Problem& 
 // The sizes of a call, from the shapes of x and of the first direction's weights.
 inline Problem read_problem(const CellInfo& info, const InputArrays& in, const Sequences& sequences,
                             const ParameterArrays& arrays, Schedule& schedule) {
-  const py::array& x = in.x;
+  const Array& x = in.x;
   Problem p = {};
   const bool packed = !sequences.batch_sizes.is_none();
   const Index row_axes = packed ? 1 : 2;
@@ -131,7 +130,7 @@ inline Problem read_problem(const CellInfo& info, const InputArrays& in, const S
   p.input = kind_of(in, row_axes);
   p.cell = info.cell;
   p.D = Index(arrays.size() / 4);
-  const py::array w_ih = arrays[0], w_hh = arrays[1];
+  const Array &w_ih = *arrays[0], &w_hh = *arrays[1];
   if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / info.G != w_hh.shape(1) || w_hh.shape(0) % info.G)
     wrong_shape("w_hh", info.G == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(info.G) + "·H, H) with H >= 1", w_hh);
   p.H = w_hh.shape(1);
@@ -153,7 +152,7 @@ inline Problem read_problem(const CellInfo& info, const InputArrays& in, const S
   if (p.reverse && p.D == 2) throw py::value_error("reverse: expected False for two directions, got True");
   const double rows = packed ? double(x.shape(0)) : double(p.T) * double(p.B);
   if (!fits_address_space(p, rows))
-    throw py::value_error("x: expected a size that fits the address space, got " + shape_text(shape_of(x)));
+    throw py::value_error("x: expected a size that fits the address space, got " + shape_text(x.shape()));
   if (packed) point_to_rows(p, schedule);
   read_resets(sequences, packed ? Shape{p.first_row[p.T]} : Shape{p.T, p.B}, p, schedule);
   return p;
@@ -193,8 +192,8 @@ template <class Real>
 LayerParameters<Real> check_parameters(const CellInfo& info, const Problem& p, const ParameterArrays& arrays) {
   LayerParameters<Real> parameters(arrays.size());
   for (std::size_t i = 0; i < arrays.size(); ++i)
-    if (!arrays[i].is_none())
-      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], arrays[i], parameter_shape(p, info.G, i % 4));
+    if (arrays[i])
+      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], *arrays[i], parameter_shape(p, info.G, i % 4));
   return parameters;
 }
 

@@ -5,8 +5,6 @@
 
 namespace rnnfast {
 
-inline bool is_integer(const py::array& array) { return array.dtype().kind() == 'i' || array.dtype().kind() == 'u'; }
-
 // What the kernels are given as Tokens.
 struct TokenArrays {
   std::vector<Index> number, token;

@@ -105,7 +105,14 @@ class Layout(NamedTuple):
 
 
 def layout_of(
-    x: object, lengths: object, input_size: int, batch_first: bool, embedded: bool, *, least_steps: int = 1
+    x: object,
+    lengths: object,
+    input_size: int,
+    batch_first: bool,
+    embedded: bool,
+    dtype: np.dtype[Any],
+    *,
+    least_steps: int = 1,
 ) -> tuple[Array, Layout]:
     """Check the input of a call: return it as an array and its layout."""
     packed = None
@@ -114,10 +121,12 @@ def layout_of(
         if lengths is not None:
             msg = "lengths: expected None, since x is packed, got lengths"
             raise ValueError(msg)
-        x = packed.data
-    array = _core.asarray(x, "x")
+    given: Any = x.data if isinstance(x, PackedSequence) else x
+    array = packed.data if packed else _core.asarray(given, "x")
     most = 1 if packed else 2
     tokens = embedded or (array.dtype.kind in "iu" and array.ndim <= most)
+    if not tokens and isinstance(given, list | tuple | range):
+        array = _core.asarray(given, "x", dtype)
     features = () if tokens else (input_size,)
     axes = array.shape[: array.ndim - len(features)]
     end = f", {features[0]}" if features else ""

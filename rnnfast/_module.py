@@ -184,21 +184,24 @@ class Module:
             msg = f"{name}: expected {keys}, got {[*unknown]} and not {[*missing]}"
             raise ValueError(msg)
 
-    def _check_grads(self, grads: dict[str, Array] | None, *read: Any, **others: Array) -> None:
-        """Check what a backward is to add into, and against what it reads, before anything is added.
+    def _check_grads(self, grads: dict[str, Array] | None, *read: Any, **others: Array) -> dict[str, Array] | None:
+        """Return views of what a backward is to add into, checked also against what it reads.
 
         `others` are what `grads` has an entry for beside the parameters.
         """
         if grads is None:
-            return
+            return None
         self._check_keys(grads, "grads", **others)
-        for name, parameter in {**self.parameters, **others}.items():
-            checked_target(grads[name], f"grads[{name!r}]", parameter.shape, parameter.dtype)
+        into = {
+            name: checked_target(grads[name], f"grads[{name!r}]", parameter.shape, parameter.dtype)
+            for name, parameter in {**self.parameters, **others}.items()
+        }
         sources = [*self.parameters.values(), *_arrays(read)]
-        pairs = (*combinations(grads.values(), 2), *product(grads.values(), sources))
+        pairs = (*combinations(into.values(), 2), *product(into.values(), sources))
         if any(np.may_share_memory(a, b) for a, b in pairs):
             msg = "grads: expected arrays of their own, got some that overlap each other or what backward reads"
             raise ValueError(msg)
+        return into
 
     def _check_tape(self, tape: object) -> None:
         if not isinstance(tape, Tape):

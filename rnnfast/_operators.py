@@ -262,7 +262,7 @@ class Operator:
         self, cell: str, weights: Sequence[Weights], x: Array, lengths: Any, state: Sequence[Array | None]
     ) -> list[Array]:
         """Run the kernel: return h of each step [T,B,D·H] and the last state, each part [D,B,H]."""
-        _, layout = layout_of(x, lengths, x.shape[2], batch_first=False, embedded=False)
+        _, layout = layout_of(x, lengths, x.shape[2], batch_first=False, embedded=False, dtype=x.dtype)
         h0, c0 = (*(None if part is None else layout.take_state(part) for part in state), None)[:2]
         parameters = [w[:4] for w in weights]
         reverse = self.backwards == (True,)

@@ -14,7 +14,7 @@ import numpy as np
 from . import _core, _segments, functional
 from ._layout import Layout, layout_of
 from ._module import PARAMETERS, Kept, Module, Shape, Tape, addressable, choice, flag, integer, recurrent_shapes, size
-from .functional import GATES, Array, State, checked, checked_bound, each_part, number, parts_of, split_state
+from .functional import GATES, Array, State, checked, checked_bound, each_part, number, parts_of, whole_state
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -245,6 +245,7 @@ class Recurrent(Module):
         else:
             hidden, last, kept = _segments.forward(self, call, _segments.checked_length(checkpoint, call.layout.T))
         given, state = self._given(call, hidden, last)
+        hidden = tuple(h.view() for h in hidden)  # given may be one of them, and be given another shape
         return given, state, LayerTape(self, call.x, given, call, hidden, kept, masks)
 
     def backward(
@@ -325,7 +326,9 @@ class Recurrent(Module):
         dlast = self._checked_state(dstate, "dstate", layout)
         d = None
         if call.outputs == "last" and dy is not None:
-            dlast = self._with_top(layout, dlast, checked(dy, "dy", tape.y.shape, self.dtype))
+            rows_of_last = () if layout.unbatched else (layout.B,)
+            top = checked(dy, "dy", (*rows_of_last, self.directions * self.hidden_size), self.dtype)
+            dlast = self._with_top(layout, dlast, top)
         elif dy is not None:
             d = layout.checked(dy, "dy", (self.directions * self.hidden_size,), self.dtype)
         given = Given(
@@ -340,21 +343,21 @@ class Recurrent(Module):
         others = {} if call.embedding is None or not need_dx else {"embedding": call.embedding}
         steps = tuple(given.dc or ()), tuple(given.dh or ())
         read = call.x, call.first, call.embedding, dy, dstate  # the last two are copied on some ways to `given`
-        self._check_grads(grads, read, tape.hidden, tuple(given[:2]), steps, **others)
+        into = self._check_grads(grads, read, tape.hidden, tuple(given[:2]), steps, **others)
         dfirst = self._new_state(layout)
         back = _segments.backward if isinstance(tape.kept, _segments.Checkpoints) else Recurrent._backward_whole
-        dx, made = back(self, tape, given, grads, dfirst)
+        dx, made = back(self, tape, given, into, dfirst)
         first = self._state(lambda name: layout.whole_state(part_of(dfirst, name), part_of(dlast, name)))
-        if grads is None:
+        if grads is None or into is None:
             made |= {name: dx for name in others if dx is not None}
             made |= {name: np.zeros_like(p) for name, p in self.parameters.items() if name not in made}
-            grads = {name: made[name] for name in (*self.parameters, *others)}
+            grads = into = {name: made[name] for name in (*self.parameters, *others)}
         else:
             for name in others:
-                grads[name] += dx
+                into[name] += dx
         if call.learned:
             for name in INITIAL[: 1 + (self.cell == "lstm")]:
-                grads[name] += part_of(first, name).sum(axis=1)
+                into[name] += part_of(first, name).sum(axis=1)
         dx = None if dx is None or call.is_tokens else layout.give(dx)
         return dx, each_part(layout.give_state, first), grads
 
@@ -433,7 +436,7 @@ class Recurrent(Module):
         gate_override: Override,
     ) -> Call:
         """Check the arguments of a forward."""
-        rows = None if embedding is None else _core.asarray(embedding, "embedding")
+        rows = None if embedding is None else _core.asarray(embedding, "embedding", self.dtype)
         choice(outputs, "outputs", ("all", "last"))
         held: Sequence[Any] = [gate_override] * self.num_layers
         if isinstance(gate_override, list | tuple):
@@ -444,7 +447,7 @@ class Recurrent(Module):
         if gate_override is not None:
             for of_layer in held:
                 _core.check_gate_override(self.cell, of_layer)
-        x, layout = layout_of(x, lengths, self.input_size, self.batch_first, rows is not None)
+        x, layout = layout_of(x, lengths, self.input_size, self.batch_first, rows is not None, self.dtype)
         learned = state is None and self.learn_initial_state
         first = self._learned_state(layout.B) if learned else self._checked_state(state, "state", layout)
         if resets is not None:
@@ -537,10 +540,10 @@ class Recurrent(Module):
         return self._state(lambda name: np.broadcast_to(self.parameters[name][:, None], self._state_shape(B)))
 
     def _checked_state(self, state: object, name: str, layout: Layout) -> Any:
-        split_state(self.cell, state, name)
         units, _, H = shape = self._state_shape(layout.B)
         given = (units, H) if layout.unbatched else shape
-        return each_part(lambda part: checked(part, name, given, self.dtype).reshape(shape), state)
+        whole = whole_state(self.cell, state, name)
+        return each_part(lambda part: checked(part, name, given, self.dtype).reshape(shape), whole)
 
     def _checked_steps(self, a: object, name: str, layout: Layout) -> list[Array] | None:
         """Return what is given of each step of each layer as the kernels see it."""

@@ -3,7 +3,10 @@
 Sizes are T time steps, B sequences, I inputs, H hidden units, L layers.
 """
 
+import os
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -41,17 +44,51 @@ class Steps:
 
     def checked(self, chunk: object) -> Array:
         """Return the chunk as an array, if it fits."""
-        a = _core.asarray(chunk, self.name)
-        fits = a.dtype.kind in "iu" if self.dtype is None else a.dtype == self.dtype
-        if not fits:
-            expected = "integers as tokens" if self.dtype is None else f"dtype {self.dtype}"
-            msg = f"{self.name}: expected {expected}, got {a.dtype}"
+        a = _core.asarray(chunk, self.name, self.dtype)
+        if self.dtype is None and a.dtype.kind not in "iu":
+            msg = f"{self.name}: expected integers as tokens, got {a.dtype}"
             raise TypeError(msg)
         if a.ndim != len(self.form) or any(n not in (None, m) for n, m in zip(self.form, a.shape, strict=True)):
             sizes = ", ".join("T" if n is None else str(n) for n in self.form)
             msg = f"{self.name}: expected shape ({sizes}{',' * (a.ndim == 1)}), got {a.shape}"
             raise ValueError(msg)
         return a
+
+
+class Turns:
+    """Whose turn it is to use a ring: its steps move, or backwards go over them, one at a time.
+
+    A move waits for the backward that is under way; a backward that finds steps moving raises RuntimeError. A thread
+    that has a turn cannot take another one: a signal handler could, and would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}  # by process: in a forked child nobody has a turn
+        self._owner = 0
+        self._moves = False
+
+    def move(self) -> AbstractContextManager[None]:
+        """Take a turn to move the steps."""
+        return self._turn(moves=True)
+
+    def use(self) -> AbstractContextManager[None]:
+        """Take a turn to read the steps."""
+        return self._turn(moves=False)
+
+    @contextmanager
+    def _turn(self, *, moves: bool) -> Iterator[None]:
+        lock = self._locks.setdefault(os.getpid(), threading.Lock())
+        if not lock.acquire(blocking=False):
+            if self._owner == threading.get_ident() or (self._moves and not moves):
+                msg = "window: expected one use of the windows at a time, got one while the next window is computed"
+                raise RuntimeError(msg)
+            lock.acquire()
+        self._owner, self._moves = threading.get_ident(), moves
+        try:
+            yield
+        finally:
+            self._owner = 0
+            lock.release()
 
 
 def parts(h: Any, c: Any) -> Parts:

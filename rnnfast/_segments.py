@@ -116,7 +116,7 @@ def backward(
         bottom, top = group[0].layers.start, group[0].layers.stop - 1
         d = given.with_layer(d, top)
         parts = [_backward_strand(layer, tape, strand, x, d, given, made, dfirst) for strand in group]
-        d = parts[0] if len(parts) == 1 or parts[0] is None else parts[0] + parts[1]
+        d = parts[0] if len(parts) == 1 or parts[0] is None else _sum(*parts)
         if bottom and kept.bits:
             for n, segment in enumerate(kept.segments):
                 d[segment.rows] *= _mask(layer, kept.bits[bottom - 1][n], d[segment.rows].shape)
@@ -299,10 +299,20 @@ def _backward_strand(
             made.update((name, array) for name, array in zip(names, new, strict=True) if array is not None)
         if dx is None:
             dembedding = d_n if dembedding is None else dembedding + d_n
+    # Elsewhere the kernels do this, and where nothing starts anew they leave the sign of a zero as it is.
+    restarts = call.resets is not None or (layer.directions == 2 and call.layout.batch_sizes is not None)
     for parts, starts in zip(dstates, dstarts, strict=True):
         for part, start in zip(parts, starts, strict=True):
-            part += start
+            if restarts:
+                part += start
     return dembedding if tokens else dx
+
+
+def _sum(a: Any, b: Any) -> Array:
+    """Return a + b as the kernels add: a result below the smallest normal number is a zero of its sign."""
+    with np.errstate(all="ignore"):
+        total: Array = a + b
+        return np.multiply(total, 0, out=total, where=np.abs(total) < np.finfo(total.dtype).tiny)
 
 
 def _draw(layer: Recurrent, call: Call, segments: list[Segment]) -> list[list[Array]]:

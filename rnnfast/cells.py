@@ -9,7 +9,7 @@ from typing import Any
 
 from . import _core, functional
 from ._module import PARAMETERS, Module, Tape, addressable, elman_cell, flag, gru_cell, recurrent_shapes, size
-from .functional import GATES, Array, State, checked, each_part, split_state
+from .functional import GATES, Array, State, checked, each_part, whole_state
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -106,12 +106,12 @@ class _RecurrentCell(Module):
         self._check_tape(tape)
         shape = tape.y.shape
         dlast = self._checked_state(dstate, "dstate", shape)
-        self._check_grads(grads, tape.x, tape.y, tape.state, dlast)
+        into = self._check_grads(grads, tape.x, tape.y, tape.state, dlast)
         dx, dfirst, [new] = functional.backward(
             tape.kept[0],
             dstate=dlast,
             need_dx=need_dx,
-            grads=None if grads is None else [self._tuple(grads)],
+            grads=None if into is None else [self._tuple(into)],
         )
         if dx is not None:
             dx = dx.reshape(tape.x.shape)
@@ -121,7 +121,7 @@ class _RecurrentCell(Module):
 
     def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[State, "CellTape"]:
         """Make one step by `run`, a function of `functional`, which may keep a tape."""
-        x = _core.asarray(x, "x")
+        x = _core.asarray(x, "x", self.dtype)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             I = self.input_size
             msg = f"x: expected shape (B, {I}) or ({I},), got {x.shape}"
@@ -134,8 +134,8 @@ class _RecurrentCell(Module):
 
     def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Any:
         """Return a state with each part as [1,B,H]."""
-        split_state(self.cell, state, name)
-        return each_part(lambda part: _one_step(checked(part, name, shape, self.dtype)), state)
+        whole = whole_state(self.cell, state, name)
+        return each_part(lambda part: _one_step(checked(part, name, shape, self.dtype)), whole)
 
     def _tuple(self, arrays: Mapping[str, Array]) -> tuple[Array | None, ...]:
         """Return the parameters, or arrays like them, as `functional` takes them."""

@@ -55,8 +55,11 @@ A gate of ``gate_override`` is held at its value in all steps and units; its pre
 
 All other arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones
 are used without a copy. Besides NumPy's, any object with the buffer protocol, ``__array_interface__``,
-``__array__`` or DLPack on the CPU is an array; a list is not. Every function checks all its arguments before
-it writes anything, and raises
+``__array__`` or DLPack on the CPU is an array. Lists and tuples of numbers become arrays of the call's dtype, which is
+that of w_ih; they cannot be filled. Of a class derived from ndarray only the memory is used and none of its methods,
+and a masked array may not hide elements. Flags such as ``resets`` may also be numbers that are 0 and 1. An array is
+read once: a call, and a backward after it, do not see that it is given another shape or dtype later. Every function
+checks all its arguments before it writes anything, and raises
 
 - TypeError for what is not an array or has another dtype,
 - ValueError for another shape, a token that is not in 0..V-1, a read-only `out` or `grads`, and one that overlaps
@@ -433,26 +436,15 @@ def linear_backward(
 # The border, shared with layers and cells; what the kernels are given, they check themselves
 
 
-def checked(a: object, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return `a` as an ndarray of this shape and dtype, without a copy where it is contiguous."""
-    array = _core.asarray(a, name)
-    if array.dtype != dtype:
-        msg = f"{name}: expected dtype {dtype}, got {array.dtype}"
-        raise TypeError(msg)
-    if array.shape != shape:
-        msg = f"{name}: expected shape {shape}, got {array.shape}"
-        raise ValueError(msg)
-    return array
+checked = _core.checked
 
 
 def checked_target(a: object, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return the ndarray `a` if it has this shape and dtype and each element can be written."""
+    """Return a view of the ndarray `a` if it has this shape and dtype and each element can be written."""
     if not isinstance(a, np.ndarray):
         msg = f"{name}: expected an ndarray, got {type(a).__name__}"
         raise TypeError(msg)
-    checked(a, name, shape, dtype)
-    _core.check_writable(a, name)
-    return a
+    return _core.checked_target(a, name, shape, dtype)
 
 
 def checked_bound(clip_dh: object) -> float:
@@ -483,13 +475,19 @@ def split_state(cell: str, state: object, name: str) -> tuple[object, object]:
         return state, None
     if state is None:
         return None, None
-    if not isinstance(state, tuple):
+    if not isinstance(state, tuple | list):
         msg = f"{name}: expected a tuple (h, c), got {type(state).__name__}"
         raise TypeError(msg)
     if len(state) != 2:
-        msg = f"{name}: expected a tuple (h, c), got a tuple of {len(state)}"
+        msg = f"{name}: expected a tuple (h, c), got a {type(state).__name__} of {len(state)}"
         raise ValueError(msg)
-    return state
+    return state[0], state[1]
+
+
+def whole_state(cell: str, state: object, name: str) -> Any:
+    """Return a state as h, as (h, c) of the LSTM, or None."""
+    h_c = split_state(cell, state, name)
+    return h_c if cell == "lstm" and state is not None else state
 
 
 def parts_of(state: Any) -> tuple[Any, ...]:

@@ -309,9 +309,9 @@ class Linear(Module):
 
         Takes and raises what a call of the layer does.
         """
-        x = _core.asarray(x, "x")
+        x = _core.asarray(x, "x", self.dtype)
         y = self(x)
-        return y, Tape(self, x, y)
+        return y, Tape(self, x, y.view())
 
     def backward(
         self, tape: Tape, dy: object, *, need_dx: bool = True, grads: dict[str, Array] | None = None
@@ -342,8 +342,8 @@ class Linear(Module):
         """
         self._check_tape(tape)
         dy = checked(dy, "dy", tape.y.shape, self.dtype)
-        self._check_grads(grads, tape.x, tape.y, dy)
-        given = None if grads is None else (grads["weight"], grads.get("bias"))
+        into = self._check_grads(grads, tape.x, tape.y, dy)
+        given = None if into is None else (into["weight"], into.get("bias"))
         dx, new = functional.linear_backward(tape.x, self.weight, self.bias, dy, need_dx=need_dx, grads=given)
         made = {name: d for name, d in zip(("weight", "bias"), new, strict=True) if d is not None}
         return dx, made if grads is None else grads

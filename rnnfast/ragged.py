@@ -289,12 +289,8 @@ def _permutation(indices: object, name: str, at_least: int) -> Array:
 
 def _integers(values: object, name: str, n: int | None = None) -> Array:
     """Return n integers, or as many as there are, of any integer dtype or in a sequence, as an array."""
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError) as error:  # a sequence of different things
-        msg = f"{name}: expected integers, got {values!r}"
-        raise TypeError(msg) from error
-    if array.dtype.kind not in "iu" and (array.size or isinstance(values, np.ndarray)):  # an empty list has no dtype
+    array = _core.asarray(values, name)
+    if array.dtype.kind not in "iu" and (array.size or not isinstance(values, list | tuple)):  # an empty list has none
         msg = f"{name}: expected integers, got {array.dtype}"
         raise TypeError(msg)
     if array.ndim != 1 or n not in (None, len(array)):

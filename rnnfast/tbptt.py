@@ -14,9 +14,19 @@ from . import _core
 from ._layout import layout_of
 from ._module import PARAMETERS, choice, size
 from ._recurrent import INITIAL, Recurrent, part_of
-from ._ring import Parts, Ring, Steps
+from ._ring import Parts, Ring, Steps, Turns
 from .cells import _RecurrentCell
-from .functional import Array, State, checked, checked_target, each_part, parts_of, split_out, split_state
+from .functional import (
+    Array,
+    State,
+    checked,
+    checked_target,
+    each_part,
+    parts_of,
+    split_out,
+    split_state,
+    whole_state,
+)
 
 __all__ = ["Window", "tbptt", "tbptt_gradient"]
 
@@ -74,7 +84,8 @@ class Window:
         TypeError, ValueError
             If an argument does not fit. The message names it, what was expected and what came.
         RuntimeError
-            If later windows have taken the place of the window's steps. The next one never does.
+            If later windows have taken the place of the window's steps, which the next one never does, or another
+            thread asks for the next window right now. Backwards of several threads wait for each other.
         KeyboardInterrupt
             On Ctrl-C, between chunks of time; `grads` is then part-way.
         """
@@ -216,10 +227,11 @@ class _Run:
         self, module: Any, options: _Options, x: _Input, state: object, embedding: object, resets: object
     ) -> None:
         layer = as_layer(module)
-        rows = None if embedding is None else _core.asarray(embedding, "embedding")
-        first = _core.asarray(x.first, "x")
+        rows = None if embedding is None else _core.asarray(embedding, "embedding", layer.dtype)
         embedded = rows is not None
-        chunk, layout = layout_of(first, None, layer.input_size, layer.batch_first, embedded, least_steps=0)
+        chunk, layout = layout_of(
+            x.first, None, layer.input_size, layer.batch_first, embedded, layer.dtype, least_steps=0
+        )
         self.module, self.layer, self.layout, self.options = module, layer, layout, options
         self.suffix = "" if layer is module else "_l0"  # that the layer's names have more than the module's
 
@@ -240,6 +252,7 @@ class _Run:
                 checked(resets, "resets", layout.axes, np.dtype(np.bool_))
 
         room = self._room(), layout.B
+        self.turns = Turns()
         self.ring = Ring(
             layer,
             np.empty((*room, *features), layer.dtype if features else np.intp),
@@ -291,14 +304,22 @@ class _Run:
 
     def windows(self) -> Iterator[Window]:
         """Run and yield one window after the other."""
+        while window := self._next():
+            yield window
+
+    def _next(self) -> Window | None:
+        """Run the steps of the next window, if there are any."""
         ring, options = self.ring, self.options
-        while n := self._read():
+        with self.turns.move():
+            n = self._read()
+            if not n:
+                return None
             new, state = ring.stop, ring.advance(n)
             tau = max(0, ring.stop - options.k2)
             start = tau if options.whole else new
             y = self.layout.give(ring.ys[-1][start - ring.first : ring.stop - ring.first].copy())
-            h, *c = (part.reshape(self._state_shape) for part in state)
-            yield Window(tau, start, ring.stop, y, (h, c[0]) if c else h, self)
+        h, *c = (part.reshape(self._state_shape) for part in state)
+        return Window(tau, start, ring.stop, y, (h, c[0]) if c else h, self)
 
     def _read(self) -> int:
         """Read the new steps of the next window into the ring; return their number."""
@@ -321,33 +342,34 @@ class _Run:
     ) -> dict[str, Array]:
         """Check the arguments of a window's backward and run it."""
         ring, layer, layout, tau = self.ring, self.layer, self.layout, window.tau
-        if max(tau - 1, 0) < ring.first:
-            msg = f"window: expected steps from {tau} on to be kept, but later windows have taken their place"
-            raise RuntimeError(msg)
         given = layout.take(checked(dy, "dy", window.y.shape, layer.dtype))
         dx_out, *dstate_out = self._checked_out(out, window.stop - tau)
         others = {} if ring.embedding is None else {"embedding": ring.embedding}
-        self.module._check_grads(grads, given, dx_out, *dstate_out, *others.values(), **others)
+        into = self.module._check_grads(grads, given, dx_out, *dstate_out, *others.values(), **others)
 
         d = given[max(tau - window.start, 0) :]
         if window.start > tau:
             d = np.zeros((window.stop - tau, *given.shape[1:]), layer.dtype)
             d[window.start - tau :] = given
         new: list[Any] = [None] * layer.num_layers
-        if grads is not None:
-            of_layer = {name + self.suffix: a for name, a in grads.items()}
+        if into is not None:
+            of_layer = {name + self.suffix: a for name, a in into.items()}
             new = [layer._tuples(of_layer, k) for k in range(layer.num_layers)]
         need_dx = dx_out is not None or ring.embedding is not None
-        dx, dinitial = ring.backward(tau, d, new, replay=self.options.replay, need_dx=need_dx)
+        with self.turns.use():
+            if max(tau - 1, 0) < ring.first:
+                msg = f"window: expected steps from {tau} on to be kept, but later windows have taken their place"
+                raise RuntimeError(msg)
+            dx, dinitial = ring.backward(tau, d, new, replay=self.options.replay, need_dx=need_dx)
 
-        if grads is None:
-            grads = self._named(new) | dict.fromkeys(others, dx)
+        if grads is None or into is None:
+            grads = into = self._named(new) | dict.fromkeys(others, dx)
         else:
             for name in others:
-                grads[name] += dx
+                into[name] += dx
         if ring.learns:
             for name, part in zip(INITIAL, dinitial, strict=False):
-                grads[name] += part.sum(axis=1)
+                into[name] += part.sum(axis=1)
         if dx_out is not None:
             np.copyto(layout.take(dx_out), dx)
         for target, part in zip(dstate_out, dinitial, strict=False):
@@ -362,8 +384,9 @@ class _Run:
             msg = "out[0]: expected None, since x is tokens"
             raise ValueError(msg)
         if dx is not None:
-            checked_target(dx, "out[0]", tuple(steps if n is None else n for n in self.x.form), self.layer.dtype)
-        each_part(lambda part: checked_target(part, "out[1]", self._state_shape, self.layer.dtype), (h, c))
+            shape = tuple(steps if n is None else n for n in self.x.form)
+            dx = checked_target(dx, "out[0]", shape, self.layer.dtype)
+        h, c = each_part(lambda part: checked_target(part, "out[1]", self._state_shape, self.layer.dtype), (h, c))
         return dx, h, c
 
     def _named(self, new: list[Any]) -> dict[str, Array]:
@@ -455,15 +478,15 @@ def tbptt_gradient(
     """
     k1, k2 = check_truncation(layer, k1, k2, losses)
     stack = as_layer(layer)
-    array, layout = layout_of(x, None, stack.input_size, stack.batch_first, embedded=False)
+    array, layout = layout_of(x, None, stack.input_size, stack.batch_first, False, stack.dtype)
     if layout.packed is not None:
         msg = "x: expected an array, since all windows end at the same steps, got a PackedSequence"
         raise TypeError(msg)
     d: Any = layout.checked(dy, "dy", (stack.hidden_size,), stack.dtype)
     if stack is not layer:
-        split_state(layer.cell, state, "state")
         rows = () if layout.unbatched else (layout.B,)
-        state = each_part(lambda part: checked(part, "state", (*rows, layer.hidden_size), layer.dtype)[None], state)
+        whole = whole_state(layer.cell, state, "state")
+        state = each_part(lambda part: checked(part, "state", (*rows, layer.hidden_size), layer.dtype)[None], whole)
 
     tape = stack.forward(array, state)[2]
     dfirst = stack._new_state(layout)

@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -44,6 +44,7 @@ class Attempt:
     bad: str = ""  # what is wrong with the call
     in_place: bool = False  # what is written may be what is read
     free: bool = False  # NaN and the like: it may end either way
+    acts: bool = False  # an argument changes the others' shapes: it is right, or refused
     expected: Callable[[], Results] | None = None  # what the oracle gives, if the call is legal
     watched: list[Array] = field(default_factory=list)  # what else a bad call must not change
 
@@ -108,6 +109,49 @@ LAYOUTS: tuple[Callable[[Array], Any], ...] = (
     backwards,
     lambda a: a.view(Subclass),
 )
+
+
+class Acting:
+    """An array that gives others another shape while it is read."""
+
+    def __init__(self, a: Array, others: list[Array]) -> None:
+        self.a, self.others = a, others
+
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        for other in self.others:
+            flatten(other)
+        return self.a
+
+
+def flatten(a: Any) -> None:
+    """Give an array one axis, where its memory allows that."""
+    if type(a) is np.ndarray:
+        with contextlib.suppress(AttributeError):  # not contiguous
+            a.shape = (a.size,)
+
+
+@contextlib.contextmanager
+def restored(arrays: list[Any]) -> Iterator[None]:
+    """Give arrays back the shapes that they had before."""
+    shapes = [(a, a.shape) for a in arrays if type(a) is np.ndarray]
+    try:
+        yield
+    finally:
+        for a, shape in shapes:
+            if a.shape != shape:
+                a.shape = shape
+
+
+@contextlib.contextmanager
+def disguised(rng: Rng, values: Any) -> Iterator[None]:
+    """Now and then give arrays another shape for a while, of which a backward may see nothing."""
+    arrays = [a for a in values if isinstance(a, np.ndarray)] if rng.random() < 0.3 else []
+    with restored(arrays):
+        for a in arrays:
+            flatten(a)
+        yield
+
+
 READABLE: tuple[Callable[[Any], Any], ...] = (*LAYOUTS, Interface, Exchange, memoryview, read_only)
 
 
@@ -121,8 +165,8 @@ def fail(*_: Any, **__: Any) -> Any:
 
 BROKEN: tuple[Any, ...] = (
     None,
-    [[0.0]],
-    (1.0,),
+    [[0.0], [0.0, 1.0]],
+    ("1.0",),
     "x",
     b"x",
     3,
@@ -150,6 +194,8 @@ OTHER_DTYPES = ("f2", "i4", "i8", "u1", "?", "c8", "O", "S3", "U2", "M8[s]", ">f
 
 def other_dtype(rng: Rng, a: Array) -> Array:
     dtypes = [np.dtype(d) for d in OTHER_DTYPES if np.dtype(d) != a.dtype]
+    if a.dtype == bool:  # which may also be numbers that are 0 and 1
+        dtypes = [dtype for dtype in dtypes if dtype.kind not in "iuf"]
     return np.zeros(a.shape, dtypes[rng.integers(len(dtypes))])
 
 
@@ -192,6 +238,9 @@ def spoil(rng: Rng, attempt: Attempt) -> None:
             attempt.slots[name], attempt.bad = read_only(a), f"{name} read-only"
         else:
             attempt.slots[name], attempt.bad = others[0], f"{name} twice"
+    elif chance < 0.65:
+        others = [b for n, b in attempt.slots.items() if n != name and isinstance(b, np.ndarray)]
+        attempt.slots[name], attempt.acts = Acting(a, others), True
     else:
         how = BAD[rng.integers(len(BAD))]
         attempt.slots[name], attempt.bad = how(rng, a), f"{name} by {how.__name__}"
@@ -320,11 +369,15 @@ def tokens(rng: Rng) -> Attempt:
         x = x.astype("u8" if x.max() >= 2**63 else "i8")
     x = choose(rng, (*READABLE, np.copy))(x)
 
+    written = frozenset(name for name in slots if name.startswith("g"))
+
     def call() -> Results:
         ws = parameters_of({**slots, **fixed}, "w", D)
         y, h, c, tape = _core.forward(cell, x, ws, slots["h0"], slots["c0"], embedding=slots["embedding"])
         grads = parameters_of(slots, "g", D) if "g[0][0]" in slots else None
-        dx, dh0, dc0, new = _core.backward(tape, slots["dy"], need_dx=need_dx, grads=grads)
+        read = [y, h, c, x, *(a for name, a in {**slots, **fixed}.items() if name not in written and name != "dy")]
+        with disguised(rng, read):
+            dx, dh0, dc0, new = _core.backward(tape, slots["dy"], need_dx=need_dx, grads=grads)
         return {**named(y=y, h=h, c=c, dx=dx, dh0=dh0, dc0=dc0), **named_grads(new)}
 
     def expected() -> Results:
@@ -333,7 +386,6 @@ def tokens(rng: Rng) -> Attempt:
             wanted.pop("dx", None)
         return wanted
 
-    written = frozenset(name for name in slots if name.startswith("g"))
     return Attempt("tokens", call, slots, written, bad=bad, expected=expected)
 
 
@@ -356,7 +408,7 @@ def structure(rng: Rng) -> Attempt:
         "short parameters": lambda: F.forward(p.cell, p.x, [w[0][:3]]),
         "parameters of nothing": lambda: F.forward(p.cell, p.x, [other, w[0]]),
         "H = 0": lambda: F.forward(p.cell, p.x, [(np.zeros((0, 3), "f4"), np.zeros((0, 0), "f4"), None, None)]),
-        "state": lambda: F.forward(p.cell, p.x, w, [p.h0, p.c0]),
+        "state": lambda: F.forward(p.cell, p.x, w, {"h": p.h0, "c": p.c0}),
         "state of three": lambda: F.forward(p.cell, p.x, w, (p.h0, p.c0, None)),
         "out": lambda: F.forward(p.cell, p.x, w, out=other),
         "out of three": lambda: F.forward(p.cell, p.x, w, out=(None, None, None)),
@@ -370,7 +422,7 @@ def structure(rng: Rng) -> Attempt:
         "grads of nothing": lambda: F.backward(tape, p.dy, grads=[other]),
         "unwanted dx": lambda: F.backward(tape, p.dy, need_dx=False, out=(p.x, None)),
         "threads": lambda: rnnfast.set_num_threads(choose(rng, (0, -1, -(2**63), 2**70, None, "2", 1.5))),
-        "asarray": lambda: _core.asarray(choose(rng, ([0.0], "x", 3, None, object()))),
+        "asarray": lambda: _core.asarray(choose(rng, (["x"], "x", 3, None, object()))),
     }
     name = choose(rng, list(calls))
     slots = {"x": p.x, "dy": p.dy, **parameter_slots(w, "w")}
@@ -431,7 +483,9 @@ def whole_layer(rng: Rng) -> Attempt:
         grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
         dstate = state_of(slots, "dh", "dc")
         every = {"dc": slots.get("dc_steps"), "dh_layers": slots.get("dh_layers"), **steps}
-        return results(y, after, *layer.backward(tape, slots["dy"], dstate, need_dx=need_dx, grads=grads, **every))
+        with disguised(rng, [slots["x"], *parts(state), *parts(after)]):
+            back = layer.backward(tape, slots["dy"], dstate, need_dx=need_dx, grads=grads, **every)
+        return results(y, after, *back)
 
     def expected() -> Results:
         def batched(a: Array) -> Array:
@@ -791,9 +845,10 @@ def check(attempt: Attempt, compare: bool) -> str:
     watched = [*attempt.slots.items(), *((f"watched {k}", a) for k, a in enumerate(attempt.watched))]
     before = memory_of(watched)
     try:
-        result = attempt.call()
+        with restored([a for _, a in watched]):
+            result = attempt.call()
     except (TypeError, ValueError):
-        if attempt.bad or attempt.free:
+        if attempt.bad or attempt.free or attempt.acts:
             assert memory_of(watched) == before, "a refused call has changed something"
             return "refused"
         raise

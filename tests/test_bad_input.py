@@ -142,14 +142,45 @@ CONSTRUCTORS = {
 }
 
 ARRAYS = {
-    "list": Case(lambda w: w.lstm([[[0.0]]]), TypeError, "x: expected an array, got list"),
+    "list": Case(lambda w: w.lstm([[[0.0]]]), ValueError, r"x: expected shape .*, got \(1, 1, 1\)"),
+    "ragged_list": Case(
+        lambda w: w.lstm([[0.0], [0.0, 1.0]]), TypeError, "x: expected an array, got list, which failed"
+    ),
+    "list_of_str": Case(lambda w: w.lstm(["x"]), TypeError, "x: expected numbers, got a list that NumPy makes <U1 of"),
+    "set": Case(lambda w: w.lstm({0.0}), TypeError, "x: expected an array, got set"),
+    "packed": Case(lambda w: w.lstm.backward(w.tape, w.packed), TypeError, "dy: expected an array, got PackedSequence"),
     "none": Case(lambda w: w.lstm(None), TypeError, "x: expected an array, got NoneType"),
     "str": Case(lambda w: w.lstm("x"), TypeError, "x: expected an array, got str"),
     "lies": Case(lambda w: w.lstm(Lies()), TypeError, "x: expected an array, got Lies"),
-    "float64": Case(lambda w: w.lstm(w.x.astype("f8")), TypeError, "x: expected dtype float32, got float64"),
-    "float16": Case(lambda w: w.lstm(w.x.astype("f2")), TypeError, "x: expected dtype float32, got float16"),
+    "float64": Case(
+        lambda w: w.lstm(w.x.astype("f8")),
+        TypeError,
+        r"x: expected dtype float32, got float64; convert it with .astype\(np.float32\), or make .* dtype=\"float64\"$",
+    ),
+    "float16": Case(
+        lambda w: w.lstm(w.x.astype("f2")),
+        TypeError,
+        r"x: expected dtype float32, got float16; convert it with .astype\(np.float32\)$",
+    ),
     "int": Case(lambda w: w.lstm(w.x.astype(int)), TypeError, "x: expected dtype float32, got int64"),
-    "swapped": Case(lambda w: w.lstm(w.x.astype(">f4")), TypeError, "x: expected dtype float32, got >f4"),
+    "swapped": Case(
+        lambda w: w.lstm(w.x.astype(np.dtype("f4").newbyteorder("S"))),
+        TypeError,
+        r"x: expected dtype float32, got [<>]f4, which is (big|little)-endian; convert it with .astype\(np.float32\)$",
+    ),
+    "masked": Case(
+        lambda w: w.lstm(np.ma.masked_array(w.x, w.x > 0)), ValueError, "x: expected an array without masked elements"
+    ),
+    "masked_state": Case(
+        lambda w: w.lstm(w.x, tuple(np.ma.masked_array(part, part > 0) for part in w.state)),
+        ValueError,
+        "state: expected an array without masked elements",
+    ),
+    "masked_lengths": Case(
+        lambda w: w.lstm(w.x, lengths=np.ma.masked_array([5, 2, 4], np.array([False, False, True]))),
+        ValueError,
+        "lengths: expected an array without masked elements",
+    ),
     "complex": Case(lambda w: w.lstm(w.x.astype("c8")), TypeError, "x: expected dtype float32, got complex64"),
     "object": Case(lambda w: w.lstm(w.x.astype(object)), TypeError, "x: expected dtype float32, got object"),
 }
@@ -164,7 +195,9 @@ LAYERS = {
     "state_h": Case(lambda w: w.lstm(w.x, w.state[0]), TypeError, r"state: expected a tuple \(h, c\), got ndarray"),
     "state_3": Case(lambda w: w.lstm(w.x, (*w.state, None)), ValueError, r"state: expected .*\(h, c\), got .* 3"),
     "state_tuple": Case(lambda w: w.gru(w.x, w.state), TypeError, "state: expected one array, h, got a tuple of 2"),
-    "state_list": Case(lambda w: w.lstm(w.x, ([[[0.0]]], None)), TypeError, "state: expected an array, got list"),
+    "state_list": Case(
+        lambda w: w.lstm(w.x, ([[[0.0]]], None)), ValueError, r"state: expected shape .*, got \(1, 1, 1\)"
+    ),
     "state_rank": Case(
         lambda w: w.lstm(w.x[:, 0], w.state), ValueError, r"state: expected shape \(2, 6\), got \(2, 3, 6\)"
     ),
@@ -182,7 +215,8 @@ LAYERS = {
         lambda w: w.lstm.backward(w.tape, w.y[1:]), ValueError, r"dy: expected shape \(5, 3, 6\), got \(4, 3, 6\)"
     ),
     "dy_dtype": Case(lambda w: w.lstm.backward(w.tape, w.y.astype("f8")), TypeError, "dy: expected dtype float32, got"),
-    "dy_list": Case(lambda w: w.lstm.backward(w.tape, [1.0]), TypeError, "dy: expected an array, got list"),
+    "dy_list": Case(lambda w: w.lstm.backward(w.tape, [1.0]), ValueError, r"dy: expected shape .*, got \(1,\)"),
+    "dy_of_lists": Case(lambda w: w.lstm.backward(w.tape, w.y.tolist()[:-1]), ValueError, "dy: expected shape"),
     "no_gradient": Case(lambda w: w.lstm.backward(w.tape), ValueError, "dy.*: expected at least one"),
     "dstate_h": Case(lambda w: w.lstm.backward(w.tape, w.y, w.dstate[0]), TypeError, r"dstate: expected a tuple \(h,"),
     "dstate_shape": Case(
@@ -328,7 +362,7 @@ TOKENS = {
         "x: expected integers as tokens, got float32",
     ),
     "embedding_list": Case(
-        lambda w: w.lstm(tokens, embedding=[[0.0]]), TypeError, "embedding: expected an array, got list"
+        lambda w: w.lstm(tokens, embedding=[[0.0]]), ValueError, r"embedding: expected shape .*, got \(1, 1\)"
     ),
     "embedding_dtype": Case(
         lambda w: w.lstm(tokens, embedding=embedding.astype("f8")),
@@ -414,7 +448,7 @@ SEQUENCES = {
     "lengths_2": Case(lambda w: w.lstm(w.x, lengths=[5, 1]), ValueError, r"lengths: expected shape \(3,\), got \(2,\)"),
     "lengths_float": Case(lambda w: w.lstm(w.x, lengths=[5.0, 1, 2]), TypeError, "lengths: expected integers, got flo"),
     "lengths_bool": Case(lambda w: w.lstm(w.x, lengths=resets[0]), TypeError, "lengths: expected integers, got bool"),
-    "lengths_int": Case(lambda w: w.lstm(w.x, lengths=5), ValueError, r"lengths: expected shape \(3,\), got \(\)"),
+    "lengths_int": Case(lambda w: w.lstm(w.x, lengths=5), TypeError, "lengths: expected an array, got int"),
     "lengths_one": Case(lambda w: w.lstm(w.x[:, 0], lengths=[5, 5]), ValueError, r"lengths: expected shape \(1,\)"),
     "lengths_packed": Case(
         lambda w: w.lstm(w.packed, lengths=[5, 2, 4]), ValueError, "lengths: expected None, since x is packed"
@@ -429,7 +463,9 @@ SEQUENCES = {
         lambda w: w.lstm(w.packed._replace(batch_sizes=[3, 3, 2, 2])), ValueError, r"x.data: expected shape \(10, ...\)"
     ),
     "packed_order": Case(
-        lambda w: w.lstm(w.packed._replace(sorted_indices=[0, 0, 1])), ValueError, "x.sorted_indices: expected each"
+        lambda w: w.lstm(w.packed._replace(sorted_indices=np.array([False, False, True]))),
+        ValueError,
+        "x.sorted_indices: expected each",
     ),
     "packed_features": Case(
         lambda w: w.lstm(w.packed._replace(data=w.packed.data[:, 1:])), ValueError, r"x.data: expected shape \(N, 7\)"
@@ -448,9 +484,15 @@ SEQUENCES = {
     ),
     "resets_shape": Case(lambda w: w.lstm(w.x, resets=resets[1:]), ValueError, r"resets: expected shape \(5, 3\), got"),
     "resets_features": Case(lambda w: w.lstm(w.x, resets=resets[..., None]), ValueError, "resets: expected shape"),
-    "resets_int": Case(lambda w: w.lstm(w.x, resets=resets * 1), TypeError, "resets: expected dtype bool, got int64"),
+    "resets_2": Case(
+        lambda w: w.lstm(w.x, resets=resets * 0 + 2), ValueError, "resets: expected bools, or 0 and 1, got"
+    ),
+    "resets_nan": Case(
+        lambda w: w.lstm(w.x, resets=resets * np.nan), ValueError, "resets: expected bools, .*, got nan"
+    ),
+    "resets_str": Case(lambda w: w.lstm(w.x, resets=resets.astype("S")), TypeError, "resets: expected dtype bool, got"),
     "resets_list": Case(
-        lambda w: w.lstm(w.x, resets=resets.tolist()), TypeError, "resets: expected an array, got list"
+        lambda w: w.lstm(w.x, resets=resets.tolist()[1:]), ValueError, r"resets: expected shape \(5, 3\), got \(4, 3\)"
     ),
     "resets_batch_first": Case(
         lambda w: w.gru(w.x.swapaxes(0, 1), resets=resets), ValueError, r"resets: expected shape \(3, 5\), got \(5, 3\)"
@@ -504,7 +546,9 @@ SEQUENCES = {
     ),
     "dh_layers_shape": Case(lambda w: w.lstm.backward(w.tape, dh_layers=w.y), ValueError, f"dh_layers: {STEPS}"),
     "dh_layers_list": Case(
-        lambda w: w.lstm.backward(w.tape, dh_layers=[w.y]), TypeError, "dh_layers: expected an array"
+        lambda w: w.lstm.backward(w.tape, dh_layers=[w.y]),
+        ValueError,
+        r"dh_layers: expected shape .*, got \(1, 5, 3, 6\)",
     ),
     "clip_0": Case(clip(0), ValueError, "clip_dh: expected a positive bound, got 0"),
     "clip_-1": Case(clip(-1.0), ValueError, "clip_dh: expected a positive bound, got -1.0"),
@@ -547,7 +591,7 @@ SEQUENCES = {
         lambda w: w.bare(resets=resets[:, 0]), ValueError, r"resets: expected shape \(5, 3\), got \(5,\)"
     ),
     "bare_resets_dtype": Case(
-        lambda w: w.bare(resets=resets.astype("u1")), TypeError, "resets: expected dtype bool, got uint8"
+        lambda w: w.bare(resets=resets.astype("u1") * 0 + 3), ValueError, "resets: expected bools, or 0 and 1, got 3"
     ),
     "bare_dc": Case(
         lambda w: F.backward(w.rnn_tape, dc=w.dy), ValueError, "dc.*: expected None, since rnn_tanh has no"
@@ -774,9 +818,9 @@ FUNCTIONAL = {
         r"b_ih: expected shape \(24,\), got \(6,\)",
     ),
     "b_hh_list": Case(
-        lambda w: F.forward("lstm", w.x, w.parameters_with(3, [0.0] * 24)),
-        TypeError,
-        "b_hh: expected an array, got list",
+        lambda w: F.forward("lstm", w.x, w.parameters_with(3, [0.0] * 23)),
+        ValueError,
+        r"b_hh: expected shape \(24,\), got \(23,\)",
     ),
     "directions_differ": Case(
         lambda w: F.forward("lstm", w.x, w.parameters + w.parameters_with(0, np.zeros((24, 8), "f4"))),
@@ -852,7 +896,8 @@ FUNCTIONAL = {
     "sigmoid_int": Case(
         lambda _: F.sigmoid(np.arange(3)), TypeError, "x: expected dtype float32 or float64, got int64"
     ),
-    "tanh_list": Case(lambda _: F.tanh([0.0]), TypeError, "x: expected an array, got list"),
+    "tanh_list": Case(lambda _: F.tanh([0]), TypeError, "x: expected dtype float32 or float64, got int64"),
+    "tanh_out_list": Case(lambda _: F.tanh(np.ones(1), out=[0.0]), TypeError, "out: expected an array, got list"),
     "tanh_out": Case(lambda w: F.tanh(w.x, out=w.out), ValueError, r"out: expected shape \(5, 3, 7\), got \(5, 3, 6\)"),
     "tanh_read_only": Case(lambda w: F.tanh(w.out, out=read_only(w.out)), ValueError, "out: expected a writable array"),
 }

@@ -268,7 +268,7 @@ def bad_packed(**parts: Any) -> Any:
 
 
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "x list": (lambda: rf.pack_padded([[1, 2]], [1]), TypeError, "x: expected "),
+    "x str": (lambda: rf.pack_padded("x", [1]), TypeError, "x: expected "),
     "x vector": (lambda: pack_padded(X[0, 0], [1]), ValueError, r"x: expected shape \(T, B, ...\), got \(3,\)"),
     "x vector, batch first": (
         lambda: pack_padded(X[0, 0], [1], batch_first=True),
@@ -283,7 +283,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "lengths: expected .* got 18446744073709551615",
     ),
-    "above all": (lambda: pack_padded(X, [1, 2, 2**70]), TypeError, "lengths: expected integers, got object"),
+    "above all": (lambda: pack_padded(X, [1, 2, 2**70]), TypeError, "lengths: expected numbers, got a list that NumPy"),
     "too few": (lambda: pack_padded(X, [2, 1]), ValueError, r"lengths: expected shape \(3,\), got \(2,\)"),
     "too few, batch first": (
         lambda: pack_padded(X[:2], [2, 1, 1], batch_first=True),
@@ -294,10 +294,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "floats": (lambda: pack_padded(X, [2.0, 3.0, 1.0]), TypeError, "lengths: expected integers, got float64"),
     "empty floats": (lambda: pack_padded(X[:, :0], np.empty(0)), TypeError, "lengths: expected integers, got float64"),
     "bools": (lambda: pack_padded(X, [True, True, False]), TypeError, "lengths: expected integers, got bool"),
-    "no array": (lambda: pack_padded(X, [[1], [1, 2], 1]), TypeError, "lengths: expected integers, got "),
-    "none": (lambda: pack_padded(X, None), TypeError, "lengths: expected integers, got object"),
+    "no array": (lambda: pack_padded(X, [[1], [1, 2], 1]), TypeError, "lengths: expected an array, got list"),
+    "none": (lambda: pack_padded(X, None), TypeError, "lengths: expected an array, got NoneType"),
     "a tuple": (lambda: rf.pad_packed(tuple(GOOD)), TypeError, "packed: expected an rnnfast.PackedSequence, got tuple"),
-    "data list": (lambda: bad_packed(data=[1.0] * 6), TypeError, "packed.data: expected "),
+    "data set": (lambda: bad_packed(data={1.0}), TypeError, "packed.data: expected "),
     "short data": (
         lambda: bad_packed(data=GOOD.data[1:]),
         ValueError,

@@ -543,3 +543,31 @@ def test_tokens_have_lengths_too(lengths: list[int], embedded: bool, checkpoint:
     assert np.array_equal(
         layer(taken, **given)[0].data, pack_padded(layer(tokens, lengths=lengths, **given)[0], lengths).data
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_below_the_smallest_normal_number_are_zero_with_checkpoints_too(dtype: str) -> None:
+    """Of two directions as well, whose dx is a sum."""
+    layer = make_layer("lstm", bidirectional=True, dtype=dtype)
+    x = normal((40, 60, I), dtype, 1)
+    dy = (normal((40, 60, 2 * H), dtype, 2) * 50 * np.finfo(dtype).tiny).astype(dtype)
+    expected, actual = (
+        layer.backward(layer.forward(x, checkpoint=checkpoint)[2], dy, need_dx=True)[0] for checkpoint in (None, 10)
+    )
+    tiny = np.abs(expected[expected != 0]).min()
+    assert tiny >= np.finfo(dtype).tiny
+    assert (expected == 0).any()
+    assert expected.tobytes() == actual.tobytes()
+
+
+@pytest.mark.parametrize("cell", KINDS)
+def test_checkpoints_keep_the_sign_of_zero(cell: str) -> None:
+    """A gate that is held at zero lets nothing pass, of either sign."""
+    layer = make_layer(cell)
+    held = {"lstm": {"f": 0.0}, "gru": {"z": 0.0}, "gru_reset_before": {"z": 0.0}}.get(cell)
+    x, dy = normal((40, 60, I), "float32", 1), normal((40, 60, H), "float32", 2)
+    expected, actual = (
+        layer.backward(layer.forward(x, gate_override=held, checkpoint=checkpoint)[2], dy) for checkpoint in (None, 10)
+    )
+    for a, b in zip(parts(expected[1]), parts(actual[1]), strict=True):
+        assert a.tobytes() == b.tobytes()
