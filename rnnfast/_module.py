@@ -405,9 +405,11 @@ def load(path: str | PathLike[str]) -> Any:
 
     import rnnfast
 
+    metadata: dict[str, str] = {}
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            description = json.loads((file.metadata() or {})["rnnfast"])
+            metadata = file.metadata() or {}
+            description = json.loads(metadata["rnnfast"])
             kind = vars(rnnfast)[description["class"]]
             if not issubclass(kind, Module):
                 raise TypeError(kind)
@@ -417,6 +419,9 @@ def load(path: str | PathLike[str]) -> Any:
                 raise ValueError([*kept.tensors])
     except (*UNREADABLE, safetensors.SafetensorError) as error:
         msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
+        if "rnnfast.lm" in metadata:
+            what = f"path: expected the file of a layer, got that of a language model, {str(path)!r}"
+            msg = f"{what}; to load it: rnnfast.lm.Checkpoint.read({str(path)!r}).model()"
         raise ValueError(msg) from error
     return layer
 
