@@ -199,6 +199,35 @@ def test_the_shortest_text_is_enough(batch: int, seq_len: int) -> None:
     assert np.isfinite(training.held_out_bits())
 
 
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"hidden": 0}, ValueError),
+        ({"layers": 1.0}, TypeError),
+        ({"batch": True}, TypeError),
+        ({"lr": "1"}, TypeError),
+        ({"clip": np.nan}, ValueError),
+        ({"dropout": 1}, ValueError),
+        ({"seed": -1}, ValueError),
+        ({"cell": "transformer"}, ValueError),
+        ({"text": Path("text")}, TypeError),
+    ],
+)
+def test_options_out_of_range_are_named(change: dict[str, Any], error: type[Exception]) -> None:
+    (name,) = change
+    with pytest.raises(error, match=f"^{name}: expected "):
+        replace(SMALL, **change)
+
+
+def test_options_are_numbers_of_python_that_a_file_can_hold(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"hidden": np.int64(12), "lr": np.float32(0.5), "dropout": 0, "steps": np.uint8(3)}
+    options = replace(SMALL, **numbers)
+    assert options == replace(SMALL, lr=0.5, steps=3)
+    training = Training(TEXT, options)
+    training.save(tmp_path / "model")
+    assert Checkpoint.read(tmp_path / "model").options == options
+
+
 # The sample
 
 
@@ -248,10 +277,47 @@ def test_a_prompt_in_other_characters_is_refused(trained: Training) -> None:
         next(trained.model.sample("1 é €"))
 
 
-@pytest.mark.parametrize("text", ["abc", "aé€😀\n\0", "\ud800"])
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"length": 0}, ValueError),
+        ({"length": 2.0}, TypeError),
+        ({"temperature": -1}, ValueError),
+        ({"temperature": np.nan}, ValueError),
+        ({"temperature": "hot"}, TypeError),
+    ],
+)
+def test_a_sample_refuses_what_does_not_fit_before_it_starts(
+    trained: Training, options: dict[str, Any], error: type[Exception]
+) -> None:
+    (name,) = options
+    with pytest.raises(error, match=f"^{name}: expected "):
+        trained.model.sample(**options)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e308])
+def test_an_extreme_temperature_is_no_error(trained: Training, temperature: float) -> None:
+    with np.errstate(all="raise"):
+        assert len("".join(trained.model.sample("1", length=20, temperature=temperature))) == 20
+
+
+@pytest.mark.parametrize("text", ["", "abc", "aé€😀\n\0", "\ud800"])
 def test_tokens_are_indices_of_the_vocabulary(text: str) -> None:
     vocabulary = "".join(sorted(set(text)))
     assert "".join(vocabulary[token] for token in encode(text, vocabulary)) == text
+
+
+def test_a_text_may_have_any_characters(tmp_path: Path) -> None:
+    training = Training(TEXT + "é€😀\ud800", SMALL)
+    training.step()
+    training.save(tmp_path / "model")
+    assert Checkpoint.read(tmp_path / "model").model().vocabulary == training.model.vocabulary
+
+
+@pytest.mark.parametrize("vocabulary", ["", "aa", ["a", "b"], None])
+def test_a_vocabulary_is_a_str_of_different_characters(vocabulary: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^vocabulary: expected"):
+        CharLM(vocabulary, SMALL)
 
 
 # The file
