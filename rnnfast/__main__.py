@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:  # as every file has a name, it was a print that failed
             _discard_stdout()
-        parser.error(f"{error.filename or 'standard output'}: {error.strerror}")
+        parser.error(f"{error.filename or 'standard output'}: {_reason(error)}")
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -110,7 +110,7 @@ def train(
         try:
             _run(training, signals, quiet, save_every, out)
         except KeyboardInterrupt:
-            _say(f"stopped within step {training.steps + 1}, which is not saved")
+            _say(f"stopped within step {training.steps + 1} without saving")
             return signals.status
         try:
             if training.steps == total:
@@ -121,12 +121,12 @@ def train(
         finally:  # whether or not standard output took that line
             signals.patience = math.inf
             training.save(out)
-    file = shlex.quote(str(out))
-    if training.steps < total:
-        _say(f"saved after {training.steps} of {total} steps; to go on: {PROGRAM} train --resume {file}")
-    elif signals.status:
-        _say(f"saved; to sample: {PROGRAM} sample {file}")
-    elif not quiet:
+        file = shlex.quote(str(out))
+        if training.steps < total:
+            _say(f"saved after {training.steps} of {total} steps; to go on: {PROGRAM} train --resume {file}")
+        elif signals.status:
+            _say(f"saved; to sample: {PROGRAM} sample {file}")
+    if not signals.status and not quiet:
         print("".join(training.model.sample(seed=options.seed)))
         print(f"saved; for more: {PROGRAM} sample {file}")
     return signals.status
@@ -182,7 +182,7 @@ def _run(training: Training, signals: "_Signals", quiet: bool, save_every: int, 
         while training.steps < options.steps and not signals.status:
             losses.append(training.step())
             if not math.isfinite(losses[-1]):
-                msg = f"step {training.steps} had a loss of {losses[-1]} and was not saved; lower --lr or --clip"
+                msg = f"step {training.steps} had a loss of {losses[-1]}, which is not saved; lower --lr or --clip"
                 raise UsageError(msg)
             loss = fmean(losses)
             says = f"loss {loss:.3f}, {loss / math.log(2):.3f} bits/char"
@@ -193,7 +193,7 @@ def _run(training: Training, signals: "_Signals", quiet: bool, save_every: int, 
                 try:
                     training.save(out)
                 except OSError as error:  # there may be space again when the next save is due
-                    tqdm.write(f"step {training.steps} was not saved: {out}: {error.strerror}", file=_Stderr())
+                    tqdm.write(f"step {training.steps} was not saved: {out}: {_reason(error)}", file=_Stderr())
                 signals.patience = 1
 
 
@@ -259,15 +259,23 @@ def _resumed(checkpoint: Checkpoint, given: dict[str, Any]) -> Options:
             option = name.replace("_", "-")
             msg = f"{checkpoint.path} has --{option} {saved}; a resumed run cannot change it to {given[name]}"
             raise UsageError(msg)
-    text = checkpoint.options.text
-    if "text" not in given and text is not None:
-        try:
-            check_readable(text)  # a file should not make us read a device that it names
-        except (OSError, ValueError) as error:
-            why = "read its text from standard input" if text == STDIN else f"had its text in {text}: {_reason(error)}"
-            msg = f"the run of {checkpoint.path} {why}; give the text by --text"
-            raise UsageError(msg) from error
+    if "text" not in given:
+        _check_text(checkpoint)
     return replace(checkpoint.options, **given)
+
+
+def _check_text(checkpoint: Checkpoint) -> None:
+    """Refuse to read anything but a regular file because a checkpoint names it."""
+    text = checkpoint.options.text
+    if text == STDIN:
+        msg = f"the run of {checkpoint.path} read its text from standard input; give the text by --text"
+        raise UsageError(msg)
+    try:
+        if text is not None:
+            check_readable(text)
+    except (OSError, ValueError) as error:
+        msg = f"the run of {checkpoint.path} had its text in {text}: {_reason(error)}; give the text by --text"
+        raise UsageError(msg) from error
 
 
 def _training(options: Options) -> Training:
@@ -275,7 +283,7 @@ def _training(options: Options) -> Training:
     try:
         text = default_text() if options.text is None else _read(options.text)
     except OSError as error:
-        msg = f"--text {options.text}: {error.strerror}; it has to be a text file in UTF-8"
+        msg = f"--text {options.text}: {_reason(error)}; it has to be a text file in UTF-8"
         raise UsageError(msg) from error
     except UnicodeDecodeError as error:
         msg = f"--text {options.text}: not UTF-8 at byte {error.start}; convert it, for instance with iconv"
@@ -308,7 +316,7 @@ def _check_out(out: Path, resumed: Path | None, force: bool) -> None:
         msg = f"--out {out}: there is such a file, and it is no model of ours to overwrite; take another name"
         raise UsageError(msg) from error
     except OSError as error:
-        msg = f"--out {out}: {error.strerror}; take a place where a file can be written"
+        msg = f"--out {out}: {_reason(error)}; take a place where a file can be written"
         raise UsageError(msg) from error
     if not force:
         msg = f"--out {out}: there is a model of an earlier run; --force overwrites it, --resume {out} goes on with it"
@@ -320,6 +328,7 @@ def _say(line: str) -> None:
 
 
 def _reason(error: Exception) -> str:
+    """Return what happened, without the name of the file."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 

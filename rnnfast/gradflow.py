@@ -90,7 +90,8 @@ def _drawing(path: Path) -> Callable[[dict[str, Array], str], None]:
         colours: dict[str, str] = {}
         for name, curve in norms.items():
             colour = colours.setdefault(name.removesuffix(C), f"C{len(colours)}")
-            axes.plot(10.0**curve, color=colour, linestyle="--" if name.endswith(C) else "-", label=name)
+            with np.errstate(under="ignore"):
+                axes.plot(10.0**curve, color=colour, linestyle="--" if name.endswith(C) else "-", label=name)
             axes.set_xlim(0, len(curve) - 1)
         axes.set(title=title, xlabel="steps before the last, the only one that the loss sees")
         axes.set_ylabel("norm of the gradient of h; dashed, of c")

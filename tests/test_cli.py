@@ -262,7 +262,7 @@ def test_a_second_signal_ends_the_run_at_once(number: int, times: int, capfd: py
         for _ in range(times):
             stack.enter_context(signalled("step", at=4, number=number))
         assert run("train {small} --quiet") == 128 + number
-    assert capfd.readouterr().err == "stopped within step 4, which is not saved\n"
+    assert capfd.readouterr().err == "stopped within step 4 without saving\n"
     assert not Path("charlm.safetensors").exists()
 
 
@@ -312,7 +312,7 @@ def test_a_third_ctrl_c_shows_no_traceback(folder: Path) -> None:
     command = [sys.executable, "-m", "rnnfast", "train", *arguments.split(), "--steps", "100000000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV) as process:
         assert process.stderr is not None
-        shown = process.stderr.read(100)  # of the bar
+        shown = process.stderr.read(10)  # of the bar
         for _ in range(3):
             process.send_signal(signal.SIGINT)
             time.sleep(0.01)
@@ -320,7 +320,7 @@ def test_a_third_ctrl_c_shows_no_traceback(folder: Path) -> None:
     assert process.returncode in (130, -signal.SIGINT)  # the latter if one comes while Python ends
     assert b"Traceback" not in shown
     assert b"Exception" not in shown
-    assert b"saved" in shown
+    assert b"saved after" in shown or b"without saving" in shown
     for path in folder.glob("*.safetensors"):
         assert Checkpoint.read(path).steps > 0
 
@@ -340,15 +340,20 @@ def test_the_result_is_printed_before_it_is_saved(
     assert model.read_bytes() == old
 
 
+LIMITED = """
+import resource, sys
+from rnnfast.__main__ import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+sys.exit(main())
+"""
+
+
+@posix
 def test_a_run_that_may_write_no_more_says_so(model: Path, folder: Path) -> None:
-    resource = pytest.importorskip("resource", reason="Windows limits no file's size")
     old = model.read_bytes()
-    command = [sys.executable, "-m", "rnnfast", "train", *SMALL.split(), "--steps", "6", "--quiet", "--force"]
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-
-    done = subprocess.run(command, capture_output=True, text=True, env=ENV, preexec_fn=limit, check=False)
+    command = [sys.executable, "-c", LIMITED, "train", *SMALL.split(), "--steps", "6", "--quiet", "--force"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, check=False)
     assert HELD_OUT.fullmatch(done.stdout.rstrip())
     assert re.fullmatch(r"python -m rnnfast train: charlm\.safetensors: File too large .*\n", done.stderr)
     assert done.returncode == 2
@@ -568,7 +573,7 @@ ERRORS = {
     "train --dropout 0.5": "--dropout acts between layers: it needs --layers of at least 2",
     "train --seed -1": "--seed: expected an integer of at least 0, got '-1'",
     "train {small} --hidden 900000000": "not enough memory; lower --hidden",
-    "train {small} --lr 1e38 --cell rnn": "step [0-9]+ had a loss of (nan|inf) and was not saved; lower --lr",
+    "train {small} --lr 1e38 --cell rnn": "step [0-9]+ had a loss of (nan|inf), which is not saved; lower --lr",
     f"{TRAIN} --out folder": "--out folder: Is a directory; take a place where a file can be written",
     f"{TRAIN} --out none/model": "--out none/model: No such file or directory; take a place",
     f"{TRAIN} --out short.txt/model": "--out short.txt/model: Not a directory; take a place",

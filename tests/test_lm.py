@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -431,6 +432,25 @@ def test_a_file_that_is_not_ours_is_refused(change: Callable[[Path], object], sa
     change(saved)
     with pytest.raises(UsageError, match=r"model\.safetensors: not a model"):
         Checkpoint.read(saved)
+
+
+def test_damaged_bytes_are_refused_or_read(saved: Path) -> None:
+    data = saved.read_bytes()
+    head = 8 + int.from_bytes(data[:8], "little")
+    rng = np.random.default_rng(0)
+    read = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        damaged[rng.integers(8, head)] = rng.choice([*b'0123456789-e.,[]{}" a'])
+        saved.write_bytes(damaged)
+        with suppress(UsageError):
+            checkpoint = Checkpoint.read(saved)
+            read += 1
+            list(checkpoint.model().sample(length=2, seed=0))
+            training = Training(TEXT, checkpoint.options)
+            training.resume(checkpoint)
+            training.step()
+    assert 0 < read < 300
 
 
 def test_a_huge_size_in_a_file_takes_no_memory(saved: Path) -> None:
