@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ._files import check_readable
 from .functional import Array, checked, checked_target, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
@@ -387,7 +388,7 @@ def load(path: str | PathLike[str]) -> Any:
     Raises
     ------
     OSError
-        If the file cannot be read.
+        If the file cannot be read, or is no regular file.
     ValueError
         If it is not one that `save` wrote.
 
@@ -405,6 +406,7 @@ def load(path: str | PathLike[str]) -> Any:
 
     import rnnfast
 
+    check_readable(path)
     metadata: dict[str, str] = {}
     try:
         with safetensors.safe_open(path, "numpy") as file:

@@ -577,7 +577,7 @@ def _part(arrays: Mapping[str, Array], part: str) -> dict[str, Array]:
 def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     if given.keys() != expected.keys():
         missing, unexpected = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
-        msg = f"missing arrays: {missing}; unexpected arrays: {unexpected}"
+        msg = f"missing keys: {missing}; unexpected keys: {unexpected}"
         raise ValueError(msg)
 
 
