@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import _core, functional
+try:
+    from . import _core
+except ImportError as error:
+    error.name = error.name or __name__  # of a bad RNNFAST_*: `python -m rnnfast` then says it in one line
+    raise
+
+from . import functional
 from ._core import get_num_threads, set_num_threads
 from ._module import initialize, load, num_parameters
 from .cells import GRUCell, LSTMCell, RNNCell

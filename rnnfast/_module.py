@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ._files import check_readable
 from .functional import Array, checked, checked_target, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
@@ -390,7 +391,7 @@ def load(path: str | PathLike[str]) -> Any:
     Raises
     ------
     OSError
-        If the file cannot be read.
+        If the file cannot be read, or is no regular file.
     ValueError
         If it is not one that `save` wrote.
 
@@ -408,9 +409,12 @@ def load(path: str | PathLike[str]) -> Any:
 
     import rnnfast
 
+    check_readable(path)
+    metadata: dict[str, str] = {}
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            description = json.loads((file.metadata() or {})["rnnfast"])
+            metadata = file.metadata() or {}
+            description = json.loads(metadata["rnnfast"])
             kind = vars(rnnfast)[description["class"]]
             if not issubclass(kind, Module):
                 raise TypeError(kind)
@@ -420,6 +424,9 @@ def load(path: str | PathLike[str]) -> Any:
                 raise ValueError([*kept.tensors])
     except (*UNREADABLE, safetensors.SafetensorError) as error:
         msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
+        if "rnnfast.lm" in metadata:
+            what = f"path: expected the file of a layer, got that of a language model, {str(path)!r}"
+            msg = f"{what}; to load it: rnnfast.lm.Checkpoint.read({str(path)!r}).model()"
         raise ValueError(msg) from error
     return layer
 
