@@ -22,6 +22,7 @@ Examples
 """
 
 import math
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -319,12 +320,10 @@ def _longest_first(lengths: Array, which: Array) -> Array:
 def _as(dtype: np.dtype[Any], fill: Number) -> Array:
     """Return a number as one of the dtype, [], which loses no more than a float's digits."""
     value, whole = number(fill, "fill"), dtype.kind in "iu"
-    try:
-        if not whole:
-            return np.array(value, dtype)
-        if value.is_integer():
-            return np.array(int(value), dtype)
-    except OverflowError:
-        pass
+    with suppress(OverflowError), np.errstate(over="ignore"):  # of integers, and of floats
+        if not whole or value.is_integer():
+            padding = np.array(int(value) if whole else value, dtype)
+            if dtype.kind not in "fc" or np.isfinite(padding) == math.isfinite(value):
+                return padding
     msg = f"fill: expected a number of dtype {dtype}, got {fill}"
     raise ValueError(msg)

@@ -317,6 +317,21 @@ def test_what_float32_is_to_hold_is_within_its_range(slot: Slot) -> None:
         slot.call(1e300)
 
 
+def test_what_pads_is_within_the_range_of_the_dtype() -> None:
+    for dtype in (np.float16, np.float32):
+        packed = rf.pack_padded(X.astype(dtype), [4, 2])
+        with pytest.raises(ValueError, match=r"^fill: expected a number of dtype float\d\d, got 1e\+300$"):
+            rf.pad_packed(packed, fill=1e300)
+        assert np.isinf(rf.pad_packed(packed, fill=np.inf)[0]).any()
+
+
+def test_a_bound_beyond_the_dtype_bounds_nothing() -> None:
+    grads = {"w": np.array([1, -np.inf, np.nan], np.float32)}
+    with np.errstate(all="raise"):
+        clip_grad_value(grads, 1e300)
+    assert np.array_equal(grads["w"], [1, -np.inf, np.nan], equal_nan=True)
+
+
 def test_infinity_is_a_number() -> None:
     assert np.isinf(started(forget_bias=np.inf)["bias_ih_l0"][4:8]).all()
     assert clip_grad_norm({"w": W}, np.inf) == 1
