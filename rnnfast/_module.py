@@ -46,7 +46,7 @@ class Kept:
 
 
 class Module:
-    """Named parameters, and the constructor's arguments as attributes of the same names.
+    """The base of layers, cells and `Linear`: named parameters, and the constructor's arguments as attributes.
 
     Attributes
     ----------
