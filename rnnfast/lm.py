@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._files import check_readable, write
-from ._module import UNREADABLE, Kept, Tape, choice, integer
-from .functional import Array, State, checked, number
+from ._module import UNREADABLE, Kept, Tape
+from ._scalars import choice, integer, number
+from .functional import Array, State, checked
 from .layers import GRU, LSTM, RNN, Linear
 from .training import Adam, clip_grad_norm, softmax_cross_entropy
 
