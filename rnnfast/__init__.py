@@ -14,6 +14,7 @@ from . import _core, functional
 from ._core import get_num_threads, set_num_threads
 from ._module import initialize, load, num_parameters
 from .cells import GRUCell, LSTMCell, RNNCell
+from .container import Modules
 from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, Linear
 from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
@@ -27,6 +28,7 @@ __all__ = [
     "GradientFlow",
     "LSTMCell",
     "Linear",
+    "Modules",
     "PackedSequence",
     "RNNCell",
     "functional",
