@@ -244,9 +244,8 @@ def checked_keys(given: object, own: Mapping[str, object], name: str) -> Mapping
     if not isinstance(given, Mapping):
         msg = f"{name}: expected a mapping of names to arrays, got {type(given).__name__}"
         raise TypeError(msg)
-    missing, unexpected = own.keys() - given.keys(), given.keys() - own.keys()
-    if missing or unexpected:
-        found = {"missing": missing, "unexpected": unexpected}
+    if given.keys() != own.keys():
+        found = {"missing": own.keys() - given.keys(), "unexpected": given.keys() - own.keys()}
         parts = [f"{kind} keys: {sorted(keys, key=str)}" for kind, keys in found.items() if keys]
         parts += [f"the keys that start with {prefix!r} fit without it" for prefix in _prefixes(given, own)]
         msg = f"{name}: {'; '.join(parts)}"

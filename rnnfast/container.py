@@ -11,6 +11,8 @@ from .functional import Array, checked
 
 __all__ = ["Modules"]
 
+RESERVED = "", "__metadata__"  # the second one stands for something else in the header of a safetensors file
+
 
 class Modules(Stateful, Mapping[str, Any]):
     """A mapping of names to modules, whose parameters are named ``"<module>.<parameter>"`` as in torch.
@@ -18,8 +20,8 @@ class Modules(Stateful, Mapping[str, Any]):
     Parameters
     ----------
     modules : mapping, optional
-        By names of at least one character and without a dot. A module is a layer, a cell, `Linear`, an array of
-        parameters such as an embedding, or another `Modules`, in whose place a mapping will do.
+        By printable names without a dot. A module is a layer, a cell, `Linear`, an array of parameters such as an
+        embedding, or another `Modules`, in whose place a mapping will do.
     **named
         More modules, or others in place of those of the same name.
 
@@ -168,7 +170,11 @@ def joined(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Return arrays and those of mappings, however deep, as one dict by names ``<part>.<name>``."""
     flat: dict[str, Any] = {}
     for name, part in parts.items():
-        flat |= {f"{name}.{key}": a for key, a in joined(part).items()} if isinstance(part, Mapping) else {name: part}
+        if isinstance(part, np.ndarray) or not isinstance(part, Mapping):  # the first is quicker to tell
+            flat[name] = part
+        else:
+            for key, a in joined(part).items():
+                flat[f"{name}.{key}"] = a
     return flat
 
 
@@ -184,8 +190,8 @@ def _module(module: Any, name: object) -> Any:
     if not isinstance(name, str):
         msg = f"modules: expected names of type str, got {name!r}"
         raise TypeError(msg)
-    if not name or "." in name:
-        msg = f"modules: expected names of at least one character and without a dot, got {name!r}"
+    if name in RESERVED or "." in name or not name.isprintable():
+        msg = f"modules: expected printable names without a dot, got {name!r}"
         raise ValueError(msg)
     if isinstance(module, np.ndarray):
         return float_target(module, f"modules[{name!r}]")
