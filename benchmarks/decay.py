@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 import rnnfast
+from rnnfast.functional import Array
 
 T, B = 2000, 4
 
@@ -42,10 +43,10 @@ def main() -> None:
             burst, last = np.zeros_like(steady), np.zeros_like(steady)
             burst[:5], last[-5:] = steady[:5], 1
 
-            def forward(x: object) -> object:
+            def forward(x: Array) -> object:
                 return layer(x)  # noqa: B023
 
-            def training(x: object, dy: object) -> object:
+            def training(x: Array, dy: Array) -> object:
                 return layer.backward(layer.forward(x)[2], dy)  # noqa: B023
 
             decaying = least_time(lambda: forward(burst)), least_time(lambda: training(burst, last))  # noqa: B023

@@ -21,7 +21,10 @@ namespace rnnfast {
 
 namespace py = pybind11;
 
-inline std::string text(const py::handle& object) { return py::cast<std::string>(py::str(object)); }
+// Any str has a text: code points that UTF-8 does not have are escaped.
+inline std::string text(const py::handle& object) {
+  return py::cast<std::string>(py::str(object).attr("encode")("utf-8", "backslashreplace"));
+}
 
 inline std::string type_name(const py::handle& object) { return text(py::type::of(object).attr("__qualname__")); }
 

@@ -91,11 +91,13 @@ Held<Real> held_as(const Held<double>& held) {
   return result;
 }
 
-// {gate: value}, or None.
+// {gate: value}, or None; finite values are finite as Real too.
+template <class Real>
 Held<double> read_held(const CellInfo& info, const py::object& object) {
   Held<double> held = {};
   if (object.is_none()) return held;
   const std::string gates = info.gates;
+  const py::object to_number = py::module_::import("rnnfast._scalars").attr("number");
   if (!py::hasattr(object, "keys")) throw py::type_error("gate_override: expected a dict, got " + type_name(object));
   for (const auto& [gate, value] : py::dict(object)) {  // a copy: the caller's could change while we read it
     const std::size_t index = py::isinstance<py::str>(gate) && py::len(gate) == 1 ? gates.find(text(gate)) : gates.npos;
@@ -107,11 +109,8 @@ Held<double> read_held(const CellInfo& info, const py::object& object) {
                                            : "gates of " + std::string(info.name) + ", " + names) +
                             ", got " + text(py::reinterpret_steal<py::object>(PyObject_ASCII(gate.ptr()))));
     }
-    const double number = PyFloat_AsDouble(value.ptr());
-    if (PyErr_Occurred()) {
-      PyErr_Clear();
-      throw py::type_error("gate_override: expected a number for " + text(gate) + ", got " + type_name(value));
-    }
+    const std::string name = "gate_override['" + text(gate) + "']";
+    const double number = to_number(value, name, py::dtype::of<Real>().attr("type")).template cast<double>();
     const int slot = int(index) + (info.cell == Cell::gru ? 1 : 0);  // behind hn
     held.slots |= 1u << slot, held.value[slot] = number;
   }
@@ -250,7 +249,7 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
   if (!steps.is_none() && !arrays.memory.is_none())
     throw py::value_error("memory: expected None, since steps are still to come");
   tape->problem = read_problem(info, in, sequences, parameters, tape->schedule);
-  tape->held = read_held(info, held);
+  tape->held = read_held<Real>(info, held);
   Problem& p = tape->problem;
   p.run = read_steps(steps, p);
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
@@ -652,6 +651,8 @@ void bind_layers(py::module_& m) {
   py::class_<TapeObject> tape_type(m, "Tape", py::is_final(),
                                    "What a training forward keeps for its backward. Opaque and read-only.");
   reinterpret_cast<PyTypeObject*>(tape_type.ptr())->tp_new = nullptr;  // forward alone makes tapes
+  const py::object alias = py::module_::import("types").attr("GenericAlias");  // annotations can say Tape[State]
+  tape_type.attr("__class_getitem__") = py::reinterpret_steal<py::object>(PyClassMethod_New(alias.ptr()));
   tape_type
       .def("__repr__",
            [](const TapeObject& tape) {
@@ -709,8 +710,12 @@ void bind_layers(py::module_& m) {
   m.def("tape_row", &tape_row, "cell"_a, "H"_a, "dtype"_a);
   m.def("chunks", &chunks, "batch_sizes"_a, "T"_a, "B"_a, "H"_a);
   m.def(
-      "check_gate_override", [](const py::object& cell, const py::object& held) { read_held(cell_named(cell), held); },
-      "cell"_a, "gate_override"_a);
+      "check_gate_override",
+      [](const py::object& cell, const py::object& held, const py::dtype& dtype) {
+        const CellInfo& info = cell_named(cell);
+        dtype.equal(py::dtype::of<double>()) ? read_held<double>(info, held) : read_held<float>(info, held);
+      },
+      "cell"_a, "gate_override"_a, "dtype"_a);
   m.def(
       "backward",
       [](const py::object& object, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,

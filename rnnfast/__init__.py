@@ -8,17 +8,27 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _core, functional
-from ._core import get_num_threads, set_num_threads
-from ._module import initialize, load, num_parameters
+from ._module import Module, initialize, load, num_parameters
+from ._scalars import Integer, int64
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import Modules
 from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, Linear
 from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
-from .tbptt import tbptt, tbptt_gradient
+from .tbptt import tbptt_gradient
+
+if TYPE_CHECKING:
+    from . import convert as convert
+    from . import lm as lm
+    from . import onnx as onnx
+    from . import reference as reference
+    from . import stream as stream
+    from . import torch as torch
+    from . import training as training
+    from .tbptt import tbptt  # at run time the module of this name, which is called as the function is
 
 __all__ = [
     "GRU",
@@ -28,6 +38,7 @@ __all__ = [
     "GradientFlow",
     "LSTMCell",
     "Linear",
+    "Module",
     "Modules",
     "PackedSequence",
     "RNNCell",
@@ -54,27 +65,59 @@ _LAZY = "convert", "lm", "reference", "stream", "training"  # imported when firs
 _FRAMEWORKS = "onnx", "torch"  # likewise, where the framework of that name is installed
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return importlib.import_module(f".{name}", __name__)
-    if name in _FRAMEWORKS:
-        try:
+if not TYPE_CHECKING:  # which would take any name
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
             return importlib.import_module(f".{name}", __name__)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            msg = f'rnnfast.{name} needs {name}, which is not installed: pip install "rnnfast[{name}]"'
-            raise AttributeError(msg) from error
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+        if name in _FRAMEWORKS:
+            try:
+                return importlib.import_module(f".{name}", __name__)
+            except ModuleNotFoundError as error:
+                if error.name != name:
+                    raise
+                msg = f'rnnfast.{name} needs {name}, which is not installed: pip install "rnnfast[{name}]"'
+                raise AttributeError(msg) from error
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
+def get_num_threads() -> int:
+    """Return how many threads a call may use.
+
+    Examples
+    --------
+    See `threads`.
+    """
+    return _core.get_num_threads()
+
+
+def set_num_threads(n: Integer) -> None:
+    """Let calls use n threads, in the whole process. Results do not depend on it.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If n is not such an int.
+
+    Examples
+    --------
+    See `threads`, which sets them for a while.
+    """
+    _core.set_num_threads(int64(n, "n"))
+
+
 @contextmanager
-def threads(n: int) -> Iterator[None]:
+def threads(n: Integer) -> Iterator[None]:
     """Use n threads inside a `with` block.
 
     Like `set_num_threads` this concerns the whole process. Results do not depend on it.

@@ -1,9 +1,11 @@
 """The compiled kernels: one layer, all its directions, one call. See `rnnfast.functional` for the public form."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, final
+from types import GenericAlias
+from typing import Any, Generic, TypeAlias, final
 
 from numpy.typing import NDArray
+from typing_extensions import TypeVar
 
 _Array: TypeAlias = NDArray[Any]
 _Parameters: TypeAlias = Sequence[Sequence[object]]
@@ -12,10 +14,13 @@ _Grads: TypeAlias = list[tuple[_Array, _Array, _Array | None, _Array | None]]
 _C_API: Any  # the capsule of csrc/capi.h
 CELLS: tuple[str, ...]
 
+_State = TypeVar("_State", default=Any)  # of the layer: h, or (h, c)
+
 @final
-class Tape:
+class Tape(Generic[_State]):
     """What a training forward keeps for its backward. Opaque and read-only."""
 
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     @property
     def c(self) -> _Array | None: ...
     @property
@@ -87,7 +92,7 @@ def advance(tape: Tape, steps: tuple[int, int], resets: object | None = None) ->
 def shift(tape: Tape, steps: int) -> None: ...
 def tape_row(cell: str, H: int, dtype: object) -> tuple[int, int, int]: ...
 def chunks(batch_sizes: object | None, T: int, B: int, H: int) -> _Array: ...
-def check_gate_override(cell: str, gate_override: object) -> None: ...
+def check_gate_override(cell: str, gate_override: object, dtype: object) -> None: ...
 def sigmoid(x: object, out: object | None = None) -> _Array: ...
 def tanh(x: object, out: object | None = None) -> _Array: ...
 def multiply_adds(factors: object, n: int) -> float: ...

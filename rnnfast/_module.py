@@ -2,19 +2,23 @@
 
 import inspect
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from . import _core, _files
-from .functional import Array, checked, checked_target, number
+from ._arraylike import ArrayLike
+from ._scalars import Flag, Number, choice, flag, held, number
+from .functional import Array, checked, checked_target
+
+if TYPE_CHECKING:
+    from .container import Modules
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
 UNREADABLE = ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError  # what bad files raise
@@ -63,7 +67,7 @@ class Stateful(ABC):
     def _described(cls, description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
         """Make what `_description` describes, of parameters that it takes out of `tensors`."""
 
-    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
         """Copy the values of `state_dict` into the parameters, in place.
 
         Parameters
@@ -134,20 +138,25 @@ class Module(Stateful):
         self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes}
         initialize(self, "torch")
 
-    def __getattr__(self, name: str) -> Array:
-        parameters = vars(self).get("parameters", {})  # there are none yet while a copy is being made
-        if name not in parameters:
-            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
-            raise AttributeError(msg, name=name, obj=self)
-        parameter: Array = parameters[name]
-        return parameter
+    if not TYPE_CHECKING:  # type checkers know the parameters' names by the classes' annotations, and would take any
 
-    def __setattr__(self, name: str, value: object) -> None:
-        parameter = vars(self).get("parameters", {}).get(name)
-        if parameter is None:
-            super().__setattr__(name, value)
-        else:
-            np.copyto(parameter, checked(value, name, parameter.shape, parameter.dtype))
+        def __getattr__(self, name: str) -> Array:
+            parameters = vars(self).get("parameters", {})  # there are none yet while a copy is being made
+            if name not in parameters:
+                msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+                raise AttributeError(msg, name=name, obj=self)
+            parameter: Array = parameters[name]
+            return parameter
+
+        def __setattr__(self, name: str, value: object) -> None:
+            parameter = vars(self).get("parameters", {}).get(name)
+            if parameter is None:
+                super().__setattr__(name, value)
+            else:
+                np.copyto(parameter, checked(value, name, parameter.shape, parameter.dtype))
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *vars(self).get("parameters", ())]
 
     def __repr__(self) -> str:
         """Return the constructor's call, without what is at its default."""
@@ -311,7 +320,7 @@ def _arrays(values: Iterable[Any]) -> Iterator[Array]:
             yield value
 
 
-def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: bool = False) -> int:
+def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: Flag = False) -> int:
     """Count the parameters of a layer or cell, or of several.
 
     Parameters
@@ -337,6 +346,7 @@ def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: bool = Fa
     >>> num_parameters([rnnfast.RNN(20, 128), rnnfast.Linear(128, 10)], merged_bias=True)
     20362
     """
+    merged_bias = flag(merged_bias, "merged_bias")
     if isinstance(layer, Module):
         merged = "bias_hh" if merged_bias else ()
         return sum(p.size for name, p in layer.parameters.items() if not name.startswith(merged))
@@ -379,7 +389,7 @@ SCHEMES: dict[str, tuple[Fill, Fill]] = {
 }
 
 
-def initialize(layer: Module, scheme: str, *, forget_bias: float | None = None, seed: Any = None) -> None:
+def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None, seed: Any = None) -> None:
     """Draw the parameters of a layer anew, in place.
 
     The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]. The weight [O,I] of a
@@ -434,12 +444,10 @@ def initialize(layer: Module, scheme: str, *, forget_bias: float | None = None, 
     if not isinstance(layer, Module):
         msg = f"layer: expected a layer, a cell or Linear, got {type(layer).__name__}"
         raise TypeError(msg)
-    if scheme not in ("torch", *SCHEMES):
-        msg = f"scheme: expected {', '.join(map(repr, ('torch', *SCHEMES)))}, got {scheme!r}"
-        raise ValueError(msg)
+    choice(scheme, "scheme", ("torch", *SCHEMES))
     if forget_bias is not None:
-        forget_bias = number(forget_bias, "forget_bias")
-        if getattr(layer, "cell", None) != "lstm" or not layer.bias:
+        forget_bias = number(forget_bias, "forget_bias", layer.dtype.type)
+        if getattr(layer, "cell", None) != "lstm" or not getattr(layer, "bias", False):
             msg = f"forget_bias: expected None for a layer without a biased forget gate, got it for {layer!r}"
             raise ValueError(msg)
     rng = layer.rng if seed is None else generator(seed)
@@ -459,7 +467,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: float | None = None, 
             np.split(parameter, layer.gates)[1].fill(forget_bias if name.startswith("bias_ih") else 0)
 
 
-def load(path: str | PathLike[str]) -> Any:
+def load(path: str | PathLike[str]) -> "Module | Modules":
     """Make the layer, cell, `Linear` or `Modules` that its `save` wrote.
 
     Parameters
@@ -468,8 +476,9 @@ def load(path: str | PathLike[str]) -> Any:
 
     Returns
     -------
-    layer
-        With the constructors' arguments and the parameters of the saved one, and generators of its own.
+    Module or Modules
+        Of the class of the saved one, with the constructors' arguments and the parameters, and generators of its own.
+        Type checkers learn the class by ``assert isinstance(layer, LSTM)``.
 
     Raises
     ------
@@ -494,13 +503,13 @@ def load(path: str | PathLike[str]) -> Any:
         with safetensors.safe_open(path, "numpy") as file:
             description = json.loads((file.metadata() or {})["rnnfast"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            layer = described(description, tensors)
+            made: Module | Modules = described(description, tensors)
             if tensors:
                 raise ValueError([*tensors])
     except (*UNREADABLE, safetensors.SafetensorError) as error:
         msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
         raise ValueError(msg) from error
-    return layer
+    return made
 
 
 def described(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
@@ -526,63 +535,17 @@ def recurrent_shapes(G: int, I: int, H: int, bias: bool) -> dict[str, tuple[int,
 
 def gru_cell(reset_after: bool) -> str:
     """Return the kernels' name of a GRU."""
-    return "gru" if flag(reset_after, "reset_after") else "gru_reset_before"
+    return "gru" if reset_after else "gru_reset_before"
 
 
 def elman_cell(nonlinearity: str) -> str:
     """Return the kernels' name of an Elman network."""
-    if nonlinearity not in ("tanh", "relu"):
-        msg = f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}"
-        raise ValueError(msg)
-    return f"rnn_{nonlinearity}"
-
-
-def addressable(parameters: int, sizes: str) -> None:
-    """Refuse numbers of parameters beyond 64-bit addresses, before anything is allocated."""
-    if parameters > np.iinfo(np.intp).max // 8:
-        msg = f"{sizes}: expected sizes whose parameters can be addressed, got {parameters} parameters"
-        raise ValueError(msg)
-
-
-def integer(value: Any, name: str) -> int:
-    """Return an integer of any type as an int."""
-    msg = f"{name}: expected an int, got {type(value).__name__}"
-    if isinstance(value, bool):
-        raise TypeError(msg)
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise TypeError(msg) from error
-
-
-def size(value: Any, name: str) -> int:
-    """Return a positive integer."""
-    n = integer(value, name)
-    if n < 1:
-        msg = f"{name}: expected at least 1, got {n}"
-        raise ValueError(msg)
-    return n
+    return "rnn_" + choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
 
 
 def reordered(a: Array, order: Sequence[int]) -> Array:
     """Return the blocks of rows, one for each gate, in another order."""
     return np.concatenate([np.split(a, len(order))[gate] for gate in order])
-
-
-def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
-    """Return one of some words."""
-    if not isinstance(value, str) or value not in options:
-        msg = f"{name}: expected {' or '.join(map(repr, options))}, got {value!r}"
-        raise ValueError(msg)
-    return value
-
-
-def flag(value: Any, name: str) -> bool:
-    """Return a bool."""
-    if not isinstance(value, bool):
-        msg = f"{name}: expected a bool, got {type(value).__name__}"
-        raise TypeError(msg)
-    return value
 
 
 def _float_dtype(dtype: Any) -> np.dtype[Any]:
@@ -599,7 +562,7 @@ def _float_dtype(dtype: Any) -> np.dtype[Any]:
 def generator(seed: Any) -> np.random.Generator:
     """Return the generator of a seed."""
     try:
-        return np.random.default_rng(seed)
+        return np.random.default_rng(held(seed))
     except (TypeError, ValueError) as error:
         msg = f"seed: {error}"
         raise type(error)(msg) from None

@@ -7,21 +7,27 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 
 from . import _core, _segments, functional
+from ._arraylike import ArrayLike, Integers
+from ._attributes import StackAttributes
 from ._layout import Layout, layout_of
-from ._module import PARAMETERS, Kept, Module, Shape, Tape, addressable, choice, flag, integer, recurrent_shapes, size
-from .functional import GATES, Array, State, checked, checked_bound, each_part, number, parts_of, split_state
+from ._module import PARAMETERS, Kept, Module, Shape, Tape, recurrent_shapes
+from ._scalars import Flag, Integer, Number, addressable, choice, flag, integer, number, shown, size
+from .functional import GATES, Array, State, StateLike, StateT, checked, checked_bound, each_part, parts_of, split_state
+from .ragged import PackedSequence
 
 if TYPE_CHECKING:
     from .stream import Stream
 
 INITIAL = "initial_h", "initial_c"  # the parameters of `learn_initial_state`, for each part of the state
 
-Override: TypeAlias = Mapping[str, float] | Sequence[Mapping[str, float] | None] | None
+Held: TypeAlias = Mapping[str, Number]
+Override: TypeAlias = Held | Sequence[Held | None] | None
+Outputs: TypeAlias = Literal["all", "last"]
 Flow: TypeAlias = Callable[[int, Array, Array | None], None]
 
 
@@ -35,7 +41,7 @@ class Call(NamedTuple):
     state: Any
     resets: Array | None
     outputs: str
-    held: list[Mapping[str, float] | None]  # of each layer
+    held: list[Held | None]  # of each layer
     embedding: Array | None
     learned: bool  # the sequences started from initial_h, initial_c
 
@@ -72,7 +78,7 @@ def part_of(state: Any, name: str) -> Any:
 class LayerTape(Tape):
     """What a layer's forward keeps for its backward. It is only read: any number of backwards may use it."""
 
-    owner: "Recurrent"
+    owner: "Recurrent[Any]"
     call: Call
     hidden: tuple[Array, ...]  # h of every step of each layer, as the kernels have it
     kept: Any  # the kernels' tape of each layer, or checkpoints
@@ -104,34 +110,50 @@ class LayerTape(Tape):
         if isinstance(self.kept, _segments.Checkpoints):
             msg = "tape: expected one with every step, got one with checkpoints"
             raise ValueError(msg)
-        if not -L <= integer(layer, "layer") < L:
-            msg = f"layer: expected {-L} to {L - 1}, got {layer}"
+        k = integer(layer, "layer")
+        if not -L <= k < L:
+            msg = f"layer: expected {-L} to {L - 1}, got {shown(k)}"
             raise ValueError(msg)
-        return of_layers[layer]
+        return of_layers[k]
 
     def _given(self, rows: Array) -> Any:
         layout = self.call.layout
         return layout.give(rows.reshape(*layout.row_shape, rows.shape[-1]))
 
 
-class Recurrent(Module):
+class CallOptions(TypedDict, total=False):
+    """What a call of a layer takes by name, beside `outputs`."""
+
+    lengths: Integers | None
+    resets: ArrayLike | None
+    embedding: ArrayLike | None
+    gate_override: Override
+
+
+class ForwardOptions(CallOptions, total=False):
+    """What `forward` takes by name, beside `outputs`."""
+
+    checkpoint: Integer | str | None
+
+
+class Recurrent(Module, StackAttributes, Generic[StateT]):
     """A stack of L recurrent layers of one cell, in D directions."""
 
     cell: str
 
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
+        input_size: Integer,
+        hidden_size: Integer,
+        num_layers: Integer = 1,
+        bias: Flag = True,
+        batch_first: Flag = False,
+        dropout: Number = 0.0,
+        bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
         seed: Any = None,
-        learn_initial_state: bool = False,
+        learn_initial_state: Flag = False,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
@@ -142,10 +164,10 @@ class Recurrent(Module):
         self.bidirectional = flag(bidirectional, "bidirectional")
         self.learn_initial_state = flag(learn_initial_state, "learn_initial_state")
         if not 0 <= self.dropout <= 1:
-            msg = f"dropout: expected a probability, got {dropout}"
+            msg = f"dropout: expected a probability, got {self.dropout}"
             raise ValueError(msg)
         if self.dropout > 0 and self.num_layers == 1 and not isinstance(seed, Kept):
-            msg = f"dropout: expected 0 for a single layer, as it acts between layers, got {dropout}"
+            msg = f"dropout: expected 0 for a single layer, as it acts between layers, got {self.dropout}"
             warnings.warn(msg, stacklevel=2)
         self.gates = GATES[self.cell]
         self.directions = 1 + self.bidirectional
@@ -154,17 +176,39 @@ class Recurrent(Module):
         addressable(L * D * G * H * (widest + H + 2), "input_size, hidden_size, num_layers")
         super().__init__(self._shapes(), H, dtype, seed)
 
+    @overload
     def __call__(
         self,
-        x: object,
-        state: object = None,
+        x: PackedSequence,
+        state: StateLike | None = None,
         *,
-        lengths: object = None,
-        resets: object = None,
-        outputs: str = "all",
-        embedding: object = None,
+        outputs: Literal["all"] = "all",
+        **options: Unpack[CallOptions],
+    ) -> tuple[PackedSequence, StateT]: ...
+    @overload
+    def __call__(
+        self,
+        x: PackedSequence,
+        state: StateLike | None = None,
+        *,
+        outputs: Literal["last"],
+        **options: Unpack[CallOptions],
+    ) -> tuple[Array, StateT]: ...
+    @overload
+    def __call__(
+        self, x: ArrayLike, state: StateLike | None = None, *, outputs: Outputs = "all", **options: Unpack[CallOptions]
+    ) -> tuple[Array, StateT]: ...
+    def __call__(
+        self,
+        x: ArrayLike | PackedSequence,
+        state: StateLike | None = None,
+        *,
+        lengths: Integers | None = None,
+        resets: ArrayLike | None = None,
+        outputs: Outputs = "all",
+        embedding: ArrayLike | None = None,
         gate_override: Override = None,
-    ) -> tuple[Any, State]:
+    ) -> tuple[Any, StateT]:
         """Run over whole sequences and keep nothing; no dropout.
 
         Parameters
@@ -207,18 +251,45 @@ class Recurrent(Module):
         run = _segments.infer if outputs == "last" else Recurrent._run
         return self._given(call, *run(self, functional.inference, call)[:2])
 
+    @overload
     def forward(
         self,
-        x: object,
-        state: object = None,
+        x: PackedSequence,
+        state: StateLike | None = None,
         *,
-        lengths: object = None,
-        resets: object = None,
-        outputs: str = "all",
-        checkpoint: int | str | None = None,
-        embedding: object = None,
+        outputs: Literal["all"] = "all",
+        **options: Unpack[ForwardOptions],
+    ) -> tuple[PackedSequence, StateT, "LayerTape"]: ...
+    @overload
+    def forward(
+        self,
+        x: PackedSequence,
+        state: StateLike | None = None,
+        *,
+        outputs: Literal["last"],
+        **options: Unpack[ForwardOptions],
+    ) -> tuple[Array, StateT, "LayerTape"]: ...
+    @overload
+    def forward(
+        self,
+        x: ArrayLike,
+        state: StateLike | None = None,
+        *,
+        outputs: Outputs = "all",
+        **options: Unpack[ForwardOptions],
+    ) -> tuple[Array, StateT, "LayerTape"]: ...
+    def forward(
+        self,
+        x: ArrayLike | PackedSequence,
+        state: StateLike | None = None,
+        *,
+        lengths: Integers | None = None,
+        resets: ArrayLike | None = None,
+        outputs: Outputs = "all",
+        checkpoint: Integer | str | None = None,
+        embedding: ArrayLike | None = None,
         gate_override: Override = None,
-    ) -> tuple[Any, State, "LayerTape"]:
+    ) -> tuple[Any, StateT, "LayerTape"]:
         """Run over whole sequences and keep what `backward` needs; with dropout between layers.
 
         Takes and raises what a call of the layer does, and
@@ -244,21 +315,21 @@ class Recurrent(Module):
             hidden, last, kept, masks = self._run(functional.forward, call)
         else:
             hidden, last, kept = _segments.forward(self, call, _segments.checked_length(checkpoint, call.layout.T))
-        given, state = self._given(call, hidden, last)
-        return given, state, LayerTape(self, call.x, given, call, hidden, kept, masks)
+        given, after = self._given(call, hidden, last)
+        return given, after, LayerTape(self, call.x, given, call, hidden, kept, masks)
 
     def backward(
         self,
         tape: "LayerTape",
-        dy: object = None,
-        dstate: object = None,
+        dy: ArrayLike | PackedSequence | None = None,
+        dstate: StateLike | None = None,
         *,
-        dc: object = None,
-        dh_layers: object = None,
-        clip_dh: float | None = None,
-        need_dx: bool = True,
+        dc: ArrayLike | None = None,
+        dh_layers: ArrayLike | None = None,
+        clip_dh: Number | None = None,
+        need_dx: Flag = True,
         grads: dict[str, Array] | None = None,
-    ) -> tuple[Any, State, dict[str, Array]]:
+    ) -> tuple[Any, StateT, dict[str, Array]]:
         """Backpropagate through time: the gradients of ``sum(dy * y) + sum(dstate * state)``, and of `dc`, `dh_layers`.
 
         Parameters
@@ -306,15 +377,16 @@ class Recurrent(Module):
         tape: "LayerTape",
         dy: object,
         dstate: object,
-        dc: object = None,
-        dh_layers: object = None,
-        clip_dh: float | None = None,
-        need_dx: bool = True,
+        dc: ArrayLike | None = None,
+        dh_layers: ArrayLike | None = None,
+        clip_dh: Number | None = None,
+        need_dx: Flag = True,
         grads: dict[str, Array] | None = None,
         flow: Flow | None = None,
-    ) -> tuple[Any, State, dict[str, Array]]:
+    ) -> tuple[Any, StateT, dict[str, Array]]:
         """Do what `backward` does; `flow` is handed the gradients of all states of each layer."""
         self._check_tape(tape)
+        need_dx = flag(need_dx, "need_dx")
         call, layout = tape.call, tape.call.layout
         if dy is None and dstate is None and dc is None and dh_layers is None:
             msg = "dy, dstate: expected at least one gradient, got none"
@@ -389,7 +461,7 @@ class Recurrent(Module):
                 made |= {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
         return d, made
 
-    def stream(self, batch_size: int = 1) -> "Stream":
+    def stream(self, batch_size: Integer = 1) -> "Stream[StateT]":
         """Make a `Stream`: sequences on their way through the layer, one step or some at a time.
 
         Parameters
@@ -443,7 +515,7 @@ class Recurrent(Module):
                 raise ValueError(msg)
         if gate_override is not None:
             for of_layer in held:
-                _core.check_gate_override(self.cell, of_layer)
+                _core.check_gate_override(self.cell, of_layer, self.dtype)
         x, layout = layout_of(x, lengths, self.input_size, self.batch_first, rows is not None)
         learned = state is None and self.learn_initial_state
         first = self._learned_state(layout.B) if learned else self._checked_state(state, "state", layout)
@@ -483,7 +555,7 @@ class Recurrent(Module):
             whole = self._state(lambda name: np.concatenate([part_of(state, name) for state in last]))
         return tuple(hidden), whole, tuple(kept), tuple(masks)
 
-    def _given(self, call: Call, hidden: tuple[Array, ...], last: Any) -> tuple[Any, State]:
+    def _given(self, call: Call, hidden: tuple[Array, ...], last: Any) -> tuple[Any, Any]:
         """Return y and the last state as the caller has x and the state."""
         layout = call.layout
         whole = self._state(lambda name: layout.whole_state(part_of(last, name), part_of(call.first, name)))

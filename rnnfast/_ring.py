@@ -74,7 +74,7 @@ class Ring:
 
     def __init__(
         self,
-        layer: Recurrent,
+        layer: Recurrent[Any],
         x: Array,
         resets: Array | None = None,
         initial: Parts | None = None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import _core
-from ._module import size
+from ._scalars import Integer, size
 from .functional import Array, parts_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Checkpoints(NamedTuple):
     tapes: dict[Strand, list[_core.Tape]]  # of the segment that each strand ran last, and backward needs first
 
 
-def checked_length(checkpoint: int | str, T: int) -> int:
+def checked_length(checkpoint: Integer | str, T: int) -> int:
     """Return the steps of a segment."""
     if isinstance(checkpoint, str):
         if checkpoint != "auto":
@@ -60,7 +60,7 @@ def checked_length(checkpoint: int | str, T: int) -> int:
     return size(checkpoint, "checkpoint")
 
 
-def infer(layer: Recurrent, _: object, call: Call) -> tuple[tuple[()], Any]:
+def infer(layer: Recurrent[Any], _: object, call: Call) -> tuple[tuple[()], Any]:
     """Return the last state, holding no more of y than the next layer's input."""
     rows_at_once = 4096  # weights are packed again for each segment
     segments = _cut(layer, call, max(rows_at_once // max(call.layout.B, 1), 1))
@@ -74,7 +74,7 @@ def infer(layer: Recurrent, _: object, call: Call) -> tuple[tuple[()], Any]:
     return (), last
 
 
-def forward(layer: Recurrent, call: Call, k: int) -> tuple[tuple[Array, ...], Any, Any]:
+def forward(layer: Recurrent[Any], call: Call, k: int) -> tuple[tuple[Array, ...], Any, Any]:
     """Return y of the top layer, or nothing if it is not wanted, the last state, and checkpoints."""
     generator = layer.rng.bit_generator
     before = generator.state
@@ -85,7 +85,7 @@ def forward(layer: Recurrent, call: Call, k: int) -> tuple[tuple[Array, ...], An
         raise
 
 
-def _forward(layer: Recurrent, call: Call, k: int) -> tuple[tuple[Array, ...], Any, Any]:
+def _forward(layer: Recurrent[Any], call: Call, k: int) -> tuple[tuple[Array, ...], Any, Any]:
     segments = _cut(layer, call, k, LEAST_ROWS)
     last = layer._new_state(call.layout)
     kept = Checkpoints(segments, {}, [], _draw(layer, call, segments), {})
@@ -106,7 +106,7 @@ def _forward(layer: Recurrent, call: Call, k: int) -> tuple[tuple[Array, ...], A
 
 
 def backward(
-    layer: Recurrent, tape: LayerTape, given: Given, grads: dict[str, Array] | None, dfirst: Any
+    layer: Recurrent[Any], tape: LayerTape, given: Given, grads: dict[str, Array] | None, dfirst: Any
 ) -> tuple[Array | None, dict[str, Array]]:
     """Run the segments again, from the last to the first, and backwards; fill dfirst, return dx and the gradients."""
     kept = tape.kept
@@ -123,14 +123,14 @@ def backward(
     return d, made
 
 
-def _groups(layer: Recurrent) -> list[list[Strand]]:
+def _groups(layer: Recurrent[Any]) -> list[list[Strand]]:
     L = range(layer.num_layers)
     if layer.directions == 1:
         return [[Strand(L, 0)]]
     return [[Strand(range(k, k + 1), direction) for direction in (0, 1)] for k in L]
 
 
-def _cut(layer: Recurrent, call: Call, k: int, least_rows: int = 0) -> list[Segment]:
+def _cut(layer: Recurrent[Any], call: Call, k: int, least_rows: int = 0) -> list[Segment]:
     """Cut time into segments of k steps or a few more: whole blocks of the sums of the weights' gradients."""
     layout = call.layout
     sizes = layout.batch_sizes
@@ -154,12 +154,12 @@ def _cut(layer: Recurrent, call: Call, k: int, least_rows: int = 0) -> list[Segm
     return segments
 
 
-def _rows_of(layer: Recurrent, call: Call) -> Array:
+def _rows_of(layer: Recurrent[Any], call: Call) -> Array:
     """Return room for y of all steps."""
     return np.empty((*call.layout.row_shape, layer.directions * layer.hidden_size), layer.dtype)
 
 
-def _of_strand(layer: Recurrent, state: Any, strand: Strand) -> list[list[Any]]:
+def _of_strand(layer: Recurrent[Any], state: Any, strand: Strand) -> list[list[Any]]:
     """Return for each layer of the strand the parts [1,B,H] of a state, or None."""
     D = layer.directions
     places = [k * D + strand.direction for k in strand.layers]
@@ -170,7 +170,7 @@ def _of_strand(layer: Recurrent, state: Any, strand: Strand) -> list[list[Any]]:
 
 def _run(
     run: Callable[..., Any],
-    layer: Recurrent,
+    layer: Recurrent[Any],
     call: Call,
     strand: Strand,
     segment: Segment,
@@ -206,7 +206,7 @@ def _run(
 
 
 def _forward_strand(
-    layer: Recurrent,
+    layer: Recurrent[Any],
     call: Call,
     strand: Strand,
     segments: list[Segment],
@@ -242,7 +242,7 @@ def _forward_strand(
 
 
 def _backward_strand(
-    layer: Recurrent,
+    layer: Recurrent[Any],
     tape: LayerTape,
     strand: Strand,
     x: Array,
@@ -305,7 +305,7 @@ def _backward_strand(
     return dembedding if tokens else dx
 
 
-def _draw(layer: Recurrent, call: Call, segments: list[Segment]) -> list[list[Array]]:
+def _draw(layer: Recurrent[Any], call: Call, segments: list[Segment]) -> list[list[Array]]:
     """Draw the dropout after each layer but the last, a bit for each unit: what the whole sequence would draw."""
     if not layer.dropout:
         return []
@@ -317,6 +317,6 @@ def _draw(layer: Recurrent, call: Call, segments: list[Segment]) -> list[list[Ar
     ]
 
 
-def _mask(layer: Recurrent, bits: Array, shape: tuple[int, ...]) -> Array:
+def _mask(layer: Recurrent[Any], bits: Array, shape: tuple[int, ...]) -> Array:
     kept = np.unpackbits(bits, count=math.prod(shape)).reshape(shape)
     return layer._factors(kept)

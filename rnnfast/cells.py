@@ -5,25 +5,31 @@ The same kernels as in the layers, at T = 1. Sizes are B sequences, I inputs and
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 from . import _core, functional
-from ._module import PARAMETERS, Module, Tape, addressable, elman_cell, flag, gru_cell, recurrent_shapes, size
-from .functional import GATES, Array, State, checked, each_part, split_state
+from ._arraylike import ArrayLike
+from ._module import PARAMETERS, Module, Tape, elman_cell, gru_cell, recurrent_shapes
+from ._scalars import Flag, Integer, addressable, flag, size
+from .functional import GATES, Array, StateLike, StateT, checked, each_part, split_state
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 
-class _RecurrentCell(Module):
+class _RecurrentCell(Module, Generic[StateT]):
     """One step of one cell."""
 
     cell: str
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array
+    bias_hh: Array
 
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
+        input_size: Integer,
+        hidden_size: Integer,
+        bias: Flag = True,
         *,
         dtype: Any = "float32",
         seed: Any = None,
@@ -36,7 +42,7 @@ class _RecurrentCell(Module):
         addressable(G * H * (I + H + 2), "input_size, hidden_size")
         super().__init__(recurrent_shapes(G, I, H, self.bias).items(), H, dtype, seed)
 
-    def __call__(self, x: object, state: object = None) -> State:
+    def __call__(self, x: ArrayLike, state: StateLike | None = None) -> StateT:
         """Make one step and keep nothing.
 
         Parameters
@@ -56,10 +62,10 @@ class _RecurrentCell(Module):
         TypeError, ValueError
             If an argument does not fit. The message names it, what was expected and what came.
         """
-        after, _ = self._run(functional.inference, x, state)
+        after: StateT = self._run(functional.inference, x, state)[0]
         return after
 
-    def forward(self, x: object, state: object = None) -> tuple[State, "CellTape"]:
+    def forward(self, x: ArrayLike, state: StateLike | None = None) -> tuple[StateT, "CellTape"]:
         """Make one step and keep what `backward` needs.
 
         Takes and raises what a call of the cell does.
@@ -75,8 +81,8 @@ class _RecurrentCell(Module):
         return self._run(functional.forward, x, state)
 
     def backward(
-        self, tape: "CellTape", dstate: object, *, need_dx: bool = True, grads: dict[str, Array] | None = None
-    ) -> tuple[Array | None, State, dict[str, Array]]:
+        self, tape: "CellTape", dstate: StateLike, *, need_dx: Flag = True, grads: dict[str, Array] | None = None
+    ) -> tuple[Array | None, StateT, dict[str, Array]]:
         """Return the gradients of ``sum(dstate * state)``.
 
         Parameters
@@ -119,7 +125,7 @@ class _RecurrentCell(Module):
             grads = {name: d for name, d in zip(PARAMETERS, new, strict=True) if d is not None}
         return dx, each_part(lambda part: part.reshape(shape), dfirst), grads
 
-    def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[State, "CellTape"]:
+    def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[Any, "CellTape"]:
         """Make one step by `run`, a function of `functional`, which may keep a tape."""
         x = _core.asarray(x, "x")
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
@@ -155,7 +161,7 @@ def _one_step(a: Array) -> Array:
     return a[None] if a.ndim == 2 else a[None, None]
 
 
-class LSTMCell(_RecurrentCell):
+class LSTMCell(_RecurrentCell[tuple[Array, Array]]):
     """One step of an LSTM, as `torch.nn.LSTMCell`; the equations are in `rnnfast.functional`.
 
     Parameters
@@ -197,7 +203,7 @@ class LSTMCell(_RecurrentCell):
     cell = "lstm"
 
 
-class GRUCell(_RecurrentCell):
+class GRUCell(_RecurrentCell[Array]):
     """One step of a GRU, as `torch.nn.GRUCell`; the equations are in `rnnfast.functional`.
 
     Parameters
@@ -231,20 +237,20 @@ class GRUCell(_RecurrentCell):
 
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
+        input_size: Integer,
+        hidden_size: Integer,
+        bias: Flag = True,
         *,
         dtype: Any = "float32",
         seed: Any = None,
-        reset_after: bool = True,
+        reset_after: Flag = True,
     ) -> None:
-        self.cell = gru_cell(reset_after)
-        self.reset_after = reset_after
+        self.reset_after = flag(reset_after, "reset_after")
+        self.cell = gru_cell(self.reset_after)
         super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
 
 
-class RNNCell(_RecurrentCell):
+class RNNCell(_RecurrentCell[Array]):
     """One step of an Elman network, as `torch.nn.RNNCell`; the equations are in `rnnfast.functional`.
 
     Parameters
@@ -275,14 +281,14 @@ class RNNCell(_RecurrentCell):
 
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
+        input_size: Integer,
+        hidden_size: Integer,
+        bias: Flag = True,
         nonlinearity: str = "tanh",
         *,
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
         self.cell = elman_cell(nonlinearity)
-        self.nonlinearity = nonlinearity
+        self.nonlinearity = self.cell.removeprefix("rnn_")
         super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core, functional
+from ._arraylike import ArrayLike, Integers
 from ._recurrent import Call, LayerTape, Recurrent
-from .functional import Array
+from .functional import Array, StateLike
 from .ragged import PackedSequence, row_numbers
 
 __all__ = ["GradientFlow", "gradient_flow"]
@@ -28,14 +29,14 @@ class GradientFlow(NamedTuple):
 
 
 def gradient_flow(
-    layer: Any,
-    x: object,
-    dy: object,
+    layer: Recurrent[Any],
+    x: ArrayLike | PackedSequence,
+    dy: ArrayLike | PackedSequence,
     *,
-    state: object = None,
-    lengths: object = None,
-    resets: object = None,
-    embedding: object = None,
+    state: StateLike | None = None,
+    lengths: Integers | None = None,
+    resets: ArrayLike | None = None,
+    embedding: ArrayLike | None = None,
 ) -> GradientFlow:
     """Return the norm of the gradient of every state of every step, for a loss E with the gradient dE/dy = `dy`.
 

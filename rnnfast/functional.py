@@ -91,35 +91,72 @@ Examples
 ((5, 2, 3), (1, 2, 4), (16, 3), (16, 4))
 """
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from ._arraylike import ArrayLike
+from ._scalars import Flag, Number, flag, number
 
 __all__ = ["backward", "forward", "inference", "linear", "linear_backward", "sigmoid", "tanh"]
 
 Array: TypeAlias = NDArray[Any]
 State: TypeAlias = Array | tuple[Array, Array]
+StateT = TypeVar("StateT", bound=State)  # which of the two it is, to type checkers
+StateLike: TypeAlias = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
 Parameters: TypeAlias = Sequence[Sequence[object]]
 Grads: TypeAlias = list[tuple[Array, Array, Array | None, Array | None]]
 
 GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
+class _Options(TypedDict, total=False):
+    """What `inference` and `forward` take by name."""
+
+    embedding: ArrayLike | None
+    batch_sizes: ArrayLike | None
+    resets: ArrayLike | None
+    gate_override: Mapping[str, Number] | None
+    out: tuple[Any, Any] | None
+
+
+@overload
+def inference(
+    cell: Literal["lstm"],
+    x: ArrayLike,
+    parameters: Parameters,
+    state: StateLike | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Array, tuple[Array, Array]]: ...
+@overload
+def inference(
+    cell: Literal["gru", "gru_reset_before", "rnn_tanh", "rnn_relu"],
+    x: ArrayLike,
+    parameters: Parameters,
+    state: StateLike | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Array, Array]: ...
+@overload
 def inference(
     cell: str,
-    x: object,
+    x: ArrayLike,
     parameters: Parameters,
-    state: object | None = None,
+    state: StateLike | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Array, State]: ...
+def inference(
+    cell: str,
+    x: ArrayLike,
+    parameters: Parameters,
+    state: StateLike | None = None,
     *,
-    embedding: object | None = None,
-    batch_sizes: object | None = None,
-    resets: object | None = None,
-    gate_override: Mapping[str, float] | None = None,
+    embedding: ArrayLike | None = None,
+    batch_sizes: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    gate_override: Mapping[str, Number] | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State]:
     """Run one layer over whole sequences and keep nothing.
@@ -172,16 +209,40 @@ def inference(
     return y, _join(h, c)
 
 
+@overload
+def forward(
+    cell: Literal["lstm"],
+    x: ArrayLike,
+    parameters: Parameters,
+    state: StateLike | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Array, tuple[Array, Array], _core.Tape[tuple[Array, Array]]]: ...
+@overload
+def forward(
+    cell: Literal["gru", "gru_reset_before", "rnn_tanh", "rnn_relu"],
+    x: ArrayLike,
+    parameters: Parameters,
+    state: StateLike | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Array, Array, _core.Tape[Array]]: ...
+@overload
 def forward(
     cell: str,
-    x: object,
+    x: ArrayLike,
     parameters: Parameters,
-    state: object | None = None,
+    state: StateLike | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Array, State, _core.Tape[State]]: ...
+def forward(
+    cell: str,
+    x: ArrayLike,
+    parameters: Parameters,
+    state: StateLike | None = None,
     *,
-    embedding: object | None = None,
-    batch_sizes: object | None = None,
-    resets: object | None = None,
-    gate_override: Mapping[str, float] | None = None,
+    embedding: ArrayLike | None = None,
+    batch_sizes: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    gate_override: Mapping[str, Number] | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State, _core.Tape]:
     """Run one layer over whole sequences and keep what `backward` needs.
@@ -222,17 +283,17 @@ def forward(
 
 
 def backward(
-    tape: _core.Tape,
-    dy: object | None = None,
-    dstate: object | None = None,
+    tape: _core.Tape[StateT],
+    dy: ArrayLike | None = None,
+    dstate: StateLike | None = None,
     *,
-    dc: object | None = None,
-    clip_dh: float | None = None,
-    need_dx: bool = True,
+    dc: ArrayLike | None = None,
+    clip_dh: Number | None = None,
+    need_dx: Flag = True,
     grads: Parameters | None = None,
     flow: tuple[Array | None, Array | None] | None = None,
     out: tuple[Any, Any] | None = None,
-) -> tuple[Array | None, State, Grads]:
+) -> tuple[Array | None, StateT, Grads]:
     """Backpropagate through time: the gradients of ``sum(dy * y) + sum(dstate * state)``, or with ``sum(dc * c)``.
 
     Parameters
@@ -283,7 +344,7 @@ def backward(
     if not isinstance(tape, _core.Tape):
         msg = f"tape: expected a tape of functional.forward, got {type(tape).__name__}"
         raise TypeError(msg)
-    bound = checked_bound(clip_dh)
+    bound, need_dx = checked_bound(clip_dh), flag(need_dx, "need_dx")
     dlast = split_state(tape.cell, dstate, "dstate")
     parts = split_out(tape.cell, out, "(dx, dstate0)")
     dx, dh0, dc0, grads = _core.backward(tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=bound, flow=flow)
@@ -293,7 +354,7 @@ def backward(
 def _run(
     run: Callable[..., Any],
     cell: str,
-    x: object,
+    x: ArrayLike,
     parameters: Parameters,
     state: object,
     embedding: object,
@@ -304,7 +365,7 @@ def _run(
     return run(cell, x, parameters, *initial, results, embedding, **rows)
 
 
-def sigmoid(x: object, *, out: Array | None = None) -> Array:
+def sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
     """Return 1 / (1 + exp(-x)), elementwise, at most 2 ULP off, as the kernels compute it.
 
     Parameters
@@ -331,7 +392,7 @@ def sigmoid(x: object, *, out: Array | None = None) -> Array:
     return _core.sigmoid(x, out)
 
 
-def tanh(x: object, *, out: Array | None = None) -> Array:
+def tanh(x: ArrayLike, *, out: Array | None = None) -> Array:
     """Return the hyperbolic tangent, elementwise, at most 2 ULP off, as the kernels compute it.
 
     Parameters
@@ -358,7 +419,7 @@ def tanh(x: object, *, out: Array | None = None) -> Array:
     return _core.tanh(x, out)
 
 
-def linear(x: object, weight: object, bias: object | None = None, *, out: object | None = None) -> Array:
+def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, out: Array | None = None) -> Array:
     """Return ``x weight^T + bias``.
 
     Parameters
@@ -389,13 +450,13 @@ def linear(x: object, weight: object, bias: object | None = None, *, out: object
 
 
 def linear_backward(
-    x: object,
-    weight: object,
-    bias: object | None,
-    dy: object,
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    dy: ArrayLike,
     *,
-    need_dx: bool = True,
-    grads: tuple[object, object | None] | None = None,
+    need_dx: Flag = True,
+    grads: tuple[Array, Array | None] | None = None,
 ) -> tuple[Array | None, tuple[Array, Array | None]]:
     """Return the gradients of ``sum(dy * linear(x, weight, bias))``.
 
@@ -427,7 +488,7 @@ def linear_backward(
     >>> dweight, dbias
     (array([[2., 2., 2.]]), array([2.]))
     """
-    return _core.linear_backward(x, weight, bias, dy, need_dx, grads)
+    return _core.linear_backward(x, weight, bias, dy, flag(need_dx, "need_dx"), grads)
 
 
 # The border, shared with layers and cells; what the kernels are given, they check themselves
@@ -461,17 +522,9 @@ def checked_bound(clip_dh: object) -> float:
         return 0.0
     bound = number(clip_dh, "clip_dh")
     if not bound > 0:
-        msg = f"clip_dh: expected a positive bound, got {clip_dh}"
+        msg = f"clip_dh: expected a positive bound, got {bound}"
         raise ValueError(msg)
     return bound
-
-
-def number(value: Any, name: str) -> float:
-    """Return a real number as a float."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        msg = f"{name}: expected a number, got {type(value).__name__}"
-        raise TypeError(msg)
-    return float(value)
 
 
 def split_state(cell: str, state: object, name: str) -> tuple[object, object]:
@@ -517,5 +570,5 @@ def split_out(cell: str, out: tuple[Any, Any] | None, form: str) -> tuple[object
     return out[0], *split_state(cell, out[1], "out")
 
 
-def _join(h: Array, c: Array | None) -> State:
+def _join(h: Array, c: Array | None) -> Any:
     return h if c is None else (h, c)

@@ -7,14 +7,16 @@ the order of the gates are in `rnnfast.functional`.
 from typing import Any
 
 from . import _core, functional
-from ._module import Module, Tape, addressable, elman_cell, flag, gru_cell, size
+from ._arraylike import ArrayLike
+from ._module import Module, Tape, elman_cell, gru_cell
 from ._recurrent import Recurrent
+from ._scalars import Flag, Integer, Number, addressable, flag, size
 from .functional import Array, checked
 
 __all__ = ["GRU", "LSTM", "RNN", "Linear"]
 
 
-class LSTM(Recurrent):
+class LSTM(Recurrent[tuple[Array, Array]]):
     """Long short-term memory [1]_ with a forget gate [2]_, as `torch.nn.LSTM`.
 
     Parameters
@@ -85,9 +87,10 @@ class LSTM(Recurrent):
     """
 
     cell = "lstm"
+    initial_c: Array
 
 
-class GRU(Recurrent):
+class GRU(Recurrent[Array]):
     """Gated recurrent units [1]_, as `torch.nn.GRU`.
 
     Parameters
@@ -129,21 +132,21 @@ class GRU(Recurrent):
 
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
+        input_size: Integer,
+        hidden_size: Integer,
+        num_layers: Integer = 1,
+        bias: Flag = True,
+        batch_first: Flag = False,
+        dropout: Number = 0.0,
+        bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
         seed: Any = None,
-        learn_initial_state: bool = False,
-        reset_after: bool = True,
+        learn_initial_state: Flag = False,
+        reset_after: Flag = True,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
-        self.cell = gru_cell(reset_after)
+        self.cell = gru_cell(self.reset_after)
         super().__init__(
             input_size,
             hidden_size,
@@ -158,7 +161,7 @@ class GRU(Recurrent):
         )
 
 
-class RNN(Recurrent):
+class RNN(Recurrent[Array]):
     """Elman network [1]_, as `torch.nn.RNN`.
 
     Parameters
@@ -200,21 +203,21 @@ class RNN(Recurrent):
 
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
+        input_size: Integer,
+        hidden_size: Integer,
+        num_layers: Integer = 1,
         nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
+        bias: Flag = True,
+        batch_first: Flag = False,
+        dropout: Number = 0.0,
+        bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
         seed: Any = None,
-        learn_initial_state: bool = False,
+        learn_initial_state: Flag = False,
     ) -> None:
         self.cell = elman_cell(nonlinearity)
-        self.nonlinearity = nonlinearity
+        self.nonlinearity = self.cell.removeprefix("rnn_")
         super().__init__(
             input_size,
             hidden_size,
@@ -264,11 +267,14 @@ class Linear(Module):
     ((5, 3, 2), (5, 3, 4), array([15., 15.], dtype=float32))
     """
 
+    weight: Array
+    bias: Array | None
+
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
+        in_features: Integer,
+        out_features: Integer,
+        bias: Flag = True,
         *,
         dtype: Any = "float32",
         seed: Any = None,
@@ -286,7 +292,7 @@ class Linear(Module):
     def _arguments(self) -> dict[str, Any]:
         return {**super()._arguments(), "bias": "bias" in self.parameters}
 
-    def __call__(self, x: object) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
         """Return ``x weight^T + bias``.
 
         Parameters
@@ -304,7 +310,7 @@ class Linear(Module):
         """
         return functional.linear(x, self.weight, self.bias)
 
-    def forward(self, x: object) -> tuple[Array, Tape]:
+    def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
         """Return y and the tape for `backward`, which refers to x and the parameters and does not copy them.
 
         Takes and raises what a call of the layer does.
@@ -314,7 +320,7 @@ class Linear(Module):
         return y, Tape(self, x, y)
 
     def backward(
-        self, tape: Tape, dy: object, *, need_dx: bool = True, grads: dict[str, Array] | None = None
+        self, tape: Tape, dy: ArrayLike, *, need_dx: Flag = True, grads: dict[str, Array] | None = None
     ) -> tuple[Array | None, dict[str, Array]]:
         """Return the gradients of ``sum(dy * y)``.
 

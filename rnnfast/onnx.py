@@ -31,10 +31,11 @@ from onnx import helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from . import layers
-from ._module import flag, integer, reordered
+from ._module import reordered
 from ._nodes import KEEPS, MovingNode, RecurrentNode, alone, constants_of, kind_of, name_of, opset_of, refuse_others
 from ._operators import KINDS
 from ._recurrent import Recurrent
+from ._scalars import flag, integer
 from .functional import Array
 
 __all__ = [
@@ -231,7 +232,7 @@ supports_device = RnnfastBackend.supports_device
 class Form(NamedTuple):
     """What a cell of the kernels is as a layer and as a node."""
 
-    layer: type[Recurrent]
+    layer: type[Recurrent[Any]]
     options: dict[str, Any]  # of the layer
     operator: str
     attributes: dict[str, Any]  # of the node; a list has an entry for each direction
@@ -248,7 +249,7 @@ FORMS = {
 OPSET = 14  # of the models that we write: nothing in them is newer, and older programs can read them
 
 
-def to_onnx(layer: Recurrent, *, state: bool = False) -> onnx.ModelProto:
+def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
     """Make a model of a layer.
 
     Parameters
@@ -283,7 +284,7 @@ def to_onnx(layer: Recurrent, *, state: bool = False) -> onnx.ModelProto:
     if not isinstance(layer, Recurrent):
         msg = f"layer: expected an LSTM, a GRU or an RNN, got {type(layer).__name__}"
         raise TypeError(msg)
-    flag(state, "state")
+    state = flag(state, "state")
     L, D, H, batch_first = layer.num_layers, layer.directions, layer.hidden_size, layer.batch_first
     form, graph = FORMS[layer.cell], _Graph()
     parts = ("h", "c") if layer.cell == "lstm" else ("h",)
@@ -309,7 +310,7 @@ def to_onnx(layer: Recurrent, *, state: bool = False) -> onnx.ModelProto:
     return graph.model(layer, given, {"y": [*steps, D * H]} | {f"{part}_n": states for part in parts})
 
 
-def _initial(graph: "_Graph", layer: Recurrent, part: str, given: bool) -> list[str]:
+def _initial(graph: "_Graph", layer: Recurrent[Any], part: str, given: bool) -> list[str]:
     """Return the names of what each layer has of a part of the initial state; empty ones where it is zero."""
     name, L = f"{part}_0", layer.num_layers
     if not given:
@@ -332,7 +333,7 @@ def _of_layers(name: str, L: int) -> list[str]:
     return [name] if L == 1 else [f"{name}_{k}" for k in range(L)]
 
 
-def _weights(layer: Recurrent, k: int) -> dict[str, Array | None]:
+def _weights(layer: Recurrent[Any], k: int) -> dict[str, Array | None]:
     """Return W, R and B of a layer."""
     order = np.argsort(KINDS[FORMS[layer.cell].operator].gates).tolist()
     w, r, b_ih, b_hh = (
@@ -359,7 +360,7 @@ class _Graph:
         self.constants[name] = np.asarray(value)
         return name
 
-    def model(self, layer: Recurrent, *ends: dict[str, Any]) -> onnx.ModelProto:
+    def model(self, layer: Recurrent[Any], *ends: dict[str, Any]) -> onnx.ModelProto:
         """Return the model, given the shapes of its inputs and those of its outputs."""
         dtype = helper.np_dtype_to_tensor_dtype(layer.dtype)
         infos = [[helper.make_tensor_value_info(name, dtype, shape) for name, shape in end.items()] for end in ends]
@@ -437,7 +438,7 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
         for name, a in zip(names, weights[: len(names)], strict=True)
     }
     zero = {name: np.zeros_like(p) for name, p in layer.parameters.items()}
-    layer.load_state_dict({name: zero[name] if given[name] is None else given[name] for name in zero})
+    layer.load_state_dict(zero | {name: a for name, a in given.items() if a is not None})
     return layer
 
 

@@ -21,13 +21,17 @@ Examples
 (True, array([2, 3, 1]))
 """
 
+import math
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _core
-from ._module import flag, generator, integer, size
-from .functional import Array, number
+from ._arraylike import ArrayLike, Integers
+from ._module import generator
+from ._scalars import Flag, Integer, Number, addressable, flag, integer, number, shown, size
+from .functional import Array
 
 __all__ = ["PackedSequence", "length_bucketed_batches", "pack_padded", "pad_packed"]
 
@@ -56,7 +60,7 @@ class PackedSequence(NamedTuple):
     unsorted_indices: Any = None
 
 
-def pack_padded(x: object, lengths: object, *, batch_first: bool = False) -> PackedSequence:
+def pack_padded(x: ArrayLike, lengths: Integers, *, batch_first: Flag = False) -> PackedSequence:
     """Copy the rows before each sequence's length, and nothing of the padding.
 
     Parameters
@@ -82,18 +86,19 @@ def pack_padded(x: object, lengths: object, *, batch_first: bool = False) -> Pac
     --------
     See `rnnfast.ragged`.
     """
-    x = _core.asarray(x, "x")
-    first = "B, T" if flag(batch_first, "batch_first") else "T, B"
-    if x.ndim < 2:
-        msg = f"x: expected shape ({first}, ...), got {x.shape}"
+    padded = _core.asarray(x, "x")
+    batch_first = flag(batch_first, "batch_first")
+    first = "B, T" if batch_first else "T, B"
+    if padded.ndim < 2:
+        msg = f"x: expected shape ({first}, ...), got {padded.shape}"
         raise ValueError(msg)
-    T, B = x.shape[1::-1] if batch_first else x.shape[:2]
+    T, B = padded.shape[1::-1] if batch_first else padded.shape[:2]
     taken, batch_sizes, order = rows(checked_lengths(lengths, T, B), T, batch_first=batch_first)
-    return PackedSequence(x.reshape(T * B, *x.shape[2:]).take(taken, 0), batch_sizes, order, inverse(order))
+    return PackedSequence(padded.reshape(T * B, *padded.shape[2:]).take(taken, 0), batch_sizes, order, inverse(order))
 
 
 def pad_packed(
-    packed: PackedSequence, *, batch_first: bool = False, total_length: int | None = None, fill: float = 0.0
+    packed: PackedSequence, *, batch_first: Flag = False, total_length: Integer | None = None, fill: Number = 0.0
 ) -> tuple[Array, Array]:
     """Lay the sequences out side by side again.
 
@@ -128,9 +133,10 @@ def pad_packed(
     B, longest = len(order), len(batch_sizes)
     T = longest if total_length is None else integer(total_length, "total_length")
     if longest > T:
-        msg = f"total_length: expected at least {longest}, the length of the longest sequence, got {T}"
+        msg = f"total_length: expected at least {longest}, the length of the longest sequence, got {shown(T)}"
         raise ValueError(msg)
-    flag(batch_first, "batch_first")
+    addressable(T * B * max(math.prod(data.shape[1:]), 1), "total_length", "elements")
+    batch_first = flag(batch_first, "batch_first")
     x = np.full((T * B, *data.shape[1:]), _as(data.dtype, fill), data.dtype)
     x[row_numbers(batch_sizes, order, T, batch_first=batch_first)] = data
     lengths = np.searchsorted(-batch_sizes, -np.arange(B))[places]
@@ -138,7 +144,7 @@ def pad_packed(
 
 
 def length_bucketed_batches(
-    lengths: object, batch_size: int, *, shuffle: bool = True, seed: Any = None, bucket: int = 64
+    lengths: Integers, batch_size: Integer, *, shuffle: Flag = True, seed: Any = None, bucket: Integer = 64
 ) -> list[Array]:
     """Divide sequences into batches of like lengths, so that little of a batch is padding.
 
@@ -175,15 +181,15 @@ def length_bucketed_batches(
     >>> length_bucketed_batches(lengths, 3, shuffle=False)
     [array([1, 5, 4]), array([2, 3, 0])]
     """
-    lengths = checked_lengths(lengths)
-    N, batch_size, bucket = len(lengths), size(batch_size, "batch_size"), size(bucket, "bucket")
-    rng = generator(seed)
-    drawn = rng.permutation(N) if flag(shuffle, "shuffle") else np.arange(N)
+    steps = checked_lengths(lengths)
+    N, batch_size, bucket = len(steps), size(batch_size, "batch_size"), size(bucket, "bucket")
+    shuffle, rng = flag(shuffle, "shuffle"), generator(seed)
+    drawn = rng.permutation(N) if shuffle else np.arange(N)
     width = batch_size * bucket if shuffle else max(N, 1)
     batches = [
         mates[first : first + batch_size]
         for start in range(0, N, width)
-        for mates in [_longest_first(lengths, drawn[start : start + width])]
+        for mates in [_longest_first(steps, drawn[start : start + width])]
         for first in range(0, len(mates), batch_size)
     ]
     return [batches[k] for k in rng.permutation(len(batches))] if shuffle else batches
@@ -311,15 +317,13 @@ def _longest_first(lengths: Array, which: Array) -> Array:
     return which[np.argsort(-lengths[which], kind="stable")]
 
 
-def _as(dtype: np.dtype[Any], fill: float) -> Array:
+def _as(dtype: np.dtype[Any], fill: Number) -> Array:
     """Return a number as one of the dtype, [], which loses no more than a float's digits."""
     value, whole = number(fill, "fill"), dtype.kind in "iu"
-    try:
-        if not whole:
-            return np.array(value, dtype)
-        if value.is_integer():
-            return np.array(int(value), dtype)
-    except OverflowError:
-        pass
+    with suppress(OverflowError), np.errstate(over="ignore"):  # of integers, and of floats
+        if not whole or value.is_integer():
+            padding = np.array(int(value) if whole else value, dtype)
+            if dtype.kind not in "fc" or np.isfinite(padding) == math.isfinite(value):
+                return padding
     msg = f"fill: expected a number of dtype {dtype}, got {fill}"
     raise ValueError(msg)

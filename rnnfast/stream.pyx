@@ -21,10 +21,12 @@ from .capi cimport (
     rnnfast_weights,
 )
 
+from types import GenericAlias
+
 import numpy as np
 
 from . import _core
-from ._module import size
+from ._scalars import addressable, size
 from .functional import checked, checked_target, split_state
 from .layers import GRU, LSTM, RNN
 
@@ -72,7 +74,8 @@ cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
 
 @cython.final
 cdef class Stream:
-    """B sequences on their way through a layer, some steps at a time.
+    """Stream(layer, batch_size=1)\n--\n
+    B sequences on their way through a layer, some steps at a time.
 
     A stream packs the weights once, when it is made: it does not see later changes of the layer's parameters. Beside
     them it keeps a copy of the parameters, from which it is copied and pickled; a copy goes on where the stream is.
@@ -122,12 +125,16 @@ cdef class Stream:
     cdef object dtype
     cdef object layer  # a copy of its own
 
+    __class_getitem__ = classmethod(GenericAlias)  # so that annotations can say Stream[State]
+
     def __cinit__(self, object layer, object batch_size=1):
         if not isinstance(layer, (LSTM, GRU, RNN)):
             raise TypeError(f"layer: expected LSTM, GRU or RNN, got {type(layer).__name__}")
         if layer.bidirectional:
             raise ValueError(f"layer: expected one direction, as the other starts at the end, got {layer!r}")
-        self.batch_size = size(batch_size, "batch_size")
+        sequences = size(batch_size, "batch_size")
+        addressable(sequences * (layer.input_size + layer.hidden_size), "batch_size", "elements of a step")
+        self.batch_size = sequences
         layer = self.layer = layer._copy()
         self.num_layers, self.input_size, self.hidden_size = layer.num_layers, layer.input_size, layer.hidden_size
         self.batch_first, self.cell, self.dtype = layer.batch_first, layer.cell, layer.dtype

@@ -1,22 +1,30 @@
 """Truncated backpropagation through time: training on long sequences by windows that reach back k2 steps.
 
 Sizes are T time steps, B sequences, I inputs, H hidden units, L layers.
+
+The module has the name of its main function, and is called as that is: ``rnnfast.tbptt(layer, x, k1, k2)``.
 """
 
+import importlib
+import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, Generic, Literal, NamedTuple
 
 import numpy as np
 
 from . import _core
+from ._arraylike import ArrayLike
 from ._layout import layout_of
-from ._module import PARAMETERS, choice, size
+from ._module import PARAMETERS
 from ._recurrent import INITIAL, Recurrent, part_of
 from ._ring import Parts, Ring, Steps
+from ._scalars import Flag, Integer, choice, flag, size
 from .cells import _RecurrentCell
-from .functional import Array, State, checked, checked_target, each_part, parts_of, split_out, split_state
+from .functional import Array, StateLike, StateT, checked, checked_target, each_part, parts_of, split_out, split_state
 
 __all__ = ["Window", "tbptt", "tbptt_gradient"]
 
@@ -24,7 +32,7 @@ MANY_STEPS = 1024  # more than a chunk of the kernels has
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
+class Window(Generic[StateT]):
     """A window of `tbptt`: the steps from tau to stop, of which those from start to stop have losses.
 
     Attributes
@@ -43,11 +51,11 @@ class Window:
     start: int
     stop: int
     y: Array = field(repr=False)
-    state: State = field(repr=False)
+    state: StateT = field(repr=False)
     _run: "_Run" = field(repr=False)
 
     def backward(
-        self, dy: object, *, grads: dict[str, Array] | None = None, out: tuple[Any, Any] | None = None
+        self, dy: ArrayLike, *, grads: dict[str, Array] | None = None, out: tuple[Any, Any] | None = None
     ) -> dict[str, Array]:
         """Return the gradients of ``sum(dy * y)``, where the state at tau is a constant.
 
@@ -82,17 +90,17 @@ class Window:
 
 
 def tbptt(
-    layer: Any,
-    x: object,
-    k1: int,
-    k2: int,
+    layer: Recurrent[StateT] | _RecurrentCell[StateT],
+    x: ArrayLike | Iterator[ArrayLike],
+    k1: Integer,
+    k2: Integer,
     *,
-    state: object = None,
-    losses: str = "new",
-    activations: str = "stored",
-    embedding: object = None,
-    resets: object = None,
-) -> Iterator[Window]:
+    state: StateLike | None = None,
+    losses: Literal["new", "window"] = "new",
+    activations: Literal["stored", "replay"] = "stored",
+    embedding: ArrayLike | None = None,
+    resets: ArrayLike | Iterator[ArrayLike] | None = None,
+) -> Iterator[Window[StateT]]:
     """Run over a long sequence by windows, each with a truncated gradient: BPTT(k2; k1) of Williams and Peng [1]_.
 
     Windows end at k1, 2·k1, ... and at T. The one that ends at `stop` reaches back to tau = max(0, stop - k2); the
@@ -152,17 +160,17 @@ def tbptt(
     Window(tau=2, start=4, stop=8)
     Window(tau=4, start=8, stop=10)
     """
-    k1, k2 = check_truncation(layer, k1, k2, losses)
+    n1, n2 = check_truncation(layer, k1, k2, losses)
     choice(activations, "activations", ("stored", "replay"))
     first = [*islice(_chunks(x), 1)]
     if not first:
         return iter(())
     given = _Input(first[0], chain(first, _chunks(x) if isinstance(x, Iterator) else ()), isinstance(x, Iterator))
-    options = _Options(k1, k2, losses == "window", activations == "replay")
+    options = _Options(n1, n2, losses == "window", activations == "replay")
     return _Run(layer, options, given, state, embedding, resets).windows()
 
 
-def check_truncation(layer: object, k1: int, k2: int, losses: str) -> tuple[int, int]:
+def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tuple[int, int]:
     """Return k1 and k2 if windows of the layer can be made with them."""
     if not isinstance(layer, Recurrent | _RecurrentCell):
         msg = f"layer: expected a recurrent layer or cell, got {type(layer).__name__}"
@@ -289,7 +297,7 @@ class _Run:
         layers = (self.layer.num_layers,) if self.layer is self.module else ()
         return (*layers, *(() if self.layout.unbatched else (self.layout.B,)), self.layer.hidden_size)
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Iterator[Window[Any]]:
         """Run and yield one window after the other."""
         ring, options = self.ring, self.options
         while n := self._read():
@@ -317,7 +325,7 @@ class _Run:
         return n
 
     def backward(
-        self, window: Window, dy: object, grads: dict[str, Array] | None, out: tuple[Any, Any] | None
+        self, window: Window[Any], dy: object, grads: dict[str, Array] | None, out: tuple[Any, Any] | None
     ) -> dict[str, Array]:
         """Check the arguments of a window's backward and run it."""
         ring, layer, layout, tau = self.ring, self.layer, self.layout, window.tau
@@ -374,16 +382,16 @@ class _Run:
 
 
 def tbptt_gradient(
-    layer: Any,
-    x: object,
-    dy: object,
-    k1: int,
-    k2: int,
+    layer: Recurrent[StateT] | _RecurrentCell[StateT],
+    x: ArrayLike,
+    dy: ArrayLike,
+    k1: Integer,
+    k2: Integer,
     *,
-    state: object = None,
-    losses: str = "new",
-    need_dx: bool = True,
-) -> tuple[Array | None, State, dict[str, Array]]:
+    state: StateLike | None = None,
+    losses: Literal["new", "window"] = "new",
+    need_dx: Flag = True,
+) -> tuple[Array | None, StateT, dict[str, Array]]:
     r"""Return the sum over all windows of `tbptt` of the truncated gradients, for weights that stay as they are.
 
     With the windows' ends :math:`e \in E = \{k_1, 2 k_1, \dots, T\}` and their first steps
@@ -453,7 +461,8 @@ def tbptt_gradient(
     >>> dx.ravel()
     array([2., 3., 3., 2., 1.])
     """
-    k1, k2 = check_truncation(layer, k1, k2, losses)
+    n1, n2 = check_truncation(layer, k1, k2, losses)
+    need_dx = flag(need_dx, "need_dx")
     stack = as_layer(layer)
     array, layout = layout_of(x, None, stack.input_size, stack.batch_first, embedded=False)
     if layout.packed is not None:
@@ -474,7 +483,7 @@ def tbptt_gradient(
             d,
             need_dx=need_dx or k > 0,
             out=(None, *split_state(stack.cell, stack._of_layer(dfirst, k), "dstate0")),
-            windows=(min(k1, layout.T), min(k2, layout.T), losses == "window", k > 0),
+            windows=(min(n1, layout.T), min(n2, layout.T), losses == "window", k > 0),
         )
         if d is not None and k and tape.masks:  # d is [T,B,H], or [T,r,B,H] with what does not exist left as it is
             with np.errstate(all="ignore"):
@@ -488,3 +497,16 @@ def tbptt_gradient(
     if stack is layer:
         return dx, dstate0, grads
     return dx, each_part(lambda part: part[0], dstate0), {name.removesuffix("_l0"): g for name, g in grads.items()}
+
+
+class _CallableModule(ModuleType):
+    """A module that is called as its function of the same name."""
+
+    __call__ = staticmethod(tbptt)
+    __signature__ = inspect.signature(tbptt)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # copied and pickled as a function would be: by name
+        return importlib.import_module, (self.__name__,)
+
+
+sys.modules[__name__].__class__ = _CallableModule

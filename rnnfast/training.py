@@ -30,23 +30,16 @@ True
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from . import _core
-from ._module import (
-    Stateful,
-    check_apart,
-    checked_floats,
-    checked_keys,
-    checked_values,
-    float_target,
-    integer,
-    parameters_of,
-)
-from .functional import Array, checked, number
+from ._arraylike import ArrayLike
+from ._module import Stateful, check_apart, checked_floats, checked_keys, checked_values, float_target, parameters_of
+from ._scalars import Integer, Number, choice, int64, number
+from .functional import Array, checked
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
 
@@ -54,7 +47,7 @@ Reduction: TypeAlias = Literal["mean", "sum"]
 
 
 def softmax_cross_entropy(
-    logits: object, targets: object, *, reduction: Reduction = "mean", ignore_index: int | None = None
+    logits: ArrayLike, targets: ArrayLike, *, reduction: Reduction = "mean", ignore_index: Integer | None = None
 ) -> tuple[float, Array]:
     """Return the loss ``-log softmax(logits)[target]`` in nats, over all targets, and its gradient.
 
@@ -87,11 +80,11 @@ def softmax_cross_entropy(
     (1.3862943611198906, array([[ 0.25,  0.25,  0.25, -0.75],
            [ 0.  ,  0.  ,  0.  ,  0.  ]]))
     """
-    ignored = None if ignore_index is None else integer(ignore_index, "ignore_index")
+    ignored = None if ignore_index is None else int64(ignore_index, "ignore_index")
     return _core.softmax_cross_entropy(logits, targets, _is_mean(reduction), ignored)
 
 
-def squared_error(y: object, target: object, *, reduction: Reduction = "mean") -> tuple[float, Array]:
+def squared_error(y: ArrayLike, target: ArrayLike, *, reduction: Reduction = "mean") -> tuple[float, Array]:
     """Return the loss ``(y - target)²``, over all elements, and its gradient.
 
     Parameters
@@ -117,15 +110,15 @@ def squared_error(y: object, target: object, *, reduction: Reduction = "mean") -
     >>> squared_error(np.array([1.0, 5.0]), np.array([2.0, 2.0]))
     (5.0, array([-1.,  3.]))
     """
-    y = checked_floats(y, "y")
-    dy = np.asarray(y - checked(target, "target", y.shape, y.dtype))
+    given = checked_floats(y, "y")
+    dy = np.asarray(given - checked(target, "target", given.shape, given.dtype))
     scale = 1 / max(dy.size, 1) if _is_mean(reduction) else 1.0
     loss = scale * _core.sum_of_squares(dy)
     dy *= 2 * scale
     return loss, dy
 
 
-def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
+def clip_grad_norm(grads: Mapping[str, Array], max_norm: Number) -> float:
     """Scale the gradients, in place, so that the norm of all their elements together is at most `max_norm`.
 
     As in torch, they are multiplied by ``max_norm / (norm + 1e-6)`` where that is less than 1.
@@ -155,17 +148,17 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     >>> grads["b"].round(5)
     array([0.8])
     """
-    max_norm = _positive(max_norm, "max_norm")
+    bound = _positive(max_norm, "max_norm")
     _check_targets(grads, "grads")
     norm = math.sqrt(sum(map(_core.sum_of_squares, grads.values())))
-    scale = max_norm / (norm + 1e-6)
+    scale = bound / (norm + 1e-6)
     if scale < 1:
         for g in grads.values():
             g *= scale
     return norm
 
 
-def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
+def clip_grad_value(grads: Mapping[str, Array], max_value: Number) -> None:
     """Limit each element of the gradients to -max_value ... max_value, in place.
 
     Parameters
@@ -187,10 +180,11 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
     >>> grads["w"]
     array([ 0.5, -1. ])
     """
-    max_value = _positive(max_value, "max_value")
+    bound = _positive(max_value, "max_value")
     _check_targets(grads, "grads")
-    for g in grads.values():
-        np.clip(g, -max_value, max_value, out=g)
+    with np.errstate(over="ignore"):  # a bound that the dtype cannot hold bounds nothing
+        for g in grads.values():
+            np.clip(g, -bound, bound, out=g)
 
 
 class Optimizer:
@@ -203,7 +197,7 @@ class Optimizer:
         The learning rate, at least 0; assigning another one takes effect at the next step.
     """
 
-    def __init__(self, params: Stateful | Mapping[str, Array], lr: float, carried: tuple[str, ...]) -> None:
+    def __init__(self, params: Stateful | Mapping[str, Array], lr: Number, carried: tuple[str, ...]) -> None:
         arrays = params.state_dict() if isinstance(params, Stateful) else params
         _check_targets(arrays, "params")
         check_apart(arrays, "params")
@@ -235,7 +229,7 @@ class Optimizer:
         carried = {f"{kind}.{name}": a for kind, arrays in self._carried.items() for name, a in arrays.items()}
         return {"lr": self._lr, **carried}
 
-    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
         """Copy the values of `state_dict`; training then goes on with the same bits.
 
         Parameters
@@ -304,9 +298,9 @@ class SGD(Optimizer):
     array([0.8])
     """
 
-    def __init__(self, params: Stateful | Mapping[str, Array], lr: float, *, momentum: float = 0.0) -> None:
+    def __init__(self, params: Stateful | Mapping[str, Array], lr: Number, *, momentum: Number = 0.0) -> None:
         self.momentum = _not_negative(momentum, "momentum")
-        super().__init__(params, lr, ("v",) if momentum else ())
+        super().__init__(params, lr, ("v",) if self.momentum else ())
 
     def step(self, grads: Mapping[str, Array]) -> None:
         """Change the parameters.
@@ -322,9 +316,9 @@ class SGD(Optimizer):
             If they do not fit. Then nothing has been changed.
         """
         self._check(grads)
-        v = self._carried.get("v", {})
+        lr, v = _not_negative(self.lr, "lr"), self._carried.get("v", {})
         for name, p in self.params.items():
-            _core.sgd_step(p, grads[name], v.get(name), self.lr, self.momentum)
+            _core.sgd_step(p, grads[name], v.get(name), lr, self.momentum)
 
 
 class Adam(Optimizer):
@@ -368,16 +362,12 @@ class Adam(Optimizer):
     def __init__(
         self,
         params: Stateful | Mapping[str, Array],
-        lr: float = 1e-3,
+        lr: Number = 1e-3,
         *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-8,
     ) -> None:
-        b1, b2 = betas
-        if not (0 <= b1 < 1 and 0 <= b2 < 1):
-            msg = f"betas: expected two numbers from 0 to less than 1, got {betas}"
-            raise ValueError(msg)
-        self.betas = float(b1), float(b2)
+        self.betas = _two_decays(betas)
         self.eps = _not_negative(eps, "eps")
         super().__init__(params, lr, ("m", "v"))
         self._t = np.zeros((), np.int64)
@@ -400,35 +390,46 @@ class Adam(Optimizer):
             If they do not fit. Then nothing has been changed.
         """
         self._check(grads)
+        rate = _not_negative(self.lr, "lr")
         self._t += 1
         b1, b2 = self.betas
         # The corrections of m and v as two scalars, which saves two operations on each element
         root = math.sqrt(1 - b2 ** int(self._t))
-        lr, eps = self.lr * root / (1 - b1 ** int(self._t)), self.eps * root
+        lr, eps = rate * root / (1 - b1 ** int(self._t)), self.eps * root
         m, v = self._carried["m"], self._carried["v"]
         for name, p in self.params.items():
             _core.adam_step(p, grads[name], m[name], v[name], lr, b1, b2, eps)
 
 
 def _is_mean(reduction: Reduction) -> bool:
-    if reduction not in ("mean", "sum"):
-        msg = f"reduction: expected 'mean' or 'sum', got {reduction!r}"
+    return choice(reduction, "reduction", ("mean", "sum")) == "mean"
+
+
+def _positive(value: Number, name: str) -> float:
+    result = number(value, name)
+    if not result > 0:
+        msg = f"{name}: expected more than 0, got {result}"
         raise ValueError(msg)
-    return reduction == "mean"
+    return result
 
 
-def _positive(value: float, name: str) -> float:
-    if not number(value, name) > 0:
-        msg = f"{name}: expected more than 0, got {value}"
+def _not_negative(value: Number, name: str) -> float:
+    result = number(value, name)
+    if not result >= 0:
+        msg = f"{name}: expected at least 0, got {result}"
         raise ValueError(msg)
-    return float(value)
+    return result
 
 
-def _not_negative(value: float, name: str) -> float:
-    if not number(value, name) >= 0:
-        msg = f"{name}: expected at least 0, got {value}"
+def _two_decays(betas: object) -> tuple[float, float]:
+    if not isinstance(betas, Iterable):
+        msg = f"betas: expected two numbers, got {type(betas).__name__}"
+        raise TypeError(msg)
+    rates = tuple(number(beta, "betas") for beta in betas)
+    if len(rates) != 2 or not all(0 <= rate < 1 for rate in rates):
+        msg = f"betas: expected two numbers from 0 to less than 1, got {rates}"
         raise ValueError(msg)
-    return float(value)
+    return rates
 
 
 def _check_targets(arrays: object, name: str) -> None:

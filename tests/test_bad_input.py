@@ -107,7 +107,7 @@ def lstm_of(dtype: Any) -> Callable[[World], Any]:
     return lambda _: rf.LSTM(3, 4, dtype=dtype)
 
 
-SIZES = r"input_size, hidden_size, num_layers: expected sizes whose parameters can be addressed"
+SIZES = r"input_size, hidden_size, num_layers: expected sizes that fit the address space"
 
 CONSTRUCTORS = {
     "input_size_0": Case(lambda _: rf.LSTM(0, 4), ValueError, "input_size: expected at least 1, got 0"),
@@ -486,9 +486,9 @@ SEQUENCES = {
     "gate_int": Case(held({0: 0.0}), ValueError, "gate_override: expected gates of lstm, .*, got 0"),
     "gate_str": Case(held("f"), TypeError, "gate_override: expected a dict, got str"),
     "gate_number": Case(held(0.5), TypeError, "gate_override: expected a dict, got float"),
-    "gate_value": Case(held({"f": "0"}), TypeError, "gate_override: expected a number for f, got str"),
-    "gate_none": Case(held({"f": None}), TypeError, "gate_override: expected a number for f, got NoneType"),
-    "gate_value_above": Case(held([None, {"f": [0]}]), TypeError, "gate_override: expected a number for f, got list"),
+    "gate_value": Case(held({"f": "0"}), TypeError, r"gate_override\['f'\]: expected a number, got str"),
+    "gate_none": Case(held({"f": None}), TypeError, r"gate_override\['f'\]: expected a number, got NoneType"),
+    "gate_value_above": Case(held([None, {"f": [0]}]), TypeError, r"gate_override\['f'\]: expected a number, got list"),
     "gate_layers": Case(
         held([None] * 3), ValueError, "gate_override: expected a dict, or one for each of 2 layers, got 3"
     ),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from modules import KINDS, make_layer, named_states, normal, parts
-from problems import DTYPES, assert_same_bits
+from problems import DTYPES, Array, assert_same_bits
 from test_layers import REPRESENTATIONS
 from tolerances import TOLERANCE, relative_error
 
@@ -36,6 +36,8 @@ by_cell = pytest.mark.parametrize("cell", KINDS)
 
 class Echo(rnnfast.GRU):
     """What a user may make of a layer: another constructor, another attribute, another parameter."""
+
+    gain: Array
 
     def __init__(self, size: int) -> None:
         super().__init__(size, size, num_layers=2, dropout=0.5, seed=1)

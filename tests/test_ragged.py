@@ -294,8 +294,8 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "floats": (lambda: pack_padded(X, [2.0, 3.0, 1.0]), TypeError, "lengths: expected integers, got float64"),
     "empty floats": (lambda: pack_padded(X[:, :0], np.empty(0)), TypeError, "lengths: expected integers, got float64"),
     "bools": (lambda: pack_padded(X, [True, True, False]), TypeError, "lengths: expected integers, got bool"),
-    "no array": (lambda: pack_padded(X, [[1], [1, 2], 1]), TypeError, "lengths: expected integers, got "),
-    "none": (lambda: pack_padded(X, None), TypeError, "lengths: expected integers, got object"),
+    "no array": (lambda: rf.pack_padded(X, [[1], [1, 2], 1]), TypeError, "lengths: expected integers, got "),
+    "none": (lambda: rf.pack_padded(X, None), TypeError, "lengths: expected integers, got object"),
     "a tuple": (lambda: rf.pad_packed(tuple(GOOD)), TypeError, "packed: expected an rnnfast.PackedSequence, got tuple"),
     "data list": (lambda: bad_packed(data=[1.0] * 6), TypeError, "packed.data: expected "),
     "short data": (

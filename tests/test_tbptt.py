@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from rnnfast import reference
 T, B = 47, 50  # chunks of the kernels have 5 steps: with few steps in a window, the ring moves on several times
 V = 11
 STEPS = ((1, 1), (4, 4), (3, 7), (2, 9), (7, 3), (5, 1), (13, 40), (50, 60))
+
+Losses: TypeAlias = Literal["new", "window"]
+Activations: TypeAlias = Literal["stored", "replay"]
 
 by_cell = pytest.mark.parametrize("cell", KINDS)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -127,7 +130,9 @@ def everything(layer: Any, x: Any, k1: int, k2: int, **options: Any) -> Results:
 @by_losses
 @by_steps(*STEPS)
 @by_cell
-def test_windows_are_those_of_the_definition(cell: str, k1: int, k2: int, losses: str, activations: str) -> None:
+def test_windows_are_those_of_the_definition(
+    cell: str, k1: int, k2: int, losses: Losses, activations: Activations
+) -> None:
     layer = make_layer(cell, num_layers=2, dtype="float64")
     x, state = normal((T, B, I), "float64", 1), make_state(layer, (B,), 2)
     assert_oracle(layer, x, k1, k2, state=state, losses=losses, activations=activations)
@@ -161,7 +166,9 @@ FORMS = {
 @by_steps((3, 7), (4, 4), (7, 3))
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @by_cell
-def test_all_forms_are_those_of_the_definition(cell: str, form: Form, k1: int, k2: int, activations: str) -> None:
+def test_all_forms_are_those_of_the_definition(
+    cell: str, form: Form, k1: int, k2: int, activations: Activations
+) -> None:
     layer = make_layer(cell, dtype="float64", **form.layer)
     for name in ("initial_h", "initial_c"):
         if name in layer.parameters:
@@ -172,7 +179,7 @@ def test_all_forms_are_those_of_the_definition(cell: str, form: Form, k1: int, k
 
 @by_activations
 @by_cell
-def test_float32(cell: str, activations: str) -> None:
+def test_float32(cell: str, activations: Activations) -> None:
     layer = make_layer(cell, num_layers=2)
     assert_oracle(layer, normal((T, B, I), "float32", 1), 3, 7, activations=activations)
 
@@ -218,7 +225,7 @@ def test_a_learned_initial_state_is_stored_too(cell: str, k1: int, k2: int, embe
 
 @by_activations
 @by_steps((3, 7), (7, 3))
-def test_masks_are_drawn_once_a_step(k1: int, k2: int, activations: str) -> None:
+def test_masks_are_drawn_once_a_step(k1: int, k2: int, activations: Activations) -> None:
     layer, twin = (make_layer("lstm", num_layers=3, dropout=0.4, dtype="float64") for _ in range(2))
     x, zeros = normal((T, B, I), "float64", 1), np.zeros((3, B, H))
     drawn = [[twin._mask((w.stop - before, B, H)) for _ in range(2)] for before, w in _new_steps(k1, k2)]
@@ -253,7 +260,9 @@ def _new_steps(k1: int, k2: int) -> list[tuple[int, reference.Window]]:
 @by_losses
 @by_dtype
 @by_cell
-def test_one_window_is_backpropagation_through_time(cell: str, dtype: str, losses: str, activations: str) -> None:
+def test_one_window_is_backpropagation_through_time(
+    cell: str, dtype: str, losses: Losses, activations: Activations
+) -> None:
     arguments: dict[str, Any] = {"num_layers": 3, "dropout": 0.4, "learn_initial_state": True, "dtype": dtype}
     layer, twin = (make_layer(cell, **arguments) for _ in range(2))
     x, dy = normal((T, B, I), dtype, 1), normal((T, B, H), dtype, 2)
@@ -293,7 +302,7 @@ def test_chunks_are_the_array(k1: int, k2: int, form: str, lengths: tuple[int, .
 
 @pytest.mark.parametrize("losses", ["new", "window"])
 @by_cell
-def test_a_cell_is_a_layer(cell: str, losses: str) -> None:
+def test_a_cell_is_a_layer(cell: str, losses: Losses) -> None:
     module, layer = make_cell(cell), make_layer(cell)
     layer.load_state_dict({f"{name}_l0": p for name, p in module.parameters.items()})
     x, state = normal((T, B, I), "float32", 1), make_state(module, (B,), 2)
@@ -394,10 +403,10 @@ def test_memory_does_not_grow(k1: int, k2: int) -> None:
 @by_activations
 @by_losses
 @by_steps((1, 1), (3, 7), (5, 5), (9, 2), (1, 12))
-def test_a_window_outlives_the_next(k1: int, k2: int, losses: str, activations: str) -> None:
+def test_a_window_outlives_the_next(k1: int, k2: int, losses: Losses, activations: Activations) -> None:
     layer = make_layer("gru", num_layers=2)
     x = normal((4 * T, B, I), "float32", 1)
-    options = {"losses": losses, "activations": activations}
+    options: dict[str, Any] = {"losses": losses, "activations": activations}
     at_once = [window.backward(np.cos(window.y)) for window in rnnfast.tbptt(layer, iter([x]), k1, k2, **options)]
     windows = list(pairwise_in_time(rnnfast.tbptt(layer, iter([x]), k1, k2, **options)))
     for late, expected in zip(windows, at_once, strict=False):

@@ -1,0 +1,262 @@
+"""What type checkers and introspection see. mypy reads this file: what it expects is in `assert_type` and in ignores.
+
+An ignore that hides no error is itself an error, so a wrong call that mypy lets pass does not go unnoticed.
+"""
+
+import copy
+import importlib
+import inspect
+import pickle
+import pkgutil
+import typing
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, assert_type
+
+import numpy as np
+import pytest
+
+import rnnfast
+import rnnfast.tbptt as tbptt_module
+from rnnfast import GRU, LSTM, RNN, GRUCell, Linear, LSTMCell, Module, Modules, PackedSequence, RNNCell, functional, training
+from rnnfast.functional import Array, State
+from rnnfast.stream import Stream
+
+Pair = tuple[Array, Array]
+
+X = np.zeros((5, 2, 3), np.float32)
+DY = np.ones((5, 2, 4), np.float32)
+
+
+# Types
+
+
+def test_a_layer_has_the_state_of_its_class() -> None:
+    y, h = GRU(3, 4)(X)
+    assert_type(y, Array)
+    assert_type(h, Array)
+    assert h.shape == (1, 2, 4)
+    assert_type(RNN(3, 4)(X), tuple[Array, Array])
+    lstm = LSTM(3, 4)
+    y, (h, c), tape = lstm.forward(X, (h, None))
+    assert_type(c, Array)
+    dx, (dh0, dc0), grads = lstm.backward(tape, DY)
+    assert_type(dc0, Array)
+    assert_type(grads, dict[str, Array])
+    assert_type(lstm.stream().state, Pair)
+    assert_type(GRU(3, 4).stream().state, Array)
+    assert_type(rnnfast.tbptt_gradient(lstm, X, DY, 2, 3)[1], Pair)
+    for window in rnnfast.tbptt(lstm, X, 2, 3):
+        assert_type(window.state, Pair)
+    assert y.shape == DY.shape
+    assert dx.shape == X.shape
+    assert dh0.shape == dc0.shape == c.shape
+
+
+def test_a_cell_has_the_state_of_its_class() -> None:
+    assert_type(GRUCell(3, 4)(X[0]), Array)
+    assert_type(RNNCell(3, 4)(X[0]), Array)
+    cell = LSTMCell(3, 4)
+    (h, c), tape = cell.forward(X[0])
+    assert_type(c, Array)
+    assert_type(cell.backward(tape, (h, None))[1], Pair)
+    assert_type(rnnfast.tbptt_gradient(GRUCell(3, 4), X, DY, 2, 3)[1], Array)
+
+
+def test_y_is_what_x_is() -> None:
+    packed = rnnfast.pack_padded(X, [5, 2])
+    y, _ = GRU(3, 4)(packed)
+    assert_type(y, PackedSequence)
+    assert_type(GRU(3, 4).forward(packed)[0], PackedSequence)
+    last, _ = GRU(3, 4)(packed, outputs="last")
+    assert_type(last, Array)
+    assert last.shape == (2, 4)
+    assert y.data.shape == (7, 4)
+
+
+def test_a_function_has_the_state_of_its_cell() -> None:
+    w = np.ones((1, 1))
+    parameters, x = [(w, w, None, None)], np.ones((3, 1, 1))
+    y, h, tape = functional.forward("rnn_relu", x, parameters)
+    assert_type(h, Array)
+    assert_type(functional.backward(tape, y)[1], Array)
+    w4 = np.ones((4, 1))
+    _, (_, c) = functional.inference("lstm", x, [(w4, w4, None, None)])
+    assert_type(c, Array)
+    cell: str = "gru"
+    w3 = np.ones((3, 1))
+    _, either = functional.inference(cell, x, [(w3, w3, None, None)])
+    assert_type(either, State)
+    assert h.shape == c.shape == (1, 1, 1)
+
+
+def test_parameters_are_attributes() -> None:
+    lstm = LSTM(3, 4, 4, bidirectional=True, learn_initial_state=True)
+    assert_type(lstm.weight_hh_l3_reverse, Array)
+    assert_type(lstm.initial_c, Array)
+    assert_type(Linear(3, 4).weight, Array)
+    assert_type(LSTMCell(3, 4).bias_hh, Array)
+    hints = {name for kind in type(lstm).__mro__ for name in inspect.get_annotations(kind)}
+    assert hints >= lstm.parameters.keys()
+
+
+def test_a_loaded_layer_is_a_module(tmp_path: Path) -> None:
+    LSTM(3, 4).save(tmp_path / "lstm")
+    module = rnnfast.load(tmp_path / "lstm")
+    assert_type(module, Module | Modules)
+    assert isinstance(module, LSTM)
+    y, (h, _) = module(X)
+    assert_type(h, Array)
+    assert y.shape == DY.shape
+
+
+def test_numpys_scalars_have_the_types_of_arguments() -> None:
+    layer = GRU(np.int64(3), 4, np.int8(2), bias=np.True_, dropout=np.float32(0.5))
+    assert_type(layer.num_layers, int)
+    assert_type(layer.bias, bool)
+    assert_type(layer.dropout, float)
+
+
+def arrays() -> Iterator[object]:
+    """Call a layer with what type checkers are to take as arrays; all of them are float32, of no sequence too long."""
+    lstm, gru, flat = LSTM(3, 4), GRU(3, 4, batch_first=True), array("f", [1, 2, 3])
+    yield lstm(X)
+    yield lstm(X, lengths=[5, 2])
+    yield lstm(X, lengths=(5, 2), resets=np.zeros((5, 2), bool))
+    yield gru(X, np.zeros((1, 5, 4), np.float32), lengths=range(2, 0, -1) if len(X) == 2 else [2] * 5)
+    yield functional.sigmoid(flat)
+    yield functional.sigmoid(memoryview(flat))
+    yield functional.tanh(np.float32(1))
+    yield training.squared_error(np.ma.zeros(3), flat.tolist() if not flat else np.zeros(3))
+
+
+def test_what_calls_read_is_an_array_to_type_checkers() -> None:
+    assert len([*arrays()]) == 8
+
+
+def test_what_no_call_takes_is_an_error_to_type_checkers() -> None:
+    lstm, gru, cell, readout = LSTM(3, 4), GRU(3, 4), GRUCell(3, 4), Linear(3, 4)
+    with pytest.raises(TypeError):
+        lstm("no array")  # type: ignore[call-overload]
+    with pytest.raises(TypeError):
+        lstm.forward({"x": X})  # type: ignore[call-overload]
+    with pytest.raises(TypeError):
+        lstm(X, lengths="52")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        lstm(X, legnths=[5, 2])  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="outputs"):
+        gru(X, outputs="lats")  # type: ignore[call-overload]
+    with pytest.raises(TypeError):
+        cell("no array")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        readout("no array")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        gru.stream().step("no array")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        functional.tanh("no array")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        GRU(3.5, 4)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        GRU(3, 4, bidirectional="yes")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        rnnfast.tbptt(readout, X, 2, 3)  # type: ignore[arg-type]
+    with pytest.raises(AttributeError):
+        lstm.wieght_hh_l0  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError):
+        cell.weight_hh_l0  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError):
+        rnnfast.LSMT  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError):
+        rnnfast.training.Adma  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_generic_classes_take_their_state_in_annotations() -> None:
+    hints = typing.get_type_hints(functional.backward)
+    assert str(hints["tape"]).endswith("Tape[~StateT]")
+    assert typing.get_args(Stream[Array]) == (Array,)
+    assert typing.get_args(LSTM.__orig_bases__[0]) == (Pair,)  # type: ignore[attr-defined]
+
+
+# Introspection
+
+
+@pytest.mark.parametrize(
+    "layer", [LSTM(3, 4, 2, bidirectional=True, learn_initial_state=True), RNNCell(3, 4), Linear(3, 4)], ids=repr
+)
+def test_a_layer_lists_its_parameters(layer: Module) -> None:
+    assert {*dir(layer)} >= {*layer.parameters, "parameters", "dtype", "state_dict"}
+    assert len(dir(layer)) == len({*dir(layer)})
+
+
+def test_a_layer_in_the_making_has_a_dir() -> None:
+    assert "state_dict" in dir(LSTM.__new__(LSTM))
+
+
+def public_modules() -> Iterator[ModuleType]:
+    """Return the modules without an underscore, as far as what they import is installed."""
+    yield rnnfast
+    for info in pkgutil.iter_modules(rnnfast.__path__, "rnnfast."):
+        if not info.name.rpartition(".")[2].startswith("_"):
+            try:
+                yield importlib.import_module(info.name)
+            except ModuleNotFoundError as error:
+                assert error.name in ("onnx", "torch")  # noqa: PT017
+
+
+def public_callables(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Return all functions and classes that a module lists or defines without an underscore, and their methods."""
+    names = {name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
+    for name in sorted({*getattr(module, "__all__", ()), *names}):
+        value = getattr(module, name)
+        if not callable(value) or name.startswith("_"):
+            continue
+        if not (inspect.isclass(value) and issubclass(value, Exception)):  # which take any arguments
+            yield name, value
+        for method in dir(value) if inspect.isclass(value) else ():
+            own = any(method in vars(kind) for kind in value.__mro__ if kind.__module__.startswith("rnnfast"))
+            if own and callable(getattr(value, method)) and not method.startswith("_"):
+                yield f"{name}.{method}", getattr(value, method)
+
+
+@pytest.mark.parametrize("module", [*public_modules()], ids=lambda module: module.__name__)
+def test_what_is_public_has_a_signature(module: ModuleType) -> None:
+    for name, value in public_callables(module):
+        parameters = inspect.signature(value).parameters
+        bare = {key for key, parameter in parameters.items() if parameter.annotation is parameter.empty}
+        assert not isinstance(value, FunctionType) or bare <= {"self", "cls"}, name
+
+
+@pytest.mark.parametrize(
+    ("value", "signature"),
+    [
+        (rnnfast.set_num_threads, "(n"),
+        (rnnfast.get_num_threads, "()"),
+        (Stream, "(layer, batch_size=1)"),
+        (Stream.run, "(self, /, x, out=None)"),
+        (rnnfast.tbptt, "(layer"),
+    ],
+)
+def test_signatures_name_the_arguments(value: Any, signature: str) -> None:
+    assert str(inspect.signature(value)).startswith(signature)
+    assert inspect.getdoc(value)
+
+
+# The module `tbptt`, which is called as its function is
+
+
+def test_tbptt_is_a_module_that_is_called() -> None:
+    called: Any = rnnfast.tbptt
+    assert called is tbptt_module
+    assert isinstance(tbptt_module, ModuleType)
+    assert_type(tbptt_module.tbptt_gradient(GRU(3, 4), X, DY, 2, 3)[1], Array)
+    assert tbptt_module.tbptt_gradient is rnnfast.tbptt_gradient
+    assert [(w.start, w.stop) for w in rnnfast.tbptt(GRU(3, 4), X, k1=2, k2=3)] == [(0, 2), (2, 4), (4, 5)]
+    assert inspect.signature(rnnfast.tbptt) == inspect.signature(tbptt_module.tbptt)
+
+
+@pytest.mark.parametrize("value", [rnnfast.tbptt, tbptt_module.tbptt], ids=["module", "function"])
+def test_tbptt_is_pickled_and_copied_by_name(value: Any) -> None:
+    assert pickle.loads(pickle.dumps(value)) is value
+    assert copy.copy(value) is copy.deepcopy(value) is value
