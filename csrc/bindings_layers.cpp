@@ -651,7 +651,8 @@ void bind_layers(py::module_& m) {
   py::class_<TapeObject> tape_type(m, "Tape", py::is_final(),
                                    "What a training forward keeps for its backward. Opaque and read-only.");
   reinterpret_cast<PyTypeObject*>(tape_type.ptr())->tp_new = nullptr;  // forward alone makes tapes
-  const py::object alias = py::module_::import("types").attr("GenericAlias");  // annotations can say Tape[State]
+  // Annotations can say Tape[State].
+  const py::object alias = py::module_::import("types").attr("GenericAlias");
   tape_type.attr("__class_getitem__") = py::reinterpret_steal<py::object>(PyClassMethod_New(alias.ptr()));
   tape_type
       .def("__repr__",

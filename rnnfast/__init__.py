@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import _core, functional
+try:
+    from . import _core
+except ImportError as error:
+    error.name = error.name or __name__  # of a bad RNNFAST_*: `python -m rnnfast` then says it in one line
+    raise
+
+from . import functional
 from ._module import Module, initialize, load, num_parameters
 from ._scalars import Integer, int64
 from .cells import GRUCell, LSTMCell, RNNCell

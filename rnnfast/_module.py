@@ -483,7 +483,7 @@ def load(path: str | PathLike[str]) -> "Module | Modules":
     Raises
     ------
     OSError
-        If the file cannot be read.
+        If the file cannot be read, or is no regular file.
     ValueError
         If it is not one that `save` wrote.
 
@@ -499,15 +499,21 @@ def load(path: str | PathLike[str]) -> "Module | Modules":
 
     import safetensors
 
+    _files.check_readable(path)
+    metadata: dict[str, str] = {}
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            description = json.loads((file.metadata() or {})["rnnfast"])
+            metadata = file.metadata() or {}
+            description = json.loads(metadata["rnnfast"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             made: Module | Modules = described(description, tensors)
             if tensors:
                 raise ValueError([*tensors])
     except (*UNREADABLE, safetensors.SafetensorError) as error:
         msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
+        if "rnnfast.lm" in metadata:
+            what = f"path: expected the file of a layer, got that of a language model, {str(path)!r}"
+            msg = f"{what}; to load it: rnnfast.lm.Checkpoint.read({str(path)!r}).model()"
         raise ValueError(msg) from error
     return made
 

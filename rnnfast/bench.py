@@ -1,4 +1,4 @@
-"""``python -m rnnfast bench``: a layer on one thread in float32, beside torch and ONNX Runtime where installed."""
+"""``python -m rnnfast bench``: a layer in float32, beside torch and ONNX Runtime where installed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import _core, threads
+from . import _core, get_num_threads
 from .functional import Array
-from .lm import LAYERS
+from .lm import LAYERS, allocating
 
 Call: TypeAlias = Callable[[], object]
 Shape: TypeAlias = tuple[int, ...]  # T,B,I,H
@@ -21,26 +21,28 @@ TURN = 2e-3  # seconds of a turn at least: long against reading the clock, short
 
 
 def run(shapes: Sequence[Shape] = SHAPES, cells: Sequence[str] = ("lstm", "gru")) -> None:
-    """Print a table: GFLOP/s of rnnfast, and how many times as long each peer takes."""
+    """Print a table: GFLOP/s of rnnfast on its threads, and how many times as long each peer takes on as many."""
     import rnnfast
 
     peers = {name: peer for name, (packages, peer) in PEERS.items() if all(map(find_spec, packages))}
     absent = ", ".join(name for name in PEERS if name not in peers)
-    print(f"rnnfast {rnnfast.__version__}, {_core.config()['isa']}, one thread, float32; peers: time / ours")
+    n = get_num_threads()
+    number = "one thread" if n == 1 else f"{n} threads"
+    print(f"rnnfast {rnnfast.__version__}, {_core.config()['isa']}, {number}, float32; peers: time / ours")
     if absent:
         print(f"not installed: {absent}; `pip install rnnfast[bench]`")
     print(f"\n{'T,B,I,H':18}{'cell':6}{'pass':20}{'ms':>9}{'GFLOP/s':>9}", *(f"{name:>12}" for name in peers))
-    with threads(1):
-        for shape in shapes:
-            for cell in cells:
-                _print_rows(shape, cell, peers)
+    for shape in shapes:
+        for cell in cells:
+            _print_rows(shape, cell, peers)
 
 
 def _print_rows(shape: Shape, cell: str, peers: dict[str, "Peer"]) -> None:
     T, B, I, H = shape
     rng = np.random.default_rng(0)
-    layer = LAYERS[cell](I, H, seed=0)
-    x, dy = rng.standard_normal((T, B, I), np.float32), rng.standard_normal((T, B, H), np.float32)
+    with allocating():
+        layer = LAYERS[cell](I, H, seed=0)
+        x, dy = rng.standard_normal((T, B, I), np.float32), rng.standard_normal((T, B, H), np.float32)
     calls = {"rnnfast": _rnnfast(layer, x, dy)} | {name: peer(layer, x, dy) for name, peer in peers.items()}
     for part, products in ((FORWARD, 1), (BACKWARD, 3)):
         times = _in_turns([made[part] for made in calls.values() if part in made])
@@ -83,7 +85,7 @@ def _rnnfast(layer: Any, x: Array, dy: Array) -> dict[str, Call]:
 def _torch(layer: Any, x: Array, dy: Array) -> dict[str, Call]:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(get_num_threads())
     twin = getattr(torch.nn, type(layer).__name__)(layer.input_size, layer.hidden_size)
     twin.load_state_dict({name: torch.from_numpy(a) for name, a in layer.state_dict().items()})
     tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
@@ -111,7 +113,7 @@ def _onnxruntime(layer: Any, x: Array, dy: Array) -> dict[str, Call]:  # noqa: A
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = get_num_threads(), 1
     model = onnx_model(layer, x.shape)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return {FORWARD: lambda: session.run(None, {"x": x})}

@@ -5,17 +5,19 @@ near 1/2, which halves the gradient of c at each step; a bias of 1 (Jozefowicz, 
 Exploration of Recurrent Network Architectures", ICML 2015) leaves 0.73 of it.
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ._files import write
 from ._module import initialize
 from .flow import gradient_flow
 from .functional import Array
 from .layers import GRU, LSTM, RNN
-from .lm import UsageError
+from .lm import UsageError, allocating
 
 INPUTS, SEQUENCES = 16, 8  # enough for the norms to be alike from seed to seed
 C = ": c"  # what the name of a curve of dE/dc_t ends with
@@ -43,6 +45,8 @@ def run(*, horizon: int = 100, hidden: int = 128, seed: int = 0, plot: Path | No
     print(f"{'steps back':26}", *(f"{d:>7}" for d in distances))
     for name, curve in norms.items():
         print(f"{name:26}", *(f"{round(curve[d], 2) + 0.0:7.2f}" for d in distances))  # -0.0 + 0.0 is 0.0
+    if plot is not None:
+        print(f"\ndrawn to {plot}")
 
 
 def curves(horizon: int, hidden: int, seed: int) -> dict[str, Array]:
@@ -50,10 +54,8 @@ def curves(horizon: int, hidden: int, seed: int) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     layers = {}
     for name, kind, options, scheme, forget_bias in START:
-        try:
+        with allocating():
             layers[name] = kind(INPUTS, hidden, dtype="float64", seed=rng, **options)
-        except ValueError as error:  # of sizes beyond all memory
-            raise MemoryError from error
         initialize(layers[name], scheme, forget_bias=forget_bias)
     x = rng.standard_normal((horizon + 1, SEQUENCES, INPUTS))
     dy = np.zeros((horizon + 1, SEQUENCES, hidden))
@@ -88,16 +90,20 @@ def _drawing(path: Path) -> Callable[[dict[str, Array], str], None]:
         colours: dict[str, str] = {}
         for name, curve in norms.items():
             colour = colours.setdefault(name.removesuffix(C), f"C{len(colours)}")
-            axes.plot(curve, color=colour, linestyle="--" if name.endswith(C) else "-", label=name)
+            with np.errstate(under="ignore"):
+                axes.plot(10.0**curve, color=colour, linestyle="--" if name.endswith(C) else "-", label=name)
             axes.set_xlim(0, len(curve) - 1)
         axes.set(title=title, xlabel="steps before the last, the only one that the loss sees")
-        axes.set_ylabel("log10 of the norm of the gradient of h; dashed, of c")
+        axes.set_ylabel("norm of the gradient of h; dashed, of c")
+        axes.set_yscale("log", nonpositive="mask")  # nothing where it has vanished altogether
         axes.grid(color="0.9")
         axes.legend(fontsize=8)
+        picture = io.BytesIO()
         try:
-            figure.savefig(path, format=path.suffix[1:] or "png", dpi=150)
+            figure.savefig(picture, format=path.suffix[1:] or "png", dpi=150)
         except ValueError as error:  # matplotlib's, with the formats that it knows
             msg = f"--plot {path}: {error}"
             raise UsageError(msg) from error
+        write(path, picture.getvalue())
 
     return draw

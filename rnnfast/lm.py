@@ -4,6 +4,8 @@ The model reads characters and predicts each next one: embedding, a stack of LST
 readout, softmax. It is trained by truncated backpropagation through time: the text is cut into B streams that
 are read side by side, T characters at a time; the state goes on from window to window, the gradient does not.
 
+`Training` is a run that can be saved, `Checkpoint` is the file that it leaves, and `CharLM` is the model in it.
+
 Examples
 --------
 >>> options = Options(hidden=32, embed=8, batch=2, seq_len=10, lr=0.02)
@@ -18,7 +20,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +28,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._module import Tape
+from ._files import check_readable, write
+from ._module import UNREADABLE, Kept, Tape
+from ._scalars import choice, integer, number
 from .functional import Array, State, checked
 from .layers import GRU, LSTM, RNN, Linear
 from .training import Adam, clip_grad_norm, softmax_cross_entropy
 
+__all__ = ["CharLM", "CharLMTape", "Checkpoint", "Options", "Training", "UsageError", "default_text", "encode"]
+
 LAYERS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 FORMAT = "rnnfast.lm"  # what the header of our files is found by
+PARTS = "embedding", "rnn", "readout"  # of the model
+FLOAT = np.dtype(np.float32)  # of all that is trained
+SHORTEST = 20  # characters of a text, so that its held-out tenth has something to predict
 # Steps at a time where nothing is trained: long enough to hide the cost of a call, short on memory
 CHUNK = 1024
 
@@ -41,9 +50,79 @@ class UsageError(Exception):
     """What whoever started the run can put right; the message says how."""
 
 
+class Range(NamedTuple):
+    """The numbers that an option takes."""
+
+    kind: type[int] | type[float]
+    expected: str
+    fits: Callable[[Any], bool]
+
+    def checked(self, value: Any, name: str) -> Any:
+        """Return the value as an int or float of Python; TypeError or ValueError if it does not fit."""
+        n = integer(value, name) if self.kind is int else number(value, name)
+        if not self.fits(n):
+            msg = f"{name}: expected {self.expected}, got {value!r}"
+            raise ValueError(msg)
+        return n
+
+
+SIZE = Range(int, "an integer of at least 1", lambda n: 1 <= n <= sys.maxsize)
+SEED = Range(int, "an integer of at least 0", lambda n: n >= 0)
+RATE = Range(float, "a number above 0", lambda value: 0 < value < math.inf)
+NORM = Range(float, "a number above 0", lambda value: value > 0)
+PROBABILITY = Range(float, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
+TEMPERATURE = Range(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
+
+# Of the options that are numbers
+RANGES = {
+    "hidden": SIZE,
+    "layers": SIZE,
+    "embed": SIZE,
+    "batch": SIZE,
+    "seq_len": SIZE,
+    "steps": SIZE,
+    "lr": RATE,
+    "clip": NORM,
+    "dropout": PROBABILITY,
+    "seed": SEED,
+}
+
+
 @dataclass(frozen=True)
 class Options:
-    """What ``python -m rnnfast train`` takes, by the names of its options."""
+    """The options of a run, by the names that ``python -m rnnfast train`` gives them.
+
+    Parameters
+    ----------
+    text : str, optional
+        The file that the text came from: for the caller, nothing here reads it.
+    cell : {"lstm", "gru", "rnn"}, optional
+    hidden : int, optional
+        H, the units of a layer.
+    layers : int, optional
+        L, the layers on top of each other.
+    embed : int, optional
+        E, the size of the embedding.
+    batch : int, optional
+        B, the sequences side by side.
+    seq_len : int, optional
+        T, the steps of a window.
+    steps : int, optional
+        The windows of the whole run: for the caller too.
+    lr : float, optional
+        The learning rate of Adam.
+    clip : float, optional
+        The largest norm of the gradient.
+    dropout : float, optional
+        The probability of dropout between layers.
+    seed : int, optional
+        Of the weights and the dropout.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is of another type, or out of its range.
+    """
 
     text: str | None = None
     cell: str = "lstm"
@@ -57,6 +136,14 @@ class Options:
     clip: float = 1.0
     dropout: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str | None):
+            msg = f"text: expected a str or None, got {type(self.text).__name__}"
+            raise TypeError(msg)
+        choice(self.cell, "cell", tuple(LAYERS))
+        for name, numbers in RANGES.items():
+            object.__setattr__(self, name, numbers.checked(getattr(self, name), name))
 
 
 class CharLMTape(NamedTuple):
@@ -75,6 +162,8 @@ class CharLM:
         V different characters; a token is the index of one.
     options : Options
         Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropout and the seed.
+    parameters : mapping of ndarrays, optional
+        What `state_dict` returns, to be used as they are in place of new ones.
 
     Attributes
     ----------
@@ -83,16 +172,43 @@ class CharLM:
     readout : Linear
     rng : numpy.random.Generator
         The only source of chance, which the layers share.
+
+    Raises
+    ------
+    ValueError
+        If a character occurs twice, or there is none.
+    TypeError, ValueError
+        If a parameter is missing, unknown, or of another dtype or shape.
+
+    Examples
+    --------
+    >>> model = CharLM("abc", Options(hidden=8, embed=4))
+    >>> logits, state = model(encode("abba", "abc")[:, np.newaxis])
+    >>> logits.shape
+    (4, 1, 3)
     """
 
-    def __init__(self, vocabulary: str, options: Options) -> None:
+    def __init__(self, vocabulary: str, options: Options, parameters: Mapping[str, Array] | None = None) -> None:
+        if not isinstance(vocabulary, str):
+            msg = f"vocabulary: expected a str, got {type(vocabulary).__name__}"
+            raise TypeError(msg)
+        V, E, H, L = len(vocabulary), options.embed, options.hidden, options.layers
+        if not V or len(set(vocabulary)) < V:
+            msg = f"vocabulary: expected different characters, got {vocabulary!r}"
+            raise ValueError(msg)
         self.vocabulary = vocabulary
         self.rng = np.random.default_rng(options.seed)
-        self.embedding = self.rng.standard_normal((len(vocabulary), options.embed), np.float32)
-        self.rnn = LAYERS[options.cell](
-            options.embed, options.hidden, options.layers, dropout=options.dropout, seed=self.rng
-        )
-        self.readout = Linear(options.hidden, len(vocabulary), seed=self.rng)
+        rnn: Any = self.rng
+        readout: Any = self.rng
+        if parameters is None:
+            self.embedding = self.rng.standard_normal((V, E), FLOAT)
+        else:
+            embedding, rnn, readout = (Kept(_part(parameters, part), self.rng) for part in PARTS)
+            self.embedding = embedding.take([("weight", (V, E))], FLOAT)["weight"]
+        self.rnn = LAYERS[options.cell](E, H, L, dropout=options.dropout, seed=rnn)
+        self.readout = Linear(H, V, seed=readout)
+        if parameters is not None:
+            _check_keys(parameters, self.state_dict())
 
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters: the arrays themselves, by the names that torch gives them."""
@@ -100,7 +216,20 @@ class CharLM:
         return _joined(embedding={"weight": self.embedding}, rnn=rnn, readout=readout)
 
     def __call__(self, tokens: Array, state: State | None = None) -> tuple[Array, State]:
-        """Return the logits [T,B,V] after tokens [T,B], and the last state."""
+        """Return the logits of what follows each token.
+
+        Parameters
+        ----------
+        tokens : array [T,B] of integers
+        state : optional
+            What an earlier call returned; zeros by default.
+
+        Returns
+        -------
+        logits : ndarray [T,B,V]
+        state : tuple of ndarrays (h, c) of an LSTM, ndarray h of the others
+            The last one.
+        """
         y, state = self.rnn(tokens, state, embedding=self.embedding)
         return self.readout(y), state
 
@@ -132,7 +261,7 @@ class CharLM:
         prompt : str, optional
             In the characters of the vocabulary; by default a line break, or else the vocabulary's first.
         length : int, optional
-            How many characters at most.
+            How many characters at most; at least 1.
         temperature : float, optional
             What the logits are divided by; 0 takes the likeliest character each time.
         stop : str, optional
@@ -140,32 +269,59 @@ class CharLM:
         seed : int, optional
             Without it, each text is another.
 
-        Yields
-        ------
-        str
-            One character.
+        Returns
+        -------
+        iterator of str
+            One character at a time, as they are drawn.
 
         Raises
         ------
         UsageError
             If a character of the prompt is not in the vocabulary.
+        TypeError, ValueError
+            If another argument does not fit.
         """
+        length, temperature = SIZE.checked(length, "length"), TEMPERATURE.checked(temperature, "temperature")
         rng = np.random.default_rng(seed)
         start = "\n" if "\n" in self.vocabulary else self.vocabulary[0]
-        tokens, state, end = encode(prompt or start, self.vocabulary), None, ""
-        for _ in range(length):
-            logits, state = self(tokens[:, np.newaxis], state)
-            # The largest of logits + temperature * Gumbel noise is a draw from softmax(logits / temperature).
-            token = np.argmax(logits[-1, 0] + temperature * rng.gumbel(size=len(self.vocabulary)))
-            tokens = np.array([token])
-            yield self.vocabulary[token]
-            end = (end + self.vocabulary[token])[-max(len(stop), 1) :]
-            if end == stop:
-                return
+        tokens = encode(prompt or start, self.vocabulary)
+
+        def characters() -> Iterator[str]:
+            last, state, end = tokens, None, ""
+            for _ in range(length):
+                logits, state = self(last[:, np.newaxis], state)
+                # The largest of logits + temperature * Gumbel noise is a draw from softmax(logits / temperature).
+                with np.errstate(all="ignore"):  # of an extreme temperature
+                    token = np.argmax(logits[-1, 0] + temperature * rng.gumbel(size=len(self.vocabulary)))
+                last = np.array([token])
+                yield self.vocabulary[token]
+                end = (end + self.vocabulary[token])[-max(len(stop), 1) :]
+                if end == stop:
+                    return
+
+        return characters()
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds that `Training.save` wrote; UsageError says that a file is of another kind."""
+    """What is in a file that `Training.save` wrote.
+
+    Attributes
+    ----------
+    path : Path
+    options : Options
+        Of the run.
+    vocabulary : str
+        The characters of the text, in the order of their tokens.
+    text_hash : str
+        SHA-256 of the text in UTF-8.
+    steps : int
+        How many have been taken.
+    generator : dict
+        The state of the run's generator.
+    tensors : dict of ndarrays
+        The parameters as ``model.<name>``, what Adam carries as ``adam.<name>``, the state of the streams as
+        ``state.h`` and ``state.c``.
+    """
 
     path: Path
     options: Options
@@ -176,41 +332,60 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, Array]
 
     @classmethod
-    def read(cls, path: Path) -> "Checkpoint":
-        """Read a file; OSError if that fails."""
+    def read(cls, path: str | os.PathLike[str]) -> "Checkpoint":
+        """Read a file. Nothing larger than its tensors is made, whatever else it says.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Returns
+        -------
+        Checkpoint
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read, or is no regular file.
+        UsageError
+            If it is not one that `Training.save` wrote, or it has been damaged.
+        """
         import safetensors
 
-        with path.open("rb"):
-            pass  # its OSError says more than what safetensors raises
-        with _kind_checked(path), safetensors.safe_open(path, "numpy") as file:
-            description = json.loads((file.metadata() or {})[FORMAT])
+        path = Path(path)
+        check_readable(path)
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                description = json.loads((file.metadata() or {})[FORMAT])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             options = Options(**description.pop("options"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(path=path, options=options, tensors=tensors, **description)
+            checkpoint = cls(path=path, options=options, tensors=tensors, **description)
+            checkpoint._check()
+        except (*UNREADABLE, OSError, safetensors.SafetensorError) as error:
+            msg = f"{path}: not a model that `python -m rnnfast train` has saved"
+            raise UsageError(msg) from error
+        return checkpoint
 
     def model(self) -> CharLM:
-        """Make the trained model."""
-        with _kind_checked(self.path):
-            model = CharLM(self.vocabulary, self.options)
-        self.copy_to(_joined(model=model.state_dict()))
-        return model
+        """Return the trained model, with parameters of its own."""
+        parameters = {name: a.copy() for name, a in _part(self.tensors, "model").items()}
+        return CharLM(self.vocabulary, self.options, parameters)
 
-    def copy_to(self, arrays: dict[str, Array]) -> None:
-        """Copy the tensors of these names to the arrays."""
-        with _kind_checked(self.path):
-            for name, a in arrays.items():
-                np.copyto(a, checked(self.tensors[name], name, a.shape, a.dtype))
-
-
-@contextmanager
-def _kind_checked(path: Path) -> Iterator[None]:
-    import safetensors
-
-    try:
-        yield
-    except (safetensors.SafetensorError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        msg = f"{path}: not a model that `python -m rnnfast train` has saved"
-        raise UsageError(msg) from error
+    def _check(self) -> None:
+        """Check all that is no tensor against the tensors, and these against each other."""
+        options = self.options
+        model = CharLM(self.vocabulary, options, _part(self.tensors, "model")).state_dict()
+        shapes = {name: p.shape for name, p in model.items()}
+        state = dict.fromkeys("hc" if options.cell == "lstm" else "h", (options.layers, options.batch, options.hidden))
+        expected = _joined(model=shapes, adam={"t": ()}, state=state, **{"adam.m": shapes, "adam.v": shapes})
+        _check_keys(self.tensors, expected)
+        for name, shape in expected.items():
+            checked(self.tensors[name], name, shape, np.dtype(np.int64) if name == "adam.t" else FLOAT)
+        steps = integer(self.steps, "steps")
+        if steps < 0 or steps != self.tensors["adam.t"]:
+            msg = f"steps: expected as many as Adam has had, got {steps}"
+            raise ValueError(msg)
+        np.random.default_rng(0).bit_generator.state = self.generator
 
 
 class Training:
@@ -240,13 +415,13 @@ class Training:
 
     def __init__(self, text: str, options: Options) -> None:
         B, T = options.batch, options.seq_len
-        # At least 20, so that the held-out tenth has something to predict
-        needed = max(20, math.ceil(B * (T + 1) / 0.9))
-        if len(text) < needed:
-            msg = (
-                f"the text has {len(text)} characters, and {B} sequences of {T} steps need {needed}; "
-                "take a longer one, or lower --batch or --seq-len"
-            )
+        needed = -(-10 * B * (T + 1) // 9)  # rounded up, since a tenth is held out
+        if len(text) < max(needed, SHORTEST):
+            says = f"the text has {len(text)} characters, and"
+            if len(text) < SHORTEST:
+                msg = f"{says} {SHORTEST} is the least; take a longer one"
+            else:
+                msg = f"{says} --batch {B} with --seq-len {T} needs {needed}; take a longer one, or lower these"
             raise UsageError(msg)
         vocabulary = "".join(sorted(set(text)))
         tokens = encode(text, vocabulary)
@@ -254,7 +429,7 @@ class Training:
         length = len(streams) // B
         self.streams = np.ascontiguousarray(streams[: B * length].reshape(B, length).T)
         self.steps_per_epoch = (length - 1) // T
-        self.text_hash = hashlib.sha256(text.encode()).hexdigest()
+        self.text_hash = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
         self.options = options
         self.model = CharLM(vocabulary, options)
         self.adam = Adam(self.model.state_dict(), options.lr)
@@ -263,7 +438,13 @@ class Training:
         self.steps = 0
 
     def step(self) -> float:
-        """Train on the next window and return its loss, in nats per character."""
+        """Train on the next window.
+
+        Returns
+        -------
+        float
+            Its loss, in nats per character.
+        """
         window, T = self.steps % self.steps_per_epoch, self.options.seq_len
         tokens = self.streams[window * T : (window + 1) * T + 1]
         logits, self.state, tape = self.model.forward(tokens[:-1], None if window == 0 else self.state)
@@ -284,8 +465,19 @@ class Training:
             nats += softmax_cross_entropy(logits, tokens[1:], reduction="sum")[0]
         return nats / predicted / math.log(2)
 
-    def save(self, path: Path) -> None:
-        """Write what sampling and resuming need to a safetensors file."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what sampling and resuming need to a safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+            Of a regular file, which is replaced once the new one is complete, or of one that does not exist.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written. An older one is then as it was.
+        """
         from safetensors.numpy import save
 
         description = {
@@ -300,32 +492,62 @@ class Training:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from where a run of the same text, cell and sizes was saved.
 
+        Parameters
+        ----------
+        checkpoint : Checkpoint
+
         Raises
         ------
         UsageError
             If the text is another one.
+        TypeError, ValueError
+            If the cell or a size is. Then nothing has been changed.
         """
         if self.text_hash != checkpoint.text_hash:
             msg = f"the text is not the one that the run of {checkpoint.path} was started with"
             raise UsageError(msg)
-        checkpoint.copy_to(self._arrays())
-        with _kind_checked(checkpoint.path):
-            self.model.rng.bit_generator.state = checkpoint.generator
+        arrays = self._arrays()
+        _check_keys(checkpoint.tensors, arrays)
+        saved = [checked(checkpoint.tensors[name], name, a.shape, a.dtype) for name, a in arrays.items()]
+        for a, values in zip(arrays.values(), saved, strict=True):
+            np.copyto(a, values)
+        self.model.rng.bit_generator.state = checkpoint.generator
         self.steps = checkpoint.steps
 
     def _arrays(self) -> dict[str, Array]:
         """Return all arrays that a step changes, by their names in the file."""
         state = dict(zip("hc", self.state if isinstance(self.state, tuple) else (self.state,), strict=False))
-        return _joined(model=self.model.state_dict(), adam=self.adam.state_dict(), state=state)
+        adam = {name: a for name, a in self.adam.state_dict().items() if name != "lr"}  # which is an option
+        return _joined(model=self.model.state_dict(), adam=adam, state=state)
 
 
 def encode(text: str, vocabulary: str) -> Array:
-    """Return the tokens of the text; UsageError if the vocabulary lacks a character."""
+    """Return the tokens of a text, the index of each of its characters in the vocabulary.
+
+    Parameters
+    ----------
+    text : str
+    vocabulary : str
+
+    Returns
+    -------
+    ndarray of integers [len(text)]
+
+    Raises
+    ------
+    UsageError
+        If the vocabulary lacks a character.
+
+    Examples
+    --------
+    >>> encode("abba", "abc")
+    array([0, 1, 1, 0], dtype=int32)
+    """
     codes, known = (_code_points(s) for s in (text, vocabulary))
     token_of = np.full(sys.maxunicode + 1, -1, np.int32)
     token_of[known] = np.arange(len(known))
     tokens = token_of[codes]
-    if tokens.min() < 0:
+    if (tokens < 0).any():
         unknown = " ".join(map(repr, sorted(set(text) - set(vocabulary))))
         msg = f"characters that the model's text did not have: {unknown}"
         raise UsageError(msg)
@@ -343,22 +565,27 @@ def default_text() -> str:
     return "\n".join(topics.values())
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: what was there stays until all of the new one is written."""
-    new = temporary(path)
-    try:
-        new.write_bytes(data)
-        new.replace(path.resolve())
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def temporary(path: Path) -> Path:
-    """Return where a file is written before it takes its place."""
-    path = path.resolve()  # of a link, what it points to
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
-
-def _joined(**parts: Mapping[str, Array]) -> dict[str, Array]:
+def _joined(**parts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arrays of all parts by the names ``<part>.<name>``."""
     return {f"{part}.{name}": a for part, arrays in parts.items() for name, a in arrays.items()}
+
+
+def _part(arrays: Mapping[str, Array], part: str) -> dict[str, Array]:
+    """Return the arrays of one part by their own names."""
+    return {name.removeprefix(f"{part}."): a for name, a in arrays.items() if name.startswith(f"{part}.")}
+
+
+def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    if given.keys() != expected.keys():
+        missing, unexpected = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+        msg = f"missing keys: {missing}; unexpected keys: {unexpected}"
+        raise ValueError(msg)
+
+
+@contextmanager
+def allocating() -> Iterator[None]:
+    """Raise MemoryError also for sizes beyond all memory, which are a ValueError elsewhere."""
+    try:
+        yield
+    except ValueError as error:
+        raise MemoryError from error

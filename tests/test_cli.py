@@ -1,26 +1,33 @@
 """The command line: what it prints, what it writes, and what it says to those who ask for the impossible."""
 
+import errno
+import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import rnnfast
-from rnnfast import bench, gradflow
+from rnnfast import _files, bench, gradflow, lm
 from rnnfast.__main__ import main
-from rnnfast.lm import LAYERS, Checkpoint, Training
+from rnnfast.lm import LAYERS, CharLM, Checkpoint, Training
 
 TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
 SMALL = "--hidden 8 --embed 4 --batch 2 --seq-len 20 --text text.txt"
+ENV = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}  # of a child in another folder
 HELD_OUT = re.compile(r"held-out: \d+\.\d{3} bits per character")
 
 
@@ -165,9 +172,12 @@ def test_gradflow_draws_a_curve_for_each_row(capfd: pytest.CaptureFixture[str]) 
     out, err = capfd.readouterr()
     assert err == ""
     svg = Path("flow.svg").read_text(encoding="utf-8")
-    rows = out.partition("\n\n")[2].splitlines()[1:]
+    *rows, nothing, last = out.partition("\n\n")[2].splitlines()[1:]
+    assert nothing == ""
+    assert last == "drawn to flow.svg"
     assert len(rows) == 7
     assert all(f"<!-- {row[:26].strip()} -->" in svg for row in rows)
+    assert "10^{0}" in svg  # the axis is logarithmic
 
 
 def test_gradflow_says_what_a_picture_needs(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,29 +212,42 @@ def test_bench_compares_like_with_like(cell: str, peer: str) -> None:
 
 
 @contextmanager
-def ctrl_c_at(step: int) -> Iterator[None]:
-    """Send the signal of Ctrl-C in the middle of a step."""
-    whole_step = Training.step
+def signalled(name: str, *, at: int, number: int = signal.SIGINT) -> Iterator[None]:
+    """Send a signal, by default that of Ctrl-C, when a method of Training is called for the at-th time."""
+    method = getattr(Training, name)
+    calls = 0
 
-    def interrupted(training: Training) -> float:
-        if training.steps + 1 == step:
-            signal.raise_signal(signal.SIGINT)
-        return whole_step(training)
+    def interrupted(training: Training, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            signal.raise_signal(number)
+        return method(training, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "step", interrupted)
+        patch.setattr(Training, name, interrupted)
         yield
 
 
+def failing(path: object, data: bytes) -> None:  # noqa: ARG001
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+by_signal = pytest.mark.parametrize("number", SIGNALS)
+posix = pytest.mark.skipif(sys.platform == "win32", reason="of POSIX systems")
+
+
+@by_signal
 @pytest.mark.parametrize("dropout", ["", "--layers 2 --dropout 0.2"])
-def test_ctrl_c_saves_a_run_that_resumed_ends_with_the_same_bits(
-    dropout: str, capfd: pytest.CaptureFixture[str]
+def test_a_signal_saves_a_run_that_resumed_ends_with_the_same_bits(
+    dropout: str, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(f"train {{small}} {dropout} --epochs 3 --quiet --out straight") == 0
-    handler = signal.getsignal(signal.SIGINT)
-    with ctrl_c_at(7):
-        assert run(f"train {{small}} {dropout} --epochs 3 --out stopped") == 130
-    assert signal.getsignal(signal.SIGINT) is handler
+    handler = signal.getsignal(number)
+    with signalled("step", at=7, number=number):
+        assert run(f"train {{small}} {dropout} --epochs 3 --out stopped") == 128 + number
+    assert signal.getsignal(number) is handler
     message = capfd.readouterr().err.splitlines()[-1]
     assert re.fullmatch(r"saved after 7 of \d+ steps; to go on: python -m rnnfast train --resume stopped", message)
     assert Checkpoint.read(Path("stopped")).steps == 7
@@ -232,10 +255,206 @@ def test_ctrl_c_saves_a_run_that_resumed_ends_with_the_same_bits(
     assert_same_bits("stopped", "straight")
 
 
-def test_a_second_ctrl_c_ends_the_run_at_once() -> None:
-    with ctrl_c_at(4), ctrl_c_at(4):
-        assert run("train {small} --quiet") == 130
+@by_signal
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_second_signal_ends_the_run_at_once(number: int, times: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with ExitStack() as stack:
+        for _ in range(times):
+            stack.enter_context(signalled("step", at=4, number=number))
+        assert run("train {small} --quiet") == 128 + number
+    assert capfd.readouterr().err == "stopped within step 4 without saving\n"
     assert not Path("charlm.safetensors").exists()
+
+
+@by_signal
+def test_signals_while_it_saves_change_nothing(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("train {small} --steps 4 --quiet --out straight") == 0
+    capfd.readouterr()
+    with ExitStack() as stack:
+        stack.enter_context(signalled("step", at=4, number=number))
+        for _ in range(3):
+            stack.enter_context(signalled("save", at=1, number=number))
+        assert run("train {small} --quiet --steps 9") == 128 + number
+    assert capfd.readouterr().err.startswith("saved after 4 of 9 steps; to go on: ")
+    assert_same_bits("charlm.safetensors", "straight")
+
+
+@by_signal
+def test_a_signal_leaves_the_evaluation_and_saves(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with signalled("held_out_bits", at=1, number=number):
+        assert run("train {small} --quiet --steps 4") == 128 + number
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == "saved; to sample: python -m rnnfast sample charlm.safetensors\n"
+    assert Checkpoint.read(Path("charlm.safetensors")).steps == 4
+
+
+@by_signal
+def test_a_signal_that_is_ignored_stays_so(number: int) -> None:
+    before = signal.signal(number, signal.SIG_IGN)  # as a script's job in the background has SIGINT
+    try:
+        with signalled("step", at=2, number=number):
+            assert run("train {small} --quiet --steps 4") == 0
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_run_may_have_a_thread_of_its_own() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, "train {small} --quiet --steps 4").result() == 0
+        assert pool.submit(run, "sample charlm.safetensors").result() == 0
+
+
+@posix
+def test_a_third_ctrl_c_shows_no_traceback(folder: Path) -> None:
+    arguments = SMALL.replace("text.txt", str(folder / "text.txt"))
+    command = [sys.executable, "-m", "rnnfast", "train", *arguments.split(), "--steps", "100000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV) as process:
+        assert process.stderr is not None
+        shown = process.stderr.read(10)  # of the bar
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        shown += process.stderr.read()
+    assert process.returncode in (130, -signal.SIGINT)  # the latter if one comes while Python ends
+    assert b"Traceback" not in shown
+    assert b"Exception" not in shown
+    assert b"saved after" in shown or b"without saving" in shown
+    for path in folder.glob("*.safetensors"):
+        assert Checkpoint.read(path).steps > 0
+
+
+# A disk that is full
+
+
+def test_the_result_is_printed_before_it_is_saved(
+    model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = model.read_bytes()
+    monkeypatch.setattr(lm, "write", failing)
+    assert run("train {small} --steps 6 --quiet --force") == 2
+    out, err = capfd.readouterr()
+    assert HELD_OUT.fullmatch(out.rstrip())
+    assert "train: charlm.safetensors: No space left on device (help: python -m rnnfast train --help)" in err
+    assert model.read_bytes() == old
+
+
+LIMITED = """
+import resource, sys
+from rnnfast.__main__ import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+sys.exit(main())
+"""
+
+
+@posix
+def test_a_run_that_may_write_no_more_says_so(model: Path, folder: Path) -> None:
+    old = model.read_bytes()
+    command = [sys.executable, "-c", LIMITED, "train", *SMALL.split(), "--steps", "6", "--quiet", "--force"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, check=False)
+    assert HELD_OUT.fullmatch(done.stdout.rstrip())
+    assert re.fullmatch(r"python -m rnnfast train: charlm\.safetensors: File too large .*\n", done.stderr)
+    assert done.returncode == 2
+    assert model.read_bytes() == old
+    assert {path.name for path in folder.iterdir()} == {"text.txt", model.name}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("command", ["info", "sample {model}", "train {small} --steps 6 --quiet --force", "gradflow"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_standard_output_that_takes_no_more_is_named(command: str, unbuffered: str, model: Path) -> None:
+    name, *arguments = command.format(model=model, small=SMALL).split()
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rnnfast", name, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**ENV, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    expected = f"python -m rnnfast {name}: standard output: No space left on device"
+    assert done.stderr == f"{expected} (help: python -m rnnfast {name} --help)\n"
+    assert done.returncode == 2
+    assert Checkpoint.read(model).steps == (6 if name == "train" else 5)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_bar_that_cannot_be_drawn_loses_no_run(model: Path) -> None:
+    command = [sys.executable, "-m", "rnnfast", "train", *SMALL.split(), "--steps", "6", "--force"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, env=ENV, check=False)
+    assert HELD_OUT.match(done.stdout)
+    assert Checkpoint.read(model).steps == 6
+
+
+# What is saved on the way, and what is not overwritten
+
+
+@pytest.mark.parametrize(("every", "saved"), [(1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4, 6]), (9, [6])])
+def test_a_run_is_saved_every_so_many_steps(every: int, saved: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    save = Training.save
+
+    def noted(training: Training, path: Path) -> None:
+        steps.append(training.steps)
+        save(training, path)
+
+    monkeypatch.setattr(Training, "save", noted)
+    assert run(f"train {{small}} --steps 6 --quiet --save-every {every}") == 0
+    assert steps == saved
+
+
+def test_what_was_saved_on_the_way_can_be_resumed() -> None:
+    assert run("train {small} --steps 9 --quiet --out straight") == 0
+    with signalled("step", at=6), signalled("step", at=6):
+        assert run("train {small} --steps 9 --quiet --save-every 2 --out stopped") == 130
+    assert Checkpoint.read(Path("stopped")).steps == 4
+    assert run("train --resume stopped --quiet") == 0
+    assert_same_bits("stopped", "straight")
+
+
+def test_a_save_on_the_way_that_fails_leaves_the_older_file_and_the_run(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def third_fails(path: Path, data: bytes) -> None:
+        found.append(Checkpoint.read(path).steps if path.exists() else 0)
+        (failing if len(found) == 3 else _files.write)(path, data)
+
+    monkeypatch.setattr(lm, "write", third_fails)
+    assert run("train {small} --steps 9 --quiet --save-every 2") == 0
+    assert found == [0, 2, 4, 4, 8]
+    assert capfd.readouterr().err == "step 6 was not saved: charlm.safetensors: No space left on device\n"
+    assert Checkpoint.read(Path("charlm.safetensors")).steps == 9
+
+
+def test_a_model_is_overwritten_by_force_alone(model: Path) -> None:
+    old = model.read_bytes()
+    assert run("train {small} --steps 6 --quiet") == 2
+    assert model.read_bytes() == old
+    assert run("train {small} --steps 6 --quiet --force") == 0
+    assert Checkpoint.read(model).steps == 6
+
+
+@posix
+def test_the_resumed_file_may_have_another_name(model: Path) -> None:
+    link = Path("link")
+    link.symlink_to(model)
+    assert run(f"train --resume {model} --steps 6 --quiet --out link") == 0
+    assert run("train --resume link --steps 7 --quiet") == 0
+    assert link.is_symlink()
+    assert Checkpoint.read(model).steps == 7
+
+
+def test_a_run_is_resumed_in_any_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run(f"train --resume ../{model} --steps 6 --quiet") == 0
+    assert Checkpoint.read(Path("..", model)).steps == 6
 
 
 def test_a_finished_run_goes_on_to_a_larger_total(model: Path) -> None:
@@ -249,19 +468,95 @@ def test_a_resumed_run_may_have_another_rate_and_keeps_the_rest(model: Path) -> 
     before = Checkpoint.read(model).options
     Path("text.txt").rename("moved.txt")
     assert run(f"train --resume {model} --steps 9 --quiet --lr 0.5 --clip 2 --text moved.txt --hidden 8") == 0
-    assert Checkpoint.read(model).options == replace(before, steps=9, lr=0.5, clip=2.0, text="moved.txt")
+    text = str(Path("moved.txt").absolute())
+    assert Checkpoint.read(model).options == replace(before, steps=9, lr=0.5, clip=2.0, text=text)
+
+
+# Options of all commands
+
+
+def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capfd.readouterr().out == f"rnnfast {rnnfast.__version__}\n"
+
+
+def test_a_command_has_the_threads_that_it_is_given(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    inference, run_bench = CharLM.__call__, bench._print_rows
+
+    def noted(*arguments: Any) -> Any:
+        seen.append(rnnfast.get_num_threads())
+        return inference(*arguments)
+
+    def noted_bench(*arguments: Any) -> None:
+        seen.append(rnnfast.get_num_threads())
+        run_bench(*arguments)
+
+    monkeypatch.setattr(CharLM, "__call__", noted)
+    monkeypatch.setattr(bench, "_print_rows", noted_bench)
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    rnnfast.set_num_threads(4)
+    for command, expected in {
+        f"sample {model} --length 2": 4,
+        f"sample {model} --length 2 --threads 3": 3,
+        f"train {{small}} --steps 2 --quiet --force --out {model} --threads 2": 2,
+        "bench --shape 2,1,1,8 --cell rnn": 1,
+        "bench --shape 2,1,1,8 --cell rnn --threads 3": 3,
+    }.items():
+        seen.clear()
+        assert run(command) == 0
+        assert set(seen) == {expected}
+        assert rnnfast.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("text", [TEXT.encode(), b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode()])
+def test_a_text_comes_from_standard_input(
+    text: bytes, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def given() -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+
+    command = "train {small} --quiet --out piped".replace("{small}", SMALL.replace("text.txt", "-"))
+    given()
+    assert run(f"{command} --steps 3") == 0
+    assert run("train --resume piped --steps 5") == 2
+    assert "the run of piped read its text from standard input; give the text by --text" in capfd.readouterr().err
+    given()
+    assert run("train --resume piped --steps 5 --quiet --text -") == 0
+    assert_same_bits("piped", str(model))
+
+
+@pytest.mark.parametrize("stdin", [None, io.TextIOWrapper(io.BytesIO(b"ol\xe9"))])
+def test_a_standard_input_that_is_no_text_is_named(
+    stdin: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert run("train --text -") == 2
+    message = "--text -: standard input is closed" if stdin is None else "--text -: not UTF-8 at byte 2"
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["RNNFAST_ISA", "RNNFAST_NUM_THREADS"])
+def test_a_bad_value_in_the_environment_is_one_line(variable: str) -> None:
+    command, env = [sys.executable, "-m", "rnnfast", "info"], {**ENV, variable: "many"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert re.fullmatch(f".*{variable}: expected .*, got 'many'.*\n", done.stderr)
 
 
 # What cannot be done: one line that says so, exit status 2, and nothing has been touched
 
 TRAIN, SAMPLE, RESUME = "train {small} --steps 2", "sample model", "train --resume model --steps 9"
 ERRORS = {
-    "": "COMMAND",
-    "fly": "invalid choice: 'fly'",
+    "": "COMMAND .* --help",
+    "fly": "invalid choice: 'fly' .* --help",
+    "train --fly": "train: unrecognized arguments: --fly .* train --help",
+    "--fly info more": "info: unrecognized arguments: --fly more .* info --help",
     "train --text none.txt": "--text none.txt: No such file or directory; it has to be a text file in UTF-8",
     "train --text folder": "--text folder: Is a directory",
-    "train --text empty.txt": "the text has 0 characters, and 32 sequences of 64 steps need 2312; take a longer one",
-    "train --text short.txt": "the text has 100 characters, .* lower --batch or --seq-len",
+    "train --text empty.txt": "the text has 0 characters, and 20 is the least; take a longer one",
+    "train --text short.txt": "the text has 100 characters, and --batch 32 with --seq-len 64 needs 2312; take",
     "train --text latin.txt": "--text latin.txt: not UTF-8 at byte 2; convert it",
     "train --cell transformer": "--cell: invalid choice: 'transformer'",
     "train --hidden 0": "--hidden: expected an integer of at least 1, got '0'",
@@ -278,13 +573,25 @@ ERRORS = {
     "train --dropout 0.5": "--dropout acts between layers: it needs --layers of at least 2",
     "train --seed -1": "--seed: expected an integer of at least 0, got '-1'",
     "train {small} --hidden 900000000": "not enough memory; lower --hidden",
-    "train {small} --lr 1e38 --cell rnn": "step [0-9]+ had a loss of (nan|inf); nothing was saved, lower --lr",
+    "train {small} --lr 1e38 --cell rnn": "step [0-9]+ had a loss of (nan|inf), which is not saved; lower --lr",
     f"{TRAIN} --out folder": "--out folder: Is a directory; take a place where a file can be written",
     f"{TRAIN} --out none/model": "--out none/model: No such file or directory; take a place",
     f"{TRAIN} --out short.txt/model": "--out short.txt/model: Not a directory; take a place",
     f"{TRAIN} --out {'x' * 300}": "File name too long",
     f"{TRAIN} --out text.txt": "--out text.txt: there is such a file, and it is no model of ours",
-    f"{TRAIN} --out /dev/null": "--out /dev/null: there is such a file, and it is no model of ours",
+    f"{TRAIN} --out /dev/null": "--out /dev/null: Not a regular file; take a place",
+    f"{TRAIN} --out model": "--out model: there is a model of an earlier run; --force overwrites it, --resume model",
+    f"{TRAIN} --out text.txt --force": "--out text.txt: there is such a file, and it is no model of ours",
+    f"{TRAIN} --save-every 0": "--save-every: expected an integer of at least 1, got '0'",
+    f"{TRAIN} --threads 0": "--threads: expected an integer of at least 1, got '0'",
+    f"{TRAIN} --threads 100000": "--threads: expected a number of threads from 1 to [0-9]+, got 100000",
+    f"{TRAIN} --steps 1{'0' * 30}": "--steps: expected an integer of at least 1",
+    f"{TRAIN} --batch 9000000000000000000": "the text has .* needs [0-9]+; take a longer one",
+    f"{RESUME} --out other": "--out other: there is a model of an earlier run; --force",
+    "train --resume moved --steps 9": "the run of moved had its text in .*: No such file .*; give the text by --text",
+    "train --resume device --steps 9": "device had its text in /dev/zero: Not a regular file; give the text by --text",
+    "train --resume nul --steps 9": "nul had its text in .*: embedded null byte; give the text by --text",
+    "train --resume wide --steps 9": "wide: not a model",
     "train --resume none": "none: No such file or directory",
     "train --resume short.txt": "short.txt: not a model that `python -m rnnfast train` has saved",
     "train --resume model": "model has had 5 of 5 steps; ask for more in all by --steps or --epochs",
@@ -292,6 +599,8 @@ ERRORS = {
     f"{RESUME} --seq-len 64": "model has --seq-len 20; a resumed run cannot change it to 64",
     f"{RESUME} --text other.txt": "the text is not the one that the run of model was started with",
     "sample": "FILE",
+    "sample wide": "wide: not a model",
+    "sample deep": "deep: not a model",
     "sample none": "none: No such file or directory",
     "sample folder": "folder: Is a directory",
     "sample text.txt": "text.txt: not a model",
@@ -303,7 +612,7 @@ ERRORS = {
     "bench --shape 1,2,3,x": "--shape: expected an integer of at least 1, got 'x'",
     "gradflow --horizon 0": "--horizon: expected an integer of at least 1, got '0'",
     "gradflow --hidden 900000000": "not enough memory; lower --hidden",
-    "gradflow --horizon 1000000000000": "not enough memory; .* or --horizon",
+    "gradflow --horizon 1000000000000": "not enough memory; lower .* --horizon",
     "gradflow --hidden 2 --plot none/flow.png": "none/flow.png: No such file or directory",
     "gradflow --hidden 2 --plot folder": "folder: Is a directory",
     "gradflow --hidden 2 --plot flow.txt": "--plot flow.txt: Format 'txt' is not supported",
@@ -317,6 +626,9 @@ def test_errors_are_one_line(
     if "--plot" in arguments:
         pytest.importorskip("matplotlib", reason='matplotlib is not installed (pip install ".[plot]")')
     model.rename("model")
+    for name, change in CHANGED.items():
+        saved_as(Path(name), **change)
+    safetensors.numpy.save_file({"a": np.zeros(1)}, "deep", {lm.FORMAT: "[" * 100_000})
     Path("folder").mkdir()
     Path("empty.txt").touch()
     Path("short.txt").write_text("x" * 100, encoding="utf-8")
@@ -332,6 +644,39 @@ def test_errors_are_one_line(
     assert contents(folder) == before
 
 
+# Copies of the model by name, with the options in which they differ from what their tensors say
+CHANGED: dict[str, dict[str, Any]] = {
+    "other": {},
+    "moved": {"text": "/none/text.txt"},
+    "device": {"text": "/dev/zero"},
+    "nul": {"text": "a\0b"},
+    "wide": {"layers": 2**31},
+}
+
+
+def saved_as(path: Path, **change: Any) -> None:
+    """Save a copy of the model."""
+    with safetensors.safe_open("model", "numpy") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    description = json.loads(metadata[lm.FORMAT])
+    description["options"] |= change
+    safetensors.numpy.save_file(tensors, path, {lm.FORMAT: json.dumps(description)})
+
+
+@pytest.mark.parametrize("shape", ["9,9,9,9000000000000000000", "9000000000000000,9,9,9"])
+def test_a_shape_beyond_all_memory_is_one_line(shape: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(f"bench --shape {shape}") == 2
+    assert "bench: not enough memory; lower" in capfd.readouterr().err
+
+
+@posix
+@pytest.mark.parametrize("command", ["sample fifo", "train --resume fifo", "train {small} --out fifo"])
+def test_a_fifo_is_refused_at_once(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("fifo")
+    assert run(command) == 2
+    assert "fifo: Not a regular file" in capfd.readouterr().err
+
+
 def contents(folder: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
@@ -345,9 +690,8 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_training(capfd: pyt
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
 def test_a_reader_that_has_seen_enough_is_no_error(model: Path) -> None:
-    command = [sys.executable, "-m", "rnnfast", "sample", str(model.resolve()), "--length", "100000"]
-    package = Path(rnnfast.__file__).parents[1]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=package) as process:
+    command = [sys.executable, "-m", "rnnfast", "sample", str(model), "--length", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(1)

@@ -1,6 +1,13 @@
 """The character language model and its runs: what a window, an epoch, a file and a sample have to hold."""
 
+import json
+import math
+import re
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,22 +173,60 @@ def test_a_run_is_not_resumed_with_another_text(saved: Path) -> None:
         Training(TEXT.replace("9", "8") + "9", checkpoint.options).resume(checkpoint)
 
 
-@pytest.mark.parametrize("length", [0, 1, 69])
-def test_a_text_that_is_too_short_is_refused(length: int) -> None:
-    with pytest.raises(UsageError, match=f"the text has {length} characters, and 3 sequences of 20 steps need 70"):
+@pytest.mark.parametrize("length", [20, 69])
+def test_a_text_that_is_too_short_for_the_sizes_is_refused(length: int) -> None:
+    message = f"the text has {length} characters, and --batch 3 with --seq-len 20 needs 70; take a longer one, or lower"
+    with pytest.raises(UsageError, match=message):
         Training(TEXT[:length], SMALL)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10**30])
+@pytest.mark.parametrize("length", [0, 1, 19])
+def test_a_text_that_is_too_short_for_any_sizes_is_refused(length: int, batch: int) -> None:
+    options = replace(SMALL, batch=min(batch, sys.maxsize), seq_len=1)
+    with pytest.raises(UsageError, match=f"the text has {length} characters, and 20 is the least; take a longer one$"):
+        Training(TEXT[:length], options)
 
 
 @pytest.mark.parametrize(("batch", "seq_len"), [(3, 20), (1, 1), (7, 1), (1, 50)])
 def test_the_shortest_text_is_enough(batch: int, seq_len: int) -> None:
     options = replace(SMALL, batch=batch, seq_len=seq_len)
-    with pytest.raises(UsageError) as error:
-        Training("", options)
-    needed = int(str(error.value).partition(" steps need ")[2].partition(";")[0])
+    needed = max(20, math.ceil(batch * (seq_len + 1) / 0.9))
+    with pytest.raises(UsageError):
+        Training(TEXT[: needed - 1], options)
     training = Training(TEXT[:needed], options)
     for _ in range(3):
         assert np.isfinite(training.step())
     assert np.isfinite(training.held_out_bits())
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"hidden": 0}, ValueError),
+        ({"layers": 1.0}, TypeError),
+        ({"batch": True}, TypeError),
+        ({"lr": "1"}, TypeError),
+        ({"clip": np.nan}, ValueError),
+        ({"dropout": 1}, ValueError),
+        ({"seed": -1}, ValueError),
+        ({"cell": "transformer"}, ValueError),
+        ({"text": Path("text")}, TypeError),
+    ],
+)
+def test_options_out_of_range_are_named(change: dict[str, Any], error: type[Exception]) -> None:
+    (name,) = change
+    with pytest.raises(error, match=f"^{name}: expected "):
+        replace(SMALL, **change)
+
+
+def test_options_are_numbers_of_python_that_a_file_can_hold(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"hidden": np.int64(12), "lr": np.float32(0.5), "dropout": 0, "steps": np.uint8(3)}
+    options = replace(SMALL, **numbers)
+    assert options == replace(SMALL, lr=0.5, steps=3)
+    training = Training(TEXT, options)
+    training.save(tmp_path / "model")
+    assert Checkpoint.read(tmp_path / "model").options == options
 
 
 # The sample
@@ -233,13 +278,63 @@ def test_a_prompt_in_other_characters_is_refused(trained: Training) -> None:
         next(trained.model.sample("1 é €"))
 
 
-@pytest.mark.parametrize("text", ["abc", "aé€😀\n\0", "\ud800"])
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"length": 0}, ValueError),
+        ({"length": 2.0}, TypeError),
+        ({"temperature": -1}, ValueError),
+        ({"temperature": np.nan}, ValueError),
+        ({"temperature": "hot"}, TypeError),
+    ],
+)
+def test_a_sample_refuses_what_does_not_fit_before_it_starts(
+    trained: Training, options: dict[str, Any], error: type[Exception]
+) -> None:
+    (name,) = options
+    with pytest.raises(error, match=f"^{name}: expected "):
+        trained.model.sample(**options)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e308])
+def test_an_extreme_temperature_is_no_error(trained: Training, temperature: float) -> None:
+    with np.errstate(all="raise"):
+        assert len("".join(trained.model.sample("1", length=20, temperature=temperature))) == 20
+
+
+@pytest.mark.parametrize("text", ["", "abc", "aé€😀\n\0", "\ud800"])
 def test_tokens_are_indices_of_the_vocabulary(text: str) -> None:
     vocabulary = "".join(sorted(set(text)))
     assert "".join(vocabulary[token] for token in encode(text, vocabulary)) == text
 
 
+def test_a_text_may_have_any_characters(tmp_path: Path) -> None:
+    training = Training(TEXT + "é€😀\ud800", SMALL)
+    training.step()
+    training.save(tmp_path / "model")
+    assert Checkpoint.read(tmp_path / "model").model().vocabulary == training.model.vocabulary
+
+
+@pytest.mark.parametrize("vocabulary", ["", "aa", ["a", "b"], None])
+def test_a_vocabulary_is_a_str_of_different_characters(vocabulary: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^vocabulary: expected"):
+        CharLM(vocabulary, SMALL)
+
+
 # The file
+
+SAVE_AGAIN = """
+from rnnfast.lm import Checkpoint, Training
+
+text = "".join(f"{n} times {n} is {n * n}.\\n" for n in range(60))
+checkpoint = Checkpoint.read(sys.argv[1])
+training = Training(text, checkpoint.options)
+training.resume(checkpoint)
+try:
+    training.save(sys.argv[1])
+except OSError as error:
+    print(error.filename)
+"""
 
 
 def test_a_file_gives_the_model_back(trained: Training, saved: Path) -> None:
@@ -260,6 +355,17 @@ def spoil(change: Callable[[dict[str, Any], dict[str, str]], object]) -> Callabl
     return rewrite
 
 
+def described(options: dict[str, Any] | None = None, **changes: Any) -> Callable[[Path], None]:
+    """Return what changes the description in a file, and the options in it."""
+
+    def change(_: dict[str, Any], metadata: dict[str, str]) -> None:
+        description = json.loads(metadata[lm.FORMAT])
+        description["options"] |= options or {}
+        metadata[lm.FORMAT] = json.dumps({**description, **changes})
+
+    return spoil(change)
+
+
 SPOILED: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("to be or not to be"),
@@ -272,6 +378,52 @@ SPOILED: dict[str, Callable[[Path], object]] = {
     "missing weight": spoil(lambda tensors, _: tensors.pop("model.readout.bias")),
     "other shape": spoil(lambda tensors, _: tensors.update({"model.readout.bias": np.ones(2, np.float32)})),
     "other dtype": spoil(lambda tensors, _: tensors.update({"model.readout.bias": np.ones(2, np.int8)})),
+    "unknown weight": spoil(lambda tensors, _: tensors.update({"model.more": np.ones(2, np.float32)})),
+    "unknown array": spoil(lambda tensors, _: tensors.update({"more": np.ones(2, np.float32)})),
+    "no steps of Adam": spoil(lambda tensors, _: tensors.pop("adam.t")),
+    "no m of Adam": spoil(lambda tensors, _: tensors.pop("adam.m.embedding.weight")),
+    "other v of Adam": spoil(lambda tensors, _: tensors.update({"adam.v.readout.bias": np.ones(2, np.float32)})),
+    "no state": spoil(lambda tensors, _: tensors.pop("state.c")),
+    "other state": spoil(lambda tensors, _: tensors.update({"state.h": np.ones((1, 2, 32), np.float32)})),
+    "deep json": spoil(lambda _, metadata: metadata.update({lm.FORMAT: "[" * 100_000})),
+    "no description": spoil(lambda _, metadata: metadata.update({lm.FORMAT: "{}"})),
+    "more in the description": described(more=1),
+    "another path": described(path="other"),
+    "unknown option": described({"more": 1}),
+    "text of another type": described({"text": 3}),
+    "cell of another type": described({"cell": ["lstm"]}),
+    "other cell of the same arrays": described({"cell": "rnn"}),
+    **{
+        f"{name} {value}": described({name: value})
+        for name, values in {
+            "hidden": (0, -1, 31, 2**28, 2**62, 2**80, 32.0, "32", True, None),
+            "layers": (0, 2, 2**31, 2**62),
+            "embed": (0, 4, 2**28, 2**62),
+            "batch": (0, 2, 2**40),
+            "seq_len": (0, -1, 2**70, 1.5),
+            "steps": (0, -5, None),
+            "lr": (0, -1, math.nan, math.inf, "1", 10**400),
+            "clip": (0, math.nan),
+            "dropout": (-0.1, 1, math.nan),
+            "seed": (-1, 1.0),
+        }.items()
+        for value in values
+    },
+    "no vocabulary": described(vocabulary=""),
+    "short vocabulary": described(vocabulary="abc"),
+    "characters twice": described(vocabulary="a" * len(set(TEXT))),
+    "vocabulary of another type": described(vocabulary=sorted(set(TEXT))),
+    "negative steps": described(steps=-1),
+    "other steps": described(steps=299),
+    "steps of another type": described(steps=300.0),
+    "no generator": described(generator={}),
+    "generator of another type": described(generator=[1]),
+    "another generator": described(
+        generator={**np.random.default_rng(0).bit_generator.state, "bit_generator": "MT19937"}
+    ),
+    "generator out of range": described(
+        generator={**np.random.default_rng(0).bit_generator.state, "state": {"state": 2**200, "inc": -1}}
+    ),
 }
 
 
@@ -279,38 +431,81 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 def test_a_file_that_is_not_ours_is_refused(change: Callable[[Path], object], saved: Path) -> None:
     change(saved)
     with pytest.raises(UsageError, match=r"model\.safetensors: not a model"):
-        Checkpoint.read(saved).model()
+        Checkpoint.read(saved)
 
 
-@pytest.mark.parametrize("name", ["adam.t", "adam.m.embedding.weight", "state.c"])
-def test_a_run_without_all_it_carries_is_not_resumed(name: str, saved: Path) -> None:
-    spoil(lambda tensors, _: tensors.pop(name))(saved)
+def test_damaged_bytes_are_refused_or_read(saved: Path) -> None:
+    data = saved.read_bytes()
+    head = 8 + int.from_bytes(data[:8], "little")
+    rng = np.random.default_rng(0)
+    read = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        damaged[rng.integers(8, head)] = rng.choice([*b'0123456789-e.,[]{}" a'])
+        saved.write_bytes(damaged)
+        with suppress(UsageError):
+            checkpoint = Checkpoint.read(saved)
+            read += 1
+            list(checkpoint.model().sample(length=2, seed=0))
+            training = Training(TEXT, checkpoint.options)
+            training.resume(checkpoint)
+            training.step()
+    assert 0 < read < 300
+
+
+def test_a_huge_size_in_a_file_takes_no_memory(saved: Path) -> None:
+    for sizes in ({"layers": 2**31}, {"embed": 2**40}, {"hidden": 2**40}, {"batch": 2**40}, {"layers": 2**62}):
+        described(options=sizes)(saved)
+        tracemalloc.start()
+        try:
+            with pytest.raises(UsageError, match="not a model"):
+                Checkpoint.read(saved)
+            assert tracemalloc.get_traced_memory()[1] < 30 * saved.stat().st_size
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_run_is_not_resumed_with_other_sizes(saved: Path) -> None:
     checkpoint = Checkpoint.read(saved)
-    with pytest.raises(UsageError, match=r"model\.safetensors: not a model"):
-        Training(TEXT, checkpoint.options).resume(checkpoint)
+    for change in ({"hidden": 16}, {"layers": 2}, {"batch": 2}, {"cell": "gru"}):
+        training = Training(TEXT, replace(checkpoint.options, **change))
+        before = weights(training)
+        with pytest.raises(ValueError, match=r"expected shape|missing keys: "):
+            training.resume(checkpoint)
+        assert same_bits(weights(training), before)
+        assert training.steps == 0
 
 
-def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(
-    trained: Training, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_of_a_file_share_no_memory(saved: Path) -> None:
+    checkpoint = Checkpoint.read(saved)
+    one, two = checkpoint.model().state_dict(), checkpoint.model().state_dict()
+    for name, a in one.items():
+        assert not np.may_share_memory(a, two[name])
+        assert not np.may_share_memory(a, checkpoint.tensors[f"model.{name}"])
+
+
+@pytest.mark.parametrize("path", [str, Path])
+def test_a_path_may_be_a_str(path: Callable[[Path], Any], trained: Training, tmp_path: Path) -> None:
+    file = path(tmp_path / "model")
+    trained.save(file)
+    assert Checkpoint.read(file).steps == trained.steps
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
+def test_a_file_that_cannot_be_written_leaves_the_old_one(saved: Path, trained: Training) -> None:
     old = saved.read_bytes()
-
-    def half(path: Path, data: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(data[:100])
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(OSError, match="No space left"):
-        trained.save(saved)
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); " + SAVE_AGAIN
+    done = subprocess.run([sys.executable, "-c", limited, saved], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{saved}\n"
     assert saved.read_bytes() == old
     assert list(saved.parent.iterdir()) == [saved]
+    with pytest.raises(OSError, match="directory"):
+        trained.save(saved.parent)
 
 
-def test_a_link_is_written_through(trained: Training, saved: Path) -> None:
-    old, link = saved.read_bytes(), saved.with_name("link")
-    saved.write_bytes(b"")
-    link.symlink_to(saved)
-    trained.save(link)
-    assert link.is_symlink()
-    assert saved.read_bytes() == old
+def test_load_says_what_loads_a_language_model(saved: Path) -> None:
+    with pytest.raises(ValueError, match="language model") as error:
+        rnnfast.load(saved)
+    code = re.search(r"rnnfast\.lm\..*\.model\(\)$", str(error.value))
+    assert code is not None
+    assert isinstance(eval(code[0]), CharLM)

@@ -20,7 +20,7 @@ import pytest
 
 import rnnfast
 import rnnfast.tbptt as tbptt_module
-from rnnfast import GRU, LSTM, RNN, GRUCell, Linear, LSTMCell, Module, Modules, PackedSequence, RNNCell, functional, training
+from rnnfast import GRU, LSTM, RNN, GRUCell, Linear, LSTMCell, Module, PackedSequence, RNNCell, functional, training
 from rnnfast.functional import Array, State
 from rnnfast.stream import Stream
 
@@ -105,7 +105,7 @@ def test_parameters_are_attributes() -> None:
 def test_a_loaded_layer_is_a_module(tmp_path: Path) -> None:
     LSTM(3, 4).save(tmp_path / "lstm")
     module = rnnfast.load(tmp_path / "lstm")
-    assert_type(module, Module | Modules)
+    assert_type(module, Module | rnnfast.Modules)
     assert isinstance(module, LSTM)
     y, (h, _) = module(X)
     assert_type(h, Array)
