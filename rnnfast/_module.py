@@ -110,7 +110,7 @@ class Stateful(ABC):
 
 
 class Module(Stateful):
-    """Named parameters, and the constructor's arguments as attributes of the same names.
+    """The base of layers, cells and `Linear`: named parameters, and the constructor's arguments as attributes.
 
     Attributes
     ----------

@@ -15,6 +15,8 @@ Flag: TypeAlias = bool | np.bool
 Integer: TypeAlias = SupportsIndex
 Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
 
+LARGEST: dict[type[np.floating[Any]], float] = {kind: float(np.finfo(kind).max) for kind in (np.float32, np.float64)}
+
 
 def flag(value: object, name: str) -> bool:
     """Return a bool."""
@@ -73,9 +75,7 @@ def number(value: object, name: str, dtype: type[np.floating[Any]] = np.float64)
         result = float(scalar)
     except OverflowError:
         result = math.inf
-    with np.errstate(over="ignore"):
-        overflows = math.isinf(dtype(result)) and abs(scalar) != math.inf
-    if overflows:
+    if abs(result) > LARGEST[dtype] and abs(scalar) != math.inf:
         msg = f"{name}: expected a number within the range of {dtype.__name__}, got {shown(scalar)}"
         raise ValueError(msg)
     return result
