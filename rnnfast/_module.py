@@ -105,7 +105,7 @@ class Stateful(ABC):
         from safetensors.numpy import save
 
         description = json.dumps(self._description())
-        tensors = {name: np.ascontiguousarray(a) for name, a in self.state_dict().items()}
+        tensors = {name: np.require(a, requirements="C") for name, a in self.state_dict().items()}
         _files.write(path, save(tensors, {"rnnfast": description}))
 
 
