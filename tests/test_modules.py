@@ -195,7 +195,9 @@ def test_an_embedding_is_trained_with_the_layer_that_reads_it() -> None:
 
 def all_kinds() -> list[Modules]:
     strange = Modules({"0": Linear(1, 2), "ü b": np.ones(3), "if": {"a": np.zeros((2, 3))}, "e": Modules()})
-    strided = Modules(scalar=np.array(2.0), a=np.ones((6, 4))[::2, ::3], b=np.asfortranarray(normal((3, 4), "float64", 1)))
+    strided = Modules(
+        scalar=np.array(2.0), a=np.ones((6, 4))[::2, ::3], b=np.asfortranarray(normal((3, 4), "float64", 1))
+    )
     return [make(), strange, strided, Modules()]
 
 
