@@ -441,7 +441,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--text",
         metavar="FILE",
-        help="in UTF-8, the last tenth of it held out, - for standard input; by default the topics of Python's help",
+        help="in UTF-8, - for standard input; its last tenth is held out (default: the topics of Python's help)",
     )
     p.add_argument("--cell", choices=LAYERS, help=f"(default: {Options.cell})")
     for name, metavar, says in TRAIN:
@@ -453,7 +453,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="FILE", help=f"where to save (default: {OUT}, or FILE of --resume)")
     p.add_argument("--force", action="store_true", help="overwrite the model of an earlier run")
     p.add_argument("--resume", type=Path, metavar="FILE", help="go on with a saved run and its options")
-    p.add_argument("--save-every", type=_parsed(SIZE), metavar="STEPS", help="save during the run as well")
+    p.add_argument("--save-every", type=_parsed(SIZE), metavar="STEPS", help="save every so many steps as well")
     p.add_argument("--quiet", action="store_true", help="no progress bar and no sample")
 
     p = add(sample, all_threads)

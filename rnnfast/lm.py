@@ -95,7 +95,7 @@ class Options:
     Parameters
     ----------
     text : str, optional
-        The file that the text came from: for the caller, nothing here reads it.
+        The file that the text came from. It is stored and not read.
     cell : {"lstm", "gru", "rnn"}, optional
     hidden : int, optional
         H, the units of a layer.
@@ -108,7 +108,7 @@ class Options:
     seq_len : int, optional
         T, the steps of a window.
     steps : int, optional
-        The windows of the whole run: for the caller too.
+        How many windows the whole run has. It is stored, the caller counts.
     lr : float, optional
         The learning rate of Adam.
     clip : float, optional
@@ -116,7 +116,7 @@ class Options:
     dropout : float, optional
         The probability of dropout between layers.
     seed : int, optional
-        Of the weights and the dropout.
+        The seed of the weights and the dropout.
 
     Raises
     ------
@@ -163,7 +163,7 @@ class CharLM:
     options : Options
         Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropout and the seed.
     parameters : mapping of ndarrays, optional
-        What `state_dict` returns, to be used as they are in place of new ones.
+        By the names of `state_dict`, used without a copy. By default new ones are drawn.
 
     Attributes
     ----------
@@ -584,7 +584,7 @@ def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
 
 @contextmanager
 def allocating() -> Iterator[None]:
-    """Raise MemoryError also for sizes beyond all memory, which are a ValueError elsewhere."""
+    """Raise MemoryError for sizes beyond all memory, for which constructors raise ValueError."""
     try:
         yield
     except ValueError as error:

