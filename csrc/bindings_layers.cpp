@@ -654,10 +654,17 @@ void bind_layers(py::module_& m) {
   py::class_<TapeObject> tape_type(m, "Tape", py::is_final(),
                                    "What a training forward keeps for its backward. Opaque and read-only.");
   reinterpret_cast<PyTypeObject*>(tape_type.ptr())->tp_new = nullptr;  // forward alone makes tapes
-  const py::object alias =
-      py::module_::import("types").attr("GenericAlias");  // so that annotations can say Tape[State]
+  // Annotations can say Tape[State].
+  const py::object alias = py::module_::import("types").attr("GenericAlias");
   tape_type.attr("__class_getitem__") = py::reinterpret_steal<py::object>(PyClassMethod_New(alias.ptr()));
-  tape_type.def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
+  tape_type
+      .def("__repr__",
+           [](const TapeObject& tape) {
+             const Problem& p = tape.problem;
+             return py::str("<Tape of {}, T={}, B={}, I={}, H={}, D={}>")
+                 .format(tape.info->name, p.T, p.B, p.I, p.H, p.D);
+           })
+      .def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
       .def_property_readonly("gates", [](const TapeObject& tape) { return tape.info->gates; })
       .def_property_readonly("nbytes",
                              [](const TapeObject& tape) {

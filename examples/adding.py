@@ -60,7 +60,8 @@ def sequences(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
 
 def train(network: rf.GRU | rf.RNN, readout: rf.Linear, lr: float, steps: int, rng: np.random.Generator) -> None:
     """Train a network to answer from its last state."""
-    adam = Adam({**network.state_dict(), **readout.state_dict()}, lr)
+    model = rf.Modules(network=network, readout=readout)
+    adam = Adam(model, lr)
     for step in range(steps):
         x, target = sequences(B, rng)
         _, h, tape = network.forward(x)
@@ -69,7 +70,7 @@ def train(network: rf.GRU | rf.RNN, readout: rf.Linear, lr: float, steps: int, r
 
         dh, readout_grads = readout.backward(readout_tape, danswer)
         _, _, network_grads = network.backward(tape, dstate=dh[np.newaxis], need_dx=False)
-        grads = {**network_grads, **readout_grads}
+        grads = model.join(network=network_grads, readout=readout_grads)
         clip_grad_norm(grads, 1.0)
         adam.lr = lr * (1 - step / steps)
         adam.step(grads)

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rng = np.random.default_rng(options.seed)
     x, digits, x_test, digits_test = data(rng)
     gru, readout = rf.GRU(8, H, batch_first=True, seed=rng), rf.Linear(H, 10, seed=rng)
-    adam = Adam({**gru.state_dict(), **readout.state_dict()}, lr=3e-3)
+    model = rf.Modules(gru=gru, readout=readout)
+    adam = Adam(model, lr=3e-3)
     for step in range(options.steps):
         batch = rng.integers(0, len(x), B)
         noise = 0.1 * rng.standard_normal((B, 8, 8), np.float32)  # so that no image comes twice
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         dh, readout_grads = readout.backward(readout_tape, dlogits)
         _, _, gru_grads = gru.backward(tape, dstate=dh[np.newaxis], need_dx=False)
-        grads = {**gru_grads, **readout_grads}
+        grads = model.join(gru=gru_grads, readout=readout_grads)
         clip_grad_norm(grads, 1.0)
         adam.lr = 3e-3 * (1 - step / options.steps)
         adam.step(grads)

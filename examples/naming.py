@@ -24,16 +24,15 @@ TARGETS = np.array([[LETTERS.index(a) for a in name] + [IGNORED] * (T - len(name
 INPUTS = np.vstack([np.full(10, STOP), np.maximum(TARGETS[:-1], STOP)])  # what stands before each target
 
 
-class Speller:
+class Speller(rf.Modules):
     """What makes an image's features, what writes letters from there, and its readout."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self.features, self.gru = rf.Linear(64, H, seed=rng), rf.GRU(len(LETTERS), H, seed=rng)
-        self.readout = rf.Linear(H, len(LETTERS), seed=rng)
-        self.modules = self.features, self.gru, self.readout
+        features, gru = rf.Linear(64, H, seed=rng), rf.GRU(len(LETTERS), H, seed=rng)
+        super().__init__(features=features, gru=gru, readout=rf.Linear(H, len(LETTERS), seed=rng))
 
-    def gradients(self, images: Array, digits: Array) -> tuple[float, list[dict[str, Array]]]:
-        """Return the loss of naming images [B,64] of the digits [B], and the gradients of each module."""
+    def gradients(self, images: Array, digits: Array) -> tuple[float, dict[str, Array]]:
+        """Return the loss of naming images [B,64] of the digits [B], and its gradients."""
         z, features_tape = self.features.forward(images)
         h0 = np.tanh(z)
         y, _, gru_tape = self.gru.forward(INPUTS[:, digits], h0[np.newaxis])
@@ -44,7 +43,7 @@ class Speller:
         _, dh0, gru_grads = self.gru.backward(gru_tape, dy)
         dz = dh0[0] * (1 - h0**2)
         _, features_grads = self.features.backward(features_tape, dz, need_dx=False)
-        return loss, [features_grads, gru_grads, readout_grads]
+        return loss, self.join(features=features_grads, gru=gru_grads, readout=readout_grads)
 
     def write(self, images: Array) -> list[str]:
         """Return what is written about each of the images [B,64], up to the stop."""
@@ -66,15 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     rng = np.random.default_rng(options.seed)
     x, digits, x_test, digits_test = data(rng)
     model = Speller(rng)
-    optimizers = [Adam(module.state_dict()) for module in model.modules]
+    adam = Adam(model)
     for step in range(options.steps):
         batch = rng.integers(0, len(x), B)
         noise = 0.1 * rng.standard_normal((B, 64), np.float32)  # so that no image comes twice
-        loss, gradients = model.gradients(x[batch].reshape(B, 64) + noise, digits[batch])
-        for adam, grads in zip(optimizers, gradients, strict=True):
-            clip_grad_norm(grads, 1.0)
-            adam.lr = 3e-3 * (1 - step / options.steps)
-            adam.step(grads)
+        loss, grads = model.gradients(x[batch].reshape(B, 64) + noise, digits[batch])
+        clip_grad_norm(grads, 1.0)
+        adam.lr = 3e-3 * (1 - step / options.steps)
+        adam.step(grads)
         if step % 250 == 0:
             print(f"step {step}: loss {loss:.4f}")
 

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rng = np.random.default_rng(options.seed)
     x, digits, x_test, digits_test = data(rng)
     gru, readout = rf.GRU(8, H, batch_first=True, seed=rng), rf.Linear(H, 10, seed=rng)
-    adam = Adam({**gru.state_dict(), **readout.state_dict()}, lr=3e-3)
+    model = rf.Modules(gru=gru, readout=readout)
+    adam = Adam(model, lr=3e-3)
     for epoch in range(options.epochs):
         adam.lr = 3e-3 * (1 - epoch / options.epochs)
         lengths = rng.integers(1, 9, len(x))
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             dlast, readout_grads = readout.backward(readout_tape, dlogits)
             _, _, gru_grads = gru.backward(tape, dlast, need_dx=False)
-            grads = {**gru_grads, **readout_grads}
+            grads = model.join(gru=gru_grads, readout=readout_grads)
             clip_grad_norm(grads, 1.0)
             adam.step(grads)
         if epoch % 20 == 0:

@@ -3,7 +3,7 @@
 The encoder, an LSTM, hands nothing but its last state on to the decoder, another LSTM, which writes one digit after the
 other, each with the one before as its input, until it writes a token for the end. It takes the likeliest each time
 (greedy) or draws one by the probabilities (sampled). Of new sequences 100.00% come out right to the end when greedy,
-99.34% when sampled.
+99.31% when sampled.
 """
 
 import argparse
@@ -19,16 +19,15 @@ B, H, LONGEST = 64, 128, 8
 END, V = 10, 11  # tokens 0 to 9 are the digits; END stands after what is written, and before it
 
 
-class Reverser:
+class Reverser(rf.Modules):
     """Encoder, decoder, and the decoder's readout."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self.encoder, self.decoder = rf.LSTM(V, H, seed=rng), rf.LSTM(V, H, seed=rng)
-        self.readout = rf.Linear(H, V, seed=rng)
-        self.modules = self.encoder, self.decoder, self.readout
+        encoder, decoder = rf.LSTM(V, H, seed=rng), rf.LSTM(V, H, seed=rng)
+        super().__init__(encoder=encoder, decoder=decoder, readout=rf.Linear(H, V, seed=rng))
 
-    def gradients(self, digits: Array) -> tuple[float, list[dict[str, Array]]]:
-        """Return the loss of writing the digits [T,B] backwards, and the gradients of each module."""
+    def gradients(self, digits: Array) -> tuple[float, dict[str, Array]]:
+        """Return the loss of writing the digits [T,B] backwards, and its gradients."""
         end = np.full_like(digits[:1], END)
         text = np.concatenate([end, digits[::-1], end])  # the decoder reads each token and predicts the next
         _, state, encoder_tape = self.encoder.forward(digits)
@@ -39,7 +38,7 @@ class Reverser:
         dy, readout_grads = self.readout.backward(readout_tape, dlogits)
         _, dstate, decoder_grads = self.decoder.backward(decoder_tape, dy)
         _, _, encoder_grads = self.encoder.backward(encoder_tape, dstate=dstate)
-        return loss, [encoder_grads, decoder_grads, readout_grads]
+        return loss, self.join(encoder=encoder_grads, decoder=decoder_grads, readout=readout_grads)
 
     def write(self, digits: Array, temperature: float, rng: np.random.Generator) -> Array:
         """Return the tokens [LONGEST+1,B] written for the digits [T,B]; temperature 0 is greedy, 1 as trained."""
@@ -61,14 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rng = np.random.default_rng(options.seed)
     model = Reverser(rng)
-    optimizers = [Adam(module.state_dict()) for module in model.modules]
+    adam = Adam(model)
     for step in range(options.steps):
         T = rng.integers(1, LONGEST + 1)  # of this batch; the next has another
-        loss, gradients = model.gradients(rng.integers(0, END, (T, B)))
-        for adam, grads in zip(optimizers, gradients, strict=True):
-            clip_grad_norm(grads, 1.0)
-            adam.lr = 5e-3 * (1 - step / options.steps)
-            adam.step(grads)
+        loss, grads = model.gradients(rng.integers(0, END, (T, B)))
+        clip_grad_norm(grads, 1.0)
+        adam.lr = 5e-3 * (1 - step / options.steps)
+        adam.step(grads)
         if step % 250 == 0:
             print(f"step {step}: {T} digits, loss {loss:.4f}")
 

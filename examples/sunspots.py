@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rng = np.random.default_rng(options.seed)
     gru, readout = rf.GRU(1, H, seed=rng), rf.Linear(H, 1, seed=rng)
-    adam = Adam({**gru.state_dict(), **readout.state_dict()}, lr=5e-3)
+    model = rf.Modules(gru=gru, readout=readout)
+    adam = Adam(model, lr=5e-3)
     least, forecast = np.inf, np.zeros(len(x))
     for step in range(options.steps):
         y, _, tape = gru.forward(x)  # over all years at once: no step sees a later one
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         loss, dpredicted[:choice] = squared_error(predicted[:choice], target[:choice])
         dy, readout_grads = readout.backward(readout_tape, dpredicted)
         _, _, gru_grads = gru.backward(tape, dy, need_dx=False)
-        grads = {**gru_grads, **readout_grads}
+        grads = model.join(gru=gru_grads, readout=readout_grads)
         clip_grad_norm(grads, 1.0)
         adam.step(grads)
         if step % 50 == 0:

@@ -20,6 +20,7 @@ from . import functional
 from ._module import Module, initialize, load, num_parameters
 from ._scalars import Integer, int64
 from .cells import GRUCell, LSTMCell, RNNCell
+from .container import Modules
 from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, Linear
 from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
@@ -44,6 +45,7 @@ __all__ = [
     "LSTMCell",
     "Linear",
     "Module",
+    "Modules",
     "PackedSequence",
     "RNNCell",
     "functional",

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,13 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from . import _core, _files
 from ._arraylike import ArrayLike
-from ._files import check_readable
 from ._scalars import Flag, Number, choice, flag, held, number
 from .functional import Array, checked, checked_target
 
+if TYPE_CHECKING:
+    from .container import Modules
+
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
 UNREADABLE = ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError  # what bad files raise
+EFFORT = 10_000  # that NumPy may spend to tell whether two arrays overlap; past it, they count as overlapping
 MADE = "parameters", "rng", "fan", "gates", "directions", "cell", "_names"  # what constructors make of their arguments
 
 
@@ -46,7 +51,65 @@ class Kept:
         return parameters
 
 
-class Module:
+class Stateful(ABC):
+    """What layers and `Modules` do alike with their parameters: values to load, and files."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Array]:
+        """Return the parameters by their names: the arrays themselves, not copies."""
+
+    @abstractmethod
+    def _description(self) -> dict[str, Any]:
+        """Return the class by name, and what its constructor needs beside the parameters, for JSON."""
+
+    @classmethod
+    @abstractmethod
+    def _described(cls, description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
+        """Make what `_description` describes, of parameters that it takes out of `tensors`."""
+
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
+        """Copy the values of `state_dict` into the parameters, in place.
+
+        Parameters
+        ----------
+        state_dict : mapping of arrays
+            With the keys, shapes and dtypes of `state_dict()`. A torch module's own state dict will do.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a key is missing or unknown, or a value is no array, or of another dtype or shape. Then nothing
+            has been changed.
+        """
+        own = self.state_dict()
+        for key, value in checked_values(state_dict, own, "state_dict").items():
+            np.copyto(own[key], value)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the constructors' arguments and the parameters to a safetensors file, for `rnnfast.load`.
+
+        Parameters
+        ----------
+        path : path-like
+            An older file is overwritten once all of the new one is on the disk; a link is followed.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written, or is a folder, a device or the like.
+        TypeError
+            For a class derived from one of rnnfast, which `load` could not find.
+        """
+        import json
+
+        from safetensors.numpy import save
+
+        description = json.dumps(self._description())
+        tensors = {name: np.require(a, requirements="C") for name, a in self.state_dict().items()}
+        _files.write(path, save(tensors, {"rnnfast": description}))
+
+
+class Module(Stateful):
     """The base of layers, cells and `Linear`: named parameters, and the constructor's arguments as attributes.
 
     Attributes
@@ -136,60 +199,15 @@ class Module:
         """Return the parameters by torch's names: the arrays themselves, as torch does, not copies."""
         return dict(self.parameters)
 
-    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
-        """Copy the values of `state_dict` into the parameters, in place.
-
-        Parameters
-        ----------
-        state_dict : mapping of arrays
-            With the keys, shapes and dtype of `state_dict()`. A torch module's own state dict will do.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a key is missing or unknown, or a value is no array, or of another dtype or shape. Then nothing
-            has been changed.
-        """
-        self._check_keys(state_dict, "state_dict")
-        values = [checked(state_dict[name], name, p.shape, p.dtype) for name, p in self.parameters.items()]
-        for parameter, value in zip(self.parameters.values(), values, strict=True):
-            np.copyto(parameter, value)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the constructor's arguments and the parameters to a safetensors file, for `rnnfast.load`.
-
-        Parameters
-        ----------
-        path : path-like
-            An existing file is overwritten.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written.
-        TypeError
-            For a class derived from one of rnnfast, which `load` could not find.
-        """
-        import json
-
-        from safetensors.numpy import save_file
-
+    def _description(self) -> dict[str, Any]:
         if type(self) is not self._kind():
             msg = f"self: expected a class of rnnfast's own, got {type(self).__name__}; its state_dict() can be saved"
             raise TypeError(msg)
-        description = json.dumps({"class": type(self).__name__, "arguments": self._arguments()})
-        save_file(self.parameters, path, {"rnnfast": description})
+        return {"class": type(self).__name__, "arguments": self._arguments()}
 
-    def _check_keys(self, given: object, name: str, **others: Array) -> None:
-        keys = " and ".join(("the keys of state_dict()", *map(repr, others)))
-        if not isinstance(given, Mapping):
-            msg = f"{name}: expected a mapping with {keys}, got {type(given).__name__}"
-            raise TypeError(msg)
-        expected = self.parameters.keys() | others.keys()
-        missing, unknown = expected - given.keys(), given.keys() - expected
-        if missing or unknown:
-            msg = f"{name}: expected {keys}, got {[*unknown]} and not {[*missing]}"
-            raise ValueError(msg)
+    @classmethod
+    def _described(cls, description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
+        return cls(**description["arguments"], seed=Kept(tensors))
 
     def _check_grads(self, grads: dict[str, Array] | None, *read: Any, **others: Array) -> dict[str, Array] | None:
         """Return views of what a backward is to add into, checked also against what it reads.
@@ -198,10 +216,11 @@ class Module:
         """
         if grads is None:
             return None
-        self._check_keys(grads, "grads", **others)
+        own = {**self.parameters, **others}
+        checked_keys(grads, own, "grads")
         into = {
             name: checked_target(grads[name], f"grads[{name!r}]", parameter.shape, parameter.dtype)
-            for name, parameter in {**self.parameters, **others}.items()
+            for name, parameter in own.items()
         }
         sources = [*self.parameters.values(), *_arrays(read)]
         pairs = (*combinations(into.values(), 2), *product(into.values(), sources))
@@ -227,6 +246,72 @@ class Tape:
     x: Any  # x and y as the caller has them
     y: Any
 
+    def __repr__(self) -> str:
+        x, y = (np.shape(a[0] if isinstance(a, tuple) else a) for a in (self.x, self.y))  # of packed ones, the data
+        return f"<{type(self).__name__} of {self.owner!r}, x {x}, y {y}>"
+
+
+def checked_keys(given: object, own: Mapping[str, object], name: str) -> Mapping[str, Any]:
+    """Return a mapping that has the keys of one of our own."""
+    if not isinstance(given, Mapping):
+        msg = f"{name}: expected a mapping of names to arrays, got {type(given).__name__}"
+        raise TypeError(msg)
+    if given.keys() != own.keys():
+        found = {"missing": own.keys() - given.keys(), "unexpected": given.keys() - own.keys()}
+        parts = [f"{kind} keys: {sorted(keys, key=str)}" for kind, keys in found.items() if keys]
+        parts += [f"the keys that start with {prefix!r} fit without it" for prefix in _prefixes(given, own)]
+        msg = f"{name}: {'; '.join(parts)}"
+        raise ValueError(msg)
+    return given
+
+
+def _prefixes(given: Mapping[Any, object], own: Mapping[str, object]) -> list[str]:
+    """Return what stands before our keys in a mapping that has all of them, as that of a model with this layer does."""
+    first = next(iter(own), None)
+    found = (key.removesuffix(first) for key in given if first and isinstance(key, str) and key.endswith(f".{first}"))
+    return sorted(prefix for prefix in found if all(prefix + key in given for key in own))
+
+
+def checked_values(given: object, own: Mapping[str, Array], name: str) -> dict[str, Array]:
+    """Return the values of a mapping that are to be copied to the arrays of the same keys."""
+    mapping = checked_keys(given, own, name)
+    values = {key: checked(mapping[key], key, a.shape, a.dtype) for key, a in own.items()}
+    for key, value in values.items():
+        if any(np.may_share_memory(value, a) for a in own.values()):
+            values[key] = value.copy()  # where two names are exchanged, it would be overwritten before it is read
+    return values
+
+
+def checked_floats(a: object, name: str) -> Array:
+    """Return `a` as an ndarray of float32 or float64."""
+    array = _core.asarray(a, name)
+    if array.dtype not in (np.float32, np.float64):
+        msg = f"{name}: expected dtype float32 or float64, got {array.dtype}"
+        raise TypeError(msg)
+    return array
+
+
+def float_target(a: object, name: str) -> Array:
+    """Return a view of `a` if it is an ndarray of float32 or float64 of which each element can be written."""
+    if not isinstance(a, np.ndarray):
+        msg = f"{name}: expected an ndarray, got {type(a).__name__}"
+        raise TypeError(msg)
+    array = checked_floats(a, name)
+    return _core.checked_target(a, name, array.shape, array.dtype)
+
+
+def check_apart(arrays: Mapping[str, Array], name: str) -> None:
+    """Refuse arrays that share memory: what changes each of them once would change that memory twice."""
+    spans = sorted((*np.lib.array_utils.byte_bounds(a), key) for key, a in arrays.items() if a.size)
+    before: list[tuple[int, str]] = []  # the ends and keys of those that reach beyond the start of the next
+    for start, end, key in spans:
+        before = [(other_end, other) for other_end, other in before if other_end > start]
+        for _, other in before:
+            if np.may_share_memory(arrays[key], arrays[other], max_work=EFFORT):  # type: ignore[arg-type] # any int
+                msg = f"{name}: expected arrays of their own, got {other!r} and {key!r} that share memory"
+                raise ValueError(msg)
+        before.append((end, key))
+
 
 def _arrays(values: Iterable[Any]) -> Iterator[Array]:
     """Return the arrays among values and tuples of values, leaving out what is None."""
@@ -237,12 +322,12 @@ def _arrays(values: Iterable[Any]) -> Iterator[Array]:
             yield value
 
 
-def num_parameters(layer: Module | Iterable[Any], merged_bias: Flag = False) -> int:
-    """Count the parameters of a layer or cell, or of a sequence of them.
+def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: Flag = False) -> int:
+    """Count the parameters of a layer or cell, or of several.
 
     Parameters
     ----------
-    layer : layer, cell, `Linear`, or iterable of these
+    layer : layer, cell, `Linear`, `Modules`, array, or iterable or mapping of these
     merged_bias : bool, optional
         Count b_ih and b_hh, which torch keeps apart, as the one bias of most of the literature. (Only in the
         new gate of the GRU that resets after its product are they not interchangeable; they are counted once
@@ -267,10 +352,13 @@ def num_parameters(layer: Module | Iterable[Any], merged_bias: Flag = False) -> 
     if isinstance(layer, Module):
         merged = "bias_hh" if merged_bias else ()
         return sum(p.size for name, p in layer.parameters.items() if not name.startswith(merged))
+    if isinstance(layer, np.ndarray):
+        return layer.size
     if isinstance(layer, str) or not isinstance(layer, Iterable):
         msg = f"layer: expected a layer, a cell or a sequence of them, got {type(layer).__name__}"
         raise TypeError(msg)
-    return sum(num_parameters(part, merged_bias) for part in layer)
+    parts = layer.values() if isinstance(layer, Mapping) else layer
+    return sum(num_parameters(part, merged_bias) for part in parts)
 
 
 Fill: TypeAlias = Callable[[np.random.Generator, int, int], Array]
@@ -381,8 +469,8 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
             np.split(parameter, layer.gates)[1].fill(forget_bias if name.startswith("bias_ih") else 0)
 
 
-def load(path: str | PathLike[str]) -> Module:
-    """Make the layer, cell or `Linear` that `Module.save` wrote.
+def load(path: str | PathLike[str]) -> "Module | Modules":
+    """Make the layer, cell, `Linear` or `Modules` that its `save` wrote.
 
     Parameters
     ----------
@@ -390,8 +478,8 @@ def load(path: str | PathLike[str]) -> Module:
 
     Returns
     -------
-    Module
-        Of the class of the saved one, with its constructor's arguments and its parameters, and a generator of its own.
+    Module or Modules
+        Of the class of the saved one, with the constructors' arguments and the parameters, and generators of its own.
         Type checkers learn the class by ``assert isinstance(layer, LSTM)``.
 
     Raises
@@ -413,28 +501,33 @@ def load(path: str | PathLike[str]) -> Module:
 
     import safetensors
 
-    import rnnfast
-
-    check_readable(path)
+    _files.check_readable(path)
     metadata: dict[str, str] = {}
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             description = json.loads(metadata["rnnfast"])
-            kind = vars(rnnfast)[description["class"]]
-            if not issubclass(kind, Module):
-                raise TypeError(kind)
-            kept = Kept({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            layer: Module = kind(**description["arguments"], seed=kept)
-            if kept.tensors:
-                raise ValueError([*kept.tensors])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            made: Module | Modules = described(description, tensors)
+            if tensors:
+                raise ValueError([*tensors])
     except (*UNREADABLE, safetensors.SafetensorError) as error:
         msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
         if "rnnfast.lm" in metadata:
             what = f"path: expected the file of a layer, got that of a language model, {str(path)!r}"
             msg = f"{what}; to load it: rnnfast.lm.Checkpoint.read({str(path)!r}).model()"
         raise ValueError(msg) from error
-    return layer
+    return made
+
+
+def described(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
+    """Make what a file describes, of parameters that it takes out of `tensors`."""
+    import rnnfast
+
+    kind = vars(rnnfast)[description["class"]]
+    if not issubclass(kind, Stateful):
+        raise TypeError(kind)
+    return kind._described(description, tensors)
 
 
 # What the constructors share

@@ -1,16 +1,17 @@
 """As much as training without a framework needs: losses, clipping, SGD and Adam.
 
-A loss returns its value and its gradient. Parameters and gradients are dicts of arrays with the same keys, as
-``layer.state_dict()`` and ``layer.backward`` return them. Clipping changes the gradients in place, an optimizer
-changes the parameters. As in the layers, numbers below the smallest normal one count as zero, and the number of
-threads changes no bit.
+A loss returns its value and its gradient. An optimizer takes the parameters of a layer, of several that
+`rnnfast.Modules` joins, or of a dict of arrays, and changes them in place. Gradients are dicts of arrays with the same
+keys, as ``layer.backward`` and `Modules.join` return them; clipping changes them in place. As in the layers, numbers
+below the smallest normal one count as zero, and the number of threads changes no bit.
 
 Examples
 --------
 >>> import numpy as np
 >>> import rnnfast
 >>> lstm, readout = rnnfast.LSTM(3, 8, seed=0), rnnfast.Linear(8, 5, seed=1)
->>> adam = Adam({**lstm.state_dict(), **readout.state_dict()}, lr=0.1)
+>>> model = rnnfast.Modules(lstm=lstm, readout=readout)
+>>> adam = Adam(model, lr=0.1)
 >>> x = np.ones((4, 2, 3), np.float32)
 >>> targets = np.array([[0, 1], [1, 2], [2, 3], [3, 4]])
 >>> losses = []
@@ -20,7 +21,7 @@ Examples
 ...     loss, dlogits = softmax_cross_entropy(logits, targets)
 ...     dy, readout_grads = readout.backward(readout_tape, dlogits)
 ...     dx, dstate, lstm_grads = lstm.backward(lstm_tape, dy, need_dx=False)
-...     grads = {**lstm_grads, **readout_grads}
+...     grads = model.join(lstm=lstm_grads, readout=readout_grads)
 ...     norm = clip_grad_norm(grads, 1.0)
 ...     adam.step(grads)
 ...     losses.append(loss)
@@ -30,14 +31,15 @@ True
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from . import _core
 from ._arraylike import ArrayLike
+from ._module import Stateful, check_apart, checked_floats, checked_keys, checked_values, float_target, parameters_of
 from ._scalars import Integer, Number, choice, int64, number
-from .functional import Array, checked, checked_target
+from .functional import Array, checked
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
 
@@ -108,7 +110,7 @@ def squared_error(y: ArrayLike, target: ArrayLike, *, reduction: Reduction = "me
     >>> squared_error(np.array([1.0, 5.0]), np.array([2.0, 2.0]))
     (5.0, array([-1.,  3.]))
     """
-    given = _floats(y, "y")
+    given = checked_floats(y, "y")
     dy = np.asarray(given - checked(target, "target", given.shape, given.dtype))
     scale = 1 / max(dy.size, 1) if _is_mean(reduction) else 1.0
     loss = scale * _core.sum_of_squares(dy)
@@ -147,11 +149,11 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: Number) -> float:
     array([0.8])
     """
     bound = _positive(max_norm, "max_norm")
-    _check_targets(grads, "grads")
-    norm = math.sqrt(sum(map(_core.sum_of_squares, grads.values())))
+    targets = _targets(grads, "grads")
+    norm = math.sqrt(sum(map(_core.sum_of_squares, targets.values())))
     scale = bound / (norm + 1e-6)
     if scale < 1:
-        for g in grads.values():
+        for g in targets.values():
             g *= scale
     return norm
 
@@ -179,9 +181,9 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: Number) -> None:
     array([ 0.5, -1. ])
     """
     bound = _positive(max_value, "max_value")
-    _check_targets(grads, "grads")
+    targets = _targets(grads, "grads")
     with np.errstate(over="ignore"):  # a bound that the dtype cannot hold bounds nothing
-        for g in grads.values():
+        for g in targets.values():
             np.clip(g, -bound, bound, out=g)
 
 
@@ -192,18 +194,40 @@ class Optimizer:
     ----------
     params : dict of ndarrays
     lr : float
-        The learning rate; assigning another one takes effect at the next step.
+        The learning rate, at least 0; assigning another one takes effect at the next step.
     """
 
-    def __init__(self, params: Mapping[str, Array], lr: Number, carried: tuple[str, ...]) -> None:
-        _check_targets(params, "params")
-        self.params = dict(params)
-        self.lr = _not_negative(lr, "lr")
-        self._carried = {kind: {name: np.zeros_like(p) for name, p in params.items()} for kind in carried}
+    def __init__(self, params: Stateful | Mapping[str, Array], lr: Number, carried: tuple[str, ...]) -> None:
+        arrays = params.state_dict() if isinstance(params, Stateful) else params
+        targets = _targets(arrays, "params")
+        check_apart(targets, "params")
+        self.params = dict(arrays)
+        self._lr = np.array(_not_negative(lr, "lr"))
+        self._carried = {kind: {name: np.zeros_like(p) for name, p in targets.items()} for kind in carried}
+
+    @property
+    def lr(self) -> float:
+        return float(self._lr)
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr[...] = _not_negative(lr, "lr")
+
+    def __repr__(self) -> str:
+        """Return the constructor's call, with the parameters as their number, without what is at its default."""
+        kind: Any = type(self)
+        sizes = [p.size for p in self.params.values()]
+        words = [f"<{sum(sizes)} parameters in {len(sizes)} arrays>"]
+        for name, parameter in parameters_of(kind).items():
+            value = getattr(self, name, parameter.default)
+            if name != "params" and value != parameter.default:
+                words.append(f"{name}={value!r}")
+        return f"{kind.__name__}({', '.join(words)})"
 
     def state_dict(self) -> dict[str, Array]:
-        """Return what is carried from step to step: the arrays themselves, by names such as ``m.weight``."""
-        return {f"{kind}.{name}": a for kind, arrays in self._carried.items() for name, a in arrays.items()}
+        """Return what changes from step to step: the arrays themselves, lr, and others by names like ``m.weight``."""
+        carried = {f"{kind}.{name}": a for kind, arrays in self._carried.items() for name, a in arrays.items()}
+        return {"lr": self._lr, **carried}
 
     def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
         """Copy the values of `state_dict`; training then goes on with the same bits.
@@ -211,7 +235,8 @@ class Optimizer:
         Parameters
         ----------
         state_dict : mapping of arrays
-            From `state_dict()` of an optimizer of the same kind and parameters.
+            From `state_dict()` of an optimizer of the same kind and parameters. Where it has no ``lr``, the
+            learning rate stays as it is.
 
         Raises
         ------
@@ -219,17 +244,27 @@ class Optimizer:
             If a key is missing or unknown, or a value does not fit. Then nothing has been changed.
         """
         own = self.state_dict()
-        _check_keys(state_dict, own, "state_dict")
-        values = [checked(state_dict[key], key, a.shape, a.dtype) for key, a in own.items()]
-        for a, value in zip(own.values(), values, strict=True):
-            np.copyto(a, value)
+        given: object = state_dict
+        if isinstance(given, Mapping) and "lr" not in given:
+            del own["lr"]
+        values = checked_values(given, own, "state_dict")
+        for key in values.keys() & {"lr", "t"}:
+            _not_negative(values[key].item(), key)
+        for key, value in values.items():
+            np.copyto(own[key], value)
 
     def _check(self, grads: Mapping[str, Array]) -> None:
         """Check all arrays before any parameter is changed."""
-        _check_targets(self.params, "params")
-        _check_keys(grads, self.params, "grads")
+        _targets(self.params, "params")
+        checked_keys(grads, self.params, "grads")
         for name, p in self.params.items():
-            checked(grads[name], f"grads[{name!r}]", p.shape, p.dtype)
+            try:
+                checked(grads[name], f"grads[{name!r}]", p.shape, p.dtype)
+            except ValueError as error:
+                if "." in name:
+                    raise
+                msg = f"{error}; layers with equal names of parameters are joined by rnnfast.Modules"
+                raise ValueError(msg) from None
 
 
 class SGD(Optimizer):
@@ -242,8 +277,8 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    params : dict of ndarrays
-        Changed in place by `step`.
+    params : layer, `rnnfast.Modules` or dict of ndarrays
+        Changed in place by `step`; no two arrays may share memory.
     lr : float
         At least 0.
     momentum : float, optional
@@ -263,7 +298,7 @@ class SGD(Optimizer):
     array([0.8])
     """
 
-    def __init__(self, params: Mapping[str, Array], lr: Number, *, momentum: Number = 0.0) -> None:
+    def __init__(self, params: Stateful | Mapping[str, Array], lr: Number, *, momentum: Number = 0.0) -> None:
         self.momentum = _not_negative(momentum, "momentum")
         super().__init__(params, lr, ("v",) if self.momentum else ())
 
@@ -297,8 +332,8 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params : dict of ndarrays
-        Changed in place by `step`.
+    params : layer, `rnnfast.Modules` or dict of ndarrays
+        Changed in place by `step`; no two arrays may share memory.
     lr : float, optional
         At least 0.
     betas : pair of floats, optional
@@ -326,7 +361,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        params: Mapping[str, Array],
+        params: Stateful | Mapping[str, Array],
         lr: Number = 1e-3,
         *,
         betas: tuple[Number, Number] = (0.9, 0.999),
@@ -338,7 +373,7 @@ class Adam(Optimizer):
         self._t = np.zeros((), np.int64)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return what is carried from step to step: the arrays themselves, t and by name those of m and v."""
+        """Return what changes from step to step: the arrays themselves, t, lr, and by name those of m and v."""
         return {"t": self._t, **super().state_dict()}
 
     def step(self, grads: Mapping[str, Array]) -> None:
@@ -364,14 +399,6 @@ class Adam(Optimizer):
         m, v = self._carried["m"], self._carried["v"]
         for name, p in self.params.items():
             _core.adam_step(p, grads[name], m[name], v[name], lr, b1, b2, eps)
-
-
-def _floats(a: object, name: str) -> Array:
-    array = _core.asarray(a, name)
-    if array.dtype not in (np.float32, np.float64):
-        msg = f"{name}: expected dtype float32 or float64, got {array.dtype}"
-        raise TypeError(msg)
-    return array
 
 
 def _is_mean(reduction: Reduction) -> bool:
@@ -405,23 +432,13 @@ def _two_decays(betas: object) -> tuple[float, float]:
     return rates
 
 
-def _check_dict(arrays: object, name: str) -> None:
+def _targets(arrays: object, name: str) -> dict[str, Array]:
+    """Return views of arrays of floats that can be changed in place, each of them once."""
     if not isinstance(arrays, Mapping):
-        msg = f"{name}: expected a dict of arrays, got {type(arrays).__name__}"
+        expected = "a layer, rnnfast.Modules or a dict of arrays" if name == "params" else "a dict of arrays"
+        msg = f"{name}: expected {expected}, got {type(arrays).__name__}"
         raise TypeError(msg)
-
-
-def _check_keys(given: Mapping[str, object], own: Mapping[str, object], name: str) -> None:
-    _check_dict(given, name)
-    if given.keys() != own.keys():
-        unknown, missing = sorted(given.keys() - own.keys()), sorted(own.keys() - given.keys())
-        msg = f"{name}: expected the keys of the parameters, got {unknown} besides and not {missing}"
-        raise ValueError(msg)
-
-
-def _check_targets(arrays: Mapping[str, object], name: str) -> None:
-    """Check that these are arrays of floats that can be changed in place."""
-    _check_dict(arrays, name)
-    for key, a in arrays.items():
-        array = _floats(a, f"{name}[{key!r}]")
-        checked_target(a, f"{name}[{key!r}]", array.shape, array.dtype)
+    targets = {key: float_target(a, f"{name}[{key!r}]") for key, a in arrays.items()}
+    if len({*map(id, arrays.values())}) < len(arrays):
+        check_apart(targets, name)
+    return targets

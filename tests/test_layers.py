@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import os
 import pickle
 import tracemalloc
 from collections.abc import Callable
@@ -431,6 +432,56 @@ def test_a_users_class_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="self: expected a class of rnnfast's own, got Own"):
         Own(3, 4).save(tmp_path / "own")
     assert not (tmp_path / "own").exists()
+
+
+def pipe(folder: Path) -> Path:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no FIFOs on this system")
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
+PLACES: dict[str, tuple[Callable[[Path], Path], type[OSError]]] = {
+    "a folder": (lambda folder: folder, IsADirectoryError),
+    "in no folder": (lambda folder: folder / "missing" / "layer", FileNotFoundError),
+    "a pipe": (pipe, OSError),
+}
+
+
+@pytest.mark.parametrize("layer", [rnnfast.LSTM(3, 4), rnnfast.Modules(a=rnnfast.Linear(3, 4))], ids=repr)
+@pytest.mark.parametrize("place", PLACES)
+def test_where_no_file_can_be_the_error_names_it(place: str, layer: Any, tmp_path: Path) -> None:
+    make, error = PLACES[place]
+    path = make(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(error) as caught:
+        layer.save(path)
+    assert caught.value.filename == str(path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_layer_is_saved_through_a_link_with_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()  # with the mode that the umask leaves
+    (tmp_path / "link").symlink_to(tmp_path / "layer")
+    for seed in (0, 1):
+        layer = rnnfast.LSTM(3, 4, seed=seed)
+        layer.save(tmp_path / "link")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "layer").stat().st_mode == (tmp_path / "new").stat().st_mode
+        assert_same_bits(rnnfast.load(tmp_path / "layer").state_dict(), layer.state_dict())
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+# Keys
+
+
+def test_keys_that_do_not_fit_are_listed_in_order() -> None:
+    layer = rnnfast.LSTM(3, 4)
+    state = layer.state_dict()
+    del state["weight_ih_l0"], state["bias_hh_l0"]
+    message = r"state_dict: missing keys: \['bias_hh_l0', 'weight_ih_l0'\]; unexpected keys: \['a', 'b', 'c'\]$"
+    with pytest.raises(ValueError, match=message):
+        layer.load_state_dict({**state, **dict.fromkeys("cab", np.ones(1))})
 
 
 # Counting

@@ -190,6 +190,23 @@ def test_a_damaged_pickle_is_refused(damage: str) -> None:
         rnnfast.LSTM.__new__(rnnfast.LSTM).__setstate__(state)
 
 
+# Tapes
+
+
+def test_the_representation_of_a_tape_says_what_it_is_of() -> None:
+    x = np.ones((5, 2, 3), np.float32)
+    lstm, cell, readout = rnnfast.LSTM(3, 4), rnnfast.GRUCell(3, 4), rnnfast.Linear(3, 2)
+    assert repr(lstm.forward(x)[-1]) == "<LayerTape of LSTM(3, 4), x (5, 2, 3), y (5, 2, 4)>"
+    assert repr(cell.forward(x[0])[-1]) == "<CellTape of GRUCell(3, 4), x (2, 3), y (2, 4)>"
+    assert repr(readout.forward(x)[-1]) == "<Tape of Linear(3, 2), x (5, 2, 3), y (5, 2, 2)>"
+    assert repr(readout.forward(x[0, 0])[-1]) == "<Tape of Linear(3, 2), x (3,), y (2,)>"
+    packed = rnnfast.pack_padded(x, np.array([5, 3]))
+    assert repr(lstm.forward(packed)[-1]) == "<LayerTape of LSTM(3, 4), x (8, 3), y (8, 4)>"
+    w = np.ones((6, 3), np.float32)
+    tape = rnnfast.functional.forward("gru", x, [(w, w[:, :2], None, None)])[-1]
+    assert repr(tape) == "<Tape of gru, T=5, B=2, I=3, H=2, D=1>"
+
+
 # Streams
 
 

@@ -260,30 +260,23 @@ def batches(dtype: str) -> Iterator[tuple[Array, Array]]:
 
 
 def our_losses(layer: Layer, dtype: str, weights: dict[str, Array]) -> list[float]:
-    model = {
-        "rnn": getattr(rnnfast, layer.name)(V, 24, 2, **layer.options, dtype=dtype),
-        "readout": rnnfast.Linear(24, V, dtype=dtype),
-    }
-    for part, module in model.items():
-        module.load_state_dict({k.removeprefix(part + "."): w for k, w in weights.items() if k.startswith(part)})
-    adam = training.Adam(prefixed({part: module.state_dict() for part, module in model.items()}), lr=1e-2)
+    rnn = getattr(rnnfast, layer.name)(V, 24, 2, **layer.options, dtype=dtype)
+    model = rnnfast.Modules(rnn=rnn, readout=rnnfast.Linear(24, V, dtype=dtype))
+    model.load_state_dict(weights)
+    adam = training.Adam(model, lr=1e-2)
     losses, norms = [], []
     for x, targets in batches(dtype):
-        y, _, rnn_tape = model["rnn"].forward(x)
-        logits, readout_tape = model["readout"].forward(y)
+        y, _, rnn_tape = model.rnn.forward(x)
+        logits, readout_tape = model.readout.forward(y)
         loss, dlogits = training.softmax_cross_entropy(logits, targets)
-        dy, readout_grads = model["readout"].backward(readout_tape, dlogits)
-        _, _, rnn_grads = model["rnn"].backward(rnn_tape, dy, need_dx=False)
-        grads = prefixed({"rnn": rnn_grads, "readout": readout_grads})
+        dy, readout_grads = model.readout.backward(readout_tape, dlogits)
+        _, _, rnn_grads = model.rnn.backward(rnn_tape, dy, need_dx=False)
+        grads = model.join(rnn=rnn_grads, readout=readout_grads)
         norms.append(training.clip_grad_norm(grads, CLIP))
         adam.step(grads)
         losses.append(loss)
     assert min(norms) < CLIP < max(norms), "the proof is to contain steps with and without clipping"
     return losses
-
-
-def prefixed(parts_of_model: dict[str, dict[str, Array]]) -> dict[str, Array]:
-    return {f"{part}.{name}": a for part, arrays in parts_of_model.items() for name, a in arrays.items()}
 
 
 @pytest.mark.parametrize("dtype", LOSS_TOLERANCE)

@@ -417,6 +417,63 @@ def test_the_learning_rate_can_be_changed_between_steps() -> None:
     assert params["w"] == -1.5
 
 
+@by_optimizer
+def test_the_state_holds_the_learning_rate(optimizer: Any, options: dict[str, Any]) -> None:
+    stopped, resumed = (optimizer({"w": np.ones(3)}, **options) for _ in range(2))
+    stopped.lr = 0.25
+    state = stopped.state_dict()
+    assert state["lr"].dtype == np.float64
+    resumed.load_state_dict(state)
+    assert resumed.lr == 0.25
+    stopped.lr = 0.125
+    assert state["lr"] == 0.125  # the array itself
+    without = {name: a for name, a in state.items() if name != "lr"}
+    resumed.load_state_dict(without)
+    assert resumed.lr == 0.25  # as it was
+
+
+@by_optimizer
+def test_a_state_that_does_not_fit_changes_nothing(optimizer: Any, options: dict[str, Any]) -> None:
+    stepper = optimizer({"w": np.ones(3)}, **options)
+    stepper.step({"w": np.ones(3)})
+    before = {name: np.copy(a) for name, a in stepper.state_dict().items()}
+    with pytest.raises(ValueError, match="lr: expected at least 0"):
+        stepper.load_state_dict({name: np.full_like(a, -1) if name == "lr" else 0 * a for name, a in before.items()})
+    assert all(np.array_equal(a, before[name]) for name, a in stepper.state_dict().items())
+
+
+@by_optimizer
+def test_a_layer_a_container_and_a_dict_are_trained_alike(optimizer: Any, options: dict[str, Any]) -> None:
+    layers = [rnnfast.Linear(4, 3, seed=0) for _ in range(3)]
+    grads = {"weight": normal(3, 4, dtype="float32"), "bias": normal(3, dtype="float32")}
+    model = rnnfast.Modules(layer=layers[2])
+    for params in (layers[0], layers[1].state_dict(), model):
+        stepper = optimizer(params, **options)
+        for _ in range(2):
+            stepper.step(model.join(layer=grads) if params is model else grads)
+    for name, p in layers[0].parameters.items():
+        assert not np.array_equal(p, rnnfast.Linear(4, 3, seed=0).parameters[name])
+        assert all(np.array_equal(p, layer.parameters[name]) for layer in layers)
+
+
+def test_parameters_may_be_columns_and_halves_of_one_array() -> None:
+    a, b = np.zeros((4, 6)), np.zeros(6)
+    params = {"left": a[:, :2], "right": a[:, 2:], "even": b[::2], "odd": b[1::2], "none": b[:0]}
+    SGD(params, 1.0).step({name: np.full_like(p, -1 - k) for k, (name, p) in enumerate(params.items())})
+    assert a.tolist() == [[1, 1, 2, 2, 2, 2]] * 4
+    assert b.tolist() == [3, 4] * 3
+
+
+def test_the_representation_of_an_optimizer_is_its_call() -> None:
+    model = rnnfast.Modules(lstm=rnnfast.LSTM(3, 4), readout=rnnfast.Linear(4, 2))
+    sgd, adam = SGD(model.readout, 0.1, momentum=0.5), Adam(model, 0.01, betas=(0.8, 0.95))
+    assert repr(sgd) == "SGD(<10 parameters in 2 arrays>, lr=0.1, momentum=0.5)"
+    assert repr(adam) == "Adam(<154 parameters in 6 arrays>, lr=0.01, betas=(0.8, 0.95))"
+    sgd.lr, sgd.momentum = 0.2, 0.0
+    assert repr(sgd) == "SGD(<10 parameters in 2 arrays>, lr=0.2)"
+    assert repr(Adam({})) == "Adam(<0 parameters in 0 arrays>)"
+
+
 def test_a_step_that_does_not_fit_changes_nothing() -> None:
     params = parameters("float64")
     before = {name: p.copy() for name, p in params.items()}
@@ -499,8 +556,64 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "momentum": (lambda: SGD({"w": W}, 1, momentum=-1), ValueError, "momentum: expected at least 0"),
     "betas": (lambda: Adam({"w": W}, betas=(0.9, 1.0)), ValueError, r"betas: expected .*\(0.9, 1.0\)"),
     "eps": (lambda: Adam({"w": W}, eps=-1), ValueError, "eps: expected at least 0"),
-    "keys": (lambda: Adam({"w": W}).step({"v": W}), ValueError, r"grads: expected .*\['v'\].*\['w'\]"),
-    "no dict": (lambda: Adam({"w": W}).step([W]), TypeError, "grads: expected a dict"),  # type: ignore[arg-type]
+    "keys": (
+        lambda: Adam({"w": W, "b": W.copy(), "c": W.copy()}).step({"b": W, "z": W, "y": W}),
+        ValueError,
+        r"grads: missing keys: \['c', 'w'\]; unexpected keys: \['y', 'z'\]$",
+    ),
+    "no dict": (lambda: Adam({"w": W}).step([W]), TypeError, "grads: expected a mapping.*, got list"),  # type: ignore[arg-type]
+    "layers": (
+        lambda: Adam([rnnfast.Linear(1, 1)]),  # type: ignore[arg-type]
+        TypeError,
+        "params: expected a layer, rnnfast.Modules or a dict of arrays, got list",
+    ),
+    "layers by name": (
+        lambda: Adam({"readout": rnnfast.Linear(1, 1)}),  # type: ignore[dict-item]
+        TypeError,
+        r"params\['readout'\]: expected an ndarray, got Linear",
+    ),
+    "one array twice": (lambda: SGD({"v": W, "w": W}, 1), ValueError, "params: .*, got 'v' and 'w' that share memory"),
+    "arrays that overlap": (
+        lambda: Adam({"v": W[:2], "w": W[1:].T, "x": W[2:, 0]}),
+        ValueError,
+        "params: expected arrays of their own, got '[vwx]' and '[vwx]' that share memory",
+    ),
+    "one gradient twice": (
+        lambda: clip_grad_norm({"v": W, "w": W}, 1),
+        ValueError,
+        "grads: expected arrays of their own, got 'v' and 'w' that share memory",
+    ),
+    "a lost layer": (
+        lambda: SGD({"w": np.zeros((3, 3))}, 1).step({"w": np.zeros((2, 3))}),
+        ValueError,
+        r"grads\['w'\]: expected shape \(3, 3\), got \(2, 3\); layers with equal names .* joined by rnnfast.Modules",
+    ),
+    "a joined gradient": (
+        lambda: SGD({"a.w": W}, 1).step({"a.w": W.T}),
+        ValueError,
+        r"grads\['a.w'\]: expected shape \(3, 4\), got \(4, 3\)$",
+    ),
+    "lr assigned": (lambda: setattr(Adam({"w": W}), "lr", -1), ValueError, "lr: expected at least 0, got -1"),
+    "lr nan": (
+        lambda: SGD({"w": W}, 1).load_state_dict({"lr": np.array(math.nan)}),
+        ValueError,
+        "lr: expected at least 0, got nan",
+    ),
+    "lr shape": (
+        lambda: SGD({"w": W}, 1).load_state_dict({"lr": np.ones(1)}),
+        ValueError,
+        r"lr: expected shape \(\), got \(1,\)",
+    ),
+    "t": (
+        lambda: Adam({"w": W}).load_state_dict({"t": np.array(-1), "m.w": W, "v.w": W}),
+        ValueError,
+        "t: expected at least 0, got -1",
+    ),
+    "state list": (
+        lambda: Adam({"w": W}).load_state_dict([W]),  # type: ignore[arg-type]
+        TypeError,
+        "state_dict: expected a mapping of names to arrays, got list",
+    ),
     "shape": (
         lambda: Adam({"w": W}).step({"w": W[0]}),
         ValueError,
@@ -511,7 +624,11 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         r"grads\['w'\]: expected dtype float64, got float32",
     ),
-    "state keys": (lambda: Adam({"w": W}).load_state_dict({}), ValueError, "state_dict: expected .*'m.w', 't', 'v.w'"),
+    "state keys": (
+        lambda: Adam({"w": W}).load_state_dict({}),
+        ValueError,
+        "state_dict: missing keys: .*'m.w', 't', 'v.w'",
+    ),
     "state shape": (
         lambda: Adam({"w": W}).load_state_dict({"t": np.array(1), "m.w": W, "v.w": W.T}),
         ValueError,

@@ -106,7 +106,7 @@ def test_parameters_are_attributes() -> None:
 def test_a_loaded_layer_is_a_module(tmp_path: Path) -> None:
     LSTM(3, 4).save(tmp_path / "lstm")
     module = rnnfast.load(tmp_path / "lstm")
-    assert_type(module, Module)
+    assert_type(module, Module | rnnfast.Modules)
     assert isinstance(module, LSTM)
     y, (h, _) = module(X)
     assert_type(h, Array)
