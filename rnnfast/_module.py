@@ -12,11 +12,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .functional import Array, checked, checked_target, number
+from .functional import Array, checked, checked_target, number, quiet
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
 UNREADABLE = ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError  # what bad files raise
 MADE = "parameters", "rng", "fan", "gates", "directions", "cell", "_names"  # what constructors make of their arguments
+
+
+def explain_missing(name: str, error: ModuleNotFoundError) -> None:
+    """Say how to get the framework of ``rnnfast.<name>``, if that is the module which was not found."""
+    if error.name == name:
+        msg = f'rnnfast.{name} needs {name}, which is not installed: pip install "rnnfast[{name}]"'
+        raise ModuleNotFoundError(msg, name=name) from error
 
 
 @cache
@@ -292,6 +299,7 @@ SCHEMES: dict[str, tuple[Fill, Fill]] = {
 }
 
 
+@quiet
 def initialize(layer: Module, scheme: str, *, forget_bias: float | None = None, seed: Any = None) -> None:
     """Draw the parameters of a layer anew, in place.
 

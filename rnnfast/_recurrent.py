@@ -14,7 +14,7 @@ import numpy as np
 from . import _core, _segments, functional
 from ._layout import Layout, layout_of
 from ._module import PARAMETERS, Kept, Module, Shape, Tape, addressable, choice, flag, integer, recurrent_shapes, size
-from .functional import GATES, Array, State, checked, checked_bound, each_part, number, parts_of, split_state
+from .functional import GATES, Array, State, checked, checked_bound, each_part, number, parts_of, quiet, split_state
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -207,6 +207,7 @@ class Recurrent(Module):
         run = _segments.infer if outputs == "last" else Recurrent._run
         return self._given(call, *run(self, functional.inference, call)[:2])
 
+    @quiet
     def forward(
         self,
         x: object,
@@ -301,6 +302,7 @@ class Recurrent(Module):
         """
         return self._backward(tape, dy, dstate, dc, dh_layers, clip_dh, need_dx, grads)
 
+    @quiet
     def _backward(
         self,
         tape: "LayerTape",

@@ -156,7 +156,8 @@ class CharLM:
         for _ in range(length):
             logits, state = self(tokens[:, np.newaxis], state)
             # The largest of logits + temperature * Gumbel noise is a draw from softmax(logits / temperature).
-            token = np.argmax(logits[-1, 0] + temperature * rng.gumbel(size=len(self.vocabulary)))
+            with np.errstate(all="ignore"):
+                token = np.argmax(logits[-1, 0] + temperature * rng.gumbel(size=len(self.vocabulary)))
             tokens = np.array([token])
             yield self.vocabulary[token]
             end = (end + self.vocabulary[token])[-max(len(stop), 1) :]

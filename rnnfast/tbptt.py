@@ -16,7 +16,7 @@ from ._module import PARAMETERS, choice, size
 from ._recurrent import INITIAL, Recurrent, part_of
 from ._ring import Parts, Ring, Steps
 from .cells import _RecurrentCell
-from .functional import Array, State, checked, checked_target, each_part, parts_of, split_out, split_state
+from .functional import Array, State, checked, checked_target, each_part, parts_of, quiet, split_out, split_state
 
 __all__ = ["Window", "tbptt", "tbptt_gradient"]
 
@@ -316,6 +316,7 @@ class _Run:
                 raise ValueError(msg)
         return n
 
+    @quiet
     def backward(
         self, window: Window, dy: object, grads: dict[str, Array] | None, out: tuple[Any, Any] | None
     ) -> dict[str, Array]:
@@ -373,6 +374,7 @@ class _Run:
         return {name: made[name + self.suffix] for name in self.module.parameters}
 
 
+@quiet
 def tbptt_gradient(
     layer: Any,
     x: object,
@@ -477,8 +479,7 @@ def tbptt_gradient(
             windows=(min(k1, layout.T), min(k2, layout.T), losses == "window", k > 0),
         )
         if d is not None and k and tape.masks:  # d is [T,B,H], or [T,r,B,H] with what does not exist left as it is
-            with np.errstate(all="ignore"):
-                d *= tape.masks[k - 1].reshape(layout.T, *(1,) * (d.ndim - 3), layout.B, -1)
+            d *= tape.masks[k - 1].reshape(layout.T, *(1,) * (d.ndim - 3), layout.B, -1)
         made |= zip(stack._names[k][0], new, strict=True)
     if tape.call.learned:
         made |= {name: part_of(dfirst, name).sum(axis=1) for name in INITIAL if name in stack.parameters}

@@ -36,7 +36,7 @@ import numpy as np
 
 from . import _core
 from ._module import integer
-from .functional import Array, checked, checked_target, number
+from .functional import Array, checked, checked_target, number, quiet
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
 
@@ -81,6 +81,7 @@ def softmax_cross_entropy(
     return _core.softmax_cross_entropy(logits, targets, _is_mean(reduction), ignored)
 
 
+@quiet
 def squared_error(y: object, target: object, *, reduction: Reduction = "mean") -> tuple[float, Array]:
     """Return the loss ``(y - target)²``, over all elements, and its gradient.
 
@@ -115,6 +116,7 @@ def squared_error(y: object, target: object, *, reduction: Reduction = "mean") -
     return loss, dy
 
 
+@quiet
 def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     """Scale the gradients, in place, so that the norm of all their elements together is at most `max_norm`.
 
@@ -155,6 +157,7 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     return norm
 
 
+@quiet
 def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
     """Limit each element of the gradients to -max_value ... max_value, in place.
 
