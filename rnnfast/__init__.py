@@ -61,8 +61,7 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
-            msg = f'rnnfast.{name} needs {name}, which is not installed: pip install "rnnfast[{name}]"'
-            raise AttributeError(msg) from error
+            raise AttributeError(error.msg) from error
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 
