@@ -5,8 +5,7 @@ file is opened, and `Room` bounds the memory that its nodes can ask for.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +15,7 @@ from onnx.checker import ValidationError
 from onnx.reference import ReferenceEvaluator
 
 from ._operators import KINDS, WEIGHTS, Operator, Weights
-from .functional import Array
+from .functional import Array, quiet
 
 Values: TypeAlias = Mapping[str, Any]  # arrays by their names in the graph
 
@@ -29,12 +28,15 @@ COUNTS = frozenset({"Cast", "Mul", "Range", "ReduceProd", "ScatterElements", "To
 
 SIGNED = TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64
 INTEGERS = frozenset({*SIGNED, TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64})
+NUMBERS = INTEGERS | {TensorProto.BOOL, TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16}
 
 OLDEST = 7  # opset; before it the operators had other attributes
 KNOWN_SCHEMA = 22  # the newest opset that we know to have changed one of them
 
 LEAST_ROOM = 1 << 28  # bytes that the nodes of any model may make: zero states and indices, never near it
-COPIES = 16  # as many times what it is given may a model make: exporters need 6 to split, reorder and join weights
+COPIES = (
+    16  # as many times what it is given may a model make: torch's exporter needs 7 to split, reorder and join weights
+)
 
 
 class ModelError(ValueError):
@@ -49,18 +51,22 @@ class SchemaError(ModelError, ValidationError):  # type: ignore[misc]
     """A `ModelError` about a node that is not what the schema of its operator says."""
 
 
-@contextmanager
-def at(place: str) -> Iterator[None]:
+class at:  # a class, as a generator would cost more at each node
     """Raise what goes wrong inside as a ModelError that names the place."""
-    try:
-        yield
-    except (ModelError, MemoryError):
-        raise
-    except Exception as error:  # the onnx package raises anything, given a malformed node
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, ModelError | MemoryError):
+            return
+        # The onnx package raises anything, given a malformed node.
         kinds = {TypeError: ModelTypeError, ValidationError: SchemaError}
         kind = next((ours for theirs, ours in kinds.items() if isinstance(error, theirs)), ModelError)
-        what = str(error).removeprefix(f"{place}: ").partition("\n")[0] or type(error).__name__
-        msg = f"{place}: {what}"
+        what = str(error).removeprefix(f"{self.place}: ").partition("\n")[0] or type(error).__name__
+        msg = f"{self.place}: {what}"
         raise kind(msg) from error
 
 
@@ -81,7 +87,7 @@ class Room:
         if needed > self.left:
             msg = f"expected results of at most {self.whole} bytes, all nodes together, got {needed} more"
             raise ValueError(msg)
-        self.left -= needed
+        self.left -= max(needed, 0)  # what a negative size asks for fails when it is made
 
 
 class RecurrentNode:
@@ -149,12 +155,15 @@ class MovingNode:
         self.title, self._kind = title_of(node), node.op_type
         with at(self.title):
             self._attributes = _attributes(node, opset)
+            if {"value_string", "value_strings"} & self._attributes.keys():
+                msg = "expected floats, integers or bools, got strings"
+                raise TypeError(msg)
             self.reads = list(filter(None, node.input))
             self.outputs = list(filter(None, node.output))
             self._evaluator = ReferenceEvaluator(alone(node, opset))
 
     def __call__(self, values: Values, room: Room) -> dict[str, Any]:
-        with at(self.title), np.errstate(all="ignore"):
+        with at(self.title):
             room.take(self._bytes([values[name] for name in self.reads]))
             results = self._evaluator.run(None, {name: values[name] for name in self.reads})
             return {name: np.asarray(a) for name, a in zip(self.outputs, results, strict=True)}
@@ -263,19 +272,22 @@ def _element_type(node: onnx.NodeProto) -> int | None:
     return int(TensorProto.FLOAT)
 
 
-def nodes_behind(graph: onnx.GraphProto, names: Iterable[str]) -> list[onnx.NodeProto]:
-    """Return the nodes that values depend on, in their order, through operators that we know."""
+def behind(graph: onnx.GraphProto, names: Iterable[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Return the nodes, in their order, and all values that some values depend on through operators that we know."""
     needed, nodes = set(names), []
     for node in reversed(graph.node):
         if kind_of(node) in {*KINDS, *MOVES, *COUNTS} and not needed.isdisjoint(filter(None, node.output)):
             needed.update(node.input)
             nodes.append(node)
-    return nodes[::-1]
+    return nodes[::-1], needed
 
 
-def constants_of(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], opset: int) -> tuple[dict[str, Array], Room]:
-    """Return the constants of a graph by name, those too that nodes make of others, and the room that is left."""
-    constants = {each.name: array_of(each) for each in graph.initializer}
+@quiet
+def constants_of(
+    graph: onnx.GraphProto, opset: int, nodes: Iterable[onnx.NodeProto], needed: set[str]
+) -> tuple[dict[str, Array], Room]:
+    """Return the constants that are needed by name, those too that nodes make of others, and the room that is left."""
+    constants = {each.name: array_of(each) for each in graph.initializer if each.name in needed}
     room = Room(constants.values())
     for node in nodes:
         kind, given = kind_of(node), {*filter(None, node.input)}
@@ -295,6 +307,10 @@ def array_of(tensor: onnx.TensorProto) -> Array:
         if tensor.external_data or tensor.data_location == TensorProto.EXTERNAL:
             msg = "expected its data in the model, as onnx.load(path) puts them there, got the name of a file"
             raise ValueError(msg)
+        if tensor.data_type not in NUMBERS:  # strings, say, take as many bytes each as the longest
+            names = {number: name for name, number in TensorProto.DataType.items()}
+            msg = f"expected floats, integers or bools, got {names.get(tensor.data_type, tensor.data_type)}"
+            raise TypeError(msg)
         if any(n < 0 for n in tensor.dims):
             msg = f"expected sizes of at least 0, got {[*tensor.dims]}"
             raise ValueError(msg)

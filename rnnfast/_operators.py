@@ -284,11 +284,10 @@ class Operator:
         for d, (w, step, backwards) in enumerate(zip(weights, self._steps, self.backwards, strict=True)):
             gates_x = linear(x, w.w_ih, w.b_ih)
             before = tuple(np.zeros((B, H), x.dtype) if part is None else part[d] for part in state)
-            with np.errstate(all="ignore"):  # infinity and NaN pass, as through the kernels
-                for t in reversed(range(T)) if backwards else range(T):
-                    after = self.kind.step(step, w, gates_x[t], before)
-                    before = tuple(np.where(runs[t], a, b) for a, b in zip(after, before, strict=True))
-                    y[t, :, d] = np.where(runs[t], before[0], 0)
+            for t in reversed(range(T)) if backwards else range(T):
+                after = self.kind.step(step, w, gates_x[t], before)
+                before = tuple(np.where(runs[t], a, b) for a, b in zip(after, before, strict=True))
+                y[t, :, d] = np.where(runs[t], before[0], 0)
             for part, h in zip(last, before, strict=True):
                 part[d] = np.where(runs.any(axis=0), h, 0)
         return [y, *last]

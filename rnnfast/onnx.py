@@ -48,19 +48,19 @@ from ._nodes import (
     Room,
     alone,
     at,
+    behind,
     check,
     check_order,
     constants_of,
     kind_of,
     name_of,
-    nodes_behind,
     opset_of,
     refuse_others,
     title_of,
 )
 from ._operators import KINDS
 from ._recurrent import Recurrent
-from .functional import Array
+from .functional import Array, quiet
 
 __all__ = [
     "ModelError",
@@ -82,12 +82,12 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
         opset, graph = opset_of(model), model.graph
         check_order(graph)
         refuse_others(graph)
-        self._inputs = [each.name for each in graph.input]
+        given = {each.name for each in graph.initializer}
+        self._inputs = [each.name for each in graph.input if each.name not in given]
         self._outputs = [each.name for each in graph.output]
         self._results: Any = namedtupledict("Outputs", self._outputs)
-        nodes = nodes_behind(graph, self._outputs)
-        constants, room = constants_of(graph, nodes, opset)
-        self._inputs = [name for name in self._inputs if name not in constants]
+        nodes, needed = behind(graph, self._outputs)
+        constants, room = constants_of(graph, opset, nodes, needed)
         self._steps = [
             RecurrentNode(node, opset, constants, room) if node.op_type in KINDS else MovingNode(node, opset)
             for node in nodes
@@ -96,6 +96,7 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
         read = {*self._outputs, *(name for step in self._steps for name in step.reads)}
         self._constants = {name: constant for name, constant in constants.items() if name in read}
 
+    @quiet
     def run(self, inputs: Sequence[object] | Mapping[str, object], **kwargs: Any) -> tuple[Array, ...]:  # noqa: ARG002
         """Run the model.
 
@@ -440,8 +441,8 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
         msg = f"model: expected a node {', '.join(KINDS)}, got none"
         raise ModelError(msg)
     selected = found if node is None else [_chosen(found, node)]
-    behind = nodes_behind(model.graph, [name for each in selected for name in each.input])
-    constants, room = constants_of(model.graph, behind, opset)
+    nodes, needed = behind(model.graph, [name for each in selected for name in each.input])
+    constants, room = constants_of(model.graph, opset, nodes, needed)
     chosen = [RecurrentNode(each, opset, constants, room) for each in selected]
     for each in chosen:
         _check_is_layer(each)

@@ -20,6 +20,7 @@ from rnnfast import functional
 onnx: Any = pytest.importorskip("onnx", reason='onnx is not installed (pip install ".[onnx]")')
 from onnx import helper, numpy_helper  # noqa: E402
 
+from rnnfast import _nodes  # noqa: E402
 from rnnfast.onnx import (  # noqa: E402
     ModelError,
     RnnfastBackend,
@@ -756,7 +757,10 @@ def test_what_is_no_layer_and_no_model_is_refused() -> None:
     [({}, False), ({"batch_first": True}, False), ({"bias": False}, False), ({}, True)],  # the last takes ten seconds
     ids=["TorchScript", "TorchScript, batch first", "TorchScript, no bias", "torch.export"],
 )
-def test_models_that_torch_exports_are_layers_and_run(form: dict[str, Any], dynamo: bool) -> None:
+def test_models_that_torch_exports_are_layers_and_run(
+    form: dict[str, Any], dynamo: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_nodes, "LEAST_ROOM", 1 << 12)  # what is relative to the sizes is enough
     torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
     pytest.importorskip("onnxscript", reason="onnxscript, which torch exports with, is not installed")
     torch.manual_seed(0)
@@ -810,8 +814,9 @@ def exported_with_lengths(kind: str, inputs: Any, form: dict[str, Any], *, in_or
 @pytest.mark.parametrize("form", [{}, {"batch_first": True, "num_layers": 2, "bidirectional": True}], ids=["", "stack"])
 @by_operator
 def test_models_that_torch_exports_with_lengths_run_and_are_layers(
-    operator: str, form: dict[str, Any], in_order: bool
+    operator: str, form: dict[str, Any], in_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_nodes, "LEAST_ROOM", 1 << 12)
     torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
     batch_first = form.get("batch_first", False)
 

@@ -296,6 +296,37 @@ def test_malformed_models_are_refused_by_the_name_of_what_is_wrong(case: str, ta
         take(model)
 
 
+def test_a_size_that_makes_room_is_no_size() -> None:
+    nodes = [node("TopK", "few k", "none places"), node("Concat", "none n", "size", axis=0)]
+    nodes.append(node("ConstantOfShape", "size"))
+    constants: dict[str, Any] = {"few": np.ones(2, np.int64), "k": [-(1 << 60)], "n": [1 << 40]}
+    with pytest.raises(ModelError, match=f"^ConstantOfShape 'ConstantOfShape': {ROOM}$"):
+        prepare(model_of(nodes, (), ("out",), **constants))
+
+
+def test_strings_are_refused_before_they_become_an_array() -> None:
+    words = [b"x" * 1_000_000] + [b""] * 1_000_000  # as an array of NumPy, 4 TB
+    tensor = TensorProto(name="words", data_type=TensorProto.STRING, dims=[len(words)], string_data=words)
+    model = model_of([node("Identity", "words")], (), ("out",))
+    model.graph.initializer.append(tensor)
+    with pytest.raises(ModelError, match=r"^tensor 'words': expected floats, integers or bools, got STRING$"):
+        prepare(model)
+    for given in ({"value": tensor}, {"value_strings": words}):
+        model = model_of([node("Constant", "", **given)], (), ("out",))
+        with pytest.raises(ModelError, match=r"^.*expected floats, integers or bools, got (STRING|strings)$"):
+            prepare(model)
+
+
+def test_what_a_layer_does_not_need_may_be_anything() -> None:
+    model = to_onnx(rnnfast.RNN(I, H, seed=0))
+    model.graph.initializer.append(
+        TensorProto(name="words", data_type=TensorProto.STRING, dims=[1], string_data=[b"a"])
+    )
+    model.graph.initializer.append(outside(numpy_helper.from_array(np.zeros(3), "other"), "elsewhere"))
+    model.graph.node.append(helper.make_node("Lookup", ["words", "other", "y"], ["z"], domain="mine"))
+    assert repr(from_onnx(model)) == f"RNN({I}, {H})"
+
+
 def test_a_sparse_constant_is_refused() -> None:
     values = numpy_helper.from_array(np.ones(1, np.float32), "values")
     places = numpy_helper.from_array(np.zeros(1, np.int64), "places")
