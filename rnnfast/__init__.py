@@ -82,8 +82,7 @@ if not TYPE_CHECKING:  # which would take any name
             except ModuleNotFoundError as error:
                 if error.name != name:
                     raise
-                msg = f'rnnfast.{name} needs {name}, which is not installed: pip install "rnnfast[{name}]"'
-                raise AttributeError(msg) from error
+                raise AttributeError(error.msg) from error
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
 

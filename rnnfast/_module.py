@@ -15,7 +15,7 @@ import numpy as np
 from . import _core, _files
 from ._arraylike import ArrayLike
 from ._scalars import Flag, Number, choice, flag, held, number
-from .functional import Array, checked, checked_target
+from .functional import Array, checked, checked_target, quiet
 
 if TYPE_CHECKING:
     from .container import Modules
@@ -24,6 +24,13 @@ Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
 UNREADABLE = ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError  # what bad files raise
 EFFORT = 10_000  # that NumPy may spend to tell whether two arrays overlap; past it, they count as overlapping
 MADE = "parameters", "rng", "fan", "gates", "directions", "cell", "_names"  # what constructors make of their arguments
+
+
+def explain_missing(name: str, error: ModuleNotFoundError) -> None:
+    """Say how to get the framework of ``rnnfast.<name>``, if that is the module which was not found."""
+    if error.name == name:
+        msg = f'rnnfast.{name} needs {name}, which is not installed: pip install "rnnfast[{name}]"'
+        raise ModuleNotFoundError(msg, name=name) from error
 
 
 @cache
@@ -391,6 +398,7 @@ SCHEMES: dict[str, tuple[Fill, Fill]] = {
 }
 
 
+@quiet
 def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None, seed: Any = None) -> None:
     """Draw the parameters of a layer anew, in place.
 

@@ -200,7 +200,7 @@ class Operator:
             raise TypeError(self._expected("W", "dtype float32 or float64", w.dtype))
         D, G = len(self.backwards), len(self.kind.gates)
         for name, a in (("W", w), ("R", r)):
-            if a.ndim != 3:
+            if a.ndim != 3 or a.shape[2] < 1:
                 raise ValueError(self._expected(name, f"shape (D, {G}·H, {'I' if a is w else 'H'})", a.shape))
         I, H = w.shape[2], r.shape[2] if self.hidden_size is None else self.hidden_size
         w, r = self._checked(w, "W", (D, G * H, I), w.dtype), self._checked(r, "R", (D, G * H, H), w.dtype)
@@ -249,7 +249,9 @@ class Operator:
             lengths = self._checked(lengths, "sequence_lens", (B,), np.dtype(np.int32))
             if B and not 0 <= lengths.min() <= lengths.max() <= T:
                 raise ValueError(self._expected("sequence_lens", f"0 to {T}", lengths))
-        if self.cell is not None and weights[0].peepholes is None and T > 0:
+        if T * B == 0:
+            y, last = np.zeros((T, B, D, H), dtype), [np.zeros((D, B, H), dtype) for _ in state]
+        elif self.cell is not None and weights[0].peepholes is None:
             y, *last = self._fused(self.cell, weights, x, lengths, state)
         else:
             y, *last = self._stepwise(weights, x, lengths, state)
@@ -282,11 +284,10 @@ class Operator:
         for d, (w, step, backwards) in enumerate(zip(weights, self._steps, self.backwards, strict=True)):
             gates_x = linear(x, w.w_ih, w.b_ih)
             before = tuple(np.zeros((B, H), x.dtype) if part is None else part[d] for part in state)
-            with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN pass, as through the kernels
-                for t in reversed(range(T)) if backwards else range(T):
-                    after = self.kind.step(step, w, gates_x[t], before)
-                    before = tuple(np.where(runs[t], a, b) for a, b in zip(after, before, strict=True))
-                    y[t, :, d] = np.where(runs[t], before[0], 0)
+            for t in reversed(range(T)) if backwards else range(T):
+                after = self.kind.step(step, w, gates_x[t], before)
+                before = tuple(np.where(runs[t], a, b) for a, b in zip(after, before, strict=True))
+                y[t, :, d] = np.where(runs[t], before[0], 0)
             for part, h in zip(last, before, strict=True):
                 part[d] = np.where(runs.any(axis=0), h, 0)
         return [y, *last]

@@ -17,7 +17,19 @@ from ._attributes import StackAttributes
 from ._layout import Layout, layout_of
 from ._module import PARAMETERS, Kept, Module, Shape, Tape, recurrent_shapes
 from ._scalars import Flag, Integer, Number, addressable, choice, flag, integer, number, shown, size
-from .functional import GATES, Array, State, StateLike, StateT, checked, checked_bound, each_part, parts_of, whole_state
+from .functional import (
+    GATES,
+    Array,
+    State,
+    StateLike,
+    StateT,
+    checked,
+    checked_bound,
+    each_part,
+    parts_of,
+    quiet,
+    whole_state,
+)
 from .ragged import PackedSequence
 
 if TYPE_CHECKING:
@@ -278,6 +290,7 @@ class Recurrent(Module, StackAttributes, Generic[StateT]):
         outputs: Outputs = "all",
         **options: Unpack[ForwardOptions],
     ) -> tuple[Array, StateT, "LayerTape"]: ...
+    @quiet
     def forward(
         self,
         x: ArrayLike | PackedSequence,
@@ -373,6 +386,7 @@ class Recurrent(Module, StackAttributes, Generic[StateT]):
         """
         return self._backward(tape, dy, dstate, dc, dh_layers, clip_dh, need_dx, grads)
 
+    @quiet
     def _backward(
         self,
         tape: "LayerTape",

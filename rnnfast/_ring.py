@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _core
 from ._recurrent import INITIAL, Recurrent
-from .functional import Array
+from .functional import Array, quiet
 
 Parts: TypeAlias = tuple[Array, ...]  # (h, c) of the LSTM, (h,) of the others; [L,B,H] each
 
@@ -156,6 +156,7 @@ class Ring:
             _core.shift(tape, gone)
         self.first = first
 
+    @quiet
     def advance(self, n: int) -> Parts:
         """Run n steps, whose x is in place; return the state after them, [L,B,H]."""
         self._renew()

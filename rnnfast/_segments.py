@@ -310,9 +310,8 @@ def _backward_strand(
 
 def _sum(a: Any, b: Any) -> Array:
     """Return a + b as the kernels add: a result below the smallest normal number is a zero of its sign."""
-    with np.errstate(all="ignore"):
-        total: Array = a + b
-        return np.multiply(total, 0, out=total, where=np.abs(total) < np.finfo(total.dtype).tiny)
+    total: Array = a + b
+    return np.multiply(total, 0, out=total, where=np.abs(total) < np.finfo(total.dtype).tiny)
 
 
 def _draw(layer: Recurrent[Any], call: Call, segments: list[Segment]) -> list[list[Array]]:

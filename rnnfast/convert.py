@@ -11,7 +11,7 @@ import numpy as np
 
 from ._module import parameters_of, reordered
 from .cells import GRUCell, LSTMCell, RNNCell
-from .functional import Array
+from .functional import Array, quiet
 from .layers import GRU, LSTM, RNN
 
 __all__ = ["from_keras", "from_torch", "to_keras_weights", "to_torch"]
@@ -85,6 +85,7 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     return made
 
 
+@quiet
 def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     """Return what `set_weights` of the Keras layer takes that computes the same.
 

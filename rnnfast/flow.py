@@ -7,7 +7,7 @@ import numpy as np
 from . import _core, functional
 from ._arraylike import ArrayLike, Integers
 from ._recurrent import Call, LayerTape, Recurrent
-from .functional import Array, StateLike
+from .functional import Array, StateLike, quiet
 from .ragged import PackedSequence, row_numbers
 
 __all__ = ["GradientFlow", "gradient_flow"]
@@ -113,6 +113,7 @@ def _padded(call: Call, a: Array) -> Array:
     return padded.reshape(T, B, *a.shape[1:])
 
 
+@quiet
 def _norms(a: Array, D: int) -> Array:
     """Return the norms [D,T] over B and H of a [T,B,D·H], without squares that underflow or overflow."""
     T, B, DH = a.shape

@@ -494,6 +494,10 @@ def linear_backward(
     return _core.linear_backward(x, weight, bias, dy, flag(need_dx, "need_dx"), grads)
 
 
+# A decorator for what NumPy computes beside the kernels: results too small become zero, infinity and NaN pass through.
+quiet = np.errstate(all="ignore")
+
+
 # The border, shared with layers and cells; what the kernels are given, they check themselves
 
 

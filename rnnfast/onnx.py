@@ -3,7 +3,8 @@
 `prepare`, `run_model`, `run_node` and `supports_device` are a backend as `onnx.backend.base` describes it, for the
 operators LSTM, GRU and RNN of opset 7 and newer with all their inputs, outputs and attributes. What our kernels do not
 compute (peepholes, clipping, coupled gates, other activation functions) NumPy does one step at a time. Beside them a
-model may have operators that only move data, such as Reshape; one with any others is refused.
+model may have operators that only move data, such as Reshape, or compute sizes; one with any others is refused. A model
+from anywhere can be read: what is wrong with it is a `ModelError`, no file is opened, and memory is bounded.
 
 `to_onnx` and `from_onnx` convert layers.
 
@@ -26,19 +27,44 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
-from onnx.backend.base import Backend, BackendRep, namedtupledict
 
-from . import layers
+from ._module import explain_missing
+
+try:
+    import onnx
+    from onnx import helper, numpy_helper
+    from onnx.backend.base import Backend, BackendRep, namedtupledict
+except ModuleNotFoundError as error:
+    explain_missing("onnx", error)
+    raise
+
+from . import _core, layers
 from ._module import reordered
-from ._nodes import KEEPS, MovingNode, RecurrentNode, alone, constants_of, kind_of, name_of, opset_of, refuse_others
+from ._nodes import (
+    KEEPS,
+    ModelError,
+    MovingNode,
+    RecurrentNode,
+    Room,
+    alone,
+    at,
+    behind,
+    check,
+    check_order,
+    constants_of,
+    kind_of,
+    name_of,
+    opset_of,
+    refuse_others,
+    title_of,
+)
 from ._operators import KINDS
 from ._recurrent import Recurrent
 from ._scalars import flag, integer
-from .functional import Array
+from .functional import Array, quiet
 
 __all__ = [
+    "ModelError",
     "RnnfastBackend",
     "RnnfastRep",
     "from_onnx",
@@ -54,32 +80,24 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
     """A model that is ready to run, as `prepare` returns it. Its constant weights have been converted once."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        opset = opset_of(model)
-        refuse_others(model.graph)
-        constants = constants_of(model.graph, opset)
+        opset, graph = opset_of(model), model.graph
+        check_order(graph)
+        refuse_others(graph)
+        given = {each.name for each in graph.initializer}
+        self._inputs = [each.name for each in graph.input if each.name not in given]
+        self._outputs = [each.name for each in graph.output]
+        self._results: Any = namedtupledict("Outputs", self._outputs)
+        nodes, needed = behind(graph, self._outputs)
+        constants, room = constants_of(graph, opset, nodes, needed)
         self._steps = [
-            RecurrentNode(node, opset, constants) if node.op_type in KINDS else MovingNode(node, opset)
-            for node in model.graph.node
+            RecurrentNode(node, opset, constants, room) if node.op_type in KINDS else MovingNode(node, opset)
+            for node in nodes
             if not constants.keys() >= set(filter(None, node.output))
         ]
-        self._inputs = [each.name for each in model.graph.input if each.name not in constants]
-        self._outputs = [each.name for each in model.graph.output]
-        self._results: Any = namedtupledict("Outputs", self._outputs)
-        there = {*constants, *self._inputs}
-        read = set(self._outputs)
-        for step in self._steps:
-            self._check_there(step.reads, there)
-            read.update(step.reads)
-            there.update(step.outputs)
-        self._check_there(self._outputs, there)
+        read = {*self._outputs, *(name for step in self._steps for name in step.reads)}
         self._constants = {name: constant for name, constant in constants.items() if name in read}
 
-    def _check_there(self, names: Sequence[str], there: set[str]) -> None:
-        missing = [name for name in names if name not in there]
-        if missing:
-            msg = f"model: expected inputs, constants and results of nodes before, got {', '.join(missing)}"
-            raise ValueError(msg)
-
+    @quiet
     def run(self, inputs: Sequence[object] | Mapping[str, object], **kwargs: Any) -> tuple[Array, ...]:  # noqa: ARG002
         """Run the model.
 
@@ -98,18 +116,30 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            If an input does not fit. The message names the node and its input, what was expected and what came.
+            If the inputs are not those of the graph, or no arrays.
+        ModelError
+            If a node cannot do with them what the model says, or would need more memory than `rnnfast.onnx` allows. It
+            is a ValueError, and a TypeError too where a dtype does not fit; the message names the node and its input,
+            what was expected and what came.
         """
         given = inputs if isinstance(inputs, Mapping) else dict(zip(self._inputs, inputs, strict=False))
         if given.keys() != {*self._inputs} or len(inputs) != len(self._inputs):
             got = ", ".join(given) if given is inputs else f"{len(inputs)} arrays"
             msg = f"inputs: expected {', '.join(self._inputs)}, got {got}"
             raise ValueError(msg)
-        values = {**self._constants, **given}
+        values = self._constants | {name: _core.asarray(a, f"inputs: {name}") for name, a in given.items()}
+        room = self._room(values)
         for step in self._steps:
-            values |= step(values)
+            values |= step(values, room)
         results: tuple[Array, ...] = self._results(*map(values.get, self._outputs))
         return results
+
+    def _room(self, values: Mapping[str, Array]) -> Room:
+        """Return the room of a run: an element of an input may come to be as wide as all recurrent nodes together."""
+        room = Room(self._constants.values())
+        width = sum(step.width(values) for step in self._steps if isinstance(step, RecurrentNode))
+        room.extend((values[name] for name in self._inputs), 1 + width)
+        return room
 
 
 class RnnfastBackend(Backend):  # type: ignore[misc]
@@ -120,6 +150,7 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
         """Return whether the model's operators, its opset and the device are among those that `prepare` takes."""
         try:
             opset_of(model)
+            check_order(model.graph)
             refuse_others(model.graph)
         except ValueError:
             return False
@@ -150,11 +181,11 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
 
         Raises
         ------
-        onnx.checker.ValidationError
-            If a node is not what its operator's schema says.
+        ModelError
+            If it has other operators, all of which are named, an older opset, another dtype, a node that is not what
+            its operator's schema says or whose attributes or weights do not fit, or tensors whose data lie in a file.
         TypeError, ValueError
-            If it has other operators, all of which are named, an older opset, another dtype, or a node whose attributes
-            or weights do not fit.
+            If it is no `ModelProto`, or the device another.
 
         Examples
         --------
@@ -197,7 +228,7 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
 
         Raises
         ------
-        onnx.checker.ValidationError, TypeError, ValueError
+        ModelError, TypeError, ValueError
             As `prepare` and `RnnfastRep.run` do.
 
         Examples
@@ -209,6 +240,9 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
         array([0.5, 0.6], dtype=float32)
         """
         cls._check_device(device)
+        if not isinstance(node, onnx.NodeProto):
+            msg = f"node: expected an onnx.NodeProto, got {type(node).__name__}"
+            raise TypeError(msg)
         prepared = RnnfastRep(alone(node, kwargs.get("opset_version", onnx.defs.onnx_opset_version())))
         names = [*filter(None, node.input)]
         if len(inputs) != len(names):
@@ -391,24 +425,29 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
 
     Raises
     ------
+    ModelError
+        If the nodes are not a stack, if the model is malformed, or if a node does what a layer does not: peepholes,
+        `clip`, `input_forget`, other activation functions, the direction reverse alone, weights that are no constants.
     TypeError, ValueError
-        If there is no such node, if the nodes are not a stack, or if one does what a layer does not: peepholes, `clip`,
-        `input_forget`, other activation functions, the direction reverse alone, weights that are no constants.
+        If there is no such node.
 
     Examples
     --------
     See `rnnfast.onnx`.
     """
     opset = opset_of(model)
-    constants = constants_of(model.graph, opset)
+    check_order(model.graph)
     found = [each for each in model.graph.node if kind_of(each) in KINDS]
-    chosen = [RecurrentNode(each, opset, constants) for each in (found if node is None else [_chosen(found, node)])]
-    if not chosen:
+    if not found:
         msg = f"model: expected a node {', '.join(KINDS)}, got none"
-        raise ValueError(msg)
+        raise ModelError(msg)
+    selected = found if node is None else [_chosen(found, node)]
+    nodes, needed = behind(model.graph, [name for each in selected for name in each.input])
+    constants, room = constants_of(model.graph, opset, nodes, needed)
+    chosen = [RecurrentNode(each, opset, constants, room) for each in selected]
     for each in chosen:
         _check_is_layer(each)
-    places = _places(model.graph, chosen, constants)
+    places = _places(model.graph, opset, chosen, constants)
     first, form = chosen[0], FORMS[chosen[0].operator.cell or ""]
     dtype, I, H, D = _sizes(first)
     for before, each in pairwise(chosen):
@@ -416,11 +455,11 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
         if source != before.outputs[0] or axes != _rows_of(before, each.operator.batch_first):
             got = repr(source) if source != before.outputs[0] else f"its axes as {axes}"
             msg = f"{each.operator.name}: X: expected Y of {before.operator.name}, as in a stack, got {got}"
-            raise ValueError(msg)
+            raise ModelError(msg)
         if (each.operator.cell, *_sizes(each)) != (first.operator.cell, dtype, D * H, H, D):
             expected = f"{first.operator.cell} of {dtype} with I, H, D = {D * H}, {H}, {D}"
             msg = f"{each.operator.name}: expected {expected}, as in a stack, got {each.operator.cell}, {_sizes(each)}"
-            raise ValueError(msg)
+            raise ModelError(msg)
     layer = form.layer(
         I,
         H,
@@ -452,7 +491,7 @@ def _sizes(node: RecurrentNode) -> tuple[np.dtype[Any], int, int, int]:
 def _chosen(found: Sequence[onnx.NodeProto], node: str | int | onnx.NodeProto) -> onnx.NodeProto:
     """Return the node that `from_onnx` is asked for."""
     if isinstance(node, onnx.NodeProto):
-        candidates = [node] if kind_of(node) in KINDS else []
+        candidates = [each for each in found if each == node]
     elif isinstance(node, str):
         candidates = [each for each in found if name_of(each) == node]
     else:
@@ -479,7 +518,7 @@ def _check_is_layer(node: RecurrentNode) -> None:
     for name, expected, fails, got in checks:
         if fails:
             msg = f"{operator.name}: {name}: expected {expected}, as a layer has, got {got}"
-            raise ValueError(msg)
+            raise ModelError(msg)
 
 
 class Place(NamedTuple):
@@ -490,7 +529,7 @@ class Place(NamedTuple):
 
 
 def _places(
-    graph: onnx.GraphProto, chosen: Sequence[RecurrentNode], constants: Mapping[str, Array]
+    graph: onnx.GraphProto, opset: int, chosen: Sequence[RecurrentNode], constants: Mapping[str, Array]
 ) -> dict[str, Place]:
     """Return the places of all values of a graph, of Y with its four axes and of others as if they had three."""
     known = [*constants, *(each.name for each in graph.input), *(name for each in graph.node for name in each.output)]
@@ -501,9 +540,11 @@ def _places(
         axes[2 if each.operator.batch_first else 1] = direction
         places[each.outputs[0]] = Place(each.outputs[0], tuple(axes))
     for each in graph.node:
-        if kind_of(each) in KEEPS and each.input[0] in places:
-            source, before = places[each.input[0]]
-            moved = _moved(each, before, constants)
+        if kind_of(each) in KEEPS:
+            check(each, opset)
+            with at(title_of(each)):
+                source, before = places[each.input[0]]
+                moved = _moved(each, before, constants)
             if moved is not None:
                 places[each.output[0]] = Place(source, moved)
     return places
@@ -519,15 +560,18 @@ def _moved(
     where = [int(axis) for axis in given.get("axes", ())]
     if kind == "Transpose":
         order = given.get("perm", range(len(axes))[::-1])
-        return tuple(axes[axis] for axis in order) if len(order) == len(axes) else None
+        return tuple(axes[axis] for axis in order) if sorted(order) == [*range(len(axes))] else None
+    rank = len(axes) + (len(where) if kind == "Unsqueeze" else 0)
+    if kind != "Reshape" and len({axis % rank for axis in where if -rank <= axis < rank}) < len(where):
+        return None
     if kind == "Squeeze":
-        gone = {axis % len(axes) for axis in where} if len(node.input) > 1 or where else {*range(len(axes))}
+        gone = {axis % rank for axis in where} if len(node.input) > 1 or where else {*range(rank)}
         rest = tuple(axis for k, axis in enumerate(axes) if k not in gone or (axis and not where))
         return rest if sum(map(len, rest)) == sum(map(len, axes)) else None
     if kind == "Unsqueeze":
-        made = {axis % (len(axes) + len(where)) for axis in where}
+        made = {axis % rank for axis in where}
         left = iter(axes)
-        return tuple(() if k in made else next(left) for k in range(len(axes) + len(made))) if made else None
+        return tuple(() if k in made else next(left) for k in range(rank)) if made else None
     if kind == "Reshape":  # to the three axes of X, as a stack needs it
         flat = [part for axis in axes for part in axis]
         shape = constants.get(node.input[1])

@@ -217,6 +217,7 @@ class Tape(NamedTuple):
     embedding: Array | None
 
 
+@np.errstate(all="ignore")  # infinity and NaN pass
 def forward(
     cell: str,
     x: ArrayLike,
@@ -349,6 +350,7 @@ def backward(
     return gradients(tape, dy, dh, dc, dc_steps=dc_steps, clip_dh=clip_dh)[:4]
 
 
+@np.errstate(all="ignore")
 def gradients(
     tape: Tape,
     dy: ArrayLike | None = None,
@@ -612,6 +614,7 @@ def tbptt(
     return results
 
 
+@np.errstate(all="ignore")
 def tbptt_gradient(
     cell: str,
     x: ArrayLike,

@@ -32,6 +32,7 @@ from .functional import (
     checked_target,
     each_part,
     parts_of,
+    quiet,
     split_out,
     split_state,
     whole_state,
@@ -346,6 +347,7 @@ class _Run:
                 raise ValueError(msg)
         return n
 
+    @quiet
     def backward(
         self, window: Window[Any], dy: object, grads: dict[str, Array] | None, out: tuple[Any, Any] | None
     ) -> dict[str, Array]:
@@ -405,6 +407,7 @@ class _Run:
         return {name: made[name + self.suffix] for name in self.module.parameters}
 
 
+@quiet
 def tbptt_gradient(
     layer: Recurrent[StateT] | _RecurrentCell[StateT],
     x: ArrayLike,
@@ -510,8 +513,7 @@ def tbptt_gradient(
             windows=(min(n1, layout.T), min(n2, layout.T), losses == "window", k > 0),
         )
         if d is not None and k and tape.masks:  # d is [T,B,H], or [T,r,B,H] with what does not exist left as it is
-            with np.errstate(all="ignore"):
-                d *= tape.masks[k - 1].reshape(layout.T, *(1,) * (d.ndim - 3), layout.B, -1)
+            d *= tape.masks[k - 1].reshape(layout.T, *(1,) * (d.ndim - 3), layout.B, -1)
         made |= zip(stack._names[k][0], new, strict=True)
     if tape.call.learned:
         made |= {name: part_of(dfirst, name).sum(axis=1) for name in INITIAL if name in stack.parameters}

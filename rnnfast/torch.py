@@ -29,14 +29,19 @@ from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
-import torch
-import torch._dynamo.config
-from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
-from torch.autograd import forward_ad
-from torch.nn.utils.rnn import PackedSequence
-
 from . import _core
+from ._module import explain_missing
+
+try:
+    import torch
+    import torch._dynamo.config
+    from torch import Tensor
+    from torch._C._functorch import is_legacy_batchedtensor
+    from torch.autograd import forward_ad
+    from torch.nn.utils.rnn import PackedSequence
+except ModuleNotFoundError as error:
+    explain_missing("torch", error)
+    raise
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "restore"]
 

@@ -39,7 +39,7 @@ from . import _core
 from ._arraylike import ArrayLike
 from ._module import Stateful, check_apart, checked_floats, checked_keys, checked_values, float_target, parameters_of
 from ._scalars import Integer, Number, choice, int64, number
-from .functional import Array, checked
+from .functional import Array, checked, quiet
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
 
@@ -84,6 +84,7 @@ def softmax_cross_entropy(
     return _core.softmax_cross_entropy(logits, targets, _is_mean(reduction), ignored)
 
 
+@quiet
 def squared_error(y: ArrayLike, target: ArrayLike, *, reduction: Reduction = "mean") -> tuple[float, Array]:
     """Return the loss ``(y - target)²``, over all elements, and its gradient.
 
@@ -118,6 +119,7 @@ def squared_error(y: ArrayLike, target: ArrayLike, *, reduction: Reduction = "me
     return loss, dy
 
 
+@quiet
 def clip_grad_norm(grads: Mapping[str, Array], max_norm: Number) -> float:
     """Scale the gradients, in place, so that the norm of all their elements together is at most `max_norm`.
 
@@ -158,6 +160,7 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: Number) -> float:
     return norm
 
 
+@quiet
 def clip_grad_value(grads: Mapping[str, Array], max_value: Number) -> None:
     """Limit each element of the gradients to -max_value ... max_value, in place.
 
@@ -182,9 +185,8 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: Number) -> None:
     """
     bound = _positive(max_value, "max_value")
     targets = _targets(grads, "grads")
-    with np.errstate(over="ignore"):  # a bound that the dtype cannot hold bounds nothing
-        for g in targets.values():
-            np.clip(g, -bound, bound, out=g)
+    for g in targets.values():
+        np.clip(g, -bound, bound, out=g)  # a bound that the dtype cannot hold bounds nothing
 
 
 class Optimizer:

@@ -30,21 +30,29 @@ import sys
 sys.modules[{name!r}] = None
 import rnnfast
 try:
-    rnnfast.{name}
-except AttributeError as error:
+    {statement}
+except {kind} as error:
     print(error)
 """
+IMPORTS = (
+    ("rnnfast.{name}", "AttributeError"),
+    ("import rnnfast.{name}", "ModuleNotFoundError"),
+    ("from rnnfast import {name}", "ModuleNotFoundError"),
+    ("from rnnfast.{name} import {function}", "ModuleNotFoundError"),
+)
 
 
+@pytest.mark.parametrize(("statement", "kind"), IMPORTS)
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "function", "message"),
     [
-        ("onnx", 'rnnfast.onnx needs onnx, which is not installed: pip install "rnnfast[onnx]"'),
-        ("torch", 'rnnfast.torch needs torch, which is not installed: pip install "rnnfast[torch]"'),
+        ("onnx", "prepare", 'rnnfast.onnx needs onnx, which is not installed: pip install "rnnfast[onnx]"'),
+        ("torch", "accelerate", 'rnnfast.torch needs torch, which is not installed: pip install "rnnfast[torch]"'),
     ],
 )
-def test_what_is_missing_is_named(name: str, message: str) -> None:
-    program = WITHOUT_A_FRAMEWORK.format(name=name)
+def test_what_is_missing_is_named(name: str, function: str, message: str, statement: str, kind: str) -> None:
+    statement = statement.format(name=name, function=function)
+    program = WITHOUT_A_FRAMEWORK.format(name=name, statement=statement, kind=kind)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == message
 
