@@ -7,7 +7,8 @@ from scripts import ENDS, run_script
 
 needs_timer = pytest.mark.skipif(sys.platform == "win32", reason="the system has no timer that signals")
 
-# Calls of milliseconds. Those that change no array of the caller's can begin anew in a forked child.
+# Calls of some milliseconds, of ten times as many for forks. Those that change no array of the caller's can begin anew
+# in a forked child.
 PURE = {
     "inference": "layer(x)",
     "forward": "layer.forward(x)[:2]",
@@ -34,9 +35,9 @@ from rnnfast import functional, training
 
 random = np.random.default_rng(0)
 layer = rnnfast.LSTM(64, 128, seed=0)
-x = random.standard_normal((400, 16, 64), dtype=np.float32)
+x = random.standard_normal((STEPS, 16, 64), dtype=np.float32)
 y, _, tape = layer.forward(x)
-tokens = random.integers(0, 128, (400, 16))
+tokens = random.integers(0, 128, (STEPS, 16))
 of_tokens = [tuple(rnnfast.GRU(128, 128, seed=0).parameters.values())]
 weight = random.standard_normal((128, 128), dtype=np.float32)
 adam, sgd = training.Adam({"w": weight.copy()}, lr=0.1), training.SGD({"w": weight.copy()}, lr=0.1, momentum=0.9)
@@ -51,10 +52,11 @@ def call():
 @pytest.mark.parametrize("threads", ["1", "2"])
 @pytest.mark.parametrize("call", [*PURE, *OTHERS])
 def test_a_program_ends_with_its_own_status_while_daemon_threads_compute(call: str, threads: str) -> None:
-    setting = SETTING.replace("CALL", {**PURE, **OTHERS}[call])
+    setting = SETTING.replace("CALL", {**PURE, **OTHERS}[call]).replace("STEPS", "400")
     assert run_script(setting + ENDS, threads, status=3) == "done\n"
 
 
+# A signal that comes with a call is handled inside it: calls ask for signals every 20 ms.
 FORKS = """
 def arrays_in(result):
     if isinstance(result, dict):
@@ -70,7 +72,7 @@ def fork(*_):
     pids.append(os.fork())
 
 signal.signal(signal.SIGALRM, fork)
-signal.setitimer(signal.ITIMER_REAL, 0.05)
+signal.setitimer(signal.ITIMER_REAL, 0.005)
 message = "the same"
 while not pids:
     try:
@@ -90,7 +92,8 @@ print("parent:", message)
 @pytest.mark.parametrize("threads", ["1", "2", "4"])
 @pytest.mark.parametrize("call", PURE)
 def test_a_child_that_a_signal_handler_forks_inside_a_call_computes_the_same(call: str, threads: str) -> None:
-    output = run_script(SETTING.replace("CALL", PURE[call]) + FORKS, threads)
+    setting = SETTING.replace("CALL", PURE[call]).replace("STEPS", "4000")
+    output = run_script(setting + FORKS, threads)
     assert output == "child: the same\nparent: the same\n"
 
 
@@ -106,7 +109,8 @@ def call():
 @needs_timer
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_a_child_that_is_forked_inside_a_call_that_adds_to_arrays_raises(threads: str) -> None:
-    child, parent = run_script(SETTING.replace("CALL", "None") + ADDS + FORKS, threads).splitlines()
+    setting = SETTING.replace("CALL", "None").replace("STEPS", "4000")
+    child, parent = run_script(setting + ADDS + FORKS, threads).splitlines()
     alone = threads == "1"  # the one thread is in the child too, and goes on
     assert child == "child: the same" if alone else child.endswith("it adds to arrays that were given")
     assert parent == "parent: the same"
