@@ -29,7 +29,7 @@ py::object activate_of(Activation function, const Array& x, const py::object& ou
   auto* target = static_cast<Real*>(y.array.data());
   const Index n = x.size();
   {
-    const py::gil_scoped_release released;
+    const WithoutGil without_gil;
     kernels<Real>().activate(function, source, target, n);
   }
   y.commit();
@@ -52,14 +52,14 @@ template <class Real>
 double multiply_adds(const Array& factors, Index n) {
   const Input<Real> in = contiguous_input<Real>("factors", factors, {2});
   const Real a = in.view().data[0], b = in.view().data[1];
-  const py::gil_scoped_release released;
+  const WithoutGil without_gil;
   return kernels<Real>().multiply_adds(a, b, n);
 }
 
 template <class Real>
 double read(const Array& x, Index passes) {
   const Input<Real> in = contiguous_input<Real>("x", x, {x.size()});
-  const py::gil_scoped_release released;
+  const WithoutGil without_gil;
   return kernels<Real>().read(in.view().data, x.size(), passes);
 }
 
@@ -83,9 +83,10 @@ py::dict config() {
 
 // ---- The module ----------------------------------------------------------------------------------------------------
 
-PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   try {
     kernel_table = &choose_kernels();
+    find_main_thread();
     get_num_threads();  // so that a wrong RNNFAST_NUM_THREADS fails the import
   } catch (const std::runtime_error& error) {
     throw py::import_error(error.what());
@@ -154,6 +155,13 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("get_num_threads", &get_num_threads);
   m.def("config", &config);
   bind_training(m);
+}
+
+// What Python calls. Under Python 3.11, pybind11 would wait for ever for the GIL of the main interpreter.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit_core();
+  PyErr_SetString(PyExc_ImportError, "rnnfast: expected the main interpreter, got a sub-interpreter");
+  return nullptr;
 }
 
 }  // namespace rnnfast

@@ -1,8 +1,6 @@
 // The calls of the layers: memory is allocated, the GIL is released, the kernel is called. What problems.h and this
 // file have checked is not checked again, and nothing is computed here.
 #include <algorithm>
-#include <cfenv>
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -117,50 +115,6 @@ Held<double> read_held(const CellInfo& info, const py::object& object) {
 
 // ---- Calling the kernels -------------------------------------------------------------------------------------------
 
-bool on_main_thread() {
-  const py::module_ threading = py::module_::import("threading");
-  return threading.attr("current_thread")().is(threading.attr("main_thread")());
-}
-
-// Runs a kernel without the GIL; Ctrl-C ends it between two chunks of time. Signals are handled on the main thread
-// only, so that others need not wait for the GIL; a handler finds the floating point mode of the caller, not the
-// kernels'.
-void call(Index threads, const std::function<void(const Team&)>& kernel) {
-  using Clock = std::chrono::steady_clock;
-  constexpr auto pause = std::chrono::milliseconds(20);  // not felt by who presses Ctrl-C, nor by the kernel
-  auto asked = Clock::now();
-  bool asks = true;
-  std::fenv_t callers;
-  std::fegetenv(&callers);
-  const auto poll = [&] {
-    if (!asks || Clock::now() - asked < pause) return false;
-    std::fenv_t kernels;
-    std::fegetenv(&kernels);
-    std::fesetenv(&callers);
-    bool interrupted = false;
-    {
-      const py::gil_scoped_acquire gil;
-      try {
-        asks = on_main_thread();
-        interrupted = asks && PyErr_CheckSignals() != 0;
-      } catch (py::error_already_set& error) {
-        error.restore();
-        interrupted = true;
-      }
-      asks = asks && !interrupted;  // nothing may be called while an exception is set
-    }
-    std::fesetenv(&kernels);
-    asked = Clock::now();
-    return interrupted;
-  };
-  bool finished;
-  {
-    const py::gil_scoped_release released;
-    finished = run_parallel(threads, kernel, poll);
-  }
-  if (!finished) throw py::error_already_set();
-}
-
 // The view of one direction of a [D,B,H] array; null where there is none.
 template <class Real>
 View<Real> direction_of(const View<Real>& view, const Problem& p, Index d) {
@@ -239,7 +193,12 @@ template <class Real>
 py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequences& sequences,
                      const ParameterArrays& parameters, const ForwardArrays& arrays, const py::object& held,
                      bool training, const py::object& steps, Index threads) {
-  auto tape = std::make_unique<TapeObject>();
+  // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
+  // is to take over, and so would its owner here.
+  TapeObject inference;
+  py::object owner;
+  if (training) owner = py::cast(new TapeObject{}, py::return_value_policy::take_ownership);
+  TapeObject* const tape = training ? &owner.cast<TapeObject&>() : &inference;
   tape->info = &info;
   tape->threads = checked_threads(threads);
   if (!training && !arrays.memory.is_none())
@@ -293,7 +252,7 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
   const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
   if (!training) return py::make_tuple(y_result, h_result, c_result);
   tape->saved = std::move(saved);
-  return py::make_tuple(y_result, h_result, c_result, py::cast(std::move(tape)));
+  return py::make_tuple(y_result, h_result, c_result, owner);
 }
 
 // What a backward is given beside the tape.
@@ -333,6 +292,19 @@ Windows read_windows(const BackwardArrays& arrays, const Problem& p) {
   windows.each_dx = flag(3) && windows.most > 1 && p.input == InputKind::dense;
   windows.each_dy = windows.most > 1 && py::isinstance<py::array>(arrays.dy) && py::array(arrays.dy).ndim() == 4;
   return windows;
+}
+
+// Gives an output the elements of an input, or zeros.
+template <class Real>
+void set(std::optional<Output<Real>>& out, const std::optional<Input<Real>>& from = std::nullopt) {
+  if (!out || out->array.size() == 0) return;
+  const View<Real> to = out->view();
+  const Index rows = out->array.size() / to.stride;
+  for (Index row = 0; row < rows; ++row)
+    if (from)
+      std::copy_n(from->view().data + row * from->stride, to.stride, to.data + row * to.stride);
+    else
+      std::fill_n(to.data + row * to.stride, to.stride, Real(0));
 }
 
 template <class Real>
@@ -421,20 +393,15 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   }
 
   // The gradients of the states are carried in place, from the last states' to the initial states'.
-  const auto start = [&](const std::optional<Output<Real>>& out, const std::optional<Input<Real>>& from) {
-    const Index width = out ? out->stride : 0;
-    for (Index row = 0; out && row < out->array.size() / std::max(width, Index(1)); ++row) {
-      Real* const to = out->view().data + row * width;
-      from ? std::copy_n(from->view().data + row * from->stride, width, to) : std::fill_n(to, width, Real(0));
-    }
+  const auto begin = [&] {
+    set(dh0, dh_in);
+    set(dc0, dc_in);
+    if (restarts && !starts) set<Real>(dh_start), set<Real>(dc_start);
+    // The kernels write what belongs to tokens that occur.
+    if (saved.embedding) set<Real>(dx);
+    for (std::size_t d = 0; d < std::size_t(p.D) && p.input == InputKind::one_hot && !given; ++d)
+      set<Real>(gradients[4 * d]);
   };
-  start(dh0, dh_in);
-  start(dc0, dc_in);
-  if (restarts && !starts) start(dh_start, std::nullopt), start(dc_start, std::nullopt);
-  // The kernels write what belongs to tokens that occur.
-  if (saved.embedding) start(dx, std::nullopt);
-  for (std::size_t d = 0; d < std::size_t(p.D) && p.input == InputKind::one_hot && !given; ++d)
-    start(gradients[4 * d], std::nullopt);
 
   if (p.B > 0) {
     const Index threads =
@@ -479,9 +446,14 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                             side(dc_flow, no_output),
                             {gradient(0), gradient(1), gradient(2), gradient(3)}};
     }
-    call(threads, [&](const Team& team) { kernels<Real>().backward(args, team); });
-  } else if (!given) {
-    for (auto& gradient : gradients) start(gradient, std::nullopt);
+    const bool adds = given || starts;
+    call(
+        threads, [&](const Team& team) { kernels<Real>().backward(args, team); },
+        adds ? Interruption::once : Interruption::restart, begin);
+  } else {
+    begin();
+    for (auto& gradient : gradients)
+      if (!given) set<Real>(gradient);
   }
   if (restarts && !starts) {
     const auto add = [](const auto& sum, const auto& other) {
@@ -653,7 +625,13 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
 void bind_layers(py::module_& m) {
   py::class_<TapeObject> tape_type(m, "Tape", py::is_final(),
                                    "What a training forward keeps for its backward. Opaque and read-only.");
-  reinterpret_cast<PyTypeObject*>(tape_type.ptr())->tp_new = nullptr;  // forward alone makes tapes
+  auto& type = *reinterpret_cast<PyTypeObject*>(tape_type.ptr());
+  type.tp_new = nullptr;                                      // forward alone makes tapes
+  type.tp_alloc = [](PyTypeObject* self, Py_ssize_t items) {  // pybind11 goes on with a null pointer
+    PyObject* const object = PyType_GenericAlloc(self, items);
+    if (!object) throw py::error_already_set();
+    return object;
+  };
   // Annotations can say Tape[State].
   const py::object alias = py::module_::import("types").attr("GenericAlias");
   tape_type.attr("__class_getitem__") = py::reinterpret_steal<py::object>(PyClassMethod_New(alias.ptr()));

@@ -10,10 +10,8 @@
 namespace rnnfast {
 namespace {
 
-// Runs a kernel without the GIL, to its end: what it changes in place must not be left half done.
-void run(double flops, Index parts, const std::function<void(const Team&)>& kernel) {
-  const py::gil_scoped_release released;
-  run_parallel(team_size(flops, std::max(parts, Index(1))), kernel, [] { return false; });
+void run(double flops, Index parts, const Kernel& kernel, Interruption interruption = Interruption::never) {
+  call(team_size(flops, std::max(parts, Index(1))), kernel, interruption);
 }
 
 // A pass over memory, element by element, as the floating point operations of a product that take about as long.
@@ -76,7 +74,8 @@ py::object linear_of(const py::object& x, const Array& weight, const py::object&
   const Buffer scratch(std::size_t(kernels<Real>().linear_scratch(size)) * sizeof(Real));
   const LinearArgs<Real> args = {size,         operands.x.view(), operands.weight.view().data,
                                  operands.b(), y->view(),         static_cast<Real*>(scratch.data())};
-  run(operands.flops(), size.N, [&](const Team& team) { kernels<Real>().linear(args, team); });
+  run(
+      operands.flops(), size.N, [&](const Team& team) { kernels<Real>().linear(args, team); }, Interruption::restart);
   return finish(y);
 }
 
@@ -119,7 +118,8 @@ py::tuple linear_backward_of(const py::object& x, const Array& weight, const py:
                                          static_cast<Real*>(scratch.data())};
   const Index parts = size.I / 4 + 1;  // 4 columns make a unit block at least
   run((need_dx ? 2 : 1) * operands.flops(), parts,
-      [&](const Team& team) { kernels<Real>().linear_backward(args, team); });
+      [&](const Team& team) { kernels<Real>().linear_backward(args, team); },
+      given ? Interruption::never : Interruption::restart);
   const py::object dx_result = finish(dx), dweight_result = finish(dweight), dbias_result = finish(dbias);
   return py::make_tuple(dx_result, py::make_tuple(dweight_result, dbias_result));
 }
@@ -162,8 +162,9 @@ py::tuple cross_entropy_of(const Array& logits, const py::object& targets_object
   double loss = 0;
   const CrossEntropyArgs<Real> args = {
       N, V, in.view(), targets.data(), mean, losses.data(), &loss, dlogits.view().data};
-  run(flops_per_element * double(in.given.size()), N,
-      [&](const Team& team) { kernels<Real>().cross_entropy(args, team); });
+  run(
+      flops_per_element * double(in.given.size()), N,
+      [&](const Team& team) { kernels<Real>().cross_entropy(args, team); }, Interruption::restart);
   return py::make_tuple(loss, dlogits.result);
 }
 

@@ -14,6 +14,9 @@ settings.register_profile("default", derandomize=True, deadline=None, max_exampl
 settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# Teams of three threads and more, on a machine of two processors too.
+os.environ["RNNFAST_OVERSUBSCRIBE"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def _restore_threads() -> Iterator[None]:

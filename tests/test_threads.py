@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 from modules import KINDS, make_layer, named_states, normal
 from problems import Results, assert_same_bits, named
+from scripts import PATIENCE, run_script
 
 import rnnfast
 
 # Enough work for several threads in one call, and little enough to make many calls
 SIZES: dict[str, Any] = {"sizes": (24, 48), "num_layers": 2, "bidirectional": True}
 T, B = 20, 16
-
-PATIENCE = 120  # seconds after which a test no longer waits for what should take a few
 
 
 def solve(layer: Any, seed: int, tape: Any = None) -> Results:
@@ -105,14 +104,6 @@ def test_the_number_of_threads_comes_back() -> None:
             raise KeyError
         assert rnnfast.get_num_threads() == 3
     assert rnnfast.get_num_threads() == 2
-
-
-def run_script(script: str, *arguments: str) -> str:
-    """Run Python in a process of its own, as forks and signals should not meet the tests'."""
-    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 FORK = """

@@ -139,7 +139,7 @@ __attribute__((noinline)) void clear_held(const BackwardStep<Real>& s, const Pha
 // f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
 template <class Cell, class Real, class StepWindowsOrWhole, class F>
 bool backward_step(const BackwardStep<Real>& s, const StepWindowsOrWhole& windows,
-                   const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
+                   const typename BackwardScratch<Real>::Direction& scratch, const Team& team, F&& f) {
   bool goes_on = true;
   for_each_phase_backwards<Cell>([&]<int phase> {
     constexpr Phase part = Cell::phases[phase];
@@ -147,6 +147,7 @@ bool backward_step(const BackwardStep<Real>& s, const StepWindowsOrWhole& window
     for (Index window = 0; window < windows.count; ++window) {
       const BackwardStep<Real>& one = window_of(s, windows, window);
       for_each_block<Real, 1>(scratch.w_hh.units, s.units, [&]<class S, int>(BlockRange range) {
+        if (skips(team, s.rows)) return;
         for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(one, range.unit, range.valid, row);
       });
     }
@@ -161,7 +162,7 @@ bool backward_step(const BackwardStep<Real>& s, const StepWindowsOrWhole& window
     if (scratch.unpacked_w_hh.data)
       multiply_unpacked(product, factor, Cell::slots, scratch.unpacked_w_hh);
     else
-      multiply<Cell>(product, factor, scratch.w_hh);
+      multiply<Cell>(product, factor, scratch.w_hh, team);
   });
   return goes_on;
 }
@@ -205,14 +206,15 @@ StateBefore<Real> h_before(const BackwardDirection<Real>& direction, const Real*
 
 template <class Cell, class Real>
 __attribute__((noinline)) void multiply_input(const Product<Real>& dx,
-                                              const typename BackwardScratch<Real>::Direction& scratch) {
+                                              const typename BackwardScratch<Real>::Direction& scratch,
+                                              const Team& team) {
   const Factor factor = {Cell::slots - Cell::gates, 0, Cell::gates};
   if (scratch.thin_w_ih.K)
-    multiply_thin<Cell>(dx, scratch.thin_w_ih);
+    multiply_thin<Cell>(dx, scratch.thin_w_ih, team);
   else if (scratch.unpacked_w_ih.data)
     multiply_unpacked(dx, factor, Cell::slots, scratch.unpacked_w_ih);
   else
-    multiply<Cell>(dx, factor, scratch.w_ih);
+    multiply<Cell>(dx, factor, scratch.w_ih, team);
 }
 
 // The step of all windows, and dx of each where that is wanted. It would slow the plain one down and is therefore
@@ -224,7 +226,7 @@ __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args
   const Problem& p = args.problem;
   const auto& scratch = whole.directions[0];
   const StepWindows<Real> windows = enter_windows<Cell>(args, whole.windows, item, t, s);
-  if (!backward_step<Cell>(s, windows, scratch, [&] { return meet(item, team); })) return false;
+  if (!backward_step<Cell>(s, windows, scratch, team, [&] { return meet(item, team); })) return false;
   if (args.windows.each_dx) {
     const Index at_once = item.rows == p.B ? windows.count : 1, rows = at_once * s.rows;  // their rows of dx adjoin
     const Index first = item.joined ? share(rows, team.rank, team.size) : 0;
@@ -232,8 +234,8 @@ __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args
     for (Index window = 0; window < windows.count; window += at_once) {
       const View<Real> dx = at(args.dx, (t * args.windows.most + window) * p.B + item.first + first);
       const Index dgate_row = s.dgate_row + window * s.rows + first;
-      multiply_input<Cell>(Product<Real>{s.dgates, dgate_row, {}, dx, last - first, all(scratch.w_ih.columns)},
-                           scratch);
+      multiply_input<Cell>(Product<Real>{s.dgates, dgate_row, {}, dx, last - first, all(scratch.w_ih.columns)}, scratch,
+                           team);
     }
   }
   leave_windows<Cell>(args, windows, item, t, s, scratch.w_hh.units);
@@ -283,7 +285,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
       if (!windows_step<Cell>(args, whole, item, t, team, s)) return;
       continue;
     }
-    if (!backward_step<Cell>(s, WholeSequence(), scratch, [&] { return meet(item, team); })) return;
+    if (!backward_step<Cell>(s, WholeSequence(), scratch, team, [&] { return meet(item, team); })) return;
     if (args.clip > 0) {
       clip_rows(s.dh, s.rows, units, args.clip);
       if (Cell::has_c) clip_rows(s.dc, s.rows, units, args.clip);
@@ -320,8 +322,8 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
 
 // Adds the weight gradients of a chunk to those of the chunks after it. The biases' are the last columns.
 template <class Cell, class Real>
-void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk,
-                      Span span) {
+void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk, Span span,
+                      const Team& team) {
   const auto& scratch = whole.directions[chunk.direction];
   WeightProduct<Real> product = {};
   product.dgates = scratch.dgates;
@@ -329,13 +331,13 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   product.add = !chunk.first || args.accumulate;
   product.columns = scratch.x, product.dw = scratch.dw_ih;
   product.slot = Cell::slots - Cell::gates;
-  if (args.problem.input != InputKind::embedded) add_products<Cell, Cell::gates>(product, span);
+  if (args.problem.input != InputKind::embedded) add_products<Cell, Cell::gates>(product, span, team);
   product.dw = scratch.dw_hh;
   for_each_phase<Cell>([&]<int phase> {
     constexpr Phase part = Cell::phases[phase];
     product.columns = part.reset_h ? scratch.reset_h : scratch.h_before;
     product.slot = part.slot, product.gate = part.gate;
-    add_products<Cell, part.gates>(product, span);
+    add_products<Cell, part.gates>(product, span, team);
   });
 }
 
@@ -392,7 +394,7 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
         if (!args.dx.data) continue;
         const Product<Real> dx = {
             scratch.table, range.first, {}, at(scratch.dx, range.first), range.count, all(scratch.w_ih.columns)};
-        multiply_input<Cell>(dx, scratch);
+        multiply_input<Cell>(dx, scratch, team);
       }
     });
   if (!team.barrier(team)) return false;
@@ -401,7 +403,7 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
     if (embedded)
       add_products<Cell, Cell::gates>(WeightProduct<Real>{scratch.table, scratch.x, scratch.dw_ih,
                                                           Cell::slots - Cell::gates, 0, p.U, args.accumulate},
-                                      span);
+                                      span, team);
     else
       for_each_column<Cell>(TableBlocks<Real>{scratch.table, scratch.w_hh.units, span},
                             GateRows<Real>{args.directions[d].gradients.w_ih, p.H, p.I, Cell::input_gates},
@@ -507,12 +509,12 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
                           all(direction.w_ih.columns)};
       if (!packs && !is_thin(p.I))
         dx.gate_row = 0, dx.out = out, dx.rows = rows, dx.columns = my_columns(dx.columns, team);
-      multiply_input<Cell>(dx, direction);
+      multiply_input<Cell>(dx, direction, team);
     }
     for_my_blocks(units, p.D, team, [&](int d, Span span) {
       const auto& direction = scratch.directions[d];
       if (packs)
-        weight_gradients<Cell>(args, scratch, chunk[d], span);
+        weight_gradients<Cell>(args, scratch, chunk[d], span, team);
       else
         unpacked_weight_gradients(args, scratch, gate_table<Cell>, d, span);
       if (!dense)

@@ -195,7 +195,8 @@ enum class Products { input, recurrent, both };
 
 // gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
 template <class Cell, int phase, Products products, class Real>
-void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Real>::Direction& scratch) {
+void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Real>::Direction& scratch,
+                   const Team& team) {
   constexpr Phase part = Cell::phases[phase];
   // The recurrent product alone leaves a slot that is the input's as it is.
   constexpr int slots = products == Products::recurrent ? part.gates : part.slots;
@@ -206,6 +207,7 @@ void forward_phase(const ForwardStep<Real>& s, const typename ForwardScratch<Rea
   for_each_unit_block<Real, slots>(
       weights.w_hh.units, s.units, s.rows,
       [&]<class S, int NB>(BlockRange range) {
+        if (skips(team, s.rows)) return;
         constexpr Index width = Cell::gates * S::lanes, offset = part.gate * S::lanes;
         Real* const gates = gates_at<S, Cell::slots>(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row);
         Tile<Real> t = {};
@@ -268,12 +270,12 @@ constexpr Index projected_rows(const Problem& p) {
 // Rows of a chunk's gates become those of its input.
 template <class Cell, class Real>
 void project(const ForwardArgs<Real>& args, const typename ForwardScratch<Real>::Direction& scratch,
-             const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units) {
+             const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units, const Team& team) {
   for (Index done = 0; done < rows; done += projected_rows<Real>(args.problem)) {
     ForwardStep<Real> s = {};
     s.gates = gates, s.gate_row = gate_row + done, s.x = at(args.x, row + done), s.units = units;
     s.rows = min_index(projected_rows<Real>(args.problem), rows - done);
-    for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch); });
+    for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch, team); });
   }
 }
 
@@ -313,12 +315,12 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     const auto gate_row = [&](Index row) { return keeps_gates || ahead ? row - gates_from : 0; };
 
     if (ahead && item.rows == p.B)
-      project<Cell>(args, scratch, gates, gate_row(first_row), first_row, row_of(p, chunk.last) - first_row,
-                    item.units);
+      project<Cell>(args, scratch, gates, gate_row(first_row), first_row, row_of(p, chunk.last) - first_row, item.units,
+                    team);
     else if (ahead)
       for (Index t = chunk.first; t < chunk.last; ++t) {
         const Index row = row_of(p, t) + item.first;
-        project<Cell>(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units);
+        project<Cell>(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units, team);
       }
 
     for (Index step = 0; step < chunk.last - chunk.first; ++step) {
@@ -345,14 +347,14 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       s.shared_gates = !s.store_gates && !projects;
       s.backwards = turns_back(t) != args.turned;
       s.held = &args.held;
-      if (projects && !ahead) project<Cell>(args, scratch, gates, s.gate_row, row, s.rows, item.units);
+      if (projects && !ahead) project<Cell>(args, scratch, gates, s.gate_row, row, s.rows, item.units, team);
       bool goes_on = true;
       for_each_phase<Cell>([&]<int phase> {
         if (!goes_on) return;
         if (folds_input(p))
-          forward_phase<Cell, phase, Products::both>(s, scratch);
+          forward_phase<Cell, phase, Products::both>(s, scratch, team);
         else
-          forward_phase<Cell, phase, Products::recurrent>(s, scratch);
+          forward_phase<Cell, phase, Products::recurrent>(s, scratch, team);
         goes_on = meet(item, team);
       });
       if (!goes_on) return;
@@ -386,7 +388,8 @@ void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>
       ForwardStep<Real> s = {};
       s.gates = scratch.directions[d].table, s.gate_row = range.first;
       s.x = read_only(rows), s.rows = range.count, s.units = all(scratch.directions[d].weights.w_hh.units);
-      for_each_phase<Cell>([&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch.directions[d]); });
+      for_each_phase<Cell>(
+          [&]<int phase> { forward_phase<Cell, phase, Products::input>(s, scratch.directions[d], team); });
     }
   });
 }

@@ -36,6 +36,7 @@ void linear(const LinearArgs<Real>& args, const Team& team) {
     const View<const Real> x = at(args.x, row);
     const View<Real> y = at(args.y, row);
     for_each_unit_block<Real, 1>(w.units, all(w.units), rows, [&]<class S, int NB>(BlockRange range) {
+      if (skips(team, rows)) return;
       Tile<Real> t = {};
       t.first = {x.data, x.stride, 1, 0, panel(w, range.unit), I * S::lanes, S::lanes, 0, I, 1};
       if (args.b) t.init = args.b + range.unit, t.init_unit = S::lanes;
@@ -107,6 +108,7 @@ void linear_backward(const LinearBackwardArgs<Real>& args, const Team& team) {
     const View<const Real> dy = at(args.dy, row);
     pack_columns(at(args.x, row), rows, scratch.x, mine);
     for_each_block<Real, unit_group(1, false)>(columns, mine, [&]<class S, int NB>(BlockRange range) {
+      if (skips(team, rows)) return;
       const auto product = [&](const Panels<Real>& p, Index a_row, Index a_k, Index K) {
         return Operand<Real>{dy.data, a_row, a_k, 0, panel(p, range.unit), p.K * S::lanes, S::lanes, 0, K, 1};
       };

@@ -54,6 +54,7 @@ void cross_entropy(const CrossEntropyArgs<Real>& args, const Team& team) {
   const double scale = args.mean ? 1 / double(max_index(counted, 1)) : 1;
   const Index V = args.V, last = share(args.N, team.rank + 1, team.size);
   for (Index row = share(args.N, team.rank, team.size); row < last; ++row) {
+    if (row % 64 == 0 && skips(team, row)) break;
     const Index target = args.targets[row];
     Real* dlogits = args.dlogits + row * V;
     args.losses[row] = 0;

@@ -59,8 +59,9 @@ void multiply_strip(const Product<Real>& p, const Factor& factor, const Transpos
 constexpr Index rows_at_once = 96;
 
 template <class Cell, class Real>
-void multiply(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w) {
+void multiply(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w, const Team& team) {
   for (Index row = 0; row < p.rows; row += rows_at_once) {
+    if (skips(team, row)) return;
     Product<Real> strip = p;
     strip.gate_row += row, strip.out = at(p.out, row), strip.rows = min_index(rows_at_once, p.rows - row);
     if (p.init.data) strip.init = at(p.init, row);
@@ -74,10 +75,11 @@ constexpr bool is_thin(Index I) { return I <= 4; }
 
 // out = dgates w for a thin w, over the gates of the input: dot products, a lane at a time.
 template <class Cell, class Real>
-void multiply_thin(const Product<Real>& p, const Panels<Real>& w) {
+void multiply_thin(const Product<Real>& p, const Panels<Real>& w, const Team& team) {
   using Wide = Widest<Real>;
   constexpr int gates = Cell::gates, shift = Cell::slots - gates;
-  for (Index row = 0; row < p.rows; ++row)
+  for (Index row = 0; row < p.rows; ++row) {
+    if (row % rows_at_once == 0 && skips(team, row)) return;
     for (Index column = 0; column < w.K; ++column) {
       typename Wide::V sums[gates] = {};
       Real tail = 0;
@@ -97,6 +99,7 @@ void multiply_thin(const Product<Real>& p, const Panels<Real>& w) {
       for (int gate = 1; gate < gates; ++gate) sums[0] = sums[0] + sums[gate];
       p.out.data[row * p.out.stride + column] = sum_lanes<Wide>(sums[0]) + tail;
     }
+  }
 }
 
 // Vectors of a tile of weight gradients: all gates of a unit block, or one gate of several.
@@ -153,7 +156,7 @@ constexpr Index columns_at_once = 192, tiles_at_once = 4;
 // The chains are cut on the rows of the chunk, and the chunk is summed up before it is added to the gradients: a run
 // that begins here sums like one that passes.
 template <class Cell, int gates, class Real>
-void add_products(const WeightProduct<Real>& w, Span span) {
+void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
   constexpr Index M = columns_of_tile<Cell>;
   constexpr int group = unit_blocks_of(gates);
   alignas(64) Real sums[columns_at_once * group * gates * Widest<Real>::lanes];
@@ -164,6 +167,7 @@ void add_products(const WeightProduct<Real>& w, Span span) {
     for (Index first = 0; first < w.columns.count; first += columns_at_once) {
       const Index columns = min_index(columns_at_once, w.columns.count - first);
       for_each_block<Real, group>(w.dw.units, units, [&]<class S, int NB>(BlockRange range) {
+        if (skips(team, w.rows)) return;
         constexpr Index sum_row = gates * S::lanes, sum_unit = columns_at_once * sum_row;
         const Index total_row = w.dw.gates * S::lanes, total_unit = w.dw.K * total_row;
         Real* const total = panel(w.dw, range.unit) + first * total_row + w.gate * S::lanes;

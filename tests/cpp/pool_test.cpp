@@ -16,6 +16,7 @@
 namespace {
 
 using rnnfast::Index;
+using rnnfast::Outcome;
 using rnnfast::run_parallel;
 using rnnfast::Team;
 
@@ -34,7 +35,7 @@ void require(bool condition, const char* what) {
 Index add_and_look(Index threads) {
   std::vector<Index> slots(std::size_t(threads), 0);
   std::atomic<Index> members = 0, complete = 0, size = 0;
-  const bool finished = run_parallel(
+  const Outcome outcome = run_parallel(
       threads,
       [&](const Team& team) {
         members += 1;
@@ -49,7 +50,7 @@ Index add_and_look(Index threads) {
         }
       },
       never);
-  require(finished, "a region that nobody interrupts says that it has finished");
+  require(outcome == Outcome::finished, "a region that nobody interrupts says that it has finished");
   require(size >= 1 && size <= threads, "a team has between 1 and the wanted number of members");
   require(members == size, "each member runs the job once");
   require(complete == 20 * size, "after a barrier all see what all wrote before it");
@@ -88,14 +89,14 @@ void an_interrupted_region_ends() {
   for (const bool at_barrier : {true, false}) {
     std::vector<Index> steps(most_threads, 0);
     int asked = 0;
-    const bool finished = run_parallel(
+    const Outcome outcome = run_parallel(
         most_threads,
         [&](const Team& team) {
           while (at_barrier ? team.barrier(team) : !team.interrupted(team)) steps[std::size_t(team.rank)] += 1;
         },
         [&] { return ++asked == 100; });
-    require(!finished, "an interrupted region says so");
-    for (Index taken : steps) require(!at_barrier || taken == 99, "all members leave at the same barrier");
+    require(outcome == Outcome::interrupted, "an interrupted region says so");
+    for (Index taken : steps) require(!at_barrier || taken == steps[0], "all members leave at the same barrier");
     require(add_and_look(most_threads) == most_threads, "the pool works after an interruption");
   }
 }
@@ -104,13 +105,13 @@ void an_interrupted_region_ends() {
 void questions_and_barriers_may_take_turns() {
   for (int region = 0; region < 300; ++region) {
     int asked = 0;
-    const bool finished = run_parallel(
+    const Outcome outcome = run_parallel(
         2,
         [](const Team& team) {
           while (team.barrier(team)) team.interrupted(team);
         },
         [&] { return ++asked == 2; });
-    require(!finished, "an interrupted region says so");
+    require(outcome == Outcome::interrupted, "an interrupted region says so");
   }
 }
 
@@ -136,6 +137,32 @@ void a_forked_child_starts_with_a_fresh_pool() {
   require(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child's pool works");
   require(add_and_look(most_threads) == most_threads, "the parent's pool works on");
 }
+
+// Wherever rank 0 is when `poll` forks: at a barrier, between two, or waiting for the end.
+void a_child_that_poll_forks_abandons_the_region() {
+  for (const bool at_barrier : {true, false})
+    for (int asked_before : {0, 1, 50}) {
+      std::atomic<bool> forked = false;
+      int asked = 0;
+      pid_t child = -1;
+      const Outcome outcome = run_parallel(
+          most_threads,
+          [&](const Team& team) {
+            for (int i = 0; i < 100; ++i)
+              if (at_barrier ? !team.barrier(team) : team.interrupted(team)) return;
+            while (team.rank > 0 && !forked) std::this_thread::yield();
+          },
+          [&] {
+            if (asked++ == asked_before) child = fork(), forked = true;
+            return false;
+          });
+      if (child == 0) _exit(outcome == Outcome::abandoned && add_and_look(most_threads) == most_threads ? 0 : 1);
+      require(outcome == Outcome::finished, "a fork does not concern the parent");
+      int status = 0;
+      require(waitpid(child, &status, 0) == child, "the child ends");
+      require(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child knows that the region is the parent's");
+    }
+}
 #endif
 
 struct Property {
@@ -152,6 +179,7 @@ constexpr Property properties[] = {
     {"the number of threads is kept", the_number_of_threads_is_kept},
 #if HAS_FORK
     {"a forked child starts with a fresh pool", a_forked_child_starts_with_a_fresh_pool},
+    {"a child that poll forks abandons the region", a_child_that_poll_forks_abandons_the_region},
 #endif
 };
 

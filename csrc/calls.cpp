@@ -1,0 +1,100 @@
+#include "calls.h"
+
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <thread>
+
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+namespace rnnfast {
+
+namespace {
+
+bool is_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing();
+#else
+  return _Py_IsFinalizing();
+#endif
+}
+
+[[noreturn]] void wait_for_the_end() {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+// Where Python handles signals.
+std::atomic<unsigned long> main_thread;
+
+}  // namespace
+
+// A thread that holds the GIL while Python is finalizing is the one that does it.
+WithoutGil::WithoutGil() : finalizes_(is_finalizing()), state_(PyEval_SaveThread()) {}
+
+void WithoutGil::take() noexcept {
+  if (is_finalizing() && !finalizes_) wait_for_the_end();
+#if defined(__GLIBCXX__)
+  // Python may begin to finalize just now, and end this thread (before 3.14).
+  try {
+    PyEval_RestoreThread(state_);
+  } catch (abi::__forced_unwind&) {
+    wait_for_the_end();
+  }
+#else
+  PyEval_RestoreThread(state_);
+#endif
+}
+
+bool WithoutGil::signals_raise() {
+  take();
+  const bool raised = PyErr_CheckSignals() != 0;
+  state_ = PyEval_SaveThread();
+  return raised;
+}
+
+void find_main_thread() {
+  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+#if !defined(_WIN32)
+  pthread_atfork(nullptr, nullptr, [] { main_thread = PyThread_get_thread_ident(); });
+#endif
+}
+
+void call(Index threads, const Kernel& kernel, Interruption interruption, const std::function<void()>& begin) {
+  using Clock = std::chrono::steady_clock;
+  constexpr auto pause = std::chrono::milliseconds(20);  // not felt by who presses Ctrl-C, nor by the kernel
+  const bool asks = interruption != Interruption::never && PyThread_get_thread_ident() == main_thread;
+  auto asked = asks ? Clock::now() : Clock::time_point();
+  std::fenv_t callers;
+  if (asks) std::fegetenv(&callers);
+  for (;;) {
+    begin();
+    Outcome outcome;
+    {
+      WithoutGil without_gil;
+      bool raised = false;
+      outcome = run_parallel(threads, kernel, [&] {
+        if (!asks || raised || Clock::now() - asked < pause) return false;
+        std::fenv_t kernels;  // a handler finds the floating point mode of the caller
+        std::fegetenv(&kernels);
+        std::fesetenv(&callers);
+        raised = without_gil.signals_raise();
+        std::fesetenv(&kernels);
+        asked = Clock::now();
+        return raised;
+      });
+    }
+    if (outcome == Outcome::finished) return;
+    if (outcome == Outcome::interrupted) throw py::error_already_set();
+    if (interruption != Interruption::restart)
+      throw std::runtime_error(
+          "the process was forked by a signal handler inside this call, which the child cannot finish: it adds to "
+          "arrays that were given");
+  }
+}
+
+}  // namespace rnnfast
