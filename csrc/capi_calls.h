@@ -15,6 +15,7 @@ namespace rnnfast {
 // Thrown where a handle is in a call already.
 struct Busy {
   const char* handle;
+  const char* first;  // what has to come first, where that call was cut off; else null
 };
 
 // Sets the message of this thread, as printf forms it.
@@ -34,7 +35,10 @@ rnnfast_status told(F&& f) {
   } catch (const std::invalid_argument& error) {
     return fail(RNNFAST_INVALID, "%s", error.what());
   } catch (const Busy& busy) {
-    return fail(RNNFAST_BUSY, "%s: expected one call at a time, got one while another one runs", busy.handle);
+    if (!busy.first)
+      return fail(RNNFAST_BUSY, "%s: expected one call at a time, got one while another one runs", busy.handle);
+    return fail(RNNFAST_BUSY, "%s: expected %s first, since a fork has cut off the call of another thread", busy.handle,
+                busy.first);
   } catch (const std::exception&) {
     return fail(RNNFAST_NO_MEMORY, "expected enough memory, got none");
   }
@@ -55,23 +59,40 @@ void with_real(rnnfast_dtype dtype, F&& f) {
   dtype == RNNFAST_FLOAT64 ? f.template operator()<double>() : f.template operator()<float>();
 }
 
-// A handle's flag, taken for the length of a call.
+// The process that a handle's call runs in, by a number; 0 where there is no call. A forked child gets a number of its
+// own. The one thread that it has goes on with its calls, which take on the new number. Calls of other threads were cut
+// off: they keep the old one.
+using Caller = std::atomic<unsigned>;
+
+// Whether a call was cut off, which may have left what it was changing in any state.
+bool is_cut_off(const Caller& caller);
+
+// A handle, taken for the length of a call.
 class Claim {
  public:
-  Claim(std::atomic_flag& flag, const char* handle) : flag_(flag) {
-    if (flag_.test_and_set(std::memory_order_acquire)) throw Busy{handle};
-  }
-  ~Claim() { flag_.clear(std::memory_order_release); }
+  // Throws Busy. A call that says what has to come `first` does not follow on one that was cut off; without it, a call
+  // does, and sets everything anew that calls change.
+  Claim(Caller& caller, const char* handle, const char* first);
+  ~Claim();
   Claim(const Claim&) = delete;
   Claim& operator=(const Claim&) = delete;
 
+  bool follows_cut_off() const { return follows_cut_off_; }
+
+  // In a forked child: takes the claims of its thread along.
+  static void follow_fork();
+
  private:
-  std::atomic_flag& flag_;
+  Caller& caller_;
+  bool follows_cut_off_ = false;
+  Claim* const outer_;  // that of a call around this one on the same thread
 };
 
 rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_stream** stream);
 void stream_destroy(rnnfast_stream* stream);
 rnnfast_status stream_run(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y);
+rnnfast_status stream_run_until(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y,
+                                int (*stop)(void* context, ptrdiff_t t), void* context);
 rnnfast_status stream_reset(rnnfast_stream* stream, const unsigned char* rows);
 rnnfast_status stream_get_state(rnnfast_stream* stream, void* h, void* c);
 rnnfast_status stream_set_state(rnnfast_stream* stream, const void* h, const void* c);
