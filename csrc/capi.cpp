@@ -396,12 +396,10 @@ rnnfast_status backward(rnnfast_tape* tape, const rnnfast_backward_args* args) {
 
 // ---- Forks ---------------------------------------------------------------------------------------------------------
 
-unsigned this_process = 1;  // changes in a forked child, before that has a second thread
-
-thread_local Claim* innermost = nullptr;
+thread_local Claim* innermost = nullptr;  // of those that follow forks
 
 #if !defined(_WIN32)
-[[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, Claim::follow_fork);
+[[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, Claim::renumber);
 #endif
 
 // ---- Messages, cells, threads --------------------------------------------------------------------------------------
@@ -419,27 +417,25 @@ rnnfast_status set_threads(ptrdiff_t n) {
 
 }  // namespace
 
-bool is_cut_off(const Caller& caller) {
-  const unsigned process = caller.load(std::memory_order_relaxed);
-  return process && process != this_process;
+unsigned this_process = 1;
+
+void Claim::follow(const char* handle, const char* first) {
+  const unsigned process = caller_.load(std::memory_order_relaxed);
+  if (process == 0 || process == this_process) throw Busy{handle, nullptr};
+  if (first) throw Busy{handle, first};
+  if (!take_from(process)) throw Busy{handle, nullptr};
+  follows_cut_off_ = true;
 }
 
-Claim::Claim(Caller& caller, const char* handle, const char* first) : caller_(caller), outer_(innermost) {
-  unsigned process = 0;
-  while (!caller_.compare_exchange_weak(process, this_process, std::memory_order_acquire, std::memory_order_relaxed)) {
-    if (process == this_process) throw Busy{handle, nullptr};
-    if (process && first) throw Busy{handle, first};
-  }
-  follows_cut_off_ = process != 0;
+void Claim::follow_forks() {
+  outer_ = innermost;
   innermost = this;
+  follows_forks_ = true;
 }
 
-Claim::~Claim() {
-  innermost = outer_;
-  caller_.store(0, std::memory_order_release);
-}
+void Claim::leave_forks() { innermost = outer_; }
 
-void Claim::follow_fork() {
+void Claim::renumber() {
   ++this_process;
   for (Claim* claim = innermost; claim; claim = claim->outer_) claim->caller_ = this_process;
 }

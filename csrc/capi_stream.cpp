@@ -76,10 +76,13 @@ class Stream final : public rnnfast_stream {
   }
 
   bool run(Index T, const void* x, void* y, const Stop& stop) override {
-    const double steps_between = std::max(1.0, flops_between_stops / flops_per_step_);
-    const Index piece = stop.function && steps_between < double(chunk_) ? Index(steps_between) : chunk_;
+    Index piece = chunk_, between = T;
+    if (stop.function) {
+      between = Index(std::min(std::max(flops_between_stops / flops_per_step_, 1.0), double(T)));
+      piece = std::min(piece, between);
+    }
     for (Index t = 0, asked = 0; t < T; t += piece) {
-      if (stop.function && double(t - asked) >= steps_between) {
+      if (t - asked >= between) {
         if (stop.function(stop.context, t)) return false;
         asked = t;
       }
@@ -169,13 +172,13 @@ class Stream final : public rnnfast_stream {
 
 constexpr const char* all_anew = "a reset of all sequences or a new state";
 
-// f() with a stream that is in no other call. Null `first`: f() sets the state of all sequences.
+// f(claim) with a stream that is in no other call. Null `first`: f sets the state of all sequences.
 template <class F>
 rnnfast_status with_stream(rnnfast_stream* stream, const char* first, F&& f) {
   return told([&] {
     require(stream, "stream: expected a stream, got NULL");
-    const Claim claim(stream->caller, "stream", first);
-    f();
+    Claim claim(stream->caller, "stream", first);
+    f(claim);
   });
 }
 
@@ -211,7 +214,7 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
 void stream_destroy(rnnfast_stream* stream) { delete stream; }
 
 rnnfast_status stream_run(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y) {
-  return with_stream(stream, all_anew, [&] {
+  return with_stream(stream, all_anew, [&](Claim&) {
     require_steps(T, x, y);
     stream->run(T, x, y, {});
   });
@@ -220,27 +223,28 @@ rnnfast_status stream_run(rnnfast_stream* stream, ptrdiff_t T, const void* x, vo
 rnnfast_status stream_run_until(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y,
                                 int (*stop)(void* context, ptrdiff_t t), void* context) {
   bool finished = true;
-  const rnnfast_status status = with_stream(stream, all_anew, [&] {
+  const rnnfast_status status = with_stream(stream, all_anew, [&](Claim& claim) {
     require_steps(T, x, y);
     require(stop, "stop: expected a function, got NULL");
+    claim.follow_forks();
     finished = stream->run(T, x, y, {stop, context});
   });
   return finished ? status : fail(RNNFAST_INTERRUPTED, "stop: expected 0 until the run's end, got another number");
 }
 
 rnnfast_status stream_reset(rnnfast_stream* stream, const unsigned char* rows) {
-  return with_stream(stream, rows ? all_anew : nullptr, [&] { stream->reset(rows); });
+  return with_stream(stream, rows ? all_anew : nullptr, [&](Claim&) { stream->reset(rows); });
 }
 
 rnnfast_status stream_get_state(rnnfast_stream* stream, void* h, void* c) {
-  return with_stream(stream, all_anew, [&] {
+  return with_stream(stream, all_anew, [&](Claim&) {
     require_state(*stream, h, c);
     stream->get_state(h, c);
   });
 }
 
 rnnfast_status stream_set_state(rnnfast_stream* stream, const void* h, const void* c) {
-  return with_stream(stream, nullptr, [&] {
+  return with_stream(stream, nullptr, [&](Claim&) {
     require_state(*stream, h, c);
     stream->set_state(h, c);
   });

@@ -312,8 +312,8 @@ cdef class Stream:
             self.steps(T, x_data, cnp.PyArray_BYTES(y))
             return y
         if out is not None:
-            checked_target(out, "out", (*dimensions(given)[:-1], self.hidden_size), self.dtype)
-            target = np.ndarray.view(out, np.ndarray)  # which nobody reshapes meanwhile, and has no methods of its own
+            fitting = checked_target(out, "out", (*dimensions(given)[:-1], self.hidden_size), self.dtype)
+            target = np.ndarray.view(fitting, np.ndarray)  # nobody can reshape it during the run
         y = cnp.PyArray_EMPTY(ndim, y_shape, self.typenum, 0)
         self.steps(T, x_data, cnp.PyArray_BYTES(y))
         cdef cnp.ndarray result = cnp.PyArray_SwapAxes(y, 0, 1) if transposed else y
