@@ -358,6 +358,60 @@ def test_what_cannot_stream_is_refused(make: Callable[[], Any], error: type[Exce
         make()
 
 
+# Arrays of derived classes
+
+
+def forbidden(*_: Any, **__: Any) -> Any:
+    msg = "a method of a derived class was called"
+    raise AssertionError(msg)
+
+
+class Loud(np.ndarray):
+    """An array whose own methods and attributes fail."""
+
+    __array_function__ = __array_ufunc__ = __array_wrap__ = __getitem__ = __setitem__ = __len__ = __iter__ = forbidden
+    __eq__ = astype = copy = view = min = max = reshape = transpose = swapaxes = any = all = tolist = forbidden
+    shape = dtype = strides = size = ndim = flags = nbytes = base = data = property(forbidden)
+
+
+def test_methods_of_derived_classes_are_never_called() -> None:
+    stream, expected = make_stream(num_layers=2), make_stream(num_layers=2)
+    x = normal((5, 3, 7), "float32", 1)
+
+    def loud(a: Array) -> Array:
+        return np.ndarray.view(a, Loud)
+
+    for f in (as_it_is, np.asfortranarray):
+        state, y, out = expected.state, expected.run(x), f(np.empty((5, 3, 6), np.float32))
+        stream.state = tuple(loud(f(part)) for part in state)
+        stream.run(loud(f(x)), out=loud(out))
+        assert np.array_equal(out, y)
+        assert type(stream.step(loud(f(x[0])))) is np.ndarray
+        expected.step(x[0])
+        for rows in (np.array([1, 2]), np.array([True, False, False])):
+            stream.reset(loud(rows))
+            expected.reset(rows)
+        assert_same_bits(named_states(stream.state), named_states(expected.state))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s, a: s.step(a(3, 7)),
+        lambda s, a: s.run(a(2, 3, 7)),
+        lambda s, a: s.step(zeros(3, 7), a(3, 6)),
+        lambda s, a: setattr(s, "state", (a(1, 3, 6), None)),
+        lambda s, a: s.reset(a(3) == 0),
+    ],
+    ids=["step", "run", "out", "state", "rows"],
+)
+def test_masked_elements_are_refused(use: Callable[[Any, Callable[..., Any]], Any]) -> None:
+    stream = make_stream()
+    use(stream, lambda *shape: np.ma.array(zeros(*shape), mask=False))
+    with pytest.raises(ValueError, match="without masked elements"):
+        use(stream, lambda *shape: np.ma.array(zeros(*shape), mask=True))
+
+
 # One call at a time
 
 
