@@ -4,6 +4,11 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <new>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
 #include "capi_calls.h"
 #include "layer_calls.h"
@@ -73,7 +78,7 @@ struct rnnfast_tape {
   rnnfast::TapeMemory<> memory;
   rnnfast::Buffer scratch;
   bool filled = false;
-  std::atomic_flag busy;
+  rnnfast::Caller caller = 0;
 };
 
 namespace rnnfast {
@@ -256,12 +261,20 @@ void run_forward(rnnfast_tape& tape) {
   run(p, tape.layer, 1, [&](const Team& team) { kernels<Real>().forward(forward, team); });
 }
 
+// Gives a tape new memory in place of what a call was changing when it was cut off, which may not even be freed.
+void abandon(rnnfast_tape& tape) {
+  new (&tape.schedule) Schedule;
+  new (&tape.memory) TapeMemory<>;
+  new (&tape.scratch) Buffer;
+}
+
 rnnfast_status forward(const rnnfast_layer* layer, const rnnfast_forward_args* args) {
   return told([&] {
     require_size(args, "args");
     rnnfast_tape own;
     rnnfast_tape& tape = args->tape ? *args->tape : own;
-    const Claim claim(tape.busy, "tape");
+    const Claim claim(tape.caller, "tape", nullptr);
+    if (claim.follows_cut_off()) abandon(tape);
     tape.filled = false;
     tape.layer = read_layer(layer, !args->pack || args->tape), tape.forward = *args;
     require(!args->pack || same_sizes(tape.layer, args->pack->layer),
@@ -279,7 +292,10 @@ rnnfast_status tape_create(rnnfast_tape** tape) {
   });
 }
 
-void tape_destroy(rnnfast_tape* tape) { delete tape; }
+void tape_destroy(rnnfast_tape* tape) {
+  if (tape && is_cut_off(tape->caller)) abandon(*tape);
+  delete tape;
+}
 
 // ---- Backward ------------------------------------------------------------------------------------------------------
 
@@ -371,12 +387,20 @@ rnnfast_status backward(rnnfast_tape* tape, const rnnfast_backward_args* args) {
   return told([&] {
     require(tape, "tape: expected a tape, got NULL");
     require_size(args, "args");
-    const Claim claim(tape->busy, "tape");
+    const Claim claim(tape->caller, "tape", "a forward");
     require(tape->filled, "tape: expected one that a forward has filled, got an empty one");
     check_arrays(*tape, *args);
     with_real(tape->layer.dtype, [&]<class Real> { run_backward<Real>(*tape, *args); });
   });
 }
+
+// ---- Forks ---------------------------------------------------------------------------------------------------------
+
+thread_local Claim* innermost = nullptr;  // of those that follow forks
+
+#if !defined(_WIN32)
+[[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, Claim::renumber);
+#endif
 
 // ---- Messages, cells, threads --------------------------------------------------------------------------------------
 
@@ -392,6 +416,29 @@ rnnfast_status set_threads(ptrdiff_t n) {
 }
 
 }  // namespace
+
+unsigned this_process = 1;
+
+void Claim::follow(const char* handle, const char* first) {
+  const unsigned process = caller_.load(std::memory_order_relaxed);
+  if (process == 0 || process == this_process) throw Busy{handle, nullptr};
+  if (first) throw Busy{handle, first};
+  if (!take_from(process)) throw Busy{handle, nullptr};
+  follows_cut_off_ = true;
+}
+
+void Claim::follow_forks() {
+  outer_ = innermost;
+  innermost = this;
+  follows_forks_ = true;
+}
+
+void Claim::leave_forks() { innermost = outer_; }
+
+void Claim::renumber() {
+  ++this_process;
+  for (Claim* claim = innermost; claim; claim = claim->outer_) claim->caller_ = this_process;
+}
 
 rnnfast_status fail(rnnfast_status status, const char* message, ...) {
   std::va_list parts;
@@ -427,6 +474,6 @@ const rnnfast_api c_api = {sizeof(rnnfast_api), RNNFAST_API_VERSION, oldest_vers
                            stream_create,       stream_destroy,      stream_run,     stream_reset,
                            stream_get_state,    stream_set_state,    forward,        backward,
                            tape_create,         tape_destroy,        pack_create,    pack_update,
-                           pack_destroy,        get_num_threads,     set_threads};
+                           pack_destroy,        get_num_threads,     set_threads,    stream_run_until};
 
 }  // namespace rnnfast

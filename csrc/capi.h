@@ -2,8 +2,7 @@
  * compiled code. docs/c-api.md has examples.
  *
  * It is a table of functions in a capsule of the extension. Python is needed to fetch the table, not to call it: the
- * functions may be called from any thread, with or without the GIL, and run to their end. Where Python.h is included
- * before this header,
+ * functions may be called from any thread, with or without the GIL. Where Python.h is included before this header,
  *
  *     const rnnfast_api* api = rnnfast_import();
  *
@@ -31,13 +30,14 @@ extern "C" {
 #endif
 
 #define RNNFAST_CAPSULE "rnnfast._core._C_API"
-#define RNNFAST_API_VERSION 2
+#define RNNFAST_API_VERSION 3
 
 typedef enum rnnfast_status {
   RNNFAST_OK = 0,
   RNNFAST_INVALID = 1, /* an argument does not fit */
   RNNFAST_NO_MEMORY = 2,
-  RNNFAST_BUSY = 3 /* another call with this stream or tape has not returned */
+  RNNFAST_BUSY = 3,       /* another call with this stream or tape has not returned */
+  RNNFAST_INTERRUPTED = 4 /* the caller's function has ended a run */
 } rnnfast_status;
 
 typedef enum rnnfast_dtype { RNNFAST_FLOAT32 = 0, RNNFAST_FLOAT64 = 1 } rnnfast_dtype;
@@ -129,7 +129,7 @@ typedef struct rnnfast_api {
   /* Frees a stream that is in no call; NULL is allowed. */
   void (*stream_destroy)(rnnfast_stream* stream);
 
-  /* Runs T >= 1 steps through all layers, x [T,B,I] -> y [T,B,H], which must not overlap. Allocates nothing. Small work
+  /* Runs T >= 0 steps through all layers, x [T,B,I] -> y [T,B,H], which must not overlap. Allocates nothing. Small work
    * stays on the calling thread. */
   rnnfast_status (*stream_run)(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y);
 
@@ -166,6 +166,14 @@ typedef struct rnnfast_api {
   /* How many threads a call may use, from 1 to 1024: one number for all callers in the process. */
   ptrdiff_t (*get_num_threads)(void);
   rnnfast_status (*set_num_threads)(ptrdiff_t n);
+
+  /* Since version 3 */
+
+  /* As stream_run, and asks about every 20 ms whether to stop: stop(context, t) is called on the calling thread when t
+   * steps are done. Unless it returns 0, the run ends with RNNFAST_INTERRUPTED: the state is that after t steps, whose
+   * outputs are in y. Until the run has ended, other calls with the stream are busy, those that `stop` makes too. */
+  rnnfast_status (*stream_run_until)(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y,
+                                     int (*stop)(void* context, ptrdiff_t t), void* context);
 } rnnfast_api;
 
 #ifdef Py_PYTHON_H

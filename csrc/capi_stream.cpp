@@ -8,6 +8,16 @@
 
 using rnnfast::Index;
 
+namespace rnnfast {
+
+// A caller's function that ends a run early; none if it is null.
+struct Stop {
+  int (*function)(void* context, ptrdiff_t t) = nullptr;
+  void* context = nullptr;
+};
+
+}  // namespace rnnfast
+
 // What a caller holds a pointer to.
 struct rnnfast_stream {
   rnnfast_stream() = default;
@@ -15,13 +25,14 @@ struct rnnfast_stream {
   rnnfast_stream(const rnnfast_stream&) = delete;
   rnnfast_stream& operator=(const rnnfast_stream&) = delete;
 
-  virtual void run(Index T, const void* x, void* y) = 0;
+  // Ends early, and returns false, if `stop` says so.
+  virtual bool run(Index T, const void* x, void* y, const rnnfast::Stop& stop) = 0;
   virtual void reset(const unsigned char* rows) = 0;
   virtual void get_state(void* h, void* c) const = 0;
   virtual void set_state(const void* h, const void* c) = 0;
 
   bool has_c = false;
-  std::atomic_flag busy;
+  rnnfast::Caller caller = 0;
 };
 
 namespace rnnfast {
@@ -30,6 +41,9 @@ namespace {
 // Rows of a chunk, the steps that pass through all layers before the next ones follow: so many that weights of the
 // input are read seldom, and few enough to lie in cache between two layers.
 constexpr Index chunk_rows = 256;
+
+// Floating point operations after which a run asks whether to stop: about 20 ms, in which a person notices no delay.
+constexpr double flops_between_stops = 1e9;
 
 template <class Real>
 class Stream final : public rnnfast_stream {
@@ -61,10 +75,20 @@ class Stream final : public rnnfast_stream {
     reset(nullptr);
   }
 
-  void run(Index T, const void* x, void* y) override {
-    for (Index t = 0; t < T; t += chunk_)
-      run_chunk(std::min(chunk_, T - t), static_cast<const Real*>(x) + t * B_ * I_,
-                static_cast<Real*>(y) + t * B_ * H_);
+  bool run(Index T, const void* x, void* y, const Stop& stop) override {
+    Index piece = chunk_, between = T;
+    if (stop.function) {
+      between = Index(std::min(std::max(flops_between_stops / flops_per_step_, 1.0), double(T)));
+      piece = std::min(piece, between);
+    }
+    for (Index t = 0, asked = 0; t < T; t += piece) {
+      if (t - asked >= between) {
+        if (stop.function(stop.context, t)) return false;
+        asked = t;
+      }
+      run_chunk(std::min(piece, T - t), static_cast<const Real*>(x) + t * B_ * I_, static_cast<Real*>(y) + t * B_ * H_);
+    }
+    return true;
   }
 
   void reset(const unsigned char* rows) override {
@@ -146,14 +170,21 @@ class Stream final : public rnnfast_stream {
   double flops_per_step_ = 0;
 };
 
-// f() with a stream that is in no other call.
+constexpr const char* all_anew = "a reset of all sequences or a new state";
+
+// f(claim) with a stream that is in no other call. Null `first`: f sets the state of all sequences.
 template <class F>
-rnnfast_status with_stream(rnnfast_stream* stream, F&& f) {
+rnnfast_status with_stream(rnnfast_stream* stream, const char* first, F&& f) {
   return told([&] {
     require(stream, "stream: expected a stream, got NULL");
-    const Claim claim(stream->busy, "stream");
-    f();
+    Claim claim(stream->caller, "stream", first);
+    f(claim);
   });
+}
+
+void require_steps(Index T, const void* x, const void* y) {
+  require(T >= 0, "T: expected at least 0, got %td", T);
+  require(T == 0 || (x && y), "x, y: expected arrays, got NULL");
 }
 
 void require_state(const rnnfast_stream& stream, const void* h, const void* c) {
@@ -183,26 +214,37 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
 void stream_destroy(rnnfast_stream* stream) { delete stream; }
 
 rnnfast_status stream_run(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y) {
-  return with_stream(stream, [&] {
-    require(T >= 1, "T: expected at least 1, got less");
-    require(x && y, "x, y: expected arrays, got NULL");
-    stream->run(T, x, y);
+  return with_stream(stream, all_anew, [&](Claim&) {
+    require_steps(T, x, y);
+    stream->run(T, x, y, {});
   });
 }
 
+rnnfast_status stream_run_until(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y,
+                                int (*stop)(void* context, ptrdiff_t t), void* context) {
+  bool finished = true;
+  const rnnfast_status status = with_stream(stream, all_anew, [&](Claim& claim) {
+    require_steps(T, x, y);
+    require(stop, "stop: expected a function, got NULL");
+    claim.follow_forks();
+    finished = stream->run(T, x, y, {stop, context});
+  });
+  return finished ? status : fail(RNNFAST_INTERRUPTED, "stop: expected 0 until the run's end, got another number");
+}
+
 rnnfast_status stream_reset(rnnfast_stream* stream, const unsigned char* rows) {
-  return with_stream(stream, [&] { stream->reset(rows); });
+  return with_stream(stream, rows ? all_anew : nullptr, [&](Claim&) { stream->reset(rows); });
 }
 
 rnnfast_status stream_get_state(rnnfast_stream* stream, void* h, void* c) {
-  return with_stream(stream, [&] {
+  return with_stream(stream, all_anew, [&](Claim&) {
     require_state(*stream, h, c);
     stream->get_state(h, c);
   });
 }
 
 rnnfast_status stream_set_state(rnnfast_stream* stream, const void* h, const void* c) {
-  return with_stream(stream, [&] {
+  return with_stream(stream, nullptr, [&](Claim&) {
     require_state(*stream, h, c);
     stream->set_state(h, c);
   });

@@ -16,6 +16,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         RNNFAST_INVALID
         RNNFAST_NO_MEMORY
         RNNFAST_BUSY
+        RNNFAST_INTERRUPTED
 
     ctypedef enum rnnfast_dtype:
         RNNFAST_FLOAT32
@@ -107,6 +108,9 @@ cdef extern from "rnnfast/capi.h" nogil:
         void (*pack_destroy)(rnnfast_pack*) noexcept nogil
         Py_ssize_t (*get_num_threads)() noexcept nogil
         rnnfast_status (*set_num_threads)(Py_ssize_t) noexcept nogil
+        rnnfast_status (*stream_run_until)(
+            rnnfast_stream*, Py_ssize_t, const void*, void*, int (*)(void*, Py_ssize_t) noexcept nogil, void*
+        ) noexcept nogil
 
 cdef extern from "rnnfast/capi.h":
     const rnnfast_api* rnnfast_import() except NULL

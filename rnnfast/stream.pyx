@@ -11,6 +11,7 @@ from .capi cimport (
     RNNFAST_BUSY,
     RNNFAST_FLOAT32,
     RNNFAST_FLOAT64,
+    RNNFAST_INTERRUPTED,
     RNNFAST_INVALID,
     RNNFAST_OK,
     rnnfast_api,
@@ -37,8 +38,8 @@ cnp.import_array()
 cdef const rnnfast_api* api = rnnfast_import()
 
 # Work, in floating point operations, from which on a call lets other Python threads run meanwhile: about 10 µs, a
-# hundred times what that costs. And work between two looks at the signals: about 20 ms.
-cdef double worth_releasing = 5e5, between_signals = 1e9
+# hundred times what that costs.
+cdef double worth_releasing = 5e5
 
 
 cdef int check(rnnfast_status status) except -1:
@@ -48,6 +49,16 @@ cdef int check(rnnfast_status status) except -1:
     if status == RNNFAST_INVALID:
         raise ValueError(message)
     raise RuntimeError(message) if status == RNNFAST_BUSY else MemoryError(message)
+
+
+cdef int handle_signals(void* raised, Py_ssize_t t) noexcept with gil:
+    """Let Python handle the signals that have come; return whether that raised an error, which goes to a list."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<list> raised).append(error)
+        return 1
+    return 0
 
 
 cdef cnp.ndarray readable(object a):
@@ -202,7 +213,7 @@ cdef class Stream:
         Parameters
         ----------
         x : array [T,B,I], [B,T,I] if the layer is `batch_first`, or [T,I] for a batch size of 1
-            T is at least 1.
+            T may be 0.
         out : ndarray like y, optional
             Where y goes; it may overlap x.
 
@@ -216,9 +227,10 @@ cdef class Stream:
         TypeError, ValueError
             If an argument does not fit. Then nothing has changed.
         RuntimeError
-            If another call with this stream has not returned.
+            If another call with this stream has not returned. Then nothing has changed.
         KeyboardInterrupt
-            On Ctrl-C, after a part of the steps.
+            On Ctrl-C, or what another handler of signals raises. The state is that after a part of the steps, and
+            `out` may hold a part of y.
         """
         return self.advance(x, out, 1)
 
@@ -278,17 +290,14 @@ cdef class Stream:
 
     cdef object advance(self, object x, object out, int time):
         """Run one step (time = 0), or all steps of arrays that have an axis of time (time = 1)."""
-        cdef cnp.ndarray given = x if cnp.PyArray_CheckExact(x) else _core.asarray(x, "x")
+        cdef cnp.ndarray given = x if self.has_dtype(x) else _core.asarray(x, "x", self.dtype)
         cdef int ndim = cnp.PyArray_NDIM(given)
         cdef const cnp.npy_intp* shape = cnp.PyArray_DIMS(given)
         cdef bint batched = ndim == time + 2
         cdef bint batch_first = batched and (not time or self.batch_first)
-        if cnp.PyArray_TYPE(given) != self.typenum or not cnp.PyArray_ISNOTSWAPPED(given):
-            raise TypeError(f"x: expected dtype {self.dtype}, got {given.dtype}")
         if (
             not (ndim == time + 1 and self.batch_size == 1 or batched and shape[not batch_first] == self.batch_size)
             or shape[ndim - 1] != self.input_size
-            or shape[time and batch_first] < 1
         ):
             raise ValueError(f"x: expected shape {self.expected(time)}, got {dimensions(given)}")
         cdef Py_ssize_t T = shape[batch_first] if time else 1
@@ -301,30 +310,36 @@ cdef class Stream:
         cdef cnp.npy_intp[3] y_shape
         y_shape[0], y_shape[1] = cnp.PyArray_DIMS(source)[0], cnp.PyArray_DIMS(source)[1] if ndim == 3 else 1
         y_shape[ndim - 1] = self.hidden_size
-        cdef cnp.ndarray y
-        cdef bint direct = out is not None and not transposed and self.fits(out, ndim, y_shape, source)
-        if direct:
+        cdef const char* x_data = cnp.PyArray_BYTES(source)  # now: to check `out` may run code that changes x
+        cdef cnp.ndarray y, target
+        if out is not None and not transposed and self.fits(out, ndim, y_shape, source):
             y = out
-        else:
-            if out is not None:
-                checked_target(out, "out", (*dimensions(given)[:-1], self.hidden_size), self.dtype)
-            y = cnp.PyArray_EMPTY(ndim, y_shape, self.typenum, 0)
-
-        self.steps(T, cnp.PyArray_BYTES(source), cnp.PyArray_BYTES(y))
-        if direct:
+            self.steps(T, x_data, cnp.PyArray_BYTES(y))
             return y
-        result = cnp.PyArray_SwapAxes(y, 0, 1) if transposed else y
+        if out is not None:
+            target = checked_target(out, "out", (*dimensions(given)[:-1], self.hidden_size), self.dtype)
+        y = cnp.PyArray_EMPTY(ndim, y_shape, self.typenum, 0)
+        self.steps(T, x_data, cnp.PyArray_BYTES(y))
+        cdef cnp.ndarray result = cnp.PyArray_SwapAxes(y, 0, 1) if transposed else y
         if out is None:
             return result
-        np.copyto(out, result)
+        cnp.PyArray_CopyInto(target, result)
         return out
+
+    cdef bint has_dtype(self, object a):
+        """Return whether this is an array of NumPy's own class and of the layer's dtype."""
+        return (
+            cnp.PyArray_CheckExact(a)
+            and cnp.PyArray_TYPE(<cnp.ndarray> a) == self.typenum
+            and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray> a)
+        )
 
     cdef bint fits(self, object out, int ndim, const cnp.npy_intp* shape, cnp.ndarray source):
         """Return whether the C interface can write to `out`."""
-        if not cnp.PyArray_CheckExact(out):
+        if not self.has_dtype(out):
             return False
         cdef cnp.ndarray y = out
-        if cnp.PyArray_TYPE(y) != self.typenum or not cnp.PyArray_ISCARRAY(y) or cnp.PyArray_NDIM(y) != ndim:
+        if not cnp.PyArray_ISCARRAY(y) or cnp.PyArray_NDIM(y) != ndim:
             return False
         for axis in range(ndim):
             if cnp.PyArray_DIMS(y)[axis] != shape[axis]:
@@ -333,21 +348,16 @@ cdef class Stream:
 
     cdef int steps(self, Py_ssize_t T, const char* x, char* y) except -1:
         """Run the steps; where they are many, let other threads and signals in."""
-        cdef rnnfast_status status
         if T * self.flops < worth_releasing:
             return check(api.stream_run(self.stream, T, x, y))
-        cdef Py_ssize_t item = 4 if self.typenum == cnp.NPY_FLOAT else 8
-        cdef Py_ssize_t x_step = self.batch_size * self.input_size * item
-        cdef Py_ssize_t y_step = self.batch_size * self.hidden_size * item
-        cdef Py_ssize_t piece = min(T, 1 + <Py_ssize_t> (between_signals / self.flops)), t = 0
-        while True:
-            with nogil:
-                status = api.stream_run(self.stream, min(piece, T - t), x + t * x_step, y + t * y_step)
-            check(status)
-            t += piece
-            if t >= T:
-                return 0
-            PyErr_CheckSignals()
+        cdef list raised = []
+        cdef void* context = <void*> raised
+        cdef rnnfast_status status
+        with nogil:
+            status = api.stream_run_until(self.stream, T, x, y, handle_signals, context)
+        if status == RNNFAST_INTERRUPTED:
+            raise raised.pop()
+        return check(status)
 
     cdef str expected(self, int time):
         """Return the shapes that x may have, in words."""
@@ -356,5 +366,4 @@ cdef class Stream:
         shapes = [(*axes, width)]
         if batch == 1:
             shapes.append(("T", width) if time else (width,))
-        words = " or ".join(str(shape) for shape in shapes).replace("'", "")
-        return words + " with T >= 1" if time else words
+        return " or ".join(str(shape) for shape in shapes).replace("'", "")

@@ -10,7 +10,7 @@ from problems import Array, Problem, Results, named, named_grads
 
 from rnnfast import _core
 
-OK, INVALID, NO_MEMORY, BUSY = range(4)
+OK, INVALID, NO_MEMORY, BUSY, INTERRUPTED = range(5)
 CAPSULE = b"rnnfast._core._C_API"
 
 
@@ -83,6 +83,9 @@ def function(*arguments: Any) -> Any:
     return CFUNCTYPE(c_int, *arguments)
 
 
+Stop: Any = CFUNCTYPE(c_int, c_void_p, c_ssize_t)  # whether a run is to stop
+
+
 class Table(Structure):
     """`rnnfast_api`."""
 
@@ -106,6 +109,7 @@ class Table(Structure):
         ("pack_destroy", CFUNCTYPE(None, c_void_p)),
         ("get_num_threads", CFUNCTYPE(c_ssize_t)),
         ("set_num_threads", function(c_ssize_t)),
+        ("stream_run_until", function(c_void_p, c_ssize_t, c_void_p, c_void_p, Stop, c_void_p)),
     ]
 
 
@@ -209,3 +213,16 @@ class Handle:
     def __del__(self) -> None:
         if hasattr(self, "value"):
             self.destroy(self.value)
+
+
+class Stream:
+    """A stream through a layer's stack; freed with the object."""
+
+    def __init__(self, layer: Any, batch_size: int = 1) -> None:
+        handle = c_void_p()
+        check(API.stream_create(stack_of(layer), batch_size, handle))
+        self.value = handle.value
+
+    def __del__(self) -> None:
+        if hasattr(self, "value"):
+            API.stream_destroy(self.value)

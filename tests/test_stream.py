@@ -1,6 +1,11 @@
 """Streams: the layer's bits however time is cut, what they hold, what they refuse."""
 
+import copy
+import pickle
 import re
+import signal
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -99,6 +104,32 @@ def test_any_number_of_threads_gives_the_same_bits(cell: str, B: int, sizes: tup
         stream = layer.stream(B)
         ys = [stream.run(x[: T - 5]), *[stream.step(x_t)[np.newaxis] for x_t in x[T - 5 :]]]
         assert_same_bits(outcome(stream, ys), expected)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    ("B", "shape", "y_shape"),
+    [(1, (0, 7), (0, 6)), (1, (0, 1, 7), (0, 1, 6)), (3, (0, 3, 7), (0, 3, 6))],
+    ids=["alone", "one", "three"],
+)
+@by_cell
+def test_a_run_of_no_steps_gives_none(
+    cell: str, B: int, shape: tuple[int, ...], y_shape: tuple[int, ...], batch_first: bool
+) -> None:
+    layer = make_layer(cell, batch_first=batch_first, num_layers=2)
+    if batch_first and len(shape) == 3:
+        shape, y_shape = (B, 0, 7), (B, 0, 6)
+    stream = layer.stream(B)
+    stream.step(normal((B, 7), "float32", 1))
+    before = stream.state
+    for x in (zeros(*shape), np.asfortranarray(zeros(*shape)), as_strided(zeros(1), shape, (-12,) * len(shape))):
+        out = zeros(*y_shape)
+        for y in (stream.run(x), stream.run(x, out)):
+            assert (y.shape, y.dtype) == (y_shape, np.float32)
+        assert y is out
+    assert_same_bits(named_states(stream.state), named_states(before))
+    with pytest.raises(ValueError, match="out: expected shape"):
+        stream.run(zeros(*shape), zeros(*(n + 1 for n in y_shape)))
 
 
 # States
@@ -272,9 +303,10 @@ REFUSED: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
         "run: size",
         lambda s: s.run(zeros(2, 3, 8)),
         ValueError,
-        "x: expected shape (T, 3, 7) with T >= 1, got (2, 3, 8)",
+        "x: expected shape (T, 3, 7), got (2, 3, 8)",
     ),
-    ("run: no steps", lambda s: s.run(zeros(0, 3, 7)), ValueError, "got (0, 3, 7)"),
+    ("run: no steps", lambda s: s.run(zeros(0, 3, 8)), ValueError, "x: expected shape (T, 3, 7), got (0, 3, 8)"),
+    ("step: no sequences", lambda s: s.step(zeros(0, 7)), ValueError, "x: expected shape (3, 7), got (0, 7)"),
     ("run: rank", lambda s: s.run(zeros(2, 7)), ValueError, "got (2, 7)"),
     ("out: shape", lambda s: s.step(zeros(3, 7), zeros(3, 7)), ValueError, "out: expected shape (3, 6), got (3, 7)"),
     ("out: dtype", lambda s: s.step(zeros(3, 7), zeros(3, 6, dtype=int)), TypeError, "out: expected dtype float32"),
@@ -326,6 +358,323 @@ def test_a_refused_call_changes_nothing(call: Callable[[Any], Any], error: type[
 def test_what_cannot_stream_is_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         make()
+
+
+# Arrays of derived classes
+
+
+def forbidden(*_: Any, **__: Any) -> Any:
+    msg = "a method of a derived class was called"
+    raise AssertionError(msg)
+
+
+class Loud(np.ndarray):
+    """An array whose own methods and attributes fail."""
+
+    __array_function__ = __array_ufunc__ = __array_wrap__ = __getitem__ = __setitem__ = __len__ = __iter__ = forbidden
+    __eq__ = astype = copy = view = min = max = reshape = transpose = swapaxes = any = all = tolist = forbidden
+    shape = dtype = strides = size = ndim = flags = nbytes = base = data = property(forbidden)
+
+
+def test_methods_of_derived_classes_are_never_called() -> None:
+    stream, expected = make_stream(num_layers=2), make_stream(num_layers=2)
+    x = normal((5, 3, 7), "float32", 1)
+
+    def loud(a: Array) -> Array:
+        return np.ndarray.view(a, Loud)
+
+    for f in (as_it_is, np.asfortranarray):
+        state, y, out = expected.state, expected.run(x), f(np.empty((5, 3, 6), np.float32))
+        stream.state = tuple(loud(f(part)) for part in state)
+        stream.run(loud(f(x)), out=loud(out))
+        assert np.array_equal(out, y)
+        assert type(stream.step(loud(f(x[0])))) is np.ndarray
+        expected.step(x[0])
+        for rows in (np.array([1, 2]), np.array([True, False, False])):
+            stream.reset(loud(rows))
+            expected.reset(rows)
+        assert_same_bits(named_states(stream.state), named_states(expected.state))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s, a: s.step(a(3, 7)),
+        lambda s, a: s.run(a(2, 3, 7)),
+        lambda s, a: s.step(zeros(3, 7), a(3, 6)),
+        lambda s, a: setattr(s, "state", (a(1, 3, 6), None)),
+        lambda s, a: s.reset(a(3) == 0),
+    ],
+    ids=["step", "run", "out", "state", "rows"],
+)
+def test_masked_elements_are_refused(use: Callable[[Any, Callable[..., Any]], Any]) -> None:
+    stream = make_stream()
+    use(stream, lambda *shape: np.ma.array(zeros(*shape), mask=False))
+    with pytest.raises(ValueError, match="without masked elements"):
+        use(stream, lambda *shape: np.ma.array(zeros(*shape), mask=True))
+
+
+# One call at a time
+
+
+USES: dict[str, Callable[[Any], Any]] = {
+    "step": lambda s: s.step(zeros(2, 16)),
+    "run": lambda s: s.run(zeros(3, 2, 16)),
+    "run of no steps": lambda s: s.run(zeros(0, 2, 16)),
+    "reset": lambda s: s.reset(),
+    "reset of some": lambda s: s.reset(1),
+    "state": lambda s: s.state,
+    "state assigned": assign(None),
+    "copy": copy.copy,
+    "pickle": pickle.dumps,
+}
+
+
+def served(stream: Any) -> list[str]:
+    """Return which uses of a stream are not refused as a second call."""
+    uses = []
+    for name, use in USES.items():
+        try:
+            use(stream)
+            uses.append(name)
+        except RuntimeError as error:
+            if "expected one call at a time" not in str(error):
+                uses.append(f"{name}: {error}")
+    return uses
+
+
+ATTEMPTS = 20  # at what has to come during a run, and mostly does at the first
+
+
+class Long:
+    """A run that takes far longer than Python needs to come to other threads and signals, and what it gives."""
+
+    def __init__(self) -> None:
+        self.layer = make_layer("lstm", (16, 256))
+        self.stream, self.x = self.layer.stream(2), normal((4000, 2, 16), "float32", 1)
+        self.expected = self.layer(self.x)[0]
+        self.out = np.empty_like(self.expected)
+
+    def run(self) -> Array:
+        """Run from the start, where `out` is NaN."""
+        self.stream.reset()
+        self.out.fill(np.nan)
+        y: Array = self.stream.run(self.x, out=self.out)
+        return y
+
+    def is_busy(self) -> bool:
+        try:
+            self.stream.state  # noqa: B018
+        except RuntimeError:
+            return True
+        return False
+
+
+def test_a_run_refuses_other_threads_from_its_first_step_to_its_last() -> None:
+    long = Long()
+    during: list[list[str]] = []
+
+    def use() -> None:
+        while running and not long.is_busy():
+            pass
+        uses = served(long.stream)
+        if running:  # else it has come too late
+            during.append(uses)
+
+    for _ in range(ATTEMPTS):
+        if during:
+            break
+        long.stream.reset()
+        running, thread = True, threading.Thread(target=use)
+        thread.start()
+        y = long.stream.run(long.x)
+        running = False
+        thread.join()
+    assert during == [[]]
+    assert np.array_equal(y, long.expected)
+
+
+by_signal = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
+
+
+def signalled(long: Long, handler: Callable[[], None]) -> None:
+    """Run, with a handler of signals called meanwhile, until the handler was called."""
+    called = ended = False
+    main = threading.get_ident()
+
+    def handle(*_: object) -> None:
+        nonlocal called
+        if long.is_busy():
+            called = True
+            handler()
+
+    def send() -> None:
+        while not (called or ended):
+            if long.is_busy():
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        for _ in range(ATTEMPTS):
+            if not called:
+                assert np.array_equal(long.run(), long.expected)
+    finally:
+        ended = True
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert called
+
+
+@by_signal
+def test_a_run_refuses_handlers_of_signals_and_goes_on() -> None:
+    long = Long()
+    during: list[str] = []
+    signalled(long, lambda: during.extend(served(long.stream)))
+    assert not during
+
+
+@by_signal
+def test_a_handler_that_raises_ends_a_run_after_a_part_of_its_steps() -> None:
+    long = Long()
+
+    def fail() -> None:
+        msg = "from the handler"
+        raise LookupError(msg)
+
+    with pytest.raises(LookupError, match="from the handler"):
+        signalled(long, fail)
+    steps = int(np.isfinite(long.out).all((1, 2)).sum())
+    assert 0 < steps < len(long.x)
+    assert np.array_equal(long.out[:steps], long.expected[:steps])
+    assert np.isnan(long.out[steps:]).all()
+    h, _ = long.stream.state
+    assert np.array_equal(h[0], long.expected[steps - 1])
+    assert np.array_equal(long.stream.run(long.x[steps:]), long.expected[steps:])
+
+
+FORK = """
+import os, signal, sys, threading
+import numpy as np
+import rnnfast
+
+rnnfast.set_num_threads(2)
+layer = rnnfast.LSTM(16, 256, seed=0)
+x = np.random.default_rng(1).standard_normal((4000, 2, 16)).astype(np.float32)
+stream, expected = layer.stream(2), layer(x)[0]
+children = []
+
+def is_busy():
+    try:
+        stream.state
+        return False
+    except RuntimeError:
+        return True
+
+def is_new():
+    return not any(part.any() for part in stream.state)
+
+def cut_off():
+    # Another thread runs the stream while this one forks.
+    other = threading.Thread(target=stream.run, args=(x,))
+    other.start()
+    while other.is_alive():
+        if is_busy():
+            children.append(os.fork())
+            break
+    if children[-1:] == [0]:
+        if not is_busy():
+            os._exit(3)  # the run has ended before the fork
+        for use in (lambda: stream.run(x[:0]), lambda: stream.step(x[0]), lambda: stream.reset(0), is_new):
+            try:
+                use()
+            except RuntimeError as error:
+                assert "a reset of all sequences or a new state first, since a fork has cut off" in str(error), error
+            else:
+                raise AssertionError("a use of a stream that was cut off was served")
+        stream.state = None
+        assert np.array_equal(stream.run(x[:5]), expected[:5])
+        os._exit(0)
+    other.join()
+    stream.reset()
+
+def handled():
+    # The handler of a signal forks: both processes have the run.
+    def fork(*_):
+        if is_busy() and not children:
+            children.append(os.fork())
+
+    signal.signal(signal.SIGUSR1, fork)
+    main, ended = threading.get_ident(), False
+
+    def send():
+        while not (children or ended):
+            if is_busy():
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert np.array_equal(stream.run(x), expected)
+    ended = True
+    if children == [0]:
+        stream.reset()
+        assert np.array_equal(stream.run(x), expected)
+        os._exit(0)
+    sender.join()
+    stream.reset()
+
+status = 3
+while status == 3:
+    {"cut off": cut_off, "handled": handled}[sys.argv[1]]()
+    while children:
+        status = os.waitstatus_to_exitcode(os.waitpid(children.pop(), 0)[1])
+assert status == 0, status
+assert np.array_equal(stream.run(x), expected)
+"""
+
+
+def run_script(script: str, *arguments: str, status: int = 0) -> None:
+    """Run Python in a process of its own, where forks and ends do not meet the tests'."""
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs fork")
+@pytest.mark.parametrize("case", ["cut off", "handled"])
+def test_a_forked_child_may_use_a_stream_that_was_in_a_run(case: str) -> None:
+    run_script(FORK, case)
+
+
+END = """
+import sys, threading, time
+import numpy as np
+import rnnfast
+
+class Late:
+    def __del__(self):
+        time.sleep(0.5)  # in the end of the program, when other threads no longer get the GIL
+
+late = Late()
+stream = rnnfast.LSTM(16, 256, seed=0).stream(2)
+x = np.zeros((4000, 2, 16), np.float32)
+
+def work():
+    while True:
+        stream.run(x)
+
+threading.Thread(target=work, daemon=True).start()
+while True:
+    try:
+        stream.state
+    except RuntimeError:
+        sys.exit(7)
+"""
+
+
+def test_a_program_ends_while_a_daemon_thread_is_in_a_run() -> None:
+    run_script(END, status=7)
 
 
 # Threads

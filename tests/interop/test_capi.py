@@ -17,7 +17,7 @@ from typing import Any
 import capi
 import numpy as np
 import pytest
-from capi import API, INVALID, Call, Handle, Table, in_rows
+from capi import API, INVALID, Call, Handle, Stream, Table, in_rows
 from modules import KINDS, make_layer, normal, parts
 from problems import CELLS, DTYPES, Array, Problem, Results, Shape, assert_same_bits, make_problem, named, named_grads
 
@@ -121,11 +121,11 @@ def capsule_of(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 VERSIONS: dict[str, tuple[dict[str, int], str]] = {
-    "too old": ({"version": 1, "oldest": 0}, "version 2 of .* has version 1: install a newer rnnfast"),
-    "too new": ({"version": 7, "oldest": 3}, "version 2 of .* has version 7: compile the extension again"),
-    "too small": ({"size": 64}, "version 2 of .* has version 2"),
+    "too old": ({"version": 2, "oldest": 1}, "version 3 of .* has version 2: install a newer rnnfast"),
+    "too new": ({"version": 7, "oldest": 4}, "version 3 of .* has version 7: compile the extension again"),
+    "too small": ({"size": 64}, "version 3 of .* has version 3"),
     "as compiled": ({}, ""),
-    "newer": ({"version": 3, "size": ctypes.sizeof(Table) + 8}, ""),
+    "newer": ({"version": 4, "size": ctypes.sizeof(Table) + 8}, ""),
 }
 
 
@@ -154,7 +154,7 @@ def test_an_extension_cannot_be_imported_beside_a_table_that_is_too_old(
     table = Table.from_buffer_copy(API)
     table.version, table.oldest = 1, 0
     capsule_of(table, monkeypatch)
-    with pytest.raises(ImportError, match=r"compiled for version 2 .* has version 1"):
+    with pytest.raises(ImportError, match=r"compiled for version 3 .* has version 1"):
         imported(extension)
 
 
@@ -290,6 +290,24 @@ def test_the_programs_in_c_give_pythons_bits(cell: str, dtype: str, tmp_path: Pa
     assert program.step(pointer(capi.address()), *objects, *sizes, *arrays) == 0
     results = {**named(y=call.y, h=call.h), **named_grads(call.grads)}
     assert_same_bits(results, {name: expected[name] for name in results})
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_run_in_c_ends_at_its_deadline(late: bool, tmp_path: Path) -> None:
+    run = ctypes.CDLL(str(compiled("\n".join(blocks_of("c")), tmp_path, "-std=c99", *WARNINGS))).run
+    run.restype, pointer = ctypes.c_ssize_t, ctypes.c_void_p
+    layer = make_layer("gru", (64, 256))
+    x = normal((5000, 1, 64), "float32", 1)  # so many steps that it asks
+    expected, y = layer(x)[0], np.zeros((5000, 1, 256), np.float32)
+    stream, h = Stream(layer), np.empty((1, 1, 256), np.float32)
+    deadline = ctypes.c_long(0 if late else 2**62)
+    arrays = pointer(x.ctypes.data), pointer(y.ctypes.data)
+    steps = run(pointer(capi.address()), pointer(stream.value), ctypes.c_ssize_t(5000), *arrays, deadline)
+    assert 0 < steps < 5000 if late else steps == 5000
+    capi.check(API.stream_get_state(stream.value, h.ctypes.data, None))
+    assert np.array_equal(y[:steps], expected[:steps])
+    assert not y[steps:].any()
+    assert np.array_equal(h[0], expected[steps - 1])
 
 
 def test_the_module_in_cython_runs(tmp_path: Path) -> None:
@@ -534,8 +552,10 @@ def test_a_stream_says_what_does_not_fit() -> None:
 
     capi.check(API.stream_create(stack, 1, stream))
     refused: list[tuple[Callable[[], int], str]] = [
-        (lambda: API.stream_run(stream, 0, c, c), "T: expected at least 1, got less"),
+        (lambda: API.stream_run(stream, -1, c, c), "T: expected at least 0, got -1"),
         (lambda: API.stream_run(stream, 1, None, c), "x, y: expected arrays, got NULL"),
+        (lambda: API.stream_run_until(stream, 1, c, None, capi.Stop(), None), "x, y: expected arrays, got NULL"),
+        (lambda: API.stream_run_until(stream, 1, c, c, capi.Stop(), None), "stop: expected a function, got NULL"),
         (lambda: API.stream_get_state(stream, c, c), "c: expected NULL, got an array"),
         (lambda: API.stream_set_state(stream, None, None), "h: expected an array, got NULL"),
         (lambda: API.stream_reset(None, None), "stream: expected a stream, got NULL"),
@@ -578,6 +598,31 @@ def test_backward_may_run_again(cell: str) -> None:
     first = {name: a.copy() for name, a in call.solve(tape).items()}
     capi.check(API.backward(tape.value, call.backward))
     assert_same_bits(call.results, first)
+
+
+def test_a_run_asks_with_the_number_of_steps_and_refuses_other_calls() -> None:
+    layer = make_layer("gru", (64, 256), num_layers=2)
+    x, y = normal((5000, 1, 64), "float32", 1), np.empty((5000, 1, 256), np.float32)
+    stream, asked = Stream(layer), []
+    statuses: set[int] = set()
+
+    def stop(_: object, t: int) -> int:
+        asked.append(t)
+        statuses.update((API.stream_reset(stream.value, None), API.stream_get_state(stream.value, h.ctypes.data, None)))
+        return 0
+
+    h = np.empty((2, 1, 256), np.float32)
+    capi.check(API.stream_run_until(stream.value, 5000, x.ctypes.data, y.ctypes.data, capi.Stop(stop), None))
+    assert np.array_equal(y, layer(x)[0])
+    assert asked == sorted(set(asked))
+    assert 0 < asked[0] <= asked[-1] < 5000
+    assert statuses == {capi.BUSY}
+    capi.check(API.stream_reset(stream.value, None))
+
+
+def test_a_run_of_no_steps_needs_no_arrays() -> None:
+    stream = Stream(make_layer("gru"))
+    capi.check(API.stream_run(stream.value, 0, None, None))
 
 
 def test_a_tape_in_many_threads_is_refused_or_serves() -> None:

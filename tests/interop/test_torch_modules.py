@@ -5,7 +5,10 @@ import gc
 import importlib
 import io
 import itertools
+import os
 import resource
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -826,6 +829,42 @@ class Computed(torch.utils.data.Dataset):  # type: ignore[misc]
 
     def __getitem__(self, k: int) -> Any:
         return run_in_worker(k)
+
+
+FORK = """
+import os
+import signal
+import torch
+import rnnfast.torch
+
+torch.set_num_threads(2)
+H, B = 64, 1024  # so that torch joins the last states and their gradients on threads of its own
+lstm = rnnfast.torch.accelerate(torch.nn.LSTM(8, H, num_layers=2, dropout=0.5))
+x, order = torch.randn(3, B, 8), torch.arange(B - 1, -1, -1)
+packed = torch.nn.utils.rnn.PackedSequence(x.flatten(0, 1), torch.tensor([B, B, B]), order, order)
+states = [torch.randn(2, B, H, requires_grad=True) for _ in range(2)]
+
+def solve():
+    torch.manual_seed(0)
+    y, last = lstm(packed, tuple(states))
+    loss = y.data.sum() + sum(part.sum() for part in last)
+    return torch.autograd.grad(loss, [*states, *lstm.parameters()])
+
+expected = solve()
+child = os.fork()
+if child == 0:
+    signal.alarm(120)  # ends it where it waits
+    torch.set_num_threads(1)
+    torch.testing.assert_close(solve(), expected)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 0, status
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_may_compute_on_one_of_torchs_threads() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=300)
 
 
 def test_workers_that_load_data_may_compute() -> None:
