@@ -53,8 +53,9 @@ class Kept:
             if name not in self.tensors:
                 msg = f"{name}: expected an array of shape {shape}, got none"
                 raise ValueError(msg)
-            array = checked(self.tensors.pop(name), name, shape, dtype)
-            parameters[name] = np.require(array, requirements=["C", "A", "W"])
+            array = self.tensors.pop(name)
+            checked(array, name, shape, dtype)
+            parameters[name] = np.require(array, requirements=["C", "A", "W", "E"])  # itself where it will do
         return parameters
 
 

@@ -242,6 +242,9 @@ class _Run:
         chunk, layout = layout_of(
             x.first, None, layer.input_size, layer.batch_first, embedded, layer.dtype, least_steps=0
         )
+        if layout.packed is not None:
+            msg = "x: expected an array, or an iterator of arrays, got a PackedSequence"
+            raise TypeError(msg)
         self.module, self.layer, self.layout, self.options = module, layer, layout, options
         self.suffix = "" if layer is module else "_l0"  # that the layer's names have more than the module's
 

@@ -206,7 +206,7 @@ X32, DY32 = X.astype(np.float32), DY[..., :H].astype(np.float32)
         ((rnnfast.GRU(I, H), X32[:, 0], DY32), {}, ValueError, r"dy: expected shape \(5, 6\), got \(5, 2, 6\)"),
         ((rnnfast.GRU(I, H), X32, None), {}, TypeError, "dy: "),
         ((rnnfast.GRU(I, H), X32, DY32), {"state": DY32}, ValueError, r"state: expected shape \(1, 2, 6\)"),
-        ((rnnfast.GRU(I, H), X32, DY32), {"embedding": [1]}, TypeError, "embedding: "),
+        ((rnnfast.GRU(I, H), X32, DY32), {"embedding": {1}}, TypeError, "embedding: "),
     ],
 )
 def test_errors_name_the_argument(arguments: Any, options: Any, error: type[Exception], message: str) -> None:

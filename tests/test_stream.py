@@ -298,7 +298,7 @@ REFUSED: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("step: number", lambda s: s.step(zeros()), ValueError, "x: expected shape (3, 7), got ()"),
     ("step: dtype", lambda s: s.step(zeros(3, 7, dtype=float)), TypeError, "x: expected dtype float32, got float64"),
     ("step: bytes", lambda s: s.step(zeros(3, 7, dtype=">f4")), TypeError, "x: expected dtype float32, got >f4"),
-    ("step: list", lambda s: s.step([[0.0] * 7] * 3), TypeError, "x: expected an array, got list"),
+    ("step: list", lambda s: s.step([[0.0] * 6] * 3), ValueError, "x: expected shape (3, 7), got (3, 6)"),
     (
         "run: size",
         lambda s: s.run(zeros(2, 3, 8)),
