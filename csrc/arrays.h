@@ -115,18 +115,27 @@ inline std::string first_line_of(const py::object& exception) {
 
 inline bool is_number(const py::dtype& dtype) { return std::strchr("biuf", dtype.kind()); }
 
-// The array that an object is or gives, sharing its memory wherever the object allows it. It is of NumPy's own class:
-// no method of a derived one is ever called.
-inline Array as_array(const py::object& object, const std::string& name) {
+// A view of an array, of NumPy's own class, whose shape nobody else can change.
+inline py::array view_of(const py::array& array) {
   auto& api = py::detail::npy_api::get();
   auto* const base_class = reinterpret_cast<PyObject*>(api.PyArray_Type_);
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == base_class)
-    return Array(py::reinterpret_borrow<py::array>(object));
+  const auto view = py::reinterpret_steal<py::array>(api.PyArray_View_(array.ptr(), nullptr, base_class));
+  if (!view) throw py::error_already_set();
+  return view;
+}
+
+// The array that an object is or gives, sharing its memory wherever the object allows it. It is of NumPy's own class:
+// no method of a derived one is ever called.
+struct BaseArray {
+  py::array array;
+  bool is_open = false;  // as in Array
+};
+
+inline BaseArray base_array(const py::object& object, const std::string& name) {
+  if (Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_) return {object};
   if (py::isinstance<py::array>(object)) {
     refuse_masked(object, name);
-    const auto view = py::reinterpret_steal<py::array>(api.PyArray_View_(object.ptr(), nullptr, base_class));
-    if (!view) throw py::error_already_set();
-    return Array(view);
+    return {view_of(object)};
   }
   const bool is_sequence =
       PyList_Check(object.ptr()) || PyTuple_CheckExact(object.ptr()) || PyRange_Check(object.ptr());
@@ -139,7 +148,7 @@ inline Array as_array(const py::object& object, const std::string& name) {
     if (is_sequence && !is_number(array.dtype()))
       throw py::type_error(name + ": expected numbers, got a " + type_name(object) + " that NumPy makes " +
                            text(array.dtype()) + " of");
-    return Array(array, is_sequence);
+    return {array, is_sequence};
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
     const std::string message = name + ": expected an array, got " + type_name(object) + ", which failed to give one" +
@@ -147,6 +156,11 @@ inline Array as_array(const py::object& object, const std::string& name) {
     py::raise_from(error, PyExc_TypeError, message.c_str());
     throw py::error_already_set();
   }
+}
+
+inline Array as_array(const py::object& object, const std::string& name) {
+  const BaseArray base = base_array(object, name);
+  return Array(base.array, base.is_open);
 }
 
 // `expected` in words, such as "(T, B, 28)".
@@ -171,7 +185,7 @@ inline std::string remedy(const py::dtype& got, const py::dtype& expected) {
           : got.byteorder() == '>' ? ", which is big-endian"
                                    : ", which is little-endian") +
          ("; convert it with .astype(np." + text(expected)) + ")" +
-         (is_other_float ? ", or make the layer with dtype=\"" + text(got) + "\"" : "");
+         (is_other_float ? ", or use dtype=\"" + text(got) + "\" throughout" : "");
 }
 
 inline void require_dtype(const std::string& name, const Array& array, const py::dtype& dtype, bool is_read = true) {
@@ -276,15 +290,19 @@ inline bool overlaps_itself(const Array& array) {
   return false;
 }
 
-// An array of the caller's that can take a result.
-inline Array writable(const std::string& name, const py::object& object, const py::dtype& dtype, const Shape& shape) {
-  const Array array = as_array(object, name);
-  if (array.is_open()) throw py::type_error(name + ": expected an array, got " + type_name(object));
+inline void require_writable(const std::string& name, const Array& array, const py::dtype& dtype, const Shape& shape) {
   require_dtype(name, array, dtype, false);
   require_shape(name, array, shape);
   if (!array.is_writable()) throw py::value_error(name + ": expected a writable array, got a read-only one");
   if (overlaps_itself(array))
     throw py::value_error(name + ": expected distinct elements, got an array that overlaps itself");
+}
+
+// An array of the caller's that can take a result.
+inline Array writable(const std::string& name, const py::object& object, const py::dtype& dtype, const Shape& shape) {
+  const Array array = as_array(object, name);
+  if (array.is_open()) throw py::type_error(name + ": expected an array, got " + type_name(object));
+  require_writable(name, array, dtype, shape);
   return array;
 }
 

@@ -63,6 +63,13 @@ double read(const Array& x, Index passes) {
   return kernels<Real>().read(in.view().data, x.size(), passes);
 }
 
+// The array that x is or gives, as a view; of this dtype, if one is given.
+py::array view_with_dtype(const py::object& x, const std::string& name, const py::object& dtype) {
+  const BaseArray base = base_array(x, name);
+  if (dtype.is_none() || base.array.dtype().is(dtype)) return view_of(base.array);
+  return with_dtype(name, Array(base.array, base.is_open), dtype).view();
+}
+
 py::dict config() {
   py::dict config;
   config["version"] = RNNFAST_VERSION;
@@ -122,27 +129,29 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
         return is_double("x", x) ? read<double>(x, passes) : read<float>(x, passes);
       },
       "x"_a, "passes"_a = 1);
-  m.def(
-      "asarray",
-      [](const py::object& x, const std::string& name, const std::optional<py::dtype>& dtype) {
-        const Array array = as_array(x, name);
-        return (dtype ? with_dtype(name, array, *dtype) : array).view();
-      },
-      "x"_a, "name"_a = "x", "dtype"_a = py::none());
+  m.def("asarray", &view_with_dtype, "x"_a, "name"_a = "x", "dtype"_a = py::none());
   m.def(
       "checked",
-      [](const py::object& x, const std::string& name, const Shape& shape, const py::dtype& dtype) {
-        const Array array = with_dtype(name, as_array(x, name), dtype);
-        require_shape(name, array, shape);
-        return array.view();
+      [](const py::object& x, const std::string& name, const py::tuple& shape, const py::dtype& dtype) {
+        const py::array view = view_with_dtype(x, name, dtype);
+        bool fits = view.ndim() == Index(shape.size());
+        for (Index axis = 0; fits && axis < view.ndim(); ++axis)
+          fits = view.shape(axis) == shape[std::size_t(axis)].cast<Index>();
+        if (!fits) wrong_shape(name, text(shape), Array(view));
+        return view;
       },
       "x"_a, "name"_a, "shape"_a, "dtype"_a);
   m.def(
       "checked_target",
-      [](const py::object& x, const std::string& name, const Shape& shape, const py::dtype& dtype) {
-        return writable(name, x, dtype, shape).view();
+      [](const py::object& x, const std::string& name, const std::optional<Shape>& shape,
+         const std::optional<py::dtype>& dtype) {
+        if (!py::isinstance<py::array>(x)) throw py::type_error(name + ": expected an ndarray, got " + type_name(x));
+        const Array array = as_array(x, name);
+        if (!dtype) is_double(name, array);
+        require_writable(name, array, dtype ? *dtype : array.dtype(), shape ? *shape : array.shape());
+        return view_of(x);
       },
-      "x"_a, "name"_a, "shape"_a, "dtype"_a);
+      "x"_a, "name"_a, "shape"_a = py::none(), "dtype"_a = py::none());
   m.def(
       "set_num_threads",
       [](Index n) {

@@ -129,10 +129,10 @@ py::tuple linear_backward_of(const py::object& x, const Array& weight, const py:
 // Classes from 0 to V - 1, one for each row of logits; no_class where they are ignored.
 std::vector<Index> read_targets(const py::object& object, const Shape& shape, Index V,
                                 const std::optional<Index>& ignore_index) {
-  const Array array = as_array(object, "targets");
+  const py::array given = base_array(object, "targets").array;
+  const Array array(given);
   if (!array.is_integer()) throw py::type_error("targets: expected integers, got " + text(array.dtype()));
   require_shape("targets", array, shape);
-  const py::array given = array.view();
   const auto classes = py::array_t<Index, py::array::c_style | py::array::forcecast>::ensure(given);
   if (!classes) throw std::bad_alloc();
   const bool wraps = array.dtype().kind() == 'u';  // what is negative now was too large

@@ -12,6 +12,8 @@ from . import _core, ragged
 from .functional import Array, checked
 from .ragged import PackedSequence
 
+LISTS = list, tuple, range  # whose numbers take the layer's dtype
+
 
 class Layout(NamedTuple):
     """The layout of one call.
@@ -125,7 +127,7 @@ def layout_of(
     array = packed.data if packed else _core.asarray(given, "x")
     most = 1 if packed else 2
     tokens = embedded or (array.dtype.kind in "iu" and array.ndim <= most)
-    if not tokens and isinstance(given, list | tuple | range):
+    if not tokens and isinstance(given, LISTS):
         array = _core.asarray(given, "x", dtype)
     features = () if tokens else (input_size,)
     axes = array.shape[: array.ndim - len(features)]

@@ -299,15 +299,6 @@ def checked_floats(a: object, name: str) -> Array:
     return array
 
 
-def float_target(a: object, name: str) -> Array:
-    """Return a view of `a` if it is an ndarray of float32 or float64 of which each element can be written."""
-    if not isinstance(a, np.ndarray):
-        msg = f"{name}: expected an ndarray, got {type(a).__name__}"
-        raise TypeError(msg)
-    array = checked_floats(a, name)
-    return _core.checked_target(a, name, array.shape, array.dtype)
-
-
 def check_apart(arrays: Mapping[str, Array], name: str) -> None:
     """Refuse arrays that share memory: what changes each of them once would change that memory twice."""
     spans = sorted((*np.lib.array_utils.byte_bounds(a), key) for key, a in arrays.items() if a.size)

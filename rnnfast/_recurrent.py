@@ -290,7 +290,6 @@ class Recurrent(Module, StackAttributes, Generic[StateT]):
         outputs: Outputs = "all",
         **options: Unpack[ForwardOptions],
     ) -> tuple[Array, StateT, "LayerTape"]: ...
-    @quiet
     def forward(
         self,
         x: ArrayLike | PackedSequence,
@@ -329,7 +328,8 @@ class Recurrent(Module, StackAttributes, Generic[StateT]):
         else:
             hidden, last, kept = _segments.forward(self, call, _segments.checked_length(checkpoint, call.layout.T))
         given, after = self._given(call, hidden, last)
-        hidden = tuple(h.view() for h in hidden)  # given may be one of them, and be given another shape
+        if hidden and given is hidden[-1]:
+            hidden = *hidden[:-1], given.view()  # the caller can give y another shape
         return given, after, LayerTape(self, call.x, given, call, hidden, kept, masks)
 
     def backward(
@@ -553,7 +553,7 @@ class Recurrent(Module, StackAttributes, Generic[StateT]):
         for layer in range(self.num_layers):
             if layer and self.dropout and dropout and run is functional.forward:
                 masks.append(self._mask(y.shape))
-                y = y * masks[-1]
+                y = quiet(np.multiply)(y, masks[-1])
             y, state, *tape = run(
                 self.cell,
                 y,

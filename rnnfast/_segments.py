@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _core
 from ._scalars import Integer, size
-from .functional import Array, parts_of
+from .functional import Array, parts_of, quiet
 
 if TYPE_CHECKING:
     from ._recurrent import Call, Given, LayerTape, Recurrent
@@ -85,6 +85,7 @@ def forward(layer: Recurrent[Any], call: Call, k: int) -> tuple[tuple[Array, ...
         raise
 
 
+@quiet
 def _forward(layer: Recurrent[Any], call: Call, k: int) -> tuple[tuple[Array, ...], Any, Any]:
     segments = _cut(layer, call, k, LEAST_ROWS)
     last = layer._new_state(call.layout)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ._module import Stateful, check_apart, checked_keys, described, float_target
-from .functional import Array, checked
+from ._module import Stateful, check_apart, checked_keys, described
+from .functional import Array, checked, checked_target
 
 __all__ = ["Modules"]
 
@@ -194,7 +194,7 @@ def _module(module: Any, name: object) -> Any:
         msg = f"modules: expected printable names without a dot, got {name!r}"
         raise ValueError(msg)
     if isinstance(module, np.ndarray):
-        float_target(module, f"modules[{name!r}]")
+        checked_target(module, f"modules[{name!r}]")
         return module
     if isinstance(module, Stateful):
         return module

@@ -501,15 +501,7 @@ quiet = np.errstate(all="ignore")
 # The border, shared with layers and cells; what the kernels are given, they check themselves
 
 
-checked = _core.checked
-
-
-def checked_target(a: object, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return a view of the ndarray `a` if it has this shape and dtype and each element can be written."""
-    if not isinstance(a, np.ndarray):
-        msg = f"{name}: expected an ndarray, got {type(a).__name__}"
-        raise TypeError(msg)
-    return _core.checked_target(a, name, shape, dtype)
+checked, checked_target = _core.checked, _core.checked_target
 
 
 def checked_bound(clip_dh: object) -> float:
@@ -523,6 +515,9 @@ def checked_bound(clip_dh: object) -> float:
     return bound
 
 
+PAIR = tuple, list  # what (h, c) may be
+
+
 def split_state(cell: str, state: object, name: str) -> tuple[object, object]:
     """Return the parts (h, c) of a state; c is None for cells other than the LSTM."""
     if cell != "lstm":
@@ -532,7 +527,7 @@ def split_state(cell: str, state: object, name: str) -> tuple[object, object]:
         return state, None
     if state is None:
         return None, None
-    if not isinstance(state, tuple | list):
+    if not isinstance(state, PAIR):
         msg = f"{name}: expected a tuple (h, c), got {type(state).__name__}"
         raise TypeError(msg)
     if len(state) != 2:

@@ -37,9 +37,9 @@ import numpy as np
 
 from . import _core
 from ._arraylike import ArrayLike
-from ._module import Stateful, check_apart, checked_floats, checked_keys, checked_values, float_target, parameters_of
+from ._module import Stateful, check_apart, checked_floats, checked_keys, checked_values, parameters_of
 from ._scalars import Integer, Number, choice, int64, number
-from .functional import Array, checked, quiet
+from .functional import Array, checked, checked_target, quiet
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
 
@@ -440,7 +440,7 @@ def _targets(arrays: object, name: str) -> dict[str, Array]:
         expected = "a layer, rnnfast.Modules or a dict of arrays" if name == "params" else "a dict of arrays"
         msg = f"{name}: expected {expected}, got {type(arrays).__name__}"
         raise TypeError(msg)
-    targets = {key: float_target(a, f"{name}[{key!r}]") for key, a in arrays.items()}
+    targets = {key: checked_target(a, f"{name}[{key!r}]") for key, a in arrays.items()}
     if len({*map(id, arrays.values())}) < len(arrays):
         check_apart(targets, name)
     return targets

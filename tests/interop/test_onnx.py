@@ -531,7 +531,7 @@ def test_errors_name_the_node_what_was_expected_and_what_came(case: str) -> None
 def test_errors_name_the_dtype(change: Callable[[Inputs], Inputs], message: str) -> None:
     inputs = change(make_inputs("RNN"))
     inputs = {name: inputs[name] for name in INPUTS if name in inputs}
-    with pytest.raises(TypeError, match=f"^RNN 'a': {message}$"):
+    with pytest.raises(TypeError, match=f"^RNN 'a': {message}(;|$)"):
         run_node(node_of("RNN", inputs), list(inputs.values()))
 
 
