@@ -205,7 +205,7 @@ inline Array as_bools(const std::string& name, const Array& array) {
 }
 
 // The array with this dtype: lists of numbers are converted, 0 and 1 are bools, and any other dtype is an error.
-inline Array with_dtype(const std::string& name, const Array& array, const py::dtype& dtype) {
+inline Array with_dtype(const std::string& name, Array array, const py::dtype& dtype) {
   if (has_dtype(array, dtype)) return array;
   if (dtype.kind() == 'b' && is_number(array.dtype())) return as_bools(name, array);
   if (array.is_open()) return Array(array.view().attr("astype")(dtype));
@@ -251,28 +251,30 @@ Array contiguous_copy(const Array& array) {
 // An argument that is read. Arrays whose rows are not contiguous are copied.
 template <class Real>
 struct Input {
-  Array given, array;  // what came, and what the kernels read
+  Array given;
+  std::optional<Array> copy;
   Index stride = 0;
 
-  View<const Real> view() const { return {static_cast<const Real*>(array.data()), stride}; }
+  const Array& array() const { return copy ? *copy : given; }  // what the kernels read
+  View<const Real> view() const { return {static_cast<const Real*>(array().data()), stride}; }
 };
 
 template <class Real>
-Input<Real> input(const std::string& name, const Array& given, const Shape& shape) {
+Input<Real> input(const std::string& name, Array given, const Shape& shape) {
   Input<Real> in;
-  in.given = with_dtype(name, given, py::dtype::of<Real>());
+  in.given = with_dtype(name, std::move(given), py::dtype::of<Real>());
   require_shape(name, in.given, shape);
   const auto stride = row_stride<Real>(in.given);
-  in.array = stride ? in.given : contiguous_copy<Real>(in.given);
+  if (!stride) in.copy = contiguous_copy<Real>(in.given);
   in.stride = stride ? *stride : shape.back();
   return in;
 }
 
 // Parameters are packed by the kernels from contiguous memory.
 template <class Real>
-Input<Real> contiguous_input(const std::string& name, const Array& given, const Shape& shape) {
-  Input<Real> in = input<Real>(name, given, shape);
-  if (in.stride != shape.back()) in.array = contiguous_copy<Real>(in.given), in.stride = shape.back();
+Input<Real> contiguous_input(const std::string& name, Array given, const Shape& shape) {
+  Input<Real> in = input<Real>(name, std::move(given), shape);
+  if (in.stride != shape.back()) in.copy = contiguous_copy<Real>(in.given), in.stride = shape.back();
   return in;
 }
 
@@ -324,14 +326,16 @@ py::array new_array(const Shape& shape) {
 // A result: a new array, or the caller's, written through memory of our own where its rows are not contiguous.
 template <class Real>
 struct Output {
-  py::object result;   // what the caller gets
-  Array given, array;  // its memory, and what the kernels write: contiguous
+  py::object result;  // what the caller gets
+  Array given;        // its memory
+  std::optional<Array> own;
   Index stride = 0;
 
-  View<Real> view() const { return {static_cast<Real*>(array.data()), stride}; }
+  const Array& array() const { return own ? *own : given; }  // what the kernels write: contiguous
+  View<Real> view() const { return {static_cast<Real*>(array().data()), stride}; }
   // Hands the result over, once everything has gone well.
   void commit() const {
-    if (given.data() != array.data()) numpy().attr("copyto")(given.view(), array.view());
+    if (own) numpy().attr("copyto")(given.view(), own->view());
   }
 };
 
@@ -343,14 +347,12 @@ Output<Real> output_where(Fits&& fits, const std::string& name, const py::object
   out.stride = shape.empty() ? 1 : shape.back();
   if (object.is_none()) {
     const py::array made = new_array<Real>(shape);
-    out.result = made, out.given = out.array = Array(made);
+    out.result = made, out.given = Array(made);
     return out;
   }
   out.given = writable(name, object, py::dtype::of<Real>(), shape);
   out.result = py::isinstance<py::array>(object) ? object : out.given.view();
-  out.array = fits(out.given) ? out.given
-              : keep_values   ? contiguous_copy<Real>(out.given)
-                              : Array(new_array<Real>(shape));
+  if (!fits(out.given)) out.own = keep_values ? contiguous_copy<Real>(out.given) : Array(new_array<Real>(shape));
   return out;
 }
 

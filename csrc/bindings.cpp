@@ -23,10 +23,10 @@ namespace {
 template <class Real>
 py::object activate_of(Activation function, const Array& x, const py::object& out) {
   const auto y = flat_output<Real>("out", out, x.shape(), false);
-  const bool in_place = y.array.data() == x.data() || !share_memory(y.array, x);
+  const bool in_place = y.array().data() == x.data() || !share_memory(y.array(), x);
   const Array from = in_place && is_flat<Real>(x) ? x : contiguous_copy<Real>(x);
   const auto* source = static_cast<const Real*>(from.data());
-  auto* target = static_cast<Real*>(y.array.data());
+  auto* target = static_cast<Real*>(y.array().data());
   const Index n = x.size();
   {
     const WithoutGil without_gil;

@@ -64,7 +64,8 @@ void allocate(TapeObject& tape, const py::object& given) {
   const auto lent = tuple_of("memory", given, 3, "(gates, c, reset_h)");
   const auto memory = [&](std::size_t i, Index elements) {
     elements *= tape.problem.B > 0 ? tape.problem.D : 0;
-    if (lent) return Memory{{}, contiguous_input<Real>("memory", as_array(entry(lent, i), "memory"), {elements}).array};
+    if (lent)
+      return Memory{{}, contiguous_input<Real>("memory", as_array(entry(lent, i), "memory"), {elements}).array()};
     return elements ? Memory{Buffer(std::size_t(elements) * sizeof(Real)), {}} : Memory{};
   };
   tape.memory = {memory(0, size.gates), memory(1, size.c), memory(2, size.reset_h)};
@@ -160,7 +161,7 @@ struct ForwardArrays {
 template <class Real>
 TokenArrays tokens_of_run(const Array& x, const Problem& p, const Saved<Real>& saved) {
   const py::array run = x.view()[py::slice(p.run.first, p.run.last, 1)];
-  TokenArrays tokens = read_tokens(run, saved.embedding ? saved.embedding->array.shape(0) : p.I);
+  TokenArrays tokens = read_tokens(run, saved.embedding ? saved.embedding->array().shape(0) : p.I);
   tokens.number.insert(tokens.number.begin(), std::size_t(p.run.first * p.B), 0);
   return tokens;
 }
@@ -246,7 +247,7 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
     check.written("out[2]", c);
     check.run();
   }
-  saved.y = y->array;
+  saved.y = y->array();
   if (training) allocate<Real>(*tape, arrays.memory);
   if (p.run.last > p.run.first && arrays.memory.is_none()) run_forward(p, *tape, saved, tape->tokens, y->view(), h, c);
   const py::object y_result = finish(y), h_result = finish(h), c_result = finish(c);
@@ -297,9 +298,9 @@ Windows read_windows(const BackwardArrays& arrays, const Problem& p) {
 // Gives an output the elements of an input, or zeros.
 template <class Real>
 void set(std::optional<Output<Real>>& out, const std::optional<Input<Real>>& from = std::nullopt) {
-  if (!out || out->array.size() == 0) return;
+  if (!out || out->array().size() == 0) return;
   const View<Real> to = out->view();
-  const Index rows = out->array.size() / to.stride;
+  const Index rows = out->array().size() / to.stride;
   for (Index row = 0; row < rows; ++row)
     if (from)
       std::copy_n(from->view().data + row * from->stride, to.stride, to.data + row * to.stride);
@@ -339,7 +340,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
   std::optional<Output<Real>> dx, dh0, dc0, dh_flow, dc_flow, dh_start, dc_start;
   const Shape dx_shape = windows.each_dx   ? of_each_window(p.I)
-                         : saved.embedding ? saved.embedding->array.shape()
+                         : saved.embedding ? saved.embedding->array().shape()
                                            : shape_of_run(p, p.I);
   if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
   dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
@@ -376,7 +377,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   if (outs || given || flows || starts) {
     OverlapCheck check;
     read_all(check, saved);
-    check.read("y", std::optional(Input<Real>{saved.y, saved.y}));
+    check.read("y", saved.y);
     check.read("dy", dy_in);
     check.read("dh", dh_in);
     check.read("dc", dc_in);
@@ -457,7 +458,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   }
   if (restarts && !starts) {
     const auto add = [](const auto& sum, const auto& other) {
-      numpy().attr("add")(sum->array.view(), other->array.view(), "out"_a = sum->array.view());
+      numpy().attr("add")(sum->array().view(), other->array().view(), "out"_a = sum->array().view());
     };
     add(dh0, dh_start);
     if (dc0) add(dc0, dc_start);
