@@ -31,6 +31,7 @@ import numpy as np
 from ._files import check_readable, write
 from ._module import UNREADABLE, Kept, Tape
 from ._scalars import choice, integer, number
+from .container import joined
 from .functional import Array, State, checked
 from .layers import GRU, LSTM, RNN, Linear
 from .training import Adam, clip_grad_norm, softmax_cross_entropy
@@ -213,7 +214,7 @@ class CharLM:
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters: the arrays themselves, by the names that torch gives them."""
         rnn, readout = self.rnn.state_dict(), self.readout.state_dict()
-        return _joined(embedding={"weight": self.embedding}, rnn=rnn, readout=readout)
+        return joined({"embedding": {"weight": self.embedding}, "rnn": rnn, "readout": readout})
 
     def __call__(self, tokens: Array, state: State | None = None) -> tuple[Array, State]:
         """Return the logits of what follows each token.
@@ -243,7 +244,7 @@ class CharLM:
         """Return the gradients by the keys of `state_dict()`, given that of the logits [T,B,V]."""
         dy, readout = self.readout.backward(tape.readout, dlogits)
         _, _, rnn = self.rnn.backward(tape.rnn, dy)
-        return _joined(embedding={"weight": rnn.pop("embedding")}, rnn=rnn, readout=readout)
+        return joined({"embedding": {"weight": rnn.pop("embedding")}, "rnn": rnn, "readout": readout})
 
     def sample(
         self,
@@ -377,7 +378,7 @@ class Checkpoint(NamedTuple):
         model = CharLM(self.vocabulary, options, _part(self.tensors, "model")).state_dict()
         shapes = {name: p.shape for name, p in model.items()}
         state = dict.fromkeys("hc" if options.cell == "lstm" else "h", (options.layers, options.batch, options.hidden))
-        expected = _joined(model=shapes, adam={"t": ()}, state=state, **{"adam.m": shapes, "adam.v": shapes})
+        expected = joined({"model": shapes, "adam": {"t": (), "m": shapes, "v": shapes}, "state": state})
         _check_keys(self.tensors, expected)
         for name, shape in expected.items():
             checked(self.tensors[name], name, shape, np.dtype(np.int64) if name == "adam.t" else FLOAT)
@@ -518,7 +519,7 @@ class Training:
         """Return all arrays that a step changes, by their names in the file."""
         state = dict(zip("hc", self.state if isinstance(self.state, tuple) else (self.state,), strict=False))
         adam = {name: a for name, a in self.adam.state_dict().items() if name != "lr"}  # which is an option
-        return _joined(model=self.model.state_dict(), adam=adam, state=state)
+        return joined({"model": self.model.state_dict(), "adam": adam, "state": state})
 
 
 def encode(text: str, vocabulary: str) -> Array:
@@ -563,11 +564,6 @@ def default_text() -> str:
     from pydoc_data.topics import topics
 
     return "\n".join(topics.values())
-
-
-def _joined(**parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays of all parts by the names ``<part>.<name>``."""
-    return {f"{part}.{name}": a for part, arrays in parts.items() for name, a in arrays.items()}
 
 
 def _part(arrays: Mapping[str, Array], part: str) -> dict[str, Array]:
