@@ -155,7 +155,7 @@ ARRAYS = {
     "float64": Case(
         lambda w: w.lstm(w.x.astype("f8")),
         TypeError,
-        r"x: expected dtype float32, got float64; convert it with .astype\(np.float32\), or use dtype=.float64. through",
+        r"x: expected dtype float32, got float64; convert it with .astype\(np.float32\), or use dtype=.float64.",
     ),
     "float16": Case(
         lambda w: w.lstm(w.x.astype("f2")),
