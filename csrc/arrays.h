@@ -32,6 +32,11 @@ inline std::string type_name(const py::handle& object) { return text(py::type::o
 
 inline py::module_ numpy() { return py::module_::import("numpy"); }
 
+// Calls what may let go of the GIL on its way: Python code, and NumPy where it copies or computes. CPython ends a
+// thread that wants the GIL back while Python is finalizing, by unwinding it; the frames of C++ that own Python objects
+// are to be spared that.
+py::object called(const py::object& function, const py::tuple& arguments, const py::dict& named = py::dict());
+
 // ---- Arrays as they were when they were read -----------------------------------------------------------------------
 
 using Shape = std::vector<Index>;
@@ -99,7 +104,7 @@ inline void refuse_masked(const py::object& object, const std::string& name) {
   const py::module_ ma = py::module_::import("numpy.ma");
   const py::object type = ma.attr("MaskedArray");
   if (PyType_IsSubtype(Py_TYPE(object.ptr()), reinterpret_cast<PyTypeObject*>(type.ptr())) &&
-      ma.attr("is_masked")(object).cast<bool>())
+      called(ma.attr("is_masked"), py::make_tuple(object)).cast<bool>())
     throw py::value_error(name + ": expected an array without masked elements, got a masked array with some; " +
                           "filled() gives them a value, and `lengths` leaves out the ends of sequences");
 }
@@ -144,7 +149,7 @@ inline BaseArray base_array(const py::object& object, const std::string& name) {
   if (!numpy_reads && !py::hasattr(object, "__dlpack__"))
     throw py::type_error(name + ": expected an array, got " + type_name(object));
   try {
-    const py::array array = numpy().attr(numpy_reads ? "asarray" : "from_dlpack")(object);
+    const py::array array = called(numpy().attr(numpy_reads ? "asarray" : "from_dlpack"), py::make_tuple(object));
     if (is_sequence && !is_number(array.dtype()))
       throw py::type_error(name + ": expected numbers, got a " + type_name(object) + " that NumPy makes " +
                            text(array.dtype()) + " of");
@@ -196,11 +201,11 @@ inline void require_dtype(const std::string& name, const Array& array, const py:
 
 // Elements that are 0 and 1, as bools.
 inline Array as_bools(const std::string& name, const Array& array) {
-  const py::array given = array.view(), bools = given.attr("astype")("bool");
-  const py::array differs = numpy().attr("not_equal")(bools, given);
-  if (differs.attr("any")().cast<bool>())
+  const py::array given = array.view(), bools = called(given.attr("astype"), py::make_tuple("bool"));
+  const py::array differs = called(numpy().attr("not_equal"), py::make_tuple(bools, given));
+  if (called(differs.attr("any"), py::tuple()).cast<bool>())
     throw py::value_error(name + ": expected bools, or 0 and 1, got " +
-                          text(given.attr("ravel")().attr("item")(differs.attr("argmax")())));
+                          text(given.attr("item")(called(differs.attr("argmax"), py::tuple()))));
   return Array(bools);
 }
 
@@ -208,7 +213,7 @@ inline Array as_bools(const std::string& name, const Array& array) {
 inline Array with_dtype(const std::string& name, Array array, const py::dtype& dtype) {
   if (has_dtype(array, dtype)) return array;
   if (dtype.kind() == 'b' && is_number(array.dtype())) return as_bools(name, array);
-  if (array.is_open()) return Array(array.view().attr("astype")(dtype));
+  if (array.is_open()) return Array(called(array.view().attr("astype"), py::make_tuple(dtype)));
   require_dtype(name, array, dtype);
   return array;
 }
@@ -245,7 +250,7 @@ bool is_flat(const Array& array) {
 
 template <class Real>
 Array contiguous_copy(const Array& array) {
-  return Array(numpy().attr("array")(array.view(), "order"_a = "C", "copy"_a = true));
+  return Array(called(numpy().attr("array"), py::make_tuple(array.view()), py::dict("order"_a = "C", "copy"_a = true)));
 }
 
 // An argument that is read. Arrays whose rows are not contiguous are copied.
@@ -335,7 +340,7 @@ struct Output {
   View<Real> view() const { return {static_cast<Real*>(array().data()), stride}; }
   // Hands the result over, once everything has gone well.
   void commit() const {
-    if (own) numpy().attr("copyto")(given.view(), own->view());
+    if (own) called(numpy().attr("copyto"), py::make_tuple(given.view(), own->view()));
   }
 };
 
@@ -390,7 +395,7 @@ inline bool share_memory(const Array& a, const Array& b) {
   if (x.low >= y.high || y.low >= x.high) return false;
   constexpr int most_work = 100'000;  // the exact answer can take exponential time
   try {
-    return numpy().attr("shares_memory")(a.view(), b.view(), most_work).cast<bool>();
+    return called(numpy().attr("shares_memory"), py::make_tuple(a.view(), b.view(), most_work)).cast<bool>();
   } catch (py::error_already_set& error) {
     if (error.matches(numpy().attr("exceptions").attr("TooHardError"))) return true;
     throw;

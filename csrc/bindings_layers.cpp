@@ -107,7 +107,8 @@ Held<double> read_held(const CellInfo& info, const py::object& object) {
                             ", got " + text(py::reinterpret_steal<py::object>(PyObject_ASCII(gate.ptr()))));
     }
     const std::string name = "gate_override['" + text(gate) + "']";
-    const double number = to_number(value, name, py::dtype::of<Real>().attr("type")).template cast<double>();
+    const double number =
+        called(to_number, py::make_tuple(value, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
     const int slot = int(index) + (info.cell == Cell::gru ? 1 : 0);  // behind hn
     held.slots |= 1u << slot, held.value[slot] = number;
   }
@@ -458,7 +459,8 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   }
   if (restarts && !starts) {
     const auto add = [](const auto& sum, const auto& other) {
-      numpy().attr("add")(sum->array().view(), other->array().view(), "out"_a = sum->array().view());
+      const py::array total = sum->array().view();
+      called(numpy().attr("add"), py::make_tuple(total, other->array().view(), total));
     };
     add(dh0, dh_start);
     if (dc0) add(dc0, dc_start);

@@ -133,10 +133,12 @@ std::vector<Index> read_targets(const py::object& object, const Shape& shape, In
   const Array array(given);
   if (!array.is_integer()) throw py::type_error("targets: expected integers, got " + text(array.dtype()));
   require_shape("targets", array, shape);
-  const auto classes = py::array_t<Index, py::array::c_style | py::array::forcecast>::ensure(given);
-  if (!classes) throw std::bad_alloc();
+  py::array classes = given;
+  if (!py::array_t<Index, py::array::c_style>::check_(given))
+    classes = called(numpy().attr("asarray"), py::make_tuple(given, py::dtype::of<Index>()), py::dict("order"_a = "C"));
   const bool wraps = array.dtype().kind() == 'u';  // what is negative now was too large
-  std::vector<Index> targets(classes.data(), classes.data() + classes.size());
+  const auto* const first = static_cast<const Index*>(classes.data());
+  std::vector<Index> targets(first, first + classes.size());
   for (std::size_t i = 0; i < targets.size(); ++i) {
     Index& target = targets[i];
     if (target == ignore_index && !(wraps && target < 0))

@@ -28,6 +28,20 @@ bool is_finalizing() {
   for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
+// Python may begin to finalize while f() is without the GIL, and end this thread when it asks for it (before 3.14).
+template <class F>
+void survive(const F& f) {
+#if defined(__GLIBCXX__)
+  try {
+    f();
+  } catch (abi::__forced_unwind&) {
+    wait_for_the_end();
+  }
+#else
+  f();
+#endif
+}
+
 // Where Python handles signals.
 std::atomic<unsigned long> main_thread;
 
@@ -38,23 +52,22 @@ WithoutGil::WithoutGil() : finalizes_(is_finalizing()), state_(PyEval_SaveThread
 
 void WithoutGil::take() noexcept {
   if (is_finalizing() && !finalizes_) wait_for_the_end();
-#if defined(__GLIBCXX__)
-  // Python may begin to finalize just now, and end this thread (before 3.14).
-  try {
-    PyEval_RestoreThread(state_);
-  } catch (abi::__forced_unwind&) {
-    wait_for_the_end();
-  }
-#else
-  PyEval_RestoreThread(state_);
-#endif
+  survive([&] { PyEval_RestoreThread(state_); });
 }
 
 bool WithoutGil::signals_raise() {
   take();
-  const bool raised = PyErr_CheckSignals() != 0;
+  bool raised = false;
+  survive([&] { raised = PyErr_CheckSignals() != 0; });
   state_ = PyEval_SaveThread();
   return raised;
+}
+
+py::object called(const py::object& function, const py::tuple& arguments, const py::dict& named) {
+  PyObject* result = nullptr;
+  survive([&] { result = PyObject_Call(function.ptr(), arguments.ptr(), named.ptr()); });
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
 }
 
 void find_main_thread() {

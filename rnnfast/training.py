@@ -263,7 +263,7 @@ class Optimizer:
             try:
                 checked(grads[name], f"grads[{name!r}]", p.shape, p.dtype)
             except ValueError as error:
-                if "." in name:
+                if "." in name or np.shape(grads[name]) == p.shape:
                     raise
                 msg = f"{error}; layers with equal names of parameters are joined by rnnfast.Modules"
                 raise ValueError(msg) from None

@@ -27,6 +27,17 @@ OTHERS = {
     "stream": "stream.run(x)",
     "step": "stream.step(x[0])",
 }
+# Calls that have NumPy copy or convert what they are given.
+COPYING = {
+    "strided x": "layer(wide)",
+    "list x": "layer(many)",
+    "strided tokens": "functional.forward('gru', turned, of_tokens)",
+    "strided weight": "functional.linear(y[:1], large)",
+    "strided out": "functional.linear(wide, weight[:64, :64], out=filled)",
+    "strided gradient": "big_adam.step({'w': large})",
+    "targets": "training.softmax_cross_entropy(y, tokens.astype(np.int32))",
+    "resets": "layer(wide[:, :1], resets=np.zeros((STEPS, 1)))",
+}
 SETTING = """
 import os, signal, sys
 import numpy as np
@@ -42,6 +53,10 @@ of_tokens = [tuple(rnnfast.GRU(128, 128, seed=0).parameters.values())]
 weight = random.standard_normal((128, 128), dtype=np.float32)
 adam, sgd = training.Adam({"w": weight.copy()}, lr=0.1), training.SGD({"w": weight.copy()}, lr=0.1, momentum=0.9)
 stream = layer.stream(16)
+wide = random.standard_normal((STEPS, 64, 16), dtype=np.float32).transpose(0, 2, 1)
+many, turned, filled = wide.tolist(), np.ascontiguousarray(tokens.T).T, np.empty_like(wide)
+large = np.ones((128, 1024), np.float32).T
+big_adam = training.Adam({"w": np.ones_like(large)})
 rnnfast.set_num_threads(int(sys.argv[1]))
 
 def call():
@@ -50,9 +65,9 @@ def call():
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
-@pytest.mark.parametrize("call", [*PURE, *OTHERS])
+@pytest.mark.parametrize("call", [*PURE, *OTHERS, *COPYING])
 def test_a_program_ends_with_its_own_status_while_daemon_threads_compute(call: str, threads: str) -> None:
-    setting = SETTING.replace("CALL", {**PURE, **OTHERS}[call]).replace("STEPS", "400")
+    setting = SETTING.replace("CALL", {**PURE, **OTHERS, **COPYING}[call]).replace("STEPS", "400")
     assert run_script(setting + ENDS, threads, status=3) == "done\n"
 
 

@@ -593,6 +593,11 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"grads\['a.w'\]: expected shape \(3, 4\), got \(4, 3\)$",
     ),
+    "a masked gradient": (
+        lambda: SGD({"w": W}, 1).step({"w": np.ma.masked_array(W, np.ones(W.shape, bool))}),
+        ValueError,
+        r"grads\['w'\]: expected an array without masked elements, .* leaves out the ends of sequences$",
+    ),
     "lr assigned": (lambda: setattr(Adam({"w": W}), "lr", -1), ValueError, "lr: expected at least 0, got -1"),
     "lr nan": (
         lambda: SGD({"w": W}, 1).load_state_dict({"lr": np.array(math.nan)}),
