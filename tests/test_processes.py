@@ -134,6 +134,7 @@ def test_a_child_that_is_forked_inside_a_call_that_adds_to_arrays_raises(threads
 # A signal within one step; what has not been computed by then is still NaN.
 STEPS = {
     "forward": "functional.inference('lstm', x, parameters, out=(y, None))",
+    "state": "functional.inference('lstm', x, parameters, out=(y, (h, c)))",
     "backward": "functional.backward(tape, y, out=(dx, None))",
     "linear": "functional.linear(y[0], w_hh, out=linear)",
 }
@@ -151,6 +152,7 @@ x, w_ih, w_hh = (np.zeros(shape, np.float32) for shape in [(1, 4096, 512), (4096
 parameters = [(w_ih, w_hh, None, None)]
 y, _, tape = functional.forward("lstm", x, parameters)
 dx, linear = np.empty_like(x), np.empty((4096, 4096), np.float32)
+h, c = np.empty_like(y), np.empty_like(y)
 for out in (RESULT,):
     out.fill(np.nan)
 signal.signal(signal.SIGALRM, interrupt)
@@ -167,7 +169,7 @@ print("interrupted" if np.isnan(RESULT).any() else "went through")
 @pytest.mark.parametrize("threads", ["1", "2"])
 @pytest.mark.parametrize("call", STEPS)
 def test_ctrl_c_ends_a_call_within_a_step(call: str, threads: str) -> None:
-    result = {"forward": "y", "backward": "dx", "linear": "linear"}[call]
+    result = {"forward": "y", "state": "h", "backward": "dx", "linear": "linear"}[call]
     script = STEP.replace("CALL", STEPS[call]).replace("RESULT", result)
     assert run_script(script, threads) == "interrupted\n"
 

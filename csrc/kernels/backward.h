@@ -312,11 +312,11 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
        ++step) {
     const Index t = chunk.t + step, row = row_of(p, t), first = row - row_of(p, chunk.t);
     const RowRange rows = {first, rows_at(p, t)};
-    if (p.input != InputKind::embedded) regroup<Cell>(at(args.x, row), rows, scratch.x);
+    if (p.input != InputKind::embedded) regroup<Cell>(at(args.x, row), rows, scratch.x, team);
     for_each_piece(p, chunk.direction, h0, t, {0, rows.count}, [&](View<const Real> piece, const RowRange& range) {
-      regroup<Cell>(piece, {first + range.first, range.count}, scratch.h_before);
+      regroup<Cell>(piece, {first + range.first, range.count}, scratch.h_before, team);
     });
-    if constexpr (resets_h<Cell>) regroup<Cell>(at(reset_h, row), rows, scratch.reset_h);
+    if constexpr (resets_h<Cell>) regroup<Cell>(at(reset_h, row), rows, scratch.reset_h, team);
   }
 }
 
@@ -390,7 +390,7 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
       for (Index d = 0; d < p.D; ++d) {
         const auto& scratch = whole.directions[d];
         for (Index row = range.first; row < range.first + range.count; ++row)
-          regroup<Cell>(at(args.x, args.tokens.token[row]), RowRange{row, 1}, scratch.x);
+          regroup<Cell>(at(args.x, args.tokens.token[row]), RowRange{row, 1}, scratch.x, team);
         if (!args.dx.data) continue;
         const Product<Real> dx = {
             scratch.table, range.first, {}, at(scratch.dx, range.first), range.count, all(scratch.w_ih.columns)};

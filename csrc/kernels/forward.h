@@ -364,6 +364,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const Span units = units_of<Real>(p, item);
   Index after = p.run.last;  // of the last step that a sequence has
   for (Index b = item.first; b < item.first + item.rows; ++b) {
+    if ((b - item.first) % rows_at_once == 0 && skips(team, item.rows)) return;
     while (rows_at(p, after - 1) <= b) --after;
     const Index last = row_of(p, order.reverse ? p.run.first : after - 1) + b;
     const auto copy = [&](const View<Real>& sequence, const View<Real>& state) {

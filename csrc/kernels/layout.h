@@ -143,6 +143,10 @@ constexpr bool divides_units(const Problem& p, Index threads) {
 // Joined members wait for all. False: the call was interrupted.
 RNNFAST_INLINE bool meet(const Item& item, const Team& team) { return !item.joined || team.barrier(team); }
 
+// Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
+// being a power of two apart.
+constexpr Index rows_at_once = 96;
+
 // Whether to leave out what remains of a pass over so many rows: the call was interrupted. A pass over many of them can
 // take seconds; few take less time than asking.
 RNNFAST_INLINE bool skips(const Team& team, Index rows) { return rows >= 64 && team.interrupted(team); }

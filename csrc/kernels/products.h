@@ -54,10 +54,6 @@ void multiply_strip(const Product<Real>& p, const Factor& factor, const Transpos
       p.backwards);
 }
 
-// Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
-// being a power of two apart.
-constexpr Index rows_at_once = 96;
-
 template <class Cell, class Real>
 void multiply(const Product<Real>& p, const Factor& factor, const TransposedPanels<Real>& w, const Team& team) {
   for (Index row = 0; row < p.rows; row += rows_at_once) {
@@ -123,10 +119,11 @@ constexpr Index columns_size(Index count, Index rows) {
 }
 
 template <class Cell, class Real>
-void regroup(View<const Real> a, const RowRange& range, const Columns<Real>& to) {
+void regroup(View<const Real> a, const RowRange& range, const Columns<Real>& to, const Team& team) {
   constexpr Index M = columns_of_tile<Cell>;
   const Index K = to.count - 1;
   for (Index row = 0; row < range.count; ++row) {
+    if (row % rows_at_once == 0 && skips(team, row)) return;
     const Real* from = a.data + row * a.stride;
     Real* tile = to.data + (range.first + row) * M;
     Index column = 0;
