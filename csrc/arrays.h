@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <new>
 #include <optional>
@@ -32,9 +33,12 @@ inline std::string type_name(const py::handle& object) { return text(py::type::o
 
 inline py::module_ numpy() { return py::module_::import("numpy"); }
 
-// Calls what may let go of the GIL on its way: Python code, and NumPy where it copies or computes. CPython ends a
-// thread that wants the GIL back while Python is finalizing, by unwinding it; the frames of C++ that own Python objects
-// are to be spared that.
+// The object that make() gives, which may let go of the GIL on its way: Python code, and NumPy where it copies or
+// computes. CPython ends a thread that wants the GIL back while Python is finalizing, by unwinding it; the frames of
+// C++ that own Python objects are to be spared that.
+py::object guarded(const std::function<PyObject*()>& make);
+
+// The same of a call.
 py::object called(const py::object& function, const py::tuple& arguments, const py::dict& named = py::dict());
 
 // ---- Arrays as they were when they were read -----------------------------------------------------------------------
@@ -243,6 +247,16 @@ std::optional<Index> row_stride(const Array& array) {
   return stride % item == 0 ? std::optional(stride / item) : std::nullopt;
 }
 
+// Integers as Index in C order; those beyond its range wrap.
+inline py::array as_indices(const py::array& integers) {
+  using api = py::detail::npy_api;
+  constexpr int flags = api::NPY_ARRAY_C_CONTIGUOUS_ | api::NPY_ARRAY_ALIGNED_ | api::NPY_ARRAY_FORCECAST_;
+  return guarded([&] {
+    PyObject* const dtype = py::dtype::of<Index>().release().ptr();  // which NumPy takes over
+    return api::get().PyArray_FromAny_(integers.ptr(), dtype, 0, 0, flags, nullptr);
+  });
+}
+
 template <class Real>
 bool is_flat(const Array& array) {
   return array.is_contiguous() && is_aligned<Real>(array);
@@ -250,7 +264,10 @@ bool is_flat(const Array& array) {
 
 template <class Real>
 Array contiguous_copy(const Array& array) {
-  return Array(called(numpy().attr("array"), py::make_tuple(array.view()), py::dict("order"_a = "C", "copy"_a = true)));
+  constexpr int in_c_order = 0;
+  const py::array view = array.view();
+  const py::array copy = guarded([&] { return py::detail::npy_api::get().PyArray_NewCopy_(view.ptr(), in_c_order); });
+  return Array(copy);
 }
 
 // An argument that is read. Arrays whose rows are not contiguous are copied.

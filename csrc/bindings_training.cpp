@@ -133,9 +133,7 @@ std::vector<Index> read_targets(const py::object& object, const Shape& shape, In
   const Array array(given);
   if (!array.is_integer()) throw py::type_error("targets: expected integers, got " + text(array.dtype()));
   require_shape("targets", array, shape);
-  py::array classes = given;
-  if (!py::array_t<Index, py::array::c_style>::check_(given))
-    classes = called(numpy().attr("asarray"), py::make_tuple(given, py::dtype::of<Index>()), py::dict("order"_a = "C"));
+  const py::array classes = as_indices(given);
   const bool wraps = array.dtype().kind() == 'u';  // what is negative now was too large
   const auto* const first = static_cast<const Index*>(classes.data());
   std::vector<Index> targets(first, first + classes.size());

@@ -63,11 +63,15 @@ bool WithoutGil::signals_raise() {
   return raised;
 }
 
-py::object called(const py::object& function, const py::tuple& arguments, const py::dict& named) {
+py::object guarded(const std::function<PyObject*()>& make) {
   PyObject* result = nullptr;
-  survive([&] { result = PyObject_Call(function.ptr(), arguments.ptr(), named.ptr()); });
+  survive([&] { result = make(); });
   if (!result) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
+}
+
+py::object called(const py::object& function, const py::tuple& arguments, const py::dict& named) {
+  return guarded([&] { return PyObject_Call(function.ptr(), arguments.ptr(), named.ptr()); });
 }
 
 void find_main_thread() {

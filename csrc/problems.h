@@ -96,7 +96,7 @@ inline std::vector<Index> read_batch_sizes(const py::object& object) {
   const Array array = as_array(object, "batch_sizes");
   if (!array.is_integer()) throw py::type_error("batch_sizes: expected integers, got " + text(array.dtype()));
   if (array.ndim() != 1 || array.size() == 0) wrong_shape("batch_sizes", "(T,) with T >= 1", array);
-  const py::array copy = array.view().attr("astype")(py::dtype::of<Index>(), "C");
+  const py::array copy = as_indices(array.view());
   const auto* sizes = static_cast<const Index*>(copy.data());
   std::vector<Index> first_row;
   find_first_rows(sizes, copy.size(), first_row);
@@ -106,7 +106,7 @@ inline std::vector<Index> read_batch_sizes(const py::object& object) {
 inline std::vector<unsigned char> flags(const py::object& object, const std::string& name, const Shape& shape) {
   const Array array = with_dtype(name, as_array(object, name), py::dtype::of<bool>());
   require_shape(name, array, shape);
-  const py::array copy = array.view().attr("astype")(py::dtype::of<unsigned char>(), "C");
+  const py::array copy = called(array.view().attr("astype"), py::make_tuple(py::dtype::of<unsigned char>(), "C"));
   const auto* values = static_cast<const unsigned char*>(copy.data());
   return {values, values + copy.size()};
 }

@@ -13,8 +13,7 @@ struct TokenArrays {
 // x [T,B] of any integers, all of them from 0 to V - 1.
 inline TokenArrays read_tokens(const py::array& x, Index V) {
   TokenArrays tokens;
-  // Numbers beyond the range of Index become negative
-  const py::array copy = called(x.attr("astype"), py::make_tuple(py::dtype::of<Index>(), "C"));
+  const py::array copy = as_indices(x);  // numbers beyond its range become negative
   const auto* values = static_cast<const Index*>(copy.data());
   tokens.number.assign(values, values + copy.size());
   std::vector<Index> numbers(std::size_t(V), -1);
