@@ -238,6 +238,17 @@ by_signal = pytest.mark.parametrize("number", SIGNALS)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="of POSIX systems")
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_in_a_terminal() -> Iterator[None]:
+    """Handle signals as Python does by default; under nohup, tests and their children would inherit ignored ones."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @by_signal
 @pytest.mark.parametrize("dropout", ["", "--layers 2 --dropout 0.2"])
 def test_a_signal_saves_a_run_that_resumed_ends_with_the_same_bits(
