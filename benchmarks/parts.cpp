@@ -155,7 +155,7 @@ void forward_steps(const Layer<C>& layer, const typename ForwardScratch<Real>::D
     if (C::has_c) s.c_before = state_before(layer.p, c_before, item, t, mixes), s.c = at(c, row);
     if (resets_h<C>) s.reset_h = at(reset_h, row);
     s.rows = min_index(at_once, layer.chunk - t) * B, s.units = all(layer.units), s.store_gates = true;
-    for_each_phase<C>([&]<int phase> { forward_phase<C, phase, products>(s, scratch); });
+    for_each_phase<C>([&]<int phase> { forward_phase<C, phase, products>(s, scratch, layer.team); });
   }
 }
 
@@ -203,13 +203,13 @@ void time_backward_parts(const Layer<C>& layer) {
       for_each_phase<C>([&]<int phase> {
         constexpr Phase part = C::phases[phase];
         const Product<Real> dh = {direction.dgates, row, {}, args.directions[0].dh, p.B, all(layer.units)};
-        multiply<C>(dh, Factor{part.slot, part.gate, part.gates}, direction.w_hh);
+        multiply<C>(dh, Factor{part.slot, part.gate, part.gates}, direction.w_hh, layer.team);
       });
   });
   const Product<Real> dx = {direction.dgates, 0, {}, args.dx, rows, all(direction.w_ih.columns)};
-  time_part(layer, "dx", layer.flops_x, Unit::flops, [&] { multiply_input<C>(dx, direction); });
+  time_part(layer, "dx", layer.flops_x, Unit::flops, [&] { multiply_input<C>(dx, direction, layer.team); });
   time_part(layer, "dw", layer.flops_x + layer.flops_h, Unit::flops,
-            [&] { weight_gradients<C>(args, scratch, chunk, all(layer.units)); });
+            [&] { weight_gradients<C>(args, scratch, chunk, all(layer.units), layer.team); });
   time_part(layer, "regrouping", double(layer.rows * (p.I + p.H)) * sizeof(Real), Unit::bytes,
             [&] { regroup_chunk<C>(args, scratch, chunk, layer.team); });
   scratch.directions[0].w_hh.columns = {};  // without dh
