@@ -139,16 +139,20 @@ RNNFAST_INLINE void forward_row(const ForwardStep<Real>& s, Real* gates, Index u
   }
 }
 
-// Rows [row, row + M) of a unit block whose gates' first row is at `gates`.
+// Rows [row, row + M) of some unit blocks. The gates of the first one's first row are at `gates`, those of the next one
+// `gates_unit` behind.
 template <class Cell, int phase, class S>
-void forward_rows(const ForwardStep<typename S::Real>& s, typename S::Real* gates, const BlockWidth& block, Index row,
-                  Index M) {
-  constexpr Index gate_row = Cell::slots * S::lanes;
-  for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(gates + m * gate_row);
-  if (s.held->slots)
-    for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(*s.held, gates + m * gate_row);
-  for (Index m = row; m < row + M; ++m)
-    forward_row<Cell, phase, S>(s, gates + m * gate_row, block.unit, int(block.valid), m);
+void forward_rows(const ForwardStep<typename S::Real>& s, typename S::Real* gates, Index gates_unit,
+                  const BlockRange& range, Index row, Index M) {
+  constexpr Index gates_row = Cell::slots * S::lanes;
+  for (Index block = 0; block < range.blocks; ++block, gates += gates_unit) {
+    for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(gates + m * gates_row);
+    if (s.held->slots)
+      for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(*s.held, gates + m * gates_row);
+    const Index unit = range.unit + block * S::lanes;
+    const int valid = block + 1 < range.blocks ? S::lanes : range.valid;
+    for (Index m = row; m < row + M; ++m) forward_row<Cell, phase, S>(s, gates + m * gates_row, unit, valid, m);
+  }
 }
 
 template <class Cell, int phase, class S, class Real>
@@ -189,10 +193,14 @@ RNNFAST_INLINE void backward_row(const BackwardStep<Real>& s, Index unit, int va
   }
 }
 
-// All rows of a unit block.
+// All rows of some unit blocks.
 template <class Cell, int phase, class S>
-void backward_rows(const BackwardStep<typename S::Real>& s, const BlockWidth& block) {
-  for (Index row = 0; row < s.rows; ++row) backward_row<Cell, phase, S>(s, block.unit, int(block.valid), row);
+void backward_rows(const BackwardStep<typename S::Real>& s, const BlockRange& range) {
+  for (Index block = 0; block < range.blocks; ++block) {
+    const Index unit = range.unit + block * S::lanes;
+    const int valid = block + 1 < range.blocks ? S::lanes : range.valid;
+    for (Index row = 0; row < s.rows; ++row) backward_row<Cell, phase, S>(s, unit, valid, row);
+  }
 }
 
 // ---- What the loops know of a cell ----------------------------------------------------------------------------------
@@ -224,9 +232,9 @@ constexpr bool resets_h(const CellShape& cell) { return cell.phase_count > 1; }
 // Its functions, by phase and by halvings of the widest vector.
 template <class Real>
 struct CellFunctions {
-  void (*forward[most_phases][width_count])(const ForwardStep<Real>&, Real* gates, const BlockWidth&, Index row,
-                                            Index M);
-  void (*backward[most_phases][width_count])(const BackwardStep<Real>&, const BlockWidth&);
+  void (*forward[most_phases][width_count])(const ForwardStep<Real>&, Real* gates, Index gates_unit, const BlockRange&,
+                                            Index row, Index M);
+  void (*backward[most_phases][width_count])(const BackwardStep<Real>&, const BlockRange&);
 };
 
 template <class Real, class Cell, int phase, int halvings>

@@ -185,37 +185,39 @@ struct TileFunctions<S, NB, slots, gates, Lanes<i...>> {
   static constexpr void (*of_rows[])(const Tile<typename S::Real>&, Index) = {tile<S, i + 1, NB, slots, gates>...};
 };
 
-template <class S, int slots, int gates>
-constexpr Tiles<typename S::Real> tiles_of_blocks(Index blocks) {
-  const auto of = []<int NB>() {
-    constexpr int most = most_rows(NB * slots);
-    if constexpr (NB <= unit_group(slots, true))
-      return Tiles<typename S::Real>{NB, most,
-                                     TileFunctions<S, NB, slots, gates, typename LanesTo<most>::type>::of_rows};
-    else
-      return Tiles<typename S::Real>{};
-  };
-  if constexpr (S::lanes == Widest<typename S::Real>::lanes) {  // narrower blocks come alone
-    if (blocks == 8) return of.template operator()<8>();
-    if (blocks == 4) return of.template operator()<4>();
-    if (blocks == 2) return of.template operator()<2>();
-  }
-  return of.template operator()<1>();
+// All tiles with so many slots and gates, by halvings of the widest vector and by NB = 1, 2, 4, 8. Narrower blocks come
+// alone.
+template <class Real>
+struct TileKind {
+  Tiles<Real> of[width_count][4];
+};
+
+template <class Real, int slots, int gates, int halvings = 0, int log2_NB = 0>
+constexpr void add_tiles(TileKind<Real>& kind) {
+  constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots);
+  using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, typename LanesTo<most>::type>;
+  kind.of[halvings][log2_NB] = {NB, most, Functions::of_rows};
+  if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
+    add_tiles<Real, slots, gates, halvings, log2_NB + 1>(kind);
+  else if constexpr (halvings + 1 < width_count)
+    add_tiles<Real, slots, gates, halvings + 1>(kind);
 }
 
-// Whatever slots and gates a cell's phases have, with the four, two and one columns of backward, is among these.
-template <class S>
-constexpr Tiles<typename S::Real> tiles_of(int slots, int gates, Index blocks) {
-  if (slots > gates) return tiles_of_blocks<S, 4, 3>(blocks);
-  if (slots == 4) return tiles_of_blocks<S, 4, 4>(blocks);
-  if (slots == 3) return tiles_of_blocks<S, 3, 3>(blocks);
-  if (slots == 2) return tiles_of_blocks<S, 2, 2>(blocks);
-  return tiles_of_blocks<S, 1, 1>(blocks);
+template <class Real, int slots, int gates>
+constexpr TileKind<Real> tile_kind() {
+  TileKind<Real> kind = {};
+  add_tiles<Real, slots, gates>(kind);
+  return kind;
 }
+
+// Whatever a cell's phases have is among these, and the one, two and four columns of backward are.
+template <class Real>
+constexpr TileKind<Real> tile_kinds[] = {tile_kind<Real, 4, 3>(), tile_kind<Real, 1, 1>(), tile_kind<Real, 2, 2>(),
+                                         tile_kind<Real, 3, 3>(), tile_kind<Real, 4, 4>()};
 
 template <class Real>
-RNNFAST_INLINE Tiles<Real> tiles_of(int slots, int gates, const BlockRange& range) {
-  return with_width<Real>(range, [&]<class S> { return tiles_of<S>(slots, gates, range.blocks); });
+RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range) {
+  return tile_kinds<Real>[slots > gates ? 0 : slots].of[range.halvings][__builtin_ctz(unsigned(range.blocks))];
 }
 
 // What is done with rows [row, row + M) of a tile while they are still in the first cache level; nothing if null.
@@ -239,12 +241,15 @@ RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& o, Index NB, Index rows
 // All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
 template <class Real>
 RNNFAST_INLINE void tile_column(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows, const Epilogue& epilogue) {
-  Index count = (rows + tiles.most - 1) / tiles.most;
-  for (Index row = 0; count > 0; --count) {
-    const Index M = (rows - row + count - 1) / count;
-    tiles.of_rows[M - 1](t, row);
-    if (epilogue.run) epilogue.run(epilogue.context, row, M);
-    row += M;
+  Index M = rows, higher = 0;  // tiles that have a row more
+  if (rows > tiles.most) {
+    const Index count = (rows + tiles.most - 1) / tiles.most;
+    M = rows / count, higher = rows - M * count;
+  }
+  for (Index row = 0, next; row < rows; row = next, --higher) {
+    next = row + M + (higher > 0 ? 1 : 0);
+    tiles.of_rows[next - row - 1](t, row);
+    if (epilogue.run) epilogue.run(epilogue.context, row, next - row);
   }
 }
 
@@ -257,6 +262,7 @@ __attribute__((noinline)) void tile_rows(const Tiles<Real>& tiles, const Tile<Re
   const Index second = chain_count(t.second.blocks * t.second.K);
   const Index start = first > 1 ? first : 0;  // of the second operand
   const Index steps = t.second.blocks ? start + second : first;
+  if (steps == 1 && !t.far) return tile_column(tiles, t, rows, epilogue);
   for (Index step = 0; step < steps; ++step) {
     Tile<Real> part = t;
     part.first = step < first ? chain_of(t.first, step, first) : Operand<Real>{};

@@ -113,8 +113,9 @@ bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const Ste
     const auto& pointwise = functions_of<Real>(cell).backward[phase];
     for (Index window = 0; window < windows.count; ++window) {
       const BackwardStep<Real>& one = window_of(s, windows, window);
-      for_each_range<Real>(units, s.units, 1, false, [&](const BlockRange& range) {
-        if (!skips(team, s.rows)) pointwise[range.halvings](one, BlockWidth{range.unit, range.lanes, range.valid});
+      const int at_once = s.rows < 64 ? 8 : 1;  // unit blocks, between which signals are heard
+      for_each_range<Real>(units, s.units, at_once, false, [&](const BlockRange& range) {
+        if (!skips(team, s.rows)) pointwise[range.halvings](one, range);
       });
     }
     if (s.held->slots) clear_held(s, cell.slots, part, units, windows.count * s.rows);

@@ -122,12 +122,11 @@ void pack_direction(const Problem& p, const Parameters<const Real>& parameters, 
 
 // The rows of the table that a step's tokens name, one unit block of them and the slots of one phase.
 template <class Real>
-void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots, const Phase& part,
-                 const BlockWidth& block, Real* gates) {
-  const Index shift = part.slot * block.lanes;
-  for (Index row = 0; row < s.rows; ++row, gates += slots * block.lanes)
-    copy_vectors(gates_at(table, block.unit, s.tokens[row], block.lanes, slots) + shift, part.slots * block.lanes,
-                 gates + shift);
+void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots, const Phase& part, Index unit,
+                 Index lanes, Real* gates) {
+  const Index shift = part.slot * lanes;
+  for (Index row = 0; row < s.rows; ++row, gates += slots * lanes)
+    copy_vectors(gates_at(table, unit, s.tokens[row], lanes, slots) + shift, part.slots * lanes, gates + shift);
 }
 
 enum class Products { input, recurrent, both };
@@ -171,20 +170,13 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           const Index H = w_hh.K;
           t.second = {h.data, h.stride, 1, 0, panel(w_hh, range.unit) + offset, H * width, width, 0, H, 1};
         }
-        const auto for_each_unit = [&](auto&& f) {
-          for (Index block = 0; block < range.blocks; ++block)
-            f(BlockWidth{range.unit + block * lanes, lanes, range.valid}, gates + block * t.out_unit);
-        };
         if (products == Products::recurrent && s.tokens)
-          for_each_unit([&](const BlockWidth& block, Real* tile) {
-            copy_tokens(s, scratch.table, cell.slots, part, block, tile);
-          });
-        const auto rows_done = [&](Index row, Index M) {
-          for_each_unit(
-              [&](const BlockWidth& block, Real* tile) { pointwise[range.halvings](s, tile, block, row, M); });
-        };
+          for (Index block = 0; block < range.blocks; ++block)
+            copy_tokens(s, scratch.table, cell.slots, part, range.unit + block * lanes, lanes,
+                        gates + block * t.out_unit);
+        const auto follow = [&](Index row, Index M) { pointwise[range.halvings](s, gates, t.out_unit, range, row, M); };
         tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows,
-                  products == Products::input ? Epilogue() : epilogue(rows_done));
+                  products == Products::input ? Epilogue() : epilogue(follow));
       });
 }
 
