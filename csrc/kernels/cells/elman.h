@@ -45,7 +45,7 @@ struct Elman {
   static constexpr Squash squashes[slots] = {Squash::none};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 1, .gate = 0, .gates = 1, .reset_h = false}};
   static constexpr bool keeps_gates = false, leaves_dh = false;
-  static constexpr bool reads_before[] = {false}, reads_after[] = {true};
+  static constexpr bool reads_before[1] = {false}, reads_after[1] = {true};
 
   template <class S, int phase>
   static RNNFAST_INLINE void forward(ForwardPoint<S, Elman>& p) {
