@@ -1,11 +1,11 @@
 // Backward of few rows, as of a cell's one step. It meets each weight about once: packing the weights, and keeping
 // their gradients in panels, would cost more than the products. Here both stay as the caller has them. Each sum is
-// the chain of the packed form (products.h), so that the bits are the same.
+// the chain of the packed form (gradients.h), so that the bits are the same.
 //
 // Vectors are of one width, to keep the library small.
 #pragma once
 
-#include "kernels/products/backward.h"
+#include "kernels/products/gradients.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
