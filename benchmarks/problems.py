@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnfast.functional import GATES
+from rnnfast import _core
 
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, int, int, int]  # T, B, I, H
@@ -75,7 +75,7 @@ class Problem:
 
     @property
     def gates(self) -> int:
-        return GATES[CELLS[self.cell]]
+        return _core.cells[CELLS[self.cell]].num_gates
 
     @property
     def w_hh_bytes(self) -> int:

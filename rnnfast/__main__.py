@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 
 from . import __version__, show_config, threads
-from ._files import check_readable, check_writable
+from ._base.files import check_readable, check_writable
 from .lm import (
     LAYERS,
     RANGES,

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from . import _core
-from ._layout import layout_of
-from ._module import reordered
-from .functional import Array, checked, linear, sigmoid, tanh
+from ._base.arrays import Array, checked
+from ._base.names import reordered
+from ._stack.layout import layout_of
+from .functional import linear, sigmoid, tanh
 
 Activation: TypeAlias = Callable[[Array], Array]
 State: TypeAlias = tuple[Array, ...]  # h, or h and c, [B,H] each

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ._files import write
-from ._module import initialize
+from ._base.arrays import Array
+from ._base.files import write
+from ._base.module import initialize
 from .flow import gradient_flow
-from .functional import Array
 from .layers import GRU, LSTM, RNN
 from .lm import UsageError, allocating
 

@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._files import check_readable, write
-from ._module import UNREADABLE, Kept, Tape
-from ._scalars import choice, integer, number
+from ._base.arrays import Array, checked
+from ._base.files import UNREADABLE, check_readable, write
+from ._base.module import Kept, Tape
+from ._base.scalars import choice, integer, number
+from ._base.state import State
 from .container import joined
-from .functional import Array, State, checked
 from .layers import GRU, LSTM, RNN, Linear
 from .training import Adam, clip_grad_norm, softmax_cross_entropy
 

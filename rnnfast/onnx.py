@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._module import explain_missing
+from ._base.frameworks import explain_missing
 
 try:
     import onnx
@@ -39,7 +39,9 @@ except ModuleNotFoundError as error:
     raise
 
 from . import _core, layers
-from ._module import reordered
+from ._base.arrays import Array, quiet
+from ._base.names import layer_names, of_layer, reordered
+from ._base.scalars import flag, integer
 from ._nodes import (
     KEEPS,
     ModelError,
@@ -59,9 +61,7 @@ from ._nodes import (
     title_of,
 )
 from ._operators import KINDS
-from ._recurrent import Recurrent
-from ._scalars import flag, integer
-from .functional import Array, quiet
+from ._stack.recurrent import Recurrent
 
 __all__ = [
     "ModelError",
@@ -372,7 +372,7 @@ def _weights(layer: Recurrent[Any], k: int) -> dict[str, Array | None]:
     order = np.argsort(KINDS[FORMS[layer.cell].operator].gates).tolist()
     w, r, b_ih, b_hh = (
         None if each[0] is None else np.stack([reordered(a, order) for a in each])
-        for each in zip(*layer._tuples(layer.parameters, k), strict=True)
+        for each in zip(*of_layer(layer.parameters, k, layer.directions), strict=True)
     )
     return {"W": w, "R": r, "B": None if b_ih is None else np.concatenate([b_ih, b_hh], axis=1)}
 
@@ -472,8 +472,8 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     )
     given = {
         name: a
-        for of_layer, each in zip(layer._names, chosen, strict=True)
-        for names, weights in zip(of_layer, each.weights or (), strict=True)
+        for k, each in enumerate(chosen)
+        for names, weights in zip(layer_names(k, D), each.weights or (), strict=True)
         for name, a in zip(names, weights[: len(names)], strict=True)
     }
     zero = {name: np.zeros_like(p) for name, p in layer.parameters.items()}

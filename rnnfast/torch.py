@@ -30,7 +30,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from . import _core
-from ._module import explain_missing
+from ._base.frameworks import explain_missing
 
 try:
     import torch
