@@ -24,8 +24,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import rnnfast
-from rnnfast import _nodes, _operators
-from rnnfast.onnx import ModelError, from_onnx, prepare, run_node, to_onnx
+from rnnfast.onnx import ModelError, _nodes, _operators, from_onnx, prepare, run_node, to_onnx
 
 Rng: TypeAlias = np.random.Generator
 Model: TypeAlias = Any  # onnx.ModelProto

@@ -20,10 +20,10 @@ from rnnfast import functional
 onnx: Any = pytest.importorskip("onnx", reason='onnx is not installed (pip install ".[onnx]")')
 from onnx import helper, numpy_helper  # noqa: E402
 
-from rnnfast import _nodes  # noqa: E402
 from rnnfast.onnx import (  # noqa: E402
     ModelError,
     RnnfastBackend,
+    _nodes,
     from_onnx,
     prepare,
     run_model,

@@ -13,8 +13,14 @@ onnx: Any = pytest.importorskip("onnx", reason='onnx is not installed (pip insta
 import fuzz_onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from rnnfast import _nodes  # noqa: E402
-from rnnfast.onnx import ModelError, RnnfastBackend, from_onnx, prepare, to_onnx  # noqa: E402
+from rnnfast.onnx import (  # noqa: E402
+    ModelError,
+    RnnfastBackend,
+    _nodes,
+    from_onnx,
+    prepare,
+    to_onnx,
+)
 
 Change = Callable[[Any], None]  # of a model
 

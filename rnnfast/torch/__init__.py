@@ -29,8 +29,8 @@ from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
-from . import _core
-from ._module import explain_missing
+from .. import _core
+from .._module import explain_missing
 
 try:
     import torch

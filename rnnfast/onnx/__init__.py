@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._module import explain_missing
+from .._module import explain_missing
 
 try:
     import onnx
@@ -38,8 +38,11 @@ except ModuleNotFoundError as error:
     explain_missing("onnx", error)
     raise
 
-from . import _core, layers
-from ._module import reordered
+from .. import _core, layers
+from .._module import reordered
+from .._recurrent import Recurrent
+from .._scalars import flag, integer
+from ..functional import Array, quiet
 from ._nodes import (
     KEEPS,
     ModelError,
@@ -59,9 +62,6 @@ from ._nodes import (
     title_of,
 )
 from ._operators import KINDS
-from ._recurrent import Recurrent
-from ._scalars import flag, integer
-from .functional import Array, quiet
 
 __all__ = [
     "ModelError",

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from . import _core
-from ._layout import layout_of
-from ._module import reordered
-from .functional import Array, checked, linear, sigmoid, tanh
+from .. import _core
+from .._layout import layout_of
+from .._module import reordered
+from ..functional import Array, checked, linear, sigmoid, tanh
 
 Activation: TypeAlias = Callable[[Array], Array]
 State: TypeAlias = tuple[Array, ...]  # h, or h and c, [B,H] each

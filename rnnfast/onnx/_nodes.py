@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.checker import ValidationError
 from onnx.reference import ReferenceEvaluator
 
+from ..functional import Array, quiet
 from ._operators import KINDS, WEIGHTS, Operator, Weights
-from .functional import Array, quiet
 
 Values: TypeAlias = Mapping[str, Any]  # arrays by their names in the graph
 
