@@ -22,6 +22,7 @@ import rnnfast  # noqa: E402
 import rnnfast.torch as ours  # noqa: E402
 from rnnfast import _core  # noqa: E402
 from rnnfast.torch._derivatives import without_onednn  # noqa: E402
+from rnnfast.torch._modules import MODES  # noqa: E402
 
 prune, checkpoint = (importlib.import_module(f"torch.{name}") for name in ("nn.utils.prune", "utils.checkpoint"))
 make_fx = importlib.import_module("torch.fx.experimental.proxy_tensor").make_fx
@@ -562,7 +563,7 @@ def test_one_graph_serves_all_numbers_of_steps_and_sequences(layer: str) -> None
 
 SAMPLES = [
     (cell, dtype, D, bias, packed)
-    for cell in ("lstm", "gru", "rnn_tanh")
+    for cell in MODES.values()
     for dtype, D, bias, packed in (
         (torch.float32, 1, True, False),
         (torch.float64, 2, False, False),
