@@ -130,6 +130,7 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
         --------
         >>> import numpy as np
         >>> import rnnfast
+        >>> from rnnfast.onnx import prepare, to_onnx
         >>> prepared = prepare(to_onnx(rnnfast.GRU(3, 4, batch_first=True)))
         >>> prepared.run([np.zeros((2, 5, 3), np.float32)])["y"].shape
         (2, 5, 4)
@@ -173,6 +174,7 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
         Examples
         --------
         >>> import numpy as np
+        >>> from rnnfast.onnx import run_node
         >>> node = onnx.helper.make_node("RNN", ["X", "W", "R"], ["Y", ""], activations=["Softsign"], hidden_size=1)
         >>> x, w = np.ones((2, 1, 1), np.float32), np.ones((1, 1, 1), np.float32)
         >>> run_node(node, [x, w, w])["Y"].ravel()

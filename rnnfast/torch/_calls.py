@@ -49,7 +49,7 @@ class Call(NamedTuple):
             self.cell,
             array_of(self.x, step),
             [(*weights[k : k + n], None, None)[:4] for k in range(0, len(weights), n)],
-            *(array_of(state, step) for state in self.states),
+            *[array_of(state, step) for state in self.states],
             batch_sizes=array_of(self.batch_sizes),
             threads=torch.get_num_threads(),
             **options,

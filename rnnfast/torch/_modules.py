@@ -50,7 +50,7 @@ def layer(call: Call) -> tuple[Any, ...]:
         return followed(call)
     y, *states = call.run(_core.inference)
     step = call.is_step
-    return None if step else torch.from_numpy(y), *(tensor_of(a, step) for a in states)
+    return None if step else torch.from_numpy(y), *[tensor_of(a, step) for a in states]
 
 
 def prepared(weight: Tensor, x: Tensor, hx: Any, S: int, shape: tuple[int, ...] | None) -> list[Any] | None:
