@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import _core, get_num_threads
-from .functional import Array
+from ._base.arrays import Array
 from .lm import LAYERS, allocating
 
 Call: TypeAlias = Callable[[], object]

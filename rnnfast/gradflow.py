@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
-from ._files import write
-from ._module import initialize
+from ._base.arrays import Array
+from ._base.files import write
+from ._base.module import initialize
+from ._base.state import STATES
 from .flow import gradient_flow
-from .functional import Array
 from .layers import GRU, LSTM, RNN
 from .lm import UsageError, allocating
 
@@ -64,7 +64,7 @@ def curves(horizon: int, hidden: int, seed: int) -> dict[str, Array]:
     made: dict[str, Array] = {}
     for name, layer in layers.items():
         flow = gradient_flow(layer, x, dy)._asdict()
-        for state in _core.cells[layer.cell].states:
+        for state in STATES[layer.cell]:
             with np.errstate(divide="ignore"):  # where it has vanished altogether
                 made[name if state == "h" else f"{name}: {state}"] = np.log10(flow[state][0, 0, ::-1])
     return made

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core
-from ._files import check_readable, write
-from ._module import UNREADABLE, Kept, Tape
-from ._scalars import choice, integer, number
+from ._base.arrays import Array, checked
+from ._base.files import UNREADABLE, check_readable, write
+from ._base.module import Kept, Tape
+from ._base.scalars import choice, integer, number
+from ._base.state import STATES, State, parts_of, state_of
 from .container import joined
-from .functional import Array, State, checked, parts_of
 from .layers import GRU, LSTM, RNN, Linear
 from .training import Adam, clip_grad_norm, softmax_cross_entropy
 
@@ -215,7 +215,7 @@ class CharLM:
     @property
     def states(self) -> tuple[str, ...]:
         """The names of the states of `rnn`: h, and c of an LSTM."""
-        return _core.cells[self.rnn.cell].states
+        return STATES[self.rnn.cell]
 
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters: the arrays themselves, by the names that torch gives them."""
@@ -440,8 +440,8 @@ class Training:
         self.options = options
         self.model = CharLM(vocabulary, options)
         self.adam = Adam(self.model.state_dict(), options.lr)
-        parts: Any = tuple(np.zeros((options.layers, B, options.hidden), FLOAT) for _ in self.model.states)
-        self.state: State = parts if len(parts) > 1 else parts[0]
+        parts = tuple(np.zeros((options.layers, B, options.hidden), FLOAT) for _ in self.model.states)
+        self.state: State = state_of(parts)
         self.steps = 0
 
     def step(self) -> float:
@@ -523,7 +523,7 @@ class Training:
 
     def _arrays(self) -> dict[str, Array]:
         """Return all arrays that a step changes, by their names in the file."""
-        state = dict(zip(self.model.states, parts_of(self.state), strict=True))
+        state = dict(zip(self.model.states, parts_of(self.model.rnn.cell, self.state, "state"), strict=True))
         adam = {name: a for name, a in self.adam.state_dict().items() if name != "lr"}  # which is an option
         return joined({"model": self.model.state_dict(), "adam": adam, "state": state})
 

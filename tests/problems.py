@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from tolerances import TOLERANCE, relative_error
 
-from rnnfast import reference
+from rnnfast import _core, reference
 
 Array = NDArray[Any]
 Results = dict[str, Array]
 Layout = Callable[[Array], Array]
 
-CELLS = tuple(reference.CELLS)
+CELLS = tuple(_core.cells)
 DTYPES = ("float32", "float64")
 
 
@@ -75,7 +75,7 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
     """
     rng = np.random.default_rng(seed)
     T, B, I, H, D = shape
-    G, states = reference.CELLS[cell][:2]
+    G, states = _core.cells[cell].num_gates, len(_core.cells[cell].states)
 
     def uniform(*size: int) -> Array:
         return np.asarray(rng.uniform(-1, 1, size) / np.sqrt(H), dtype)

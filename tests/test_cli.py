@@ -21,8 +21,9 @@ import pytest
 import safetensors.numpy
 
 import rnnfast
-from rnnfast import _files, bench, gradflow, lm
+from rnnfast import bench, gradflow, lm
 from rnnfast.__main__ import main
+from rnnfast._base import files
 from rnnfast.lm import LAYERS, CharLM, Checkpoint, Training
 
 TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
@@ -434,7 +435,7 @@ def test_a_save_on_the_way_that_fails_leaves_the_older_file_and_the_run(
 
     def third_fails(path: Path, data: bytes) -> None:
         found.append(Checkpoint.read(path).steps if path.exists() else 0)
-        (failing if len(found) == 3 else _files.write)(path, data)
+        (failing if len(found) == 3 else files.write)(path, data)
 
     monkeypatch.setattr(lm, "write", third_fails)
     assert run("train {small} --steps 9 --quiet --save-every 2") == 0

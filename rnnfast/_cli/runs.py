@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import check_readable, check_writable
+from .._base.files import check_readable, check_writable
 from ..lm import Checkpoint, Options, Training, UsageError, allocating, default_text
 from .signals import Signals
 from .streams import Stderr, reason, say

@@ -22,7 +22,7 @@ True
 LSTM(3, 4, num_layers=2, bidirectional=True)
 """
 
-from .._module import explain_missing
+from .._base.frameworks import explain_missing
 
 try:
     import onnx  # noqa: F401

@@ -7,7 +7,7 @@ import onnx
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from .. import _core
-from ..functional import Array, quiet
+from .._base.arrays import Array, quiet
 from ._graphs import behind, check_order, constants_of, opset_of, refuse_others
 from ._memory import Room
 from ._nodes import MovingNode, RecurrentNode

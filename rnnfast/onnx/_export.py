@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from .. import _core
-from .._module import reordered
-from .._recurrent import Recurrent
-from .._scalars import flag
-from ..functional import Array
+from .._base.arrays import Array
+from .._base.names import of_layer, reordered
+from .._base.scalars import flag
+from .._base.state import STATES
+from .._stack.recurrent import Recurrent
 from ._forms import FORMS
 from ._operators import KINDS
 
@@ -56,7 +56,7 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
     state = flag(state, "state")
     L, D, H, batch_first = layer.num_layers, layer.directions, layer.hidden_size, layer.batch_first
     form, graph = FORMS[layer.cell], _Graph()
-    parts = _core.cells[layer.cell].states
+    parts = STATES[layer.cell]
     if layer.learn_initial_state and not state:
         graph.node("Shape", ["x"], "shape")
         graph.node("Gather", ["shape", graph.constant("batch_axis", [1 - batch_first])], "B")
@@ -107,7 +107,7 @@ def _weights(layer: Recurrent[Any], k: int) -> dict[str, Array | None]:
     order = np.argsort(KINDS[FORMS[layer.cell].operator].gates).tolist()
     w, r, b_ih, b_hh = (
         None if each[0] is None else np.stack([reordered(a, order) for a in each])
-        for each in zip(*layer._tuples(layer.parameters, k), strict=True)
+        for each in zip(*of_layer(layer.parameters, k, layer.directions), strict=True)
     )
     return {"W": w, "R": r, "B": None if b_ih is None else np.concatenate([b_ih, b_hh], axis=1)}
 

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from .. import layers
-from .._recurrent import Recurrent
+from .._stack.recurrent import Recurrent
 
 
 class Form(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import onnx
 from onnx import TensorProto
 
-from ..functional import Array, quiet
+from .._base.arrays import Array, quiet
 from ._errors import ModelError, at
 from ._memory import Room
 from ._nodes import MovingNode

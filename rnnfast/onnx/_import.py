@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from .._scalars import integer
-from ..functional import Array
+from .._base.arrays import Array
+from .._base.names import layer_names
+from .._base.scalars import integer
 from ._errors import ModelError, at
 from ._forms import FORMS
 from ._graphs import KEEPS, behind, check_order, constants_of, opset_of
@@ -85,8 +86,8 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     )
     given = {
         name: a
-        for of_layer, each in zip(layer._names, chosen, strict=True)
-        for names, weights in zip(of_layer, each.weights or (), strict=True)
+        for k, each in enumerate(chosen)
+        for names, weights in zip(layer_names(k, D), each.weights or (), strict=True)
         for name, a in zip(names, weights[: len(names)], strict=True)
     }
     zero = {name: np.zeros_like(p) for name, p in layer.parameters.items()}

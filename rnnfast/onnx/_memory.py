@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ..functional import Array
+from .._base.arrays import Array
 
 LEAST_ROOM = 1 << 28  # bytes that the nodes of any model may make: zero states and indices, never near it
 COPIES = (

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from ..functional import Array
+from .._base.arrays import Array
 from ._errors import at
 from ._memory import Room
 from ._operators import WEIGHTS, Operator

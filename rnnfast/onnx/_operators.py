@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _core
-from .._layout import layout_of
-from .._module import reordered
-from ..functional import Array, checked, linear
+from .._base.arrays import Array, checked
+from .._base.names import reordered
+from .._stack.layout import layout_of
+from ..functional import linear
 from ._stepwise import FUNCTIONS, Activation, State, Step, Weights, elman, gru, lstm
 
 

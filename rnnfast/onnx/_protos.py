@@ -5,7 +5,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ..functional import Array
+from .._base.arrays import Array
 from ._errors import at
 
 SIGNED = TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64

@@ -8,7 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..functional import Array, linear, sigmoid, tanh
+from .._base.arrays import Array
+from ..functional import linear, sigmoid, tanh
 
 Activation: TypeAlias = Callable[[Array], Array]
 State: TypeAlias = tuple[Array, ...]  # [B,H] each

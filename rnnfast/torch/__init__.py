@@ -21,7 +21,7 @@ Examples
 (True, True)
 """
 
-from .._module import explain_missing
+from .._base.frameworks import explain_missing
 
 try:
     import torch

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
-
-NUM_STATES = {cell: len(facts.states) for cell, facts in _core.cells.items()}  # S; torch.compile follows a dict
+from .._base.state import h_and_c
 
 Gradients: TypeAlias = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]  # dx, dstates and dweights
 
@@ -59,8 +58,8 @@ class Call(NamedTuple):
 
 def run_backward(tape: _core.Tape, dlast: Sequence[Tensor | None], need_dx: bool, step: bool = False) -> Gradients:
     """Return the gradients, given those of y and of the last states."""
-    dy, dh, dc = (*(array_of(d, step) for d in dlast), None)[:3]
-    dx, *dstates, grads = _core.backward(tape, dy, dh, dc, need_dx, threads=torch.get_num_threads())
+    dy, *dparts = (array_of(d, step) for d in dlast)
+    dx, *dstates, grads = _core.backward(tape, dy, *h_and_c(tuple(dparts)), need_dx, threads=torch.get_num_threads())
     dweights = [torch.from_numpy(g) for direction in grads for g in direction if g is not None]
     return None if dx is None else tensor_of(dx, step), [tensor_of(d, step) for d in dstates if d is not None], dweights
 

@@ -11,8 +11,9 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _core
+from .._base.state import STATES
 from ._autograd import followed
-from ._calls import NUM_STATES, Call, tensor_of
+from ._calls import Call, tensor_of
 from ._derivatives import STEPS, without_onednn
 from ._operators import forward_operator
 
@@ -43,7 +44,7 @@ def layer(call: Call) -> tuple[Any, ...]:
             _, *last = layer(call.as_layer())
             return None, *(state[0] for state in last)
         if call.batch_sizes is not None and not call.states:  # the operator's results have its shape
-            call = call._replace(states=[call.x.new_zeros(call.state_shape)] * NUM_STATES[call.cell])
+            call = call._replace(states=[call.x.new_zeros(call.state_shape)] * len(STATES[call.cell]))
         *results, _, _ = forward_operator(*call, differentiable)
         return tuple(results)
     if differentiable:
@@ -100,7 +101,7 @@ class _Recurrent(_Scriptable):
         x, batch_sizes, order, places = input if packed else (input, None, None, None)
         weights = weights_of(self, self._flat_weights_names)
         cell, L, D = MODES[self.mode], self.num_layers, 1 + self.bidirectional
-        S = NUM_STATES[cell]
+        S = len(STATES[cell])
         given = prepared(weights[0], x, hx, S, self._state_shape(x.shape, batch_sizes))
         if given is None:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
@@ -150,7 +151,7 @@ class _Cell(_Scriptable):
             return super().forward(input, hx)  # type: ignore[misc]
         weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
         cell, shape = self.cell, (*input.shape[:-1], self.hidden_size)
-        S = NUM_STATES.get(cell, 1)
+        S = len(STATES.get(cell, ("h",)))
         fits = len(shape) in (1, 2) and input.shape[-1:] == (self.input_size,) and cell in STEPS
         given = prepared(weights[0], input, hx, S, shape if fits else None)
         if given is None:

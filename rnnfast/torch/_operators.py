@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ._calls import NUM_STATES, Call, array_of, run_backward, tensor_of
+from .._base.state import STATES
+from ._calls import Call, array_of, run_backward, tensor_of
 from ._derivatives import differentiable_backward
 
 CALL = "str cell, bool bias, Tensor x, Tensor[] states, Tensor? batch_sizes, Tensor[] weights"
@@ -40,7 +41,7 @@ def _forward_shapes(*arguments: Any) -> list[Tensor]:
     rows = x.shape[0] * x.shape[1] if call.batch_sizes is None else x.shape[0]
     gates, cells, _ = _core.tape_row(call.cell, int(H), str(x.dtype).removeprefix("torch."))
     y = x.new_empty(*x.shape[:-1], D * H)
-    states = (x.new_empty(D, B, H) for _ in range(NUM_STATES[call.cell]))
+    states = (x.new_empty(D, B, H) for _ in STATES[call.cell])
     memory = (x.new_empty(D * rows * n) if training else x.new_empty(0) for n in (gates, cells))
     return [y, *states, *memory]
 
@@ -62,7 +63,7 @@ def _filled_tape(call: Call, y: Tensor, gates: Tensor, cells: Tensor) -> _core.T
 
 def _backward_shapes(*arguments: Any) -> list[Tensor]:
     call, need_dx = Call(*arguments[:-5]), arguments[-1]
-    states = (call.state_shape for _ in range(NUM_STATES[call.cell]))
+    states = (call.state_shape for _ in STATES[call.cell])
     shapes = call.x.shape if need_dx else (0,), *states, *(w.shape for w in call.weights)
     return [call.x.new_empty(shape) for shape in shapes]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 Name: TypeAlias = str | os.PathLike[str]
+UNREADABLE = ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError  # what bad files raise
 
 
 def write(path: Name, data: bytes) -> None:

@@ -3,34 +3,26 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, product
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from . import _core, _files
-from ._arraylike import ArrayLike
-from ._scalars import Flag, Number, choice, flag, held, number
-from .functional import Array, checked, checked_target, quiet
-
-if TYPE_CHECKING:
-    from .container import Modules
+from .. import _core
+from . import files
+from .arrays import Array, ArrayLike, checked, float_dtype, quiet
+from .named import checked_values
+from .scalars import Flag, Number, choice, flag, generator, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
-UNREADABLE = ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError  # what bad files raise
-EFFORT = 10_000  # that NumPy may spend to tell whether two arrays overlap; past it, they count as overlapping
-MADE = "parameters", "rng", "fan", "gates", "directions", "cell", "_names"  # what constructors make of their arguments
+MADE = "parameters", "rng", "fan", "gates", "directions", "cell"  # what constructors make of their arguments
+PACKAGE = __name__.partition(".")[0]
 
 
-def explain_missing(name: str, error: ModuleNotFoundError) -> None:
-    """Say how to get the framework of ``rnnfast.<name>``, if that is the module which was not found."""
-    if error.name == name:
-        msg = f'rnnfast.{name} needs {name}, which is not installed: pip install "rnnfast[{name}]"'
-        raise ModuleNotFoundError(msg, name=name) from error
+CLASSES: dict[str, type["Stateful"]] = {}  # this package's, by the names that files have of them
 
 
 @cache
@@ -59,8 +51,18 @@ class Kept:
         return parameters
 
 
+def is_own(kind: type) -> bool:
+    """Return whether a class is one of this package, not a user's that derives from one."""
+    return kind.__module__.partition(".")[0] == PACKAGE
+
+
 class Stateful(ABC):
     """What layers and `Modules` do alike with their parameters: values to load, and files."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if is_own(cls):
+            CLASSES[cls.__name__] = cls
 
     @abstractmethod
     def state_dict(self) -> dict[str, Array]:
@@ -114,7 +116,7 @@ class Stateful(ABC):
 
         description = json.dumps(self._description())
         tensors = {name: np.require(a, requirements="C") for name, a in self.state_dict().items()}
-        _files.write(path, save(tensors, {"rnnfast": description}))
+        files.write(path, save(tensors, {"rnnfast": description}))
 
 
 class Module(Stateful):
@@ -136,7 +138,7 @@ class Module(Stateful):
     fan: int  # H; in `Linear`, I
 
     def __init__(self, shapes: Iterable[Shape], fan: int, dtype: object, seed: Any) -> None:
-        self.dtype = _float_dtype(dtype)
+        self.dtype = float_dtype(dtype)
         self.fan = fan
         if isinstance(seed, Kept):
             self.rng = generator(seed.rng)
@@ -168,82 +170,57 @@ class Module(Stateful):
 
     def __repr__(self) -> str:
         """Return the constructor's call, without what is at its default."""
-        defaults = {name: p.default for name, p in parameters_of(self._kind()).items()}
+        defaults = {name: p.default for name, p in parameters_of(kind_of(self)).items()}
         words = [
             repr(value) if defaults[name] is inspect.Parameter.empty else f"{name}={value!r}"
-            for name, value in self._arguments().items()
+            for name, value in arguments_of(self).items()
             if value != defaults[name]
         ]
         return f"{type(self).__name__}({', '.join(words)})"
 
-    def _arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments, but for the seed."""
-        names = [name for name in parameters_of(self._kind()) if name != "seed"]
-        return {name: str(self.dtype) if name == "dtype" else getattr(self, name) for name in names}
-
-    def _kind(self) -> Any:
-        """Return the class of this package: this one's, or what a user's class derives from."""
-        package = __name__.partition(".")[0]
-        return next(kind for kind in type(self).__mro__ if kind.__module__.partition(".")[0] == package)
-
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and copy keep: the constructor's arguments, the state_dict, the generator and the rest."""
-        arguments = self._arguments()
+        arguments = arguments_of(self)
         own = {name: value for name, value in vars(self).items() if name not in {*arguments, *MADE}}
         return {"arguments": arguments, "state_dict": self.state_dict(), "rng": self.rng, "attributes": own}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         kept = Kept(dict(state["state_dict"]), state["rng"])
-        self._kind().__init__(self, **state["arguments"], seed=kept)
+        kind_of(self).__init__(self, **state["arguments"], seed=kept)
         self.parameters |= kept.tensors  # those that a user's class has added
         vars(self).update(state["attributes"])
-
-    def _copy(self) -> Any:
-        """Return this package's layer with these parameters, copied."""
-        kept = Kept({name: np.array(p) for name, p in self.parameters.items()}, self.rng)
-        return self._kind()(**self._arguments(), seed=kept)
 
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters by torch's names: the arrays themselves, as torch does, not copies."""
         return dict(self.parameters)
 
     def _description(self) -> dict[str, Any]:
-        if type(self) is not self._kind():
+        if type(self) is not kind_of(self):
             msg = f"self: expected a class of rnnfast's own, got {type(self).__name__}; its state_dict() can be saved"
             raise TypeError(msg)
-        return {"class": type(self).__name__, "arguments": self._arguments()}
+        return {"class": type(self).__name__, "arguments": arguments_of(self)}
 
     @classmethod
     def _described(cls, description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
         return cls(**description["arguments"], seed=Kept(tensors))
 
-    def _check_grads(self, grads: dict[str, Array] | None, *read: Any, **others: Array) -> dict[str, Array] | None:
-        """Return views of what a backward is to add into, checked also against what it reads.
 
-        `others` are what `grads` has an entry for beside the parameters.
-        """
-        if grads is None:
-            return None
-        own = {**self.parameters, **others}
-        checked_keys(grads, own, "grads")
-        into = {
-            name: checked_target(grads[name], f"grads[{name!r}]", parameter.shape, parameter.dtype)
-            for name, parameter in own.items()
-        }
-        sources = [*self.parameters.values(), *_arrays(read)]
-        pairs = (*combinations(into.values(), 2), *product(into.values(), sources))
-        if any(np.may_share_memory(a, b) for a, b in pairs):
-            msg = "grads: expected arrays of their own, got some that overlap each other or what backward reads"
-            raise ValueError(msg)
-        return into
+def kind_of(module: Module) -> Any:
+    """Return the class of this package: the module's, or what a user's class derives from."""
+    return next(kind for kind in type(module).__mro__ if is_own(kind))
 
-    def _check_tape(self, tape: object) -> None:
-        if not isinstance(tape, Tape):
-            msg = f"tape: expected the tape of a forward, got {type(tape).__name__}"
-            raise TypeError(msg)
-        if tape.owner is not self:
-            msg = f"tape: expected a tape of this {self!r}, got one of another {tape.owner!r}"
-            raise ValueError(msg)
+
+def arguments_of(module: Module) -> dict[str, Any]:
+    """Return the constructor's arguments, but for the seed."""
+    arguments = {name: getattr(module, name) for name in parameters_of(kind_of(module)) if name != "seed"}
+    bias = arguments["bias"]  # of a `Linear`, the array itself or None
+    return arguments | {"dtype": str(module.dtype), "bias": bias is not None and bias is not False}
+
+
+def copy_of(module: Module) -> Any:
+    """Return this package's module with these parameters, copied."""
+    kept = Kept({name: np.array(p) for name, p in module.parameters.items()}, module.rng)
+    return kind_of(module)(**arguments_of(module), seed=kept)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -259,66 +236,14 @@ class Tape:
         return f"<{type(self).__name__} of {self.owner!r}, x {x}, y {y}>"
 
 
-def checked_keys(given: object, own: Mapping[str, object], name: str) -> Mapping[str, Any]:
-    """Return a mapping that has the keys of one of our own."""
-    if not isinstance(given, Mapping):
-        msg = f"{name}: expected a mapping of names to arrays, got {type(given).__name__}"
+def check_tape(tape: object, owner: Module) -> None:
+    """Refuse what is no tape of this module."""
+    if not isinstance(tape, Tape):
+        msg = f"tape: expected the tape of a forward, got {type(tape).__name__}"
         raise TypeError(msg)
-    if given.keys() != own.keys():
-        found = {"missing": own.keys() - given.keys(), "unexpected": given.keys() - own.keys()}
-        parts = [f"{kind} keys: {sorted(keys, key=str)}" for kind, keys in found.items() if keys]
-        parts += [f"the keys that start with {prefix!r} fit without it" for prefix in _prefixes(given, own)]
-        msg = f"{name}: {'; '.join(parts)}"
+    if tape.owner is not owner:
+        msg = f"tape: expected a tape of this {owner!r}, got one of another {tape.owner!r}"
         raise ValueError(msg)
-    return given
-
-
-def _prefixes(given: Mapping[Any, object], own: Mapping[str, object]) -> list[str]:
-    """Return what stands before our keys in a mapping that has all of them, as that of a model with this layer does."""
-    first = next(iter(own), None)
-    found = (key.removesuffix(first) for key in given if first and isinstance(key, str) and key.endswith(f".{first}"))
-    return sorted(prefix for prefix in found if all(prefix + key in given for key in own))
-
-
-def checked_values(given: object, own: Mapping[str, Array], name: str) -> dict[str, Array]:
-    """Return the values of a mapping that are to be copied to the arrays of the same keys."""
-    mapping = checked_keys(given, own, name)
-    values = {key: checked(mapping[key], key, a.shape, a.dtype) for key, a in own.items()}
-    for key, value in values.items():
-        if any(np.may_share_memory(value, a) for a in own.values()):
-            values[key] = value.copy()  # where two names are exchanged, it would be overwritten before it is read
-    return values
-
-
-def checked_floats(a: object, name: str) -> Array:
-    """Return `a` as an ndarray of float32 or float64."""
-    array = _core.asarray(a, name)
-    if array.dtype not in (np.float32, np.float64):
-        msg = f"{name}: expected dtype float32 or float64, got {array.dtype}"
-        raise TypeError(msg)
-    return array
-
-
-def check_apart(arrays: Mapping[str, Array], name: str) -> None:
-    """Refuse arrays that share memory: what changes each of them once would change that memory twice."""
-    spans = sorted((*np.lib.array_utils.byte_bounds(a), key) for key, a in arrays.items() if a.size)
-    before: list[tuple[int, str]] = []  # the ends and keys of those that reach beyond the start of the next
-    for start, end, key in spans:
-        before = [(other_end, other) for other_end, other in before if other_end > start]
-        for _, other in before:
-            if np.may_share_memory(arrays[key], arrays[other], max_work=EFFORT):  # type: ignore[arg-type] # any int
-                msg = f"{name}: expected arrays of their own, got {other!r} and {key!r} that share memory"
-                raise ValueError(msg)
-        before.append((end, key))
-
-
-def _arrays(values: Iterable[Any]) -> Iterator[Array]:
-    """Return the arrays among values and tuples of values, leaving out what is None."""
-    for value in values:
-        if isinstance(value, tuple):
-            yield from _arrays(value)
-        elif value is not None:
-            yield value
 
 
 def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: Flag = False) -> int:
@@ -447,9 +372,10 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
         msg = f"layer: expected a layer, a cell or Linear, got {type(layer).__name__}"
         raise TypeError(msg)
     choice(scheme, "scheme", ("torch", *SCHEMES))
+    letters = _core.cells[layer.cell].gates if hasattr(layer, "cell") else ""
     if forget_bias is not None:
         forget_bias = number(forget_bias, "forget_bias", layer.dtype.type)
-        if getattr(layer, "cell", None) != "lstm" or not getattr(layer, "bias", False):
+        if "f" not in letters or not getattr(layer, "bias", False):
             msg = f"forget_bias: expected None for a layer without a biased forget gate, got it for {layer!r}"
             raise ValueError(msg)
     rng = layer.rng if seed is None else generator(seed)
@@ -466,111 +392,4 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
             for block in np.split(parameter, layer.gates):
                 block[...] = fill(rng, *block.shape)
         if forget_bias is not None and name.startswith("bias"):
-            np.split(parameter, layer.gates)[1].fill(forget_bias if name.startswith("bias_ih") else 0)
-
-
-def load(path: str | PathLike[str]) -> "Module | Modules":
-    """Make the layer, cell, `Linear` or `Modules` that its `save` wrote.
-
-    Parameters
-    ----------
-    path : path-like
-
-    Returns
-    -------
-    Module or Modules
-        Of the class of the saved one, with the constructors' arguments and the parameters, and generators of its own.
-        Type checkers learn the class by ``assert isinstance(layer, LSTM)``.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read, or is no regular file.
-    ValueError
-        If it is not one that `save` wrote.
-
-    Examples
-    --------
-    >>> import rnnfast, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     rnnfast.GRU(3, 4, batch_first=True).save(f"{folder}/gru.safetensors")
-    ...     rnnfast.load(f"{folder}/gru.safetensors")
-    GRU(3, 4, batch_first=True)
-    """
-    import json
-
-    import safetensors
-
-    _files.check_readable(path)
-    metadata: dict[str, str] = {}
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            description = json.loads(metadata["rnnfast"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            made: Module | Modules = described(description, tensors)
-            if tensors:
-                raise ValueError([*tensors])
-    except (*UNREADABLE, safetensors.SafetensorError) as error:
-        msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
-        if "rnnfast.lm" in metadata:
-            what = f"path: expected the file of a layer, got that of a language model, {str(path)!r}"
-            msg = f"{what}; to load it: rnnfast.lm.Checkpoint.read({str(path)!r}).model()"
-        raise ValueError(msg) from error
-    return made
-
-
-def described(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
-    """Make what a file describes, of parameters that it takes out of `tensors`."""
-    import rnnfast
-
-    kind = vars(rnnfast)[description["class"]]
-    if not issubclass(kind, Stateful):
-        raise TypeError(kind)
-    return kind._described(description, tensors)
-
-
-# What the constructors share
-
-PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
-
-
-def recurrent_shapes(G: int, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of one direction's parameters."""
-    shapes = (G * H, I), (G * H, H), (G * H,), (G * H,)
-    return dict(zip(PARAMETERS[: 4 if bias else 2], shapes, strict=False))
-
-
-def gru_cell(reset_after: bool) -> str:
-    """Return the kernels' name of a GRU."""
-    return "gru" if reset_after else "gru_reset_before"
-
-
-def elman_cell(nonlinearity: str) -> str:
-    """Return the kernels' name of an Elman network."""
-    return "rnn_" + choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
-
-
-def reordered(a: Array, order: Sequence[int]) -> Array:
-    """Return the blocks of rows, one for each gate, in another order."""
-    return np.concatenate([np.split(a, len(order))[gate] for gate in order])
-
-
-def _float_dtype(dtype: Any) -> np.dtype[Any]:
-    try:
-        for known in (np.dtype(np.float32), np.dtype(np.float64)):
-            if dtype is not None and np.dtype(dtype) == known:  # None would be NumPy's default
-                return known
-    except (TypeError, ValueError):  # not a dtype at all
-        pass
-    msg = f"dtype: expected float32 or float64, got {dtype!r}"
-    raise TypeError(msg)
-
-
-def generator(seed: Any) -> np.random.Generator:
-    """Return the generator of a seed."""
-    try:
-        return np.random.default_rng(held(seed))
-    except (TypeError, ValueError) as error:
-        msg = f"seed: {error}"
-        raise type(error)(msg) from None
+            np.split(parameter, layer.gates)[letters.index("f")].fill(forget_bias if name.startswith("bias_ih") else 0)

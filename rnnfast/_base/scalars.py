@@ -97,3 +97,23 @@ def shown(value: Any) -> str:
 def held(value: Any) -> Any:
     """Return the scalar that an array without axes holds, anything else as it is."""
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+def generator(seed: Any) -> np.random.Generator:
+    """Return the generator of a seed."""
+    try:
+        return np.random.default_rng(held(seed))
+    except (TypeError, ValueError) as error:
+        msg = f"seed: {error}"
+        raise type(error)(msg) from None
+
+
+def bound(clip_dh: object) -> float:
+    """Return the bound on what a step passes back, 0 where there is none."""
+    if clip_dh is None:
+        return 0.0
+    limit = number(clip_dh, "clip_dh")
+    if not limit > 0:
+        msg = f"clip_dh: expected a positive bound, got {limit}"
+        raise ValueError(msg)
+    return limit

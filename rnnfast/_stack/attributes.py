@@ -1,6 +1,6 @@
 """The parameters of a stack as attributes, for type checkers: what `Module.__getattr__` finds."""
 
-from .functional import Array
+from .._base.arrays import Array
 
 
 class StackAttributes:

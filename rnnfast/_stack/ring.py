@@ -8,15 +8,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from . import _core
-from ._recurrent import INITIAL, Recurrent
-from .functional import Array, quiet
-
-Parts: TypeAlias = tuple[Array, ...]  # (h, c) of the LSTM, (h,) of the others; [L,B,H] each
+from .. import _core
+from .._base.arrays import Array, quiet
+from .._base.names import of_layer
+from .._base.state import Parts, each, from_h_and_c, h_and_c, initial_names
+from .stack import Stack, mask, state_of_layer
 
 
 class Steps:
@@ -91,16 +91,6 @@ class Turns:
             lock.release()
 
 
-def parts(h: Any, c: Any) -> Parts:
-    """Return the parts of a state that are there."""
-    return (h,) if c is None else (h, c)
-
-
-def pair(state: Parts) -> tuple[Array | None, Array | None]:
-    """Return h and c, None where there is none."""
-    return state[0], state[1] if len(state) == 2 else None
-
-
 class Ring:
     """The last steps of sequences on their way through a stack, with all that a backward through them needs.
 
@@ -111,7 +101,7 @@ class Ring:
 
     def __init__(
         self,
-        layer: Recurrent[Any],
+        stack: Stack[Any],
         x: Array,
         resets: Array | None = None,
         initial: Parts | None = None,
@@ -121,13 +111,13 @@ class Ring:
 
         Without an initial state [L,B,H] it is the one that the layer learns.
         """
-        self.layer, self.x, self.resets, self.embedding = layer, x, resets, embedding
+        self.stack, self.x, self.resets, self.embedding = stack, x, resets, embedding
         # Of what is not contiguous the tapes would make a copy of their own, and not see it change.
         self.rows = None if embedding is None else np.ascontiguousarray(embedding)
         self.learns = initial is None
-        room, B, H = *x.shape[:2], layer.hidden_size
+        room, B, H = *x.shape[:2], stack.hidden_size
         if initial is None:
-            initial = tuple(np.empty((layer.num_layers, B, H), layer.dtype) for _ in self._learned())
+            initial = tuple(np.empty((stack.num_layers, B, H), stack.dtype) for _ in self._learned())
         self.initial = initial
         self.history: list[tuple[int, Parts]] = []  # of the learned initial states [L,H], by the first step with them
         self.first = self.stop = 0
@@ -136,9 +126,9 @@ class Ring:
         self.masks: list[Array] = []  # the factors of dropout before each layer but the first
         self.ys: list[Array] = []
         self.tapes: list[_core.Tape] = []
-        for k in range(layer.num_layers):
+        for k in range(stack.num_layers):
             below = self.ys[-1] if k else x
-            if k and layer.dropout:
+            if k and stack.dropout:
                 below = np.empty_like(below)
                 self.inputs.append(below)
                 self.masks.append(np.empty_like(below))
@@ -161,17 +151,17 @@ class Ring:
         """Run n steps, whose x is in place; return the state after them, [L,B,H]."""
         self._renew()
         if self.learns and not (self.history and all(map(np.array_equal, self._learned(), self.history[-1][1]))):
-            self.history.append((self.stop, tuple(a.copy() for a in self._learned())))
+            self.history.append((self.stop, each(np.copy, self._learned())))
         while len(self.history) > 1 and self.history[1][0] <= self.first:
             del self.history[0]
         steps = slice(self.stop - self.first, self.stop - self.first + n)
         after = []
         for k, tape in enumerate(self.tapes):
             if k and self.masks:
-                self.masks[k - 1][steps] = self.layer._mask(self.ys[k - 1][steps].shape)
+                self.masks[k - 1][steps] = mask(self.stack, self.ys[k - 1][steps].shape)
                 np.multiply(self.ys[k - 1][steps], self.masks[k - 1][steps], out=self.inputs[k][steps])
             resets = None if self.resets is None else self.resets[steps]
-            after.append(parts(*_core.advance(tape, (steps.start, steps.stop), resets)))
+            after.append(from_h_and_c(*_core.advance(tape, (steps.start, steps.stop), resets)))
         self.stop += n
         return tuple(np.concatenate(part) for part in zip(*after, strict=True))
 
@@ -184,9 +174,9 @@ class Ring:
         self._renew()
         tapes, origin = (self._replayed(tau, stop), tau) if replay else (self.tapes, self.first)
         pieces: Any = [(tau, stop, None)] if replay or not self.learns else self._pieces(tau, stop)
-        dinitial = tuple(np.zeros_like(part) for part in self.initial)
-        for k in reversed(range(self.layer.num_layers)):
-            dstart = tuple(part[k : k + 1] for part in dinitial)
+        dinitial = each(np.zeros_like, self.initial)
+        for k in reversed(range(self.stack.num_layers)):
+            dstart = state_of_layer(self.stack, dinitial, k)
             dh, dc = None, None
             dxs: list[Any] = []
             for low, high, initial in pieces:
@@ -199,12 +189,12 @@ class Ring:
                     dc,
                     need_dx or k > 0,
                     grads[k],
-                    dstart=pair(dstart),
+                    dstart=h_and_c(dstart),
                     steps=(low - origin, high - origin),
                 )
                 dxs.insert(0, dx)
             if tau == 0:
-                for part, d in zip(dstart, (dh, dc), strict=False):
+                for part, d in zip(dstart, from_h_and_c(dh, dc), strict=True):
                     part += d
             if len(dxs) == 1 or dxs[0] is None:
                 dy = dxs[0]
@@ -216,10 +206,10 @@ class Ring:
 
     def _forward(self, k: int, x: Array, before: Parts, resets: Array | None, **options: Any) -> tuple[Array, Any]:
         """Run layer k over x, or make room for it; return y and the tape."""
-        layer, parameters = self.layer, self.layer._tuples(self.layer.parameters, k)
-        start, rows = pair(self._initial(k)), None if k else self.rows
+        cell, parameters = self.stack.cell, of_layer(self.stack.parameters, k, 1)
+        start, rows = h_and_c(self._initial(k)), None if k else self.rows
         y, *_, tape = _core.forward(
-            layer.cell, x, parameters, *pair(before), None, rows, resets=resets, start=start, **options
+            cell, x, parameters, *h_and_c(before), None, rows, resets=resets, start=start, **options
         )
         return y, tape
 
@@ -228,7 +218,7 @@ class Ring:
         steps = slice(tau - self.first, stop - self.first)
         resets = None if self.resets is None else self.resets[steps]
         y, tapes = self.x[steps], []
-        for k in range(self.layer.num_layers):
+        for k in range(self.stack.num_layers):
             y = y * self.masks[k - 1][steps] if k and self.masks else y
             y, tape = self._forward(k, y, self._before(k, tau), resets)
             tapes.append(tape)
@@ -240,15 +230,15 @@ class Ring:
             return self._initial(k)
         at = slice(step - self.first - 1, step - self.first)
         c = self.tapes[k].c
-        return parts(self.ys[k][at], None if c is None else c.reshape(self.ys[k].shape)[at])
+        return from_h_and_c(self.ys[k][at], None if c is None else c.reshape(self.ys[k].shape)[at])
 
     # Initial states: a learned one may change, as the weights do. New episodes begin with that of their time.
 
     def _initial(self, k: int) -> Parts:
-        return tuple(part[k : k + 1] for part in self.initial)
+        return state_of_layer(self.stack, self.initial, k)
 
     def _learned(self) -> Parts:
-        return tuple(self.layer.parameters[name] for name in INITIAL if name in self.layer.parameters)
+        return tuple(self.stack.parameters[name] for name in initial_names(self.stack.cell))
 
     def _begin_with(self, learned: Parts) -> None:
         for part, values in zip(self.initial, learned, strict=True):

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core, ragged
-from .functional import Array, checked
-from .ragged import PackedSequence
+from .. import _core, ragged
+from .._base.arrays import Array, checked
+from ..ragged import PackedSequence
 
 LISTS = list, tuple, range  # whose numbers take the layer's dtype
 
