@@ -92,7 +92,7 @@ def test_train_without_a_text_takes_pythons_own(capfd: pytest.CaptureFixture[str
     assert len(Checkpoint.read(Path("model")).vocabulary) > 90
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", LAYERS)
 def test_train_takes_each_cell(cell: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(f"train {{small}} --cell {cell} --layers 2 --dropout 0.1 --epochs 2 --lr 0.01 --clip 5 --seed 3") == 0
     checkpoint = Checkpoint.read(Path("charlm.safetensors"))
@@ -191,7 +191,7 @@ def test_gradflow_says_what_a_picture_needs(capfd: pytest.CaptureFixture[str], m
 
 
 @pytest.mark.parametrize("peer", bench.PEERS)
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", LAYERS)
 def test_bench_compares_like_with_like(cell: str, peer: str) -> None:
     packages, make = bench.PEERS[peer]
     for package in packages:

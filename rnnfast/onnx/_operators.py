@@ -8,109 +8,16 @@ order is ours from `Operator.weights` on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core
-from ._base.arrays import Array, checked
-from ._base.names import reordered
-from ._stack.layout import layout_of
-from .functional import linear, sigmoid, tanh
-
-Activation: TypeAlias = Callable[[Array], Array]
-State: TypeAlias = tuple[Array, ...]  # h, or h and c, [B,H] each
-
-
-class Function(NamedTuple):
-    """An activation function f(x, alpha, beta) and its defaults; None: it takes none, NaN: it has no default."""
-
-    f: Callable[[Array, float, float], Array]
-    alpha: float | None = None
-    beta: float | None = None
-
-
-# By the names of the specification, in lower case: they are found whatever their case. Its defaults are those of the
-# operators of the same names, of which Affine and ScaledTanh are gone.
-FUNCTIONS = {
-    "relu": Function(lambda x, _, __: np.maximum(x, 0)),
-    "tanh": Function(lambda x, _, __: tanh(x)),
-    "sigmoid": Function(lambda x, _, __: sigmoid(x)),
-    "affine": Function(lambda x, alpha, beta: alpha * x + beta, np.nan, 0.0),
-    "leakyrelu": Function(lambda x, alpha, _: np.where(x < 0, alpha * x, x), 0.01),
-    "thresholdedrelu": Function(lambda x, alpha, _: np.where(x < alpha, 0, x), 1.0),
-    "scaledtanh": Function(lambda x, alpha, beta: alpha * tanh(beta * x), np.nan, np.nan),
-    "hardsigmoid": Function(lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1), 0.2, 0.5),
-    "elu": Function(lambda x, alpha, _: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x), 1.0),
-    "softsign": Function(lambda x, _, __: x / (1 + np.abs(x))),
-    "softplus": Function(lambda x, _, __: np.logaddexp(x, 0)),
-}
-
-
-class Weights(NamedTuple):
-    """The weights of one direction, the gates in our order."""
-
-    w_ih: Array  # [G·H,I]
-    w_hh: Array  # [G·H,H]
-    b_ih: Array | None  # [G·H]
-    b_hh: Array | None
-    peepholes: Array | None  # p_i, p_o, p_f [3,H]
-
-
-class Step(NamedTuple):
-    """What one direction does at each step, beside its weights."""
-
-    activations: list[Activation]
-    clip: Activation  # of what an activation function is given
-    option: bool  # input_forget or linear_before_reset
-
-
-# One step: from the input's part of the gates, x_k = W_k x + b_k [B,G·H], and the state h', c' before it to the state
-# after it. s, g and h are the activation functions of the specification, on what `clip` leaves of their arguments.
-
-
-def _lstm(step: Step, w: Weights, gates_x: Array, state: State) -> State:
-    """Return h, c.
-
-    ::
-
-        i = s(x_i + W_hi h' + b_hi + p_i * c')
-        f = s(x_f + W_hf h' + b_hf + p_f * c'), or 1 - i with input_forget
-        c = f * c' + i * g(x_g + W_hg h' + b_hg)
-        h = s(x_o + W_ho h' + b_ho + p_o * c) * h(c)
-    """
-    (s, g_of, h_of), clip = step.activations, step.clip
-    h, c = state
-    p_i, p_o, p_f = np.zeros(3, c.dtype) if w.peepholes is None else w.peepholes
-    i, f, g, o = np.split(gates_x + linear(h, w.w_hh, w.b_hh), 4, axis=-1)
-    i = s(clip(i + p_i * c))
-    f = 1 - i if step.option else s(clip(f + p_f * c))
-    c = f * c + i * g_of(clip(g))
-    return s(clip(o + p_o * c)) * h_of(c), c
-
-
-def _gru(step: Step, w: Weights, gates_x: Array, state: State) -> State:
-    """Return h.
-
-    ::
-
-        r = s(x_r + W_hr h' + b_hr)
-        z = s(x_z + W_hz h' + b_hz)
-        n = g(x_n + W_hn (r * h') + b_hn), or g(x_n + r * (W_hn h' + b_hn)) with linear_before_reset
-        h = (1 - z) * n + z * h'
-    """
-    (s, g_of), clip = step.activations, step.clip
-    (h,) = state
-    r_z, n = 2 * h.shape[-1], slice(2 * h.shape[-1], None)
-    b_rz, b_n = (None, None) if w.b_hh is None else (w.b_hh[:r_z], w.b_hh[n])
-    r, z = np.split(s(clip(gates_x[:, :r_z] + linear(h, w.w_hh[:r_z], b_rz))), 2, axis=-1)
-    n_h = r * linear(h, w.w_hh[n], b_n) if step.option else linear(r * h, w.w_hh[n], b_n)
-    return ((1 - z) * g_of(clip(gates_x[:, n] + n_h)) + z * h,)
-
-
-def _elman(step: Step, w: Weights, gates_x: Array, state: State) -> State:
-    """Return h = s(x_h + W_hh h' + b_hh)."""
-    return (step.activations[0](step.clip(gates_x + linear(state[0], w.w_hh, w.b_hh))),)
+from .. import _core
+from .._base.arrays import Array, checked
+from .._base.names import reordered
+from .._stack.layout import layout_of
+from ..functional import linear
+from ._stepwise import FUNCTIONS, Activation, State, Step, Weights, elman, gru, lstm
 
 
 class Kind(NamedTuple):
@@ -122,12 +29,17 @@ class Kind(NamedTuple):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def initial(self) -> tuple[str, ...]:
+        """The inputs that are the state before the first step."""
+        return tuple(name for name in self.inputs if name.startswith("initial_"))
+
 
 _INPUTS = "X", "W", "R", "B", "sequence_lens", "initial_h"
 KINDS = {
-    "LSTM": Kind((0, 2, 3, 1), ("sigmoid", "tanh", "tanh"), _lstm, (*_INPUTS, "initial_c", "P"), ("Y", "Y_h", "Y_c")),
-    "GRU": Kind((1, 0, 2), ("sigmoid", "tanh"), _gru, _INPUTS, ("Y", "Y_h")),
-    "RNN": Kind((0,), ("tanh",), _elman, _INPUTS, ("Y", "Y_h")),
+    "LSTM": Kind((0, 2, 3, 1), ("sigmoid", "tanh", "tanh"), lstm, (*_INPUTS, "initial_c", "P"), ("Y", "Y_h", "Y_c")),
+    "GRU": Kind((1, 0, 2), ("sigmoid", "tanh"), gru, _INPUTS, ("Y", "Y_h")),
+    "RNN": Kind((0,), ("tanh",), elman, _INPUTS, ("Y", "Y_h")),
 }
 WEIGHTS = "W", "R", "B", "P"
 
@@ -220,9 +132,9 @@ class Operator:
         ]
 
     def run(
-        self, weights: Sequence[Weights], X: object, lengths: object = None, h0: object = None, c0: object = None
+        self, weights: Sequence[Weights], X: object, lengths: object, initial: Sequence[object]
     ) -> tuple[Array, ...]:
-        """Return Y, Y_h and, of an LSTM, Y_c.
+        """Return the outputs of `kind`: Y and the last states.
 
         Parameters
         ----------
@@ -230,8 +142,8 @@ class Operator:
         X : array [T,B,I]
         lengths : array of int32 [B] or None
             `sequence_lens`. Y is zero beyond; of sequences of length 0 so are Y_h and Y_c.
-        h0, c0 : array [D,B,H], optional
-            `initial_h` and, of an LSTM, `initial_c`.
+        initial : sequence of arrays [D,B,H] or None
+            The states that `kind.initial` names.
 
         All shapes are those of `layout` 0.
         """
@@ -244,8 +156,8 @@ class Operator:
         given = (B, D, H) if self.batch_first else (D, B, H)
         state = [
             None if part is None else self._steps_first(self._checked(part, name, given, dtype))
-            for name, part in (("initial_h", h0), ("initial_c", c0))
-        ][: len(self.kind.outputs) - 1]
+            for name, part in zip(self.kind.initial, initial, strict=True)
+        ]
         if lengths is not None:
             lengths = self._checked(lengths, "sequence_lens", (B,), np.dtype(np.int32))
             if B and not 0 <= lengths.min() <= lengths.max() <= T:
@@ -266,11 +178,11 @@ class Operator:
     ) -> list[Array]:
         """Run the kernel: return h of each step [T,B,D·H] and the last state, each part [D,B,H]."""
         _, layout = layout_of(x, lengths, x.shape[2], batch_first=False, embedded=False, dtype=x.dtype)
-        h0, c0 = (*(None if part is None else layout.take_state(part) for part in state), None)[:2]
+        states: Any = [None if part is None else layout.take_state(part) for part in state]
         parameters = [w[:4] for w in weights]
         reverse = self.backwards == (True,)
         sizes = layout.batch_sizes
-        y, *last = _core.inference(cell, layout.take(x), parameters, h0, c0, batch_sizes=sizes, reverse=reverse)
+        y, *last = _core.inference(cell, layout.take(x), parameters, *states, batch_sizes=sizes, reverse=reverse)
         return [layout.give(y), *(layout.whole_state(part, None) for part in last if part is not None)]
 
     def _stepwise(
