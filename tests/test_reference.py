@@ -23,7 +23,7 @@ from problems import (
     with_resets,
 )
 
-from rnnfast import reference
+from rnnfast import _core, reference
 
 STEP = 1e-5  # balances the error of the difference, STEP^2, with that of rounding, 1e-16 / STEP
 TOLERANCE = 1e-8
@@ -581,3 +581,8 @@ def test_a_layer_of_a_stack_holds_its_own_gates() -> None:
     rows = {k: np.split(held[f"dw_hh[0][{k}]"], 4)[1] for k in range(2)}
     assert rows[0].any()
     assert not rows[1].any()
+
+
+def test_the_oracle_and_the_kernels_have_the_same_cells() -> None:
+    files = {name: (len(cell.states), cell.gates) for name, cell in _core.cells.items()}
+    assert files == {name: (cell.states, cell.names) for name, cell in reference.CELLS.items()}
