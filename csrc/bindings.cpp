@@ -86,6 +86,29 @@ py::dict config() {
   return config;
 }
 
+// ---- Cells ---------------------------------------------------------------------------------------------------------
+
+// The facts of each cell, by its name.
+void bind_cells(py::module_& m) {
+  py::class_<CellShape>(m, "CellShape", py::is_final(), "What a cell's file says of it. Read-only.")
+      .def_readonly("name", &CellShape::name)
+      .def_readonly("num_gates", &CellShape::gates)
+      .def_readonly("gates", &CellShape::letters)
+      .def_readonly("held", &CellShape::held)
+      .def_property_readonly("states",
+                             [](const CellShape& cell) {
+                               py::tuple names(std::size_t(cell.state_count));
+                               for (int i = 0; i < cell.state_count; ++i) names[std::size_t(i)] = cell.states[i];
+                               return names;
+                             })
+      .def_property_readonly("parameters",
+                             [](const CellShape& cell) { return py::tuple(py::str(cell.parameters).attr("split")()); })
+      .def("__repr__", [](const CellShape& cell) { return py::str("<CellShape of {}>").format(cell.name); });
+  py::dict all;
+  for (const CellShape& cell : cells()) all[cell.name] = py::cast(&cell, py::return_value_policy::reference);
+  m.attr("cells") = py::module_::import("types").attr("MappingProxyType")(all);
+}
+
 }  // namespace
 
 // ---- The module ----------------------------------------------------------------------------------------------------
@@ -101,9 +124,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
 
   m.attr("_C_API") = py::capsule(&c_api, RNNFAST_CAPSULE);
 
-  py::tuple names(std::size(cells));
-  for (std::size_t i = 0; i < std::size(cells); ++i) names[i] = cells[i].name;
-  m.attr("CELLS") = names;
+  bind_cells(m);
 
   bind_layers(m);
 

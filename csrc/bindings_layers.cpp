@@ -46,7 +46,6 @@ struct Memory {
 
 // Everything a backward needs: references to the arrays, and the memory the kernels filled.
 struct TapeObject {
-  const CellInfo* info;
   Problem problem;
   Schedule schedule;
   std::variant<Saved<float>, Saved<double>> saved;
@@ -68,7 +67,7 @@ void allocate(TapeObject& tape, const py::object& given) {
       return Memory{{}, contiguous_input<Real>("memory", as_array(entry(lent, i), "memory"), {elements}).array()};
     return elements ? Memory{Buffer(std::size_t(elements) * sizeof(Real)), {}} : Memory{};
   };
-  tape.memory = {memory(0, size.gates), memory(1, size.c), memory(2, size.reset_h)};
+  tape.memory = {memory(0, size.gates), memory(1, size.states), memory(2, size.reset_h)};
 }
 
 // The tape's memory as arrays [n], empty where its cell keeps nothing; each keeps the tape alive.
@@ -78,7 +77,7 @@ py::tuple memory_of(const py::object& owner, const TapeObject& tape) {
     const void* data = memory.data() ? memory.data() : &tape;  // NumPy gives no owner to an array at null
     return py::array_t<Real>(Index(memory.bytes() / sizeof(Real)), static_cast<const Real*>(data), owner);
   };
-  return py::make_tuple(array(tape.memory.gates), array(tape.memory.c), array(tape.memory.reset_h));
+  return py::make_tuple(array(tape.memory.gates), array(tape.memory.states), array(tape.memory.reset_h));
 }
 
 template <class Real>
@@ -90,10 +89,10 @@ Held<Real> held_as(const Held<double>& held) {
 
 // {gate: value}, or None; finite values are finite as Real too.
 template <class Real>
-Held<double> read_held(const CellInfo& info, const py::object& object) {
+Held<double> read_held(const CellShape& cell, const py::object& object) {
   Held<double> held = {};
   if (object.is_none()) return held;
-  const std::string gates = info.gates;
+  const std::string gates = cell.held;
   const py::object to_number = py::module_::import("rnnfast._scalars").attr("number");
   if (!py::hasattr(object, "keys")) throw py::type_error("gate_override: expected a dict, got " + type_name(object));
   for (const auto& [gate, value] : py::dict(object)) {  // a copy: the caller's could change while we read it
@@ -102,14 +101,14 @@ Held<double> read_held(const CellInfo& info, const py::object& object) {
       std::string names;
       for (const char name : gates) names += (names.empty() ? "" : ", ") + std::string(1, name);
       throw py::value_error("gate_override: expected " +
-                            (names.empty() ? "None, since " + std::string(info.name) + " has no gates"
-                                           : "gates of " + std::string(info.name) + ", " + names) +
+                            (names.empty() ? "None, since " + std::string(cell.name) + " has no gates"
+                                           : "gates of " + std::string(cell.name) + ", " + names) +
                             ", got " + text(py::reinterpret_steal<py::object>(PyObject_ASCII(gate.ptr()))));
     }
     const std::string name = "gate_override['" + text(gate) + "']";
     const double number =
         called(to_number, py::make_tuple(value, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
-    const int slot = int(index) + (info.cell == Cell::gru ? 1 : 0);  // behind hn
+    const int slot = int(index) + cell.slots - cell.gates;  // the last slots are the gates
     held.slots |= 1u << slot, held.value[slot] = number;
   }
   return held;
@@ -140,9 +139,9 @@ Index checked_threads(Index threads) {
   return threads;
 }
 
-void refuse_c(const CellInfo& info, const std::string& name, const py::object& object) {
-  if (!info.has_c && !object.is_none())
-    throw py::value_error(name + ": expected None, since " + std::string(info.name) + " has no cell state");
+void refuse_c(const CellShape& cell, const std::string& name, const py::object& object) {
+  if (!has_c(cell) && !object.is_none())
+    throw py::value_error(name + ": expected None, since " + std::string(cell.name) + " has no cell state");
 }
 
 // The rows that x is or picks; null where tokens are one-hot.
@@ -176,23 +175,20 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
   ForwardArgs<Real> args = {
       p, rows_of(saved), {}, static_cast<Real*>(scratch.data()), view(tokens, TokenLinks{}), held_as<Real>(tape.held)};
   for (Index d = 0; d < p.D; ++d) {
-    args.directions[d] = {parameters_of(saved.parameters, d),
-                          nullptr,
-                          direction_of(saved.h0, p, d),
-                          direction_of(saved.c0, p, d),
-                          direction_of(saved.h_start, p, d),
-                          direction_of(saved.c_start, p, d),
-                          {y.data + d * p.H, y.stride},
-                          direction_of(h, p, d),
-                          direction_of(c, p, d),
-                          tape_of<Real>(tape.memory, p, d)};
+    args.directions[d] = {.parameters = parameters_of(saved.parameters, d),
+                          .packed = nullptr,
+                          .initial = {direction_of(saved.h0, p, d), direction_of(saved.c0, p, d)},
+                          .start = {direction_of(saved.h_start, p, d), direction_of(saved.c_start, p, d)},
+                          .y = {y.data + d * p.H, y.stride},
+                          .last = {direction_of(h, p, d), direction_of(c, p, d)},
+                          .tape = tape_of<Real>(tape.memory, p, d)};
   }
-  const Index threads = team_size(flops(p, tape.info->G), most_members(p), tape.threads);
+  const Index threads = team_size(flops(p), most_members(p), tape.threads);
   call(threads, [&](const Team& team) { kernels<Real>().forward(args, team); });
 }
 
 template <class Real>
-py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequences& sequences,
+py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                      const ParameterArrays& parameters, const ForwardArrays& arrays, const py::object& held,
                      bool training, const py::object& steps, Index threads) {
   // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
@@ -201,24 +197,23 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
   py::object owner;
   if (training) owner = py::cast(new TapeObject{}, py::return_value_policy::take_ownership);
   TapeObject* const tape = training ? &owner.cast<TapeObject&>() : &inference;
-  tape->info = &info;
   tape->threads = checked_threads(threads);
   if (!training && !arrays.memory.is_none())
     throw py::value_error("memory: expected None, since inference makes no tape");
   if (!steps.is_none() && !arrays.memory.is_none())
     throw py::value_error("memory: expected None, since steps are still to come");
-  tape->problem = read_problem(info, in, sequences, parameters, tape->schedule);
-  tape->held = read_held<Real>(info, held);
+  tape->problem = read_problem(cell, in, sequences, parameters, tape->schedule);
+  tape->held = read_held<Real>(cell, held);
   Problem& p = tape->problem;
   p.run = read_steps(steps, p);
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
   const Shape state_shape = {p.D, p.B, p.H};
-  refuse_c(info, "c0", arrays.c0);
+  refuse_c(cell, "c0", arrays.c0);
   const auto start = tuple_of("start", arrays.start, 2, "(h, c)");
-  refuse_c(info, "start[1]", entry(start, 1));
+  refuse_c(cell, "start[1]", entry(start, 1));
   Saved<Real> saved;
-  saved.parameters = check_parameters<Real>(info, p, parameters);
+  saved.parameters = check_parameters<Real>(cell, p, parameters);
   saved.h0 = optional_input<Real>("h0", arrays.h0, state_shape);
   saved.c0 = optional_input<Real>("c0", arrays.c0, state_shape);
   saved.h_start = start ? optional_input<Real>("start[0]", entry(start, 0), state_shape) : saved.h0;
@@ -234,11 +229,11 @@ py::tuple forward_of(const CellInfo& info, const InputArrays& in, const Sequence
   p.U = Index(tape->tokens.token.size());
 
   const auto outs = tuple_of("out", arrays.out, 3, "(y, h, c)");
-  refuse_c(info, "out[2]", entry(outs, 2));
+  refuse_c(cell, "out[2]", entry(outs, 2));
   std::optional<Output<Real>> y, h, c;
   y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.H), later);
   h = output<Real>("out[1]", entry(outs, 1), state_shape);
-  if (info.has_c) c = output<Real>("out[2]", entry(outs, 2), state_shape);
+  if (has_c(cell)) c = output<Real>("out[2]", entry(outs, 2), state_shape);
   if (outs) {
     OverlapCheck check;
     read_all(check, saved);
@@ -311,15 +306,15 @@ void set(std::optional<Output<Real>>& out, const std::optional<Input<Real>>& fro
 
 template <class Real>
 py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const BackwardArrays& arrays) {
-  const CellInfo& info = *tape.info;
+  const CellShape& cell = *tape.problem.cell;
   Problem p = tape.problem;
   p.run = read_steps(arrays.steps, p);
   if (p.run.first == p.run.last) throw py::value_error("steps: expected at least one step, got none");
   const Windows windows = read_windows(arrays, p);
   const auto of_each_window = [&](Index n) { return Shape{p.T, windows.most, p.B, n}; };
   const Shape state_shape = {p.D, p.B, p.H}, run_shape = shape_of_run(p, p.D * p.H);
-  refuse_c(info, "dc", arrays.dc);
-  refuse_c(info, "dc_steps", arrays.dc_steps);
+  refuse_c(cell, "dc", arrays.dc);
+  refuse_c(cell, "dc_steps", arrays.dc_steps);
   if (arrays.dy.is_none() && arrays.dh.is_none() && arrays.dc.is_none() && arrays.dc_steps.is_none())
     throw py::value_error("dy, dh, dc: expected at least one gradient, got none");
   const Real clip = Real(arrays.clip);
@@ -336,7 +331,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   p.U = Index(tokens.token.size());
 
   const auto outs = tuple_of("out", arrays.out, 3, "(dx, dh0, dc0)");
-  refuse_c(info, "out[2]", entry(outs, 2));
+  refuse_c(cell, "out[2]", entry(outs, 2));
   const bool need_dx = arrays.need_dx && p.input != InputKind::one_hot;
   if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
   std::optional<Output<Real>> dx, dh0, dc0, dh_flow, dc_flow, dh_start, dc_start;
@@ -345,17 +340,17 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                            : shape_of_run(p, p.I);
   if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
   dh0 = output<Real>("out[1]", entry(outs, 1), state_shape);
-  if (info.has_c) dc0 = output<Real>("out[2]", entry(outs, 2), state_shape);
+  if (has_c(cell)) dc0 = output<Real>("out[2]", entry(outs, 2), state_shape);
 
   const auto flows = tuple_of("flow", arrays.flow, 2, "(dh, dc)");
   const auto starts = tuple_of("dstart", arrays.dstart, 2, "(dh, dc)");
-  refuse_c(info, "flow[1]", entry(flows, 1));
-  refuse_c(info, "dstart[1]", entry(starts, 1));
+  refuse_c(cell, "flow[1]", entry(flows, 1));
+  refuse_c(cell, "dstart[1]", entry(starts, 1));
   if (!entry(flows, 0).is_none()) dh_flow = output<Real>("flow[0]", entry(flows, 0), run_shape);
   if (!entry(flows, 1).is_none()) dc_flow = output<Real>("flow[1]", entry(flows, 1), run_shape);
   const bool restarts = p.starts[0] || p.starts[1];
   if (starts || restarts) dh_start = output<Real>("dstart[0]", entry(starts, 0), state_shape, true);
-  if ((starts || restarts) && info.has_c) dc_start = output<Real>("dstart[1]", entry(starts, 1), state_shape, true);
+  if ((starts || restarts) && has_c(cell)) dc_start = output<Real>("dstart[1]", entry(starts, 1), state_shape, true);
 
   const auto given = tuple_of("grads", arrays.grads, std::size_t(p.D), "(one tuple for each direction)");
   std::vector<std::optional<Output<Real>>> gradients;
@@ -370,7 +365,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
       if (given && exists == array.is_none())
         throw py::type_error(name + ": expected " + (exists ? "an array, got None" : "None, got an array"));
       if (exists)
-        gradients.emplace_back(output<Real>(name, array, parameter_shape(p, info.G, std::size_t(i)), true));
+        gradients.emplace_back(output<Real>(name, array, parameter_shape(p, cell.gates, std::size_t(i)), true));
       else
         gradients.emplace_back();
     }
@@ -406,8 +401,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   };
 
   if (p.B > 0) {
-    const Index threads =
-        team_size((need_dx ? 2 : 1.5) * flops(p, info.G), most_members(p), checked_threads(arrays.threads));
+    const Index threads = team_size((need_dx ? 2 : 1.5) * flops(p), most_members(p), checked_threads(arrays.threads));
     const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, windows)) * sizeof(Real));
     const TokenLinks links = link(tokens);
     BackwardArgs<Real> args = {p,
@@ -431,22 +425,16 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
       };
       constexpr View<const Real> no_input = {nullptr, 0};
       constexpr View<Real> no_output = {nullptr, 0};
-      args.directions[d] = {parameters_of(saved.parameters, d),
-                            direction_of(saved.h0, p, d),
-                            direction_of(saved.c0, p, d),
-                            direction_of(saved.h_start, p, d),
-                            direction_of(saved.c_start, p, d),
-                            {static_cast<const Real*>(saved.y.data()) + d * p.H, p.D * p.H},
-                            side(dy_in, no_input),
-                            side(dc_steps, no_input),
-                            tape_of<const Real>(tape.memory, p, d),
-                            direction_of(dh0, p, d),
-                            direction_of(dc0, p, d),
-                            direction_of(dh_start, p, d),
-                            direction_of(dc_start, p, d),
-                            side(dh_flow, no_output),
-                            side(dc_flow, no_output),
-                            {gradient(0), gradient(1), gradient(2), gradient(3)}};
+      args.directions[d] = {.parameters = parameters_of(saved.parameters, d),
+                            .initial = {direction_of(saved.h0, p, d), direction_of(saved.c0, p, d)},
+                            .start = {direction_of(saved.h_start, p, d), direction_of(saved.c_start, p, d)},
+                            .y = {static_cast<const Real*>(saved.y.data()) + d * p.H, p.D * p.H},
+                            .dsteps = {side(dy_in, no_input), side(dc_steps, no_input)},
+                            .tape = tape_of<const Real>(tape.memory, p, d),
+                            .dstate = {direction_of(dh0, p, d), direction_of(dc0, p, d)},
+                            .dstart = {direction_of(dh_start, p, d), direction_of(dc_start, p, d)},
+                            .flow = {side(dh_flow, no_output), side(dc_flow, no_output)},
+                            .gradients = {gradient(0), gradient(1), gradient(2), gradient(3)}};
     }
     const bool adds = given || starts;
     call(
@@ -503,7 +491,7 @@ py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& ste
   p.U = Index(tokens.token.size());
   std::optional<Output<Real>> h, c;
   h = output<Real>("h", py::none(), {p.D, p.B, p.H});
-  if (tape.info->has_c) c = output<Real>("c", py::none(), {p.D, p.B, p.H});
+  if (has_c(*tape.problem.cell)) c = output<Real>("c", py::none(), {p.D, p.B, p.H});
   const View<Real> y = {static_cast<Real*>(saved.y.data()), p.D * p.H};
   if (p.run.last > p.run.first) run_forward(p, tape, saved, tokens, y, h, c);
   return py::make_tuple(finish(h), finish(c));
@@ -539,7 +527,8 @@ void shift_of(TapeObject& tape, Saved<Real>& saved, Index steps) {
     move(memory.data(), std::size_t(elements) * sizeof(Real));
   };
   const TapeMemory<Memory>& memory = tape.memory;
-  move_memory(memory.gates, size.gates), move_memory(memory.c, size.c), move_memory(memory.reset_h, size.reset_h);
+  move_memory(memory.gates, size.gates), move_memory(memory.states, size.states),
+      move_memory(memory.reset_h, size.reset_h);
   move(saved.y.data(), std::size_t(saved.y.nbytes()));
   move(tape.schedule.starts[0].data(), tape.schedule.starts[0].size());
 }
@@ -560,21 +549,21 @@ py::array_t<Index> chunks(const py::object& batch_sizes, Index T, Index B, Index
 py::tuple tape_row(const py::object& cell, Index H, const py::object& dtype) {
   if (H < 1 || double(H) > most_elements) throw py::value_error("H: expected a size, got " + std::to_string(H));
   Problem p = {};
-  p.cell = cell_named(cell).cell, p.T = p.B = p.D = 1, p.H = H;
+  p.cell = &cell_named(cell), p.T = p.B = p.D = 1, p.H = H;
   const py::dtype type = py::dtype::from_args(dtype);
   const bool is_float = type.equal(py::dtype::of<float>());
   if (!is_float && !type.equal(py::dtype::of<double>()))
     throw py::type_error("dtype: expected float32 or float64, got " + text(type));
   const TapeSize size = is_float ? kernels<float>().tape_size(p) : kernels<double>().tape_size(p);
-  return py::make_tuple(size.gates, size.c, size.reset_h);
+  return py::make_tuple(size.gates, size.states, size.reset_h);
 }
 
 // c of every step, [N,D·H] or None: the tape's own memory.
 template <class Real>
 py::object c_of(const py::object& owner, const TapeObject& tape) {
-  if (!tape.info->has_c) return py::none();
+  if (!has_c(*tape.problem.cell)) return py::none();
   const Problem& p = tape.problem;
-  py::array_t<Real> c({rows_of(p), p.D * p.H}, static_cast<const Real*>(tape.memory.c.data()), owner);
+  py::array_t<Real> c({rows_of(p), p.D * p.H}, static_cast<const Real*>(tape.memory.states.data()), owner);
   c.attr("setflags")("write"_a = false);
   return c;
 }
@@ -583,7 +572,7 @@ py::object c_of(const py::object& owner, const TapeObject& tape) {
 template <class Real>
 py::array gate_of(const TapeObject& tape, const std::string& name) {
   const Problem& p = tape.problem;
-  const std::string gates = tape.info->gates;
+  const std::string gates = p.cell->letters;
   const std::size_t gate = name.size() == 1 ? gates.find(name) : gates.npos;
   if (gate == gates.npos) throw py::value_error("gate: expected one of '" + gates + "', got '" + name + "'");
   const py::array out = new_array<Real>({rows_of(p), p.D * p.H});
@@ -612,12 +601,12 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
                   const py::object& batch_sizes, const py::object& resets, const py::object& ends,
                   const py::object& start, const py::object& gate_override, bool reverse, const py::object& steps,
                   Index threads, const py::object& memory) {
-  const CellInfo& info = cell_named(cell);
+  const CellShape& shape = cell_named(cell);
   InputArrays in = {as_array(x, "x"), std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   const ParameterArrays arrays = read_parameters(parameters);
   const auto run = [&]<class Real> {
-    return forward_of<Real>(info, in, {batch_sizes, resets, ends, reverse}, arrays, {h0, c0, start, out, memory},
+    return forward_of<Real>(shape, in, {batch_sizes, resets, ends, reverse}, arrays, {h0, c0, start, out, memory},
                             gate_override, training, steps, threads);
   };
   return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
@@ -642,14 +631,14 @@ void bind_layers(py::module_& m) {
       .def("__repr__",
            [](const TapeObject& tape) {
              const Problem& p = tape.problem;
-             return py::str("<Tape of {}, T={}, B={}, I={}, H={}, D={}>")
-                 .format(tape.info->name, p.T, p.B, p.I, p.H, p.D);
+             return py::str("<Tape of {}, T={}, B={}, I={}, H={}, D={}>").format(p.cell->name, p.T, p.B, p.I, p.H, p.D);
            })
-      .def_property_readonly("cell", [](const TapeObject& tape) { return tape.info->name; })
-      .def_property_readonly("gates", [](const TapeObject& tape) { return tape.info->gates; })
+      .def_property_readonly("cell", [](const TapeObject& tape) { return tape.problem.cell->name; })
+      .def_property_readonly("gates", [](const TapeObject& tape) { return tape.problem.cell->letters; })
       .def_property_readonly("nbytes",
                              [](const TapeObject& tape) {
-                               return tape.memory.gates.bytes() + tape.memory.c.bytes() + tape.memory.reset_h.bytes();
+                               return tape.memory.gates.bytes() + tape.memory.states.bytes() +
+                                      tape.memory.reset_h.bytes();
                              })
       .def_property_readonly("c",
                              [](const py::object& object) {
@@ -697,8 +686,8 @@ void bind_layers(py::module_& m) {
   m.def(
       "check_gate_override",
       [](const py::object& cell, const py::object& held, const py::dtype& dtype) {
-        const CellInfo& info = cell_named(cell);
-        dtype.equal(py::dtype::of<double>()) ? read_held<double>(info, held) : read_held<float>(info, held);
+        const CellShape& shape = cell_named(cell);
+        dtype.equal(py::dtype::of<double>()) ? read_held<double>(shape, held) : read_held<float>(shape, held);
       },
       "cell"_a, "gate_override"_a, "dtype"_a);
   m.def(

@@ -21,14 +21,14 @@ namespace {
 
 // A checked rnnfast_layer. Weights are null where none were given.
 struct Layer {
-  const CellInfo* info;
+  const CellShape* cell;
   rnnfast_dtype dtype;
   Index I, H, D;
   rnnfast_weights weights[2];
 };
 
 bool same_sizes(const Layer& a, const Layer& b) {
-  return a.info == b.info && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.D == b.D;
+  return a.cell == b.cell && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.D == b.D;
 }
 
 template <class Args>
@@ -97,7 +97,7 @@ class Arrays {
   void read(const Layer& layer) {
     for (Index d = 0; d < layer.D; ++d) {
       const rnnfast_weights& w = layer.weights[d];
-      const Index rows = layer.info->G * layer.H;
+      const Index rows = layer.cell->gates * layer.H;
       read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * layer.H);
       read("b_ih", w.b_ih, rows), read("b_hh", w.b_hh, rows);
     }
@@ -147,14 +147,13 @@ Index row_count(const Problem& p) { return p.first_row ? p.first_row[p.T] : p.T 
 Index state_size(const Problem& p) { return p.D * p.B * p.H; }
 
 void refuse_c(const Layer& layer, const char* name, const void* c) {
-  require(!c || layer.info->has_c, "%s: expected NULL, since %s has no cell state", name, layer.info->name);
+  require(!c || has_c(*layer.cell), "%s: expected NULL, since %s has no cell state", name, layer.cell->name);
 }
 
 // Runs a kernel to its end. `share` is of the work of a forward.
 template <class F>
-void run(const Problem& p, const Layer& layer, double share, F&& kernel) {
-  run_parallel(team_size(share * flops(p, layer.info->G), most_members(p)), std::forward<F>(kernel),
-               [] { return false; });
+void run(const Problem& p, double share, F&& kernel) {
+  run_parallel(team_size(share * flops(p), most_members(p)), std::forward<F>(kernel), [] { return false; });
 }
 
 // Scratch of a kernel, and behind it memory for states; in elements.
@@ -173,7 +172,7 @@ Scratch<Real> grow_scratch(Buffer& scratch, Index kernel, Index states) {
 // ---- Packed weights ------------------------------------------------------------------------------------------------
 
 Problem problem_of(const Layer& layer, Index T, Index B) {
-  return {T, B, layer.I, layer.H, layer.D, layer.info->cell, InputKind::dense, 0, {0, T}};
+  return {T, B, layer.I, layer.H, layer.D, layer.cell, InputKind::dense, 0, {0, T}};
 }
 
 void fill(rnnfast_pack& pack, const Layer& layer) {
@@ -237,28 +236,26 @@ template <class Real>
 void run_forward(rnnfast_tape& tape) {
   const Problem& p = tape.problem;
   const rnnfast_forward_args& args = tape.forward;
-  const bool has_c = tape.layer.info->has_c;
+  const bool carries_c = has_c(*tape.layer.cell);
   if (args.tape) grow<Real>(tape.memory, p);
   const auto scratch =
       grow_scratch<Real>(tape.scratch, kernels<Real>().forward_scratch(p, args.pack), 2 * state_size(p));
   void* const h = args.h ? args.h : scratch.states;
-  void* const c = args.c || !has_c ? args.c : scratch.states + state_size(p);
+  void* const c = args.c || !carries_c ? args.c : scratch.states + state_size(p);
   const Index packed_size = args.pack ? kernels<Real>().packed_size(p) : 0;
   ForwardArgs<Real> forward = {p, {static_cast<const Real*>(args.x), p.I}, {}, scratch.kernel};
   for (Index d = 0; d < p.D; ++d) {
     const auto h0 = state_of<const Real>(args.h0, p, d), c0 = state_of<const Real>(args.c0, p, d);
-    forward.directions[d] = {parameters_of<Real>(tape.layer.weights[d]),
-                             args.pack ? static_cast<const Real*>(args.pack->data.data()) + d * packed_size : nullptr,
-                             h0,
-                             c0,
-                             h0,
-                             c0,
-                             side_of<Real>(args.y, p, d),
-                             state_of<Real>(h, p, d),
-                             state_of<Real>(c, p, d),
-                             args.tape ? tape_of<Real>(tape.memory, p, d) : Tape<Real>{}};
+    forward.directions[d] = {
+        .parameters = parameters_of<Real>(tape.layer.weights[d]),
+        .packed = args.pack ? static_cast<const Real*>(args.pack->data.data()) + d * packed_size : nullptr,
+        .initial = {h0, c0},
+        .start = {h0, c0},
+        .y = side_of<Real>(args.y, p, d),
+        .last = {state_of<Real>(h, p, d), state_of<Real>(c, p, d)},
+        .tape = args.tape ? tape_of<Real>(tape.memory, p, d) : Tape<Real>{}};
   }
-  run(p, tape.layer, 1, [&](const Team& team) { kernels<Real>().forward(forward, team); });
+  run(p, 1, [&](const Team& team) { kernels<Real>().forward(forward, team); });
 }
 
 // Gives a tape new memory in place of what a call was changing when it was cut off, which may not even be freed.
@@ -302,7 +299,7 @@ void tape_destroy(rnnfast_tape* tape) {
 void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args) {
   const Layer& layer = tape.layer;
   const Problem& p = tape.problem;
-  const Index rows = row_count(p), states = state_size(p), G = layer.info->G;
+  const Index rows = row_count(p), states = state_size(p), G = layer.cell->gates;
   require(args.dy || args.dh || args.dc, "dy, dh, dc: expected at least one gradient, got NULL");
   require(args.gradients, "gradients: expected an array, got NULL");
   refuse_c(layer, "dc", args.dc), refuse_c(layer, "dc0", args.dc0);
@@ -340,14 +337,14 @@ template <class Real>
 void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args) {
   const Problem& p = tape.problem;
   const Index states = state_size(p);
-  const bool has_c = tape.layer.info->has_c, restarts = p.starts[0] || p.starts[1];
+  const bool carries_c = has_c(*tape.layer.cell), restarts = p.starts[0] || p.starts[1];
   const auto scratch = grow_scratch<Real>(tape.scratch, kernels<Real>().backward_scratch(p, args.dx, {}), 4 * states);
   Real* const dh = args.dh0 ? static_cast<Real*>(args.dh0) : scratch.states;
-  Real* const dc = !has_c ? nullptr : args.dc0 ? static_cast<Real*>(args.dc0) : scratch.states + states;
+  Real* const dc = !carries_c ? nullptr : args.dc0 ? static_cast<Real*>(args.dc0) : scratch.states + states;
   Real* const dh_start = restarts ? scratch.states + 2 * states : nullptr;
-  Real* const dc_start = restarts && has_c ? scratch.states + 3 * states : nullptr;
+  Real* const dc_start = restarts && carries_c ? scratch.states + 3 * states : nullptr;
   start(dh, args.dh, states);
-  if (has_c) start(dc, args.dc, states);
+  if (carries_c) start(dc, args.dc, states);
   if (restarts) start(dh_start, nullptr, 2 * states);
   BackwardArgs<Real> backward = {p,
                                  {static_cast<const Real*>(tape.forward.x), p.I},
@@ -359,27 +356,22 @@ void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args) {
     const auto h0 = state_of<const Real>(tape.forward.h0, p, d), c0 = state_of<const Real>(tape.forward.c0, p, d);
     const rnnfast_gradients& g = args.gradients[d];
     const auto gradient = [](void* a) { return static_cast<Real*>(a); };
-    backward.directions[d] = {parameters_of<Real>(tape.layer.weights[d]),
-                              h0,
-                              c0,
-                              h0,
-                              c0,
-                              side_of<const Real>(tape.forward.y, p, d),
-                              side_of<const Real>(args.dy, p, d),
-                              {nullptr, 0},
-                              tape_of<const Real>(tape.memory, p, d),
-                              state_of<Real>(dh, p, d),
-                              state_of<Real>(dc, p, d),
-                              state_of<Real>(dh_start, p, d),
-                              state_of<Real>(dc_start, p, d),
-                              {nullptr, 0},
-                              {nullptr, 0},
-                              {gradient(g.dw_ih), gradient(g.dw_hh), gradient(g.db_ih), gradient(g.db_hh)}};
+    backward.directions[d] = {
+        .parameters = parameters_of<Real>(tape.layer.weights[d]),
+        .initial = {h0, c0},
+        .start = {h0, c0},
+        .y = side_of<const Real>(tape.forward.y, p, d),
+        .dsteps = {side_of<const Real>(args.dy, p, d)},
+        .tape = tape_of<const Real>(tape.memory, p, d),
+        .dstate = {state_of<Real>(dh, p, d), state_of<Real>(dc, p, d)},
+        .dstart = {state_of<Real>(dh_start, p, d), state_of<Real>(dc_start, p, d)},
+        .flow = {},
+        .gradients = {gradient(g.dw_ih), gradient(g.dw_hh), gradient(g.db_ih), gradient(g.db_hh)}};
   }
-  run(p, tape.layer, args.dx ? 2 : 1.5, [&](const Team& team) { kernels<Real>().backward(backward, team); });
+  run(p, args.dx ? 2 : 1.5, [&](const Team& team) { kernels<Real>().backward(backward, team); });
   for (Index i = 0; restarts && i < states; ++i) {
     dh[i] += dh_start[i];
-    if (has_c) dc[i] += dc_start[i];
+    if (carries_c) dc[i] += dc_start[i];
   }
 }
 
@@ -458,11 +450,11 @@ void require(bool holds, const char* message, ...) {
   throw std::invalid_argument(text);
 }
 
-const CellInfo& cell_named(const char* name) {
-  const auto* info = std::find_if(std::begin(cells), std::end(cells),
-                                  [&](const CellInfo& cell) { return !std::strcmp(cell.name, name); });
-  require(info != std::end(cells), "cell: expected the name of a cell, got '%s'", name);
-  return *info;
+const CellShape& cell_named(const char* name) {
+  for (const CellShape& cell : cells())
+    if (!std::strcmp(cell.name, name)) return cell;
+  require(false, "cell: expected the name of a cell, got '%s'", name);
+  return cells()[0];
 }
 
 // ---- The table -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ struct Busy {
 // Throws std::invalid_argument if that is not so.
 [[gnu::format(printf, 2, 3)]] void require(bool holds, const char* message, ...);
 
-const CellInfo& cell_named(const char* name);
+const CellShape& cell_named(const char* name);
 
 // Runs f() and tells how it went.
 template <class F>

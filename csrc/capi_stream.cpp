@@ -48,7 +48,7 @@ constexpr double flops_between_stops = 1e9;
 template <class Real>
 class Stream final : public rnnfast_stream {
  public:
-  Stream(const CellInfo& info, const rnnfast_stack& stack, Index B)
+  Stream(const CellShape& cell, const rnnfast_stack& stack, Index B)
       : kernels_(kernels<Real>()),
         L_(stack.num_layers),
         B_(B),
@@ -58,17 +58,17 @@ class Stream final : public rnnfast_stream {
         h0_(initial(stack.h0)),
         h_(std::size_t(L_ * B_ * H_)),
         layers_(std::size_t(L_)) {
-    has_c = info.has_c;
+    has_c = rnnfast::has_c(cell);
     if (has_c) c0_ = initial(stack.c0), c_.resize(h_.size());
     for (Index l = 0; l < std::min<Index>(L_ - 1, 2); ++l) between_[l] = buffer(chunk_ * B_ * H_);
     Index scratch = 0;
     for (Index l = 0; l < L_; ++l) {
       ForwardArgs<Real>& layer = layers_[std::size_t(l)];
-      layer.problem = {chunk_, B_, l == 0 ? I_ : H_, H_, 1, info.cell, InputKind::dense, 0, {0, chunk_}};
-      layer.directions[0] = direction_of(stack.layers[l], l);
+      layer.problem = {chunk_, B_, l == 0 ? I_ : H_, H_, 1, &cell, InputKind::dense, 0, {0, chunk_}};
+      layer.directions[0] = direction_of(cell, stack.layers[l], l);
       if (l > 0) layer.x = {data(between_[(l - 1) % 2]), H_};
       scratch = std::max(scratch, kernels_.forward_scratch(layer.problem, true));
-      flops_per_step_ += flops(layer.problem, info.G) / double(chunk_);
+      flops_per_step_ += flops(layer.problem) / double(chunk_);
     }
     scratch_ = buffer(scratch);
     for (ForwardArgs<Real>& layer : layers_) layer.scratch = data(scratch_);
@@ -122,7 +122,7 @@ class Stream final : public rnnfast_stream {
   Real* state_of(std::vector<Real>& state, Index l) const { return &state[std::size_t(l * B_ * H_)]; }
 
   // Of a layer whose problem is known. The state is advanced in place.
-  ForwardDirection<Real> direction_of(const rnnfast_weights& weights, Index l) {
+  ForwardDirection<Real> direction_of(const CellShape& cell, const rnnfast_weights& weights, Index l) {
     const auto array = [](const void* a) { return static_cast<const Real*>(a); };
     const Problem& p = layers_[std::size_t(l)].problem;
     const Buffer& packed = packed_.emplace_back(buffer(kernels_.packed_size(p)));
@@ -130,9 +130,9 @@ class Stream final : public rnnfast_stream {
                   data(packed));
     ForwardDirection<Real> direction = {};
     direction.packed = data(packed);
-    direction.h = {state_of(h_, l), H_};
-    direction.h0 = {direction.h.data, H_};
-    if (has_c) direction.c = {state_of(c_, l), H_}, direction.c0 = {direction.c.data, H_};
+    direction.last[0] = {state_of(h_, l), H_};
+    if (has_c) direction.last[1] = {state_of(c_, l), H_};
+    for (int s = 0; s < cell.state_count; ++s) direction.initial[s] = {direction.last[s].data, H_};
     if (l + 1 < L_) direction.y = {data(between_[l % 2]), H_};
     return direction;
   }
@@ -197,17 +197,17 @@ void require_state(const rnnfast_stream& stream, const void* h, const void* c) {
 rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_stream** stream) {
   return told([&] {
     require(stack && stack->cell && stack->layers && stream, "stack, stream: expected pointers, got NULL");
-    const CellInfo& info = cell_named(stack->cell);
+    const CellShape& cell = cell_named(stack->cell);
     require_dtype(stack->dtype);
     require(stack->num_layers >= 1 && stack->input_size >= 1 && stack->hidden_size >= 1 && B >= 1,
             "L, I, H, B: expected at least 1, got less");
     const double rows = std::max(double(B), double(chunk_rows)), units = double(stack->hidden_size) + 64;
     require(double(stack->num_layers) * units * (4 * (double(stack->input_size) + units) + rows) * 8 < most_elements,
             "L, I, H, B: expected sizes that fit the address space, got more");
-    require(!stack->c0 || info.has_c, "c0: expected NULL, got an array");
+    require(!stack->c0 || has_c(cell), "c0: expected NULL, got an array");
     for (Index l = 0; l < stack->num_layers; ++l)
       require(stack->layers[l].w_ih && stack->layers[l].w_hh, "w_ih, w_hh: expected arrays, got NULL");
-    with_real(stack->dtype, [&]<class Real> { *stream = new Stream<Real>(info, *stack, B); });
+    with_real(stack->dtype, [&]<class Real> { *stream = new Stream<Real>(cell, *stack, B); });
   });
 }
 

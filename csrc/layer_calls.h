@@ -77,10 +77,11 @@ inline void find_starts(Problem& p, const unsigned char* begins, const unsigned 
 
 // ---- Tapes ---------------------------------------------------------------------------------------------------------
 
-// Of all directions; c of both lies side by side, as y does. Memory is a Buffer, or what has its data().
+// Of all directions; states of both lie side by side, as y does, one state after the other. Memory is a Buffer, or what
+// has its data().
 template <class Memory = Buffer>
 struct TapeMemory {
-  Memory gates, c, reset_h;
+  Memory gates, states, reset_h;
 };
 
 inline void grow(Buffer& buffer, std::size_t bytes) {
@@ -94,7 +95,8 @@ template <class Real>
 void grow(TapeMemory<>& memory, const Problem& p) {
   const TapeSize size = kernels<Real>().tape_size(p);
   const auto bytes = [&](Index elements) { return std::size_t(elements * p.D) * sizeof(Real); };
-  grow(memory.gates, bytes(size.gates)), grow(memory.c, bytes(size.c)), grow(memory.reset_h, bytes(size.reset_h));
+  grow(memory.gates, bytes(size.gates)), grow(memory.states, bytes(size.states)),
+      grow(memory.reset_h, bytes(size.reset_h));
 }
 
 // One direction's part; null where there is no memory, or the cell needs none.
@@ -104,9 +106,13 @@ Tape<Real> tape_of(const TapeMemory<Memory>& memory, const Problem& p, Index d) 
   const auto at = [](const Memory& part, Index elements, Index offset) {
     return part.data() && elements ? static_cast<Real*>(part.data()) + offset : nullptr;
   };
-  return {at(memory.gates, size.gates, d * size.gates),
-          {at(memory.c, size.c, d * p.H), p.D * p.H},
-          at(memory.reset_h, size.reset_h, d * size.reset_h)};
+  Tape<Real> tape = {.gates = at(memory.gates, size.gates, d * size.gates),
+                     .states = {},
+                     .reset_h = at(memory.reset_h, size.reset_h, d * size.reset_h)};
+  const int kept = p.cell->state_count - 1;  // all but h
+  for (int s = 0; s < kept; ++s)
+    tape.states[s + 1] = {at(memory.states, size.states, s * p.D * (size.states / kept) + d * p.H), p.D * p.H};
+  return tape;
 }
 
 }  // namespace rnnfast

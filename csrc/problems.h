@@ -14,12 +14,12 @@ namespace rnnfast {
 
 // ---- Cells by name -------------------------------------------------------------------------------------------------
 
-inline const CellInfo& cell_named(const py::object& name) {
+inline const CellShape& cell_named(const py::object& name) {
   if (!py::isinstance<py::str>(name)) throw py::type_error("cell: expected a str, got " + type_name(name));
   std::string names;
-  for (const CellInfo& info : cells) {
-    if (name.equal(py::str(info.name))) return info;
-    names += (names.empty() ? "" : ", ") + std::string(info.name);
+  for (const CellShape& cell : cells()) {
+    if (name.equal(py::str(cell.name))) return cell;
+    names += (names.empty() ? "" : ", ") + std::string(cell.name);
   }
   throw py::value_error("cell: expected one of " + names + ", got " +
                         text(py::reinterpret_steal<py::object>(PyObject_ASCII(name.ptr()))));
@@ -120,7 +120,7 @@ inline void read_resets(const Sequences& sequences, const Shape& rows, Problem& 
 }
 
 // The sizes of a call, from the shapes of x and of the first direction's weights.
-inline Problem read_problem(const CellInfo& info, const InputArrays& in, const Sequences& sequences,
+inline Problem read_problem(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                             const ParameterArrays& arrays, Schedule& schedule) {
   const Array& x = in.x;
   Problem p = {};
@@ -128,13 +128,15 @@ inline Problem read_problem(const CellInfo& info, const InputArrays& in, const S
   const Index row_axes = packed ? 1 : 2;
   if (packed) schedule.first_row = read_batch_sizes(sequences.batch_sizes);
   p.input = kind_of(in, row_axes);
-  p.cell = info.cell;
+  p.cell = &cell;
   p.D = Index(arrays.size() / 4);
   const Array &w_ih = *arrays[0], &w_hh = *arrays[1];
-  if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / info.G != w_hh.shape(1) || w_hh.shape(0) % info.G)
-    wrong_shape("w_hh", info.G == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(info.G) + "·H, H) with H >= 1", w_hh);
+  if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / cell.gates != w_hh.shape(1) ||
+      w_hh.shape(0) % cell.gates)
+    wrong_shape("w_hh",
+                cell.gates == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(cell.gates) + "·H, H) with H >= 1", w_hh);
   p.H = w_hh.shape(1);
-  if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(info.G * p.H) + ", I)", w_ih);
+  if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(cell.gates * p.H) + ", I)", w_ih);
   p.I = w_ih.shape(1);
   const bool dense = p.input == InputKind::dense;
   const std::string row = dense ? ", " + std::to_string(p.I) : "";
@@ -189,11 +191,11 @@ inline Shape shape_of_run(const Problem& p, Index n) {
 }
 
 template <class Real>
-LayerParameters<Real> check_parameters(const CellInfo& info, const Problem& p, const ParameterArrays& arrays) {
+LayerParameters<Real> check_parameters(const CellShape& cell, const Problem& p, const ParameterArrays& arrays) {
   LayerParameters<Real> parameters(arrays.size());
   for (std::size_t i = 0; i < arrays.size(); ++i)
     if (arrays[i])
-      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], *arrays[i], parameter_shape(p, info.G, i % 4));
+      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], *arrays[i], parameter_shape(p, cell.gates, i % 4));
   return parameters;
 }
 

@@ -13,7 +13,30 @@ namespace rnnfast {
 
 using Index = std::ptrdiff_t;
 
-enum class Cell { lstm, gru, gru_reset_before, rnn_tanh, rnn_relu };
+// What a cell has at most: states (h first), slots (vectors that it keeps for a row and a unit block), phases.
+constexpr int most_states = 2, most_slots = 4, most_phases = 2;
+
+// One recurrent product: it fills `slots` slots from `slot` on; the gates from `gate` on of packed w_hh take part in
+// it, `gates` of them, with h' (or r h') as operand.
+struct Phase {
+  int slot, slots, gate, gates;
+  bool reset_h;
+};
+
+// A cell's names and numbers: all that the loops, and those who call them, know of it. Made from the cell's own file,
+// kernels/cells/, whose words these are.
+struct CellShape {
+  const char* name;
+  const char* letters;              // of its gates, in the order of w_ih and w_hh; "" where they have no names
+  const char* held;                 // letters of those that can be held at a value
+  const char* parameters;           // names of what it has beside w_ih, w_hh, b_ih, b_hh, with spaces between
+  const char* states[most_states];  // their names
+  int index;                        // in the list of all cells
+  int gates, slots, state_count, phase_count;
+  Phase phases[most_phases];
+  int input_gates[most_slots], recurrent_gates[most_slots];
+  bool keeps_gates, reads_h_before, leaves_dh;
+};
 
 enum class Activation { sigmoid, tanh };
 
@@ -30,7 +53,7 @@ struct Steps {
 // step has the first of them, and B is the number that has the first step.
 struct Problem {
   Index T, B, I, H, D;
-  Cell cell;
+  const CellShape* cell;
   InputKind input;
   Index U;               // different tokens that occur
   Steps run = {};        // of the T steps, those to compute
@@ -65,19 +88,19 @@ struct Parameters {
 // What a training forward keeps for its backward, beside x and y. Null where the cell needs nothing.
 template <class Real>
 struct Tape {
-  Real* gates;    // activated gates, [chunk of time][unit block][row][slot x lanes]
-  View<Real> c;   // c_t, [T·B,H]
-  Real* reset_h;  // r * h_{t-1} of the GRU that resets before its product, [T·B,H]
+  Real* gates;                     // activated gates, [chunk of time][unit block][row][slot x lanes]
+  View<Real> states[most_states];  // after each step, [T·B,H]; that of h is y and not here
+  Real* reset_h;                   // r * h_{t-1} of the GRU that resets before its product, [T·B,H]
 };
 
 template <class Real>
 struct ForwardDirection {
   Parameters<const Real> parameters;
-  const Real* packed;                 // the same from `pack`, for all directions or none; null: packed into scratch
-  View<const Real> h0, c0;            // before the first step, [B,H]; null: zeros
-  View<const Real> h_start, c_start;  // of rows that start anew, likewise
-  View<Real> y;                       // [T·B,H]
-  View<Real> h, c;                    // last states, [B,H]; may be h0 and c0
+  const Real* packed;                     // the same from `pack`, for all directions or none; null: packed into scratch
+  View<const Real> initial[most_states];  // states before the first step, [B,H]; null: zeros
+  View<const Real> start[most_states];    // of rows that start anew, likewise
+  View<Real> y;                           // h after each step, [T·B,H]
+  View<Real> last[most_states];           // states after the last step, [B,H]; may be the initial ones
   Tape<Real> tape;
 };
 
@@ -102,13 +125,14 @@ struct ForwardArgs {
 template <class Real>
 struct BackwardDirection {
   Parameters<const Real> parameters;
-  View<const Real> h0, c0, h_start, c_start;  // as in forward
-  View<const Real> y;                         // [T·B,H]
-  View<const Real> dy, dc_steps;              // of h and c of the run's steps; null: zeros
+  View<const Real> initial[most_states], start[most_states];  // as in forward
+  View<const Real> y;                                         // [T·B,H]
+  View<const Real> dsteps[most_states];                       // of the states after each of the run's steps: of h, dy;
+                                                              // null: zeros
   Tape<const Real> tape;
-  View<Real> dh, dc;              // [B,H]; gradients of the last states on entry, of h0 and c0 on return
-  View<Real> dh_start, dc_start;  // [B,H]; those of h_start and c_start are added; null where no row starts anew
-  View<Real> dh_flow, dc_flow;    // all that reaches h and c of the run's steps; null: not wanted
+  View<Real> dstate[most_states];  // [B,H]; gradients of the last states on entry, of the initial ones on return
+  View<Real> dstart[most_states];  // [B,H]; those of `start` are added; null where no row starts anew
+  View<Real> flow[most_states];    // all that reaches the states after each of the run's steps; null: not wanted
   Parameters<Real> gradients;
 };
 
@@ -204,7 +228,7 @@ struct Team {
 
 // Sizes in elements.
 struct TapeSize {
-  Index gates, c, reset_h;
+  Index gates, states, reset_h;
 };
 
 template <class Real>
@@ -234,6 +258,8 @@ struct Kernels {
 // What one instruction set exports.
 struct KernelTable {
   const char* name;
+  const CellShape* cells;
+  int cell_count;
   Kernels<float> f32;
   Kernels<double> f64;
 };

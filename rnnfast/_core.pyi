@@ -13,7 +13,23 @@ _Parameters: TypeAlias = Sequence[Sequence[object]]
 _Grads: TypeAlias = list[tuple[_Array, _Array, _Array | None, _Array | None]]
 
 _C_API: Any  # the capsule of csrc/capi.h
-CELLS: tuple[str, ...]
+
+@final
+class CellShape:
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_gates(self) -> int: ...
+    @property
+    def gates(self) -> str: ...
+    @property
+    def held(self) -> str: ...
+    @property
+    def states(self) -> tuple[str, ...]: ...
+    @property
+    def parameters(self) -> tuple[str, ...]: ...
+
+cells: Mapping[str, CellShape]
 
 _State = TypeVar("_State", default=Any)  # of the layer: h, or (h, c)
 

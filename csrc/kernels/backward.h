@@ -102,18 +102,18 @@ RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int 
     p.h = load(s.h);
   }
   p.dh = load(s.dh) + load(s.dy);
-  if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
-  if constexpr (Cell::has_c) p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
+  if constexpr (Cell::reads_h_before) p.h_before = load(s.h_before);
+  if constexpr (has_c<Cell>) p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
   if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
   Cell::template backward<S, phase>(p);
-  if constexpr (Cell::has_c)
+  if constexpr (has_c<Cell>)
     if (s.dc_flow.data) store(s.dc_flow, p.dc_flow);
   Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.dgate_row + row);
 #pragma GCC unroll 4
   for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
     store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
-  if constexpr (Cell::has_c) store(s.dc, p.dc);
-  if constexpr (Cell::passes_dh && phase == 0) store(s.dh, p.dh);
+  if constexpr (has_c<Cell>) store(s.dc, p.dc);
+  if constexpr (Cell::leaves_dh && phase == 0) store(s.dh, p.dh);
 }
 
 // out = a + b, some rows of some units.
@@ -156,7 +156,7 @@ bool backward_step(const BackwardStep<Real>& s, const StepWindowsOrWhole& window
     if (!goes_on) return;
     const Factor factor = {part.slot, part.gate, part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
-    const bool from_dh = Cell::passes_dh && !part.reset_h;
+    const bool from_dh = Cell::leaves_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
     const Product<Real> product = {s.dgates, s.dgate_row, init, out, windows.count * s.rows, s.units, s.backwards};
     if (scratch.unpacked_w_hh.data)
@@ -201,7 +201,7 @@ struct Chunk {
 
 template <class Real>
 StateBefore<Real> h_before(const BackwardDirection<Real>& direction, const Real* zeros, Real* mixed) {
-  return {or_zeros(direction.h0, zeros), or_zeros(direction.h_start, zeros), direction.y, true, mixed};
+  return {or_zeros(direction.initial[0], zeros), or_zeros(direction.start[0], zeros), direction.y, true, mixed};
 }
 
 template <class Cell, class Real>
@@ -249,10 +249,10 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
   const BackwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
   const TimeOrder order = time_order(p, item.direction);
-  const View<const Real> c = direction.tape.c, dy = or_zeros(direction.dy, whole.zeros);
+  const View<const Real> c = direction.tape.states[1], dy = or_zeros(direction.dsteps[0], whole.zeros);
   const StateBefore<Real> h0 = h_before(direction, whole.zeros, scratch.h_mixed);
-  const StateBefore<Real> c0 = {or_zeros(direction.c0, whole.zeros), or_zeros(direction.c_start, whole.zeros), c, true,
-                                scratch.c_mixed};
+  const StateBefore<Real> c0 = {or_zeros(direction.initial[1], whole.zeros), or_zeros(direction.start[1], whole.zeros),
+                                c, true, scratch.c_mixed};
   const Index tape_row = row_of(p, chunk_start(p, chunk.chunk)), run_row = row_of(p, p.run.first);
   const Span units = units_of<Real>(p, item);
 
@@ -266,16 +266,16 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.gate_row = row - tape_row;
     s.dgates = scratch.dgates;
     s.dgate_row = row - row_of(p, chunk.t);
-    if (Cell::passes_dh) s.h_before = state_before(p, h0, item, t, mixes);
+    if (Cell::reads_h_before) s.h_before = state_before(p, h0, item, t, mixes);
     s.h = at(direction.y, row);
-    if (Cell::has_c) s.c_before = state_before(p, c0, item, t, mixes), s.c = at(c, row);
+    if (has_c<Cell>) s.c_before = state_before(p, c0, item, t, mixes), s.c = at(c, row);
     s.dy = at(dy, row - run_row);
-    s.dh = at(direction.dh, item.first);
-    if (Cell::has_c) s.dc = at(direction.dc, item.first);
+    s.dh = at(direction.dstate[0], item.first);
+    if (has_c<Cell>) s.dc = at(direction.dstate[1], item.first);
     if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + most_deltas(args.windows) * item.first * p.H, p.H};
-    if (direction.dc_steps.data) s.dc_step = at(direction.dc_steps, row - run_row);
-    if (direction.dh_flow.data) s.dh_flow = at(direction.dh_flow, row - run_row);
-    if (direction.dc_flow.data) s.dc_flow = at(direction.dc_flow, row - run_row);
+    if (direction.dsteps[1].data) s.dc_step = at(direction.dsteps[1], row - run_row);
+    if (direction.flow[0].data) s.dh_flow = at(direction.flow[0], row - run_row);
+    if (direction.flow[1].data) s.dc_flow = at(direction.flow[1], row - run_row);
     s.rows = rows_of_item(p, item, t), s.units = item.units;
     s.backwards = turns_back(t);
     s.held = &args.held;
@@ -288,11 +288,11 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     if (!backward_step<Cell>(s, WholeSequence(), scratch, team, [&] { return meet(item, team); })) return;
     if (args.clip > 0) {
       clip_rows(s.dh, s.rows, units, args.clip);
-      if (Cell::has_c) clip_rows(s.dc, s.rows, units, args.clip);
+      if (has_c<Cell>) clip_rows(s.dc, s.rows, units, args.clip);
     }
     if (const unsigned char* starts = p.starts[item.direction]) {
-      end_episodes(starts + row, s.dh, at(direction.dh_start, item.first), s.rows, units);
-      if (Cell::has_c) end_episodes(starts + row, s.dc, at(direction.dc_start, item.first), s.rows, units);
+      end_episodes(starts + row, s.dh, at(direction.dstart[0], item.first), s.rows, units);
+      if (has_c<Cell>) end_episodes(starts + row, s.dc, at(direction.dstart[1], item.first), s.rows, units);
     }
   }
   for (Index meeting = chunk.steps * phase_count<Cell>; meeting < chunk.rounds * phase_count<Cell>; ++meeting)

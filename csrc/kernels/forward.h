@@ -163,8 +163,8 @@ RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index
   const auto store = [&](const View<Real>& view, typename S::V v) {
     store_lanes<S>(view.data + row * view.stride + unit, v, valid);
   };
-  if constexpr (Cell::passes_dh) p.h_before = load(s.h_before);
-  if constexpr (Cell::has_c) p.c_before = load(s.c_before);
+  if constexpr (Cell::reads_h_before) p.h_before = load(s.h_before);
+  if constexpr (has_c<Cell>) p.c_before = load(s.c_before);
   Cell::template forward<S, phase>(p);
   if (s.store_gates) {
 #pragma GCC unroll 4
@@ -175,7 +175,7 @@ RNNFAST_INLINE void forward_point(const ForwardStep<Real>& s, Real* gates, Index
     store(s.reset_h, p.reset_h);
   } else {
     store(s.h, p.h);
-    if constexpr (Cell::has_c) store(s.c, p.c);
+    if constexpr (has_c<Cell>) store(s.c, p.c);
   }
 }
 
@@ -286,16 +286,16 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const ForwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
   const TimeOrder order = time_order(p, item.direction);
-  const bool projects = projects_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.c.data;
+  const bool projects = projects_input(p), keeps_gates = direction.tape.gates, keeps_c = direction.tape.states[1].data;
   // Where steps differ in their rows, members that are in different chunks would find each other's at one place.
   const bool ahead = projects && (keeps_gates || !p.first_row || item.rows == p.B);
   const Real* const zeros = scratch.weights.zeros;
-  const View<Real> c = keeps_c ? direction.tape.c : direction.c;
+  const View<Real> c = keeps_c ? direction.tape.states[1] : direction.last[1];
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
-  const StateBefore<Real> h_before = {or_zeros(direction.h0, zeros), or_zeros(direction.h_start, zeros),
+  const StateBefore<Real> h_before = {or_zeros(direction.initial[0], zeros), or_zeros(direction.start[0], zeros),
                                       read_only(direction.y), true, scratch.h_mixed};
-  const StateBefore<Real> c_before = {or_zeros(direction.c0, zeros), or_zeros(direction.c_start, zeros), read_only(c),
-                                      keeps_c, keeps_c ? scratch.c_mixed : c.data};
+  const StateBefore<Real> c_before = {or_zeros(direction.initial[1], zeros), or_zeros(direction.start[1], zeros),
+                                      read_only(c), keeps_c, keeps_c ? scratch.c_mixed : c.data};
 
   for (Index i = 0; i < run_chunks(p); ++i) {
     if (!item.joined && team.interrupted(team)) return;
@@ -334,7 +334,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       bool mixes = false;
       s.h_before = state_before(p, h_before, item, t, mixes);
       s.h = at(direction.y, row);
-      if (Cell::has_c) {
+      if (has_c<Cell>) {
         s.c_before = state_before(p, c_before, item, t, mixes);
         s.c = at(c, keeps_c ? row : item.first);
       }
@@ -370,8 +370,8 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     const auto copy = [&](const View<Real>& sequence, const View<Real>& state) {
       for (Index j = units.first; j < units.last; ++j) at(state, b).data[j] = at(sequence, last).data[j];
     };
-    copy(direction.y, direction.h);
-    if (Cell::has_c && keeps_c) copy(c, direction.c);
+    copy(direction.y, direction.last[0]);
+    if (has_c<Cell> && keeps_c) copy(c, direction.last[1]);
   }
 }
 

@@ -1,40 +1,34 @@
 // Instantiates the kernels for one instruction set: CMake compiles this file once per row of its table, with
 // RNNFAST_ISA as the name of the namespace. The table is the only symbol that leaves it.
 #include "backward.h"
-#include "elman.h"
+#include "cells/all.h"
 #include "forward.h"
-#include "gru.h"
 #include "limits.h"
 #include "linear.h"
 #include "losses.h"
-#include "lstm.h"
 #include "optimizers.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
+template <class F, class First, class... Others>
+RNNFAST_INLINE auto with_cell(const CellShape& shape, F&& f, CellList<First, Others...>) {
+  if constexpr (sizeof...(Others) > 0)
+    if (shape.index != cell_shapes.of[AllCells::count - 1 - sizeof...(Others)].index)
+      return with_cell(shape, f, CellList<Others...>());
+  return f.template operator()<First>();
+}
+
 template <class F>
-RNNFAST_INLINE auto with_cell(Cell cell, F&& f) {
-  switch (cell) {
-    case Cell::lstm:
-      return f.template operator()<Lstm>();
-    case Cell::gru:
-      return f.template operator()<Gru>();
-    case Cell::gru_reset_before:
-      return f.template operator()<GruResetBefore>();
-    case Cell::rnn_tanh:
-      return f.template operator()<Elman<Tanh>>();
-    case Cell::rnn_relu:
-      break;
-  }
-  return f.template operator()<Elman<Relu>>();
+RNNFAST_INLINE auto with_cell(const CellShape* shape, F&& f) {
+  return with_cell(*shape, f, AllCells());
 }
 
 template <class Real>
 TapeSize tape_size_of(const Problem& p) {
   return with_cell(p.cell, [&]<class C> {
     const Index rows = row_of(p, p.T);
-    return TapeSize{C::keeps_gates ? gates_size<C>(rows, blocks_of<Real>(p.H)) : 0, C::has_c ? rows * p.H : 0,
+    return TapeSize{C::keeps_gates ? gates_size<C>(rows, blocks_of<Real>(p.H)) : 0, (state_count<C> - 1) * rows * p.H,
                     resets_h<C> ? rows * p.H : 0};
   });
 }
@@ -152,6 +146,6 @@ constexpr Kernels<Real> kernels = {cut_into_chunks,
 #define RNNFAST_NAME_OF(isa) #isa
 #define RNNFAST_NAME(isa) RNNFAST_NAME_OF(isa)
 extern const KernelTable table;
-const KernelTable table = {RNNFAST_NAME(RNNFAST_ISA), kernels<float>, kernels<double>};
+const KernelTable table = {RNNFAST_NAME(RNNFAST_ISA), cell_shapes.of, AllCells::count, kernels<float>, kernels<double>};
 
 }  // namespace rnnfast::RNNFAST_ISA

@@ -5,7 +5,7 @@
 // gradients are summed up.
 #pragma once
 
-#include "cell.h"
+#include "cells/cell.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -32,7 +32,7 @@ WindowScratch<Real> lay_out_windows(const Problem& p, const Windows& w, const Re
   WindowScratch<Real> s = {{nullptr, 2 * rows}, nullptr, nullptr, zeros};
   s.dgates.data = take(arena, gates_size<Cell>(s.dgates.rows, blocks_of<Real>(p.H)));
   s.dh = take(arena, rows * p.H);
-  if (Cell::has_c) s.dc = take(arena, rows * p.H);
+  if (has_c<Cell>) s.dc = take(arena, rows * p.H);
   return s;
 }
 
@@ -109,12 +109,12 @@ StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScra
   const Span units = units_of<Real>(p, item);
   StepWindows<Real> windows = {live_windows(w, p.T, t), {scratch.zeros, 0}, 0, s.dgates, s.dgate_row};
   s.dh = {scratch.dh + first * p.H, p.H};
-  if (Cell::has_c) s.dc = {scratch.dc + first * p.H, p.H};
+  if (has_c<Cell>) s.dc = {scratch.dc + first * p.H, p.H};
   if (t + 1 == p.T || (t + 1) % w.k1 == 0) {
     add_window(s.dh, windows.count, s.rows, units);
-    if (Cell::has_c) add_window(s.dc, windows.count, s.rows, units);
+    if (has_c<Cell>) add_window(s.dc, windows.count, s.rows, units);
   }
-  if (w.each_dy) s.dy = at(args.directions[0].dy, t * w.most * p.B + item.first), windows.dy_rows = p.B;
+  if (w.each_dy) s.dy = at(args.directions[0].dsteps[0], t * w.most * p.B + item.first), windows.dy_rows = p.B;
   if (w.each_dy || w.all_losses) windows.other_dy = s.dy;
   // Alone, a window's dgates are the sum. Joined members may still read those of the step after this one.
   if (windows.count > 1) s.dgates = scratch.dgates, s.dgate_row = first + (item.joined ? t % 2 : 0) * w.most * p.B;
@@ -137,8 +137,8 @@ void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& wind
   if (t > 0) return;
   const BackwardDirection<Real>& direction = args.directions[0];
   const Span units = units_of<Real>(args.problem, item);
-  sum_states(s.dh, windows.count, s.rows, units, at(direction.dh, item.first));
-  if (Cell::has_c) sum_states(s.dc, windows.count, s.rows, units, at(direction.dc, item.first));
+  sum_states(s.dh, windows.count, s.rows, units, at(direction.dstate[0], item.first));
+  if (has_c<Cell>) sum_states(s.dc, windows.count, s.rows, units, at(direction.dstate[1], item.first));
 }
 
 }  // namespace

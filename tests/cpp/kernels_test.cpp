@@ -5,12 +5,13 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "cells.h"
 #include "threads.h"
+#include "types.h"
 
 namespace rnnfast::baseline {
 extern const KernelTable table;
@@ -51,13 +52,13 @@ Numbers draw(std::mt19937& generator, Index n) {
 }
 
 // All results of a forward and a backward, one after the other.
-Numbers solve(const CellInfo& info, const Shape& s, Index threads) {
+Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
   std::mt19937 generator(1);
   std::vector<Index> first_row = {0}, first_step(std::size_t(s.T) + 1);
   for (Index t = 0; t < s.T; ++t) first_row.push_back(first_row.back() + (s.ragged ? s.B - t * (s.B - 1) / s.T : s.B));
   const Index rows = first_row.back(), width = s.D * s.H;
   std::vector<unsigned char> starts[2];
-  Problem p = {.T = s.T, .B = s.B, .I = s.I, .H = s.H, .D = s.D, .cell = info.cell, .input = InputKind::dense, .U = 0};
+  Problem p = {.T = s.T, .B = s.B, .I = s.I, .H = s.H, .D = s.D, .cell = &cell, .input = InputKind::dense, .U = 0};
   p.run = {0, s.T};
   if (s.ragged) {
     p.first_row = first_row.data();
@@ -76,14 +77,14 @@ Numbers solve(const CellInfo& info, const Shape& s, Index threads) {
 
   const Index each = s.windows.k1 ? s.windows.most : 1;
   const Numbers x = draw(generator, rows * s.I), dy = draw(generator, each * rows * width);
-  const Index G = info.G, count = G * s.H * (s.I + s.H + 2), state = s.B * s.H;
+  const Index G = cell.gates, count = G * s.H * (s.I + s.H + 2), state = s.B * s.H;
   const Numbers weights = draw(generator, s.D * count), h0 = draw(generator, s.D * state),
                 c0 = draw(generator, s.D * state);
   const TapeSize size = kernels.tape_size(p);
   Numbers results(std::size_t(rows * (width + each * s.I) + s.D * (6 * state + count)));
   Real* free = results.data();
   const auto take = [&](Index n) { return std::exchange(free, free + n); };
-  Numbers tape(std::size_t(s.D * (size.gates + size.c + size.reset_h)));
+  Numbers tape(std::size_t(s.D * (size.gates + size.states + size.reset_h)));
   Numbers scratch(std::size_t(kernels.forward_scratch(p, false) + kernels.backward_scratch(p, true, s.windows)) + 32);
   void* aligned = scratch.data();
   std::size_t room = scratch.size() * sizeof(Real);
@@ -102,37 +103,28 @@ Numbers solve(const CellInfo& info, const Shape& s, Index threads) {
     const auto given = [&](const Numbers& all) { return View<const Real>{all.data() + d * state, s.H}; };
     Real* const gates = tape.data() + d * size.gates;
     Real* const c = tape.data() + s.D * size.gates + d * s.H;
-    Real* const reset_h = tape.data() + s.D * (size.gates + size.c) + d * size.reset_h;
-    const View<Real> c_steps = {size.c ? c : nullptr, width};
+    Real* const reset_h = tape.data() + s.D * (size.gates + size.states) + d * size.reset_h;
+    const View<Real> c_steps = {size.states ? c : nullptr, width};
     Real* const kept_gates = size.gates ? gates : nullptr;
     Real* const kept_reset_h = size.reset_h ? reset_h : nullptr;
     const Real* const w = weights.data() + d * count;
-    forward.directions[d] = {parameters(w),
-                             nullptr,
-                             given(h0),
-                             given(c0),
-                             given(h0),
-                             given(c0),
-                             {y + d * s.H, width},
-                             part(take(state)),
-                             part(take(state)),
-                             {kept_gates, c_steps, kept_reset_h}};
-    backward.directions[d] = {parameters(w),
-                              given(h0),
-                              given(c0),
-                              given(h0),
-                              given(c0),
-                              {y + d * s.H, width},
-                              {dy.data() + d * s.H, width},
-                              {},
-                              {kept_gates, {c_steps.data, width}, kept_reset_h},
-                              part(take(state)),
-                              part(take(state)),
-                              part(take(state)),
-                              part(take(state)),
-                              {},
-                              {},
-                              parameters(take(count))};
+    forward.directions[d] = {.parameters = parameters(w),
+                             .packed = nullptr,
+                             .initial = {given(h0), given(c0)},
+                             .start = {given(h0), given(c0)},
+                             .y = {y + d * s.H, width},
+                             .last = {part(take(state)), part(take(state))},
+                             .tape = {kept_gates, {{}, c_steps}, kept_reset_h}};
+    backward.directions[d] = {.parameters = parameters(w),
+                              .initial = {given(h0), given(c0)},
+                              .start = {given(h0), given(c0)},
+                              .y = {y + d * s.H, width},
+                              .dsteps = {{dy.data() + d * s.H, width}},
+                              .tape = {kept_gates, {{}, {c_steps.data, width}}, kept_reset_h},
+                              .dstate = {part(take(state)), part(take(state))},
+                              .dstart = {part(take(state)), part(take(state))},
+                              .flow = {},
+                              .gradients = parameters(take(count))};
   }
   const auto never = [] { return false; };
   run_parallel(
@@ -145,13 +137,13 @@ Numbers solve(const CellInfo& info, const Shape& s, Index threads) {
 }  // namespace
 
 int main() {
-  for (const CellInfo& info : cells)
+  for (const CellShape& cell : std::span(baseline::table.cells, std::size_t(baseline::table.cell_count)))
     for (const Shape& shape : shapes) {
-      const Numbers expected = solve(info, shape, 1);
+      const Numbers expected = solve(cell, shape, 1);
       for (const Index threads : {2, 3, 4}) {
-        const Numbers actual = solve(info, shape, threads);
+        const Numbers actual = solve(cell, shape, threads);
         if (std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(Real)) == 0) continue;
-        std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td\n", info.name, shape.H,
+        std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td\n", cell.name, shape.H,
                      shape.D, threads);
         return 1;
       }

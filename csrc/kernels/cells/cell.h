@@ -1,6 +1,10 @@
 // What a cell tells the time loop, and the registers that its pointwise parts work on.
 //
 // A cell is a struct with
+//   name, letters               of the cell, and of its gates in the order of w_ih and w_hh ("": they have no names)
+//   held                        letters of the gates that can be held at a value
+//   states                      names of its states, h first
+//   parameters                  names of what it has beside w_ih, w_hh, b_ih, b_hh, with spaces between
 //   gates                       G, the gates of w_ih and w_hh
 //   slots                       vectors per row and unit block that it keeps: its gates, and for the GRU hn
 //   input_gates                 which gate of w_ih the last G slots hold
@@ -8,23 +12,16 @@
 //   squashes                    the functions that its slots pass before anything else is done with them
 //   phases                      the dependent products of one step
 //   keeps_gates                 whether the tape holds the slots (else the derivative follows from y)
-//   has_c                       whether the state has a c
-//   passes_dh                   whether backward leaves in dh what reaches h' beside the product
+//   reads_h_before              whether its pointwise parts read h'
+//   leaves_dh                   whether backward leaves in dh what reaches h' beside the product
 //   forward<S, phase>(point), backward<S, phase>(point)
 #pragma once
 
-#include "pack.h"
-#include "vec_math.h"
+#include "../pack.h"
+#include "../vec_math.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
-
-// One recurrent product: it fills `slots` slots from `slot` on; the gates from `gate` on of packed w_hh take part in
-// it, `gates` of them, with h' (or r h') as operand.
-struct Phase {
-  int slot, slots, gate, gates;
-  bool reset_h;
-};
 
 template <class Cell>
 constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
@@ -32,6 +29,31 @@ constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
 // Whether a second product waits for r h'.
 template <class Cell>
 constexpr bool resets_h = phase_count<Cell> > 1;
+
+template <class Cell>
+constexpr int state_count = int(sizeof(Cell::states) / sizeof(const char*));
+
+template <class Cell>
+constexpr bool has_c = state_count<Cell> > 1;
+
+// What the loops know of a cell, the index-th of all.
+template <class Cell>
+constexpr CellShape shape_of(int index) {
+  CellShape shape = {};
+  shape.name = Cell::name, shape.letters = Cell::letters, shape.held = Cell::held, shape.parameters = Cell::parameters;
+  shape.index = index;
+  shape.gates = Cell::gates, shape.slots = Cell::slots;
+  shape.state_count = state_count<Cell>, shape.phase_count = phase_count<Cell>;
+  for (int i = 0; i < shape.state_count; ++i) shape.states[i] = Cell::states[i];
+  for (int i = 0; i < shape.phase_count; ++i) shape.phases[i] = Cell::phases[i];
+  for (int i = 0; i < shape.gates; ++i) {
+    shape.input_gates[i] = Cell::input_gates[i];
+    shape.recurrent_gates[i] = Cell::recurrent_gates[i];
+  }
+  shape.keeps_gates = Cell::keeps_gates;
+  shape.reads_h_before = Cell::reads_h_before, shape.leaves_dh = Cell::leaves_dh;
+  return shape;
+}
 
 enum class Squash { none, sigmoid, tanh };
 

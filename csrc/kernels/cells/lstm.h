@@ -13,11 +13,13 @@ namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 struct Lstm {
+  static constexpr const char *name = "lstm", *letters = "ifgo", *held = letters, *parameters = "";
+  static constexpr const char* states[] = {"h", "c"};
   static constexpr int gates = 4, slots = 4;
   static constexpr int input_gates[] = {0, 1, 2, 3}, recurrent_gates[] = {0, 1, 2, 3};
   static constexpr Squash squashes[] = {Squash::sigmoid, Squash::sigmoid, Squash::tanh, Squash::sigmoid};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gate = 0, .gates = 4, .reset_h = false}};
-  static constexpr bool keeps_gates = true, has_c = true, passes_dh = false;
+  static constexpr bool keeps_gates = true, reads_h_before = false, leaves_dh = false;
 
   template <class S, int phase>
   static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {

@@ -11,6 +11,8 @@ namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 struct Tanh {
+  static constexpr const char* name = "rnn_tanh";
+
   template <class S>
   static RNNFAST_INLINE typename S::V value(typename S::V a) {
     return tanh<S>(a);
@@ -22,6 +24,8 @@ struct Tanh {
 };
 
 struct Relu {
+  static constexpr const char* name = "rnn_relu";
+
   template <class S>
   static RNNFAST_INLINE typename S::V value(typename S::V a) {
     return max(S::broadcast(0), a);
@@ -34,11 +38,13 @@ struct Relu {
 
 template <class Function>
 struct Elman {
+  static constexpr const char *name = Function::name, *letters = "", *held = letters, *parameters = "";
+  static constexpr const char* states[] = {"h"};
   static constexpr int gates = 1, slots = 1;
   static constexpr int input_gates[] = {0}, recurrent_gates[] = {0};
   static constexpr Squash squashes[slots] = {Squash::none};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 1, .gate = 0, .gates = 1, .reset_h = false}};
-  static constexpr bool keeps_gates = false, has_c = false, passes_dh = false;
+  static constexpr bool keeps_gates = false, reads_h_before = false, leaves_dh = false;
 
   template <class S, int phase>
   static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
