@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from modules import IN_TORCH, KINDS
 from problems import Array, Shape, assert_close, make_problem, named, solve
 
 import rnnfast
@@ -21,12 +22,7 @@ class Layer(NamedTuple):
     options: dict[str, str]
 
 
-LAYERS = (
-    Layer("lstm", "LSTM", {}),
-    Layer("gru", "GRU", {}),
-    Layer("rnn_tanh", "RNN", {"nonlinearity": "tanh"}),
-    Layer("rnn_relu", "RNN", {"nonlinearity": "relu"}),
-)
+LAYERS = [Layer(cell, *KINDS[cell]) for cell in IN_TORCH]
 by_layer = pytest.mark.parametrize("layer", LAYERS, ids=[layer.cell for layer in LAYERS])
 
 FORMS: dict[str, dict[str, Any]] = {
