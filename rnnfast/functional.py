@@ -344,7 +344,7 @@ def backward(
         raise TypeError(msg)
     limit, need_dx = bound(clip_dh), flag(need_dx, "need_dx")
     dlast = h_and_c(parts_of(tape.cell, dstate, "dstate"))
-    parts = _core_out(tape.cell, out, "(dx, dstate0)")
+    parts = None if out is None else _core_out(tape.cell, out, "(dx, dstate0)")
     dx, dh0, dc0, grads = _core.backward(tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=limit, flow=flow)
     return dx, state_of(from_h_and_c(dh0, dc0)), grads
 
@@ -360,13 +360,12 @@ def _run(
     **rows: object,
 ) -> Any:
     initial = h_and_c(parts_of(cell, state, "state"))
-    return run(cell, x, parameters, *initial, _core_out(cell, out, "(y, state)"), embedding, **rows)
+    results = None if out is None else _core_out(cell, out, "(y, state)")
+    return run(cell, x, parameters, *initial, results, embedding, **rows)
 
 
-def _core_out(cell: str, out: tuple[Any, Any] | None, form: str) -> tuple[Any, ...] | None:
+def _core_out(cell: str, out: tuple[Any, Any], form: str) -> tuple[Any, ...]:
     """Return the arrays of `out`, a pair like `form`, as the core takes them."""
-    if out is None:
-        return None
     array, parts = out_parts(cell, out, form)
     return array, *h_and_c(parts)
 

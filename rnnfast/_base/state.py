@@ -16,6 +16,7 @@ StateT = TypeVar("StateT", bound=State)  # which of the two it is, to type check
 StateLike: TypeAlias = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
 Parts: TypeAlias = tuple[Any, ...]
 
+SEVERAL = tuple, list  # what a state of several parts may be; the union `tuple | list` would be made at each call
 STATES: dict[str, tuple[str, ...]] = {name: cell.states for name, cell in _core.cells.items()}
 
 
@@ -34,7 +35,7 @@ def parts_of(cell: object, state: object, name: str) -> Parts:
         return (state,)
     if state is None:
         return (None,) * len(parts)
-    if not isinstance(state, tuple | list):
+    if not isinstance(state, SEVERAL):
         msg = f"{name}: expected a tuple ({', '.join(parts)}), got {type(state).__name__}"
         raise TypeError(msg)
     if len(state) != len(parts):
@@ -45,7 +46,7 @@ def parts_of(cell: object, state: object, name: str) -> Parts:
 
 def state_of(parts: Parts) -> Any:
     """Return the state with these parts as users get it."""
-    return parts[0] if len(parts) == 1 else parts
+    return parts if len(parts) > 1 else parts[0]
 
 
 def out_parts(cell: object, out: object, form: str) -> tuple[Any, Parts]:
