@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import rnnfast
-from benchmarks.problems import CELLS
+from benchmarks.problems import BATCHES, CELLS, SIZES
 from benchmarks.streaming import twin_of
 from benchmarks.timing import Call, in_turns
 from rnnfast import _core
@@ -59,8 +59,8 @@ def theirs(cell: str, layer: Any, state: Any) -> list[Call]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS))
-    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 512], metavar="H")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], metavar="B")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, metavar="H")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="B")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rnnfast.set_num_threads(1)

@@ -32,6 +32,8 @@ ODD: dict[Shape, tuple[Shape, Shape]] = {
     (50, 32, 80, 128): ((50, 32, 64, 128), (50, 32, 96, 128)),
 }
 
+FEW: list[Shape] = [(100, 1, 128, 128), (50, 32, 256, 256), (100, 64, 1, 128)]
+SIZES, BATCHES = [64, 128, 256, 512], [1, 8]  # H = I and B of single steps
 QUICK: list[Shape] = [(50, 1, 64, 64), (20, 32, 128, 128), (50, 64, 1, 64)]
 GRIDS: dict[str, list[Shape]] = {
     "peers": [

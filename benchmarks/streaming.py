@@ -18,6 +18,7 @@ import torch
 
 import rnnfast
 from benchmarks import limits
+from benchmarks.problems import SIZES
 from benchmarks.timing import Call, in_turns
 from rnnfast import _core
 from rnnfast.bench import onnx_model
@@ -73,7 +74,7 @@ def least_calls(H: int) -> list[Call]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cells", nargs="+", choices=list(LAYERS), default=list(LAYERS))
-    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 512], metavar="H")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, metavar="H")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rnnfast.set_num_threads(1)

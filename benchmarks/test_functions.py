@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rnnfast
-from benchmarks.problems import Problem
+from benchmarks.problems import FEW, Problem
 from benchmarks.systems import layer_of
 from rnnfast import functional
 from rnnfast.lm import LAYERS
@@ -15,11 +15,10 @@ from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
 
 Benchmark: TypeAlias = Callable[..., Any]
 
-SHAPES = [(100, 1, 128, 128), (50, 32, 256, 256), (100, 64, 1, 128)]
 ROWS, H, V = 64 * 64, 256, 100  # of the readout of a character language model
 
 by_cell = pytest.mark.parametrize("cell", LAYERS)
-by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: ",".join(map(str, shape)))
+by_shape = pytest.mark.parametrize("shape", FEW, ids=lambda shape: ",".join(map(str, shape)))
 by_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 

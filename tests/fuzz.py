@@ -21,8 +21,21 @@ from typing import Any
 
 import capi
 import numpy as np
-from modules import KINDS, make_layer, normal, oracle, parts, results, swap
-from problems import CELLS, DTYPES, Array, Results, Shape, make_problem, make_token_problem, named, named_grads, solve
+from modules import KINDS, ONE_STEP, make_layer, normal, oracle, parts, results, swap
+from problems import (
+    CELLS,
+    DTYPES,
+    Array,
+    Results,
+    Shape,
+    make_problem,
+    make_token_problem,
+    named,
+    named_grads,
+    num_states,
+    solve,
+    state_of,
+)
 
 import rnnfast
 from rnnfast import _core, functional, reference
@@ -285,7 +298,7 @@ def bare_forward(rng: Rng) -> Attempt:
     (T, B, _), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
     shapes = ((T, B, D * H), (D, B, H), (D, B, H))
     outs = [np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for s in shapes]
-    if p.cell != "lstm":
+    if p.c0 is None:
         outs[2] = None
     slots = {"x": p.x, "h0": p.h0, "c0": p.c0, **parameter_slots(p.parameters, "w")}
     slots |= {f"out{i}": out for i, out in enumerate(outs)}
@@ -297,9 +310,9 @@ def bare_forward(rng: Rng) -> Attempt:
         if core:
             y, h, c, *_ = getattr(_core, run)(*arguments, slots["h0"], slots["c0"], out)
         else:
-            state, out_state = ((slots["h0"], slots["c0"]), out[1:]) if p.cell == "lstm" else (slots["h0"], out[1])
+            state, out_state = state_of(p.cell, slots["h0"], slots["c0"]), state_of(p.cell, *out[1:])
             y, state, *_ = getattr(functional, run)(*arguments, state, out=(out[0], out_state))
-            h, c = state if p.cell == "lstm" else (state, None)
+            h, c = state if isinstance(state, tuple) else (state, None)
         return named(y=y, h=h, c=c)
 
     def expected() -> Results:
@@ -317,7 +330,7 @@ def bare_backward(rng: Rng) -> Attempt:
     *_, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
     need_dx, core, given = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.5
     outs = [np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for s in ((T, B, I), (D, B, H), (D, B, H))]
-    outs = [out if wanted else None for out, wanted in zip(outs, (need_dx, True, p.cell == "lstm"), strict=True)]
+    outs = [out if wanted else None for out, wanted in zip(outs, (need_dx, True, p.c0 is not None), strict=True)]
     slots = {"dy": p.dy, "dh": p.dh, "dc": p.dc, **{f"out{i}": out for i, out in enumerate(outs)}}
     if given:
         zeros = [tuple(None if w is None else np.zeros_like(w) for w in ws) for ws in p.parameters]
@@ -329,7 +342,7 @@ def bare_backward(rng: Rng) -> Attempt:
         if core:
             dx, dh0, dc0, new = _core.backward(tape, slots["dy"], slots["dh"], slots["dc"], need_dx, grads, out)
         else:
-            dstate, out_state = ((slots["dh"], slots["dc"]), out[1:]) if p.cell == "lstm" else (slots["dh"], out[1])
+            dstate, out_state = state_of(p.cell, slots["dh"], slots["dc"]), state_of(p.cell, *out[1:])
             dx, state, new = functional.backward(
                 tape, slots["dy"], dstate, need_dx=need_dx, grads=grads, out=(out[0], out_state)
             )
@@ -391,8 +404,8 @@ def tokens(rng: Rng) -> Attempt:
 
 def structure(rng: Rng) -> Attempt:
     """Call with arguments that are no arrays, and wrong."""
-    p: Any = make_problem(choose(rng, ("lstm", "gru")), "float32", Shape(2, 2, 3, 4), seed=0)
-    state = (p.h0, p.c0) if p.cell == "lstm" else p.h0
+    p: Any = make_problem(choose(rng, CELLS), "float32", Shape(2, 2, 3, 4), seed=0)
+    state = state_of(p.cell, p.h0, p.c0)
     *_, tape = functional.forward(p.cell, p.x, p.parameters, state)
     w, other = p.parameters, choose(rng, BROKEN[1:])
     huge = np.broadcast_to(p.x[:1, :1], (2**30, 2**27, 3))
@@ -454,7 +467,7 @@ def whole_layer(rng: Rng) -> Attempt:
         }.items()
     }
     slots["resets"] = rng.random((T, *batch)) < 0.2
-    for name, unwanted in (("dc_steps", layer.cell != "lstm"), ("dh_layers", False), ("resets", False)):
+    for name, unwanted in (("dc_steps", "c" not in _core.cells[kind].states), ("dh_layers", False), ("resets", False)):
         if unwanted or rng.random() < 0.7:
             del slots[name]
     originals = dict(slots)
@@ -469,19 +482,19 @@ def whole_layer(rng: Rng) -> Attempt:
         slots |= {f"g {name}": np.zeros_like(p) for name, p in layer.parameters.items()}
     masks: list[Array] = []
 
-    def state_of(values: dict[str, Any], h: str, c: str) -> Any:
-        return (values[h], values[c]) if layer.cell == "lstm" else values[h]
+    def state_in(values: dict[str, Any], h: str, c: str) -> Any:
+        return state_of(kind, values[h], values.get(c))
 
-    unused = {"c", "dc"} if layer.cell != "lstm" else set()
+    unused = {"c", "dc"} if num_states(kind) == 1 else set()
     for name in unused | (set() if stateful else {"h", "c"}):
         slots.pop(name, None)
 
     def call() -> Results:
-        state = state_of(slots, "h", "c") if stateful else None
+        state = state_in(slots, "h", "c") if stateful else None
         y, after, tape = layer.forward(slots["x"], state, resets=slots.get("resets"), **given_rows)
         masks[:] = tape.masks
         grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
-        dstate = state_of(slots, "dh", "dc")
+        dstate = state_in(slots, "dh", "dc")
         every = {"dc": slots.get("dc_steps"), "dh_layers": slots.get("dh_layers"), **steps}
         with disguised(rng, [slots["x"], *parts(state), *parts(after)]):
             back = layer.backward(tape, slots["dy"], dstate, need_dx=need_dx, grads=grads, **every)
@@ -492,8 +505,8 @@ def whole_layer(rng: Rng) -> Attempt:
             return np.expand_dims(a, a.ndim - 1) if unbatched else a
 
         values = {name: batched(a) for name, a in originals.items() if name != "resets"}
-        state = state_of(values, "h", "c") if stateful else None
-        dstate, dy = state_of(values, "dh", "dc"), None if last else values["dy"]
+        state = state_in(values, "h", "c") if stateful else None
+        dstate, dy = state_in(values, "dh", "dc"), None if last else values["dy"]
         if last:
             dh, *others = parts(dstate)
             dh = dh.copy()
@@ -523,7 +536,7 @@ def whole_layer(rng: Rng) -> Attempt:
 
 def sequence_options(rng: Rng, kind: str, T: int, batch: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Draw what forward and backward take beside arrays, and what of it is wrong."""
-    B, gates = batch[0] if batch else 1, reference.CELLS[kind].names
+    B, gates = batch[0] if batch else 1, _core.cells[kind].held
     forward: dict[str, Any] = {
         "lengths": rng.integers(0, T + 1, B).tolist() if rng.random() < 0.3 else None,
         "outputs": "last" if rng.random() < 0.2 else "all",
@@ -693,24 +706,21 @@ def streaming(rng: Rng) -> Attempt:
 
 def one_cell(rng: Rng) -> Attempt:
     """Make one step of a cell, and back."""
-    kind, own = KINDS[choose(rng, list(KINDS))]
+    kind, own = KINDS[choose(rng, ONE_STEP)]
     B, I, H = (int(n) for n in rng.integers(1, 8, 3))
     seed, dtype = int(rng.integers(2**31)), choose(rng, DTYPES)
     cell = getattr(rnnfast, f"{kind}Cell")(I, H, seed=seed, dtype=dtype, bias=bool(rng.random() < 0.5), **own)
     batch = () if rng.random() < 0.3 else (0 if rng.random() < 0.1 else B,)
     x = normal((*batch, I), dtype, seed)
     states = {name: normal((*batch, H), dtype, seed + k) for k, name in enumerate(("h", "c", "dh", "dc"), 1)}
-    names = ("h", "c", "dh", "dc") if kind == "LSTM" else ("h", "dh")
+    names = [f"{d}{state}" for d in ("", "d") for state in _core.cells[cell.cell].states]
     slots: dict[str, Any] = {"x": x, **{name: states[name] for name in names}}
     shaped = {name: a.reshape(1, -1 if a.size else 0, a.shape[-1]) for name, a in slots.items()}
     parameters = [tuple(cell.parameters.get(n) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))]
 
     def call() -> Results:
-        state, dstate = (
-            ((slots["h"], slots["c"]), (slots["dh"], slots["dc"])) if kind == "LSTM" else (slots["h"], slots["dh"])
-        )
-        last, tape = cell.forward(slots["x"], state)
-        dx, dstate0, grads = cell.backward(tape, dstate)
+        last, tape = cell.forward(slots["x"], state_of(cell.cell, slots["h"], slots.get("c")))
+        dx, dstate0, grads = cell.backward(tape, state_of(cell.cell, slots["dh"], slots.get("dc")))
         return results(None, last, dx, dstate0, grads)
 
     def expected() -> Results:

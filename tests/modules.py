@@ -1,21 +1,32 @@
 """Layers and cells to test, their arguments, and their results by name."""
 
+import inspect
 from typing import Any
 
 import numpy as np
-from problems import Array, Results, named
+from problems import CELLS, Array, Results, named, num_states, state_of
 
 import rnnfast
-from rnnfast import reference
+from rnnfast import _core, reference
 
-# The cells of the kernels, and the layers that have them; the name of a cell is that of its layer + "Cell"
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lstm": ("LSTM", {}),
-    "gru": ("GRU", {}),
-    "gru_reset_before": ("GRU", {"reset_after": False}),
-    "rnn_tanh": ("RNN", {}),
-    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
-}
+FORMS: list[dict[str, Any]] = [{}, {"reset_after": False}, {"nonlinearity": "relu"}]  # of a class of layers
+
+
+def kinds() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return by cell the name of the class that has layers of it, and the options that make it so."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name in rnnfast.__all__:
+        kind = getattr(rnnfast, name)
+        if hasattr(kind, "stream"):
+            for form in FORMS:
+                if form.keys() <= inspect.signature(kind).parameters.keys():
+                    found.setdefault(kind(1, 1, **form).cell, (name, form))
+    return {cell: found[cell] for cell in CELLS}
+
+
+KINDS = kinds()
+ONE_STEP = [cell for cell, (kind, _) in KINDS.items() if hasattr(rnnfast, f"{kind}Cell")]
+IN_TORCH = [cell for cell, (kind, own) in KINDS.items() if kind in ("LSTM", "GRU", "RNN") and "reset_after" not in own]
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 T, B, I, H = 5, 3, 7, 6
 
@@ -40,8 +51,13 @@ def normal(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:
 def make_state(module: Any, batch: tuple[int, ...], seed: int) -> Any:
     """Draw a state, for each part [L·D,*batch,H] of a layer, [*batch,H] of a cell."""
     rows = (module.num_layers * module.directions,) if hasattr(module, "num_layers") else ()
-    h, c = (normal((*rows, *batch, module.hidden_size), module.dtype, seed + k) for k in range(2))
-    return (h, c) if module.cell == "lstm" else h
+    shape = *rows, *batch, module.hidden_size
+    return state_of(module.cell, *(normal(shape, module.dtype, seed + k) for k in range(num_states(module.cell))))
+
+
+def initial(cell: str) -> list[str]:
+    """Return the names of the parameters of a learned initial state."""
+    return [f"initial_{state}" for state in _core.cells[cell].states]
 
 
 def parts(state: Any) -> tuple[Any, ...]:
@@ -87,7 +103,7 @@ def oracle(
     here = [slice(k * D, (k + 1) * D) for k in range(L)]
     learned = layer.learn_initial_state and state is None
     if learned:
-        state = tuple(np.repeat(p[n][:, None], x.shape[1], axis=1) for n in ("initial_h", "initial_c") if n in p)
+        state = tuple(np.repeat(p[n][:, None], x.shape[1], axis=1) for n in initial(layer.cell))
     first = [None] * 2 if state is None else parts(state)
     y, tapes, last = x.astype(np.float64), [], []
     for k in range(L):
@@ -121,6 +137,6 @@ def oracle(
             grads |= {n + suffix: a for n, a in zip(PARAMETERS, arrays, strict=True) if a is not None}
     state, dstate0 = (tuple(np.concatenate(s) for s in zip(*stacked, strict=True)) for stacked in (last, dfirst))
     if layer.learn_initial_state:
-        for name, ds in zip(("initial_h", "initial_c"), dstate0, strict=False):
+        for name, ds in zip(initial(layer.cell), dstate0, strict=True):
             grads[name] = ds.sum(axis=1) if learned else np.zeros_like(p[name])
     return results(y, state, d, dstate0, grads)

@@ -28,6 +28,17 @@ class Shape(NamedTuple):
     D: int = 1
 
 
+def num_states(cell: str) -> int:
+    """Return how many states the cell has."""
+    return len(_core.cells[cell].states)
+
+
+def state_of(cell: str, *parts: Any) -> Any:
+    """Return a state as the public functions have it: those of the parts that the cell has, or the only one."""
+    own = parts[: num_states(cell)]
+    return own[0] if len(own) == 1 else own
+
+
 def identify(shape: Shape) -> str:
     """Return the name of a shape in a test's name."""
     return "-".join(f"{letter}{n}" for letter, n in shape._asdict().items())
@@ -75,7 +86,7 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
     """
     rng = np.random.default_rng(seed)
     T, B, I, H, D = shape
-    G, states = _core.cells[cell].num_gates, len(_core.cells[cell].states)
+    G, states = _core.cells[cell].num_gates, num_states(cell)
 
     def uniform(*size: int) -> Array:
         return np.asarray(rng.uniform(-1, 1, size) / np.sqrt(H), dtype)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import string
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pytest
 from modules import B, H, I, T, make_cell, make_layer, make_state, normal
-from problems import Array, Shape, make_problem
+from problems import Array, Shape, make_problem, num_states
 
 import rnnfast
 from rnnfast import _core, functional
@@ -976,6 +977,23 @@ def test_a_bad_call_says_so_and_changes_nothing(case: Case) -> None:
     assert world.lstm.rng.bit_generator.state == rng
     assert rf.get_num_threads() == threads
     world.lstm.backward(world.tape, world.y, world.dstate, grads=world.grads)  # the tape is as good as before
+
+
+@pytest.mark.parametrize("cell", _core.cells)
+def test_what_a_cell_does_not_have_is_refused(cell: str) -> None:
+    p: Any = make_problem(cell, "float32", Shape(T, B, I, H))
+    G, [weights] = _core.cells[cell].num_gates, p.parameters
+    for k, name in enumerate(("w_ih", "w_hh", "b_ih", "b_hh")):
+        more = [(*weights[:k], np.zeros(((G + 1) * H, *weights[k].shape[1:]), np.float32), *weights[k + 1 :])]
+        with pytest.raises(ValueError, match=rf"^{name}: expected shape .*, got \({(G + 1) * H},"):
+            F.forward(cell, p.x, more)
+    states = num_states(cell)
+    for wrong in ((p.h0,) * (states + 1), p.h0 if states > 1 else (p.h0,)):
+        with pytest.raises((TypeError, ValueError), match=r"^state: expected "):
+            F.forward(cell, p.x, p.parameters, wrong)
+    for gate in {*string.ascii_lowercase} - {*_core.cells[cell].held}:
+        with pytest.raises(ValueError, match=r"^gate_override: expected "):
+            F.forward(cell, p.x, p.parameters, gate_override={gate: 0.5})
 
 
 def test_parameters_that_grow_while_they_are_read_are_read_once() -> None:

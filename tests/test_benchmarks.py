@@ -3,19 +3,20 @@
 import json
 import math
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import machine, peers, report
+import rnnfast
+from benchmarks import build_worker, builds, machine, peers, report
 from benchmarks.limits import Level, Limits, best_of
 from benchmarks.plot import roofline
 from benchmarks.problems import CELLS, FORWARD, GRIDS, ODD, PACKED, TRAINING, TRAINING_NO_DX, WORKS, Problem
 from benchmarks.systems import OURS, SYSTEMS
-from rnnfast import _core
+from rnnfast import _core, reference
 from rnnfast.functional import Array
 
 LIMITS = Limits(100e9, [Level("L1", 1000, 400e9), Level("L2", 100_000, 100e9), Level("memory", 1 << 30, 10e9)])
@@ -239,3 +240,68 @@ def test_the_roofline_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason='matplotlib is not installed (pip install ".[plot]")')
     roofline(a_run(), tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Two builds
+
+
+CASE = build_worker.Case("training", "lstm", 2, 3, 4, 5)
+
+
+def a_row(work: str, *seconds: tuple[float, float]) -> builds.Row:
+    return builds.Row("avx2", work, CASE, list(seconds))
+
+
+def test_the_ratio_of_two_builds_is_the_median_of_the_rounds() -> None:
+    assert a_row("training", (1.0, 2.0), (3.0, 3.0), (9.0, 1.0)).ratio == 1.0
+
+
+def test_builds_are_too_slow_by_a_row_or_by_the_mean_of_a_work() -> None:
+    rows = [a_row("forward", (1.0, 1.0)), a_row("training", (0.98, 1.0)), a_row("training", (1.0, 1.0))]
+    assert not builds.slow(rows, 0.98, 0.97)
+    assert builds.slow(rows, 0.98, 0.985)
+    assert builds.slow(rows, 0.995, 0.97)  # the mean of all three is above
+    lines = [line for line in builds.tables(rows) if line.startswith("| avx2")]
+    assert [line.split("|")[-2].strip() for line in lines] == [
+        "1.000",
+        "0.980",
+        "1.000",
+        "lstm 2,3,4,5",
+        "lstm 2,3,4,5",
+    ]
+
+
+def test_results_that_differ_are_named() -> None:
+    a = dict(build_worker.flat({"y": np.zeros(2), "state": (np.ones(2), np.ones(2)), "dx": None}))
+    b = a | {"state[1]": np.full(2, -1.0), "grads.weight_hh_l0": np.ones(1)}
+    assert list(a) == ["y", "state[0]", "state[1]"]
+    digests = [{name: build_worker.digest(array) for name, array in arrays.items()} for arrays in (a, b)]
+    assert builds.different(*digests) == ["state[1]", "grads.weight_hh_l0"]
+    assert build_worker.digest(np.zeros(2)) != build_worker.digest(-np.zeros(2))
+    (line,) = builds.said([builds.Difference("avx2", CASE, ["y"]), builds.Difference("avx2", CASE, ["dx", "y"])])
+    assert line == "avx2, training, lstm, float32: 2 differ, first 2,3,4,5, threads: 1: y, dx"
+
+
+def test_layers_of_every_cell_are_found() -> None:
+    assert sorted(build_worker.layers()) == sorted(reference.CELLS)
+
+
+@pytest.mark.parametrize("task", build_worker.TASKS)
+def test_a_task_gives_the_same_bits_again(task: str) -> None:
+    served, case = build_worker.Served(), replace(CASE, task=task)
+    digests = served.digests(**asdict(case))
+    assert digests
+    assert served.digests(**asdict(case)) == digests
+    assert served.prepare(**asdict(case)) >= 0
+
+
+def test_a_folder_without_a_build_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        builds.parse([str(tmp_path), str(tmp_path)])
+    assert "expected a folder with a package rnnfast" in capsys.readouterr().err
+    package = tmp_path / "rnnfast"
+    package.mkdir()
+    for file in Path(rnnfast.__file__).parent.glob("*.py"):
+        (package / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(SystemExit, match="expected a whole build, got one that would take"):
+        builds.Build(tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from modules import KINDS, make_layer
+from problems import num_states, state_of
 
 import rnnfast
 from rnnfast import convert, functional, lm, reference, training
@@ -62,10 +63,9 @@ def filled(module: Any, fill: Fill) -> Any:
     return module
 
 
-def state_of(layer: Any, fill: Fill) -> Any:
+def filled_state(layer: Any, fill: Fill) -> Any:
     shape = layer.num_layers * layer.directions, B, layer.hidden_size
-    h, c = fill(shape, layer.dtype), fill(shape, layer.dtype)
-    return (h, c) if layer.cell == "lstm" else h
+    return state_of(layer.cell, *(fill(shape, layer.dtype) for _ in range(num_states(layer.cell))))
 
 
 def test_the_values_would_raise_in_numpy() -> None:
@@ -84,7 +84,7 @@ def test_layers(cell: str, fill: Fill, bidirectional: bool, dtype: str) -> None:
     layer = filled(make_layer(cell, (I, H), learn_initial_state=True, **sizes), fill)
     D, x = layer.directions, fill((T, B, I), dtype)
     dy, steps = fill((T, B, D * H), dtype), fill((2, T, B, D * H), dtype)
-    state = state_of(layer, fill)
+    state = filled_state(layer, fill)
     grads = {name: fill(p.shape, dtype) for name, p in layer.parameters.items()}
     both = [{"lengths": LENGTHS}, {"resets": RESETS}, {}]
     for options, outputs in itertools.product(both, ("all", "last")):

@@ -10,7 +10,6 @@ from problems import (
     CELLS,
     DTYPES,
     Array,
-    Problem,
     Shape,
     assert_close,
     assert_same_bits,
@@ -18,6 +17,7 @@ from problems import (
     named,
     named_grads,
     solve,
+    state_of,
 )
 
 from rnnfast import _core, reference
@@ -29,11 +29,6 @@ by_cell = pytest.mark.parametrize("cell", CELLS)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
-def state_of(problem: Problem, h: Any, c: Any) -> Any:
-    """Return a state as the cell's functions take it."""
-    return (h, c) if problem.cell == "lstm" else h
-
-
 def h_c(state: Any) -> tuple[Any, Any]:
     return state if isinstance(state, tuple) else (state, None)
 
@@ -42,9 +37,9 @@ def h_c(state: Any) -> tuple[Any, Any]:
 @by_cell
 def test_states_go_in_and_come_out_in_one_form(cell: str, dtype: str) -> None:
     p = make_problem(cell, dtype, SHAPE)
-    state = state_of(p, p.h0, p.c0)
+    state = state_of(cell, p.h0, p.c0)
     y, last, tape = F.forward(cell, p.x, p.parameters, state)
-    dx, dstate0, grads = F.backward(tape, p.dy, state_of(p, p.dh, p.dc))
+    dx, dstate0, grads = F.backward(tape, p.dy, state_of(cell, p.dh, p.dc))
     (h, c), (dh0, dc0) = h_c(last), h_c(dstate0)
     actual = {**named(y=y, h=h, c=c, dx=dx, dh0=dh0, dc0=dc0), **named_grads(grads)}
     assert_same_bits(actual, solve(_core, p))
@@ -60,7 +55,7 @@ def test_out_is_filled_and_returned(cell: str) -> None:
     dx, dstate0, _ = F.backward(tape, p.dy)
 
     def like(state: Any) -> Any:
-        return state_of(p, *(None if s is None else np.full_like(s, np.nan) for s in h_c(state)))
+        return state_of(cell, *(None if s is None else np.full_like(s, np.nan) for s in h_c(state)))
 
     for run in (F.forward, F.inference):
         out = np.full_like(y, np.nan), like(last)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, B, H, I, T, make_layer, make_state, normal, oracle, parts, results, swap
-from problems import DTYPES, Array, Results, assert_close, assert_same_bits
+from modules import IN_TORCH, KINDS, B, H, I, T, initial, make_layer, make_state, normal, oracle, parts, results, swap
+from problems import DTYPES, Array, Results, assert_close, assert_same_bits, state_of
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
@@ -51,7 +51,7 @@ def swapped(values: Results, layer: Any) -> Results:
 @by_cell
 def test_a_stack_is_the_oracles_layers_on_top_of_each_other(cell: str, form: str, dtype: str, given: str) -> None:
     layer = make_layer(cell, dtype=dtype, **FORMS[form])
-    for name in layer.parameters.keys() & {"initial_h", "initial_c"}:
+    for name in layer.parameters.keys() & {*initial(cell)}:
         layer.parameters[name][...] = normal((layer.num_layers * layer.directions, H), dtype, 7)
     x, dy = normal((T, B, I), dtype, 1), normal((T, B, layer.directions * H), dtype, 2)
     state = make_state(layer, (B,), 3) if given == "state" else None
@@ -222,7 +222,7 @@ def test_dropout_of_one_layer_has_nothing_to_act_between() -> None:
 def test_gradients_with_dropout_are_those_of_the_same_mask(cell: str) -> None:
     layer = make_layer(cell, (2, 3), num_layers=2, dropout=0.5, dtype="float64", learn_initial_state=True)
     x, dy = normal((4, 2, 2), "float64", 1), normal((4, 2, 3), "float64", 2)
-    for name in layer.parameters.keys() & {"initial_h", "initial_c"}:
+    for name in layer.parameters.keys() & {*initial(cell)}:
         layer.parameters[name][...] = normal((2, 3), "float64", 7)
 
     def loss() -> float:
@@ -254,8 +254,8 @@ def central_differences(f: Callable[[], float], a: Array, step: float = 1e-6) ->
 @by_cell
 def test_a_learned_state_is_a_state_with_a_summed_gradient(cell: str) -> None:
     layer = make_layer(cell, num_layers=2, bidirectional=True, learn_initial_state=True, dtype="float64")
-    names = [n for n in ("initial_h", "initial_c") if n in layer.state_dict()]
-    assert len(names) == (2 if cell == "lstm" else 1)
+    names = [n for n in layer.state_dict() if n.startswith("initial")]
+    assert names == initial(cell)
     for k, name in enumerate(names):
         assert not layer.parameters[name].any()
         layer.parameters[name][...] = normal((4, H), "float64", k)
@@ -659,7 +659,7 @@ def test_read_only_and_strided_arrays_are_read() -> None:
 
 @pytest.mark.parametrize("unbatched", [False, True], ids=["batch", "one"])
 @pytest.mark.parametrize("form", [form for form in FORMS if "dropout" not in form and form != "learned"])
-@pytest.mark.parametrize("cell", [cell for cell in KINDS if cell != "gru_reset_before"])
+@pytest.mark.parametrize("cell", IN_TORCH)
 def test_a_torch_state_dict_gives_torchs_results(cell: str, form: str, unbatched: bool) -> None:
     torch = pytest.importorskip("torch")
     kind, own = KINDS[cell]
@@ -674,7 +674,7 @@ def test_a_torch_state_dict_gives_torchs_results(cell: str, form: str, unbatched
     state, dstate = make_state(layer, batch, 3), make_state(layer, batch, 5)
     x.requires_grad_()
     h0 = [torch.from_numpy(s).requires_grad_() for s in parts(state)]
-    y, last = theirs(x, tuple(h0) if len(h0) == 2 else h0[0])
+    y, last = theirs(x, state_of(cell, *h0))
     dy = torch.ones_like(y)
     loss = y.sum()
     for s, ds in zip(parts(last), parts(dstate), strict=True):

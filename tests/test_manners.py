@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, make_layer, named_states, normal, parts
+from modules import KINDS, initial, make_layer, named_states, normal, parts
 from problems import DTYPES, Array, assert_same_bits
 from test_layers import REPRESENTATIONS
 from tolerances import TOLERANCE, relative_error
@@ -231,7 +231,7 @@ def test_an_unpickled_stream_is_the_same(call: str, protocol: int) -> None:
 @by_cell
 def test_a_copied_stream_goes_on_bit_for_bit(cell: str, copied: Callable[[Any], Any], dtype: str, B: int) -> None:
     layer = make_layer(cell, (7, 20), num_layers=2, learn_initial_state=True, dtype=dtype)
-    for name in layer.parameters.keys() & {"initial_h", "initial_c"}:
+    for name in layer.parameters.keys() & {*initial(layer.cell)}:
         layer.parameters[name][...] = normal((2, 20), dtype, 2)
     x = normal((9, B, 7), dtype, 1)
     expected, _ = layer(x)

@@ -23,6 +23,7 @@ from problems import (
     make_problem,
     named,
     named_grads,
+    num_states,
     solve,
 )
 
@@ -96,8 +97,9 @@ def test_what_is_not_given_is_zero(cell: str, dtype: str, names: tuple[str, ...]
 
 @by_dtype
 @pytest.mark.parametrize("missing", ["h0", "c0", "dy and dh"])
-def test_each_lstm_state_may_be_missing_alone(missing: str, dtype: str) -> None:
-    problem = make_problem("lstm", dtype, ODD).without(*missing.split(" and "))
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if num_states(cell) > 1])
+def test_each_state_may_be_missing_alone(cell: str, missing: str, dtype: str) -> None:
+    problem = make_problem(cell, dtype, ODD).without(*missing.split(" and "))
     assert_parity(solve(_core, problem), problem)
 
 

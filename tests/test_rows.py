@@ -20,14 +20,16 @@ from problems import (
     make_problem,
     make_token_problem,
     named,
+    num_states,
     ragged,
     solve,
+    state_of,
     with_dc_steps,
     with_resets,
 )
 
 import rnnfast
-from rnnfast import PackedSequence, functional, pack_padded, pad_packed, reference
+from rnnfast import PackedSequence, _core, functional, pack_padded, pad_packed, reference
 from rnnfast.ragged import inverse
 
 # 1, W - 1, W, W + 1 and two vectors of each width W in {2, 4, 8, 16}
@@ -87,7 +89,7 @@ class Kernels:
             options["batch_sizes"] = packed.batch_sizes
             resets = None if resets is None else pack_padded(resets, lengths).data
         h0, c0 = (None if s is None else s[:, order] for s in (h0, c0))
-        state = (h0, c0) if cell == "lstm" else h0
+        state = state_of(cell, h0, c0)
         y, last, tape = functional.forward(cell, x, parameters, state, resets=resets, **options)
         bare = functional.inference(cell, x, parameters, state, resets=resets, **options)
         assert np.array_equal(bare[0], y)
@@ -101,12 +103,10 @@ class Kernels:
         def rows(a: Any) -> Any:
             return a if a is None or kept.lengths is None else pack_padded(a, kept.lengths).data
 
-        lstm = kept.tape.cell == "lstm"
-        dh, dc = (None if s is None else s[:, kept.order] for s in (dh, dc))
-        flow = np.full_like(rows(dy), np.nan), np.full_like(rows(dy), np.nan) if lstm else None
-        dx, dstate0, grads = functional.backward(
-            kept.tape, rows(dy), (dh, dc) if lstm else dh, dc=rows(dc_steps), flow=flow, **options
-        )
+        cell = kept.tape.cell
+        dstate = state_of(cell, *(None if s is None else s[:, kept.order] for s in (dh, dc)))
+        flow = np.full_like(rows(dy), np.nan), np.full_like(rows(dy), np.nan) if num_states(cell) > 1 else None
+        dx, dstate0, grads = functional.backward(kept.tape, rows(dy), dstate, dc=rows(dc_steps), flow=flow, **options)
         dh0, dc0 = dstate0 if isinstance(dstate0, tuple) else (dstate0, None)
         if dx is not None and len(dx) == len(rows(dy)):  # not that of an embedding
             dx = padded(kept, dx)
@@ -186,7 +186,7 @@ def test_tokens(cell: str, shape: Shape, V: int | None) -> None:
 @by_shape(ODD, CHUNKS)
 @by_cell
 def test_gates_that_are_held(cell: str, shape: Shape) -> None:
-    for name in reference.CELLS[cell].names:
+    for name in _core.cells[cell].held:
         problem = replace(with_both(make_problem(cell, "float64", shape)), gate_override={name: 0.375})
         assert_close(solve(Kernels, problem), solve(reference, problem))
 

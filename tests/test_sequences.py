@@ -5,18 +5,18 @@ A job is drawn time-major; `solve` gives it to the layer in one of the layouts a
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modules import KINDS, B, H, I, T, make_layer, make_state, named_states, normal, oracle, parts, results
-from problems import DTYPES, Array, Results, assert_close, assert_same_bits
+from modules import KINDS, B, H, I, T, initial, make_layer, make_state, named_states, normal, oracle, parts, results
+from problems import CELLS, DTYPES, Array, Results, assert_close, assert_same_bits, state_of
 from tolerances import TOLERANCE, relative_error
 
-from rnnfast import pack_padded, pad_packed, reference
+from rnnfast import _core, pack_padded, pad_packed, reference
 from rnnfast._base.names import of_layer
 from rnnfast._stack import segments
 
@@ -36,13 +36,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "resets": {"resets": 0.4},
     "all resets": {"resets": 1.0},
     "lengths and resets": {"lengths": [4, 0, 5], "resets": 0.4},
-}
-GATES: dict[str, list[dict[str, float]]] = {
-    "lstm": [{"f": 0.0}, {"i": 0.5, "g": -0.25, "o": 1.0}],
-    "gru": [{"z": 0.25}, {"r": 0.0, "n": 0.75}],
-    "gru_reset_before": [{"z": 0.25}, {"r": 0.0, "n": 0.75}],
-    "rnn_tanh": [{}, {}],
-    "rnn_relu": [{}, {}],
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -79,6 +72,13 @@ class Job:
         return (np.arange(T)[:, None] < np.asarray(self.rows.get("lengths", [T] * B)))[..., None]
 
 
+def held_gates(cell: str) -> list[dict[str, float]]:
+    """Return one gate that the cell lets be held, and all others of them."""
+    values = dict(zip(_core.cells[cell].held, cycle((0.5, 0.25, -0.25, 1.0)), strict=False))
+    one = [*values][len(values) // 2 : len(values) // 2 + 1]
+    return [{gate: value for gate, value in values.items() if (gate in one) == alone} for alone in (True, False)]
+
+
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sequences of a test's length have several segments."""
@@ -103,10 +103,10 @@ def make_job(
     rows: dict[str, Any] = {} if lengths is None else {"lengths": np.array(lengths, int)}
     if resets is not None:
         rows["resets"] = np.random.default_rng(seed).random((T, B)) < resets
-    gates = GATES[layer.cell]
+    gates = held_gates(layer.cell)
     if learned:
         layer.learn_initial_state = True
-        for name in ("initial_h", "initial_c")[: 1 + (layer.cell == "lstm")]:
+        for name in initial(layer.cell):
             layer.parameters[name] = normal((L * layer.directions, layer.hidden_size), layer.dtype, seed + 9)
     job = Job(
         layer,
@@ -120,7 +120,7 @@ def make_job(
         {
             name: normal((L, T, B, width), layer.dtype, seed + 7)
             for name in steps
-            if name != "dc" or layer.cell == "lstm"
+            if name != "dc" or "c" in _core.cells[layer.cell].states
         }
         | ({} if clip_dh is None else {"clip_dh": clip_dh}),
     )
@@ -271,10 +271,9 @@ def test_one_sequence_is_a_batch_of_one(cell: str, rows: dict[str, Any]) -> None
         {"lengths": job.rows["lengths"], "resets": job.rows["resets"][:, 0]} if "resets" in rows else dict(job.rows)
     )
     state, dstate = (tuple(part[:, 0] for part in parts(s)) for s in (job.state, job.dstate))
-    one = layer.cell != "lstm"
-    y, last, tape = layer.forward(job.x[:, 0], state[0] if one else state, **options)
+    y, last, tape = layer.forward(job.x[:, 0], state_of(cell, *state), **options)
     steps = {name: a[:, :, 0] for name, a in job.steps.items()}
-    dx, dstate0, grads = layer.backward(tape, job.dy[:, 0], dstate[0] if one else dstate, **steps)
+    dx, dstate0, grads = layer.backward(tape, job.dy[:, 0], state_of(cell, *dstate), **steps)
     single = results(y, last, dx, dstate0, grads)
     for name in single.keys() - grads.keys():
         single[name] = single[name][:, None]
@@ -364,13 +363,13 @@ def test_the_last_output_is_the_last_real_one(cell: str) -> None:
 # Held gates
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if _core.cells[cell].held])
 @by_dtype
 def test_a_held_gate_has_its_value_and_its_weights_no_gradient(cell: str, dtype: str) -> None:
     layer = make_stack(cell, 2, 2, dtype=dtype)
     job = make_job(layer, lengths=[2, 0, 4])
-    names = reference.CELLS[cell].names
-    for k, name in enumerate(names):
+    for name in _core.cells[cell].held:
+        k = _core.cells[cell].gates.index(name)
         y, _, tape = layer.forward(job.x, job.state, **job.rows, gate_override=[None, {name: 0.375}])
         _, _, grads = layer.backward(tape, job.dy)
         gates = [tape.gates(0), tape.gates(1)]
@@ -416,7 +415,7 @@ def test_the_tape_shows_the_oracles_states_and_gates(cell: str, L: int, D: int, 
         wanted = {name: np.concatenate([g[name] for g in gates], axis=2) for name in gates[0]}
         wanted |= dict(zip(("h", "c_of_every_step"), theirs.steps, strict=False))
         actual = {"h": tape.h(k), **tape.gates(k - L)}
-        if cell == "lstm":
+        if "c" in _core.cells[cell].states:
             actual["c_of_every_step"] = tape.c(k)
         assert_close({name: a.swapaxes(0, 1) for name, a in actual.items()}, wanted, L)
 
@@ -566,10 +565,11 @@ def test_sums_below_the_smallest_normal_number_are_zero_with_checkpoints_too(dty
 def test_checkpoints_keep_the_sign_of_zero(cell: str) -> None:
     """A gate that is held at zero lets nothing pass, of either sign."""
     layer = make_layer(cell)
-    held = {"lstm": {"f": 0.0}, "gru": {"z": 0.0}, "gru_reset_before": {"z": 0.0}}.get(cell)
     x, dy = normal((40, 60, I), "float32", 1), normal((40, 60, H), "float32", 2)
-    expected, actual = (
-        layer.backward(layer.forward(x, gate_override=held, checkpoint=checkpoint)[2], dy) for checkpoint in (None, 10)
-    )
-    for a, b in zip(parts(expected[1]), parts(actual[1]), strict=True):
-        assert a.tobytes() == b.tobytes()
+    for held in (None, *({gate: 0.0} for gate in _core.cells[cell].held)):
+        expected, actual = (
+            layer.backward(layer.forward(x, gate_override=held, checkpoint=checkpoint)[2], dy)
+            for checkpoint in (None, 10)
+        )
+        for a, b in zip(parts(expected[1]), parts(actual[1]), strict=True):
+            assert a.tobytes() == b.tobytes()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, make_layer, make_state, named_states, normal, parts, swap
+from modules import KINDS, initial, make_layer, make_state, named_states, normal, parts, swap
 from numpy.lib.stride_tricks import as_strided
 from problems import DTYPES, Array, Results, assert_same_bits, named
 
@@ -139,7 +139,7 @@ def test_a_run_of_no_steps_gives_none(
 @by_cell
 def test_reset_rows_start_anew_and_the_others_go_on(cell: str, learned: bool) -> None:
     layer = make_layer(cell, num_layers=2, learn_initial_state=learned)
-    for name in ("initial_h", "initial_c"):
+    for name in initial(layer.cell):
         if name in layer.parameters:
             layer.parameters[name][...] = normal(layer.parameters[name].shape, "float32", 2)
     x, more = normal((5, 4, 7), "float32", 1), normal((5, 4, 7), "float32", 3)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
-from modules import KINDS, PARAMETERS, H, I, make_cell, make_layer, make_state, normal, oracle, parts
+from modules import KINDS, ONE_STEP, PARAMETERS, H, I, initial, make_cell, make_layer, make_state, normal, oracle, parts
 from problems import DTYPES, Array, Results, assert_close, assert_same_bits
 
 import rnnfast
@@ -77,7 +77,7 @@ def assert_oracle(
     windows = reference.windows(T, k1, k2, losses)
     dys = [normal((w.stop - w.start, B, H), layer.dtype, 100 + n) for n, w in enumerate(windows)]
     first = () if state is None else parts(state)
-    learned = [name for name in ("initial_h", "initial_c") if state is None and name in layer.parameters]
+    learned = [name for name in initial(layer.cell) if state is None and name in layer.parameters]
     if learned:
         first = tuple(np.repeat(layer.parameters[name][:, None], B, axis=1) for name in learned)
     expected = reference.tbptt(
@@ -171,7 +171,7 @@ def test_all_forms_are_those_of_the_definition(
     cell: str, form: Form, k1: int, k2: int, activations: Activations
 ) -> None:
     layer = make_layer(cell, dtype="float64", **form.layer)
-    for name in ("initial_h", "initial_c"):
+    for name in initial(layer.cell):
         if name in layer.parameters:
             setattr(layer, name, normal(layer.parameters[name].shape, "float64", 3))
     x = np.random.default_rng(4).integers(0, I, (T, B)) if form.tokens else normal((T, B, I), "float64", 1)
@@ -302,7 +302,7 @@ def test_chunks_are_the_array(k1: int, k2: int, form: str, lengths: tuple[int, .
 
 
 @pytest.mark.parametrize("losses", ["new", "window"])
-@by_cell
+@pytest.mark.parametrize("cell", ONE_STEP)
 def test_a_cell_is_a_layer(cell: str, losses: Losses) -> None:
     module, layer = make_cell(cell), make_layer(cell)
     layer.load_state_dict({f"{name}_l0": p for name, p in module.parameters.items()})

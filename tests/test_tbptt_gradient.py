@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, PARAMETERS, make_cell, make_layer, make_state, named_states, normal, parts
-from problems import Array, Results, assert_close, assert_same_bits, named
+from modules import KINDS, ONE_STEP, PARAMETERS, make_cell, make_layer, make_state, named_states, normal, parts
+from problems import Array, Results, assert_close, assert_same_bits, named, state_of
 
 import rnnfast
 from rnnfast import _core, reference
@@ -133,24 +133,24 @@ def test_bits_of_a_sequence_do_not_depend_on_its_neighbours() -> None:
     assert_same_bits(named(dx=one["dx"], dh0=one["dh0"]), named(dx=every["dx"][:, 2:3], dh0=every["dh0"][:, 2:3]))
 
 
-@pytest.mark.parametrize("cell", KINDS)
+@pytest.mark.parametrize("cell", ONE_STEP)
 def test_a_cell_is_a_layer(cell: str) -> None:
     module, layer = make_cell(cell, dtype="float64"), make_layer(cell, dtype="float64")
     layer.load_state_dict({f"{name}_l0": p for name, p in module.state_dict().items()})
     x, dy, state = normal((9, B, I), "float64", 1), normal((9, B, H), "float64", 2), make_state(module, (B,), 3)
-    own = tuple(part[None] for part in parts(state)) if cell == "lstm" else state[None]
+    own = state_of(cell, *(part[None] for part in parts(state)))
     expected = {name.removesuffix("_l0"): a for name, a in gradient(layer, x, dy, 2, 5, state=own).items()}
     for name in named_states((), state):
         expected[name] = expected[name][0]
     assert_same_bits(gradient(module, x, dy, 2, 5, state=state), expected)
-    one = tuple(part[0] for part in parts(state)) if cell == "lstm" else state[0]
+    one = state_of(cell, *(part[0] for part in parts(state)))
     single = gradient(module, x[:, 0], dy[:, 0], 2, 5, state=one)
     assert_same_bits(
         {"dx": single["dx"], "dh0": single["dh0"]}, {"dx": expected["dx"][:, 0], "dh0": expected["dh0"][0]}
     )
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", KINDS)
 def test_arrays_lie_as_the_layer_has_them(cell: str) -> None:
     layer, first = (make_layer(cell, num_layers=2, batch_first=b) for b in (False, True))
     x, dy = normal((9, B, I), "float32", 1), normal((9, B, H), "float32", 2)
@@ -164,7 +164,7 @@ def test_arrays_lie_as_the_layer_has_them(cell: str) -> None:
         )
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", KINDS)
 def test_a_learned_initial_state_has_a_gradient(cell: str) -> None:
     layer = make_layer(cell, num_layers=2, learn_initial_state=True, dtype="float64")
     names = [name for name in layer.parameters if name.startswith("initial")]
@@ -175,7 +175,7 @@ def test_a_learned_initial_state_has_a_gradient(cell: str) -> None:
     expected = oracle(layer, x, dy, 2, 5, state=state)
     own = {name: expected[f"dh{k}"].sum(axis=1) for k, name in enumerate(names)}
     assert_close(gradient(layer, x, dy, 2, 5), expected | own)
-    given = gradient(layer, x, dy, 2, 5, state=state if cell == "lstm" else state[0])
+    given = gradient(layer, x, dy, 2, 5, state=state_of(cell, *state))
     assert_close(given, expected | {name: np.zeros((2, H)) for name in names})
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from modules import KINDS
+from modules import IN_TORCH, KINDS
 from problems import Array, Shape, assert_close, make_problem, named, solve
 
 import rnnfast
@@ -22,11 +22,7 @@ class Layer(NamedTuple):
     options: dict[str, str]
 
 
-LAYERS = [
-    Layer(cell, kind, own)
-    for cell, (kind, own) in KINDS.items()
-    if hasattr(torch.nn, kind) and "reset_after" not in own
-]
+LAYERS = [Layer(cell, *KINDS[cell]) for cell in IN_TORCH]
 by_layer = pytest.mark.parametrize("layer", LAYERS, ids=[layer.cell for layer in LAYERS])
 
 FORMS: dict[str, dict[str, Any]] = {

@@ -6,94 +6,14 @@
 // `chain_length` of them is added to what is already there: by the sizes alone, never by who computes it, so that no
 // tile shape, batch size or number of threads changes a bit.
 //
-// Hidden units are cut into unit blocks of as many units as a vector has lanes. A panel holds, for each k, the vectors
-// of all gates of one unit block side by side, so that the registers of one tile hold i, f, g, o of the same units
-// and the cell's pointwise part can follow at once, as the tile's epilogue.
+// A panel holds, for each k, the vectors of all gates of one unit block side by side, so that the registers of one tile
+// hold i, f, g, o of the same units and the cell's pointwise part can follow at once, as the tile's epilogue.
 #pragma once
 
-#include "vec.h"
+#include "kernels/products/blocks.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
-
-constexpr Index min_index(Index a, Index b) { return a < b ? a : b; }
-
-constexpr Index max_index(Index a, Index b) { return a > b ? a : b; }
-
-// n units cut into blocks. The last block may be narrower: an H of 20 should not cost as much as one of 32.
-struct Blocks {
-  Index full;   // blocks of W = Widest<Real>::lanes units
-  int tail;     // lanes of the last, narrower block: W, W / 2, ..., 16 bytes; 0 if there is none
-  int valid;    // units in it
-  Index units;  // lanes in all blocks together
-};
-
-template <class Real>
-constexpr Blocks blocks_of(Index n) {
-  constexpr int W = Widest<Real>::lanes;
-  const int valid = int(n % W);
-  int tail = valid ? W : 0;
-  while (tail > 16 / int(sizeof(Real)) && tail / 2 >= valid) tail /= 2;
-  return {n / W, tail, valid, n / W * W + tail};
-}
-
-// Unit blocks [first, last).
-struct Span {
-  Index first, last;
-};
-
-constexpr Index count(const Blocks& blocks) { return blocks.full + (blocks.tail ? 1 : 0); }
-
-constexpr Span all(const Blocks& blocks) { return {0, count(blocks)}; }
-
-// One block: its first unit, its lanes, and how many of them hold a unit.
-struct BlockWidth {
-  Index unit, lanes, valid;
-};
-
-template <class Real>
-constexpr BlockWidth width_of(const Blocks& blocks, Index block) {
-  constexpr Index W = Widest<Real>::lanes;
-  if (block == blocks.full) return {block * W, blocks.tail, blocks.valid};
-  return {block * W, W, W};
-}
-
-// Consecutive unit blocks of the same width.
-struct BlockRange {
-  Index block, blocks;  // first and how many
-  Index unit;           // first unit
-  int valid;            // units in the last of them
-};
-
-// Calls f(Simd, BlockRange) for the blocks of a span: in groups of `group` and smaller powers of two while they are
-// full, then the tail. The first groups come in descending order if `backwards`.
-template <class Real, int group, class F>
-RNNFAST_INLINE void for_each_block(const Blocks& blocks, Span span, F&& f, bool backwards = false) {
-  using Wide = Widest<Real>;
-  Index block = span.first;
-  const Index full = min_index(span.last, blocks.full);
-  const auto groups_of = [&]<int n>() __attribute__((always_inline)) {
-    if constexpr (n <= group) {
-      const Index groups = full > block ? (full - block) / n : 0;
-      for (Index i = 0; i < groups; ++i) {
-        const Index at = block + (backwards ? groups - 1 - i : i) * n;
-        f.template operator()<Wide, n>({at, n, at * Wide::lanes, Wide::lanes});
-      }
-      block += groups * n;
-    }
-  };
-  groups_of.template operator()<8>();
-  groups_of.template operator()<4>();
-  groups_of.template operator()<2>();
-  groups_of.template operator()<1>();
-  if (span.last <= blocks.full || !blocks.tail) return;
-  const BlockRange tail{blocks.full, 1, blocks.full * Wide::lanes, blocks.valid};
-  if (blocks.tail == Wide::lanes) return f.template operator()<Wide, 1>(tail);
-  if constexpr (vector_bytes >= 32)
-    if (blocks.tail == Wide::lanes / 2) return f.template operator()<Simd<Real, Wide::lanes / 2>, 1>(tail);
-  if constexpr (vector_bytes >= 64)
-    if (blocks.tail == Wide::lanes / 4) return f.template operator()<Simd<Real, Wide::lanes / 4>, 1>(tail);
-}
 
 // sum over blocks b < `blocks` and k < K of a[m, b, k] * panel[b, k, n].
 template <class Real>
@@ -126,7 +46,7 @@ struct Tile {
   int valid;       // lanes of the last unit block that exist in memory
   bool far;        // the panels come from beyond the second cache level
   bool backwards;  // the next panel is the one before
-  bool add;        // to what is in out; tile_rows sets this and the next for its chains
+  bool add;        // to what is in out; tile_rows sets this and the next for its later chains
   Ahead<Real> ahead;
 };
 
@@ -251,79 +171,114 @@ constexpr int most_rows(int N) {
 // halves.
 constexpr int unit_group(int slots, bool one_row) { return (one_row ? 8 : 4) / (slots == 3 ? 4 : slots); }
 
-struct NoEpilogue {
-  RNNFAST_INLINE void operator()(Index, Index) const {}
+// The tiles of one kind: NB unit blocks of `slots` vectors, of which a product's panels have `gates`.
+template <class Real>
+struct Tiles {
+  int blocks, most;                                      // NB, and the rows of the highest tile
+  void (*const* of_rows)(const Tile<Real>&, Index row);  // those of 1, 2, ..
 };
 
+template <class S, int NB, int slots, int gates, class Rows>
+struct TileFunctions;
 template <class S, int NB, int slots, int gates, int... i>
-RNNFAST_INLINE void tile_of_rows(const Tile<typename S::Real>& t, Index row, Index M, Lanes<i...>) {
-  static constexpr void (*tiles[])(const Tile<typename S::Real>&, Index) = {tile<S, i + 1, NB, slots, gates>...};
-  tiles[M - 1](t, row);
+struct TileFunctions<S, NB, slots, gates, Lanes<i...>> {
+  static constexpr void (*of_rows[])(const Tile<typename S::Real>&, Index) = {tile<S, i + 1, NB, slots, gates>...};
+};
+
+// All tiles with so many slots and gates, by halvings of the widest vector and by NB = 1, 2, 4, 8. Narrower blocks come
+// alone.
+template <class Real>
+struct TileKind {
+  Tiles<Real> of[width_count][4];
+};
+
+template <class Real, int slots, int gates, int halvings = 0, int log2_NB = 0>
+constexpr void add_tiles(TileKind<Real>& kind) {
+  constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots);
+  using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, typename LanesTo<most>::type>;
+  kind.of[halvings][log2_NB] = {NB, most, Functions::of_rows};
+  if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
+    add_tiles<Real, slots, gates, halvings, log2_NB + 1>(kind);
+  else if constexpr (halvings + 1 < width_count)
+    add_tiles<Real, slots, gates, halvings + 1>(kind);
 }
 
-// The tile of M <= most rows.
-template <class S, int most, int NB, int slots, int gates>
-RNNFAST_INLINE void tile_of(const Tile<typename S::Real>& t, Index row, Index M) {
-  tile_of_rows<S, NB, slots, gates>(t, row, M, typename LanesTo<most>::type());
+template <class Real, int slots, int gates>
+constexpr TileKind<Real> tile_kind() {
+  TileKind<Real> kind = {};
+  add_tiles<Real, slots, gates>(kind);
+  return kind;
 }
 
-// `rows` rows, at most `most` of them in a tile.
-template <int NB, class Real>
-RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& o, Index rows, Index most) {
+// Whatever a cell's phases have is among these, and the one, two and four columns of backward are.
+template <class Real>
+constexpr TileKind<Real> tile_kinds[] = {tile_kind<Real, 4, 3>(), tile_kind<Real, 1, 1>(), tile_kind<Real, 2, 2>(),
+                                         tile_kind<Real, 3, 3>(), tile_kind<Real, 4, 4>()};
+
+template <class Real>
+RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range) {
+  return tile_kinds<Real>[slots > gates ? 0 : slots].of[range.halvings][__builtin_ctz(unsigned(range.blocks))];
+}
+
+// What is done with rows [row, row + M) of a tile while they are still in the first cache level; nothing if null.
+struct Epilogue {
+  void (*run)(const void* context, Index row, Index M) = nullptr;
+  const void* context = nullptr;
+};
+
+template <class F>
+RNNFAST_INLINE Epilogue epilogue(const F& f) {
+  return {[](const void* context, Index row, Index M) { (*static_cast<const F*>(context))(row, M); }, &f};
+}
+
+// What follows the panels of an operand, for `rows` rows, at most `most` of them in a tile.
+template <class Real>
+RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& o, Index NB, Index rows, Index most) {
   const Index length = NB * o.blocks * o.K * o.panel_k, row = length / rows;
   return {o.panel + length, row, row * most / max_index(o.blocks * o.K, 1)};
 }
 
 // All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
-// After each tile epilogue(row, M) runs, while the tile is still in the first cache level.
-template <class S, int NB, int slots, int gates, class Epilogue>
-RNNFAST_INLINE void tile_column(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
-  constexpr int most = most_rows(NB * slots);
-  Index tiles = (rows + most - 1) / most;
-  for (Index row = 0; tiles > 0; --tiles) {
-    const Index M = (rows - row + tiles - 1) / tiles;
-    tile_of<S, most, NB, slots, gates>(t, row, M);
-    epilogue(row, M);
-    row += M;
+template <class Real>
+RNNFAST_INLINE void tile_column(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows, const Epilogue& epilogue) {
+  Index M = rows, higher = 0;  // tiles that have a row more
+  if (rows > tiles.most) {
+    const Index count = (rows + tiles.most - 1) / tiles.most;
+    M = rows / count, higher = rows - M * count;
+  }
+  for (Index row = 0, next; row < rows; row = next, --higher) {
+    next = row + M + (higher > 0 ? 1 : 0);
+    tiles.of_rows[next - row - 1](t, row);
+    if (epilogue.run) epilogue.run(epilogue.context, row, next - row);
   }
 }
 
 // A tile column, chain by chain. The first chain of an operand goes on from what is there, in the same registers where
 // the first operand is a single chain; the others start from zero and are added.
-template <class S, int NB, int slots, int gates, class Epilogue>
-RNNFAST_INLINE void tile_rows(const Tile<typename S::Real>& t, Index rows, Epilogue&& epilogue) {
+template <class Real>
+__attribute__((noinline)) void tile_rows(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows,
+                                         const Epilogue& epilogue = {}) {
   const Index first = chain_count(t.first.blocks * t.first.K);
   const Index second = chain_count(t.second.blocks * t.second.K);
   const Index start = first > 1 ? first : 0;  // of the second operand
   const Index steps = t.second.blocks ? start + second : first;
+  if (steps == 1 && !t.far) return tile_column(tiles, t, rows, epilogue);
   for (Index step = 0; step < steps; ++step) {
-    Tile<typename S::Real> part = t;
-    part.first = step < first ? chain_of(t.first, step, first) : Operand<typename S::Real>{};
-    part.second = step >= start ? chain_of(t.second, step - start, second) : Operand<typename S::Real>{};
-    part.add = step > 0 && step != start;
+    Tile<Real> part = t;
+    part.first = step < first ? chain_of(t.first, step, first) : Operand<Real>{};
+    part.second = step >= start ? chain_of(t.second, step - start, second) : Operand<Real>{};
+    part.add = step == 0 ? t.add : step != start;
     if (part.add)
       part.init = nullptr, part.init_row = 0, part.init_unit = 0;
     else if (step > 0)
       part.init = t.out, part.init_row = t.out_row, part.init_unit = t.out_unit;
-    if (t.far) part.ahead = ahead_of<NB>(part.second.blocks ? part.second : part.first, rows, most_rows(NB * slots));
+    if (t.far) part.ahead = ahead_of(part.second.blocks ? part.second : part.first, tiles.blocks, rows, tiles.most);
     if (t.far && t.backwards && step + 1 == steps) {
-      const Operand<typename S::Real>& whole = t.second.blocks ? t.second : t.first;
-      part.ahead.data -= 2 * NB * whole.blocks * whole.K * whole.panel_k;
+      const Operand<Real>& whole = t.second.blocks ? t.second : t.first;
+      part.ahead.data -= 2 * tiles.blocks * whole.blocks * whole.K * whole.panel_k;
     }
-    if (step + 1 < steps)
-      tile_column<S, NB, slots, gates>(part, rows, NoEpilogue());
-    else
-      tile_column<S, NB, slots, gates>(part, rows, epilogue);
+    tile_column(tiles, part, rows, step + 1 < steps ? Epilogue() : epilogue);
   }
-}
-
-// Calls f with the unit grouping that fits: a single row takes more unit blocks at once.
-template <class Real, int slots, class F>
-RNNFAST_INLINE void for_each_unit_block(const Blocks& blocks, Span span, Index rows, F&& f, bool backwards = false) {
-  if (rows == 1)
-    for_each_block<Real, unit_group(slots, true)>(blocks, span, f, backwards);
-  else
-    for_each_block<Real, unit_group(slots, false)>(blocks, span, f, backwards);
 }
 
 // Whether a pass over weights goes through them backwards, as every second one does: it begins with those that are

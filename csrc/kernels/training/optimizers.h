@@ -2,7 +2,7 @@
 // clipping needs. A step fuses and reorders no operation: it has the same bits on every instruction set.
 #pragma once
 
-#include "layout.h"
+#include "kernels/layout.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

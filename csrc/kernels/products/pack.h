@@ -1,7 +1,7 @@
 // Weights as the microkernel reads them, and back.
 #pragma once
 
-#include "gemm.h"
+#include "kernels/products/gemm.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -13,6 +13,15 @@ struct GateRows {
   Index H, K;
   const int* order;
 };
+
+// f<gates>() for as many gates as a cell can have.
+template <class F>
+RNNFAST_INLINE void with_gates(int gates, F&& f) {
+  if (gates == 4) return f.template operator()<4>();
+  if (gates == 3) return f.template operator()<3>();
+  if (gates == 2) return f.template operator()<2>();
+  f.template operator()<1>();
+}
 
 // It as panels, [unit block][k][gate x lanes].
 template <class Real>
@@ -37,7 +46,7 @@ RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
 // f(rows of the matrix, the place of their first k in the panel, the panel's stride of k) for each gate of each block.
 template <class Real, class From, class F>
 RNNFAST_INLINE void for_each_panel_gate(const GateRows<From>& w, const Panels<Real>& p, Index k, Span span, F&& f) {
-  for_each_block<Real, 1>(p.units, span, [&]<class S, int>(BlockRange range) {
+  for_each_block<Real>(p.units, span, [&]<class S>(BlockRange range) {
     const Index stride = p.gates * S::lanes;
     for (int gate = 0; gate < p.gates; ++gate)
       f.template operator()<S>(w.data + (w.order[gate] * w.H + range.unit) * w.K, range.valid,
@@ -93,13 +102,13 @@ struct TransposedPanels {
 };
 
 template <class Real>
-constexpr Index rows_of(const TransposedPanels<Real>& p) {
+constexpr Index row_count(const TransposedPanels<Real>& p) {
   return p.units.units * p.gates;
 }
 
 template <class Real>
 constexpr Index size(const TransposedPanels<Real>& p) {
-  return p.columns.units * rows_of(p);
+  return p.columns.units * row_count(p);
 }
 
 constexpr int group_of_columns = 4;
@@ -111,9 +120,9 @@ constexpr Index group_count(const Blocks& columns) {
 // For the groups of the span.
 template <class Real>
 void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>& p, Span span) {
-  const Index rows = rows_of(p);
+  const Index rows = row_count(p);
   const Span blocks = {span.first * group_of_columns, min_index(span.last * group_of_columns, count(p.columns))};
-  for_each_block<Real, group_of_columns>(p.columns, blocks, [&]<class S, int>(BlockRange range) {
+  const auto pack_group = [&]<class S>(const BlockRange& range) {
     Real* to = p.data + range.unit * rows;
     for (Index block = 0; block < count(p.units); ++block) {
       const BlockWidth width = width_of<Real>(p.units, block);
@@ -127,6 +136,9 @@ void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>
           }
       }
     }
+  };
+  for_each_range<Real>(p.columns, blocks, group_of_columns, false, [&](const BlockRange& range) {
+    with_width<Real>(range, [&]<class S> { pack_group.template operator()<S>(range); });
   });
 }
 

@@ -1,7 +1,7 @@
 // What forward and backward know alike of a sequence: its order in time, and the state before a step.
 #pragma once
 
-#include "tokens.h"
+#include "kernels/time/chunks.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -1,7 +1,8 @@
 // The affine map y = x w^T + b and its gradients, through the microkernel: the readout of a network.
 #pragma once
 
-#include "layout.h"
+#include "kernels/layout.h"
+#include "kernels/products/pack.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -35,14 +36,15 @@ void linear(const LinearArgs<Real>& args, const Team& team) {
     const Index rows = min_index(linear_rows, last - row);
     const View<const Real> x = at(args.x, row);
     const View<Real> y = at(args.y, row);
-    for_each_unit_block<Real, 1>(w.units, all(w.units), rows, [&]<class S, int NB>(BlockRange range) {
+    for_each_range<Real>(w.units, all(w.units), unit_group(1, rows == 1), false, [&](const BlockRange& range) {
       if (skips(team, rows)) return;
+      const Index lanes = range.lanes;
       Tile<Real> t = {};
-      t.first = {x.data, x.stride, 1, 0, panel(w, range.unit), I * S::lanes, S::lanes, 0, I, 1};
-      if (args.b) t.init = args.b + range.unit, t.init_unit = S::lanes;
-      t.out = y.data + range.unit, t.out_row = y.stride, t.out_unit = S::lanes;
+      t.first = {x.data, x.stride, 1, 0, panel(w, range.unit), I * lanes, lanes, 0, I, 1};
+      if (args.b) t.init = args.b + range.unit, t.init_unit = lanes;
+      t.out = y.data + range.unit, t.out_row = y.stride, t.out_unit = lanes;
       t.valid = range.valid;
-      tile_rows<S, NB, 1, 1>(t, rows, NoEpilogue());
+      tile_rows(tiles_of<Real>(1, 1, range), t, rows);
     });
   }
 }
@@ -66,7 +68,7 @@ LinearBackwardScratch<Real> lay_out_linear_backward(const LinearSize& n, Arena<R
 // The columns of a [rows,N] as panels [block of N][row][lanes], for the blocks of the span; at most p.K rows.
 template <class Real>
 void pack_columns(const View<const Real>& a, Index rows, const Panels<Real>& p, Span span) {
-  for_each_block<Real, 1>(p.units, span, [&]<class S, int>(BlockRange range) {
+  for_each_block<Real>(p.units, span, [&]<class S>(const BlockRange& range) {
     const Real* from = a.data + range.unit;
     Real* to = panel(p, range.unit);
     for (Index row = 0; row < rows; ++row, from += a.stride, to += S::lanes)
@@ -84,7 +86,7 @@ constexpr bool adds(const LinearBackwardArgs<Real>& args, Index row) {
 template <class Real>
 void bias_gradient(const LinearBackwardArgs<Real>& args, Index row, Index rows, const Team& team) {
   const Blocks outputs = blocks_of<Real>(args.size.O);
-  for_each_block<Real, 1>(outputs, my_blocks(outputs, team), [&]<class S, int>(BlockRange range) {
+  for_each_block<Real>(outputs, my_blocks(outputs, team), [&]<class S>(const BlockRange& range) {
     typename S::V sum = {};
     for (Index r = row; r < row + rows; ++r) sum = sum + load_lanes<S>(at(args.dy, r).data + range.unit, range.valid);
     Real* db = args.db + range.unit;
@@ -107,21 +109,24 @@ void linear_backward(const LinearBackwardArgs<Real>& args, const Team& team) {
     const Index rows = min_index(chain_length, N - row);
     const View<const Real> dy = at(args.dy, row);
     pack_columns(at(args.x, row), rows, scratch.x, mine);
-    for_each_block<Real, unit_group(1, false)>(columns, mine, [&]<class S, int NB>(BlockRange range) {
+    for_each_range<Real>(columns, mine, unit_group(1, false), false, [&](const BlockRange& range) {
       if (skips(team, rows)) return;
+      const Index lanes = range.lanes;
       const auto product = [&](const Panels<Real>& p, Index a_row, Index a_k, Index K) {
-        return Operand<Real>{dy.data, a_row, a_k, 0, panel(p, range.unit), p.K * S::lanes, S::lanes, 0, K, 1};
+        return Operand<Real>{dy.data, a_row, a_k, 0, panel(p, range.unit), p.K * lanes, lanes, 0, K, 1};
       };
+      const Tiles<Real> tiles = tiles_of<Real>(1, 1, range);
       Tile<Real> t = {};
       t.first = product(scratch.x, 1, dy.stride, rows);
-      t.out = args.dw + range.unit, t.out_row = I, t.out_unit = S::lanes;
+      t.out = args.dw + range.unit, t.out_row = I, t.out_unit = lanes;
       t.valid = range.valid;
       t.add = adds(args, row);
-      tile_column<S, NB, 1, 1>(t, O, NoEpilogue());
+      tile_rows(tiles, t, O);
       if (!args.dx.data) return;
       t.first = product(scratch.w, dy.stride, 1, O);
       t.out = at(args.dx, row).data + range.unit, t.out_row = args.dx.stride;
-      tile_rows<S, NB, 1, 1>(t, rows, NoEpilogue());
+      t.add = false;
+      tile_rows(tiles, t, rows);
     });
     if (args.db) bias_gradient(args, row, rows, team);
     row += rows;

@@ -4,8 +4,8 @@
 //   loss = -log p[target],  dlogits = scale (p - onehot(target)),  p[v] = e^(logits[v] - m) / total,  m = max logits
 #pragma once
 
-#include "layout.h"
-#include "vec_math.h"
+#include "kernels/layout.h"
+#include "kernels/vec_math.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -4,8 +4,10 @@
 // products of a finished chunk are shared out among all members.
 #pragma once
 
-#include "few.h"
-#include "windows.h"
+#include "kernels/cells/all.h"
+#include "kernels/products/unpacked.h"
+#include "kernels/time/tokens.h"
+#include "kernels/time/windows.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -22,7 +24,7 @@ struct BackwardScratch {
     Gates<Real> dgates;                  // of one chunk
     Gates<Real> table;                   // dgates summed by token
     Real* dreset_h;                      // [B,H], of each window
-    Real *h_mixed, *c_mixed;             // [B,H], where some rows start anew
+    Real* mixed[most_states];            // the state before a step, [B,H], where some rows start anew
     View<Real> dx;  // of the run's rows: the caller's for the first direction, own memory for the second;
                     // of tokens [U,I], own memory
   } directions[2];
@@ -30,90 +32,53 @@ struct BackwardScratch {
   Real* zeros;
 };
 
-template <class Cell, class Real>
+// Whether the weights stay as the caller has them: few rows, all of one chunk.
+constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
+  return !windows.k1 && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows && run_chunks(p) == 1;
+}
+
+template <class Real>
 BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool need_dx, const Windows& windows,
                                        Arena<Real>& arena) {
+  const CellShape& cell = *p.cell;
   const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
   const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p, windows);
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
-    direction.w_hh = {nullptr, units, units, Cell::gates};
+    direction.w_hh = {nullptr, units, units, cell.gates};
     direction.w_hh.data = take(arena, packs * size(direction.w_hh));
     if (need_dx) {
-      direction.thin_w_ih = {nullptr, units, is_thin(p.I) ? p.I : 0, Cell::gates};
+      direction.thin_w_ih = {nullptr, units, is_thin(p.I) ? p.I : 0, cell.gates};
       direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
-      direction.w_ih = {nullptr, is_thin(p.I) ? Blocks{} : inputs, units, Cell::gates};
+      direction.w_ih = {nullptr, is_thin(p.I) ? Blocks{} : inputs, units, cell.gates};
       direction.w_ih.data = take(arena, packs * size(direction.w_ih));
       direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? run_rows(p) : p.U) * p.I), p.I};
     }
     const Index I = input_columns(p), rows = most_chunk_rows(p);
     const auto gradient = [&](Index K) {
-      Panels<Real> panels = {nullptr, units, K + 1, Cell::gates};
+      Panels<Real> panels = {nullptr, units, K + 1, cell.gates};
       panels.data = take(arena, packs * size(panels));
       return panels;
     };
     const auto columns = [&](Index K, Index count) {
-      return Columns<Real>{take(arena, packs * columns_size<Cell>(K + 1, count)), K + 1, count};
+      Columns<Real> columns = {nullptr, K + 1, count, columns_of_tile(cell)};
+      columns.data = take(arena, packs * size(columns));
+      return columns;
     };
     direction.dw_ih = gradient(I);
     direction.dw_hh = gradient(p.H);
     direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
     direction.h_before = columns(p.H, rows);
-    if (resets_h<Cell>) direction.reset_h = columns(p.H, rows);
-    direction.dgates = {take(arena, gates_size<Cell>(rows, units)), rows};
-    direction.table = {take(arena, gates_size<Cell>(p.U, units)), p.U};
-    if (resets_h<Cell>) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
-    if (p.starts[d]) direction.h_mixed = take(arena, p.B * p.H), direction.c_mixed = take(arena, p.B * p.H);
+    if (resets_h(cell)) direction.reset_h = columns(p.H, rows);
+    direction.dgates = {take(arena, gates_size(cell.slots, rows, units)), rows};
+    direction.table = {take(arena, gates_size(cell.slots, p.U, units)), p.U};
+    if (resets_h(cell)) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
+    for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * p.H);
   }
   s.zeros = take(arena, p.H);
-  s.windows = lay_out_windows<Cell>(p, windows, s.zeros, arena);
+  s.windows = lay_out_windows(p, windows, s.zeros, arena);
   return s;
-}
-
-// The rows of one step.
-template <class Real>
-struct BackwardStep {
-  Gates<const Real> gates;
-  Gates<Real> dgates;
-  Index gate_row, dgate_row;
-  View<const Real> h_before, c_before, h, c, dy, dc_step;
-  View<Real> dh, dc, dreset_h, dh_flow, dc_flow;
-  Index rows;
-  Span units;
-  bool backwards;  // through the weights
-  const Held<Real>* held;
-};
-
-template <class Cell, int phase, class S, class Real>
-RNNFAST_INLINE void backward_point(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
-  constexpr Phase part = Cell::phases[phase];
-  BackwardPoint<S, Cell::slots> p;
-  p.held = s.held;
-  const auto load = [&](const auto& view) { return load_lanes<S>(view.data + row * view.stride + unit, valid); };
-  const auto store = [&](const View<Real>& view, typename S::V v) {
-    store_lanes<S>(view.data + row * view.stride + unit, v, valid);
-  };
-  if constexpr (Cell::keeps_gates) {
-    const Real* gates = gates_at<S, Cell::slots>(s.gates, unit, s.gate_row + row);
-#pragma GCC unroll 4
-    for (int slot = 0; slot < Cell::slots; ++slot) p.gate[slot] = S::load(gates + slot * S::lanes);
-  } else {
-    p.h = load(s.h);
-  }
-  p.dh = load(s.dh) + load(s.dy);
-  if constexpr (Cell::reads_h_before) p.h_before = load(s.h_before);
-  if constexpr (has_c<Cell>) p.c_before = load(s.c_before), p.c = load(s.c), p.dc = load(s.dc);
-  if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
-  Cell::template backward<S, phase>(p);
-  if constexpr (has_c<Cell>)
-    if (s.dc_flow.data) store(s.dc_flow, p.dc_flow);
-  Real* dgates = gates_at<S, Cell::slots>(s.dgates, unit, s.dgate_row + row);
-#pragma GCC unroll 4
-  for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
-    store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
-  if constexpr (has_c<Cell>) store(s.dc, p.dc);
-  if constexpr (Cell::leaves_dh && phase == 0) store(s.dh, p.dh);
 }
 
 // out = a + b, some rows of some units.
@@ -125,46 +90,47 @@ __attribute__((noinline)) void add_rows(const View<const Real>& a, const View<co
 }
 
 // The pre-activations of held gates have no gradient.
-template <class Cell, class Real>
-__attribute__((noinline)) void clear_held(const BackwardStep<Real>& s, const Phase& part, const Blocks& units,
-                                          Index rows) {
-  for_each_block<Real, 1>(units, s.units, [&]<class S, int>(BlockRange range) {
-    Real* dgates = gates_at<S, Cell::slots>(s.dgates, range.unit, s.dgate_row);
-    for (Index row = 0; row < rows; ++row, dgates += Cell::slots * S::lanes)
+template <class Real>
+__attribute__((noinline)) void clear_held(const BackwardStep<Real>& s, int slots, const Phase& part,
+                                          const Blocks& units, Index rows) {
+  for (Index block = s.units.first; block < s.units.last; ++block) {
+    const BlockWidth width = width_of<Real>(units, block);
+    Real* dgates = gates_at(s.dgates, width.unit, s.dgate_row, width.lanes, slots);
+    for (Index row = 0; row < rows; ++row, dgates += slots * width.lanes)
       for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
-        if (is_held(*s.held, slot)) S::store(dgates + slot * S::lanes, typename S::V{});
-  });
+        for (Index lane = 0; is_held(*s.held, slot) && lane < width.lanes; ++lane)
+          dgates[slot * width.lanes + lane] = 0;
+  }
 }
 
 // f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
-template <class Cell, class Real, class StepWindowsOrWhole, class F>
-bool backward_step(const BackwardStep<Real>& s, const StepWindowsOrWhole& windows,
+template <class Real, class StepWindowsOrWhole, class F>
+bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const StepWindowsOrWhole& windows,
                    const typename BackwardScratch<Real>::Direction& scratch, const Team& team, F&& f) {
-  bool goes_on = true;
-  for_each_phase_backwards<Cell>([&]<int phase> {
-    constexpr Phase part = Cell::phases[phase];
-    if (!goes_on) return;
+  const Blocks& units = scratch.w_hh.units;
+  for (int phase = cell.phase_count - 1; phase >= 0; --phase) {
+    const Phase& part = cell.phases[phase];
+    const auto& pointwise = functions_of<Real>(cell).backward[phase];
     for (Index window = 0; window < windows.count; ++window) {
       const BackwardStep<Real>& one = window_of(s, windows, window);
-      for_each_block<Real, 1>(scratch.w_hh.units, s.units, [&]<class S, int>(BlockRange range) {
-        if (skips(team, s.rows)) return;
-        for (Index row = 0; row < s.rows; ++row) backward_point<Cell, phase, S>(one, range.unit, range.valid, row);
+      const int at_once = s.rows < 64 ? 8 : 1;  // unit blocks, between which signals are heard
+      for_each_range<Real>(units, s.units, at_once, false, [&](const BlockRange& range) {
+        if (!skips(team, s.rows)) pointwise[range.halvings](one, range);
       });
     }
-    if (s.held->slots) clear_held<Cell>(s, part, scratch.w_hh.units, windows.count * s.rows);
-    goes_on = f();
-    if (!goes_on) return;
+    if (s.held->slots) clear_held(s, cell.slots, part, units, windows.count * s.rows);
+    if (!f()) return false;
     const Factor factor = {part.slot, part.gate, part.gates};
-    const View<Real> out = part.reset_h ? s.dreset_h : s.dh;
-    const bool from_dh = Cell::leaves_dh && !part.reset_h;
+    const View<Real> out = part.reset_h ? s.dreset_h : s.dstate[0];
+    const bool from_dh = cell.leaves_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
     const Product<Real> product = {s.dgates, s.dgate_row, init, out, windows.count * s.rows, s.units, s.backwards};
     if (scratch.unpacked_w_hh.data)
-      multiply_unpacked(product, factor, Cell::slots, scratch.unpacked_w_hh);
+      multiply_unpacked(product, factor, cell.slots, scratch.unpacked_w_hh);
     else
-      multiply<Cell>(product, factor, scratch.w_hh, team);
-  });
-  return goes_on;
+      multiply(product, cell.slots, factor, scratch.w_hh, team);
+  }
+  return true;
 }
 
 // Bounds the elements of a gradient; NaN passes.
@@ -199,34 +165,37 @@ struct Chunk {
   bool first;    // in the order of backward
 };
 
+// Where the i-th state before a step is found.
 template <class Real>
-StateBefore<Real> h_before(const BackwardDirection<Real>& direction, const Real* zeros, Real* mixed) {
-  return {or_zeros(direction.initial[0], zeros), or_zeros(direction.start[0], zeros), direction.y, true, mixed};
+StateBefore<Real> state_before(const BackwardDirection<Real>& direction, int i, const Real* zeros, Real* mixed) {
+  const View<const Real> after = i == 0 ? direction.y : direction.tape.states[i];
+  return {or_zeros(direction.initial[i], zeros), or_zeros(direction.start[i], zeros), after, true, mixed};
 }
 
-template <class Cell, class Real>
-__attribute__((noinline)) void multiply_input(const Product<Real>& dx,
+template <class Real>
+__attribute__((noinline)) void multiply_input(const CellShape& cell, const Product<Real>& dx,
                                               const typename BackwardScratch<Real>::Direction& scratch,
                                               const Team& team) {
-  const Factor factor = {Cell::slots - Cell::gates, 0, Cell::gates};
+  const Factor factor = {cell.slots - cell.gates, 0, cell.gates};
   if (scratch.thin_w_ih.K)
-    multiply_thin<Cell>(dx, scratch.thin_w_ih, team);
+    with_gates(cell.gates, [&]<int gates> { multiply_thin<gates>(dx, cell.slots, scratch.thin_w_ih, team); });
   else if (scratch.unpacked_w_ih.data)
-    multiply_unpacked(dx, factor, Cell::slots, scratch.unpacked_w_ih);
+    multiply_unpacked(dx, factor, cell.slots, scratch.unpacked_w_ih);
   else
-    multiply<Cell>(dx, factor, scratch.w_ih, team);
+    multiply(dx, cell.slots, factor, scratch.w_ih, team);
 }
 
 // The step of all windows, and dx of each where that is wanted. It would slow the plain one down and is therefore
 // apart; compiled for size, it is a third as large, and the whole pass some 5% slower: most of its time goes to
 // `multiply`.
-template <class Cell, class Real>
+template <class Real>
 __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole,
                                                   const Item& item, Index t, const Team& team, BackwardStep<Real> s) {
   const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
   const auto& scratch = whole.directions[0];
-  const StepWindows<Real> windows = enter_windows<Cell>(args, whole.windows, item, t, s);
-  if (!backward_step<Cell>(s, windows, scratch, team, [&] { return meet(item, team); })) return false;
+  const StepWindows<Real> windows = enter_windows(args, whole.windows, item, t, s);
+  if (!backward_step(cell, s, windows, scratch, team, [&] { return meet(item, team); })) return false;
   if (args.windows.each_dx) {
     const Index at_once = item.rows == p.B ? windows.count : 1, rows = at_once * s.rows;  // their rows of dx adjoin
     const Index first = item.joined ? share(rows, team.rank, team.size) : 0;
@@ -234,25 +203,26 @@ __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args
     for (Index window = 0; window < windows.count; window += at_once) {
       const View<Real> dx = at(args.dx, (t * args.windows.most + window) * p.B + item.first + first);
       const Index dgate_row = s.dgate_row + window * s.rows + first;
-      multiply_input<Cell>(Product<Real>{s.dgates, dgate_row, {}, dx, last - first, all(scratch.w_ih.columns)}, scratch,
-                           team);
+      multiply_input(cell, Product<Real>{s.dgates, dgate_row, {}, dx, last - first, all(scratch.w_ih.columns)}, scratch,
+                     team);
     }
   }
-  leave_windows<Cell>(args, windows, item, t, s, scratch.w_hh.units);
+  leave_windows(args, windows, item, t, s, scratch.w_hh.units);
   return true;
 }
 
-template <class Cell, class Real>
+template <class Real>
 void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Item& item,
                     const Chunk& chunk, const Team& team) {
   const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
+  const int states = cell.state_count;
   const BackwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
   const TimeOrder order = time_order(p, item.direction);
-  const View<const Real> c = direction.tape.states[1], dy = or_zeros(direction.dsteps[0], whole.zeros);
-  const StateBefore<Real> h0 = h_before(direction, whole.zeros, scratch.h_mixed);
-  const StateBefore<Real> c0 = {or_zeros(direction.initial[1], whole.zeros), or_zeros(direction.start[1], whole.zeros),
-                                c, true, scratch.c_mixed};
+  const View<const Real> dy = or_zeros(direction.dsteps[0], whole.zeros);
+  StateBefore<Real> before[most_states];
+  for (int i = 0; i < states; ++i) before[i] = state_before(direction, i, whole.zeros, scratch.mixed[i]);
   const Index tape_row = row_of(p, chunk_start(p, chunk.chunk)), run_row = row_of(p, p.run.first);
   const Span units = units_of<Real>(p, item);
 
@@ -260,95 +230,93 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     const Index t = chunk.t + (order.reverse ? step : chunk.steps - 1 - step), row = row_of(p, t) + item.first;
     bool mixes = false;  // only in units of its own
     BackwardStep<Real> s = {};
-    if (Cell::keeps_gates)
-      s.gates = {direction.tape.gates + gates_size<Cell>(tape_row, scratch.w_hh.units),
+    if (cell.keeps_gates)
+      s.gates = {direction.tape.gates + gates_size(cell.slots, tape_row, scratch.w_hh.units),
                  row_of(p, chunk_start(p, chunk.chunk + 1)) - tape_row};
     s.gate_row = row - tape_row;
     s.dgates = scratch.dgates;
     s.dgate_row = row - row_of(p, chunk.t);
-    if (Cell::reads_h_before) s.h_before = state_before(p, h0, item, t, mixes);
-    s.h = at(direction.y, row);
-    if (has_c<Cell>) s.c_before = state_before(p, c0, item, t, mixes), s.c = at(c, row);
     s.dy = at(dy, row - run_row);
-    s.dh = at(direction.dstate[0], item.first);
-    if (has_c<Cell>) s.dc = at(direction.dstate[1], item.first);
-    if (resets_h<Cell>) s.dreset_h = {scratch.dreset_h + most_deltas(args.windows) * item.first * p.H, p.H};
-    if (direction.dsteps[1].data) s.dc_step = at(direction.dsteps[1], row - run_row);
-    if (direction.flow[0].data) s.dh_flow = at(direction.flow[0], row - run_row);
-    if (direction.flow[1].data) s.dc_flow = at(direction.flow[1], row - run_row);
+    for (int i = 0; i < states; ++i) {
+      if (cell.reads_before[i]) s.before[i] = state_before(p, before[i], item, t, mixes);
+      s.after[i] = at(before[i].sequence, row);
+      s.dstate[i] = at(direction.dstate[i], item.first);
+      if (i > 0 && direction.dsteps[i].data) s.dstep[i] = at(direction.dsteps[i], row - run_row);
+      if (direction.flow[i].data) s.flow[i] = at(direction.flow[i], row - run_row);
+    }
+    if (resets_h(cell)) s.dreset_h = {scratch.dreset_h + most_deltas(args.windows) * item.first * p.H, p.H};
     s.rows = rows_of_item(p, item, t), s.units = item.units;
     s.backwards = turns_back(t);
     s.held = &args.held;
-    if (s.dh_flow.data) add_rows(read_only(s.dh), s.dy, s.dh_flow, s.rows, units);
-    if (s.dc_step.data) add_rows(read_only(s.dc), s.dc_step, s.dc, s.rows, units);
+    if (s.flow[0].data) add_rows(read_only(s.dstate[0]), s.dy, s.flow[0], s.rows, units);
+    for (int i = 1; i < states; ++i)
+      if (s.dstep[i].data) add_rows(read_only(s.dstate[i]), s.dstep[i], s.dstate[i], s.rows, units);
     if (args.windows.k1) {
-      if (!windows_step<Cell>(args, whole, item, t, team, s)) return;
+      if (!windows_step(args, whole, item, t, team, s)) return;
       continue;
     }
-    if (!backward_step<Cell>(s, WholeSequence(), scratch, team, [&] { return meet(item, team); })) return;
-    if (args.clip > 0) {
-      clip_rows(s.dh, s.rows, units, args.clip);
-      if (has_c<Cell>) clip_rows(s.dc, s.rows, units, args.clip);
-    }
-    if (const unsigned char* starts = p.starts[item.direction]) {
-      end_episodes(starts + row, s.dh, at(direction.dstart[0], item.first), s.rows, units);
-      if (has_c<Cell>) end_episodes(starts + row, s.dc, at(direction.dstart[1], item.first), s.rows, units);
+    if (!backward_step(cell, s, WholeSequence(), scratch, team, [&] { return meet(item, team); })) return;
+    const unsigned char* starts = p.starts[item.direction];
+    for (int i = 0; i < states; ++i) {
+      if (args.clip > 0) clip_rows(s.dstate[i], s.rows, units, args.clip);
+      if (starts) end_episodes(starts + row, s.dstate[i], at(direction.dstart[i], item.first), s.rows, units);
     }
   }
-  for (Index meeting = chunk.steps * phase_count<Cell>; meeting < chunk.rounds * phase_count<Cell>; ++meeting)
+  for (Index meeting = chunk.steps * cell.phase_count; meeting < chunk.rounds * cell.phase_count; ++meeting)
     if (!meet(item, team)) return;
 }
 
 // Regroups the left operands of a chunk's weight gradients, this member's share of the rows.
-template <class Cell, class Real>
+template <class Real>
 void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk,
                    const Team& team) {
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[chunk.direction];
   const auto& scratch = whole.directions[chunk.direction];
-  const StateBefore<Real> h0 = h_before<Real>(direction, whole.zeros, nullptr);
+  const StateBefore<Real> h0 = state_before<Real>(direction, 0, whole.zeros, nullptr);
   const View<const Real> reset_h = {direction.tape.reset_h, p.H};
   for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
        ++step) {
     const Index t = chunk.t + step, row = row_of(p, t), first = row - row_of(p, chunk.t);
     const RowRange rows = {first, rows_at(p, t)};
-    if (p.input != InputKind::embedded) regroup<Cell>(at(args.x, row), rows, scratch.x, team);
+    if (p.input != InputKind::embedded) regroup(at(args.x, row), rows, scratch.x, team);
     for_each_piece(p, chunk.direction, h0, t, {0, rows.count}, [&](View<const Real> piece, const RowRange& range) {
-      regroup<Cell>(piece, {first + range.first, range.count}, scratch.h_before, team);
+      regroup(piece, {first + range.first, range.count}, scratch.h_before, team);
     });
-    if constexpr (resets_h<Cell>) regroup<Cell>(at(reset_h, row), rows, scratch.reset_h, team);
+    if (resets_h(*p.cell)) regroup(at(reset_h, row), rows, scratch.reset_h, team);
   }
 }
 
 // Adds the weight gradients of a chunk to those of the chunks after it. The biases' are the last columns.
-template <class Cell, class Real>
+template <class Real>
 void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk, Span span,
                       const Team& team) {
+  const CellShape& cell = *args.problem.cell;
   const auto& scratch = whole.directions[chunk.direction];
   WeightProduct<Real> product = {};
   product.dgates = scratch.dgates;
   product.rows = chunk.rows;
   product.add = !chunk.first || args.accumulate;
   product.columns = scratch.x, product.dw = scratch.dw_ih;
-  product.slot = Cell::slots - Cell::gates;
-  if (args.problem.input != InputKind::embedded) add_products<Cell, Cell::gates>(product, span, team);
+  product.slots = cell.slots, product.slot = cell.slots - cell.gates, product.gates = cell.gates;
+  if (args.problem.input != InputKind::embedded) add_products(product, span, team);
   product.dw = scratch.dw_hh;
-  for_each_phase<Cell>([&]<int phase> {
-    constexpr Phase part = Cell::phases[phase];
+  for (int phase = 0; phase < cell.phase_count; ++phase) {
+    const Phase& part = cell.phases[phase];
     product.columns = part.reset_h ? scratch.reset_h : scratch.h_before;
-    product.slot = part.slot, product.gate = part.gate;
-    add_products<Cell, part.gates>(product, span, team);
-  });
+    product.slot = part.slot, product.gate = part.gate, product.gates = part.gates;
+    add_products(product, span, team);
+  }
 }
 
 // The same of few rows, all at once.
 template <class Real>
 __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real>& args,
-                                                         const BackwardScratch<Real>& whole, const GateTable& cell,
-                                                         int d, Span span) {
+                                                         const BackwardScratch<Real>& whole, int d, Span span) {
   const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
   const BackwardDirection<Real>& direction = args.directions[d];
-  const StateBefore<Real> h0 = h_before<Real>(direction, whole.zeros, nullptr);
+  const StateBefore<Real> h0 = state_before<Real>(direction, 0, whole.zeros, nullptr);
   const View<const Real> reset_h = {direction.tape.reset_h, p.H};
   const Index first = row_of(p, p.run.first);
   UnpackedWeightProduct<Real> product = {};
@@ -379,60 +347,75 @@ constexpr Span my_columns(Span columns, const Team& team) {
   return {share(columns.last, team.rank, team.size), share(columns.last, team.rank + 1, team.size)};
 }
 
+// The gradient of all of w_ih, whichever input picks its columns.
+template <class Real>
+constexpr GateRows<Real> input_gradient(const Problem& p, const Parameters<Real>& gradients) {
+  return {gradients.w_ih, p.H, p.I, p.cell->input_gates};
+}
+
 // The gradients that follow from a table at the end of time: those of an embedding and of w_ih as from the dgates of a
 // chunk where x is dense, or columns of dw_ih.
-template <class Cell, class Real>
+template <class Real>
 bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Team& team) {
   const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
   const bool embedded = p.input == InputKind::embedded;
   if (embedded)
     for_my_rows(p.U, team, [&](const RowRange& range) {
       for (Index d = 0; d < p.D; ++d) {
         const auto& scratch = whole.directions[d];
         for (Index row = range.first; row < range.first + range.count; ++row)
-          regroup<Cell>(at(args.x, args.tokens.token[row]), RowRange{row, 1}, scratch.x, team);
+          regroup(at(args.x, args.tokens.token[row]), RowRange{row, 1}, scratch.x, team);
         if (!args.dx.data) continue;
         const Product<Real> dx = {
             scratch.table, range.first, {}, at(scratch.dx, range.first), range.count, all(scratch.w_ih.columns)};
-        multiply_input<Cell>(dx, scratch, team);
+        multiply_input(cell, dx, scratch, team);
       }
     });
   if (!team.barrier(team)) return false;
   for_my_blocks(count(whole.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
     const auto& scratch = whole.directions[d];
     if (embedded)
-      add_products<Cell, Cell::gates>(WeightProduct<Real>{scratch.table, scratch.x, scratch.dw_ih,
-                                                          Cell::slots - Cell::gates, 0, p.U, args.accumulate},
-                                      span, team);
+      add_products(WeightProduct<Real>{.dgates = scratch.table,
+                                       .columns = scratch.x,
+                                       .dw = scratch.dw_ih,
+                                       .slots = cell.slots,
+                                       .slot = cell.slots - cell.gates,
+                                       .gate = 0,
+                                       .gates = cell.gates,
+                                       .rows = p.U,
+                                       .add = args.accumulate},
+                   span, team);
     else
-      for_each_column<Cell>(TableBlocks<Real>{scratch.table, scratch.w_hh.units, span},
-                            GateRows<Real>{args.directions[d].gradients.w_ih, p.H, p.I, Cell::input_gates},
-                            args.tokens.token, [](Real element, Real& dw) { dw = element; });
+      for_each_column(TableBlocks<Real>{scratch.table, scratch.w_hh.units, span}, cell.slots,
+                      input_gradient(p, args.directions[d].gradients), cell.gates, args.tokens.token,
+                      [](Real element, Real& dw) { dw = element; });
   });
   return true;
 }
 
 // f(gradient, panels, its first row in them) for each gradient that is asked for.
-template <class Cell, class Real, class F>
+template <class Real, class F>
 RNNFAST_INLINE void for_each_gradient(const Problem& p, const Parameters<Real>& gradients,
                                       const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
   const Index H = p.H, I = input_columns(p);
-  f(GateRows<Real>{gradients.w_ih, H, I, Cell::input_gates}, scratch.dw_ih, 0);
-  f(GateRows<Real>{gradients.w_hh, H, H, Cell::recurrent_gates}, scratch.dw_hh, 0);
-  if (gradients.b_ih) f(GateRows<Real>{gradients.b_ih, H, 1, Cell::input_gates}, scratch.dw_ih, I);
-  if (gradients.b_hh) f(GateRows<Real>{gradients.b_hh, H, 1, Cell::recurrent_gates}, scratch.dw_hh, H);
+  f(GateRows<Real>{gradients.w_ih, H, I, p.cell->input_gates}, scratch.dw_ih, 0);
+  f(GateRows<Real>{gradients.w_hh, H, H, p.cell->recurrent_gates}, scratch.dw_hh, 0);
+  if (gradients.b_ih) f(GateRows<Real>{gradients.b_ih, H, 1, p.cell->input_gates}, scratch.dw_ih, I);
+  if (gradients.b_hh) f(GateRows<Real>{gradients.b_hh, H, 1, p.cell->recurrent_gates}, scratch.dw_hh, H);
 }
 
-template <class Cell, class Real>
+template <class Real>
 void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Team& team) {
   const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
   if (team.rank == 0) {
     for (Index j = 0; j < p.H; ++j) scratch.zeros[j] = 0;
     // The padding of dgates meets zero rows of the packed weights; it must not be NaN.
     const auto clear = [&](const Gates<Real>& dgates) {
       const Blocks& units = scratch.directions[0].w_hh.units;
-      Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * Cell::slots;
-      for (Index j = 0; j < dgates.rows * Cell::slots * units.tail; ++j) tail[j] = 0;
+      Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * cell.slots;
+      for (Index j = 0; j < dgates.rows * cell.slots * units.tail; ++j) tail[j] = 0;
     };
     for (Index d = 0; d < p.D; ++d) clear(scratch.directions[d].dgates);
     if (args.windows.k1) clear(scratch.windows.dgates);
@@ -441,13 +424,13 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   const bool thin = is_thin(p.I), packs = !is_unpacked(p, args.windows);
   if (packs)
     for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
-      const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
+      const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, cell.recurrent_gates};
       pack_transposed(w_hh, scratch.directions[d].w_hh, span);
     });
   if (args.dx.data && (packs || thin))
     for_my_blocks(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih.columns), p.D, team,
                   [&](int d, Span span) {
-                    const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, Cell::input_gates};
+                    const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, cell.input_gates};
                     if (thin)
                       pack(w_ih, scratch.directions[d].thin_w_ih, 0, span);
                     else
@@ -455,34 +438,35 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
                   });
   for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
     const TableBlocks<Real> table = {scratch.directions[d].table, sizes.w_hh.units, span};
-    fill<Cell>(table, static_cast<const Real*>(nullptr));
+    fill(table, cell.slots, static_cast<const Real*>(nullptr));
     if (p.input == InputKind::one_hot && args.accumulate)
-      for_each_column<Cell>(table, GateRows<Real>{args.directions[d].gradients.w_ih, p.H, p.I, Cell::input_gates},
-                            args.tokens.token, [](Real& element, Real dw) { element = dw; });
+      for_each_column(table, cell.slots, input_gradient(p, args.directions[d].gradients), cell.gates, args.tokens.token,
+                      [](Real& element, Real dw) { element = dw; });
   });
   if (args.accumulate && packs)
     for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
-      for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
-                              [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
-                                pack({gradient.data, gradient.H, gradient.K, gradient.order}, panels, k, span);
-                              });
+      for_each_gradient(p, args.directions[d].gradients, scratch.directions[d],
+                        [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
+                          pack({gradient.data, gradient.H, gradient.K, gradient.order}, panels, k, span);
+                        });
     });
 }
 
-template <class Cell, class Real>
+template <class Real>
 void backward(const BackwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
   Arena<Real> arena = {args.scratch, 0};
-  BackwardScratch<Real> scratch = lay_out_backward<Cell>(p, args.dx, args.dx.data != nullptr, args.windows, arena);
+  BackwardScratch<Real> scratch = lay_out_backward(p, args.dx, args.dx.data != nullptr, args.windows, arena);
   const Index units = count(scratch.directions[0].w_hh.units);
   const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p, args.windows);
   for (Index d = 0; d < p.D && !packs; ++d) {
     const Parameters<const Real>& parameters = args.directions[d].parameters;
-    scratch.directions[d].unpacked_w_ih = {parameters.w_ih, p.H, p.I, Cell::input_gates};
-    scratch.directions[d].unpacked_w_hh = {parameters.w_hh, p.H, p.H, Cell::recurrent_gates};
+    scratch.directions[d].unpacked_w_ih = {parameters.w_ih, p.H, p.I, cell.input_gates};
+    scratch.directions[d].unpacked_w_hh = {parameters.w_hh, p.H, p.H, cell.recurrent_gates};
   }
-  backward_prepare<Cell>(args, scratch, team);
+  backward_prepare(args, scratch, team);
   if (!team.barrier(team)) return;
 
   for (Index i = 0; i < run_chunks(p); ++i) {
@@ -493,9 +477,9 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       chunk[d] = {d, steps.chunk, steps.first, steps.last - steps.first, rows, 0, i == 0};
     }
     for (Chunk& c : chunk) c.rounds = max_index(chunk[0].steps, chunk[1].steps);
-    for (int d = 0; d < p.D && packs; ++d) regroup_chunk<Cell>(args, scratch, chunk[d], team);
-    for_each_item<Cell, Real>(
-        p, team, [&](const Item& item) { backward_chunk<Cell>(args, scratch, item, chunk[item.direction], team); });
+    for (int d = 0; d < p.D && packs; ++d) regroup_chunk(args, scratch, chunk[d], team);
+    for_each_item<Real>(p, team,
+                        [&](const Item& item) { backward_chunk(args, scratch, item, chunk[item.direction], team); });
     if (!team.barrier(team)) return;
     for (Index d = 0; d < p.D && args.dx.data && dense && !args.windows.each_dx; ++d) {
       const auto& direction = scratch.directions[d];
@@ -509,28 +493,28 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
                           all(direction.w_ih.columns)};
       if (!packs && !is_thin(p.I))
         dx.gate_row = 0, dx.out = out, dx.rows = rows, dx.columns = my_columns(dx.columns, team);
-      multiply_input<Cell>(dx, direction, team);
+      multiply_input(cell, dx, direction, team);
     }
     for_my_blocks(units, p.D, team, [&](int d, Span span) {
       const auto& direction = scratch.directions[d];
       if (packs)
-        weight_gradients<Cell>(args, scratch, chunk[d], span, team);
+        weight_gradients(args, scratch, chunk[d], span, team);
       else
-        unpacked_weight_gradients(args, scratch, gate_table<Cell>, d, span);
+        unpacked_weight_gradients(args, scratch, d, span);
       if (!dense)
-        sum_by_token<Cell>(TableBlocks<Real>{direction.table, direction.w_hh.units, span}, direction.dgates,
-                           args.tokens, RowRange{row_of(p, chunk[d].t), chunk[d].rows});
+        sum_by_token(TableBlocks<Real>{direction.table, direction.w_hh.units, span}, cell, direction.dgates,
+                     args.tokens, RowRange{row_of(p, chunk[d].t), chunk[d].rows});
     });
     if (!team.barrier(team)) return;
   }
-  if (!dense && !table_gradients<Cell>(args, scratch, team)) return;
+  if (!dense && !table_gradients(args, scratch, team)) return;
 
   if (packs)
     for_my_blocks(units, p.D, team, [&](int d, Span span) {
-      for_each_gradient<Cell>(p, args.directions[d].gradients, scratch.directions[d],
-                              [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
-                                unpack(panels, k, gradient, span);
-                              });
+      for_each_gradient(p, args.directions[d].gradients, scratch.directions[d],
+                        [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
+                          unpack(panels, k, gradient, span);
+                        });
     });
   if (args.dx.data && (p.D == 2 || !dense)) {
     const Index rows = dense ? run_rows(p) : p.U;

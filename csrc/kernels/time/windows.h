@@ -3,36 +3,36 @@
 //
 // Window n ends at end(n) = min((n + 1) k1, T). It goes through the steps from max(0, end(n) - k2) on; the state before
 // them is a constant. At step t, the windows with end(n) - k2 <= t < end(n) are live: neighbours, a few at most. All
-// have the same weights and gates, and so the same Jacobians: each has a dh and dc of its own, but the dgates of all
-// are the rows of one product, and their sum is what the weights' gradients and dx are made of.
+// have the same weights and gates, and so the same Jacobians: each has gradients of the states of its own, but the
+// dgates of all are the rows of one product, and their sum is what the weights' gradients and dx are made of.
 //
 // Of an item's rows, those of live window i are rows [i·rows, (i + 1)·rows) of each array here. Windows end in
 // descending order on the way back: a new one takes the place of window 0 and the others make room.
 #pragma once
 
-#include "sequence.h"
+#include "kernels/cells/cell.h"
+#include "kernels/time/sequence.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 template <class Real>
 struct WindowScratch {
-  Gates<Real> dgates;  // two times [most·B]
-  Real *dh, *dc;       // [most·B,H]
-  const Real* zeros;   // [H]
+  Gates<Real> dgates;         // two times [most·B]
+  Real* dstate[most_states];  // [most·B,H]
+  const Real* zeros;          // [H]
 };
 
 // The windows whose deltas a backward carries; it has one without end where there are no windows.
 constexpr Index most_deltas(const Windows& w) { return w.k1 ? w.most : 1; }
 
-template <class Cell, class Real>
+template <class Real>
 WindowScratch<Real> lay_out_windows(const Problem& p, const Windows& w, const Real* zeros, Arena<Real>& arena) {
   if (!w.k1) return {};
   const Index rows = w.most * p.B;
-  WindowScratch<Real> s = {{nullptr, 2 * rows}, nullptr, nullptr, zeros};
-  s.dgates.data = take(arena, gates_size<Cell>(s.dgates.rows, blocks_of<Real>(p.H)));
-  s.dh = take(arena, rows * p.H);
-  if (has_c<Cell>) s.dc = take(arena, rows * p.H);
+  WindowScratch<Real> s = {.dgates = {nullptr, 2 * rows}, .dstate = {}, .zeros = zeros};
+  s.dgates.data = take(arena, gates_size(p.cell->slots, s.dgates.rows, blocks_of<Real>(p.H)));
+  for (int i = 0; i < p.cell->state_count; ++i) s.dstate[i] = take(arena, rows * p.H);
   return s;
 }
 
@@ -84,35 +84,34 @@ struct StepWindows {
   Index dgate_row;
 };
 
-template <class Step>
-RNNFAST_INLINE const Step& window_of(const Step& s, const WholeSequence&, Index) {
+template <class Real>
+RNNFAST_INLINE const BackwardStep<Real>& window_of(const BackwardStep<Real>& s, const WholeSequence&, Index) {
   return s;
 }
 
-template <class Step, class Real>
-Step window_of(const Step& s, const StepWindows<Real>& windows, Index window) {
-  Step one = s;
+template <class Real>
+BackwardStep<Real> window_of(const BackwardStep<Real>& s, const StepWindows<Real>& windows, Index window) {
+  BackwardStep<Real> one = s;
   const Index row = window * s.rows;
   one.dgate_row += row;
-  one.dh = at(s.dh, row), one.dc = at(s.dc, row), one.dreset_h = at(s.dreset_h, row);
+  for (View<Real>& d : one.dstate) d = at(d, row);
+  one.dreset_h = at(s.dreset_h, row);
   if (window > 0) one.dy = at(windows.other_dy, window * windows.dy_rows);
   return one;
 }
 
 // Makes a step one of the windows that go through it, and adds the window that ends with it.
-template <class Cell, class Real, class Step>
+template <class Real>
 StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScratch<Real>& scratch, const Item& item,
-                                Index t, Step& s) {
+                                Index t, BackwardStep<Real>& s) {
   const Problem& p = args.problem;
   const Windows& w = args.windows;
   const Index first = item.first * w.most;
   const Span units = units_of<Real>(p, item);
   StepWindows<Real> windows = {live_windows(w, p.T, t), {scratch.zeros, 0}, 0, s.dgates, s.dgate_row};
-  s.dh = {scratch.dh + first * p.H, p.H};
-  if (has_c<Cell>) s.dc = {scratch.dc + first * p.H, p.H};
-  if (t + 1 == p.T || (t + 1) % w.k1 == 0) {
-    add_window(s.dh, windows.count, s.rows, units);
-    if (has_c<Cell>) add_window(s.dc, windows.count, s.rows, units);
+  for (int i = 0; i < p.cell->state_count; ++i) {
+    s.dstate[i] = {scratch.dstate[i] + first * p.H, p.H};
+    if (t + 1 == p.T || (t + 1) % w.k1 == 0) add_window(s.dstate[i], windows.count, s.rows, units);
   }
   if (w.each_dy) s.dy = at(args.directions[0].dsteps[0], t * w.most * p.B + item.first), windows.dy_rows = p.B;
   if (w.each_dy || w.all_losses) windows.other_dy = s.dy;
@@ -122,23 +121,24 @@ StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScra
 }
 
 // What remains of them after it: the sum of their dgates, and after the first step of all that of their dh and dc.
-template <class Cell, class Real, class Step>
+template <class Real>
 void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& windows, const Item& item, Index t,
-                   const Step& s, const Blocks& blocks) {
+                   const BackwardStep<Real>& s, const Blocks& blocks) {
+  const CellShape& cell = *args.problem.cell;
   if (windows.count != 1)
     for (Index block = s.units.first; block < s.units.last; ++block) {
       const BlockWidth width = width_of<Real>(blocks, block);
       const auto rows = [&](const Gates<Real>& gates, Index row) {
-        return gates.data + (width.unit * gates.rows + row * width.lanes) * Cell::slots;
+        return gates_at(gates, width.unit, row, width.lanes, cell.slots);
       };
-      const Index n = s.rows * width.lanes * Cell::slots;
+      const Index n = s.rows * width.lanes * cell.slots;
       sum_windows(rows(s.dgates, s.dgate_row), windows.count, n, rows(windows.dgates, windows.dgate_row));
     }
   if (t > 0) return;
   const BackwardDirection<Real>& direction = args.directions[0];
   const Span units = units_of<Real>(args.problem, item);
-  sum_states(s.dh, windows.count, s.rows, units, at(direction.dstate[0], item.first));
-  if (has_c<Cell>) sum_states(s.dc, windows.count, s.rows, units, at(direction.dstate[1], item.first));
+  for (int i = 0; i < cell.state_count; ++i)
+    sum_states(s.dstate[i], windows.count, s.rows, units, at(direction.dstate[i], item.first));
 }
 
 }  // namespace

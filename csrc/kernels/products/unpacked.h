@@ -1,33 +1,17 @@
 // Backward of few rows, as of a cell's one step. It meets each weight about once: packing the weights, and keeping
 // their gradients in panels, would cost more than the products. Here both stay as the caller has them. Each sum is
-// the chain of the packed form (products.h), so that the bits are the same.
+// the chain of the packed form (gradients.h), so that the bits are the same.
 //
-// Nothing here is compiled per cell, vectors are of one width, to keep the library small.
+// Vectors are of one width, to keep the library small.
 #pragma once
 
-#include "sequence.h"
+#include "kernels/products/gradients.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// At most so many rows leave the weights as they are, all of one chunk and their sums one chain.
+// At most so many rows leave the weights as they are; their sums are one chain.
 constexpr Index most_unpacked_rows = 16;
-
-constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
-  return !windows.k1 && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows && run_chunks(p) == 1;
-}
-
-// A cell's numbers, for what is compiled once for all cells.
-struct GateTable {
-  int gates, slots;
-  const int *input_gates, *recurrent_gates;
-  const Phase* phases;
-  int phase_count;
-};
-
-template <class Cell>
-constexpr GateTable gate_table = {Cell::gates,           Cell::slots,  Cell::input_gates,
-                                  Cell::recurrent_gates, Cell::phases, phase_count<Cell>};
 
 // A tile: rows (of dgates, or of w's gradient) that share the loads of the other side, and vectors of columns.
 constexpr int unpacked_tile_rows = vector_registers == 32 ? 4 : 2, unpacked_tile_vectors = 4;
