@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, make_cell, make_layer, normal, parts
+from modules import IN_TORCH, KINDS, make_cell, make_layer, normal, parts
 from problems import DTYPES, Array, assert_same_bits
 from tolerances import relative_error
 
 import rnnfast
-from rnnfast.convert import TORCH, from_keras, from_torch, to_keras_weights, to_torch
+from rnnfast.convert import from_keras, from_torch, to_keras_weights, to_torch
 
 # What two libraries' rounding comes to: they sum in different orders, and their tanh differ.
 AGREEMENT = {"float32": 1e-5, "float64": 1e-10}
@@ -215,7 +215,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "bidirectional": {"bidirectional": True, "num_layers": 2},
     "options": {"num_layers": 3, "dropout": 0.25, "batch_first": True, "bias": False},
 }
-IN_TORCH = [cell for cell, (kind, own) in KINDS.items() if kind in TORCH and "reset_after" not in own]
 
 by_form = pytest.mark.parametrize("form", FORMS)
 by_torch_cell = pytest.mark.parametrize("cell", IN_TORCH)
