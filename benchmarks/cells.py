@@ -12,21 +12,27 @@ import numpy as np
 import torch
 
 import rnnfast
-from benchmarks.problems import BATCHES, SIZES
-from benchmarks.streaming import CELLS, twin_of
+from benchmarks.problems import BATCHES, CELLS, SIZES
+from benchmarks.streaming import twin_of
 from benchmarks.timing import Call, in_turns
+from rnnfast import _core
+from rnnfast.lm import LAYERS
 
-OURS = {"lstm": rnnfast.LSTMCell, "gru": rnnfast.GRUCell, "rnn": rnnfast.RNNCell}
+OURS = {name: getattr(rnnfast, f"{layer.__name__}Cell") for name, layer in LAYERS.items()}
 
 
-def parts(cell: str, state: Any) -> Any:
-    """Return what a cell takes as its state, whose parts are all the same here."""
-    return (state, state) if cell == "lstm" else state
+def whole(parts: list[Any]) -> Any:
+    """Return what a cell takes as its state."""
+    return tuple(parts) if len(parts) > 1 else parts[0]
+
+
+def num_states(cell: str) -> int:
+    return len(_core.cells[CELLS[cell]].states)
 
 
 def ours(cell: str, layer: Any, state: Any) -> list[Call]:
-    """Return our forward, and forward + backward."""
-    x, before = state.copy(), parts(cell, state)
+    """Return our forward, and forward + backward; all parts of a state are the same."""
+    x, before = state.copy(), whole([state] * num_states(cell))
 
     def training() -> None:
         _, tape = layer.forward(x, before)
@@ -38,10 +44,10 @@ def ours(cell: str, layer: Any, state: Any) -> list[Call]:
 def theirs(cell: str, layer: Any, state: Any) -> list[Call]:
     """Return torch's."""
     twin = twin_of(cell, layer)
-    x, h, c = (torch.from_numpy(state.copy()).requires_grad_() for _ in range(3))
-    before = (h, c) if cell == "lstm" else h
-    inputs = [*twin.parameters(), x, *(before if cell == "lstm" else [h])]
-    dstate = parts(cell, torch.from_numpy(state))
+    x, *parts = (torch.from_numpy(state.copy()).requires_grad_() for _ in range(1 + num_states(cell)))
+    before = whole(parts)
+    inputs = [*twin.parameters(), x, *parts]
+    dstate = whole([torch.from_numpy(state)] * len(parts))
 
     def forward() -> None:
         with torch.inference_mode():

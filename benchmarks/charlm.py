@@ -21,7 +21,6 @@ from torch.nn.functional import cross_entropy
 import rnnfast
 from rnnfast.lm import LAYERS, Options, Training, default_text
 
-LAYER = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 TURN = 5  # steps
 
 
@@ -29,7 +28,7 @@ class CharLM(nn.Module):  # type: ignore[misc]
     def __init__(self, vocabulary: int, options: Options) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, options.embed)
-        self.rnn = LAYER[options.cell](options.embed, options.hidden, options.layers)
+        self.rnn = getattr(nn, LAYERS[options.cell].__name__)(options.embed, options.hidden, options.layers)
         self.readout = nn.Linear(options.hidden, vocabulary)
 
     def forward(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:

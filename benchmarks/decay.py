@@ -14,6 +14,7 @@ import numpy as np
 
 import rnnfast
 from rnnfast.functional import Array
+from rnnfast.lm import LAYERS
 
 T, B = 2000, 4
 
@@ -34,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     rnnfast.set_num_threads(1)
     print("cell     H  forward  forward + backward")
-    for cell in (rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN):
+    for cell in LAYERS.values():
         for H in options.sizes:
             layer = cell(H, H, bias=False, seed=0)
             for weight in layer.parameters.values():

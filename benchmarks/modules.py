@@ -20,8 +20,9 @@ import rnnfast.torch
 from benchmarks.machine import describe
 from benchmarks.peers import shape
 from benchmarks.timing import Call, in_turns
+from rnnfast import _core, lm
 
-LAYERS = ("LSTM", "GRU", "RNN")
+LAYERS = [layer.__name__ for layer in lm.LAYERS.values()]
 CALLS = [(1, 1, 4, 4), (10, 1, 16, 16)]
 SHAPES = [(50, 32, 256, 256), (100, 1, 128, 128)]
 MODEL = (64, 32, 64, 256)
@@ -44,7 +45,8 @@ def arrays(kind: str, sizes: tuple[int, ...]) -> Arrays:
 
 def numpy_call(layer: Any, given: Arrays) -> Call:
     """Return the call of a layer or cell of NumPy arrays; it gives dx and the parameters' gradients."""
-    gradient = (given.dy, None) if isinstance(layer, rnnfast.LSTMCell) else given.dy
+    parts = len(_core.cells[layer.cell].states) if given.x.ndim == 2 else 1  # of what it is the gradient
+    gradient = (given.dy, *[None] * (parts - 1)) if parts > 1 else given.dy
 
     def training() -> Any:
         *_, tape = layer.forward(given.x)

@@ -8,14 +8,12 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
-#include "kernels/backward.h"
-#include "kernels/elman.h"
-#include "kernels/forward.h"
-#include "kernels/gru.h"
 #include "kernels/limits.h"
-#include "kernels/lstm.h"
+#include "kernels/time/backward.h"
+#include "kernels/time/forward.h"
 #include "memory.h"
 
 namespace rnnfast::RNNFAST_ISA {
@@ -62,7 +60,6 @@ void print(const char* name, double time, double work, Unit unit) {
 }
 
 // A layer in one direction, and the arguments of its calls.
-template <class C>
 struct Layer {
   Problem p;
   Index rows, chunk;  // T·B, steps
@@ -78,51 +75,58 @@ struct Layer {
 
   explicit Layer(const Problem& problem)
       : p(problem), rows(p.T * p.B), chunk(chunk_steps(p)), units(blocks_of<Real>(p.H)) {
-    const Index I = p.I, H = p.H, gates = C::gates * H;
+    const CellShape& cell = *p.cell;
+    const Index I = p.I, H = p.H, gates = cell.gates * H;
     flops_x = 2.0 * double(rows * gates * I), flops_h = 2.0 * double(rows * gates * H);
     weight_bytes = double(gates * (I + H)) * sizeof(Real), vectors = double(rows * count(units));
 
     const Parameters<const Real> parameters = {memory(gates * I), memory(gates * H), memory(gates), memory(gates)};
     const View<const Real> x = read_only(matrix(rows, I)), dy = read_only(matrix(rows, H));
-    const View<const Real> h0 = read_only(matrix(p.B, H)), c0 = read_only(matrix(p.B, H));
-    const View<Real> y = matrix(rows, H), h = matrix(p.B, H), c = matrix(p.B, H);
+    const View<Real> y = matrix(rows, H);
     inference.problem = p, inference.x = x;
-    inference.directions[0] = {parameters, nullptr, h0, c0, h0, c0, y, h, c, {}};
+    ForwardDirection<Real>& forward = inference.directions[0];
+    forward.parameters = parameters, forward.y = y;
+    for (int i = 0; i < cell.state_count; ++i) {
+      forward.initial[i] = forward.start[i] = read_only(matrix(p.B, H));
+      forward.last[i] = matrix(p.B, H);
+    }
     Arena<Real> arena = {nullptr, 0};
-    lay_out_packed<C>(p, units, arena);
+    lay_out_packed(p, units, arena);
     packed = memory(arena.used);
-    lay_out_forward<C>(p, arena);
+    lay_out_forward(p, arena);
     inference.scratch = memory(arena.used);
     training = inference;
-    const Index gates_of_all_chunks = gates_size<C>(chunk_count(p) * chunk * p.B, units);
-    const Tape<Real> tape = {C::keeps_gates ? memory(gates_of_all_chunks) : nullptr,
-                             {C::has_c ? memory(rows * H) : nullptr, H},
-                             resets_h<C> ? memory(rows * H) : nullptr};
-    training.directions[0].tape = tape;
+    Tape<Real>& tape = training.directions[0].tape;
+    if (cell.keeps_gates) tape.gates = memory(gates_size(cell.slots, chunk_count(p) * chunk * p.B, units));
+    for (int i = 1; i < cell.state_count; ++i) tape.states[i] = matrix(rows, H);
+    if (resets_h(cell)) tape.reset_h = memory(rows * H);
 
-    const Parameters<Real> gradients = {memory(gates * I), memory(gates * H), memory(gates), memory(gates)};
-    const View<Real> dh = matrix(p.B, H), dc = matrix(p.B, H);
     back.problem = p, back.x = x, back.dx = matrix(rows, I);
-    const Tape<const Real> kept = {tape.gates, read_only(tape.c), tape.reset_h};
-    back.directions[0] = {parameters, h0, c0, h0, c0, read_only(y), dy, {}, kept, dh, dc, {}, {}, {}, {}, gradients};
+    BackwardDirection<Real>& backward = back.directions[0];
+    backward.parameters = parameters, backward.y = read_only(y), backward.dsteps[0] = dy;
+    backward.tape.gates = tape.gates, backward.tape.reset_h = tape.reset_h;
+    for (int i = 0; i < cell.state_count; ++i) {
+      backward.initial[i] = forward.initial[i], backward.start[i] = forward.start[i];
+      backward.tape.states[i] = read_only(tape.states[i]), backward.dstate[i] = matrix(p.B, H);
+    }
+    backward.gradients = {memory(gates * I), memory(gates * H), memory(gates), memory(gates)};
     arena = {nullptr, 0};
-    lay_out_backward<C>(p, back.dx, true, {}, arena);
+    lay_out_backward(p, back.dx, true, {}, arena);
     back.scratch = memory(arena.used);
   }
 };
 
-template <class C>
-void time_calls(const Layer<C>& layer) {
+void time_calls(const Layer& layer) {
   const double flops = layer.flops_x + layer.flops_h;
   ForwardArgs<Real> with_packed = layer.inference;
   with_packed.directions[0].packed = layer.packed;
   BackwardArgs<Real> without_dx = layer.back;
   without_dx.dx = {};
-  const double inference = seconds([&] { forward<C>(layer.inference, layer.team); });
-  const double packed = seconds([&] { forward<C>(with_packed, layer.team); });
-  const double training = seconds([&] { forward<C>(layer.training, layer.team); });
-  const double back = seconds([&] { backward<C>(layer.back, layer.team); });
-  const double back_without_dx = seconds([&] { backward<C>(without_dx, layer.team); });
+  const double inference = seconds([&] { forward(layer.inference, layer.team); });
+  const double packed = seconds([&] { forward(with_packed, layer.team); });
+  const double training = seconds([&] { forward(layer.training, layer.team); });
+  const double back = seconds([&] { backward(layer.back, layer.team); });
+  const double back_without_dx = seconds([&] { backward(without_dx, layer.team); });
   print("forward", inference, flops, Unit::flops);
   print("forward on packed weights", packed, flops, Unit::flops);
   print("forward for training", training, flops, Unit::flops);
@@ -131,19 +135,23 @@ void time_calls(const Layer<C>& layer) {
   print("forward for training + backward", training + back, 3 * flops, Unit::flops);
 }
 
-template <class C>
-void time_part(const Layer<C>& layer, const char* name, double work, Unit unit, auto&& f) {
+void time_part(const Layer& layer, const char* name, double work, Unit unit, auto&& f) {
   print(name, double(layer.p.T) / double(layer.chunk) * seconds(f), work, unit);
 }
 
 // The products of a chunk: of `at_once` steps together, one after the other.
-template <class C, Products products>
-void forward_steps(const Layer<C>& layer, const typename ForwardScratch<Real>::Direction& scratch, Index at_once) {
+void forward_steps(const Layer& layer, Products products, const ForwardScratch<Real>::Direction& scratch,
+                   Index at_once) {
   const ForwardDirection<Real>& direction = layer.training.directions[0];
   const Index B = layer.p.B, H = layer.p.H;
-  const View<Real> c = direction.tape.c, reset_h = {direction.tape.reset_h, H};
-  const StateBefore<Real> h_before = {direction.h0, {}, read_only(direction.y), true, nullptr};
-  const StateBefore<Real> c_before = {direction.c0, {}, read_only(c), true, nullptr};
+  const CellShape& cell = *layer.p.cell;
+  const View<Real> reset_h = {direction.tape.reset_h, H};
+  View<Real> after[most_states];
+  StateBefore<Real> before[most_states];
+  for (int i = 0; i < cell.state_count; ++i) {
+    after[i] = i == 0 ? direction.y : direction.tape.states[i];
+    before[i] = {direction.initial[i], {}, read_only(after[i]), true, nullptr};
+  }
   const Item item = {0, 0, B, all(layer.units), false};
   bool mixes = false;
   for (Index t = 0; t < layer.chunk; t += at_once) {
@@ -151,77 +159,77 @@ void forward_steps(const Layer<C>& layer, const typename ForwardScratch<Real>::D
     ForwardStep<Real> s = {};
     s.gates = scratch.gates, s.gate_row = row, s.held = &layer.training.held;
     s.x = at(layer.training.x, row);
-    s.h_before = state_before(layer.p, h_before, item, t, mixes), s.h = at(direction.y, row);
-    if (C::has_c) s.c_before = state_before(layer.p, c_before, item, t, mixes), s.c = at(c, row);
-    if (resets_h<C>) s.reset_h = at(reset_h, row);
+    for (int i = 0; i < cell.state_count; ++i) {
+      s.before[i] = state_before(layer.p, before[i], item, t, mixes);
+      s.after[i] = at(after[i], row);
+    }
+    if (resets_h(cell)) s.reset_h = at(reset_h, row);
     s.rows = min_index(at_once, layer.chunk - t) * B, s.units = all(layer.units), s.store_gates = true;
-    for_each_phase<C>([&]<int phase> { forward_phase<C, phase, products>(s, scratch, layer.team); });
+    for (int phase = 0; phase < cell.phase_count; ++phase) forward_phase(cell, phase, products, s, scratch, layer.team);
   }
 }
 
-template <class C>
-void time_forward_parts(const Layer<C>& layer) {
+void time_forward_parts(const Layer& layer) {
   const Problem& p = layer.p;
   const Parameters<const Real>& parameters = layer.training.directions[0].parameters;
   Arena<Real> to = {layer.packed, 0}, rest = {layer.training.scratch, 0};
   Arena<const Real> from = {layer.packed, 0};
-  const PackedWeights<Real> packed = lay_out_packed<C>(p, layer.units, to);
-  auto scratch = lay_out_forward<C>(p, rest).directions[0];
-  scratch.weights = lay_out_packed<C>(p, layer.units, from);
+  const PackedWeights<Real> packed = lay_out_packed(p, layer.units, to);
+  auto scratch = lay_out_forward(p, rest).directions[0];
+  scratch.weights = lay_out_packed(p, layer.units, from);
 
-  print("packing", seconds([&] { pack_direction<C>(p, parameters, packed, all(layer.units)); }), layer.weight_bytes,
+  print("packing", seconds([&] { pack_direction(p, parameters, packed, all(layer.units)); }), layer.weight_bytes,
         Unit::bytes);
   if (folds_input(p)) {
     time_part(layer, "steps: both products, pointwise", layer.flops_x + layer.flops_h, Unit::flops,
-              [&] { forward_steps<C, Products::both>(layer, scratch, 1); });
+              [&] { forward_steps(layer, Products::both, scratch, 1); });
   } else {
     const Index steps = max_index(projected_rows<Real>(p) / p.B, 1);  // projected together
     time_part(layer, "input product", layer.flops_x, Unit::flops,
-              [&] { forward_steps<C, Products::input>(layer, scratch, steps); });
+              [&] { forward_steps(layer, Products::input, scratch, steps); });
     time_part(layer, "steps: product, pointwise", layer.flops_h, Unit::flops,
-              [&] { forward_steps<C, Products::recurrent>(layer, scratch, 1); });
+              [&] { forward_steps(layer, Products::recurrent, scratch, 1); });
   }
   scratch.weights.w_hh.K = 0;  // the product's tiles are loaded and stored all the same
   time_part(layer, "pointwise alone", layer.vectors, Unit::vectors,
-            [&] { forward_steps<C, Products::recurrent>(layer, scratch, 1); });
+            [&] { forward_steps(layer, Products::recurrent, scratch, 1); });
 }
 
-template <class C>
-void time_backward_parts(const Layer<C>& layer) {
+void time_backward_parts(const Layer& layer) {
   const Problem& p = layer.p;
+  const CellShape& cell = *p.cell;
   const BackwardArgs<Real>& args = layer.back;
   Arena<Real> arena = {args.scratch, 0};
-  auto scratch = lay_out_backward<C>(p, args.dx, true, {}, arena);
+  auto scratch = lay_out_backward(p, args.dx, true, {}, arena);
   const auto direction = scratch.directions[0];
   const Index rows = layer.chunk * p.B;
   const Chunk chunk = {0, 0, 0, layer.chunk, rows, layer.chunk, false};
 
-  print("packing, transposed", seconds([&] { backward_prepare<C>(args, scratch, layer.team); }), layer.weight_bytes,
+  print("packing, transposed", seconds([&] { backward_prepare(args, scratch, layer.team); }), layer.weight_bytes,
         Unit::bytes);
   time_part(layer, "dh", layer.flops_h, Unit::flops, [&] {
     for (Index row = 0; row < rows; row += p.B)
-      for_each_phase<C>([&]<int phase> {
-        constexpr Phase part = C::phases[phase];
-        const Product<Real> dh = {direction.dgates, row, {}, args.directions[0].dh, p.B, all(layer.units)};
-        multiply<C>(dh, Factor{part.slot, part.gate, part.gates}, direction.w_hh, layer.team);
-      });
+      for (int phase = 0; phase < cell.phase_count; ++phase) {
+        const Phase& part = cell.phases[phase];
+        const Product<Real> dh = {direction.dgates, row, {}, args.directions[0].dstate[0], p.B, all(layer.units)};
+        multiply(dh, cell.slots, Factor{part.slot, part.gate, part.gates}, direction.w_hh, layer.team);
+      }
   });
   const Product<Real> dx = {direction.dgates, 0, {}, args.dx, rows, all(direction.w_ih.columns)};
-  time_part(layer, "dx", layer.flops_x, Unit::flops, [&] { multiply_input<C>(dx, direction, layer.team); });
+  time_part(layer, "dx", layer.flops_x, Unit::flops, [&] { multiply_input(cell, dx, direction, layer.team); });
   time_part(layer, "dw", layer.flops_x + layer.flops_h, Unit::flops,
-            [&] { weight_gradients<C>(args, scratch, chunk, all(layer.units), layer.team); });
+            [&] { weight_gradients(args, scratch, chunk, all(layer.units), layer.team); });
   time_part(layer, "regrouping", double(layer.rows * (p.I + p.H)) * sizeof(Real), Unit::bytes,
-            [&] { regroup_chunk<C>(args, scratch, chunk, layer.team); });
+            [&] { regroup_chunk(args, scratch, chunk, layer.team); });
   scratch.directions[0].w_hh.columns = {};  // without dh
   time_part(layer, "pointwise", layer.vectors, Unit::vectors, [&] {
-    backward_chunk<C>(args, scratch, Item{0, 0, p.B, all(layer.units), false}, chunk, layer.team);
+    backward_chunk(args, scratch, Item{0, 0, p.B, all(layer.units), false}, chunk, layer.team);
   });
 }
 
-template <class C>
 void time_layer(const Problem& p) {
   const FloatingPointMode mode;
-  const Layer<C> layer(p);
+  const Layer layer(p);
   time_calls(layer);
   std::puts("parts of forward");
   time_forward_parts(layer);
@@ -229,24 +237,14 @@ void time_layer(const Problem& p) {
   time_backward_parts(layer);
 }
 
-constexpr struct {
-  const char* name;
-  Cell cell;
-  void (*time)(const Problem&);
-} cells[] = {{"lstm", Cell::lstm, time_layer<Lstm>},
-             {"gru", Cell::gru, time_layer<Gru>},
-             {"gru_reset_before", Cell::gru_reset_before, time_layer<GruResetBefore>},
-             {"rnn_tanh", Cell::rnn_tanh, time_layer<Elman<Tanh>>},
-             {"rnn_relu", Cell::rnn_relu, time_layer<Elman<Relu>>}};
-
 int run(int count, char** arguments) {
   constexpr Index n = 1 << 22;
   [[maybe_unused]] volatile Real kept;  // so that it is computed
   print("multiply-adds in registers", seconds([&] { kept = multiply_adds<Real>(0.5, 0.5, n); }), 2.0 * n, Unit::flops);
-  for (const auto& cell : cells) {
+  for (const CellShape& cell : AllCells::shapes.of) {
     if (count < 3 || std::strcmp(arguments[1], cell.name)) continue;
     for (int i = 2; i < count; ++i) {
-      Problem p = {.T = 0, .B = 0, .I = 0, .H = 0, .D = 1, .cell = cell.cell, .input = InputKind::dense, .U = 0};
+      Problem p = {.T = 0, .B = 0, .I = 0, .H = 0, .D = 1, .cell = &cell, .input = InputKind::dense, .U = 0};
       char rest;
       if (std::sscanf(arguments[i], "%td,%td,%td,%td%c", &p.T, &p.B, &p.I, &p.H, &rest) != 4 ||
           std::min({p.T, p.B, p.I, p.H}) < 1)
@@ -254,12 +252,13 @@ int run(int count, char** arguments) {
       p.run = {0, p.T};
       if (is_unpacked(p, Windows{})) break;  // few rows have no such parts
       std::printf("%s T,B,I,H = %s\n", cell.name, arguments[i]);
-      cell.time(p);
+      time_layer(p);
       if (i + 1 == count) return 0;
     }
   }
-  std::fprintf(stderr, "usage: %s lstm|gru|gru_reset_before|rnn_tanh|rnn_relu T,B,I,H ... (T * B > %td)\n",
-               arguments[0], most_unpacked_rows);
+  std::string names;
+  for (const CellShape& cell : AllCells::shapes.of) names += (names.empty() ? "" : "|") + std::string(cell.name);
+  std::fprintf(stderr, "usage: %s %s T,B,I,H ... (T * B > %td)\n", arguments[0], names.c_str(), most_unpacked_rows);
   return 1;
 }
 

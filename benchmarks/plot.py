@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.problems import FORWARD, TRAINING, WORKS, Problem
+from benchmarks.problems import CELLS, FORWARD, TRAINING, WORKS, Problem
 from benchmarks.report import Point, points
 from benchmarks.systems import OURS
 
-COLOURS = {"lstm": "tab:blue", "gru": "tab:orange", "rnn": "tab:green"}
-ASIDE = {"lstm": 0.93, "gru": 1.0, "rnn": 1.07}  # factors of x, so that cells do not hide each other
+ASIDE = 1.07  # a factor of x from cell to cell, so that they do not hide each other
 
 
 def intensity(point: Point, dtype: str) -> float:
@@ -43,9 +42,10 @@ def roofline(data: dict[str, Any], path: Path) -> None:
             panel.annotate(f" {level['name']} {bandwidth:.0f} GB/s", (low, bandwidth * low), fontsize=7, color="0.4")
         panel.axhline(peak, color="0.3", lw=1, zorder=0)
         panel.annotate(f"peak {peak:.0f} GFLOP/s", (high, peak), fontsize=7, color="0.3", ha="right", va="bottom")
-        for cell, colour in COLOURS.items():
+        for k, cell in enumerate(CELLS):
+            colour = f"C{k}"
             group = [point for point in measured if (point.cell, point.work) == (cell, work)]
-            x = [ASIDE[cell] * intensity(point, dtype) for point in group]
+            x = [ASIDE ** (k - 1) * intensity(point, dtype) for point in group]
             ours = [point.gflops for point in group]
             theirs = [point.gflops / point.to_best if point.to_best else point.gflops for point in group]
             panel.vlines(x, theirs, ours, color=colour, lw=0.8, alpha=0.6)

@@ -7,12 +7,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnfast.functional import GATES
+from rnnfast import _core
+from rnnfast.lm import LAYERS
 
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, int, int, int]  # T, B, I, H
 
-CELLS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}  # our names of them
+CELLS = {name: layer(1, 1).cell for name, layer in LAYERS.items()}  # of the layers, by the kernels' names
 
 FORWARD, PACKED, TRAINING, TRAINING_NO_DX = "forward", "packed", "training", "training-no-dx"
 WORKS = {
@@ -77,7 +78,11 @@ class Problem:
 
     @property
     def gates(self) -> int:
-        return GATES[CELLS[self.cell]]
+        return _core.cells[CELLS[self.cell]].num_gates
+
+    @property
+    def num_states(self) -> int:
+        return len(_core.cells[CELLS[self.cell]].states)
 
     @property
     def w_hh_bytes(self) -> int:

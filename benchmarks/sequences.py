@@ -20,8 +20,8 @@ from benchmarks import report
 from benchmarks.report import Table
 from benchmarks.timing import Call
 from benchmarks.worker import status
+from rnnfast.lm import LAYERS
 
-LAYERS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
 ROUNDS, TURN = 9, 30e-3  # how often each step is measured, and for how many seconds at least
 
 
@@ -35,8 +35,7 @@ def torch_training(layer: Any, x: Any, dy: Any) -> Call:
     import torch
 
     torch.set_num_threads(1)
-    twin = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[layer.cell.partition("_")[0]]
-    model = twin(layer.input_size, layer.hidden_size)
+    model = getattr(torch.nn, type(layer).__name__)(layer.input_size, layer.hidden_size)
     model.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in layer.state_dict().items()})
     rows = torch.from_numpy(x.data).requires_grad_()
     packed = torch.nn.utils.rnn.PackedSequence(rows, *map(torch.from_numpy, x[1:]))

@@ -22,9 +22,8 @@ from benchmarks.problems import SIZES
 from benchmarks.timing import Call, in_turns
 from rnnfast import _core
 from rnnfast.bench import onnx_model
+from rnnfast.lm import LAYERS
 
-LAYERS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
-CELLS = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "rnn": torch.nn.RNNCell}
 LEAST = 1, 2, 4, 8  # sizes at which nearly all of the time is the call
 
 
@@ -45,7 +44,7 @@ def session_step_of(layer: Any, x: Any) -> Call:
 
 def twin_of(cell: str, layer: Any) -> Any:
     """Return torch's cell with the weights of a layer or cell of ours."""
-    twin = CELLS[cell](layer.input_size, layer.hidden_size)
+    twin = getattr(torch.nn, f"{LAYERS[cell].__name__}Cell")(layer.input_size, layer.hidden_size)
     twin.load_state_dict(
         {name.removesuffix("_l0"): torch.from_numpy(a.copy()) for name, a in layer.state_dict().items()}
     )

@@ -111,7 +111,7 @@ def _start_torch(threads: int) -> dict[str, str]:
 def _torch(problem: Problem) -> Tasks:
     import torch
 
-    layer = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[problem.cell](problem.I, problem.H)
+    layer = getattr(torch.nn, LAYERS[problem.cell].__name__)(problem.I, problem.H)
     layer = layer.to(getattr(torch, problem.dtype))
     layer.load_state_dict({name: torch.from_numpy(array) for name, array in state_dict(problem).items()})
     x, dy = torch.from_numpy(problem.x), torch.from_numpy(problem.dy)
@@ -208,7 +208,7 @@ def _jax(problem: Problem) -> Tasks:
         return (jnp.tanh(from_x + from_h),)
 
     cell = {"lstm": lstm, "gru": gru, "rnn": rnn}[problem.cell]
-    state = (zeros, zeros) if problem.cell == "lstm" else (zeros,)
+    state = (zeros,) * problem.num_states
 
     def forward(weights: Any, x: Any) -> Any:
         w_ih, w_hh, b_ih, b_hh = weights
@@ -253,7 +253,7 @@ def _keras(problem: Problem) -> Tasks:
     import keras
     import tensorflow as tf
 
-    order = [1, 0, 2] if problem.cell == "gru" else list(range(problem.gates))  # z, r, h of Keras in ours
+    order = {"gru": [1, 0, 2]}.get(problem.cell, range(problem.gates))  # z, r, h of Keras in ours
 
     def gates(a: Array) -> Array:
         """Return an array [G·H,..] in the other order of the gates; the GRU's is its own inverse."""
@@ -264,7 +264,7 @@ def _keras(problem: Problem) -> Tasks:
     layer = kinds[problem.cell](problem.H, return_sequences=True, dtype=problem.dtype)
     layer.build((problem.B, problem.T, problem.I))
     p = {name: gates(a) for name, a in problem.parameters.items()}
-    both = problem.cell == "gru"  # has both biases
+    both = layer.get_weights()[2].ndim == 2  # biases
     layer.set_weights([p["w_ih"].T, p["w_hh"].T, np.stack([p["b_ih"], p["b_hh"]]) if both else p["b_ih"] + p["b_hh"]])
     x, dy = (tf.constant(a.swapaxes(0, 1).copy()) for a in (problem.x, problem.dy))
     inference = tf.function(layer, autograph=False)

@@ -16,6 +16,9 @@ import numpy as np
 
 import rnnfast
 from rnnfast import _core
+from rnnfast.lm import LAYERS
+
+KINDS = [layer.__name__ for layer in LAYERS.values()]
 
 
 def separate(layer: Any, tape: Any, dy: Any, k1: int, k2: int) -> None:
@@ -43,7 +46,7 @@ def medians(calls: list[Callable[[], object]], repeats: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cells", nargs="+", default=["LSTM", "GRU", "RNN"], choices=["LSTM", "GRU", "RNN"])
+    parser.add_argument("--cells", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--sizes", nargs=3, type=int, default=[1024, 32, 256], metavar=("T", "B", "H"))
     parser.add_argument("--steps", nargs=2, type=int, default=[16, 64], metavar=("K1", "K2"))
     parser.add_argument("--repeats", type=int, default=7)

@@ -10,14 +10,14 @@ import rnnfast
 from benchmarks.problems import FEW, Problem
 from benchmarks.systems import layer_of
 from rnnfast import functional
+from rnnfast.lm import LAYERS
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
 
 Benchmark: TypeAlias = Callable[..., Any]
 
-CELLS = {"lstm": rnnfast.LSTMCell, "gru": rnnfast.GRUCell, "rnn": rnnfast.RNNCell}
 ROWS, H, V = 64 * 64, 256, 100  # of the readout of a character language model
 
-by_cell = pytest.mark.parametrize("cell", CELLS)
+by_cell = pytest.mark.parametrize("cell", LAYERS)
 by_shape = pytest.mark.parametrize("shape", FEW, ids=lambda shape: ",".join(map(str, shape)))
 by_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
@@ -41,7 +41,7 @@ def test_activation(benchmark: Benchmark, function: Callable[..., Any], dtype: s
 
 @by_cell
 def test_step(benchmark: Benchmark, cell: str) -> None:
-    step, x = CELLS[cell](128, 128, seed=0), normal(1, 128)
+    step, x = getattr(rnnfast, f"{LAYERS[cell].__name__}Cell")(128, 128, seed=0), normal(1, 128)
     benchmark(step, x, step(x))
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 
 import rnnfast
+from rnnfast.lm import LAYERS
 
-LAYERS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
 SHAPES = [
     (200, 1, 128, 128),
     (200, 1, 256, 256),

@@ -93,7 +93,7 @@ Held<double> read_held(const CellShape& cell, const py::object& object) {
   Held<double> held = {};
   if (object.is_none()) return held;
   const std::string gates = cell.held;
-  const py::object to_number = py::module_::import("rnnfast._scalars").attr("number");
+  const py::object to_number = py::module_::import("rnnfast._base.scalars").attr("number");
   if (!py::hasattr(object, "keys")) throw py::type_error("gate_override: expected a dict, got " + type_name(object));
   for (const auto& [gate, value] : py::dict(object)) {  // a copy: the caller's could change while we read it
     const std::size_t index = py::isinstance<py::str>(gate) && py::len(gate) == 1 ? gates.find(text(gate)) : gates.npos;

@@ -35,7 +35,8 @@ struct CellShape {
   int gates, slots, state_count, phase_count;
   Phase phases[most_phases];
   int input_gates[most_slots], recurrent_gates[most_slots];
-  bool keeps_gates, reads_h_before, leaves_dh;
+  bool keeps_gates, leaves_dh;
+  bool reads_before[most_states];
 };
 
 enum class Activation { sigmoid, tanh };

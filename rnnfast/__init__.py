@@ -17,10 +17,10 @@ except ImportError as error:
     raise
 
 from . import functional
-from ._module import Module, initialize, load, num_parameters
-from ._scalars import Integer, int64
+from ._base.module import Module, initialize, num_parameters
+from ._base.scalars import Integer, int64
 from .cells import GRUCell, LSTMCell, RNNCell
-from .container import Modules
+from .container import Modules, load
 from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, Linear
 from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import _core, get_num_threads
-from .functional import Array
+from ._base.arrays import Array
 from .lm import LAYERS, allocating
 
 Call: TypeAlias = Callable[[], object]
@@ -101,14 +101,6 @@ def _torch(layer: Any, x: Array, dy: Array) -> dict[str, Call]:
     return {FORWARD: forward, BACKWARD: backward}
 
 
-# ONNX's operator, its order of our gates, and what it calls the GRU of torch
-ONNX: dict[str, tuple[str, list[int], dict[str, int]]] = {
-    "LSTM": ("LSTM", [0, 3, 1, 2], {}),
-    "GRU": ("GRU", [1, 0, 2], {"linear_before_reset": 1}),
-    "RNN": ("RNN", [0], {}),
-}
-
-
 def _onnxruntime(layer: Any, x: Array, dy: Array) -> dict[str, Call]:  # noqa: ARG001
     import onnxruntime
 
@@ -120,27 +112,18 @@ def _onnxruntime(layer: Any, x: Array, dy: Array) -> dict[str, Call]:  # noqa: A
 
 
 def onnx_model(layer: Any, shape: tuple[int, ...]) -> bytes:
-    """Return a model of the one layer, for x of this shape."""
-    from onnx import TensorProto, helper, numpy_helper
+    """Return a model of the one layer, for x of this shape: the node of `to_onnx` without what moves its output."""
+    from onnx import TensorProto, helper
 
-    operator, order, attributes = ONNX[type(layer).__name__]
-    H = layer.hidden_size
+    from .onnx import to_onnx
 
-    def gates(name: str) -> Array:
-        return np.concatenate([np.split(layer.parameters[name], layer.gates)[k] for k in order])
-
-    biases = np.concatenate([gates("bias_ih_l0"), gates("bias_hh_l0")])
-    weights = {"w": gates("weight_ih_l0"), "r": gates("weight_hh_l0"), "b": biases}
-    state = ["h", "c"] if operator == "LSTM" else ["h"]
-    node = helper.make_node(operator, ["x", *weights], ["y", *state], hidden_size=H, **attributes)
-    graph = helper.make_graph(
-        [node],
-        "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ["y", *state]],
-        [numpy_helper.from_array(a[np.newaxis], name) for name, a in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    model = to_onnx(layer)
+    node = model.graph.node[0]
+    node.output[0] = "y"
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.output]
+    weights = [a for a in model.graph.initializer if a.name in node.input]
+    model.graph.CopyFrom(helper.make_graph([node], "layer", [x], outputs, weights))
     return bytes(model.SerializeToString())
 
 

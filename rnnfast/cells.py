@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from . import _core, functional
-from ._arraylike import ArrayLike
-from ._module import PARAMETERS, Module, Tape, elman_cell, gru_cell, recurrent_shapes
-from ._scalars import Flag, Integer, addressable, flag, size
-from .functional import GATES, Array, StateLike, StateT, checked, each_part, whole_state
+from . import _core
+from ._base.arrays import Array, ArrayLike, checked
+from ._base.module import Module, Tape, check_tape
+from ._base.named import checked_grads
+from ._base.names import PARAMETERS, elman_cell, gru_cell, recurrent_shapes
+from ._base.scalars import Flag, Integer, addressable, flag, size
+from ._base.state import Parts, StateLike, StateT, each, from_h_and_c, h_and_c, parts_of, state_of
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 
-class _RecurrentCell(Module, Generic[StateT]):
+class RecurrentCell(Module, Generic[StateT]):
     """One step of one cell."""
 
     cell: str
@@ -37,7 +39,7 @@ class _RecurrentCell(Module, Generic[StateT]):
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
         self.bias = flag(bias, "bias")
-        self.gates = GATES[self.cell]
+        self.gates = _core.cells[self.cell].num_gates
         G, I, H = self.gates, self.input_size, self.hidden_size
         addressable(G * H * (I + H + 2), "input_size, hidden_size")
         super().__init__(recurrent_shapes(G, I, H, self.bias).items(), H, dtype, seed)
@@ -62,7 +64,7 @@ class _RecurrentCell(Module, Generic[StateT]):
         TypeError, ValueError
             If an argument does not fit. The message names it, what was expected and what came.
         """
-        after: StateT = self._run(functional.inference, x, state)[0]
+        after: StateT = self._run(_core.inference, x, state)[0]
         return after
 
     def forward(self, x: ArrayLike, state: StateLike | None = None) -> tuple[StateT, "CellTape"]:
@@ -78,7 +80,7 @@ class _RecurrentCell(Module, Generic[StateT]):
             For `backward`. It refers to x, the state and the parameters and does not copy them: they must not
             change before the last backward.
         """
-        return self._run(functional.forward, x, state)
+        return self._run(_core.forward, x, state)
 
     def backward(
         self, tape: "CellTape", dstate: StateLike, *, need_dx: Flag = True, grads: dict[str, Array] | None = None
@@ -109,24 +111,20 @@ class _RecurrentCell(Module, Generic[StateT]):
         TypeError, ValueError
             If an argument does not fit. The message names it, what was expected and what came.
         """
-        self._check_tape(tape)
+        check_tape(tape, self)
         shape = tape.y.shape
         dlast = self._checked_state(dstate, "dstate", shape)
-        into = self._check_grads(grads, tape.x, tape.y, tape.state, dlast)
-        dx, dfirst, [new] = functional.backward(
-            tape.kept[0],
-            dstate=dlast,
-            need_dx=need_dx,
-            grads=None if into is None else [self._tuple(into)],
-        )
+        into = checked_grads(grads, self.parameters, tape.x, tape.y, tape.state, dlast)
+        given = None if into is None else [self._tuple(into)]
+        dx, dh, dc, [new] = _core.backward(tape.kept[0], None, *h_and_c(dlast), flag(need_dx, "need_dx"), given)
         if dx is not None:
             dx = dx.reshape(tape.x.shape)
         if grads is None:
             grads = {name: d for name, d in zip(PARAMETERS, new, strict=True) if d is not None}
-        return dx, each_part(lambda part: part.reshape(shape), dfirst), grads
+        return dx, state_of(_as_given(from_h_and_c(dh, dc), shape)), grads
 
     def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[Any, "CellTape"]:
-        """Make one step by `run`, a function of `functional`, which may keep a tape."""
+        """Make one step by `run` of the core, which may keep a tape."""
         x = _core.asarray(x, "x", self.dtype)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             I = self.input_size
@@ -134,17 +132,17 @@ class _RecurrentCell(Module, Generic[StateT]):
             raise ValueError(msg)
         shape = (*x.shape[:-1], self.hidden_size)
         first = self._checked_state(state, "state", shape)
-        y, last, *kept = run(self.cell, _one_step(x), [self._tuple(self.parameters)], first)
-        last = each_part(lambda part: part.reshape(shape), last)
+        y, h, c, *kept = run(self.cell, _one_step(x), [self._tuple(self.parameters)], *h_and_c(first))
+        last = state_of(_as_given(from_h_and_c(h, c), shape))
         return last, CellTape(self, x, y.reshape(shape), first, tuple(kept))
 
-    def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Any:
-        """Return a state with each part as [1,B,H]."""
-        whole = whole_state(self.cell, state, name)
-        return each_part(lambda part: _one_step(checked(part, name, shape, self.dtype)), whole)
+    def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Parts:
+        """Return the parts of a state as [1,B,H]."""
+        parts = parts_of(self.cell, state, name)
+        return each(lambda part: _one_step(checked(part, name, shape, self.dtype)), parts)
 
     def _tuple(self, arrays: Mapping[str, Array]) -> tuple[Array | None, ...]:
-        """Return the parameters, or arrays like them, as `functional` takes them."""
+        """Return the parameters, or arrays like them, as the kernels take them."""
         return tuple(arrays.get(name) for name in PARAMETERS)
 
 
@@ -152,7 +150,7 @@ class _RecurrentCell(Module, Generic[StateT]):
 class CellTape(Tape):
     """What a cell's forward keeps for its backward. It is only read: any number of backwards may use it."""
 
-    state: Any
+    state: Parts
     kept: tuple[Any, ...]  # the kernels' tape
 
 
@@ -161,7 +159,12 @@ def _one_step(a: Array) -> Array:
     return a[None] if a.ndim == 2 else a[None, None]
 
 
-class LSTMCell(_RecurrentCell[tuple[Array, Array]]):
+def _as_given(state: Parts, shape: tuple[int, ...]) -> Parts:
+    """Return a state of the kernels as the caller has it, [B,H] or [H]."""
+    return tuple([part.reshape(shape) for part in state])
+
+
+class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     """One step of an LSTM, as `torch.nn.LSTMCell`; the equations are in `rnnfast.functional`.
 
     Parameters
@@ -203,7 +206,7 @@ class LSTMCell(_RecurrentCell[tuple[Array, Array]]):
     cell = "lstm"
 
 
-class GRUCell(_RecurrentCell[Array]):
+class GRUCell(RecurrentCell[Array]):
     """One step of a GRU, as `torch.nn.GRUCell`; the equations are in `rnnfast.functional`.
 
     Parameters
@@ -250,7 +253,7 @@ class GRUCell(_RecurrentCell[Array]):
         super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
 
 
-class RNNCell(_RecurrentCell[Array]):
+class RNNCell(RecurrentCell[Array]):
     """One step of an Elman network, as `torch.nn.RNNCell`; the equations are in `rnnfast.functional`.
 
     Parameters

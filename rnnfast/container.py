@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ._module import Stateful, check_apart, checked_keys, described
-from .functional import Array, checked, checked_target
+from ._base.arrays import Array, checked, checked_target
+from ._base.files import UNREADABLE, Name, check_readable
+from ._base.module import CLASSES, Module, Stateful
+from ._base.named import check_apart, checked_keys
 
-__all__ = ["Modules"]
+__all__ = ["Modules", "load"]
 
 RESERVED = "", "__metadata__"  # the second one stands for something else in the header of a safetensors file
 
@@ -161,9 +163,60 @@ class Modules(Stateful, Mapping[str, Any]):
             if parameter and name in parts:
                 parts[name][parameter] = tensors.pop(key)
         for name, part in parts.items():
-            made[name] = described(modules[name], part)
+            made[name] = _described(modules[name], part)
         tensors |= joined(parts)  # what nothing has taken
         return cls(made)
+
+
+def load(path: Name) -> Module | Modules:
+    """Make the layer, cell, `Linear` or `Modules` that its `save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    Module or Modules
+        Of the class of the saved one, with the constructors' arguments and the parameters, and generators of its own.
+        Type checkers learn the class by ``assert isinstance(layer, LSTM)``.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read, or is no regular file.
+    ValueError
+        If it is not one that `save` wrote.
+
+    Examples
+    --------
+    >>> import rnnfast, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rnnfast.GRU(3, 4, batch_first=True).save(f"{folder}/gru.safetensors")
+    ...     rnnfast.load(f"{folder}/gru.safetensors")
+    GRU(3, 4, batch_first=True)
+    """
+    import json
+
+    import safetensors
+
+    check_readable(path)
+    metadata: dict[str, str] = {}
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            description = json.loads(metadata["rnnfast"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            made: Module | Modules = _described(description, tensors)
+            if tensors:
+                raise ValueError([*tensors])
+    except (*UNREADABLE, safetensors.SafetensorError) as error:
+        msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
+        if "rnnfast.lm" in metadata:
+            what = f"path: expected the file of a layer, got that of a language model, {str(path)!r}"
+            msg = f"{what}; to load it: rnnfast.lm.Checkpoint.read({str(path)!r}).model()"
+        raise ValueError(msg) from error
+    return made
 
 
 def joined(parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,3 +255,8 @@ def _module(module: Any, name: object) -> Any:
         return Modules(module)
     msg = f"modules[{name!r}]: expected a layer, a cell, Linear, an array or a mapping, got {type(module).__name__}"
     raise TypeError(msg)
+
+
+def _described(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
+    """Make what a file describes, of parameters that it takes out of `tensors`."""
+    return CLASSES[description["class"]]._described(description, tensors)

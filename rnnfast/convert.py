@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._module import parameters_of, reordered
+from ._base.arrays import Array, quiet
+from ._base.module import arguments_of, kind_of, parameters_of
+from ._base.names import layer_names, of_layer, reordered
 from .cells import GRUCell, LSTMCell, RNNCell
-from .functional import Array, quiet
 from .layers import GRU, LSTM, RNN
 
 __all__ = ["from_keras", "from_torch", "to_keras_weights", "to_torch"]
 
-# Keras has the gates of the LSTM in the order i, f, c, o, which is ours, and those of the GRU in the order z, r, h. To
-# exchange two is its own inverse.
-ORDER = {LSTM: (0, 1, 2, 3), GRU: (1, 0, 2), RNN: (0,)}
+# Where Keras's order of the gates is not ours: it has those of the GRU as z, r, h. To exchange two is its own inverse.
+ORDER = {GRU: (1, 0, 2)}
 
 # What a Keras layer is here, and the options without which it would compute something else
 KERAS: dict[str, tuple[type[LSTM | GRU | RNN], dict[str, tuple[Any, ...]]]] = {
@@ -79,7 +79,7 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     made = kind(w_ih.shape[1], num_layers=len(stack), batch_first=True, dtype=w_ih.dtype, **options)
     state_dict: dict[str, Array] = {}
     for k, part in enumerate(stack):
-        for names, arrays in zip(made._names[k], part.weights, strict=True):
+        for names, arrays in zip(layer_names(k, made.directions), part.weights, strict=True):
             state_dict |= zip(names, arrays, strict=False)
     made.load_state_dict(state_dict)
     return made
@@ -117,13 +117,14 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     if layer.num_layers > 1 or layer.learn_initial_state:
         msg = f"layer: expected one layer without learned initial states, as Keras has them, got {layer!r}"
         raise ValueError(msg)
-    order = ORDER[layer._kind()]
+    kind = kind_of(layer)
+    two_biases = getattr(layer, "reset_after", False)  # in one array
     weights: list[Array] = []
-    for w_ih, w_hh, b_ih, b_hh in layer._tuples(layer.parameters, 0):
-        weights += [reordered(w, order).T for w in (w_ih, w_hh) if w is not None]
+    for w_ih, w_hh, b_ih, b_hh in of_layer(layer.parameters, 0, layer.directions):
+        weights += [_in_order(w, kind).T for w in (w_ih, w_hh) if w is not None]
         if b_ih is not None and b_hh is not None:
-            bias = np.stack((b_ih, b_hh), axis=-1) if layer.cell == "gru" else b_ih + b_hh
-            weights.append(reordered(bias, order).T)
+            bias = np.stack((b_ih, b_hh), axis=-1) if two_biases else b_ih + b_hh
+            weights.append(_in_order(bias, kind).T)
     return weights
 
 
@@ -201,12 +202,12 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     if not isinstance(layer, tuple(TORCH.values())):
         msg = f"layer: expected {', '.join(TORCH)}, got {type(layer).__name__}"
         raise TypeError(msg)
-    arguments = layer._arguments()
+    arguments = arguments_of(layer)
     if not arguments.pop("reset_after", True) or arguments.pop("learn_initial_state", False):
         msg = f"layer: expected reset_after=True and no learned initial states, as torch has it, got {layer!r}"
         raise ValueError(msg)
     dtype = getattr(torch, arguments.pop("dtype"))
-    module = getattr(torch.nn, layer._kind().__name__)(**arguments, dtype=dtype, device="meta").to_empty(device="cpu")
+    module = getattr(torch.nn, kind_of(layer).__name__)(**arguments, dtype=dtype, device="meta").to_empty(device="cpu")
     module.load_state_dict({name: torch.from_numpy(p) for name, p in layer.parameters.items()})
     return module
 
@@ -243,11 +244,16 @@ def _read_direction(layer: Any, inner: bool, backwards: bool) -> _KerasLayer:
     if len(weights) != count:
         msg = f"layer: expected a built {name}, got one that has no weights yet"
         raise ValueError(msg)
-    w_ih, w_hh, *biases = (reordered(a.T, ORDER[kind]) for a in weights)
+    w_ih, w_hh, *biases = (_in_order(a.T, kind) for a in weights)
     if biases:
         [b] = biases
         biases = [*b.T] if b.ndim == 2 else [b, np.zeros_like(b)]
     return _KerasLayer(kind, options, [(w_ih, w_hh, *biases)])
+
+
+def _in_order(a: Array, kind: type) -> Array:
+    """Return a copy of weights [G·H,..] of ours in the order of Keras, or the reverse."""
+    return reordered(a, ORDER[kind]) if kind in ORDER else a.copy()
 
 
 def _keras_class(layer: Any) -> str:

@@ -4,10 +4,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core, functional
-from ._arraylike import ArrayLike, Integers
-from ._recurrent import Call, LayerTape, Recurrent
-from .functional import Array, StateLike, quiet
+from . import _core
+from ._base.arrays import Array, ArrayLike, Integers, quiet
+from ._base.state import Parts, StateLike, h_and_c
+from ._stack import whole
+from ._stack.backward import backward
+from ._stack.call import Call, checked_call, results
+from ._stack.recurrent import Recurrent
+from ._stack.tape import LayerTape
 from .ragged import PackedSequence, row_numbers
 
 __all__ = ["GradientFlow", "gradient_flow"]
@@ -86,20 +90,18 @@ def gradient_flow(
         msg = f"layer: expected an LSTM, GRU or RNN, got {type(layer).__name__}"
         raise TypeError(msg)
     L, D = layer.num_layers, layer.directions
-    call = layer._call(x, state, lengths, resets, "all", embedding, None)
-    hidden, last, kept, _ = layer._run(functional.forward, call, dropout=False)
-    tape = LayerTape(layer, call.x, layer._given(call, hidden, last)[0], call, hidden, kept, ())
-    T = call.layout.T
-    h, c = np.empty((L, D, T)), np.empty((L, D, T)) if layer.cell == "lstm" else None
+    call = checked_call(layer, x, state, lengths, resets, "all", embedding, None)
+    hidden, last, kept, _ = whole.forward(layer, call, dropout=False)
+    tape = LayerTape(layer, call.x, results(layer, call, hidden, last)[0], call, hidden, kept, ())
+    norms = tuple(np.empty((L, D, call.layout.T)) for _ in last)
 
-    def measure(k: int, dh: Array, dc: Array | None) -> None:
-        h[k] = _norms(_padded(call, dh), D)
-        if c is not None and dc is not None:
-            c[k] = _norms(_padded(call, dc), D)
+    def measure(k: int, dstate: Parts) -> None:
+        for of_part, d in zip(norms, dstate, strict=True):
+            of_part[k] = _norms(_padded(call, d), D)
 
     dy = dy if isinstance(dy, PackedSequence) else _core.asarray(dy, "dy")
-    layer._backward(tape, dy, None, need_dx=False, flow=measure)
-    return GradientFlow(h, c)
+    backward(layer, tape, dy, None, need_dx=False, flow=measure)
+    return GradientFlow(*h_and_c(norms))
 
 
 def _padded(call: Call, a: Array) -> Array:

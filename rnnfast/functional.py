@@ -94,26 +94,21 @@ Examples
 ((5, 2, 3), (1, 2, 4), (16, 3), (16, 4))
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from . import _core
-from ._arraylike import ArrayLike
-from ._scalars import Flag, Number, flag, number
+from ._base.arrays import Array as Array
+from ._base.arrays import ArrayLike
+from ._base.names import Grads as Grads
+from ._base.names import Parameters as Parameters
+from ._base.scalars import Flag, Number, bound, flag
+from ._base.state import State as State
+from ._base.state import StateLike as StateLike
+from ._base.state import StateT as StateT
+from ._base.state import from_h_and_c, h_and_c, out_parts, parts_of, state_of
 
 __all__ = ["backward", "forward", "inference", "linear", "linear_backward", "sigmoid", "tanh"]
-
-Array: TypeAlias = NDArray[Any]
-State: TypeAlias = Array | tuple[Array, Array]
-StateT = TypeVar("StateT", bound=State)  # which of the two it is, to type checkers
-StateLike: TypeAlias = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
-Parameters: TypeAlias = Sequence[Sequence[object]]
-Grads: TypeAlias = list[tuple[Array, Array, Array | None, Array | None]]
-
-GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 class _Options(TypedDict, total=False):
@@ -209,7 +204,7 @@ def inference(
     """
     rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
     y, h, c = _run(_core.inference, cell, x, parameters, state, embedding, out, **rows)
-    return y, _join(h, c)
+    return y, state_of(from_h_and_c(h, c))
 
 
 @overload
@@ -282,7 +277,7 @@ def forward(
     """
     rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
     y, h, c, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, **rows)
-    return y, _join(h, c), tape
+    return y, state_of(from_h_and_c(h, c)), tape
 
 
 def backward(
@@ -347,11 +342,11 @@ def backward(
     if not isinstance(tape, _core.Tape):
         msg = f"tape: expected a tape of functional.forward, got {type(tape).__name__}"
         raise TypeError(msg)
-    bound, need_dx = checked_bound(clip_dh), flag(need_dx, "need_dx")
-    dlast = split_state(tape.cell, dstate, "dstate")
-    parts = split_out(tape.cell, out, "(dx, dstate0)")
-    dx, dh0, dc0, grads = _core.backward(tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=bound, flow=flow)
-    return dx, _join(dh0, dc0), grads
+    limit, need_dx = bound(clip_dh), flag(need_dx, "need_dx")
+    dlast = h_and_c(parts_of(tape.cell, dstate, "dstate"))
+    parts = _core_out(tape.cell, out, "(dx, dstate0)")
+    dx, dh0, dc0, grads = _core.backward(tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=limit, flow=flow)
+    return dx, state_of(from_h_and_c(dh0, dc0)), grads
 
 
 def _run(
@@ -364,8 +359,16 @@ def _run(
     out: tuple[Any, Any] | None,
     **rows: object,
 ) -> Any:
-    initial, results = split_state(cell, state, "state"), split_out(cell, out, "(y, state)")
-    return run(cell, x, parameters, *initial, results, embedding, **rows)
+    initial = h_and_c(parts_of(cell, state, "state"))
+    return run(cell, x, parameters, *initial, _core_out(cell, out, "(y, state)"), embedding, **rows)
+
+
+def _core_out(cell: str, out: tuple[Any, Any] | None, form: str) -> tuple[Any, ...] | None:
+    """Return the arrays of `out`, a pair like `form`, as the core takes them."""
+    if out is None:
+        return None
+    array, parts = out_parts(cell, out, form)
+    return array, *h_and_c(parts)
 
 
 def sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
@@ -492,80 +495,3 @@ def linear_backward(
     (array([[2., 2., 2.]]), array([2.]))
     """
     return _core.linear_backward(x, weight, bias, dy, flag(need_dx, "need_dx"), grads)
-
-
-# A decorator for what NumPy computes beside the kernels: results too small become zero, infinity and NaN pass through.
-quiet = np.errstate(all="ignore")
-
-
-# The border, shared with layers and cells; what the kernels are given, they check themselves
-
-
-checked, checked_target = _core.checked, _core.checked_target
-
-
-def checked_bound(clip_dh: object) -> float:
-    """Return the bound, 0 where there is none."""
-    if clip_dh is None:
-        return 0.0
-    bound = number(clip_dh, "clip_dh")
-    if not bound > 0:
-        msg = f"clip_dh: expected a positive bound, got {bound}"
-        raise ValueError(msg)
-    return bound
-
-
-PAIR = tuple, list  # what (h, c) may be
-
-
-def split_state(cell: str, state: object, name: str) -> tuple[object, object]:
-    """Return the parts (h, c) of a state; c is None for cells other than the LSTM."""
-    if cell != "lstm":
-        if isinstance(state, tuple):
-            msg = f"{name}: expected one array, h, got a tuple of {len(state)}"
-            raise TypeError(msg)
-        return state, None
-    if state is None:
-        return None, None
-    if not isinstance(state, PAIR):
-        msg = f"{name}: expected a tuple (h, c), got {type(state).__name__}"
-        raise TypeError(msg)
-    if len(state) != 2:
-        msg = f"{name}: expected a tuple (h, c), got a {type(state).__name__} of {len(state)}"
-        raise ValueError(msg)
-    return state[0], state[1]
-
-
-def whole_state(cell: str, state: object, name: str) -> Any:
-    """Return a state as h, as (h, c) of the LSTM, or None."""
-    h_c = split_state(cell, state, name)
-    return h_c if cell == "lstm" and state is not None else state
-
-
-def parts_of(state: Any) -> tuple[Any, ...]:
-    """Return the parts of a state."""
-    return state if isinstance(state, tuple) else (state,)
-
-
-def each_part(f: Callable[[Any], Any], state: Any) -> Any:
-    """Apply f to the parts of a state that are there."""
-    if state is None:
-        return None
-    return tuple(each_part(f, part) for part in state) if isinstance(state, tuple) else f(state)
-
-
-def split_out(cell: str, out: tuple[Any, Any] | None, form: str) -> tuple[object, object, object] | None:
-    """Return the arrays of `out`, a pair like `form`, or None."""
-    if out is None:
-        return None
-    if not isinstance(out, tuple):
-        msg = f"out: expected a tuple {form}, got {type(out).__name__}"
-        raise TypeError(msg)
-    if len(out) != 2:
-        msg = f"out: expected a tuple {form}, got a tuple of {len(out)}"
-        raise ValueError(msg)
-    return out[0], *split_state(cell, out[1], "out")
-
-
-def _join(h: Array, c: Array | None) -> Any:
-    return h if c is None else (h, c)

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from ._files import write
-from ._module import initialize
+from ._base.arrays import Array
+from ._base.files import write
+from ._base.module import initialize
+from ._base.state import STATES
 from .flow import gradient_flow
-from .functional import Array
 from .layers import GRU, LSTM, RNN
 from .lm import UsageError, allocating
 
 INPUTS, SEQUENCES = 16, 8  # enough for the norms to be alike from seed to seed
-C = ": c"  # what the name of a curve of dE/dc_t ends with
 
 # Called, layer, its options, how it starts, the bias of its forget gate
 START: tuple[tuple[str, Callable[..., Any], dict[str, str], str, float | None], ...] = (
@@ -63,10 +63,10 @@ def curves(horizon: int, hidden: int, seed: int) -> dict[str, Array]:
     dy[-1] /= np.linalg.norm(dy[-1])
     made: dict[str, Array] = {}
     for name, layer in layers.items():
-        for part, norms in zip(("", C), gradient_flow(layer, x, dy), strict=True):
-            if norms is not None:
-                with np.errstate(divide="ignore"):  # where it has vanished altogether
-                    made[name + part] = np.log10(norms[0, 0, ::-1])
+        flow = gradient_flow(layer, x, dy)._asdict()
+        for state in STATES[layer.cell]:
+            with np.errstate(divide="ignore"):  # where it has vanished altogether
+                made[name if state == "h" else f"{name}: {state}"] = np.log10(flow[state][0, 0, ::-1])
     return made
 
 
@@ -89,9 +89,10 @@ def _drawing(path: Path) -> Callable[[dict[str, Array], str], None]:
         axes = figure.subplots()
         colours: dict[str, str] = {}
         for name, curve in norms.items():
-            colour = colours.setdefault(name.removesuffix(C), f"C{len(colours)}")
+            layer, _, state = name.partition(": ")
+            colour = colours.setdefault(layer, f"C{len(colours)}")
             with np.errstate(under="ignore"):
-                axes.plot(10.0**curve, color=colour, linestyle="--" if name.endswith(C) else "-", label=name)
+                axes.plot(10.0**curve, color=colour, linestyle="--" if state else "-", label=name)
             axes.set_xlim(0, len(curve) - 1)
         axes.set(title=title, xlabel="steps before the last, the only one that the loss sees")
         axes.set_ylabel("norm of the gradient of h; dashed, of c")

@@ -6,12 +6,13 @@ the order of the gates are in `rnnfast.functional`.
 
 from typing import Any
 
-from . import _core, functional
-from ._arraylike import ArrayLike
-from ._module import Module, Tape, elman_cell, gru_cell
-from ._recurrent import Recurrent
-from ._scalars import Flag, Integer, Number, addressable, flag, size
-from .functional import Array, checked
+from . import _core
+from ._base.arrays import Array, ArrayLike, checked
+from ._base.module import Module, Tape, check_tape
+from ._base.named import checked_grads
+from ._base.names import elman_cell, gru_cell
+from ._base.scalars import Flag, Integer, Number, addressable, flag, size
+from ._stack.recurrent import Recurrent
 
 __all__ = ["GRU", "LSTM", "RNN", "Linear"]
 
@@ -289,9 +290,6 @@ class Linear(Module):
             self.bias = None
         super().__init__(shapes.items(), self.in_features, dtype, seed)
 
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "bias": "bias" in self.parameters}
-
     def __call__(self, x: ArrayLike) -> Array:
         """Return ``x weight^T + bias``.
 
@@ -308,7 +306,7 @@ class Linear(Module):
         TypeError, ValueError
             If x does not fit.
         """
-        return functional.linear(x, self.weight, self.bias)
+        return _core.linear(x, self.weight, self.bias)
 
     def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
         """Return y and the tape for `backward`, which refers to x and the parameters and does not copy them.
@@ -346,10 +344,10 @@ class Linear(Module):
         TypeError, ValueError
             If an argument does not fit.
         """
-        self._check_tape(tape)
+        check_tape(tape, self)
         dy = checked(dy, "dy", tape.y.shape, self.dtype)
-        into = self._check_grads(grads, tape.x, tape.y, dy)
+        into = checked_grads(grads, self.parameters, tape.x, tape.y, dy)
         given = None if into is None else (into["weight"], into.get("bias"))
-        dx, new = functional.linear_backward(tape.x, self.weight, self.bias, dy, need_dx=need_dx, grads=given)
+        dx, new = _core.linear_backward(tape.x, self.weight, self.bias, dy, flag(need_dx, "need_dx"), given)
         made = {name: d for name, d in zip(("weight", "bias"), new, strict=True) if d is not None}
         return dx, made if grads is None else grads

@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._files import check_readable, write
-from ._module import UNREADABLE, Kept, Tape
-from ._scalars import choice, integer, number
+from ._base.arrays import Array, checked
+from ._base.files import UNREADABLE, check_readable, write
+from ._base.module import Kept, Tape
+from ._base.scalars import choice, integer, number
+from ._base.state import STATES, State, parts_of, state_of
 from .container import joined
-from .functional import Array, State, checked
 from .layers import GRU, LSTM, RNN, Linear
 from .training import Adam, clip_grad_norm, softmax_cross_entropy
 
@@ -211,6 +212,11 @@ class CharLM:
         if parameters is not None:
             _check_keys(parameters, self.state_dict())
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the states of `rnn`: h, and c of an LSTM."""
+        return STATES[self.rnn.cell]
+
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters: the arrays themselves, by the names that torch gives them."""
         rnn, readout = self.rnn.state_dict(), self.readout.state_dict()
@@ -375,9 +381,9 @@ class Checkpoint(NamedTuple):
     def _check(self) -> None:
         """Check all that is no tensor against the tensors, and these against each other."""
         options = self.options
-        model = CharLM(self.vocabulary, options, _part(self.tensors, "model")).state_dict()
-        shapes = {name: p.shape for name, p in model.items()}
-        state = dict.fromkeys("hc" if options.cell == "lstm" else "h", (options.layers, options.batch, options.hidden))
+        model = CharLM(self.vocabulary, options, _part(self.tensors, "model"))
+        shapes = {name: p.shape for name, p in model.state_dict().items()}
+        state = dict.fromkeys(model.states, (options.layers, options.batch, options.hidden))
         expected = joined({"model": shapes, "adam": {"t": (), "m": shapes, "v": shapes}, "state": state})
         _check_keys(self.tensors, expected)
         for name, shape in expected.items():
@@ -434,8 +440,8 @@ class Training:
         self.options = options
         self.model = CharLM(vocabulary, options)
         self.adam = Adam(self.model.state_dict(), options.lr)
-        h = np.zeros((options.layers, B, options.hidden), np.float32)
-        self.state: State = (h, h.copy()) if options.cell == "lstm" else h
+        parts = tuple(np.zeros((options.layers, B, options.hidden), FLOAT) for _ in self.model.states)
+        self.state: State = state_of(parts)
         self.steps = 0
 
     def step(self) -> float:
@@ -517,7 +523,7 @@ class Training:
 
     def _arrays(self) -> dict[str, Array]:
         """Return all arrays that a step changes, by their names in the file."""
-        state = dict(zip("hc", self.state if isinstance(self.state, tuple) else (self.state,), strict=False))
+        state = dict(zip(self.model.states, parts_of(self.model.rnn.cell, self.state, "state"), strict=True))
         adam = {name: a for name, a in self.adam.state_dict().items() if name != "lr"}  # which is an option
         return joined({"model": self.model.state_dict(), "adam": adam, "state": state})
 

@@ -28,10 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
-from ._arraylike import ArrayLike, Integers
-from ._module import generator
-from ._scalars import Flag, Integer, Number, addressable, flag, integer, number, shown, size
-from .functional import Array
+from ._base.arrays import Array, ArrayLike, Integers
+from ._base.scalars import Flag, Integer, Number, addressable, flag, generator, integer, number, shown, size
 
 __all__ = ["PackedSequence", "length_bucketed_batches", "pack_padded", "pad_packed"]
 

@@ -6,10 +6,10 @@ from typing import Any, Generic, final
 
 from typing_extensions import TypeVar
 
-from ._arraylike import ArrayLike
-from ._recurrent import Recurrent
-from ._scalars import Integer
-from .functional import Array, State, StateLike
+from ._base.arrays import Array, ArrayLike
+from ._base.scalars import Integer
+from ._base.state import State, StateLike
+from ._stack.stack import Stack
 
 __all__ = ["Stream"]
 
@@ -20,7 +20,7 @@ class Stream(Generic[_State]):
     """B sequences on their way through a layer, some steps at a time."""
 
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
-    def __new__(cls, layer: Recurrent[_State], batch_size: Integer = 1) -> Stream[_State]: ...
+    def __new__(cls, layer: Stack[_State], batch_size: Integer = 1) -> Stream[_State]: ...
     @property
     def batch_size(self) -> int: ...
     @property

@@ -27,9 +27,12 @@ from types import GenericAlias
 import numpy as np
 
 from . import _core
-from ._scalars import addressable, size
-from .functional import checked, checked_target, split_state
-from .layers import GRU, LSTM, RNN
+from ._base.arrays import checked, checked_target
+from ._base.module import copy_of
+from ._base.names import layer_names
+from ._base.scalars import addressable, size
+from ._base.state import STATES, h_and_c, initial_names, parts_of, state_of
+from ._stack.stack import Stack
 
 __all__ = ["Stream"]
 
@@ -139,14 +142,14 @@ cdef class Stream:
     __class_getitem__ = classmethod(GenericAlias)  # so that annotations can say Stream[State]
 
     def __cinit__(self, object layer, object batch_size=1):
-        if not isinstance(layer, (LSTM, GRU, RNN)):
+        if not isinstance(layer, Stack):
             raise TypeError(f"layer: expected LSTM, GRU or RNN, got {type(layer).__name__}")
         if layer.bidirectional:
             raise ValueError(f"layer: expected one direction, as the other starts at the end, got {layer!r}")
         sequences = size(batch_size, "batch_size")
         addressable(sequences * (layer.input_size + layer.hidden_size), "batch_size", "elements of a step")
         self.batch_size = sequences
-        layer = self.layer = layer._copy()
+        layer = self.layer = copy_of(layer)
         self.num_layers, self.input_size, self.hidden_size = layer.num_layers, layer.input_size, layer.hidden_size
         self.batch_first, self.cell, self.dtype = layer.batch_first, layer.cell, layer.dtype
         self.typenum = cnp.NPY_FLOAT if self.dtype == np.float32 else cnp.NPY_DOUBLE
@@ -163,10 +166,12 @@ cdef class Stream:
         stack.dtype = RNNFAST_FLOAT32 if self.typenum == cnp.NPY_FLOAT else RNNFAST_FLOAT64
         stack.num_layers, stack.input_size, stack.hidden_size = self.num_layers, self.input_size, self.hidden_size
         stack.layers = weights
-        stack.h0, stack.c0 = data(arrays.get("initial_h")), data(arrays.get("initial_c"))
+        h, c = h_and_c(tuple(map(arrays.get, initial_names(self.cell))))
+        stack.h0, stack.c0 = data(h), data(c)
         for l in range(self.num_layers):
-            weights[l].w_ih, weights[l].w_hh = data(arrays[f"weight_ih_l{l}"]), data(arrays[f"weight_hh_l{l}"])
-            weights[l].b_ih, weights[l].b_hh = data(arrays.get(f"bias_ih_l{l}")), data(arrays.get(f"bias_hh_l{l}"))
+            w_ih, w_hh, b_ih, b_hh = map(arrays.get, layer_names(l, 1)[0])
+            weights[l].w_ih, weights[l].w_hh = data(w_ih), data(w_hh)
+            weights[l].b_ih, weights[l].b_hh = data(b_ih), data(b_hh)
         try:
             check(api.stream_create(&stack, self.batch_size, &self.stream))
         finally:
@@ -257,16 +262,15 @@ cdef class Stream:
 
     @property
     def state(self):
-        h = np.empty((self.num_layers, self.batch_size, self.hidden_size), self.dtype)
-        c = np.empty_like(h) if self.cell == "lstm" else None
+        shape = self.num_layers, self.batch_size, self.hidden_size
+        parts = tuple([np.empty(shape, self.dtype) for _ in STATES[self.cell]])
+        h, c = h_and_c(parts)
         check(api.stream_get_state(self.stream, data(h), data(c)))
-        return h if c is None else (h, c)
+        return state_of(parts)
 
     @state.setter
     def state(self, object value):
-        h, c = split_state(self.cell, value, "state")
-        h = self.part(h)
-        c = self.part(c) if self.cell == "lstm" else None
+        h, c = h_and_c(tuple([self.part(part) for part in parts_of(self.cell, value, "state")]))
         check(api.stream_set_state(self.stream, data(h), data(c)))
 
     cdef object part(self, object a):

@@ -36,10 +36,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from . import _core
-from ._arraylike import ArrayLike
-from ._module import Stateful, check_apart, checked_floats, checked_keys, checked_values, parameters_of
-from ._scalars import Integer, Number, choice, int64, number
-from .functional import Array, checked, checked_target, quiet
+from ._base.arrays import Array, ArrayLike, checked, checked_floats, checked_target, quiet
+from ._base.module import Stateful, parameters_of
+from ._base.named import check_apart, checked_keys, checked_values
+from ._base.scalars import Integer, Number, choice, int64, number
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
 

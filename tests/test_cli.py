@@ -21,8 +21,9 @@ import pytest
 import safetensors.numpy
 
 import rnnfast
-from rnnfast import _files, bench, gradflow, lm
+from rnnfast import bench, gradflow, lm
 from rnnfast.__main__ import main
+from rnnfast._base import files
 from rnnfast.lm import LAYERS, CharLM, Checkpoint, Training
 
 TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
@@ -91,7 +92,7 @@ def test_train_without_a_text_takes_pythons_own(capfd: pytest.CaptureFixture[str
     assert len(Checkpoint.read(Path("model")).vocabulary) > 90
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", LAYERS)
 def test_train_takes_each_cell(cell: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(f"train {{small}} --cell {cell} --layers 2 --dropout 0.1 --epochs 2 --lr 0.01 --clip 5 --seed 3") == 0
     checkpoint = Checkpoint.read(Path("charlm.safetensors"))
@@ -190,7 +191,7 @@ def test_gradflow_says_what_a_picture_needs(capfd: pytest.CaptureFixture[str], m
 
 
 @pytest.mark.parametrize("peer", bench.PEERS)
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", LAYERS)
 def test_bench_compares_like_with_like(cell: str, peer: str) -> None:
     packages, make = bench.PEERS[peer]
     for package in packages:
@@ -434,7 +435,7 @@ def test_a_save_on_the_way_that_fails_leaves_the_older_file_and_the_run(
 
     def third_fails(path: Path, data: bytes) -> None:
         found.append(Checkpoint.read(path).steps if path.exists() else 0)
-        (failing if len(found) == 3 else _files.write)(path, data)
+        (failing if len(found) == 3 else files.write)(path, data)
 
     monkeypatch.setattr(lm, "write", third_fails)
     assert run("train {small} --steps 9 --quiet --save-every 2") == 0

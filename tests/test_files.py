@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rnnfast
-from rnnfast import _files
+from rnnfast._base import files
 from rnnfast.lm import Checkpoint
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="of POSIX systems")
@@ -29,9 +29,9 @@ def mode(path: Path) -> int:
 @pytest.mark.parametrize("name", ["model", Path("model"), "x" * 255])
 def test_what_is_written_is_there_and_nothing_else(name: str | Path) -> None:
     for data in (b"first", b"second", b""):
-        _files.check_writable(name)
-        _files.write(name, data)
-        _files.check_readable(name)
+        files.check_writable(name)
+        files.write(name, data)
+        files.check_readable(name)
         assert Path(name).read_bytes() == data
         assert list(Path().iterdir()) == [Path(name)]
 
@@ -41,7 +41,7 @@ def test_what_is_written_is_there_and_nothing_else(name: str | Path) -> None:
 def test_a_new_file_has_the_mode_that_the_umask_leaves(umask: int) -> None:
     before = os.umask(umask)
     try:
-        _files.write("model", b"")
+        files.write("model", b"")
     finally:
         os.umask(before)
     assert mode(Path("model")) == 0o666 & ~umask
@@ -53,7 +53,7 @@ def test_a_file_that_takes_the_place_of_another_has_its_mode(older: int) -> None
     path = Path("model")
     path.touch()
     path.chmod(older)
-    _files.write(path, b"new")
+    files.write(path, b"new")
     assert mode(path) == older
 
 
@@ -66,8 +66,8 @@ def test_a_link_is_written_through(exists: bool) -> None:
         target.write_bytes(b"old")
     other.symlink_to("model")
     link.symlink_to(other)
-    _files.check_writable(link)
-    _files.write(link, b"new")
+    files.check_writable(link)
+    files.write(link, b"new")
     assert link.is_symlink()
     assert other.is_symlink()
     assert target.read_bytes() == b"new"
@@ -113,10 +113,10 @@ REFUSED: dict[str, tuple[Callable[[], str], int]] = {
 
 
 def write(path: str) -> None:
-    _files.write(path, b"new")
+    files.write(path, b"new")
 
 
-CALLS = _files.check_readable, _files.check_writable, write, rnnfast.load, Checkpoint.read
+CALLS = files.check_readable, files.check_writable, write, rnnfast.load, Checkpoint.read
 
 
 @posix
@@ -141,7 +141,7 @@ def test_a_file_that_may_not_be_written_is_not_replaced(monkeypatch: pytest.Monk
     path = Path("model")
     path.write_bytes(b"old")
     path.chmod(0o444)
-    for call in (_files.check_writable, write):
+    for call in (files.check_writable, write):
         with pytest.raises(PermissionError, match="'model'"):
             call("model")
     assert path.read_bytes() == b"old"
@@ -149,11 +149,11 @@ def test_a_file_that_may_not_be_written_is_not_replaced(monkeypatch: pytest.Monk
 
 LIMITED = """
 import resource
-from rnnfast import _files
+from rnnfast._base import files
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    _files.write("model", bytes(100_000))
+    files.write("model", bytes(100_000))
 except OSError as error:
     print(error.errno, error.filename)
 """
@@ -179,5 +179,5 @@ def test_a_write_that_is_interrupted_leaves_the_older_file(monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        _files.write("model", b"new")
+        files.write("model", b"new")
     assert [(p.name, p.read_bytes()) for p in Path().iterdir()] == [("model", b"old")]

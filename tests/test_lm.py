@@ -25,9 +25,7 @@ from rnnfast.training import softmax_cross_entropy
 TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
 SMALL = Options(hidden=12, embed=5, batch=3, seq_len=20, lr=0.01)
 RUNS = {
-    "lstm": SMALL,
-    "gru": replace(SMALL, cell="gru"),
-    "rnn": replace(SMALL, cell="rnn"),
+    **{cell: replace(SMALL, cell=cell) for cell in lm.LAYERS},
     "two layers, dropout": replace(SMALL, layers=2, dropout=0.3),
 }
 by_run = pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)

@@ -19,7 +19,8 @@ from test_layers import REPRESENTATIONS
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
-from rnnfast import _core, _module
+from rnnfast import _core
+from rnnfast._base import module
 from rnnfast.stream import Stream
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -121,7 +122,7 @@ def test_unpickling_draws_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def initialize(*_: Any) -> None:
         pytest.fail("initialized")
 
-    monkeypatch.setattr(_module, "initialize", initialize)
+    monkeypatch.setattr(module, "initialize", initialize)
     for copied in (*DEEP.values(), copy.copy):
         assert copied(layer).rng.bit_generator.state == before
     assert layer.rng.bit_generator.state == before

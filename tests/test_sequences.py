@@ -16,7 +16,9 @@ from modules import KINDS, B, H, I, T, initial, make_layer, make_state, named_st
 from problems import CELLS, DTYPES, Array, Results, assert_close, assert_same_bits, state_of
 from tolerances import TOLERANCE, relative_error
 
-from rnnfast import _core, _segments, pack_padded, pad_packed, reference
+from rnnfast import _core, pack_padded, pad_packed, reference
+from rnnfast._base.names import of_layer
+from rnnfast._stack import segments
 
 STACKS = [(1, 1), (1, 2), (2, 1), (2, 2)]  # L, D
 EVERY: tuple[str, ...] = ("dc", "dh_layers")
@@ -80,7 +82,7 @@ def held_gates(cell: str) -> list[dict[str, float]]:
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sequences of a test's length have several segments."""
-    monkeypatch.setattr(_segments, "LEAST_ROWS", 1)
+    monkeypatch.setattr(segments, "LEAST_ROWS", 1)
 
 
 def make_job(
@@ -408,7 +410,7 @@ def test_the_tape_shows_the_oracles_states_and_gates(cell: str, L: int, D: int, 
     y = job.x
     for k in range(L):
         state = (s[k * D : (k + 1) * D] for s in parts(job.state))
-        y, _, _, theirs = reference.forward(cell, y, layer._tuples(layer.parameters, k), *state, **job.rows)
+        y, _, _, theirs = reference.forward(cell, y, of_layer(layer.parameters, k, D), *state, **job.rows)
         gates = reference.gates(theirs)
         wanted = {name: np.concatenate([g[name] for g in gates], axis=2) for name in gates[0]}
         wanted |= dict(zip(("h", "c_of_every_step"), theirs.steps, strict=False))

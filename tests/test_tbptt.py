@@ -11,6 +11,7 @@ from problems import DTYPES, Array, Results, assert_close, assert_same_bits
 
 import rnnfast
 from rnnfast import reference
+from rnnfast._stack.stack import mask
 
 T, B = 47, 50  # chunks of the kernels have 5 steps: with few steps in a window, the ring moves on several times
 V = 11
@@ -228,7 +229,7 @@ def test_a_learned_initial_state_is_stored_too(cell: str, k1: int, k2: int, embe
 def test_masks_are_drawn_once_a_step(k1: int, k2: int, activations: Activations) -> None:
     layer, twin = (make_layer("lstm", num_layers=3, dropout=0.4, dtype="float64") for _ in range(2))
     x, zeros = normal((T, B, I), "float64", 1), np.zeros((3, B, H))
-    drawn = [[twin._mask((w.stop - before, B, H)) for _ in range(2)] for before, w in _new_steps(k1, k2)]
+    drawn = [[mask(twin, (w.stop - before, B, H)) for _ in range(2)] for before, w in _new_steps(k1, k2)]
     masks = tuple(np.concatenate(of_layer) for of_layer in zip(*drawn, strict=True))
 
     def some(steps: slice) -> tuple[Array, ...]:

@@ -21,7 +21,7 @@ import pytest
 import rnnfast
 import rnnfast.tbptt as tbptt_module
 from rnnfast import GRU, LSTM, RNN, GRUCell, Linear, LSTMCell, Module, PackedSequence, RNNCell, functional, training
-from rnnfast._arraylike import ArrayLike
+from rnnfast._base.arrays import ArrayLike
 from rnnfast.functional import Array, State
 from rnnfast.stream import Stream
 

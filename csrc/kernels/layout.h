@@ -1,69 +1,12 @@
-// How a problem is laid out: time in chunks, memory in scratch, work over the members of a team.
-//
-// Rows are (t, b) pairs, row = t·B + b where all steps have B rows. Time is cut into chunks of about `chunk_rows` rows,
-// on absolute time: they are the blocks of the tape, the unit in which the input is projected ahead and the weight
-// gradients are summed up.
+// How memory is laid out in scratch and tape, and how work is shared out among the members of a team.
 #pragma once
 
-#include "cells/cell.h"
+#include "kernels/products/blocks.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// Rows of a chunk. Enough that a chunk's weight gradients, which are read and written once a chunk, cost little beside
-// their products; large weight matrices want more. Few enough that dgates (G·H·rows) stay in the second cache level, or
-// near it.
-constexpr Index chunk_rows(Index H) { return H >= 512 ? 512 : 256; }
-
-constexpr Index chunk_steps(const Problem& p) {
-  const Index steps = chunk_rows(p.H) / (p.B > 0 ? p.B : 1);
-  return steps < 1 ? 1 : min_index(steps, p.T);
-}
-
-constexpr Index row_of(const Problem& p, Index t) { return p.first_row ? p.first_row[t] : t * p.B; }
-
-// The rows of a step are those of the first sequences.
-constexpr Index rows_at(const Problem& p, Index t) { return row_of(p, t + 1) - row_of(p, t); }
-
-constexpr Index steps_of(const Steps& steps) { return steps.last - steps.first; }
-
-constexpr Index run_rows(const Problem& p) { return row_of(p, p.run.last) - row_of(p, p.run.first); }
-
-// Where steps differ in their rows, a chunk takes as many as come to `chunk_rows`, and one at least.
-inline Index cut_into_chunks(const Problem& p, Index* first_step) {
-  Index chunks = 0;
-  for (Index t = 0; t < p.T; ++t)
-    if (t == 0 || row_of(p, t + 1) - row_of(p, first_step[chunks - 1]) > chunk_rows(p.H)) first_step[chunks++] = t;
-  first_step[chunks] = p.T;
-  return chunks;
-}
-
-constexpr Index chunk_count(const Problem& p) {
-  return p.first_step ? p.chunks : (p.T + chunk_steps(p) - 1) / chunk_steps(p);
-}
-
-// The first step of a chunk; of the one after the last, T.
-constexpr Index chunk_start(const Problem& p, Index chunk) {
-  return p.first_step ? p.first_step[chunk] : min_index(chunk * chunk_steps(p), p.T);
-}
-
-constexpr Index most_chunk_rows(const Problem& p) {
-  return p.first_step ? max_index(chunk_rows(p.H), p.B) : chunk_steps(p) * p.B;
-}
-
-// The chunk that step t lies in.
-constexpr Index chunk_of(const Problem& p, Index t) {
-  if (!p.first_step) return t / chunk_steps(p);
-  Index low = 0, high = p.chunks;
-  while (high - low > 1) {
-    const Index middle = low + (high - low) / 2;
-    (p.first_step[middle] <= t ? low : high) = middle;
-  }
-  return low;
-}
-
-// Columns of w_ih that meet an input in a product: none where tokens pick them.
-constexpr Index input_columns(const Problem& p) { return p.input == InputKind::one_hot ? 0 : p.I; }
+// ---- Memory ---------------------------------------------------------------------------------------------------------
 
 // Hands out pieces of one allocation, or with a null base only counts.
 template <class Real>
@@ -80,21 +23,19 @@ RNNFAST_INLINE Real* take(Arena<Real>& arena, Index n) {
   return taken;
 }
 
-// Slots of the rows of one chunk: [unit block][row][slot x lanes].
+// Slots of some rows: [unit block][row][slot x lanes].
 template <class Real>
 struct Gates {
   Real* data;
   Index rows;
 };
 
-template <class Cell>
-constexpr Index gates_size(Index rows, const Blocks& units) {
-  return rows * Cell::slots * units.units;
-}
+constexpr Index gates_size(int slots, Index rows, const Blocks& units) { return rows * slots * units.units; }
 
-template <class S, int slots, class Real>
-RNNFAST_INLINE Real* gates_at(const Gates<Real>& g, Index unit, Index row) {
-  return g.data + (unit * g.rows + row * S::lanes) * slots;
+// The slots of a row of the unit block that begins with `unit` and has so many lanes.
+template <class Real>
+RNNFAST_INLINE Real* gates_at(const Gates<Real>& g, Index unit, Index row, Index lanes, int slots) {
+  return g.data + (unit * g.rows + row * lanes) * slots;
 }
 
 template <class Real>
@@ -117,58 +58,9 @@ struct RowRange {
   Index first, count;
 };
 
+// ---- Shares of a team -----------------------------------------------------------------------------------------------
+
 constexpr Index share(Index n, Index part, Index parts) { return n * part / parts; }
-
-// What a member of a team takes through time: one direction, rows [first, first + rows) of the batch, and of them some
-// of the units. Members that divide the units among them wait for each other at each product: they are joined.
-struct Item {
-  int direction;
-  Index first, rows;
-  Span units;
-  bool joined;
-};
-
-// A smaller share of w_hh is read in less time than members need to meet.
-constexpr Index least_share = 1 << 16;
-
-// Rows are divided where each member has enough of them and reads all of w_hh fast; else the units, so that each keeps
-// its own share of w_hh in its own cache. Units are dealt in groups, as `multiply` has them.
-template <class Cell, class Real>
-constexpr bool divides_units(const Problem& p, Index threads) {
-  const Index parts = threads / p.D, bytes = Cell::gates * p.H * p.H * Index(sizeof(Real));
-  return parts > 1 && p.H > group_of_columns * Widest<Real>::lanes && bytes / parts >= least_share &&
-         (p.B < few_rows * parts || bytes > near_bytes);
-}
-
-// Joined members wait for all. False: the call was interrupted.
-RNNFAST_INLINE bool meet(const Item& item, const Team& team) { return !item.joined || team.barrier(team); }
-
-// Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
-// being a power of two apart.
-constexpr Index rows_at_once = 96;
-
-// Whether to leave out what remains of a pass over so many rows: the call was interrupted. A pass over many of them can
-// take seconds; few take less time than asking.
-RNNFAST_INLINE bool skips(const Team& team, Index rows) { return rows >= 64 && team.interrupted(team); }
-
-// f(Item) for what falls to this member.
-template <class Cell, class Real, class F>
-RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
-  const Blocks units = blocks_of<Real>(p.H);
-  Index parts = max_index(team.size / p.D, 1);
-  if (divides_units<Cell, Real>(p, team.size)) {
-    // A member too many has no units, but is waited for like the others.
-    const Index groups = group_count(units), part = team.rank % parts;
-    const Index mine = team.rank < parts * p.D ? groups : 0;
-    const Span span = {share(mine, part, parts) * group_of_columns, share(mine, part + 1, parts) * group_of_columns};
-    return f(Item{int(team.rank / parts % p.D), 0, p.B, {span.first, min_index(span.last, count(units))}, true});
-  }
-  parts = max_index(min_index(parts, p.B), 1);
-  for (Index index = team.rank; index < parts * p.D; index += team.size) {
-    const Index part = index % parts, first = share(p.B, part, parts);
-    f(Item{int(index / parts), first, share(p.B, part + 1, parts) - first, all(units), false});
-  }
-}
 
 // The unit blocks that one member packs, unpacks or sums, over both directions: f(direction, span).
 template <class F>
@@ -181,17 +73,24 @@ RNNFAST_INLINE void for_my_blocks(Index blocks, Index directions, const Team& te
   }
 }
 
-template <class Cell, int phase = 0, class F>
-RNNFAST_INLINE void for_each_phase(F&& f) {
-  f.template operator()<phase>();
-  if constexpr (phase + 1 < phase_count<Cell>) for_each_phase<Cell, phase + 1>(f);
+// A member's rows of a table, in pieces that stay in the cache while unit block after unit block is computed.
+template <class F>
+RNNFAST_INLINE void for_my_rows(Index rows, const Team& team, F&& f) {
+  constexpr Index at_once = 256;
+  const Index last = share(rows, team.rank + 1, team.size);
+  for (Index first = share(rows, team.rank, team.size); first < last; first += at_once) {
+    if (team.interrupted(team)) return;
+    f(RowRange{first, min_index(at_once, last - first)});
+  }
 }
 
-template <class Cell, int phase = phase_count<Cell> - 1, class F>
-RNNFAST_INLINE void for_each_phase_backwards(F&& f) {
-  f.template operator()<phase>();
-  if constexpr (phase > 0) for_each_phase_backwards<Cell, phase - 1>(f);
-}
+// Rows that are multiplied by all of w before the next: their results stay in the cache, whose lines they share badly,
+// being a power of two apart.
+constexpr Index rows_at_once = 96;
+
+// Whether to leave out what remains of a pass over so many rows: the call was interrupted. A pass over many of them can
+// take seconds; few take less time than asking.
+RNNFAST_INLINE bool skips(const Team& team, Index rows) { return rows >= 64 && team.interrupted(team); }
 
 }  // namespace
 }  // namespace rnnfast::RNNFAST_ISA

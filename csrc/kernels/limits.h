@@ -2,7 +2,7 @@
 // takes, tells the peak of the multiply-adds or the bandwidth of a cache level.
 #pragma once
 
-#include "vec.h"
+#include "kernels/vec.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

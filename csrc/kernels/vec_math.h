@@ -6,7 +6,7 @@
 // p: 1.8e-9 in float, 8e-19 in double.
 #pragma once
 
-#include "vec.h"
+#include "kernels/vec.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -24,8 +24,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import rnnfast
-from rnnfast import _nodes, _operators
-from rnnfast.onnx import ModelError, from_onnx, prepare, run_node, to_onnx
+from rnnfast.onnx import ModelError, _graphs, _memory, _operators, from_onnx, prepare, run_node, to_onnx
 
 Rng: TypeAlias = np.random.Generator
 Model: TypeAlias = Any  # onnx.ModelProto
@@ -213,7 +212,7 @@ def change_nodes(rng: Rng, model: Model) -> None:
             nodes.insert(other, node)
         case 3:
             nodes[k].op_type = choose(
-                rng, sorted({*_operators.KINDS, *_nodes.MOVES, *_nodes.COUNTS, "If", "", "\ud7ff"})
+                rng, sorted({*_operators.KINDS, *_graphs.MOVES, *_graphs.COUNTS, "If", "", "\ud7ff"})
             )
         case _:
             nodes[k].domain = choose(rng, ("", "ai.onnx", "ai.onnx.ml", "mine"))
@@ -376,7 +375,7 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     np.seterr(all="raise")
-    _nodes.LEAST_ROOM = ROOM
+    _memory.LEAST_ROOM = ROOM
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 

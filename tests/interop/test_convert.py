@@ -11,13 +11,21 @@ from problems import DTYPES, Array, assert_same_bits
 from tolerances import relative_error
 
 import rnnfast
-from rnnfast.convert import from_keras, from_torch, to_keras_weights, to_torch
+from rnnfast.convert import TORCH, from_keras, from_torch, to_keras_weights, to_torch
 
 # What two libraries' rounding comes to: they sum in different orders, and their tanh differ.
 AGREEMENT = {"float32": 1e-5, "float64": 1e-10}
 T, B, I, H = 6, 3, 5, 4
 
-by_cell = pytest.mark.parametrize("cell", KINDS)
+KERAS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm": ("LSTM", {}),
+    "gru": ("GRU", {}),
+    "gru_reset_before": ("GRU", {"reset_after": False}),
+    "rnn_tanh": ("SimpleRNN", {}),
+    "rnn_relu": ("SimpleRNN", {"activation": "relu"}),
+}
+
+by_cell = pytest.mark.parametrize("cell", KERAS)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 by_direction = pytest.mark.parametrize("bidirectional", [False, True])
 by_bias = pytest.mark.parametrize("bias", [True, False])
@@ -31,14 +39,6 @@ def agree(actual: Any, expected: Any, dtype: str) -> None:
 
 
 # Keras
-
-KERAS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lstm": ("LSTM", {}),
-    "gru": ("GRU", {}),
-    "gru_reset_before": ("GRU", {"reset_after": False}),
-    "rnn_tanh": ("SimpleRNN", {}),
-    "rnn_relu": ("SimpleRNN", {"activation": "relu"}),
-}
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "bidirectional": {"bidirectional": True, "num_layers": 2},
     "options": {"num_layers": 3, "dropout": 0.25, "batch_first": True, "bias": False},
 }
-IN_TORCH = [cell for cell in KINDS if cell != "gru_reset_before"]
+IN_TORCH = [cell for cell, (kind, own) in KINDS.items() if kind in TORCH and "reset_after" not in own]
 
 by_form = pytest.mark.parametrize("form", FORMS)
 by_torch_cell = pytest.mark.parametrize("cell", IN_TORCH)

@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, make_layer, make_state, parts
+from modules import make_layer, make_state, parts
 
 import rnnfast
-from rnnfast import functional
+from rnnfast import _core, functional
 
 onnx: Any = pytest.importorskip("onnx", reason='onnx is not installed (pip install ".[onnx]")')
 from onnx import helper, numpy_helper  # noqa: E402
 
-from rnnfast import _nodes  # noqa: E402
 from rnnfast.onnx import (  # noqa: E402
     ModelError,
     RnnfastBackend,
+    _forms,
+    _memory,
     from_onnx,
     prepare,
     run_model,
@@ -35,7 +36,7 @@ from rnnfast.onnx import (  # noqa: E402
 Array = np.ndarray[Any, np.dtype[Any]]
 Inputs = dict[str, Array]
 
-OPERATORS = {"LSTM": 4, "GRU": 3, "RNN": 1}  # and their gates
+OPERATORS = {form.operator: cell for cell, form in _forms.FORMS.items()}  # and a cell of each
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 INPUTS = "X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"
 OUTPUTS = "Y", "Y_h", "Y_c"
@@ -44,7 +45,7 @@ RUNTIME_TOLERANCE = 1e-5  # of float32; what is held against ONNX Runtime has no
 
 by_operator = pytest.mark.parametrize("operator", OPERATORS)
 by_direction = pytest.mark.parametrize("direction", DIRECTIONS)
-by_cell = pytest.mark.parametrize("cell", KINDS)
+by_cell = pytest.mark.parametrize("cell", _forms.FORMS)
 
 
 def make_inputs(
@@ -52,7 +53,7 @@ def make_inputs(
 ) -> Inputs:
     """Draw the inputs of a node: X, W, R, and of the others those that it `has`, lengths from 0 to T among them."""
     rng = np.random.default_rng(seed)
-    D, G = DIRECTIONS[direction], OPERATORS[operator]
+    D, G = DIRECTIONS[direction], _core.cells[OPERATORS[operator]].num_gates
     shapes = {
         "X": (T, B, I),
         "W": (D, G * H, I),
@@ -760,7 +761,7 @@ def test_what_is_no_layer_and_no_model_is_refused() -> None:
 def test_models_that_torch_exports_are_layers_and_run(
     form: dict[str, Any], dynamo: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_nodes, "LEAST_ROOM", 1 << 12)  # what is relative to the sizes is enough
+    monkeypatch.setattr(_memory, "LEAST_ROOM", 1 << 12)  # what is relative to the sizes is enough
     torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
     pytest.importorskip("onnxscript", reason="onnxscript, which torch exports with, is not installed")
     torch.manual_seed(0)
@@ -816,7 +817,7 @@ def exported_with_lengths(kind: str, inputs: Any, form: dict[str, Any], *, in_or
 def test_models_that_torch_exports_with_lengths_run_and_are_layers(
     operator: str, form: dict[str, Any], in_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_nodes, "LEAST_ROOM", 1 << 12)
+    monkeypatch.setattr(_memory, "LEAST_ROOM", 1 << 12)
     torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
     batch_first = form.get("batch_first", False)
 

@@ -13,8 +13,14 @@ onnx: Any = pytest.importorskip("onnx", reason='onnx is not installed (pip insta
 import fuzz_onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from rnnfast import _nodes  # noqa: E402
-from rnnfast.onnx import ModelError, RnnfastBackend, from_onnx, prepare, to_onnx  # noqa: E402
+from rnnfast.onnx import (  # noqa: E402
+    ModelError,
+    RnnfastBackend,
+    _memory,
+    from_onnx,
+    prepare,
+    to_onnx,
+)
 
 Change = Callable[[Any], None]  # of a model
 
@@ -114,7 +120,7 @@ def test_what_nodes_make_of_inputs_is_bounded(case: str) -> None:
 
 
 def test_nodes_that_share_weights_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_nodes, "LEAST_ROOM", 1 << 16)
+    monkeypatch.setattr(_memory, "LEAST_ROOM", 1 << 16)
     nodes = [node("ConstantOfShape", "size", "R"), *(rnn("X", f"y{k}") for k in range(1000))]
     model = model_of(nodes, ("X",), ("y0",), W=WEIGHTS["W"], size=[1, H, H])
     prepare(model)  # one of them is needed
@@ -123,11 +129,11 @@ def test_nodes_that_share_weights_are_bounded_too(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_documented_number_of_bytes_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _nodes.LEAST_ROOM == 1 << 28
+    assert _memory.LEAST_ROOM == 1 << 28
     page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
-    assert f"256 MiB and {_nodes.COPIES} times" in page
-    monkeypatch.setattr(_nodes, "LEAST_ROOM", 1000)
-    most = (1000 + _nodes.COPIES * 8) // 4  # the size itself has 8 bytes
+    assert f"256 MiB and {_memory.COPIES} times" in page
+    monkeypatch.setattr(_memory, "LEAST_ROOM", 1000)
+    most = (1000 + _memory.COPIES * 8) // 4  # the size itself has 8 bytes
     for n in (most, most + 1):
         model = model_of([node("ConstantOfShape", "size")], (), ("out",), size=[n])
         if n == most:
@@ -142,8 +148,8 @@ def test_the_documented_number_of_bytes_is_the_limit(monkeypatch: pytest.MonkeyP
 def test_models_that_exporters_write_stay_far_below_the_limit(
     seed: str, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_nodes, "LEAST_ROOM", 0)
-    monkeypatch.setattr(_nodes, "COPIES", _nodes.COPIES // 2)
+    monkeypatch.setattr(_memory, "LEAST_ROOM", 0)
+    monkeypatch.setattr(_memory, "COPIES", _memory.COPIES // 2)
     model = onnx.ModelProto.FromString(fuzz_onnx.serialized(seed))
     given = {}
     for each in model.graph.input:
@@ -358,7 +364,7 @@ def test_a_model_that_is_refused_is_not_compatible() -> None:
 def test_changed_models_end_in_results_or_errors_that_name_the_place(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_nodes, "LEAST_ROOM", fuzz_onnx.ROOM)
+    monkeypatch.setattr(_memory, "LEAST_ROOM", fuzz_onnx.ROOM)
     with np.errstate(all="raise"):
         ends = sum((fuzz_onnx.check(seed, k) for k in range(150)), start=type(fuzz_onnx.check(seed, 0))())
     for call in ("prepare", "run", "from_onnx", "run_node"):

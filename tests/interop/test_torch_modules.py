@@ -21,6 +21,8 @@ torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip in
 import rnnfast  # noqa: E402
 import rnnfast.torch as ours  # noqa: E402
 from rnnfast import _core  # noqa: E402
+from rnnfast.torch._derivatives import without_onednn  # noqa: E402
+from rnnfast.torch._modules import MODES  # noqa: E402
 
 prune, checkpoint = (importlib.import_module(f"torch.{name}") for name in ("nn.utils.prune", "utils.checkpoint"))
 make_fx = importlib.import_module("torch.fx.experimental.proxy_tensor").make_fx
@@ -300,7 +302,7 @@ def test_a_gradient_penalty_trains_as_with_torch(layer: str, dtype: Any) -> None
     for module in twins(layer, sizes=(H, H), num_layers=2, dtype=dtype):
         torch.manual_seed(2)
         x = torch.randn(T, B, H, dtype=dtype, requires_grad=True)
-        with ours.without_onednn:  # torch's LSTM has no second derivatives otherwise
+        with without_onednn:  # torch's LSTM has no second derivatives otherwise
             y, _ = module(module(x)[0])  # the second time, x depends on the weights
             (dx, dw) = torch.autograd.grad(y.square().sum(), (x, module.weight_hh_l0), create_graph=True)
             loss = dx.square().sum() + dw.square().sum() + y.sum()
@@ -450,7 +452,7 @@ def test_a_gradient_penalty_may_be_checkpointed(layer: str) -> None:
         x = torch.linspace(-1, 1, T * B * I, dtype=torch.float64).reshape(T, B, I).requires_grad_()
 
         def penalty(x: Any, m: Any = m) -> Any:
-            with ours.without_onednn:
+            with without_onednn:
                 return torch.autograd.grad(m(x)[0].sum(), x, create_graph=True)[0].square().sum()
 
         checkpoint.checkpoint(penalty, x, use_reentrant=False).backward()
@@ -561,7 +563,7 @@ def test_one_graph_serves_all_numbers_of_steps_and_sequences(layer: str) -> None
 
 SAMPLES = [
     (cell, dtype, D, bias, packed)
-    for cell in ("lstm", "gru", "rnn_tanh")
+    for cell in MODES.values()
     for dtype, D, bias, packed in (
         (torch.float32, 1, True, False),
         (torch.float64, 2, False, False),
@@ -572,14 +574,14 @@ SAMPLES = [
 
 @pytest.mark.parametrize(("cell", "dtype", "D", "bias", "packed"), SAMPLES, ids=str)
 def test_the_operator_keeps_to_the_rules_of_operators(cell: str, dtype: Any, D: int, bias: bool, packed: bool) -> None:
-    G = {"lstm": 4, "gru": 3, "rnn_tanh": 1}[cell]
+    G = _core.cells[cell].num_gates
     shapes = [(G * H, I), (G * H, H), *([(G * H,)] * 2 if bias else [])] * D
     weights = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     x = torch.randn((6, I) if packed else (2, B, I), dtype=dtype, requires_grad=True)
-    h0, c0 = (torch.randn(D, B, H, dtype=dtype, requires_grad=True) for _ in range(2))
+    states = [torch.randn(D, B, H, dtype=dtype, requires_grad=True) for _ in _core.cells[cell].states]
     batch_sizes = torch.tensor([3, 2, 1]) if packed else None
-    call = (cell, bias, x, h0, c0 if cell == "lstm" else None, batch_sizes, weights, True)
-    torch.library.opcheck(ours.forward_operator, call)
+    call = (cell, bias, x, states, batch_sizes, weights, True)
+    torch.library.opcheck(torch.ops.rnnfast.forward.default, call)
 
 
 def test_export_keeps_the_operators() -> None:

@@ -1,9 +1,9 @@
 // The list of cells. Their order is that of everything that lists them.
 #pragma once
 
-#include "elman.h"
-#include "gru.h"
-#include "lstm.h"
+#include "kernels/cells/elman.h"
+#include "kernels/cells/gru.h"
+#include "kernels/cells/lstm.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -11,21 +11,26 @@ namespace {
 template <class... Cells>
 struct CellList {
   static constexpr int count = sizeof...(Cells);
+
+  static constexpr auto shapes = [] {
+    struct {
+      CellShape of[count];
+    } all = {};
+    int index = 0;
+    ((all.of[index] = shape_of<Cells>(index), ++index), ...);
+    return all;
+  }();
+
+  template <class Real>
+  static constexpr CellFunctions<Real> functions[] = {functions_of<Real, Cells>()...};
 };
 
 using AllCells = CellList<Lstm, Gru, GruResetBefore, Elman<Tanh>, Elman<Relu>>;
 
-template <class... Cells>
-constexpr auto shapes_of(CellList<Cells...>) {
-  struct {
-    CellShape of[sizeof...(Cells)];
-  } shapes = {};
-  int index = 0;
-  ((shapes.of[index] = shape_of<Cells>(index), ++index), ...);
-  return shapes;
+template <class Real>
+RNNFAST_INLINE const CellFunctions<Real>& functions_of(const CellShape& cell) {
+  return AllCells::functions<Real>[cell.index];
 }
-
-constexpr auto cell_shapes = shapes_of(AllCells());
 
 }  // namespace
 }  // namespace rnnfast::RNNFAST_ISA

@@ -1,4 +1,4 @@
-// What a cell tells the time loop, and the registers that its pointwise parts work on.
+// What a cell's file holds, and the loops over rows that make functions of it.
 //
 // A cell is a struct with
 //   name, letters               of the cell, and of its gates in the order of w_ih and w_hh ("": they have no names)
@@ -11,32 +11,201 @@
 //   recurrent_gates             which gate of w_hh the first G slots hold
 //   squashes                    the functions that its slots pass before anything else is done with them
 //   phases                      the dependent products of one step
-//   keeps_gates                 whether the tape holds the slots (else the derivative follows from y)
-//   reads_h_before              whether its pointwise parts read h'
-//   leaves_dh                   whether backward leaves in dh what reaches h' beside the product
+//   keeps_gates                 whether the tape holds the slots (else the derivative follows from the states)
+//   reads_before                which states before the step its pointwise parts read
+//   reads_after                 which states after the step backward reads
+//   leaves_dh                   whether backward leaves in dstate[h] what reaches h' beside the product
 //   forward<S, phase>(point), backward<S, phase>(point)
+//
+// Nothing but this file is compiled for a cell: for each phase and each width of a unit block, one function forward
+// and one backward.
 #pragma once
 
-#include "../pack.h"
-#include "../vec_math.h"
+#include "kernels/layout.h"
+#include "kernels/vec_math.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-template <class Cell>
-constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
+enum class Squash { none, sigmoid, tanh };
 
-// Whether a second product waits for r h'.
-template <class Cell>
-constexpr bool resets_h = phase_count<Cell> > 1;
+template <class Real>
+constexpr bool is_held(const Held<Real>& held, int slot) {
+  return held.slots >> slot & 1;
+}
 
 template <class Cell>
 constexpr int state_count = int(sizeof(Cell::states) / sizeof(const char*));
 
 template <class Cell>
-constexpr bool has_c = state_count<Cell> > 1;
+constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
 
-// What the loops know of a cell, the index-th of all.
+// ---- A cell's points ------------------------------------------------------------------------------------------------
+
+// One row of one unit block. gate: squashed where the cell says so, else pre-activations on entry and activations on
+// return. before, after: the states.
+template <class S, class Cell>
+struct ForwardPoint {
+  typename S::V gate[Cell::slots], before[state_count<Cell>], after[state_count<Cell>], reset_h;
+  const Held<typename S::Real>* held;
+};
+
+// dstate: gradients of the states after the step on entry; of those before it on return, that of h' without the
+// product. dgate: of the pre-activations. flow: all that reaches a state after the step, but h.
+template <class S, class Cell>
+struct BackwardPoint {
+  typename S::V gate[Cell::slots], before[state_count<Cell>], after[state_count<Cell>];
+  typename S::V dgate[Cell::slots], dstate[state_count<Cell>], flow[state_count<Cell>], dreset_h;
+  const Held<typename S::Real>* held;
+};
+
+// ---- A step's rows --------------------------------------------------------------------------------------------------
+
+// The rows of one step, or of several where only the input is projected.
+template <class Real>
+struct ForwardStep {
+  Gates<Real> gates;
+  Index gate_row;
+  View<const Real> x, before[most_states];
+  View<Real> after[most_states], reset_h;
+  const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
+  Index rows;
+  Span units;
+  bool store_gates;   // the activated slots are read again
+  bool shared_gates;  // all these unit blocks use the memory of the first: it stays in the first cache level
+  bool backwards;     // through the unit blocks
+  const Held<Real>* held;
+};
+
+template <class Real>
+struct BackwardStep {
+  Gates<const Real> gates;
+  Gates<Real> dgates;
+  Index gate_row, dgate_row;
+  View<const Real> before[most_states], after[most_states];
+  View<const Real> dy, dstep[most_states];  // what a loss brings to h, and to the other states
+  View<Real> dstate[most_states], flow[most_states], dreset_h;
+  Index rows;
+  Span units;
+  bool backwards;  // through the weights
+  const Held<Real>* held;
+};
+
+// The squashed slots of one phase, those from `slot` on. Rows pass in their own loop before they meet the state: with
+// both in one, the processor finds too few independent operations.
+template <class Cell, int phase, class S, int slot = Cell::phases[phase].slot, class Real>
+RNNFAST_INLINE void squash_row(Real* gates) {
+  constexpr Phase part = Cell::phases[phase];
+  if constexpr (slot < part.slot + part.slots) {
+    Real* const at = gates + slot * S::lanes;
+    if constexpr (Cell::squashes[slot] == Squash::sigmoid) S::store(at, sigmoid<S>(S::load(at)));
+    if constexpr (Cell::squashes[slot] == Squash::tanh) S::store(at, tanh<S>(S::load(at)));
+    squash_row<Cell, phase, S, slot + 1>(gates);
+  }
+}
+
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void hold_row(const Held<Real>& held, Real* gates) {
+  constexpr Phase part = Cell::phases[phase];
+  for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+    if (is_held(held, slot)) S::store(gates + slot * S::lanes, S::broadcast(held.value[slot]));
+}
+
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void forward_row(const ForwardStep<Real>& s, Real* gates, Index unit, int valid, Index row) {
+  constexpr Phase part = Cell::phases[phase];
+  constexpr int slots = Cell::slots, states = state_count<Cell>;
+  ForwardPoint<S, Cell> p;
+  p.held = s.held;
+#pragma GCC unroll 8
+  for (int slot = 0; slot < slots; ++slot) p.gate[slot] = S::load(gates + slot * S::lanes);
+  const auto store = [&](const View<Real>& view, typename S::V v) {
+    store_lanes<S>(view.data + row * view.stride + unit, v, valid);
+  };
+#pragma GCC unroll 4
+  for (int i = 0; i < states; ++i)
+    if (Cell::reads_before[i]) p.before[i] = load_lanes<S>(s.before[i].data + row * s.before[i].stride + unit, valid);
+  Cell::template forward<S, phase>(p);
+  if (s.store_gates) {
+#pragma GCC unroll 8
+    for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+      if (Cell::squashes[slot] == Squash::none) S::store(gates + slot * S::lanes, p.gate[slot]);
+  }
+  if constexpr (phase + 1 < phase_count<Cell>) {
+    store(s.reset_h, p.reset_h);
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < states; ++i) store(s.after[i], p.after[i]);
+  }
+}
+
+// Rows [row, row + M) of some unit blocks. The gates of the first one's first row are at `gates`, those of the next one
+// `gates_unit` behind.
+template <class Cell, int phase, class S>
+void forward_rows(const ForwardStep<typename S::Real>& s, typename S::Real* gates, Index gates_unit,
+                  const BlockRange& range, Index row, Index M) {
+  constexpr Index gates_row = Cell::slots * S::lanes;
+  for (Index block = 0; block < range.blocks; ++block, gates += gates_unit) {
+    for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(gates + m * gates_row);
+    if (s.held->slots)
+      for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(*s.held, gates + m * gates_row);
+    const Index unit = range.unit + block * S::lanes;
+    const int valid = block + 1 < range.blocks ? S::lanes : range.valid;
+    for (Index m = row; m < row + M; ++m) forward_row<Cell, phase, S>(s, gates + m * gates_row, unit, valid, m);
+  }
+}
+
+template <class Cell, int phase, class S, class Real>
+RNNFAST_INLINE void backward_row(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
+  constexpr Phase part = Cell::phases[phase];
+  constexpr int slots = Cell::slots, states = state_count<Cell>;
+  BackwardPoint<S, Cell> p;
+  p.held = s.held;
+  const auto load = [&](const auto& view) { return load_lanes<S>(view.data + row * view.stride + unit, valid); };
+  const auto store = [&](const View<Real>& view, typename S::V v) {
+    store_lanes<S>(view.data + row * view.stride + unit, v, valid);
+  };
+  if constexpr (Cell::keeps_gates) {
+    const Real* gates = gates_at(s.gates, unit, s.gate_row + row, S::lanes, slots);
+#pragma GCC unroll 8
+    for (int slot = 0; slot < slots; ++slot) p.gate[slot] = S::load(gates + slot * S::lanes);
+  }
+  p.dstate[0] = load(s.dstate[0]) + load(s.dy);
+#pragma GCC unroll 4
+  for (int i = 0; i < states; ++i) {
+    if (Cell::reads_before[i]) p.before[i] = load(s.before[i]);
+    if (Cell::reads_after[i]) p.after[i] = load(s.after[i]);
+    if (i > 0) p.dstate[i] = load(s.dstate[i]);
+  }
+  if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
+  Cell::template backward<S, phase>(p);
+  Real* dgates = gates_at(s.dgates, unit, s.dgate_row + row, S::lanes, slots);
+#pragma GCC unroll 8
+  for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+    store_lanes<S>(dgates + slot * S::lanes, p.dgate[slot], valid);
+  if constexpr (phase == 0) {
+    if constexpr (Cell::leaves_dh) store(s.dstate[0], p.dstate[0]);
+#pragma GCC unroll 4
+    for (int i = 1; i < states; ++i) {
+      if (s.flow[i].data) store(s.flow[i], p.flow[i]);
+      store(s.dstate[i], p.dstate[i]);
+    }
+  }
+}
+
+// All rows of some unit blocks.
+template <class Cell, int phase, class S>
+void backward_rows(const BackwardStep<typename S::Real>& s, const BlockRange& range) {
+  for (Index block = 0; block < range.blocks; ++block) {
+    const Index unit = range.unit + block * S::lanes;
+    const int valid = block + 1 < range.blocks ? S::lanes : range.valid;
+    for (Index row = 0; row < s.rows; ++row) backward_row<Cell, phase, S>(s, unit, valid, row);
+  }
+}
+
+// ---- What the loops know of a cell ----------------------------------------------------------------------------------
+
+// The index-th of all.
 template <class Cell>
 constexpr CellShape shape_of(int index) {
   CellShape shape = {};
@@ -44,47 +213,48 @@ constexpr CellShape shape_of(int index) {
   shape.index = index;
   shape.gates = Cell::gates, shape.slots = Cell::slots;
   shape.state_count = state_count<Cell>, shape.phase_count = phase_count<Cell>;
-  for (int i = 0; i < shape.state_count; ++i) shape.states[i] = Cell::states[i];
+  for (int i = 0; i < shape.state_count; ++i) {
+    shape.states[i] = Cell::states[i];
+    shape.reads_before[i] = Cell::reads_before[i];
+  }
   for (int i = 0; i < shape.phase_count; ++i) shape.phases[i] = Cell::phases[i];
   for (int i = 0; i < shape.gates; ++i) {
     shape.input_gates[i] = Cell::input_gates[i];
     shape.recurrent_gates[i] = Cell::recurrent_gates[i];
   }
-  shape.keeps_gates = Cell::keeps_gates;
-  shape.reads_h_before = Cell::reads_h_before, shape.leaves_dh = Cell::leaves_dh;
+  shape.keeps_gates = Cell::keeps_gates, shape.leaves_dh = Cell::leaves_dh;
   return shape;
 }
 
-enum class Squash { none, sigmoid, tanh };
+// Whether a second product waits for r h'.
+constexpr bool resets_h(const CellShape& cell) { return cell.phase_count > 1; }
 
-template <class S, Squash function>
-RNNFAST_INLINE typename S::V squashed(typename S::V a) {
-  return function == Squash::sigmoid ? sigmoid<S>(a) : tanh<S>(a);
-}
-
+// Its functions, by phase and by halvings of the widest vector.
 template <class Real>
-constexpr bool is_held(const Held<Real>& held, int slot) {
-  return held.slots >> slot & 1;
+struct CellFunctions {
+  void (*forward[most_phases][width_count])(const ForwardStep<Real>&, Real* gates, Index gates_unit, const BlockRange&,
+                                            Index row, Index M);
+  void (*backward[most_phases][width_count])(const BackwardStep<Real>&, const BlockRange&);
+};
+
+template <class Real, class Cell, int phase, int halvings>
+constexpr void add_functions(CellFunctions<Real>& f) {
+  if constexpr (phase < phase_count<Cell>) {
+    f.forward[phase][halvings] = forward_rows<Cell, phase, Width<Real, halvings>>;
+    f.backward[phase][halvings] = backward_rows<Cell, phase, Width<Real, halvings>>;
+    if constexpr (halvings + 1 < width_count)
+      add_functions<Real, Cell, phase, halvings + 1>(f);
+    else
+      add_functions<Real, Cell, phase + 1, 0>(f);
+  }
 }
 
-// One row of one unit block. gate: squashed where the cell says so, else pre-activations on entry and activations on
-// return.
-template <class S, int slots>
-struct ForwardPoint {
-  typename S::V gate[slots], h_before, c_before;
-  typename S::V h, c, reset_h;
-  const Held<typename S::Real>* held;
-};
-
-// dh, dc: gradients of h, c on entry; of h' (without the product) and c' on return. dgate: of the pre-activations.
-// dc_flow: all that reaches c.
-template <class S, int slots>
-struct BackwardPoint {
-  typename S::V gate[slots], h_before, c_before, h, c;
-  typename S::V dh, dc, dreset_h, dc_flow;
-  typename S::V dgate[slots];
-  const Held<typename S::Real>* held;
-};
+template <class Real, class Cell>
+constexpr CellFunctions<Real> functions_of() {
+  CellFunctions<Real> functions = {};
+  add_functions<Real, Cell, 0, 0>(functions);
+  return functions;
+}
 
 }  // namespace
 }  // namespace rnnfast::RNNFAST_ISA

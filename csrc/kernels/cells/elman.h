@@ -5,7 +5,7 @@
 // a = w_ih x + b_ih + w_hh h' + b_hh;  h' is the state before the step. Both derivatives follow from h alone.
 #pragma once
 
-#include "cell.h"
+#include "kernels/cells/cell.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -41,19 +41,20 @@ struct Elman {
   static constexpr const char *name = Function::name, *letters = "", *held = letters, *parameters = "";
   static constexpr const char* states[] = {"h"};
   static constexpr int gates = 1, slots = 1;
-  static constexpr int input_gates[] = {0}, recurrent_gates[] = {0};
+  static constexpr int input_gates[gates] = {0}, recurrent_gates[gates] = {0};
   static constexpr Squash squashes[slots] = {Squash::none};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 1, .gate = 0, .gates = 1, .reset_h = false}};
-  static constexpr bool keeps_gates = false, reads_h_before = false, leaves_dh = false;
+  static constexpr bool keeps_gates = false, leaves_dh = false;
+  static constexpr bool reads_before[1] = {false}, reads_after[1] = {true};
 
   template <class S, int phase>
-  static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
-    p.h = Function::template value<S>(p.gate[0]);
+  static RNNFAST_INLINE void forward(ForwardPoint<S, Elman>& p) {
+    p.after[0] = Function::template value<S>(p.gate[0]);
   }
 
   template <class S, int phase>
-  static RNNFAST_INLINE void backward(BackwardPoint<S, slots>& p) {
-    p.dgate[0] = Function::template gradient<S>(p.h, p.dh);
+  static RNNFAST_INLINE void backward(BackwardPoint<S, Elman>& p) {
+    p.dgate[0] = Function::template gradient<S>(p.after[0], p.dstate[0]);
   }
 };
 

@@ -8,7 +8,7 @@
 // a = w_ih x + b_ih + w_hh h' + b_hh;  h' is the state before the step.
 #pragma once
 
-#include "cell.h"
+#include "kernels/cells/cell.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -22,24 +22,25 @@ struct Gru {
   static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {2, 0, 1};
   static constexpr Squash squashes[] = {Squash::none, Squash::sigmoid, Squash::sigmoid, Squash::none};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gate = 0, .gates = 3, .reset_h = false}};
-  static constexpr bool keeps_gates = true, reads_h_before = true, leaves_dh = true;
+  static constexpr bool keeps_gates = true, leaves_dh = true;
+  static constexpr bool reads_before[] = {true}, reads_after[] = {false};
 
   template <class S, int phase>
-  static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
+  static RNNFAST_INLINE void forward(ForwardPoint<S, Gru>& p) {
     const auto hn = p.gate[0], r = p.gate[1], z = p.gate[2];
     const auto n = p.gate[3] = is_held(*p.held, 3) ? S::broadcast(p.held->value[3]) : tanh<S>(fma(r, hn, p.gate[3]));
-    p.h = fma(z, p.h_before - n, n);
+    p.after[0] = fma(z, p.before[0] - n, n);
   }
 
   template <class S, int phase>
-  static RNNFAST_INLINE void backward(BackwardPoint<S, slots>& p) {
+  static RNNFAST_INLINE void backward(BackwardPoint<S, Gru>& p) {
     const auto hn = p.gate[0], r = p.gate[1], z = p.gate[2], n = p.gate[3];
-    const auto da_n = is_held(*p.held, 3) ? typename S::V{} : p.dh * (1 - z) * (1 - n * n);
+    const auto da_n = is_held(*p.held, 3) ? typename S::V{} : p.dstate[0] * (1 - z) * (1 - n * n);
     p.dgate[0] = da_n * r;
     p.dgate[1] = da_n * hn * (r * (1 - r));
-    p.dgate[2] = p.dh * (p.h_before - n) * (z * (1 - z));
+    p.dgate[2] = p.dstate[0] * (p.before[0] - n) * (z * (1 - z));
     p.dgate[3] = da_n;
-    p.dh = p.dh * z;
+    p.dstate[0] = p.dstate[0] * z;
   }
 };
 
@@ -52,27 +53,28 @@ struct GruResetBefore {
   static constexpr Squash squashes[] = {Squash::sigmoid, Squash::sigmoid, Squash::tanh};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 2, .gate = 0, .gates = 2, .reset_h = false},
                                      {.slot = 2, .slots = 1, .gate = 2, .gates = 1, .reset_h = true}};
-  static constexpr bool keeps_gates = true, reads_h_before = true, leaves_dh = true;
+  static constexpr bool keeps_gates = true, leaves_dh = true;
+  static constexpr bool reads_before[] = {true}, reads_after[] = {false};
 
   template <class S, int phase>
-  static RNNFAST_INLINE void forward(ForwardPoint<S, slots>& p) {
+  static RNNFAST_INLINE void forward(ForwardPoint<S, GruResetBefore>& p) {
     if constexpr (phase == 0) {
-      p.reset_h = p.gate[0] * p.h_before;
+      p.reset_h = p.gate[0] * p.before[0];
     } else {
       const auto z = p.gate[1], n = p.gate[2];
-      p.h = fma(z, p.h_before - n, n);
+      p.after[0] = fma(z, p.before[0] - n, n);
     }
   }
 
   template <class S, int phase>
-  static RNNFAST_INLINE void backward(BackwardPoint<S, slots>& p) {
+  static RNNFAST_INLINE void backward(BackwardPoint<S, GruResetBefore>& p) {
     const auto r = p.gate[0], z = p.gate[1], n = p.gate[2];
     if constexpr (phase == 1) {
-      p.dgate[2] = p.dh * (1 - z) * (1 - n * n);
+      p.dgate[2] = p.dstate[0] * (1 - z) * (1 - n * n);
     } else {
-      p.dgate[0] = p.dreset_h * p.h_before * (r * (1 - r));
-      p.dgate[1] = p.dh * (p.h_before - n) * (z * (1 - z));
-      p.dh = fma(p.dreset_h, r, p.dh * z);
+      p.dgate[0] = p.dreset_h * p.before[0] * (r * (1 - r));
+      p.dgate[1] = p.dstate[0] * (p.before[0] - n) * (z * (1 - z));
+      p.dstate[0] = fma(p.dreset_h, r, p.dstate[0] * z);
     }
   }
 };

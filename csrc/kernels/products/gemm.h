@@ -1,0 +1,289 @@
+// The one microkernel. Every product of the library is
+//
+//   out[m, n] = init[m, n] + sum over k of a[m, k] * panel[k, n],
+//
+// M rows times N vectors at a time. A sum is a chain of fused multiply-adds in ascending k, which after about
+// `chain_length` of them is added to what is already there: by the sizes alone, never by who computes it, so that no
+// tile shape, batch size or number of threads changes a bit.
+//
+// A panel holds, for each k, the vectors of all gates of one unit block side by side, so that the registers of one tile
+// hold i, f, g, o of the same units and the cell's pointwise part can follow at once, as the tile's epilogue.
+#pragma once
+
+#include "kernels/products/blocks.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// sum over blocks b < `blocks` and k < K of a[m, b, k] * panel[b, k, n].
+template <class Real>
+struct Operand {
+  const Real* a;  // strides of rows, of k and of blocks of k
+  Index a_row, a_k, a_block;
+  const Real* panel;  // strides of unit blocks, of k and of blocks of k; the gates of a unit block are contiguous
+  Index panel_unit, panel_k, panel_block;
+  Index K, blocks;
+};
+
+// What follows a panel in memory and is read after it. The rows of a tile column ask for a share of it each, evenly
+// over their k: asked for all at once, it would hold up the multiply-adds.
+template <class Real>
+struct Ahead {
+  const Real* data;
+  Index row, k;  // strides; 0: nothing is asked for
+};
+
+// A tile of M rows by NB unit blocks of some vectors each, their `slots`. Where a product has fewer gates than there
+// are slots, the first operand fills the last ones and the second operand the first ones: the GRU's n keeps its
+// recurrent part apart from its input part.
+template <class Real>
+struct Tile {
+  Operand<Real> first, second;
+  const Real* init;  // strides of rows and of unit blocks; 0 repeats a row; null: zeros
+  Index init_row, init_unit;
+  Real* out;
+  Index out_row, out_unit;
+  int valid;       // lanes of the last unit block that exist in memory
+  bool far;        // the panels come from beyond the second cache level
+  bool backwards;  // the next panel is the one before
+  bool add;        // to what is in out; tile_rows sets this and the next for its later chains
+  Ahead<Real> ahead;
+};
+
+template <class Real>
+RNNFAST_INLINE Operand<Real> from_row(Operand<Real> o, Index row) {
+  o.a += row * o.a_row;
+  return o;
+}
+
+// A chain ends after about this many k (at most one and a half times as many), for two reasons. A single one over 1,000
+// k costs float32 its sixth digit; and the part of a panel that all rows of a column pass over before the next, 32 KB
+// of 4 vectors, stays in the first cache level, since the second one cannot feed the multiply-adds on every machine.
+constexpr Index chain_length = 128;
+
+constexpr Index chain_count(Index K) { return max_index((K + chain_length / 2) / chain_length, 1); }
+
+template <class Real>
+RNNFAST_INLINE Operand<Real> chain_of(Operand<Real> o, Index chain, Index chains) {
+  if (chains <= 1) return o;
+  if (o.blocks > 1) {
+    const Index length = (o.blocks + chains - 1) / chains, from = min_index(chain * length, o.blocks);
+    o.a += from * o.a_block, o.panel += from * o.panel_block;
+    o.blocks = min_index(length, o.blocks - from);
+  } else {
+    const Index length = (o.K + chains - 1) / chains, from = min_index(chain * length, o.K);
+    o.a += from * o.a_k, o.panel += from * o.panel_k;
+    o.K = min_index(length, o.K - from);
+  }
+  return o;
+}
+
+// The accumulators stay in registers only because every loop over them is unrolled: one run-time index and they live in
+// memory, three times slower.
+template <class S, int M, int NB, int slots, int gates, int shift, bool prefetch>
+RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
+                                      [[maybe_unused]] Ahead<typename S::Real> ahead) {
+  using Real = typename S::Real;
+  using V = typename S::V;
+  for (Index block = 0; block < o.blocks; ++block) {
+    const Real* a = o.a + block * o.a_block;
+    const Real* w = o.panel + block * o.panel_block;
+    for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
+      if constexpr (prefetch) __builtin_prefetch(ahead.data, 0, 2), ahead.data += ahead.k;
+      // The shorter side is held in registers, the longer one passes by.
+      constexpr int N = NB * gates, outer = M > N ? M : N, inner = M > N ? N : M;
+      const auto row = [&](int m) { return S::broadcast(a[m * o.a_row]); };
+      const auto vector = [&](int n) { return S::load(w + n / gates * o.panel_unit + n % gates * S::lanes); };
+      V held[inner];
+#pragma GCC unroll 12
+      for (int i = 0; i < inner; ++i) held[i] = M > N ? vector(i) : row(i);
+#pragma GCC unroll 12
+      for (int i = 0; i < outer; ++i) {
+        const V passing = M > N ? row(i) : vector(i);
+#pragma GCC unroll 12
+        for (int j = 0; j < inner; ++j) {
+          const int m = M > N ? i : j, n = M > N ? j : i;
+          V& sum = acc[m][n / gates * slots + shift + n % gates];
+          sum = fma(passing, held[j], sum);
+        }
+      }
+    }
+  }
+}
+
+template <class S, int M, int NB, int slots, int gates, int shift>
+RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
+                               const Ahead<typename S::Real>& ahead) {
+  if (ahead.k > 0)
+    accumulate_blocks<S, M, NB, slots, gates, shift, true>(acc, o, ahead);
+  else
+    accumulate_blocks<S, M, NB, slots, gates, shift, false>(acc, o, ahead);
+}
+
+template <class S, int M, int NB, int slots, int gates>
+__attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) {
+  using V = typename S::V;
+  using Real = typename S::Real;
+  V acc[M][NB * slots];
+  // Only rows of single vectors end in the caller's memory; those of several slots are padded to full width.
+  constexpr bool ragged = slots == 1 && NB == 1;
+  const Real* init = t.init + row * t.init_row;
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 12
+    for (int n = 0; n < NB * slots; ++n) {
+      const Real* from = init + m * t.init_row + n / slots * t.init_unit + n % slots * S::lanes;
+      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
+    }
+  }
+  const Ahead<Real> ahead = {t.ahead.data + row * t.ahead.row, t.ahead.row, t.ahead.k};
+  constexpr int shift = slots - gates;
+  if (shift > 0) accumulate<S, M, NB, slots, gates, shift>(acc, from_row(t.first, row), ahead);
+  for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
+    accumulate<S, M, NB, slots, gates, 0>(acc, from_row(i == 0 ? t.first : t.second, row), ahead);
+  Real* out = t.out + row * t.out_row;
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 12
+    for (int n = 0; n < NB * slots; ++n) {
+      Real* to = out + m * t.out_row + n / slots * t.out_unit + n % slots * S::lanes;
+      if (t.add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, t.valid) : S::load(to));
+      if (ragged)
+        store_lanes<S>(to, acc[m][n], t.valid);
+      else
+        S::store(to, acc[m][n]);
+    }
+  }
+}
+
+// Rows of one tile by its vectors N. With 32 registers 6 x 4 and 8 x 3 accumulators leave 8 for the panel and the
+// broadcasts and hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and 4 x 4
+// would spill. A single vector needs as many rows to hide it. More than 4 vectors serve a single row only, to have 8
+// chains in flight.
+constexpr int most_rows(int N) {
+  if (N > 4) return 1;
+  if (N == 1) return 12;
+  if (vector_registers == 32) return N == 3 ? 8 : 6;
+  return N == 4 ? 3 : 4;
+}
+
+// Unit blocks taken at once, by the vectors of one of them; a power of two, so that the rest of a row can follow in
+// halves.
+constexpr int unit_group(int slots, bool one_row) { return (one_row ? 8 : 4) / (slots == 3 ? 4 : slots); }
+
+// The tiles of one kind: NB unit blocks of `slots` vectors, of which a product's panels have `gates`.
+template <class Real>
+struct Tiles {
+  int blocks, most;                                      // NB, and the rows of the highest tile
+  void (*const* of_rows)(const Tile<Real>&, Index row);  // those of 1, 2, ..
+};
+
+template <class S, int NB, int slots, int gates, class Rows>
+struct TileFunctions;
+template <class S, int NB, int slots, int gates, int... i>
+struct TileFunctions<S, NB, slots, gates, Lanes<i...>> {
+  static constexpr void (*of_rows[])(const Tile<typename S::Real>&, Index) = {tile<S, i + 1, NB, slots, gates>...};
+};
+
+// All tiles with so many slots and gates, by halvings of the widest vector and by NB = 1, 2, 4, 8. Narrower blocks come
+// alone.
+template <class Real>
+struct TileKind {
+  Tiles<Real> of[width_count][4];
+};
+
+template <class Real, int slots, int gates, int halvings = 0, int log2_NB = 0>
+constexpr void add_tiles(TileKind<Real>& kind) {
+  constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots);
+  using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, typename LanesTo<most>::type>;
+  kind.of[halvings][log2_NB] = {NB, most, Functions::of_rows};
+  if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
+    add_tiles<Real, slots, gates, halvings, log2_NB + 1>(kind);
+  else if constexpr (halvings + 1 < width_count)
+    add_tiles<Real, slots, gates, halvings + 1>(kind);
+}
+
+template <class Real, int slots, int gates>
+constexpr TileKind<Real> tile_kind() {
+  TileKind<Real> kind = {};
+  add_tiles<Real, slots, gates>(kind);
+  return kind;
+}
+
+// Whatever a cell's phases have is among these, and the one, two and four columns of backward are.
+template <class Real>
+constexpr TileKind<Real> tile_kinds[] = {tile_kind<Real, 4, 3>(), tile_kind<Real, 1, 1>(), tile_kind<Real, 2, 2>(),
+                                         tile_kind<Real, 3, 3>(), tile_kind<Real, 4, 4>()};
+
+template <class Real>
+RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range) {
+  return tile_kinds<Real>[slots > gates ? 0 : slots].of[range.halvings][__builtin_ctz(unsigned(range.blocks))];
+}
+
+// What is done with rows [row, row + M) of a tile while they are still in the first cache level; nothing if null.
+struct Epilogue {
+  void (*run)(const void* context, Index row, Index M) = nullptr;
+  const void* context = nullptr;
+};
+
+template <class F>
+RNNFAST_INLINE Epilogue epilogue(const F& f) {
+  return {[](const void* context, Index row, Index M) { (*static_cast<const F*>(context))(row, M); }, &f};
+}
+
+// What follows the panels of an operand, for `rows` rows, at most `most` of them in a tile.
+template <class Real>
+RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& o, Index NB, Index rows, Index most) {
+  const Index length = NB * o.blocks * o.K * o.panel_k, row = length / rows;
+  return {o.panel + length, row, row * most / max_index(o.blocks * o.K, 1)};
+}
+
+// All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
+template <class Real>
+RNNFAST_INLINE void tile_column(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows, const Epilogue& epilogue) {
+  Index M = rows, higher = 0;  // tiles that have a row more
+  if (rows > tiles.most) {
+    const Index count = (rows + tiles.most - 1) / tiles.most;
+    M = rows / count, higher = rows - M * count;
+  }
+  for (Index row = 0, next; row < rows; row = next, --higher) {
+    next = row + M + (higher > 0 ? 1 : 0);
+    tiles.of_rows[next - row - 1](t, row);
+    if (epilogue.run) epilogue.run(epilogue.context, row, next - row);
+  }
+}
+
+// A tile column, chain by chain. The first chain of an operand goes on from what is there, in the same registers where
+// the first operand is a single chain; the others start from zero and are added.
+template <class Real>
+__attribute__((noinline)) void tile_rows(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows,
+                                         const Epilogue& epilogue = {}) {
+  const Index first = chain_count(t.first.blocks * t.first.K);
+  const Index second = chain_count(t.second.blocks * t.second.K);
+  const Index start = first > 1 ? first : 0;  // of the second operand
+  const Index steps = t.second.blocks ? start + second : first;
+  if (steps == 1 && !t.far) return tile_column(tiles, t, rows, epilogue);
+  for (Index step = 0; step < steps; ++step) {
+    Tile<Real> part = t;
+    part.first = step < first ? chain_of(t.first, step, first) : Operand<Real>{};
+    part.second = step >= start ? chain_of(t.second, step - start, second) : Operand<Real>{};
+    part.add = step == 0 ? t.add : step != start;
+    if (part.add)
+      part.init = nullptr, part.init_row = 0, part.init_unit = 0;
+    else if (step > 0)
+      part.init = t.out, part.init_row = t.out_row, part.init_unit = t.out_unit;
+    if (t.far) part.ahead = ahead_of(part.second.blocks ? part.second : part.first, tiles.blocks, rows, tiles.most);
+    if (t.far && t.backwards && step + 1 == steps) {
+      const Operand<Real>& whole = t.second.blocks ? t.second : t.first;
+      part.ahead.data -= 2 * tiles.blocks * whole.blocks * whole.K * whole.panel_k;
+    }
+    tile_column(tiles, part, rows, step + 1 < steps ? Epilogue() : epilogue);
+  }
+}
+
+// Whether a pass over weights goes through them backwards, as every second one does: it begins with those that are
+// still in the cache, which would otherwise be driven out just before they are read again.
+constexpr bool turns_back(Index pass) { return pass % 2 != 0; }
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

@@ -1,0 +1,213 @@
+// The products of backward: dh and dx, dgates times weights, row by row; the weights' gradients, x and h times dgates,
+// over all rows.
+#pragma once
+
+#include "kernels/layout.h"
+#include "kernels/products/pack.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// out = init + dgates w, row by row, over `gates` slots of dgates from `slot` on and gates of w from `gate` on.
+struct Factor {
+  int slot, gate, gates;
+};
+
+template <class Real>
+struct Product {
+  Gates<Real> dgates;
+  Index gate_row;
+  View<const Real> init;  // null: zeros
+  View<Real> out;
+  Index rows;
+  Span columns;  // blocks of out, from the start of a group to the end of one
+  bool backwards = false;
+};
+
+template <class Real>
+void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w) {
+  constexpr Index W = Widest<Real>::lanes;
+  const Index K = row_count(w), full = w.units.full * W;
+  for_each_range<Real>(w.columns, p.columns, unit_group(1, p.rows == 1), p.backwards, [&](const BlockRange& range) {
+    const Index group = min_index(range.blocks, group_of_columns);
+    const auto operand = [&](Index unit, Index lanes, Index n) {
+      Operand<Real> o = {};
+      if (n == 0) return o;
+      o.a = gates_at(p.dgates, unit, p.gate_row, lanes, slots) + factor.slot * lanes;
+      o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * p.dgates.rows * slots;
+      o.panel_k = group * range.lanes, o.panel_unit = K * o.panel_k, o.panel_block = lanes * w.gates * o.panel_k;
+      o.panel = w.data + range.unit * K + (unit * w.gates + factor.gate * lanes) * o.panel_k;
+      o.K = factor.gates * lanes, o.blocks = n;
+      return o;
+    };
+    Tile<Real> t = {};
+    t.first = operand(0, W, w.units.full);
+    t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
+    t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = group * range.lanes;
+    if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = t.out_unit;
+    t.valid = range.valid;
+    t.far = is_far(w, p.rows), t.backwards = p.backwards;
+    // A group of columns is to a tile what the gates of one unit block are.
+    BlockRange groups = range;
+    groups.blocks /= group;
+    tile_rows(tiles_of<Real>(int(group), int(group), groups), t, p.rows);
+  });
+}
+
+template <class Real>
+void multiply(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w,
+              const Team& team) {
+  for (Index row = 0; row < p.rows; row += rows_at_once) {
+    if (skips(team, row)) return;
+    Product<Real> strip = p;
+    strip.gate_row += row, strip.out = at(p.out, row), strip.rows = min_index(rows_at_once, p.rows - row);
+    if (p.init.data) strip.init = at(p.init, row);
+    strip.backwards = p.backwards != turns_back(row / rows_at_once);
+    multiply_strip(strip, slots, factor, w);
+  }
+}
+
+// Up to so many inputs, the tiles of dx would be mostly padding.
+constexpr bool is_thin(Index I) { return I <= 4; }
+
+// out = dgates w for a thin w, over the gates of the input: dot products, a lane at a time.
+template <int gates, class Real>
+void multiply_thin(const Product<Real>& p, int slots, const Panels<Real>& w, const Team& team) {
+  using Wide = Widest<Real>;
+  const int shift = slots - gates;
+  for (Index row = 0; row < p.rows; ++row) {
+    if (row % rows_at_once == 0 && skips(team, row)) return;
+    for (Index column = 0; column < w.K; ++column) {
+      typename Wide::V sums[gates] = {};
+      Real tail = 0;
+      for_each_block<Real>(w.units, all(w.units), [&]<class S>(const BlockRange& range) {
+        const Real* a = gates_at(p.dgates, range.unit, p.gate_row + row, S::lanes, slots) + shift * S::lanes;
+        const Real* b = panel(w, range.unit) + column * gates * S::lanes;
+#pragma GCC unroll 4
+        for (int gate = 0; gate < gates; ++gate) {
+          const typename S::V u = S::load(a + gate * S::lanes), v = S::load(b + gate * S::lanes);
+          if constexpr (S::lanes == Wide::lanes)
+            sums[gate] = fma(u, v, sums[gate]);
+          else
+            tail += sum_lanes<S>(u * v);
+        }
+      });
+#pragma GCC unroll 4
+      for (int gate = 1; gate < gates; ++gate) sums[0] = sums[0] + sums[gate];
+      p.out.data[row * p.out.stride + column] = sum_lanes<Wide>(sums[0]) + tail;
+    }
+  }
+}
+
+// Vectors of a tile of weight gradients: all gates of a unit block, or one gate of several.
+constexpr int unit_blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
+
+// Columns of a tile, the same for all products of a cell: as many as all of its tiles can have.
+constexpr int columns_of_tile(const CellShape& cell) {
+  int N = unit_blocks_of(cell.gates) * cell.gates;
+  for (int i = 0; i < cell.phase_count; ++i)
+    N = int(max_index(N, unit_blocks_of(cell.phases[i].gates) * cell.phases[i].gates));
+  return most_rows(N);
+}
+
+// Rows of x or h', regrouped so that a tile reads its columns one after the other: [tile][row][columns]. A last column
+// of ones makes the gradient of the bias another column of that of the weights.
+template <class Real>
+struct Columns {
+  Real* data;
+  Index count, rows;
+  int tile;  // columns of a tile
+};
+
+template <class Real>
+constexpr Index size(const Columns<Real>& c) {
+  return (c.count + c.tile - 1) / c.tile * c.tile * c.rows;
+}
+
+template <int M, class Real>
+void regroup_tiles(View<const Real> a, const RowRange& range, const Columns<Real>& to, const Team& team) {
+  const Index K = to.count - 1;
+  for (Index row = 0; row < range.count; ++row) {
+    if (row % rows_at_once == 0 && skips(team, row)) return;
+    const Real* from = a.data + row * a.stride;
+    Real* tile = to.data + (range.first + row) * M;
+    Index column = 0;
+    for (; column + M <= K; column += M, tile += to.rows * M)
+      __builtin_memcpy(tile, from + column, M * sizeof(Real));  // of constant size: two moves
+    for (Index i = 0; column + i < K; ++i) tile[i] = from[column + i];
+    tile[K - column] = 1;
+  }
+}
+
+template <class Real>
+void regroup(View<const Real> a, const RowRange& range, const Columns<Real>& to, const Team& team) {
+  if (to.tile == most_rows(3))
+    regroup_tiles<most_rows(3)>(a, range, to, team);
+  else
+    regroup_tiles<most_rows(4)>(a, range, to, team);
+}
+
+// dw [unit block][column][gate x lanes] = or += sum over rows, in descending order, of columns^T dgates: `gates` gates
+// of dw from `gate` on, and as many of the slots of dgates from `slot` on.
+template <class Real>
+struct WeightProduct {
+  Gates<Real> dgates;
+  Columns<Real> columns;
+  Panels<Real> dw;
+  int slots, slot, gate, gates;
+  Index rows;
+  bool add;
+};
+
+// Columns that are taken together, a multiple of any tile's height, and tiles of dgates that pass over them: both stay
+// in the second cache level.
+constexpr Index columns_at_once = 192, tiles_at_once = 4;
+
+// The chains are cut on the rows of the chunk, and the chunk is summed up before it is added to the gradients: a run
+// that begins here sums like one that passes.
+template <class Real>
+void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
+  constexpr Index most_columns = 4 * Widest<Real>::lanes;  // of all gates and blocks of a tile
+  alignas(64) Real sums[columns_at_once * most_columns];
+  const Index M = w.columns.tile, group = unit_blocks_of(w.gates);
+  const Index chains = chain_count(w.rows), length = (w.rows + chains - 1) / chains;
+  const bool apart = w.add && chains > 1;
+  for (Index unit = span.first; unit < span.last; unit += group * tiles_at_once) {
+    const Span units = {unit, min_index(unit + group * tiles_at_once, span.last)};
+    for (Index first = 0; first < w.columns.count; first += columns_at_once) {
+      const Index columns = min_index(columns_at_once, w.columns.count - first);
+      for_each_range<Real>(w.dw.units, units, int(group), false, [&](const BlockRange& range) {
+        if (skips(team, w.rows)) return;
+        const Tiles<Real> tiles = tiles_of<Real>(w.gates, w.gates, range);
+        const Index sum_row = w.gates * range.lanes, sum_unit = columns_at_once * sum_row;
+        const Index total_row = w.dw.gates * range.lanes, total_unit = w.dw.K * total_row;
+        Real* const total = panel(w.dw, range.unit) + first * total_row + w.gate * range.lanes;
+        Real* const out = apart ? sums : total;
+        Tile<Real> t = {};
+        t.first.a_row = 1, t.first.a_k = -M;
+        t.first.panel_k = -Index(w.slots * range.lanes);
+        t.first.panel_unit = w.dgates.rows * w.slots * range.lanes;
+        t.first.blocks = 1;
+        t.out_row = apart ? sum_row : total_row, t.out_unit = apart ? sum_unit : total_unit;
+        t.valid = range.lanes;
+        for (Index high = w.rows; high > 0; high -= length) {
+          t.first.K = min_index(high, length);
+          t.first.panel = gates_at(w.dgates, range.unit, high - 1, range.lanes, w.slots) + w.slot * range.lanes;
+          t.add = high < w.rows || (w.add && !apart);
+          for (Index column = 0; column < columns; column += M) {
+            t.first.a = w.columns.data + (first + column) * w.columns.rows + (high - 1) * M;
+            t.out = out + column * t.out_row;
+            tiles.of_rows[min_index(M, columns - column) - 1](t, 0);
+          }
+        }
+        if (!apart) return;
+        for (Index i = 0; i < range.blocks; ++i)
+          for (Index column = 0; column < columns; ++column)
+            add_vectors(sums + i * sum_unit + column * sum_row, sum_row, total + i * total_unit + column * total_row);
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

@@ -1,0 +1,205 @@
+// Backward of few rows, as of a cell's one step. It meets each weight about once: packing the weights, and keeping
+// their gradients in panels, would cost more than the products. Here both stay as the caller has them. Each sum is
+// the chain of the packed form (gradients.h), so that the bits are the same.
+//
+// Vectors are of one width, to keep the library small.
+#pragma once
+
+#include "kernels/products/gradients.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// At most so many rows leave the weights as they are; their sums are one chain.
+constexpr Index most_unpacked_rows = 16;
+
+// A tile: rows (of dgates, or of w's gradient) that share the loads of the other side, and vectors of columns.
+constexpr int unpacked_tile_rows = vector_registers == 32 ? 4 : 2, unpacked_tile_vectors = 4;
+
+// f<rows>(first) for n rows.
+template <class F>
+RNNFAST_INLINE void for_each_tile_row(Index n, F&& f) {
+  Index row = 0;
+  for (; row + unpacked_tile_rows <= n; row += unpacked_tile_rows) f.template operator()<unpacked_tile_rows>(row);
+  for (; row < n; ++row) f.template operator()<1>(row);
+}
+
+// f<vectors>(first, lanes of the last vector that are columns) for columns [first, last).
+template <class S, class F>
+RNNFAST_INLINE void for_each_tile_column(Index first, Index last, F&& f) {
+  constexpr Index wide = unpacked_tile_vectors * S::lanes;
+  for (; first + wide <= last; first += wide) f.template operator()<unpacked_tile_vectors>(first, S::lanes);
+  for (; first < last; first += S::lanes) f.template operator()<1>(first, int(min_index(S::lanes, last - first)));
+}
+
+// What lies behind the last vector of a row may be beyond the array.
+template <class S, int vectors>
+RNNFAST_INLINE typename S::V load_column(const typename S::Real* p, int valid) {
+  return vectors == 1 ? load_lanes<S>(p, valid) : S::load(p);
+}
+
+template <class S, int vectors>
+RNNFAST_INLINE void store_column(typename S::Real* p, typename S::V v, int valid) {
+  if (vectors == 1)
+    store_lanes<S>(p, v, valid);
+  else
+    S::store(p, v);
+}
+
+// out = or += init + dgates w over the unit blocks of a span, some rows by some columns.
+template <class Real>
+struct UnpackedTile {
+  GateRows<const Real> w;
+  Factor factor;
+  Blocks units;
+  Span span;
+  Gates<Real> dgates;
+  int slots;
+  View<const Real> init;  // null: zeros
+  View<Real> out;
+  bool add;
+};
+
+// Where a tile stands: its first row, its first column, and how many lanes of its last vector are columns.
+struct Corner {
+  Index gate_row, row, column;
+  int valid;
+};
+
+template <class S, int M, int N>
+__attribute__((noinline)) void multiply_tile(const UnpackedTile<typename S::Real>& t, const Corner& corner) {
+  using Real = typename S::Real;
+  typename S::V acc[M][N];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const Real* from = t.init.data + (corner.row + m) * t.init.stride + corner.column;
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n)
+      acc[m][n] = t.init.data ? load_column<S, N>(from + n * S::lanes, corner.valid) : typename S::V{};
+  }
+  for (Index block = t.span.first; block < t.span.last; ++block) {
+    const BlockWidth width = width_of<Real>(t.units, block);
+    const Index a_row = t.slots * width.lanes;
+    const Real* a = t.dgates.data + width.unit * t.dgates.rows * t.slots + (corner.gate_row + corner.row) * a_row +
+                    t.factor.slot * width.lanes;
+    for (int gate = 0; gate < t.factor.gates; ++gate, a += width.lanes) {
+      const Index first = t.w.order[t.factor.gate + gate] * t.w.H + width.unit;
+      const Real* w = t.w.data + first * t.w.K + corner.column;
+      for (Index unit = 0; unit < width.valid; ++unit, w += t.w.K) {
+        typename S::V held[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) held[n] = load_column<S, N>(w + n * S::lanes, corner.valid);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          const typename S::V passing = S::broadcast(a[m * a_row + unit]);
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) acc[m][n] = fma(passing, held[n], acc[m][n]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    Real* to = t.out.data + (corner.row + m) * t.out.stride + corner.column;
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n, to += S::lanes) {
+      if (t.add) acc[m][n] = acc[m][n] + load_column<S, N>(to, corner.valid);
+      store_column<S, N>(to, acc[m][n], corner.valid);
+    }
+  }
+}
+
+// multiply() with w as the caller has it. A chain's rows of w stay in the cache while tile after tile passes over them.
+template <class Real>
+__attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const Factor& factor, int slots,
+                                                 const GateRows<const Real>& w) {
+  using S = Widest<Real>;
+  const Blocks units = blocks_of<Real>(w.H);
+  const Index chains = chain_count(units.full * S::lanes * factor.gates);
+  const Index length = (units.full + chains - 1) / chains;
+  UnpackedTile<Real> t = {w, factor, units, {}, p.dgates, slots, p.init, p.out, false};
+  const auto pass = [&] {
+    for_each_tile_column<S>(p.columns.first * S::lanes, min_index(p.columns.last * S::lanes, w.K),
+                            [&]<int N>(Index column, int valid) {
+                              for_each_tile_row(p.rows, [&]<int M>(Index row) {
+                                multiply_tile<S, M, N>(t, Corner{p.gate_row, row, column, valid});
+                              });
+                            });
+  };
+  for (Index chain = 0; chain < chains; ++chain) {
+    t.span = {min_index(chain * length, units.full), min_index((chain + 1) * length, units.full)};
+    t.add = chain > 0;
+    if (t.add) t.init = {};
+    pass();
+  }
+  if (!units.tail) return;
+  t.span = {units.full, units.full + 1}, t.init = read_only(p.out), t.add = false;
+  pass();
+}
+
+// dw = or += sum over rows, in descending order, of dgates^T columns, and db of dgates: gates of dw from `gate` on and
+// slots of dgates from `slot` on.
+template <class Real>
+struct UnpackedWeightProduct {
+  Gates<Real> dgates;
+  int slots, slot, gate, gates;
+  const Real* columns[most_unpacked_rows];  // rows of x or h'
+  Index rows;
+  GateRows<Real> dw;
+  Real* db;  // may be null
+  bool add;
+};
+
+// M rows of dw, whose dgates lie at `a`, `a_row` apart from row to row.
+template <class S, int M, int N>
+RNNFAST_INLINE void gradient_tile(const UnpackedWeightProduct<typename S::Real>& p, const typename S::Real* a,
+                                  Index a_row, typename S::Real* dw, Index column, int valid) {
+  typename S::V acc[M][N] = {};
+  for (Index row = p.rows; row-- > 0;) {
+    typename S::V held[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) held[n] = load_column<S, N>(p.columns[row] + column + n * S::lanes, valid);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      const typename S::V passing = S::broadcast(a[row * a_row + m]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] = fma(passing, held[n], acc[m][n]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      typename S::Real* to = dw + m * p.dw.K + column + n * S::lanes;
+      if (p.add) acc[m][n] = acc[m][n] + load_column<S, N>(to, valid);
+      store_column<S, N>(to, acc[m][n], valid);
+    }
+}
+
+template <class Real>
+__attribute__((noinline)) void multiply_gradients(const UnpackedWeightProduct<Real>& p, Span span) {
+  using S = Widest<Real>;
+  const Blocks units = blocks_of<Real>(p.dw.H);
+  for (Index block = span.first; block < span.last; ++block) {
+    const BlockWidth width = width_of<Real>(units, block);
+    const Index a_row = p.slots * width.lanes;
+    const Real* a = p.dgates.data + width.unit * p.dgates.rows * p.slots + p.slot * width.lanes;
+    for (int gate = p.gate; gate < p.gate + p.gates; ++gate, a += width.lanes) {
+      const Index first = p.dw.order[gate] * p.dw.H + width.unit;
+      for_each_tile_row(width.valid, [&]<int M>(Index unit) {
+        Real* dw = p.dw.data + (first + unit) * p.dw.K;
+        for_each_tile_column<S>(0, p.dw.K, [&]<int N>(Index column, int valid) {
+          gradient_tile<S, M, N>(p, a + unit, a_row, dw, column, valid);
+        });
+      });
+      for (Index unit = 0; p.db && unit < width.valid; ++unit) {
+        Real sum = 0;
+        for (Index row = p.rows; row-- > 0;) sum += a[row * a_row + unit];
+        p.db[first + unit] = p.add ? sum + p.db[first + unit] : sum;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

@@ -1,0 +1,113 @@
+// How time is cut into chunks, and a call among the members of a team.
+//
+// Rows are (t, b) pairs, row = t·B + b where all steps have B rows. Time is cut into chunks of about `chunk_rows` rows,
+// on absolute time: they are the blocks of the tape, the unit in which the input is projected ahead and the weight
+// gradients are summed up.
+#pragma once
+
+#include "kernels/layout.h"
+#include "kernels/products/pack.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// Rows of a chunk. Enough that a chunk's weight gradients, which are read and written once a chunk, cost little beside
+// their products; large weight matrices want more. Few enough that dgates (G·H·rows) stay in the second cache level, or
+// near it.
+constexpr Index chunk_rows(Index H) { return H >= 512 ? 512 : 256; }
+
+constexpr Index chunk_steps(const Problem& p) {
+  const Index steps = chunk_rows(p.H) / (p.B > 0 ? p.B : 1);
+  return steps < 1 ? 1 : min_index(steps, p.T);
+}
+
+constexpr Index row_of(const Problem& p, Index t) { return p.first_row ? p.first_row[t] : t * p.B; }
+
+// The rows of a step are those of the first sequences.
+constexpr Index rows_at(const Problem& p, Index t) { return row_of(p, t + 1) - row_of(p, t); }
+
+constexpr Index steps_of(const Steps& steps) { return steps.last - steps.first; }
+
+constexpr Index run_rows(const Problem& p) { return row_of(p, p.run.last) - row_of(p, p.run.first); }
+
+// Where steps differ in their rows, a chunk takes as many as come to `chunk_rows`, and one at least.
+inline Index cut_into_chunks(const Problem& p, Index* first_step) {
+  Index chunks = 0;
+  for (Index t = 0; t < p.T; ++t)
+    if (t == 0 || row_of(p, t + 1) - row_of(p, first_step[chunks - 1]) > chunk_rows(p.H)) first_step[chunks++] = t;
+  first_step[chunks] = p.T;
+  return chunks;
+}
+
+constexpr Index chunk_count(const Problem& p) {
+  return p.first_step ? p.chunks : (p.T + chunk_steps(p) - 1) / chunk_steps(p);
+}
+
+// The first step of a chunk; of the one after the last, T.
+constexpr Index chunk_start(const Problem& p, Index chunk) {
+  return p.first_step ? p.first_step[chunk] : min_index(chunk * chunk_steps(p), p.T);
+}
+
+constexpr Index most_chunk_rows(const Problem& p) {
+  return p.first_step ? max_index(chunk_rows(p.H), p.B) : chunk_steps(p) * p.B;
+}
+
+// The chunk that step t lies in.
+constexpr Index chunk_of(const Problem& p, Index t) {
+  if (!p.first_step) return t / chunk_steps(p);
+  Index low = 0, high = p.chunks;
+  while (high - low > 1) {
+    const Index middle = low + (high - low) / 2;
+    (p.first_step[middle] <= t ? low : high) = middle;
+  }
+  return low;
+}
+
+// Columns of w_ih that meet an input in a product: none where tokens pick them.
+constexpr Index input_columns(const Problem& p) { return p.input == InputKind::one_hot ? 0 : p.I; }
+
+// What a member of a team takes through time: one direction, rows [first, first + rows) of the batch, and of them some
+// of the units. Members that divide the units among them wait for each other at each product: they are joined.
+struct Item {
+  int direction;
+  Index first, rows;
+  Span units;
+  bool joined;
+};
+
+// A smaller share of w_hh is read in less time than members need to meet.
+constexpr Index least_share = 1 << 16;
+
+// Rows are divided where each member has enough of them and reads all of w_hh fast; else the units, so that each keeps
+// its own share of w_hh in its own cache. Units are dealt in groups, as `multiply` has them.
+template <class Real>
+constexpr bool divides_units(const Problem& p, Index threads) {
+  const Index parts = threads / p.D, bytes = p.cell->gates * p.H * p.H * Index(sizeof(Real));
+  return parts > 1 && p.H > group_of_columns * Widest<Real>::lanes && bytes / parts >= least_share &&
+         (p.B < few_rows * parts || bytes > near_bytes);
+}
+
+// Joined members wait for all. False: the call was interrupted.
+RNNFAST_INLINE bool meet(const Item& item, const Team& team) { return !item.joined || team.barrier(team); }
+
+// f(Item) for what falls to this member.
+template <class Real, class F>
+RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
+  const Blocks units = blocks_of<Real>(p.H);
+  Index parts = max_index(team.size / p.D, 1);
+  if (divides_units<Real>(p, team.size)) {
+    // A member too many has no units, but is waited for like the others.
+    const Index groups = group_count(units), part = team.rank % parts;
+    const Index mine = team.rank < parts * p.D ? groups : 0;
+    const Span span = {share(mine, part, parts) * group_of_columns, share(mine, part + 1, parts) * group_of_columns};
+    return f(Item{int(team.rank / parts % p.D), 0, p.B, {span.first, min_index(span.last, count(units))}, true});
+  }
+  parts = max_index(min_index(parts, p.B), 1);
+  for (Index index = team.rank; index < parts * p.D; index += team.size) {
+    const Index part = index % parts, first = share(p.B, part, parts);
+    f(Item{int(index / parts), first, share(p.B, part + 1, parts) - first, all(units), false});
+  }
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

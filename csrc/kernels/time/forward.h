@@ -1,0 +1,376 @@
+// The time loop, for any cell. Its mirror image is in backward.h.
+//
+// One call runs on a team: a member takes a direction and a range of the batch, or of the units, through time. What a
+// row or an element is made of never depends on who computes it.
+#pragma once
+
+#include "kernels/cells/all.h"
+#include "kernels/time/sequence.h"
+#include "kernels/time/tokens.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// The parameters of one direction as the products read them.
+template <class Real>
+struct PackedWeights {
+  Panels<Real> w_ih, w_hh;
+  Real* bias;   // [unit block][slot x lanes]
+  Real* zeros;  // [H], the initial state where none is given
+};
+
+template <class Real>
+PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, Arena<Real>& arena) {
+  const CellShape& cell = *p.cell;
+  PackedWeights<Real> to = {
+      {nullptr, units, input_columns(p), cell.gates}, {nullptr, units, p.H, cell.gates}, nullptr, nullptr};
+  to.w_ih.data = take(arena, size(to.w_ih));
+  to.w_hh.data = take(arena, size(to.w_hh));
+  to.bias = take(arena, gates_size(cell.slots, 1, units));
+  to.zeros = take(arena, p.H);
+  return to;
+}
+
+// Where there is one step, which reads each weight once: a unit block is packed when its turn comes, into memory that
+// the next one uses again.
+template <class Real>
+struct UnpackedWeights {
+  GateRows<const Real> w_ih, w_hh;  // null: they are packed
+  Panels<Real> w_ih_block, w_hh_block;
+};
+
+template <class Real>
+RNNFAST_INLINE Panels<const Real> pack_block(const GateRows<const Real>& w, Panels<Real> to, const BlockRange& range) {
+  to.first = range.unit;
+  pack(w, to, 0, Span{range.block, range.block + range.blocks});
+  return {to.data, to.units, to.K, to.gates, to.first};
+}
+
+template <class Real>
+struct ForwardScratch {
+  struct Direction {
+    PackedWeights<const Real> weights;
+    UnpackedWeights<Real> unpacked;
+    Gates<Real> gates;         // of one chunk, where no tape keeps them
+    Gates<Real> table;         // what each token brings to the gates
+    Real* reset_h;             // [B,H], likewise
+    Real* mixed[most_states];  // the state before a step, [B,H], where some rows start anew
+  } directions[2];
+  Real* embedded;  // the rows of the tokens that occur, [U,I]
+};
+
+// All but the weights.
+template <class Real>
+ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
+  const CellShape& cell = *p.cell;
+  const Blocks units = blocks_of<Real>(p.H);
+  ForwardScratch<Real> s = {};
+  for (Index d = 0; d < p.D; ++d) {
+    auto& direction = s.directions[d];
+    const Index rows = most_chunk_rows(p);
+    direction.gates = {take(arena, gates_size(cell.slots, rows, units)), rows};
+    direction.table = {take(arena, gates_size(cell.slots, p.U, units)), p.U};
+    if (resets_h(cell)) direction.reset_h = take(arena, p.B * p.H);
+    for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * p.H);
+  }
+  s.embedded = take(arena, p.U * input_columns(p));
+  return s;
+}
+
+// bias[slot] is what the slot's chain starts from: b_ih, b_hh or their sum.
+template <class Real>
+void pack_bias(const CellShape& cell, const Parameters<const Real>& parameters, const Panels<Real>& w_hh, Index H,
+               Span span, Real* bias) {
+  const int shift = cell.slots - cell.gates;
+  for (Index block = span.first; block < span.last; ++block) {
+    const BlockWidth width = width_of<Real>(w_hh.units, block);
+    Real* to = bias + width.unit * cell.slots;
+    for (int slot = 0; slot < cell.slots; ++slot) {
+      for (Index lane = 0; lane < width.lanes; ++lane, ++to) {
+        *to = 0;
+        if (lane >= width.valid) continue;
+        const Index unit = width.unit + lane;
+        if (parameters.b_ih && slot >= shift) *to += parameters.b_ih[cell.input_gates[slot - shift] * H + unit];
+        if (parameters.b_hh && slot < cell.gates) *to += parameters.b_hh[cell.recurrent_gates[slot] * H + unit];
+      }
+    }
+  }
+}
+
+template <class Real>
+constexpr GateRows<Real> input_rows(const Problem& p, const Parameters<Real>& parameters) {
+  return {parameters.w_ih, p.H, input_columns(p), p.cell->input_gates};
+}
+
+template <class Real>
+constexpr GateRows<Real> recurrent_rows(const Problem& p, const Parameters<Real>& parameters) {
+  return {parameters.w_hh, p.H, p.H, p.cell->recurrent_gates};
+}
+
+// For the unit blocks of the span; the biases alone if not the weights.
+template <class Real>
+void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
+                    Span span, bool weights = true) {
+  if (weights) {
+    pack(input_rows(p, parameters), to.w_ih, 0, span);
+    pack(recurrent_rows(p, parameters), to.w_hh, 0, span);
+  }
+  pack_bias(*p.cell, parameters, to.w_hh, p.H, span, to.bias);
+  if (span.first == 0)
+    for (Index j = 0; j < p.H; ++j) to.zeros[j] = 0;
+}
+
+// The rows of the table that a step's tokens name, one unit block of them and the slots of one phase.
+template <class Real>
+void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots, const Phase& part, Index unit,
+                 Index lanes, Real* gates) {
+  const Index shift = part.slot * lanes;
+  for (Index row = 0; row < s.rows; ++row, gates += slots * lanes)
+    copy_vectors(gates_at(table, unit, s.tokens[row], lanes, slots) + shift, part.slots * lanes, gates + shift);
+}
+
+enum class Products { input, recurrent, both };
+
+// gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
+template <class Real>
+void forward_phase(const CellShape& cell, int phase, Products products, const ForwardStep<Real>& s,
+                   const typename ForwardScratch<Real>::Direction& scratch, const Team& team) {
+  const Phase& part = cell.phases[phase];
+  // The recurrent product alone leaves a slot that is the input's as it is.
+  const int slots = products == Products::recurrent ? part.gates : part.slots;
+  const PackedWeights<const Real>& weights = scratch.weights;
+  const UnpackedWeights<Real>& unpacked = scratch.unpacked;
+  const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.before[0];
+  const Index first_unit = s.units.first * Widest<Real>::lanes;
+  const auto& pointwise = functions_of<Real>(cell).forward[phase];
+  for_each_range<Real>(
+      weights.w_hh.units, s.units, unit_group(slots, s.rows == 1), s.backwards, [&](const BlockRange& range) {
+        if (skips(team, s.rows)) return;
+        const Index lanes = range.lanes, width = cell.gates * lanes, offset = part.gate * lanes;
+        Real* const gates = gates_at(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row, lanes, cell.slots);
+        Tile<Real> t = {};
+        t.out = gates + part.slot * lanes;
+        t.out_row = cell.slots * lanes;
+        t.out_unit = s.gates.rows * cell.slots * lanes;
+        t.valid = range.lanes;
+        t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
+        if (products == Products::recurrent) {
+          t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
+        } else {
+          t.init = weights.bias + range.unit * cell.slots + part.slot * lanes;
+          t.init_unit = cell.slots * lanes;
+          const Panels<const Real> w_ih =
+              unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
+          const Index I = w_ih.K;
+          t.first = {s.x.data, s.x.stride, 1, 0, panel(w_ih, range.unit) + offset, I * width, width, 0, I, 1};
+        }
+        if (products != Products::input) {
+          const Panels<const Real> w_hh =
+              unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
+          const Index H = w_hh.K;
+          t.second = {h.data, h.stride, 1, 0, panel(w_hh, range.unit) + offset, H * width, width, 0, H, 1};
+        }
+        if (products == Products::recurrent && s.tokens)
+          for (Index block = 0; block < range.blocks; ++block)
+            copy_tokens(s, scratch.table, cell.slots, part, range.unit + block * lanes, lanes,
+                        gates + block * t.out_unit);
+        const auto follow = [&](Index row, Index M) { pointwise[range.halvings](s, gates, t.out_unit, range, row, M); };
+        tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows,
+                  products == Products::input ? Epilogue() : epilogue(follow));
+      });
+}
+
+// Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
+// folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is small
+// against H, and where there is one step only. Both give the same bits.
+constexpr bool folds_input(const Problem& p) {
+  return p.input == InputKind::dense && (steps_of(p.run) == 1 || 8 * p.I <= p.H);
+}
+
+// Nothing is left to project where the gates start from a table.
+constexpr bool projects_input(const Problem& p) { return p.input == InputKind::dense && !folds_input(p); }
+
+// Rows that are projected together: few enough that their x stays in the second cache level while unit block after
+// unit block passes over it.
+template <class Real>
+constexpr Index projected_rows(const Problem& p) {
+  return max_index(near_bytes / max_index(p.I * Index(sizeof(Real)), 1), 1);
+}
+
+// The input's part in the gates of a step's rows.
+template <class Real>
+void project_step(const CellShape& cell, const ForwardStep<Real>& s,
+                  const typename ForwardScratch<Real>::Direction& scratch, const Team& team) {
+  for (int phase = 0; phase < cell.phase_count; ++phase) forward_phase(cell, phase, Products::input, s, scratch, team);
+}
+
+// Rows of a chunk's gates become those of its input.
+template <class Real>
+void project(const ForwardArgs<Real>& args, const typename ForwardScratch<Real>::Direction& scratch,
+             const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units, const Team& team) {
+  for (Index done = 0; done < rows; done += projected_rows<Real>(args.problem)) {
+    ForwardStep<Real> s = {};
+    s.gates = gates, s.gate_row = gate_row + done, s.x = at(args.x, row + done), s.units = units;
+    s.rows = min_index(projected_rows<Real>(args.problem), rows - done);
+    project_step(*args.problem.cell, s, scratch, team);
+  }
+}
+
+template <class Real>
+void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& whole, const Item& item,
+                  const Team& team) {
+  const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
+  const int states = cell.state_count, slots = cell.slots;
+  const ForwardDirection<Real>& direction = args.directions[item.direction];
+  const auto& scratch = whole.directions[item.direction];
+  const TimeOrder order = time_order(p, item.direction);
+  const bool projects = projects_input(p), folds = folds_input(p), keeps_gates = direction.tape.gates;
+  // Where steps differ in their rows, members that are in different chunks would find each other's at one place.
+  const bool ahead = projects && (keeps_gates || !p.first_row || item.rows == p.B);
+  const Real* const zeros = scratch.weights.zeros;
+  const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
+  // Where each state goes: that of every step into y or the tape, or that of the last step alone, which is then mixed
+  // where it lies.
+  View<Real> after[most_states];
+  StateBefore<Real> before[most_states];
+  bool keeps[most_states];
+  for (int i = 0; i < states; ++i) {
+    const View<Real> sequence = i == 0 ? direction.y : direction.tape.states[i];
+    keeps[i] = sequence.data;
+    after[i] = keeps[i] ? sequence : direction.last[i];
+    before[i] = {or_zeros(direction.initial[i], zeros), or_zeros(direction.start[i], zeros), read_only(after[i]),
+                 keeps[i], keeps[i] ? scratch.mixed[i] : after[i].data};
+  }
+
+  for (Index i = 0; i < run_chunks(p); ++i) {
+    if (!item.joined && team.interrupted(team)) return;
+    const ChunkSteps chunk = run_chunk(p, i, order.reverse);
+    const Index chunk_row = row_of(p, chunk_start(p, chunk.chunk)), first_row = row_of(p, chunk.first);
+
+    // Where the gates of a row go: to the row less gates_from.
+    Gates<Real> gates = scratch.gates;
+    Index gates_from = chunk_row;
+    if (keeps_gates) {
+      gates.data = direction.tape.gates + gates_size(slots, chunk_row, scratch.weights.w_hh.units);
+      gates.rows = row_of(p, chunk_start(p, chunk.chunk + 1)) - chunk_row;
+    } else if (!ahead) {
+      gates.data += gates_size(slots, item.first, scratch.weights.w_hh.units);
+      gates.rows = item.rows;
+    }
+    const auto gate_row = [&](Index row) { return keeps_gates || ahead ? row - gates_from : 0; };
+
+    if (ahead && item.rows == p.B)
+      project(args, scratch, gates, gate_row(first_row), first_row, row_of(p, chunk.last) - first_row, item.units,
+              team);
+    else if (ahead)
+      for (Index t = chunk.first; t < chunk.last; ++t) {
+        const Index row = row_of(p, t) + item.first;
+        project(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units, team);
+      }
+
+    for (Index step = 0; step < chunk.last - chunk.first; ++step) {
+      const Index t = order.reverse ? chunk.last - 1 - step : chunk.first + step, row = row_of(p, t) + item.first;
+      ForwardStep<Real> s = {};
+      s.gates = gates, s.gate_row = gate_row(row);
+      if (p.input == InputKind::dense)
+        s.x = at(args.x, row);
+      else
+        s.tokens = args.tokens.number + row;
+      bool mixes = false;
+      for (int i = 0; i < states; ++i) {
+        s.before[i] = state_before(p, before[i], item, t, mixes);
+        s.after[i] = at(after[i], keeps[i] ? row : item.first);
+      }
+      // Joined members wait for those of the other direction too: they meet as often, whichever of the two mixes.
+      if (item.joined && p.D == 2) mixes = mixes || mixes_rows(p, 1 - item.direction, p.run.first + p.run.last - 1 - t);
+      if (mixes && !meet(item, team)) return;
+      if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
+      s.rows = rows_of_item(p, item, t), s.units = item.units;
+      s.store_gates = keeps_gates || resets_h(cell);
+      s.shared_gates = !s.store_gates && !projects;
+      s.backwards = turns_back(t) != args.turned;
+      s.held = &args.held;
+      if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, team);
+      for (int phase = 0; phase < cell.phase_count; ++phase) {
+        forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
+        if (!meet(item, team)) return;
+      }
+    }
+  }
+
+  const Span units = units_of<Real>(p, item);
+  Index end = p.run.last;  // of the steps that a sequence has
+  for (Index b = item.first; b < item.first + item.rows; ++b) {
+    if ((b - item.first) % rows_at_once == 0 && skips(team, item.rows)) return;
+    while (rows_at(p, end - 1) <= b) --end;
+    const Index last = row_of(p, order.reverse ? p.run.first : end - 1) + b;
+    for (int i = 0; i < states; ++i)
+      for (Index j = units.first; keeps[i] && j < units.last; ++j)
+        at(direction.last[i], b).data[j] = at(after[i], last).data[j];
+  }
+}
+
+// The table of an embedding: its rows of the tokens that occur are projected like a chunk of the input.
+template <class Real>
+void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>& scratch, const Team& team) {
+  const Problem& p = args.problem;
+  for_my_rows(p.U, team, [&](const RowRange& range) {
+    const View<Real> rows = at(View<Real>{scratch.embedded, p.I}, range.first);
+    for (Index row = 0; row < range.count; ++row) {
+      const Real* from = at(args.x, args.tokens.token[range.first + row]).data;
+      for (Index k = 0; k < p.I; ++k) at(rows, row).data[k] = from[k];
+    }
+    for (Index d = 0; d < p.D; ++d) {
+      ForwardStep<Real> s = {};
+      s.gates = scratch.directions[d].table, s.gate_row = range.first;
+      s.x = read_only(rows), s.rows = range.count, s.units = all(scratch.directions[d].weights.w_hh.units);
+      project_step(*p.cell, s, scratch.directions[d], team);
+    }
+  });
+}
+
+template <class Real>
+void forward(const ForwardArgs<Real>& args, const Team& team) {
+  const FloatingPointMode mode;
+  const Problem& p = args.problem;
+  const Blocks units = blocks_of<Real>(p.H);
+  Arena<Real> arena = {args.scratch, 0};
+  ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
+  const bool packed = args.directions[0].packed;
+  // Members that divide the rows would each have to pack all.
+  const bool by_block =
+      !packed && steps_of(p.run) == 1 && p.input == InputKind::dense && !resets_h(*p.cell) && team.size == 1;
+  PackedWeights<Real> own[2];
+  for (Index d = 0; d < p.D; ++d) {
+    if (!packed) own[d] = lay_out_packed(p, units, arena);
+    Arena<const Real> weights = {packed ? args.directions[d].packed : own[d].w_ih.data, 0};
+    scratch.directions[d].weights = lay_out_packed(p, units, weights);
+    const auto& parameters = args.directions[d].parameters;
+    if (by_block)
+      scratch.directions[d].unpacked = {input_rows(p, parameters), recurrent_rows(p, parameters), own[d].w_ih,
+                                        own[d].w_hh};
+  }
+  if (!packed || p.input == InputKind::one_hot) {
+    for_my_blocks(count(units), p.D, team, [&](int d, Span span) {
+      const auto& direction = scratch.directions[d];
+      const auto& parameters = args.directions[d].parameters;
+      if (!packed) pack_direction(p, parameters, own[d], span, !by_block);
+      if (p.input == InputKind::one_hot) {
+        const TableBlocks<Real> table = {direction.table, units, span};
+        fill(table, p.cell->slots, direction.weights.bias);
+        for_each_column(table, p.cell->slots, GateRows<const Real>{parameters.w_ih, p.H, p.I, p.cell->input_gates},
+                        p.cell->gates, args.tokens.token, [](Real& element, Real w) { element += w; });
+      }
+    });
+    if (!team.barrier(team)) return;
+  }
+  if (p.input == InputKind::embedded) {
+    project_embedding(args, scratch, team);
+    if (!team.barrier(team)) return;
+  }
+  for_each_item<Real>(p, team, [&](const Item& item) { forward_item(args, scratch, item, team); });
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

@@ -1,0 +1,88 @@
+// Input that is tokens, rows of an embedding or of the identity. What a token brings to the gates, bias + w_ih x, is
+// the same wherever it stands: a table has a row of it for each token that occurs, laid out as the gates are, and a
+// step's product starts from the rows of its tokens. Backward sums dgates by token into a table of the same layout. Its
+// rows are to the gradients of w_ih and of the embedding what those of a chunk are where x is dense; of a one-hot x
+// they are columns of dw_ih.
+#pragma once
+
+#include "kernels/time/chunks.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// Some unit blocks of a table, of those that `units` are cut into.
+template <class Real>
+struct TableBlocks {
+  Gates<Real> table;
+  Blocks units;
+  Span span;
+};
+
+// Sets every row to `row` [unit block][slot x lanes], or to zeros.
+template <class Real>
+void fill(const TableBlocks<Real>& t, int slots, const Real* row) {
+  for (Index block = t.span.first; block < t.span.last; ++block) {
+    const BlockWidth width = width_of<Real>(t.units, block);
+    const Index n = slots * width.lanes;
+    Real* to = gates_at(t.table, width.unit, 0, width.lanes, slots);
+    for (Index k = 0; k < t.table.rows; ++k, to += n)
+      if (row)
+        copy_vectors(row + width.unit * slots, n, to);
+      else
+        for (Index i = 0; i < n; ++i) to[i] = 0;
+  }
+}
+
+// f(element, w) for the columns of w that are rows of the table.
+template <class Real, class W, class F>
+void for_each_column(const TableBlocks<Real>& t, int slots, const GateRows<W>& w, int gates, const Index* token,
+                     F&& f) {
+  constexpr Index rows_at_once = 64;  // stay in the first cache level while gate after gate is written
+  for (Index block = t.span.first; block < t.span.last; ++block) {
+    const BlockWidth width = width_of<Real>(t.units, block);
+    for (Index first = 0; first < t.table.rows; first += rows_at_once) {
+      const Index last = min_index(first + rows_at_once, t.table.rows);
+      for (int gate = 0; gate < gates; ++gate)
+        for (Index lane = 0; lane < width.valid; ++lane) {
+          W* const from = w.data + (w.order[gate] * w.H + width.unit + lane) * w.K;
+          Real* element = gates_at(t.table, width.unit, first, width.lanes, slots);
+          element += (slots - gates + gate) * width.lanes + lane;
+          for (Index row = first; row < last; ++row, element += slots * width.lanes) f(*element, from[token[row]]);
+        }
+    }
+  }
+}
+
+// Adds dgates of rows [first, first + count) of all time, one chunk, to the rows of their tokens. As in the products,
+// rows descend, and a chain ends after some of them: a frequent token's gradient would lose digits in a single one.
+template <class Real>
+void sum_by_token(const TableBlocks<Real>& t, const CellShape& cell, const Gates<Real>& dgates, const Tokens& tokens,
+                  const RowRange& range) {
+  const Index chains = chain_count(range.count), length = (range.count + chains - 1) / chains;
+  const int slots = cell.slots;
+  const auto sum_block = [&]<class S, int gates>(const BlockRange& block) {
+    const int shift = (slots - gates) * S::lanes;
+    for (Index high = range.first + range.count; high > range.first; high -= length) {
+      const Index low = max_index(high - length, range.first);
+      for (Index last = high - 1; last >= low; --last) {
+        if (tokens.later[last] < high) continue;  // one of that chain
+        typename S::V sum[gates] = {};
+        for (Index row = last; row >= low; row = tokens.earlier[row]) {
+          const Real* from = gates_at(dgates, block.unit, row - range.first, S::lanes, slots) + shift;
+#pragma GCC unroll 4
+          for (int gate = 0; gate < gates; ++gate) sum[gate] = sum[gate] + S::load(from + gate * S::lanes);
+        }
+        Real* to = gates_at(t.table, block.unit, tokens.number[last], S::lanes, slots) + shift;
+#pragma GCC unroll 4
+        for (int gate = 0; gate < gates; ++gate, to += S::lanes) S::store(to, S::load(to) + sum[gate]);
+      }
+    }
+  };
+  with_gates(cell.gates, [&]<int gates> {
+    for_each_block<Real>(t.units, t.span,
+                         [&]<class S>(const BlockRange& block) { sum_block.template operator()<S, gates>(block); });
+  });
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

@@ -1,0 +1,137 @@
+// The affine map y = x w^T + b and its gradients, through the microkernel: the readout of a network.
+#pragma once
+
+#include "kernels/layout.h"
+#include "kernels/products/pack.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// The blocks that a member takes.
+RNNFAST_INLINE Span my_blocks(const Blocks& blocks, const Team& team) {
+  return {share(count(blocks), team.rank, team.size), share(count(blocks), team.rank + 1, team.size)};
+}
+
+// ---- Forward -------------------------------------------------------------------------------------------------------
+
+template <class Real>
+Panels<Real> linear_panels(const LinearSize& size, Real* data) {
+  return {data, blocks_of<Real>(size.O), size.I, 1};
+}
+
+// Rows that pass over all of w before the next ones: beside the panels they stay in the second cache level.
+constexpr Index linear_rows = 192;
+
+// A member takes rows, once all of w is packed.
+template <class Real>
+void linear(const LinearArgs<Real>& args, const Team& team) {
+  const FloatingPointMode mode;
+  const Index N = args.size.N, I = args.size.I;
+  const Panels<Real> w = linear_panels(args.size, args.scratch);
+  constexpr int order[] = {0};
+  pack({args.w, args.size.O, I, order}, w, 0, my_blocks(w.units, team));
+  if (!team.barrier(team)) return;
+  const Index last = share(N, team.rank + 1, team.size);
+  for (Index row = share(N, team.rank, team.size); row < last; row += linear_rows) {
+    const Index rows = min_index(linear_rows, last - row);
+    const View<const Real> x = at(args.x, row);
+    const View<Real> y = at(args.y, row);
+    for_each_range<Real>(w.units, all(w.units), unit_group(1, rows == 1), false, [&](const BlockRange& range) {
+      if (skips(team, rows)) return;
+      const Index lanes = range.lanes;
+      Tile<Real> t = {};
+      t.first = {x.data, x.stride, 1, 0, panel(w, range.unit), I * lanes, lanes, 0, I, 1};
+      if (args.b) t.init = args.b + range.unit, t.init_unit = lanes;
+      t.out = y.data + range.unit, t.out_row = y.stride, t.out_unit = lanes;
+      t.valid = range.valid;
+      tile_rows(tiles_of<Real>(1, 1, range), t, rows);
+    });
+  }
+}
+
+// ---- Backward ------------------------------------------------------------------------------------------------------
+
+template <class Real>
+struct LinearBackwardScratch {
+  Panels<Real> w, x;  // of the columns of w, and of those of the rows of x that are summed up next
+};
+
+template <class Real>
+LinearBackwardScratch<Real> lay_out_linear_backward(const LinearSize& n, Arena<Real>& arena) {
+  const Blocks columns = blocks_of<Real>(n.I);
+  LinearBackwardScratch<Real> s = {{nullptr, columns, n.O, 1}, {nullptr, columns, chain_length, 1}};
+  s.w.data = take(arena, size(s.w));
+  s.x.data = take(arena, size(s.x));
+  return s;
+}
+
+// The columns of a [rows,N] as panels [block of N][row][lanes], for the blocks of the span; at most p.K rows.
+template <class Real>
+void pack_columns(const View<const Real>& a, Index rows, const Panels<Real>& p, Span span) {
+  for_each_block<Real>(p.units, span, [&]<class S>(const BlockRange& range) {
+    const Real* from = a.data + range.unit;
+    Real* to = panel(p, range.unit);
+    for (Index row = 0; row < rows; ++row, from += a.stride, to += S::lanes)
+      S::store(to, load_lanes<S>(from, range.valid));
+  });
+}
+
+// Whether the sums over the rows from `row` on are added to what is in dw and db.
+template <class Real>
+constexpr bool adds(const LinearBackwardArgs<Real>& args, Index row) {
+  return row > 0 || args.accumulate;
+}
+
+// db (+)= the sum of rows [row, row + rows) of dy.
+template <class Real>
+void bias_gradient(const LinearBackwardArgs<Real>& args, Index row, Index rows, const Team& team) {
+  const Blocks outputs = blocks_of<Real>(args.size.O);
+  for_each_block<Real>(outputs, my_blocks(outputs, team), [&]<class S>(const BlockRange& range) {
+    typename S::V sum = {};
+    for (Index r = row; r < row + rows; ++r) sum = sum + load_lanes<S>(at(args.dy, r).data + range.unit, range.valid);
+    Real* db = args.db + range.unit;
+    store_lanes<S>(db, adds(args, row) ? sum + load_lanes<S>(db, range.valid) : sum, range.valid);
+  });
+}
+
+// A member takes columns of w, x, dw and dx, and elements of db; all rows pass it in chains of ascending order.
+template <class Real>
+void linear_backward(const LinearBackwardArgs<Real>& args, const Team& team) {
+  const FloatingPointMode mode;
+  const Index N = args.size.N, I = args.size.I, O = args.size.O;
+  Arena<Real> arena = {args.scratch, 0};
+  const LinearBackwardScratch<Real> scratch = lay_out_linear_backward(args.size, arena);
+  const Blocks& columns = scratch.x.units;
+  const Span mine = my_blocks(columns, team);
+  if (args.dx.data) pack_columns({args.w, I}, O, scratch.w, mine);
+  Index row = 0;
+  do {  // once at least, so that a sum of no rows is 0
+    const Index rows = min_index(chain_length, N - row);
+    const View<const Real> dy = at(args.dy, row);
+    pack_columns(at(args.x, row), rows, scratch.x, mine);
+    for_each_range<Real>(columns, mine, unit_group(1, false), false, [&](const BlockRange& range) {
+      if (skips(team, rows)) return;
+      const Index lanes = range.lanes;
+      const auto product = [&](const Panels<Real>& p, Index a_row, Index a_k, Index K) {
+        return Operand<Real>{dy.data, a_row, a_k, 0, panel(p, range.unit), p.K * lanes, lanes, 0, K, 1};
+      };
+      const Tiles<Real> tiles = tiles_of<Real>(1, 1, range);
+      Tile<Real> t = {};
+      t.first = product(scratch.x, 1, dy.stride, rows);
+      t.out = args.dw + range.unit, t.out_row = I, t.out_unit = lanes;
+      t.valid = range.valid;
+      t.add = adds(args, row);
+      tile_rows(tiles, t, O);
+      if (!args.dx.data) return;
+      t.first = product(scratch.w, dy.stride, 1, O);
+      t.out = at(args.dx, row).data + range.unit, t.out_row = args.dx.stride;
+      t.add = false;
+      tile_rows(tiles, t, rows);
+    });
+    if (args.db) bias_gradient(args, row, rows, team);
+    row += rows;
+  } while (row < N);
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

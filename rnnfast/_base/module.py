@@ -1,0 +1,395 @@
+"""What layers, cells and `Linear` share: named parameters, how they start, and how they are kept in files."""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from .. import _core
+from . import files
+from .arrays import Array, ArrayLike, checked, float_dtype, quiet
+from .named import checked_values
+from .scalars import Flag, Number, choice, flag, generator, number
+
+Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
+MADE = "parameters", "rng", "fan", "gates", "directions", "cell"  # what constructors make of their arguments
+PACKAGE = __name__.partition(".")[0]
+
+
+CLASSES: dict[str, type["Stateful"]] = {}  # this package's, by the names that files have of them
+
+
+@cache
+def parameters_of(kind: type) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a constructor."""
+    return inspect.signature(kind).parameters
+
+
+@dataclass
+class Kept:
+    """What a copy starts from in place of a seed: parameters, which it takes out of `tensors`, and a generator."""
+
+    tensors: dict[str, Any]
+    rng: np.random.Generator | None = None
+
+    def take(self, shapes: Iterable[Shape], dtype: np.dtype[Any]) -> dict[str, Array]:
+        """Return the parameters of these names and shapes, and none that is not there."""
+        parameters: dict[str, Array] = {}
+        for name, shape in shapes:
+            if name not in self.tensors:
+                msg = f"{name}: expected an array of shape {shape}, got none"
+                raise ValueError(msg)
+            array = self.tensors.pop(name)
+            checked(array, name, shape, dtype)
+            parameters[name] = np.require(array, requirements=["C", "A", "W", "E"])  # itself where it will do
+        return parameters
+
+
+def is_own(kind: type) -> bool:
+    """Return whether a class is one of this package, not a user's that derives from one."""
+    return kind.__module__.partition(".")[0] == PACKAGE
+
+
+class Stateful(ABC):
+    """What layers and `Modules` do alike with their parameters: values to load, and files."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if is_own(cls):
+            CLASSES[cls.__name__] = cls
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Array]:
+        """Return the parameters by their names: the arrays themselves, not copies."""
+
+    @abstractmethod
+    def _description(self) -> dict[str, Any]:
+        """Return the class by name, and what its constructor needs beside the parameters, for JSON."""
+
+    @classmethod
+    @abstractmethod
+    def _described(cls, description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
+        """Make what `_description` describes, of parameters that it takes out of `tensors`."""
+
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
+        """Copy the values of `state_dict` into the parameters, in place.
+
+        Parameters
+        ----------
+        state_dict : mapping of arrays
+            With the keys, shapes and dtypes of `state_dict()`. A torch module's own state dict will do.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a key is missing or unknown, or a value is no array, or of another dtype or shape. Then nothing
+            has been changed.
+        """
+        own = self.state_dict()
+        for key, value in checked_values(state_dict, own, "state_dict").items():
+            np.copyto(own[key], value)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the constructors' arguments and the parameters to a safetensors file, for `rnnfast.load`.
+
+        Parameters
+        ----------
+        path : path-like
+            An older file is overwritten once all of the new one is on the disk; a link is followed.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written, or is a folder, a device or the like.
+        TypeError
+            For a class derived from one of rnnfast, which `load` could not find.
+        """
+        import json
+
+        from safetensors.numpy import save
+
+        description = json.dumps(self._description())
+        tensors = {name: np.require(a, requirements="C") for name, a in self.state_dict().items()}
+        files.write(path, save(tensors, {"rnnfast": description}))
+
+
+class Module(Stateful):
+    """The base of layers, cells and `Linear`: named parameters, and the constructor's arguments as attributes.
+
+    Attributes
+    ----------
+    parameters : dict of ndarrays
+        Contiguous, by torch's names; each is an attribute of the layer too. A change in place is seen by the
+        next call. Assigning to the attribute copies in place.
+    dtype : dtype
+        float32 or float64.
+    rng : numpy.random.Generator
+        Draws the initial weights and, in layers, the dropout masks.
+    """
+
+    parameters: dict[str, Array]
+    gates = 1  # blocks of rows in each parameter
+    fan: int  # H; in `Linear`, I
+
+    def __init__(self, shapes: Iterable[Shape], fan: int, dtype: object, seed: Any) -> None:
+        self.dtype = float_dtype(dtype)
+        self.fan = fan
+        if isinstance(seed, Kept):
+            self.rng = generator(seed.rng)
+            self.parameters = seed.take(shapes, self.dtype)
+            return
+        self.rng = generator(seed)
+        self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes}
+        initialize(self, "torch")
+
+    if not TYPE_CHECKING:  # type checkers know the parameters' names by the classes' annotations, and would take any
+
+        def __getattr__(self, name: str) -> Array:
+            parameters = vars(self).get("parameters", {})  # there are none yet while a copy is being made
+            if name not in parameters:
+                msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+                raise AttributeError(msg, name=name, obj=self)
+            parameter: Array = parameters[name]
+            return parameter
+
+        def __setattr__(self, name: str, value: object) -> None:
+            parameter = vars(self).get("parameters", {}).get(name)
+            if parameter is None:
+                super().__setattr__(name, value)
+            else:
+                np.copyto(parameter, checked(value, name, parameter.shape, parameter.dtype))
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *vars(self).get("parameters", ())]
+
+    def __repr__(self) -> str:
+        """Return the constructor's call, without what is at its default."""
+        defaults = {name: p.default for name, p in parameters_of(kind_of(self)).items()}
+        words = [
+            repr(value) if defaults[name] is inspect.Parameter.empty else f"{name}={value!r}"
+            for name, value in arguments_of(self).items()
+            if value != defaults[name]
+        ]
+        return f"{type(self).__name__}({', '.join(words)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy keep: the constructor's arguments, the state_dict, the generator and the rest."""
+        arguments = arguments_of(self)
+        own = {name: value for name, value in vars(self).items() if name not in {*arguments, *MADE}}
+        return {"arguments": arguments, "state_dict": self.state_dict(), "rng": self.rng, "attributes": own}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        kept = Kept(dict(state["state_dict"]), state["rng"])
+        kind_of(self).__init__(self, **state["arguments"], seed=kept)
+        self.parameters |= kept.tensors  # those that a user's class has added
+        vars(self).update(state["attributes"])
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the parameters by torch's names: the arrays themselves, as torch does, not copies."""
+        return dict(self.parameters)
+
+    def _description(self) -> dict[str, Any]:
+        if type(self) is not kind_of(self):
+            msg = f"self: expected a class of rnnfast's own, got {type(self).__name__}; its state_dict() can be saved"
+            raise TypeError(msg)
+        return {"class": type(self).__name__, "arguments": arguments_of(self)}
+
+    @classmethod
+    def _described(cls, description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
+        return cls(**description["arguments"], seed=Kept(tensors))
+
+
+def kind_of(module: Module) -> Any:
+    """Return the class of this package: the module's, or what a user's class derives from."""
+    return next(kind for kind in type(module).__mro__ if is_own(kind))
+
+
+def arguments_of(module: Module) -> dict[str, Any]:
+    """Return the constructor's arguments, but for the seed."""
+    arguments = {name: getattr(module, name) for name in parameters_of(kind_of(module)) if name != "seed"}
+    bias = arguments["bias"]  # of a `Linear`, the array itself or None
+    return arguments | {"dtype": str(module.dtype), "bias": bias is not None and bias is not False}
+
+
+def copy_of(module: Module) -> Any:
+    """Return this package's module with these parameters, copied."""
+    kept = Kept({name: np.array(p) for name, p in module.parameters.items()}, module.rng)
+    return kind_of(module)(**arguments_of(module), seed=kept)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tape:
+    """What a training forward keeps for its backward. It is only read: any number of backwards may use it."""
+
+    owner: Module
+    x: Any  # x and y as the caller has them
+    y: Any
+
+    def __repr__(self) -> str:
+        x, y = (np.shape(a[0] if isinstance(a, tuple) else a) for a in (self.x, self.y))  # of packed ones, the data
+        return f"<{type(self).__name__} of {self.owner!r}, x {x}, y {y}>"
+
+
+def check_tape(tape: object, owner: Module) -> None:
+    """Refuse what is no tape of this module."""
+    if not isinstance(tape, Tape):
+        msg = f"tape: expected the tape of a forward, got {type(tape).__name__}"
+        raise TypeError(msg)
+    if tape.owner is not owner:
+        msg = f"tape: expected a tape of this {owner!r}, got one of another {tape.owner!r}"
+        raise ValueError(msg)
+
+
+def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: Flag = False) -> int:
+    """Count the parameters of a layer or cell, or of several.
+
+    Parameters
+    ----------
+    layer : layer, cell, `Linear`, `Modules`, array, or iterable or mapping of these
+    merged_bias : bool, optional
+        Count b_ih and b_hh, which torch keeps apart, as the one bias of most of the literature. (Only in the
+        new gate of the GRU that resets after its product are they not interchangeable; they are counted once
+        there too.)
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    TypeError
+        If `layer` is anything else.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> num_parameters([rnnfast.RNN(20, 128), rnnfast.Linear(128, 10)], merged_bias=True)
+    20362
+    """
+    merged_bias = flag(merged_bias, "merged_bias")
+    if isinstance(layer, Module):
+        merged = "bias_hh" if merged_bias else ()
+        return sum(p.size for name, p in layer.parameters.items() if not name.startswith(merged))
+    if isinstance(layer, np.ndarray):
+        return layer.size
+    if isinstance(layer, str) or not isinstance(layer, Iterable):
+        msg = f"layer: expected a layer, a cell or a sequence of them, got {type(layer).__name__}"
+        raise TypeError(msg)
+    parts = layer.values() if isinstance(layer, Mapping) else layer
+    return sum(num_parameters(part, merged_bias) for part in parts)
+
+
+Fill: TypeAlias = Callable[[np.random.Generator, int, int], Array]
+
+
+def _xavier(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    bound = math.sqrt(6 / (rows + columns))
+    return rng.uniform(-bound, bound, (rows, columns))
+
+
+def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    q, r = np.linalg.qr(rng.standard_normal((rows, columns)))
+    uniform: Array = q * np.copysign(1, np.diagonal(r))  # without the choice of signs that LAPACK made
+    return uniform
+
+
+def _identity(rng: np.random.Generator, rows: int, columns: int) -> Array:  # noqa: ARG001
+    return np.eye(rows, columns)
+
+
+def _small(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    return rng.normal(0, 0.001, (rows, columns))
+
+
+# How w_ih (and a readout's weight) and w_hh start, one block of H rows at a time
+SCHEMES: dict[str, tuple[Fill, Fill]] = {
+    "xavier": (_xavier, _xavier),
+    "orthogonal": (_xavier, _orthogonal),
+    "identity": (_small, _identity),
+}
+
+
+@quiet
+def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None, seed: Any = None) -> None:
+    """Draw the parameters of a layer anew, in place.
+
+    The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]. The weight [O,I] of a
+    `Linear` is treated like a w_ih. U is the uniform, N the normal distribution. Learned initial states start
+    at zero.
+
+    ================ ================================ ================================ =============
+    scheme           w_ih                             w_hh                             b_ih and b_hh
+    ================ ================================ ================================ =============
+    ``"torch"``      U(-k, k), k = 1 / sqrt(H)        U(-k, k)                         U(-k, k)
+    ``"xavier"``     U(-a, a), a = sqrt(6 / (H + I))  U(-a, a), a = sqrt(6 / (H + H))  0
+    ``"orthogonal"`` U(-a, a), a = sqrt(6 / (H + I))  uniform over orthogonal matrices 0
+    ``"identity"``   N(0, 0.001²)                     the identity                     0
+    ================ ================================ ================================ =============
+
+    In a `Linear`, k = 1 / sqrt(I). Sources: xavier [1]_, orthogonal [2]_, identity [3]_.
+
+    Parameters
+    ----------
+    layer : layer, cell or `Linear`
+    scheme : {"torch", "xavier", "orthogonal", "identity"}
+        ``"identity"`` on an ``RNN(..., nonlinearity="relu")`` is the IRNN [3]_.
+    forget_bias : float, optional
+        For the LSTM: what the bias of the forget gate starts with, b_ih being this and b_hh 0.
+    seed : int, Generator or what `numpy.random.default_rng` takes, optional
+        By default the layer's own generator goes on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, or `forget_bias` is given for a layer without that gate or without
+        biases.
+
+    References
+    ----------
+    .. [1] Glorot, Bengio, "Understanding the Difficulty of Training Deep Feedforward Neural Networks",
+       AISTATS 2010.
+    .. [2] Saxe, McClelland, Ganguli, "Exact Solutions to the Nonlinear Dynamics of Learning in Deep Linear
+       Neural Networks", arXiv:1312.6120, 2013.
+    .. [3] Le, Jaitly, Hinton, "A Simple Way to Initialize Recurrent Networks of Rectified Linear Units",
+       arXiv:1504.00941, 2015.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> irnn = rnnfast.RNN(1, 2, nonlinearity="relu", seed=0)
+    >>> rnnfast.initialize(irnn, "identity")
+    >>> irnn.weight_hh_l0
+    array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+    if not isinstance(layer, Module):
+        msg = f"layer: expected a layer, a cell or Linear, got {type(layer).__name__}"
+        raise TypeError(msg)
+    choice(scheme, "scheme", ("torch", *SCHEMES))
+    letters = _core.cells[layer.cell].gates if hasattr(layer, "cell") else ""
+    if forget_bias is not None:
+        forget_bias = number(forget_bias, "forget_bias", layer.dtype.type)
+        if "f" not in letters or not getattr(layer, "bias", False):
+            msg = f"forget_bias: expected None for a layer without a biased forget gate, got it for {layer!r}"
+            raise ValueError(msg)
+    rng = layer.rng if seed is None else generator(seed)
+    for name, parameter in layer.parameters.items():
+        if name.startswith("initial"):
+            parameter.fill(0)
+        elif scheme == "torch":
+            bound = 1 / math.sqrt(layer.fan)
+            parameter[...] = rng.uniform(-bound, bound, parameter.shape)
+        elif parameter.ndim == 1:
+            parameter.fill(0)
+        else:
+            fill = SCHEMES[scheme][name.startswith("weight_hh")]
+            for block in np.split(parameter, layer.gates):
+                block[...] = fill(rng, *block.shape)
+        if forget_bias is not None and name.startswith("bias"):
+            np.split(parameter, layer.gates)[letters.index("f")].fill(forget_bias if name.startswith("bias_ih") else 0)

@@ -1,0 +1,85 @@
+"""The states of a cell: which parts they have, as users give and get them, and as everything inside passes them on.
+
+Inside, a state is a tuple with a place for each part, in the order of the cell's own file; None stands for zeros. Users
+have a state of one part as an array, h, and one of several as a tuple, (h, c). No other module knows which cell has
+which.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+from .. import _core
+from .arrays import Array, ArrayLike
+
+State: TypeAlias = Array | tuple[Array, Array]
+StateT = TypeVar("StateT", bound=State)  # which of the two it is, to type checkers
+StateLike: TypeAlias = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
+Parts: TypeAlias = tuple[Any, ...]
+
+STATES: dict[str, tuple[str, ...]] = {name: cell.states for name, cell in _core.cells.items()}
+
+
+def initial_names(cell: str) -> list[str]:
+    """Return the names of the parameters of `learn_initial_state`, one for each part."""
+    return [f"initial_{part}" for part in STATES[cell]]
+
+
+def parts_of(cell: object, state: object, name: str) -> Parts:
+    """Return the parts of a state that a user gives; `name` is what messages call it."""
+    parts = STATES.get(cell, ("h",)) if isinstance(cell, str) else ("h",)  # the kernels say what is wrong with others
+    if len(parts) == 1:
+        if isinstance(state, tuple):
+            msg = f"{name}: expected one array, {parts[0]}, got a tuple of {len(state)}"
+            raise TypeError(msg)
+        return (state,)
+    if state is None:
+        return (None,) * len(parts)
+    if not isinstance(state, tuple | list):
+        msg = f"{name}: expected a tuple ({', '.join(parts)}), got {type(state).__name__}"
+        raise TypeError(msg)
+    if len(state) != len(parts):
+        msg = f"{name}: expected a tuple ({', '.join(parts)}), got a {type(state).__name__} of {len(state)}"
+        raise ValueError(msg)
+    return tuple(state)
+
+
+def state_of(parts: Parts) -> Any:
+    """Return the state with these parts as users get it."""
+    return parts[0] if len(parts) == 1 else parts
+
+
+def out_parts(cell: object, out: object, form: str) -> tuple[Any, Parts]:
+    """Return the array and the parts of the state of `out`, a pair like `form` or None."""
+    if out is None:
+        return None, parts_of(cell, None, "out")
+    if not isinstance(out, tuple):
+        msg = f"out: expected a tuple {form}, got {type(out).__name__}"
+        raise TypeError(msg)
+    if len(out) != 2:
+        msg = f"out: expected a tuple {form}, got a tuple of {len(out)}"
+        raise ValueError(msg)
+    return out[0], parts_of(cell, out[1], "out")
+
+
+def each(f: Callable[[Any], Any], parts: Parts) -> Parts:
+    """Apply f to the parts that are there."""
+    return tuple([None if part is None else f(part) for part in parts])
+
+
+def fill(parts: Parts, values: Parts) -> None:
+    """Copy values to a state's parts, zeros where there is none."""
+    for part, value in zip(parts, values, strict=True):
+        part[...] = 0 if value is None else value
+
+
+# The kernels' border, which speaks of h and c
+
+
+def h_and_c(parts: Parts) -> tuple[Any, Any]:
+    """Return h and c; c is None of a cell that has none."""
+    return (parts[0], None) if len(parts) == 1 else (parts[0], parts[1])
+
+
+def from_h_and_c(h: Any, c: Any) -> Parts:
+    """Return the parts that are there."""
+    return (h,) if c is None else (h, c)

@@ -1,0 +1,45 @@
+"""The parameters of a stack as attributes, for type checkers: what `Module.__getattr__` finds."""
+
+from .._base.arrays import Array
+
+
+class StackAttributes:
+    """Those of the first four layers; of deeper ones type checkers know ``layer.parameters["weight_ih_l4"]``."""
+
+    weight_ih_l0: Array
+    weight_hh_l0: Array
+    bias_ih_l0: Array
+    bias_hh_l0: Array
+    weight_ih_l0_reverse: Array
+    weight_hh_l0_reverse: Array
+    bias_ih_l0_reverse: Array
+    bias_hh_l0_reverse: Array
+
+    weight_ih_l1: Array
+    weight_hh_l1: Array
+    bias_ih_l1: Array
+    bias_hh_l1: Array
+    weight_ih_l1_reverse: Array
+    weight_hh_l1_reverse: Array
+    bias_ih_l1_reverse: Array
+    bias_hh_l1_reverse: Array
+
+    weight_ih_l2: Array
+    weight_hh_l2: Array
+    bias_ih_l2: Array
+    bias_hh_l2: Array
+    weight_ih_l2_reverse: Array
+    weight_hh_l2_reverse: Array
+    bias_ih_l2_reverse: Array
+    bias_hh_l2_reverse: Array
+
+    weight_ih_l3: Array
+    weight_hh_l3: Array
+    bias_ih_l3: Array
+    bias_hh_l3: Array
+    weight_ih_l3_reverse: Array
+    weight_hh_l3_reverse: Array
+    bias_ih_l3_reverse: Array
+    bias_hh_l3_reverse: Array
+
+    initial_h: Array

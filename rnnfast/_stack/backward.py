@@ -1,0 +1,85 @@
+"""The backward of a stack: check what the caller gives, run the layers backwards, return what the caller wants."""
+
+from typing import Any
+
+import numpy as np
+
+from .._base.arrays import Array, checked, quiet
+from .._base.named import checked_grads
+from .._base.scalars import bound, flag
+from .._base.state import STATES, Parts, each, initial_names, state_of
+from . import segments, whole
+from .call import Flow, Given, checked_steps
+from .layout import Layout
+from .stack import Stack, checked_state, new_state, state_shape
+from .tape import Checkpoints, LayerTape
+
+
+@quiet
+def backward(
+    stack: Stack[Any],
+    tape: LayerTape,
+    dy: object,
+    dstate: object,
+    *,
+    dc: object = None,
+    dh_layers: object = None,
+    clip_dh: object = None,
+    need_dx: object = True,
+    grads: dict[str, Array] | None = None,
+    flow: Flow | None = None,
+) -> tuple[Any, Any, dict[str, Array]]:
+    """Do what `Recurrent.backward` does; `flow` is handed the gradients of all states of each layer."""
+    need_dx = flag(need_dx, "need_dx")
+    call, layout = tape.call, tape.call.layout
+    if dy is None and dstate is None and dc is None and dh_layers is None:
+        msg = "dy, dstate: expected at least one gradient, got none"
+        raise ValueError(msg)
+    if dc is not None and "c" not in STATES[stack.cell]:
+        msg = f"dc: expected None, since {stack.cell} has no cell state, got it"
+        raise ValueError(msg)
+    dlast = checked_state(stack, dstate, "dstate", layout)
+    width = stack.directions * stack.hidden_size
+    d = None
+    if call.outputs == "last" and dy is not None:
+        rows_of_last = () if layout.unbatched else (layout.B,)
+        dlast = _with_top(stack, layout, dlast, checked(dy, "dy", (*rows_of_last, width), stack.dtype))
+    elif dy is not None:
+        d = layout.checked(dy, "dy", (width,), stack.dtype)
+    given = Given(
+        d,
+        each(layout.take_state, dlast),
+        checked_steps(stack, dc, "dc", layout),
+        checked_steps(stack, dh_layers, "dh_layers", layout),
+        bound(clip_dh),
+        need_dx,
+        flow,
+    )
+    others = {} if call.embedding is None or not need_dx else {"embedding": call.embedding}
+    steps = tuple(given.dc or ()), tuple(given.dh or ())
+    read = call.x, call.first, call.embedding, dy, dstate  # the last two are copied on some ways to `given`
+    into = checked_grads(grads, stack.parameters, read, tape.hidden, given[:2], steps, **others)
+    dfirst = new_state(stack, layout)
+    run = segments.backward if isinstance(tape.kept, Checkpoints) else whole.backward
+    dx, made = run(stack, tape, given, into, dfirst)
+    first = tuple(map(layout.whole_state, dfirst, dlast))
+    if grads is None or into is None:
+        made |= {name: dx for name in others if dx is not None}
+        made |= {name: np.zeros_like(p) for name, p in stack.parameters.items() if name not in made}
+        grads = into = {name: made[name] for name in (*stack.parameters, *others)}
+    else:
+        for name in others:
+            into[name] += dx
+    if call.learned:
+        for name, part in zip(initial_names(stack.cell), first, strict=True):
+            into[name] += part.sum(axis=1)
+    dx = None if dx is None or call.is_tokens else layout.give(dx)
+    return dx, state_of(each(layout.give_state, first)), grads
+
+
+def _with_top(stack: Stack[Any], layout: Layout, dlast: Parts, dy: Array) -> Parts:
+    """Return the gradients of the last state with dy, of the top layer's h, added."""
+    shape, D = state_shape(stack, layout.B), stack.directions
+    whole = tuple(np.zeros(shape, stack.dtype) if part is None else np.array(part) for part in dlast)
+    whole[0][-D:] += dy.reshape(layout.B, D, stack.hidden_size).swapaxes(0, 1)
+    return whole

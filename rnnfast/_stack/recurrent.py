@@ -1,0 +1,259 @@
+"""`Recurrent`: the calls of LSTM, GRU and RNN layers.
+
+Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D directions.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+
+from .._base.arrays import Array, ArrayLike, Integers
+from .._base.module import check_tape
+from .._base.scalars import Flag, Integer, Number
+from .._base.state import StateLike, StateT
+from ..ragged import PackedSequence
+from . import segments, whole
+from .backward import backward
+from .call import CallOptions, ForwardOptions, Outputs, Override, checked_call, results
+from .stack import Stack
+from .tape import LayerTape
+
+if TYPE_CHECKING:
+    from ..stream import Stream
+
+
+class Recurrent(Stack[StateT]):
+    """A stack of L recurrent layers of one cell, in D directions."""
+
+    @overload
+    def __call__(
+        self,
+        x: PackedSequence,
+        state: StateLike | None = None,
+        *,
+        outputs: Literal["all"] = "all",
+        **options: Unpack[CallOptions],
+    ) -> tuple[PackedSequence, StateT]: ...
+    @overload
+    def __call__(
+        self,
+        x: PackedSequence,
+        state: StateLike | None = None,
+        *,
+        outputs: Literal["last"],
+        **options: Unpack[CallOptions],
+    ) -> tuple[Array, StateT]: ...
+    @overload
+    def __call__(
+        self, x: ArrayLike, state: StateLike | None = None, *, outputs: Outputs = "all", **options: Unpack[CallOptions]
+    ) -> tuple[Array, StateT]: ...
+    def __call__(
+        self,
+        x: ArrayLike | PackedSequence,
+        state: StateLike | None = None,
+        *,
+        lengths: Integers | None = None,
+        resets: ArrayLike | None = None,
+        outputs: Outputs = "all",
+        embedding: ArrayLike | None = None,
+        gate_override: Override = None,
+    ) -> tuple[Any, StateT]:
+        """Run over whole sequences and keep nothing; no dropout.
+
+        Parameters
+        ----------
+        x : array [T,B,I], [B,T,I] if `batch_first`, or [T,I] for one sequence; or a `PackedSequence`
+            The input; T is at least 1, B may be 0. An array of integers, [T,B], [B,T] or [T], holds tokens.
+        state : array [L·D,B,H] or pair of such, optional
+            The initial state, h or (h, c); [L·D,H] for one sequence. By default, the learned one of a layer
+            with `learn_initial_state`, else zero; a part of it that is None is zero.
+        lengths : integers [B], optional
+            How many steps of each sequence are real, from 0 to T, in any order. What x holds beyond is not read. y is
+            zero there, the last state is that of the last real step, or the initial one, and the backward direction
+            starts at each sequence's own end.
+        resets : array of bools like x without its features, optional
+            Before such a step the state is the initial one again, and no gradient crosses: an episode begins. To the
+            backward direction the episode before it ends there.
+        outputs : {"all", "last"}, optional
+            "last": y is only what the last real step leaves, [B,D·H], and no more is held.
+        embedding : array [V,I], optional
+            What the tokens x select rows of. By default they are one-hot: from 0 to I - 1.
+        gate_override : dict, or sequence of L of them, optional
+            Values that gates are held at, by their letters: i, f, g, o of the LSTM, r, z, n of the GRU. A dict is for
+            all layers, in a sequence None is for none.
+
+        Returns
+        -------
+        y : ndarray [T,B,D·H], or PackedSequence, laid out as x is
+            h of the last layer at every step, the directions side by side.
+        state : as above
+            After the last step, for a backward direction after the step at time 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit. The message names it, what was expected and what came.
+        KeyboardInterrupt
+            On Ctrl-C, between chunks of time.
+        """
+        call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
+        run = segments.infer if outputs == "last" else whole.infer
+        return results(self, call, *run(self, call))
+
+    @overload
+    def forward(
+        self,
+        x: PackedSequence,
+        state: StateLike | None = None,
+        *,
+        outputs: Literal["all"] = "all",
+        **options: Unpack[ForwardOptions],
+    ) -> tuple[PackedSequence, StateT, LayerTape]: ...
+    @overload
+    def forward(
+        self,
+        x: PackedSequence,
+        state: StateLike | None = None,
+        *,
+        outputs: Literal["last"],
+        **options: Unpack[ForwardOptions],
+    ) -> tuple[Array, StateT, LayerTape]: ...
+    @overload
+    def forward(
+        self,
+        x: ArrayLike,
+        state: StateLike | None = None,
+        *,
+        outputs: Outputs = "all",
+        **options: Unpack[ForwardOptions],
+    ) -> tuple[Array, StateT, LayerTape]: ...
+    def forward(
+        self,
+        x: ArrayLike | PackedSequence,
+        state: StateLike | None = None,
+        *,
+        lengths: Integers | None = None,
+        resets: ArrayLike | None = None,
+        outputs: Outputs = "all",
+        checkpoint: Integer | str | None = None,
+        embedding: ArrayLike | None = None,
+        gate_override: Override = None,
+    ) -> tuple[Any, StateT, LayerTape]:
+        """Run over whole sequences and keep what `backward` needs; with dropout between layers.
+
+        Takes and raises what a call of the layer does, and
+
+        Parameters
+        ----------
+        checkpoint : int or "auto", optional
+            k: of k steps only one state is kept, and backward runs the others again, k at a time; k is rounded up to
+            whole blocks of the sums of the weights' gradients, so that the gradients have the same bits, and to 1024
+            rows (t, b), so that what each segment costs does not show. "auto" is the square root of T.
+
+        Returns
+        -------
+        y, state
+            As from a call of the layer; without dropout the same bits.
+        tape : LayerTape
+            For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy
+            them: they must not change before the last backward.
+        """
+        call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
+        kept: Any
+        masks: tuple[Array, ...] = ()
+        if checkpoint is None:
+            hidden, last, kept, masks = whole.forward(self, call)
+        else:
+            hidden, last, kept = segments.forward(self, call, segments.checked_length(checkpoint, call.layout.T))
+        given, after = results(self, call, hidden, last)
+        if hidden and given is hidden[-1]:
+            hidden = *hidden[:-1], given.view()  # the caller can give y another shape
+        return given, after, LayerTape(self, call.x, given, call, hidden, kept, masks)
+
+    def backward(
+        self,
+        tape: LayerTape,
+        dy: ArrayLike | PackedSequence | None = None,
+        dstate: StateLike | None = None,
+        *,
+        dc: ArrayLike | None = None,
+        dh_layers: ArrayLike | None = None,
+        clip_dh: Number | None = None,
+        need_dx: Flag = True,
+        grads: dict[str, Array] | None = None,
+    ) -> tuple[Any, StateT, dict[str, Array]]:
+        """Backpropagate through time: the gradients of ``sum(dy * y) + sum(dstate * state)``, and of `dc`, `dh_layers`.
+
+        Parameters
+        ----------
+        tape : LayerTape
+            From this layer's `forward`. It is only read: any number of backwards may use it.
+        dy : array like y, optional
+            The gradient of y, zero if None. What it holds beyond a sequence's length is not read.
+        dstate : array or pair of arrays like state, optional
+            The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least
+            one of dy, dstate, dc and dh_layers is required.
+        dc, dh_layers : array [L,T,B,D·H], [L,B,T,D·H] if `batch_first`, [L,T,D·H] or [L,N,D·H], optional
+            The gradients of c and of h of every step of every layer; dc is the LSTM's.
+        clip_dh : float, optional
+            What a step passes to the one before, dh and the LSTM's dc, is bounded to [-clip_dh, clip_dh], element by
+            element; also what the first step of each episode passes to dstate0, whose sum is not bounded.
+        need_dx : bool, optional
+            If False, dx is not computed and None is returned for it; nor is the gradient of an embedding.
+        grads : dict of ndarrays, optional
+            With the keys, shapes and dtype of `state_dict()`, and "embedding" where that has a gradient: the
+            gradients are added into these arrays.
+
+        Returns
+        -------
+        dx : like x, or None
+            None for tokens. Zero beyond a sequence's length.
+        dstate0 : ndarray or pair of ndarrays like state
+            The gradient of the initial state, dh0 or (dh0, dc0), summed over the episodes that start from it.
+        grads : dict of ndarrays
+            The gradients of the parameters, by the keys of `state_dict()`; `grads` itself if it was given. With
+            an embedding, ``grads["embedding"]`` [V,I] is its gradient. That of a learned initial state is the sum
+            of dstate0 over B, and zero if `forward` was given another state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit. The message names it, what was expected and what came.
+        KeyboardInterrupt
+            On Ctrl-C, between chunks of time; `grads` is then part-way.
+        """
+        check_tape(tape, self)
+        return backward(
+            self, tape, dy, dstate, dc=dc, dh_layers=dh_layers, clip_dh=clip_dh, need_dx=need_dx, grads=grads
+        )
+
+    def stream(self, batch_size: Integer = 1) -> "Stream[StateT]":
+        """Make a `Stream`: sequences on their way through the layer, one step or some at a time.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            B, the number of sequences.
+
+        Returns
+        -------
+        Stream
+            At the initial state, with the present parameters: it packs them once and does not see later changes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `batch_size` does not fit, or the layer is bidirectional.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rnnfast
+        >>> lstm = rnnfast.LSTM(3, 4, seed=0)
+        >>> x = np.ones((5, 3), np.float32)
+        >>> stream = lstm.stream()
+        >>> steps = [stream.step(x_t) for x_t in x]
+        >>> np.array_equal(steps, lstm(x)[0])
+        True
+        """
+        from ..stream import Stream
+
+        return Stream(self, batch_size)

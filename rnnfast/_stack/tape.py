@@ -1,0 +1,85 @@
+"""What a stack's forward keeps for its backward."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .. import _core
+from .._base.arrays import Array
+from .._base.module import Tape
+from .._base.scalars import integer, shown
+from .._base.state import STATES, Parts
+from .call import Call
+from .stack import Stack
+
+
+class Strand(NamedTuple):
+    """Layers that a segment passes through, in one direction."""
+
+    layers: range
+    direction: int
+
+
+class Segment(NamedTuple):
+    """Some steps."""
+
+    steps: slice
+    rows: slice  # of the kernels' arrays
+    B: int  # sequences that have its first step
+    ends: Array | None  # of those that have its last step, whether an episode ends there; None where nothing says so
+
+
+class Checkpoints(NamedTuple):
+    """What a forward keeps that will be run again."""
+
+    segments: list[Segment]
+    states: dict[Strand, list[list[Parts]]]  # before each segment, of each layer, each part [1,B,H]
+    inputs: list[Array]  # x of each group
+    bits: list[list[Array]]  # of the dropout after each layer but the last, for each segment
+    tapes: dict[Strand, list[_core.Tape]]  # of the segment that each strand ran last, and backward needs first
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerTape(Tape):
+    """What a layer's forward keeps for its backward. It is only read: any number of backwards may use it."""
+
+    owner: Stack[Any]
+    call: Call
+    hidden: tuple[Array, ...]  # h of every step of each layer, as the kernels have it
+    kept: Any  # the kernels' tape of each layer, or checkpoints
+    masks: tuple[Array, ...]  # the factors of dropout after each layer but the last
+
+    def h(self, layer: int) -> Any:
+        """Return h of every step of a layer, [T,B,D·H], laid out as x is: the tape's own, or a copy with padding."""
+        rows: Array = self._of(self.hidden, layer).view()
+        rows.flags.writeable = False
+        return self.call.layout.give(rows)
+
+    def c(self, layer: int) -> Any:
+        """Return c of every step of a layer of an LSTM, as `h` does."""
+        if "c" not in STATES[self.owner.cell]:
+            msg = f"layer: expected one of an LSTM, got one of {self.owner!r}"
+            raise ValueError(msg)
+        return self._given(self._of(self.kept, layer).c)
+
+    def gates(self, layer: int) -> dict[str, Any]:
+        """Return the activated gates of every step of a layer by their letters, laid out as h is.
+
+        The kernels keep them in blocks of units; each call copies them from there.
+        """
+        kept = self._of(self.kept, layer)
+        return {name: self._given(kept.gate(name)) for name in kept.gates}
+
+    def _of(self, of_layers: Any, layer: int) -> Any:
+        L = self.owner.num_layers
+        if isinstance(self.kept, Checkpoints):
+            msg = "tape: expected one with every step, got one with checkpoints"
+            raise ValueError(msg)
+        k = integer(layer, "layer")
+        if not -L <= k < L:
+            msg = f"layer: expected {-L} to {L - 1}, got {shown(k)}"
+            raise ValueError(msg)
+        return of_layers[k]
+
+    def _given(self, rows: Array) -> Any:
+        layout = self.call.layout
+        return layout.give(rows.reshape(*layout.row_shape, rows.shape[-1]))

@@ -1,0 +1,88 @@
+"""A stack run layer by layer, each over all of time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import _core
+from .._base.arrays import Array, quiet
+from .._base.names import layer_names, of_layer
+from .._base.state import Parts, from_h_and_c, h_and_c
+from .call import Call, Given
+from .stack import Stack, mask, state_of_layer
+from .tape import LayerTape
+
+
+def infer(stack: Stack[Any], call: Call) -> tuple[tuple[Array, ...], Parts]:
+    """Return y of the top layer and the last state; no dropout."""
+    hidden, last, *_ = _run(_core.inference, stack, call, dropout=False)
+    return hidden, last
+
+
+def forward(
+    stack: Stack[Any], call: Call, *, dropout: bool = True
+) -> tuple[tuple[Array, ...], Parts, tuple[_core.Tape, ...], tuple[Array, ...]]:
+    """Return h of every step of each layer, the last state, the kernels' tapes and the factors of dropout."""
+    return _run(_core.forward, stack, call, dropout=dropout and stack.dropout > 0)
+
+
+def _run(
+    run: Callable[..., Any], stack: Stack[Any], call: Call, *, dropout: bool
+) -> tuple[tuple[Array, ...], Parts, tuple[Any, ...], tuple[Array, ...]]:
+    """Run each layer by `run` of the core."""
+    y = call.rows
+    last: list[Parts] = []
+    hidden: list[Array] = []
+    kept: list[Any] = []
+    masks: list[Array] = []
+    for k in range(stack.num_layers):
+        if k and dropout:
+            masks.append(mask(stack, y.shape))
+            y = quiet(np.multiply)(y, masks[-1])
+        y, h, c, *tape = run(
+            stack.cell,
+            y,
+            of_layer(stack.parameters, k, stack.directions),
+            *h_and_c(state_of_layer(stack, call.state, k)),
+            None,
+            None if k else call.embedding,
+            batch_sizes=call.layout.batch_sizes,
+            resets=call.resets,
+            gate_override=call.held[k],
+        )
+        last.append(from_h_and_c(h, c))
+        hidden = [*hidden, y] if tape else [y]
+        kept += tape
+    whole = last[0] if len(last) == 1 else tuple(np.concatenate(parts) for parts in zip(*last, strict=True))
+    return tuple(hidden), whole, tuple(kept), tuple(masks)
+
+
+def backward(
+    stack: Stack[Any], tape: LayerTape, given: Given, grads: dict[str, Array] | None, dfirst: Parts
+) -> tuple[Array | None, dict[str, Array]]:
+    """Run the layers backwards; fill dfirst, return dx and the gradients of the parameters."""
+    d: Any = given.dy
+    D = stack.directions
+    made: dict[str, Array] = {}
+    for k in reversed(range(stack.num_layers)):
+        d = given.with_layer(d, k)
+        flow: Parts = () if given.flow is None else tuple(np.empty_like(tape.hidden[k]) for _ in dfirst)
+        d, *_, new = _core.backward(
+            tape.kept[k],
+            d,
+            *h_and_c(state_of_layer(stack, given.dlast, k)),
+            given.need_dx or k > 0,
+            None if grads is None else of_layer(grads, k, D),
+            (None, *h_and_c(state_of_layer(stack, dfirst, k))),
+            dc_steps=None if given.dc is None else given.dc[k],
+            clip_dh=given.clip_dh,
+            flow=h_and_c(flow) if flow else None,
+        )
+        if given.flow is not None:
+            given.flow(k, flow)
+        if k and tape.masks:
+            d *= tape.masks[k - 1]
+        for names, arrays in zip(layer_names(k, D), new, strict=True):
+            made |= {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
+    return d, made

@@ -1,0 +1,54 @@
+"""ONNX: models of recurrent layers on our kernels, and layers as models, both ways.
+
+`prepare`, `run_model`, `run_node` and `supports_device` are a backend as `onnx.backend.base` describes it, for the
+operators LSTM, GRU and RNN of opset 7 and newer with all their inputs, outputs and attributes. What our kernels do not
+compute (peepholes, clipping, coupled gates, other activation functions) NumPy does one step at a time. Beside them a
+model may have operators that only move data, such as Reshape, or compute sizes; one with any others is refused. A model
+from anywhere can be read: what is wrong with it is a `ModelError`, no file is opened, and memory is bounded.
+
+`to_onnx` and `from_onnx` convert layers.
+
+Examples
+--------
+>>> import numpy as np
+>>> import rnnfast
+>>> lstm = rnnfast.LSTM(3, 4, num_layers=2, bidirectional=True, seed=0)
+>>> x = np.ones((5, 2, 3), np.float32)
+>>> model = to_onnx(lstm)
+>>> y, h_n, c_n = run_model(model, [x])
+>>> np.array_equal(y, lstm(x)[0])
+True
+>>> from_onnx(model)
+LSTM(3, 4, num_layers=2, bidirectional=True)
+"""
+
+from .._base.frameworks import explain_missing
+
+try:
+    import onnx  # noqa: F401
+except ModuleNotFoundError as error:
+    explain_missing("onnx", error)
+    raise
+
+from ._backend import RnnfastBackend, RnnfastRep
+from ._errors import ModelError
+from ._export import to_onnx
+from ._import import from_onnx
+
+__all__ = [
+    "ModelError",
+    "RnnfastBackend",
+    "RnnfastRep",
+    "from_onnx",
+    "prepare",
+    "run_model",
+    "run_node",
+    "supports_device",
+    "to_onnx",
+]
+
+
+prepare = RnnfastBackend.prepare
+run_model = RnnfastBackend.run_model
+run_node = RnnfastBackend.run_node
+supports_device = RnnfastBackend.supports_device

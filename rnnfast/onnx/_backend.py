@@ -1,0 +1,198 @@
+"""The backend as `onnx.backend.base` describes it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+from onnx.backend.base import Backend, BackendRep, namedtupledict
+
+from .. import _core
+from .._base.arrays import Array, quiet
+from ._graphs import behind, check_order, constants_of, opset_of, refuse_others
+from ._memory import Room
+from ._nodes import MovingNode, RecurrentNode
+from ._operators import KINDS
+from ._protos import alone
+
+
+class RnnfastRep(BackendRep):  # type: ignore[misc]
+    """A model that is ready to run, as `prepare` returns it. Its constant weights have been converted once."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        opset, graph = opset_of(model), model.graph
+        check_order(graph)
+        refuse_others(graph)
+        given = {each.name for each in graph.initializer}
+        self._inputs = [each.name for each in graph.input if each.name not in given]
+        self._outputs = [each.name for each in graph.output]
+        self._results: Any = namedtupledict("Outputs", self._outputs)
+        nodes, needed = behind(graph, self._outputs)
+        constants, room = constants_of(graph, opset, nodes, needed)
+        self._steps = [
+            RecurrentNode(node, opset, constants, room) if node.op_type in KINDS else MovingNode(node, opset)
+            for node in nodes
+            if not constants.keys() >= set(filter(None, node.output))
+        ]
+        read = {*self._outputs, *(name for step in self._steps for name in step.reads)}
+        self._constants = {name: constant for name, constant in constants.items() if name in read}
+
+    @quiet
+    def run(self, inputs: Sequence[object] | Mapping[str, object], **kwargs: Any) -> tuple[Array, ...]:  # noqa: ARG002
+        """Run the model.
+
+        Parameters
+        ----------
+        inputs : sequence of arrays, or mapping
+            The inputs of the graph that are no constants, in its order, or by their names.
+        **kwargs
+            What other backends take; nothing here.
+
+        Returns
+        -------
+        named tuple of ndarrays
+            The outputs of the graph in its order; ``outputs["name"]`` is one of them too.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the inputs are not those of the graph, or no arrays.
+        ModelError
+            If a node cannot do with them what the model says, or would need more memory than `rnnfast.onnx` allows. It
+            is a ValueError, and a TypeError too where a dtype does not fit; the message names the node and its input,
+            what was expected and what came.
+        """
+        given = inputs if isinstance(inputs, Mapping) else dict(zip(self._inputs, inputs, strict=False))
+        if given.keys() != {*self._inputs} or len(inputs) != len(self._inputs):
+            got = ", ".join(given) if given is inputs else f"{len(inputs)} arrays"
+            msg = f"inputs: expected {', '.join(self._inputs)}, got {got}"
+            raise ValueError(msg)
+        values = self._constants | {name: _core.asarray(a, f"inputs: {name}") for name, a in given.items()}
+        room = self._room(values)
+        for step in self._steps:
+            values |= step(values, room)
+        results: tuple[Array, ...] = self._results(*map(values.get, self._outputs))
+        return results
+
+    def _room(self, values: Mapping[str, Array]) -> Room:
+        """Return the room of a run: an element of an input may come to be as wide as all recurrent nodes together."""
+        room = Room(self._constants.values())
+        width = sum(step.width(values) for step in self._steps if isinstance(step, RecurrentNode))
+        room.extend((values[name] for name in self._inputs), 1 + width)
+        return room
+
+
+class RnnfastBackend(Backend):  # type: ignore[misc]
+    """The backend, for what takes a class; the functions of this module are its methods."""
+
+    @classmethod
+    def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:  # noqa: ARG003
+        """Return whether the model's operators, its opset and the device are among those that `prepare` takes."""
+        try:
+            opset_of(model)
+            check_order(model.graph)
+            refuse_others(model.graph)
+        except ValueError:
+            return False
+        return cls.supports_device(device)
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        """Return whether models run on a device: on ``"CPU"`` they do."""
+        return device.partition(":")[0] == "CPU"
+
+    @classmethod
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> RnnfastRep:  # noqa: ARG003
+        """Check a model and convert its weights, to run it many times.
+
+        Parameters
+        ----------
+        model : onnx.ModelProto
+            As `onnx.load` returns it, in float32 or float64.
+        device : str, optional
+            ``"CPU"``.
+        **kwargs
+            What other backends take; nothing here.
+
+        Returns
+        -------
+        RnnfastRep
+            To be run by ``.run(inputs)``.
+
+        Raises
+        ------
+        ModelError
+            If it has other operators, all of which are named, an older opset, another dtype, a node that is not what
+            its operator's schema says or whose attributes or weights do not fit, or tensors whose data lie in a file.
+        TypeError, ValueError
+            If it is no `ModelProto`, or the device another.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rnnfast
+        >>> from rnnfast.onnx import prepare, to_onnx
+        >>> prepared = prepare(to_onnx(rnnfast.GRU(3, 4, batch_first=True)))
+        >>> prepared.run([np.zeros((2, 5, 3), np.float32)])["y"].shape
+        (2, 5, 4)
+        """
+        cls._check_device(device)
+        return RnnfastRep(model)
+
+    @classmethod
+    def run_node(
+        cls,
+        node: onnx.NodeProto,
+        inputs: Sequence[object],
+        device: str = "CPU",
+        outputs_info: Any = None,  # noqa: ARG003
+        **kwargs: Any,
+    ) -> tuple[Array, ...]:
+        """Run one node.
+
+        Parameters
+        ----------
+        node : onnx.NodeProto
+        inputs : sequence of arrays
+            Those that the node has a name for, in its order.
+        device : str, optional
+            ``"CPU"``.
+        outputs_info : optional
+            What other backends take; nothing here.
+        opset_version : int, optional
+            Of the node, by default the newest that the onnx package has.
+
+        Returns
+        -------
+        named tuple of ndarrays
+            The outputs that the node has a name for.
+
+        Raises
+        ------
+        ModelError, TypeError, ValueError
+            As `prepare` and `RnnfastRep.run` do.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rnnfast.onnx import run_node
+        >>> node = onnx.helper.make_node("RNN", ["X", "W", "R"], ["Y", ""], activations=["Softsign"], hidden_size=1)
+        >>> x, w = np.ones((2, 1, 1), np.float32), np.ones((1, 1, 1), np.float32)
+        >>> run_node(node, [x, w, w])["Y"].ravel()
+        array([0.5, 0.6], dtype=float32)
+        """
+        cls._check_device(device)
+        if not isinstance(node, onnx.NodeProto):
+            msg = f"node: expected an onnx.NodeProto, got {type(node).__name__}"
+            raise TypeError(msg)
+        prepared = RnnfastRep(alone(node, kwargs.get("opset_version", onnx.defs.onnx_opset_version())))
+        names = [*filter(None, node.input)]
+        if len(inputs) != len(names):
+            msg = f"inputs: expected {', '.join(names)}, got {len(inputs)} arrays"
+            raise ValueError(msg)
+        return prepared.run(dict(zip(names, inputs, strict=True)))
+
+    @classmethod
+    def _check_device(cls, device: str) -> None:
+        if not cls.supports_device(device):
+            msg = f"device: expected 'CPU', got {device!r}"
+            raise ValueError(msg)

@@ -1,0 +1,202 @@
+"""Models as layers."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from .._base.arrays import Array
+from .._base.names import layer_names
+from .._base.scalars import integer
+from ._errors import ModelError, at
+from ._forms import FORMS
+from ._graphs import KEEPS, behind, check_order, constants_of, opset_of
+from ._nodes import RecurrentNode
+from ._operators import KINDS
+from ._protos import check, kind_of, name_of, title_of
+
+
+def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = None) -> Any:
+    """Make a layer of a node, or of all recurrent nodes of a model.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Of opset 7 or newer. It may have any other operators before, after and beside the recurrent ones.
+    node : str, int or onnx.NodeProto, optional
+        The name of a node LSTM, GRU or RNN, its number among these, or the node itself. By default all of them are a
+        stack: each must read what the one before puts out.
+
+    Returns
+    -------
+    LSTM, GRU or RNN
+        In the weights' dtype and with their bits, so that ``from_onnx(to_onnx(layer))`` has the parameters of `layer`;
+        the biases of a node without are zero if another node has some. The layer is `batch_first` where `layout` is 1,
+        or where the stack's input is transposed. Lengths and initial states, learned ones too, are no part of it.
+
+    Raises
+    ------
+    ModelError
+        If the nodes are not a stack, if the model is malformed, or if a node does what a layer does not: peepholes,
+        `clip`, `input_forget`, other activation functions, the direction reverse alone, weights that are no constants.
+    TypeError, ValueError
+        If there is no such node.
+
+    Examples
+    --------
+    See `rnnfast.onnx`.
+    """
+    opset = opset_of(model)
+    check_order(model.graph)
+    found = [each for each in model.graph.node if kind_of(each) in KINDS]
+    if not found:
+        msg = f"model: expected a node {', '.join(KINDS)}, got none"
+        raise ModelError(msg)
+    selected = found if node is None else [_chosen(found, node)]
+    nodes, needed = behind(model.graph, [name for each in selected for name in each.input])
+    constants, room = constants_of(model.graph, opset, nodes, needed)
+    chosen = [RecurrentNode(each, opset, constants, room) for each in selected]
+    for each in chosen:
+        _check_is_layer(each)
+    places = _places(model.graph, opset, chosen, constants)
+    first, form = chosen[0], FORMS[chosen[0].operator.cell or ""]
+    dtype, I, H, D = _sizes(first)
+    for before, each in pairwise(chosen):
+        source, axes = places[each.inputs["X"]]
+        if source != before.outputs[0] or axes != _rows_of(before, each.operator.batch_first):
+            got = repr(source) if source != before.outputs[0] else f"its axes as {axes}"
+            msg = f"{each.operator.name}: X: expected Y of {before.operator.name}, as in a stack, got {got}"
+            raise ModelError(msg)
+        if (each.operator.cell, *_sizes(each)) != (first.operator.cell, dtype, D * H, H, D):
+            expected = f"{first.operator.cell} of {dtype} with I, H, D = {D * H}, {H}, {D}"
+            msg = f"{each.operator.name}: expected {expected}, as in a stack, got {each.operator.cell}, {_sizes(each)}"
+            raise ModelError(msg)
+    layer = form.layer(
+        I,
+        H,
+        num_layers=len(chosen),
+        bias=any("B" in each.inputs for each in chosen),
+        batch_first=first.operator.batch_first ^ (places[first.inputs["X"]].axes == ((1,), (0,), (2,))),
+        bidirectional=D == 2,
+        dtype=dtype,
+        **form.options,
+    )
+    given = {
+        name: a
+        for k, each in enumerate(chosen)
+        for names, weights in zip(layer_names(k, D), each.weights or (), strict=True)
+        for name, a in zip(names, weights[: len(names)], strict=True)
+    }
+    zero = {name: np.zeros_like(p) for name, p in layer.parameters.items()}
+    layer.load_state_dict(zero | {name: a for name, a in given.items() if a is not None})
+    return layer
+
+
+def _sizes(node: RecurrentNode) -> tuple[np.dtype[Any], int, int, int]:
+    """Return the dtype, I, H and D of a node with constant weights."""
+    weights = node.weights or []
+    w_ih, w_hh, *_ = weights[0]
+    return w_ih.dtype, w_ih.shape[1], w_hh.shape[1], len(weights)
+
+
+def _chosen(found: Sequence[onnx.NodeProto], node: str | int | onnx.NodeProto) -> onnx.NodeProto:
+    """Return the node that `from_onnx` is asked for."""
+    if isinstance(node, onnx.NodeProto):
+        candidates = [each for each in found if each == node]
+    elif isinstance(node, str):
+        candidates = [each for each in found if name_of(each) == node]
+    else:
+        number = integer(node, "node")
+        candidates = [each for k, each in enumerate(found) if k == number]
+    if len(candidates) != 1:
+        got = repr(name_of(node) if isinstance(node, onnx.NodeProto) else node)
+        msg = f"node: expected one of {', '.join(map(name_of, found))}, by name or number, got {got}"
+        raise ValueError(msg)
+    return candidates[0]
+
+
+def _check_is_layer(node: RecurrentNode) -> None:
+    """Refuse a node that does what no layer does."""
+    attributes, operator = node.attributes, node.operator
+    checks = [
+        (", ".join(node.computed), "constants", bool(node.computed), "computed values"),
+        ("P", "none", "P" in node.inputs, "peepholes"),
+        ("clip", "none", "clip" in attributes, attributes.get("clip")),
+        ("input_forget", 0, bool(attributes.get("input_forget")), attributes.get("input_forget")),
+        ("direction", "'forward' or 'bidirectional'", operator.backwards == (True,), "'reverse'"),
+        ("activations", "those of a layer", operator.cell is None, attributes.get("activations")),
+    ]
+    for name, expected, fails, got in checks:
+        if fails:
+            msg = f"{operator.name}: {name}: expected {expected}, as a layer has, got {got}"
+            raise ModelError(msg)
+
+
+class Place(NamedTuple):
+    """Where a value comes from, through operators that keep all its elements."""
+
+    source: str
+    axes: tuple[tuple[int, ...], ...]  # those of the source that each axis consists of; none where its size is 1
+
+
+def _places(
+    graph: onnx.GraphProto, opset: int, chosen: Sequence[RecurrentNode], constants: Mapping[str, Array]
+) -> dict[str, Place]:
+    """Return the places of all values of a graph, of Y with its four axes and of others as if they had three."""
+    known = [*constants, *(each.name for each in graph.input), *(name for each in graph.node for name in each.output)]
+    places = {name: Place(name, ((0,), (1,), (2,))) for name in known}
+    for each in chosen:
+        direction = () if len(each.operator.backwards) == 1 else (2 if each.operator.batch_first else 1,)
+        axes: list[tuple[int, ...]] = [(0,), (1,), (2,), (3,)]
+        axes[2 if each.operator.batch_first else 1] = direction
+        places[each.outputs[0]] = Place(each.outputs[0], tuple(axes))
+    for each in graph.node:
+        if kind_of(each) in KEEPS:
+            check(each, opset)
+            with at(title_of(each)):
+                source, before = places[each.input[0]]
+                moved = _moved(each, before, constants)
+            if moved is not None:
+                places[each.output[0]] = Place(source, moved)
+    return places
+
+
+def _moved(
+    node: onnx.NodeProto, axes: tuple[tuple[int, ...], ...], constants: Mapping[str, Array]
+) -> tuple[tuple[int, ...], ...] | None:
+    """Return where axes come to lie behind one of KEEPS; None if that cannot be told, or they are torn apart."""
+    kind, given = node.op_type, {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if len(node.input) > 1:  # what used to be an attribute
+        given |= {"axes": constants.get(node.input[1], ())}
+    where = [int(axis) for axis in given.get("axes", ())]
+    if kind == "Transpose":
+        order = given.get("perm", range(len(axes))[::-1])
+        return tuple(axes[axis] for axis in order) if sorted(order) == [*range(len(axes))] else None
+    rank = len(axes) + (len(where) if kind == "Unsqueeze" else 0)
+    if kind != "Reshape" and len({axis % rank for axis in where if -rank <= axis < rank}) < len(where):
+        return None
+    if kind == "Squeeze":
+        gone = {axis % rank for axis in where} if len(node.input) > 1 or where else {*range(rank)}
+        rest = tuple(axis for k, axis in enumerate(axes) if k not in gone or (axis and not where))
+        return rest if sum(map(len, rest)) == sum(map(len, axes)) else None
+    if kind == "Unsqueeze":
+        made = {axis % rank for axis in where}
+        left = iter(axes)
+        return tuple(() if k in made else next(left) for k in range(rank)) if made else None
+    if kind == "Reshape":  # to the three axes of X, as a stack needs it
+        flat = [part for axis in axes for part in axis]
+        shape = constants.get(node.input[1])
+        return (
+            ((flat[0],), (flat[1],), tuple(flat[2:])) if len(flat) > 2 and (shape is None or len(shape) == 3) else None
+        )
+    return axes
+
+
+def _rows_of(node: RecurrentNode, batch_first: bool) -> tuple[tuple[int, ...], ...]:
+    """Return how the axes of Y lie in the X of the next layer."""
+    steps, rows, direction = (1, 0, 2) if node.operator.batch_first else (0, 2, 1)
+    units = (3,) if len(node.operator.backwards) == 1 else (direction, 3)
+    return ((rows,), (steps,), units) if batch_first else ((steps,), (rows,), units)

@@ -1,0 +1,28 @@
+"""The oracle: recurrent layers in plain NumPy and float64. The kernels are tested against it and share no code with it.
+
+`cells` has the equations and one step of each cell, `sequence` the loop over time, `truncated` the windows of truncated
+backpropagation.
+"""
+
+from .cells import CELLS, Cell, linear, linear_backward, sigmoid
+from .sequence import Gradients, Tape, backward, forward, gates, gradients
+from .truncated import Truncated, Window, tbptt, tbptt_gradient, windows
+
+__all__ = [
+    "CELLS",
+    "Cell",
+    "Gradients",
+    "Tape",
+    "Truncated",
+    "Window",
+    "backward",
+    "forward",
+    "gates",
+    "gradients",
+    "linear",
+    "linear_backward",
+    "sigmoid",
+    "tbptt",
+    "tbptt_gradient",
+    "windows",
+]

@@ -1,0 +1,292 @@
+"""Whole sequences, for any cell of the oracle: the loop over time, forward and backward.
+
+Sizes are T time steps, B sequences, I inputs, H hidden units, G gates and D directions (1 or 2; the second runs
+backwards in time).
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .cells import CELLS, Array, Cell, Kept, State, hold, linear, linear_backward
+
+Parameters: TypeAlias = tuple[Array, Array, Array | None, Array | None]  # w_ih, w_hh, b_ih, b_hh
+
+
+class Tape(NamedTuple):
+    """What `forward` keeps for `backward`; ``kept[d][t]`` is what direction d kept at time t."""
+
+    cell: Cell
+    x: Array
+    parameters: list[Parameters]
+    kept: list[list[Kept]]
+    steps: State  # h and c of every step, [T,B,D·H] each, 0 in the padding
+    real: NDArray[np.bool_]  # [T,B,1], False in the padding
+    anew: list[NDArray[np.bool_]]  # [T,B,1], by direction: the step starts from the initial state
+    held: Mapping[str, ArrayLike]
+    one_hot: Array | None  # [T,B,V], of tokens
+    embedding: Array | None
+
+
+@np.errstate(all="ignore")  # infinity and NaN pass
+def forward(
+    cell: str,
+    x: ArrayLike,
+    parameters: Sequence[Sequence[Any]],
+    h0: ArrayLike | None = None,
+    c0: ArrayLike | None = None,
+    *,
+    embedding: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    gate_override: Mapping[str, ArrayLike] | None = None,
+) -> tuple[Array, Array, Array | None, Tape]:
+    """Run one layer over whole sequences.
+
+    Parameters
+    ----------
+    cell : str
+        A key of `CELLS`.
+    x : array_like [T,B,I], or of integers [T,B]
+        The input, or its tokens.
+    parameters : sequence of D tuples
+        w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None of each direction.
+    h0, c0 : array_like [D,B,H], optional
+        The initial states, zero where not given; only the LSTM has c0.
+    embedding : array_like [V,I], optional
+        What the tokens select rows of. By default, those of the identity: they are one-hot.
+    lengths : array_like of integers [B], optional
+        How many steps of each sequence are real, 0 to T. What follows is padding, whatever it holds: y is 0 there, the
+        state waits, and the second direction starts at each sequence's own end.
+    resets : array_like of bools [T,B], optional
+        Where an episode starts: before the step the state is the initial one again. The second direction comes from
+        the other side: for it the steps before these start anew.
+    gate_override : mapping, optional
+        The value that a gate is held at, by the gate's name: i, f, g, o of the LSTM, r, z, n of the GRU.
+
+    Returns
+    -------
+    y : ndarray [T,B,D·H]
+        h of every step, the directions side by side.
+    h, c : ndarray [D,B,H]
+        The last states; c is None for cells other than the LSTM.
+    tape : Tape
+        For `backward`.
+
+    Raises
+    ------
+    ValueError
+        If c0 is given to a cell that has none, or a gate is held that it lacks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w_ih, w_hh = np.ones((3, 1, 1)), np.ones((1, 1)), np.ones((1, 1))
+    >>> y, h, c, tape = forward("rnn_relu", x, [(w_ih, w_hh, None, None)])
+    >>> y.ravel()
+    array([1., 2., 3.])
+    >>> dx, dh0, dc0, grads = backward(tape, dh=np.ones((1, 1, 1)))
+    >>> grads[0][1]  # dw_hh: h' of the three steps, 0 + 1 + 2
+    array([[3.]])
+    """
+    step = CELLS[cell]
+    held = gate_override or {}
+    if not held.keys() <= set(step.names):
+        msg = f"gate_override: expected gates among {list(step.names)}, got {list(held)}"
+        raise ValueError(msg)
+    x = np.asarray(x)
+    T, B = x.shape[:2]
+    real = np.arange(T)[:, None] < (np.full(B, T) if lengths is None else np.asarray(lengths))
+    starts = np.zeros((T, B), np.bool_) if resets is None else np.asarray(resets, np.bool_) & real
+    ends = np.zeros_like(starts)
+    ends[:-1] = starts[1:]
+    x = np.where(real.reshape(T, B, *[1] * (x.ndim - 2)), x, 0)
+
+    weights = [_float64(p) for p in parameters]
+    rows = None if embedding is None else np.asarray(embedding, np.float64)
+    one_hot = None
+    if x.ndim == 2:
+        one_hot = np.eye(weights[0][0].shape[1] if rows is None else len(rows))[x]
+        x = one_hot if rows is None else one_hot @ rows
+    x = np.asarray(x, np.float64)
+    D, H = len(weights), weights[0][1].shape[1]
+    tape = Tape(
+        cell=step,
+        x=x,
+        parameters=weights,
+        kept=[[()] * T for _ in weights],
+        steps=tuple(np.zeros((T, B, D * H)) for _ in range(step.states)),
+        real=real[..., None],
+        anew=[starts[..., None], ends[..., None]],
+        held=held,
+        one_hot=one_hot,
+        embedding=rows,
+    )
+    first, last = _states(step, ("h0", h0), ("c0", c0), shape=(D, B, H)), []
+    for d, (w_ih, w_hh, b_ih, b_hh) in enumerate(weights):
+        initial: State = tuple(s[d] for s in first)
+        state = initial
+        for t in _times(T, d):
+            state = _where(tape.anew[d][t], initial, state)
+            made, tape.kept[d][t] = step.forward(linear(x[t], w_ih, b_ih), state, w_hh, b_hh, partial(hold, held))
+            for s, part in zip(tape.steps, made, strict=True):
+                s[t, :, d * H : (d + 1) * H] = np.where(tape.real[t], part, 0)
+            state = _where(tape.real[t], made, state)
+        last.append(state)
+    h, c = _stacked(last)
+    return tape.steps[0].copy(), h, c, tape
+
+
+class Gradients(NamedTuple):
+    """What `gradients` returns; the first four are what `backward` returns."""
+
+    dx: Any
+    dh0: Array
+    dc0: Array | None
+    grads: list[Parameters]
+    dh_steps: Array
+    dc_steps: Array | None
+
+
+def backward(
+    tape: Tape,
+    dy: ArrayLike | None = None,
+    dh: ArrayLike | None = None,
+    dc: ArrayLike | None = None,
+    *,
+    dc_steps: ArrayLike | None = None,
+    clip_dh: float | None = None,
+) -> tuple[Any, Array, Array | None, list[Parameters]]:
+    """Run the layer that made the tape backwards: `gradients` without those of every step."""
+    return gradients(tape, dy, dh, dc, dc_steps=dc_steps, clip_dh=clip_dh)[:4]
+
+
+@np.errstate(all="ignore")
+def gradients(
+    tape: Tape,
+    dy: ArrayLike | None = None,
+    dh: ArrayLike | None = None,
+    dc: ArrayLike | None = None,
+    *,
+    dc_steps: ArrayLike | None = None,
+    clip_dh: float | None = None,
+) -> Gradients:
+    """Return the gradients of ``sum(dy*y) + sum(dh*h) + sum(dc*c) + sum(dc_steps*c_steps)``.
+
+    Parameters
+    ----------
+    tape : Tape
+        From `forward`.
+    dy : array_like [T,B,D·H], optional
+        The gradient of y, zero where not given; what it holds in the padding does not count.
+    dh, dc : array_like [D,B,H], optional
+        The gradients of the last states, zero where not given.
+    dc_steps : array_like [T,B,D·H], optional
+        As dy, for c of every step.
+    clip_dh : float, optional
+        The bound of every element, up or down, that a step passes back to the state before it.
+
+    Returns
+    -------
+    dx : ndarray [T,B,I] or None
+        Of tokens, the gradient of their embedding [V,I]; None if they have none.
+    dh0, dc0 : ndarray [D,B,H]
+        The gradients of the initial states, summed over the episodes; dc0 is None for cells other than the LSTM.
+    grads : list of D tuples
+        dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias.
+    dh_steps, dc_steps : ndarray [T,B,D·H]
+        All of the gradients with respect to h and c of every step: what is given, what comes through time, and for c
+        what comes through h. Zero in the padding; dc_steps is None for cells other than the LSTM.
+
+    Raises
+    ------
+    ValueError
+        If dc or dc_steps is given to a cell that has none.
+    """
+    step, x, weights = tape.cell, tape.x, tape.parameters
+    T, B, D, H = *x.shape[:2], len(weights), weights[0][1].shape[1]
+    zero = dict.fromkeys(tape.held, 0.0)
+    given = _states(step, ("dy", dy), ("dc_steps", dc_steps), shape=(T, B, D * H))
+    dsteps = tuple(ds.copy() for ds in given)  # to each step is added what comes through time
+    dx: Any = np.zeros_like(x)
+    dlast = _states(step, ("dh", dh), ("dc", dc), shape=(D, B, H))
+    dfirst, grads = [], []
+    for d, (w_ih, w_hh, b_ih, b_hh) in enumerate(weights):
+        dstate: State = tuple(ds[d] for ds in dlast)
+        none: State = tuple(np.zeros((B, H)) for _ in dstate)
+        dinitial = none
+        dw_ih, dw_hh = np.zeros_like(w_ih), np.zeros_like(w_hh)
+        db_ih, db_hh = np.zeros(len(w_ih)), np.zeros(len(w_hh))
+        for t in reversed(_times(T, d)):
+            real, anew = tape.real[t], tape.anew[d][t]
+            here = [ds[t, :, d * H : (d + 1) * H] for ds in dsteps]
+            waits = _where(real, none, dstate)
+            dstate = _where(real, _add(dstate, here), none)
+            da, dstate, dbefore, (dw, db) = step.backward(dstate, tape.kept[d][t], w_hh, partial(hold, zero))
+            for ds, total in zip(here, dstate, strict=True):
+                ds[:] = total
+            if clip_dh is not None:
+                dbefore = tuple(np.clip(ds, -clip_dh, clip_dh) for ds in dbefore)
+            dinitial = _add(dinitial, _where(anew, dbefore, none))
+            dstate = _add(_where(anew, none, dbefore), waits)
+            dw_hh += dw
+            db_hh += db
+            dx_t, dw, db = linear_backward(da, x[t], w_ih)
+            dx[t] += dx_t
+            dw_ih += dw
+            db_ih += db
+        dfirst.append(_add(dinitial, dstate))
+        grads.append((dw_ih, dw_hh, None if b_ih is None else db_ih, None if b_hh is None else db_hh))
+    if tape.one_hot is not None:
+        dx = None if tape.embedding is None else np.einsum("tbv,tbi->vi", tape.one_hot, dx)
+    return Gradients(dx, *_stacked(dfirst), grads, dsteps[0], dsteps[1] if step.states == 2 else None)
+
+
+def gates(tape: Tape) -> list[dict[str, Array]]:
+    """Return the gates of every step by name, [T,B,H] each, 0 in the padding, for each direction."""
+    kept = [[step[tape.cell.states :] for step in steps] for steps in tape.kept]
+    return [
+        {name: np.where(tape.real, np.array([step[k] for step in steps]), 0) for k, name in enumerate(tape.cell.names)}
+        for steps in kept
+    ]
+
+
+def _times(T: int, d: int) -> range:
+    """Return the time steps in the order in which direction d takes them."""
+    return range(T) if d == 0 else range(T - 1, -1, -1)
+
+
+def _float64(parameters: Sequence[Any]) -> Parameters:
+    w_ih, w_hh, *biases = parameters
+    b_ih, b_hh = (None if b is None else np.asarray(b, np.float64) for b in biases)
+    return np.asarray(w_ih, np.float64), np.asarray(w_hh, np.float64), b_ih, b_hh
+
+
+def _states(cell: Cell, *given: tuple[str, ArrayLike | None], shape: tuple[int, ...]) -> State:
+    """Return what is given for the states of the cell, an array of the shape each, zeros where there is none."""
+    for name, s in given[cell.states :]:
+        if s is not None:
+            msg = f"{name}: expected None, the cell has no such state, got an array"
+            raise ValueError(msg)
+    return tuple(np.zeros(shape) if s is None else np.asarray(s, np.float64) for _, s in given[: cell.states])
+
+
+def _where(mask: NDArray[np.bool_], a: State, b: State) -> State:
+    """Return the state a where the mask is True, b elsewhere."""
+    return tuple(np.where(mask, p, q) for p, q in zip(a, b, strict=True))
+
+
+def _add(a: Any, b: Any) -> Any:
+    """Return a + b, of arrays or of tuples and lists of them; None where there are None."""
+    if a is None or isinstance(a, np.ndarray):
+        return a if a is None else a + b
+    return type(a)(_add(p, q) for p, q in zip(a, b, strict=True))
+
+
+def _stacked(states: list[State]) -> tuple[Array, Array | None]:
+    """Return h and c of all directions or layers, [D,B,H] or [L,B,H]; c is None where there is none."""
+    h, *c = (np.stack(s) for s in zip(*states, strict=True))
+    return h, c[0] if c else None

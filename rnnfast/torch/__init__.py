@@ -1,0 +1,41 @@
+"""The recurrent modules of `torch.nn` on rnnfast's kernels, forward and backward, without copying contiguous tensors.
+
+`accelerate` changes the modules of a model in place. The classes are those of `torch.nn` with a forward of their own:
+constructors, parameters, errors, ``state_dict``, ``repr`` and ``isinstance`` are torch's.
+
+What is computed here are float32 and float64 tensors on the CPU. Left to torch's operators, correct though slower, are
+second derivatives and calls under `torch.func`, forward-mode differentiation and ``torch.jit.trace``.
+
+Importing this module sets ``torch._dynamo.config.allow_rnn``: without it `torch.compile` stops at every subclass of
+torch's recurrent modules.
+
+Examples
+--------
+>>> import torch
+>>> import rnnfast.torch
+>>> model = torch.nn.ModuleDict({"rnn": torch.nn.GRU(28, 64), "out": torch.nn.Linear(64, 10)})
+>>> model = rnnfast.torch.accelerate(model)
+>>> y, h = model["rnn"](torch.zeros(50, 32, 28))
+>>> model["out"](y).sum().backward()
+>>> isinstance(model["rnn"], rnnfast.torch.GRU), isinstance(model["rnn"], torch.nn.GRU)
+(True, True)
+"""
+
+from .._base.frameworks import explain_missing
+
+try:
+    import torch
+    import torch._dynamo.config
+except ModuleNotFoundError as error:
+    explain_missing("torch", error)
+    raise
+
+from ._models import accelerate, restore
+from ._modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "restore"]
+
+torch._dynamo.config.allow_rnn = True
+
+for _kind in (GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell):
+    _kind.__module__ = __name__  # where pickles look for them

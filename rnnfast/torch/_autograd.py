@@ -1,0 +1,60 @@
+"""A call in eager mode, which autograd follows."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+
+from .. import _core
+from ._calls import Call, run_backward, tensor_of
+from ._derivatives import differentiable_backward
+
+
+class _Layer(torch.autograd.Function):  # type: ignore[misc]
+    """A call, given with its tensors: x, the states and the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        array, *last, tape = call.run(_core.forward)
+        y, token = torch.from_numpy(array), torch.from_numpy(tape.memory[0])
+        # A saved tensor owns the tape: it goes with the graph, or where hooks on saved tensors let go of it.
+        ctx.save_for_backward(call.batch_sizes, token, *tensors)
+        ctx.cell, ctx.bias, ctx.num_states, ctx.tape = call.cell, call.bias, len(call.states), weakref.ref(tape)
+        ctx.addresses, ctx.y = _addresses(tensors), y.detach()  # which is told of changes of y in place
+        ctx.set_materialize_grads(False)
+        step = call.is_step
+        return None if step else y, *(tensor_of(a, step) for a in last)
+
+    @staticmethod
+    def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
+        batch_sizes, _, *tensors = ctx.saved_tensors
+        if all(d is None for d in dlast):
+            return (None,) * (1 + len(tensors))
+        first_weight = 1 + ctx.num_states
+        call = Call(ctx.cell, ctx.bias, tensors[0], tensors[1:first_weight], batch_sizes, tensors[first_weight:])
+        if torch.is_grad_enabled() or any(d is not None and is_legacy_batchedtensor(d) for d in dlast):
+            dx, dstates, dweights = differentiable_backward(call, dlast)
+        else:
+            tape = ctx.tape()
+            if tape is None or ctx.y._version or ctx.addresses != _addresses(tensors):
+                *_, tape = call.run(_core.forward)
+            dx, dstates, dweights = run_backward(tape, dlast, ctx.needs_input_grad[1], call.is_step)
+        return None, dx, *dstates[: ctx.num_states], *dweights
+
+
+def _addresses(tensors: Iterable[Tensor]) -> list[int]:
+    """Return where tensors are: hooks may give others back, which are not those that a tape refers to."""
+    return [t.data_ptr() for t in tensors]
+
+
+# What Function.apply comes to where no transform of torch.func is at work, and none gets here: 4 µs of 90 for a call.
+_apply = super(torch.autograd.Function, _Layer).apply
+
+
+def followed(call: Call) -> tuple[Tensor | None, ...]:
+    """Return y, None of a step, and the last states."""
+    results: tuple[Tensor | None, ...] = _apply(call, call.x, *call.states, *call.weights)
+    return results

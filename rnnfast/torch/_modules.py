@@ -1,0 +1,248 @@
+"""The recurrent modules of `torch.nn` with a forward of their own."""
+
+import copy
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _core
+from .._base.state import STATES
+from ._autograd import followed
+from ._calls import Call, tensor_of
+from ._derivatives import STEPS, without_onednn
+from ._operators import forward_operator
+
+DTYPES = torch.float32, torch.float64
+MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}  # torch's names
+CELL_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+
+
+def is_watched() -> bool:
+    """Return whether something follows a call that sees operators alone: a compiler, or a dispatch mode."""
+    return torch.compiler.is_compiling() or bool(torch._C._len_torch_dispatch_stack())
+
+
+def left_to_torch() -> bool:
+    """Return whether something follows a call that sees torch's own operators alone."""
+    if torch.compiler.is_compiling():
+        return False
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return bool(transformed or torch.jit.is_tracing())
+
+
+def layer(call: Call) -> tuple[Any, ...]:
+    """Return y, None of a step, and the last states."""
+    tensors = call.x, *call.states, *call.weights
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if is_watched() or type(call.x) not in (Tensor, torch.nn.Parameter) or not call.x.is_cpu:
+        if call.is_step:
+            _, *last = layer(call.as_layer())
+            return None, *(state[0] for state in last)
+        if call.batch_sizes is not None and not call.states:  # the operator's results have its shape
+            call = call._replace(states=[call.x.new_zeros(call.state_shape)] * len(STATES[call.cell]))
+        *results, _, _ = forward_operator(*call, differentiable)
+        return tuple(results)
+    if differentiable:
+        return followed(call)
+    y, *states = call.run(_core.inference)
+    step = call.is_step
+    return None if step else torch.from_numpy(y), *[tensor_of(a, step) for a in states]
+
+
+def prepared(weight: Tensor, x: Tensor, hx: Any, S: int, shape: tuple[int, ...] | None) -> list[Any] | None:
+    """Return x and the S states, if there are any, as autocast hands them on, or None if they do not fit.
+
+    `shape` is that of the state that goes with x, None if x is at fault.
+    """
+    if weight.dtype not in DTYPES or not (weight.is_cpu or weight.is_meta):
+        msg = (
+            f"weight_ih: expected dtype float32 or float64 on the CPU, got {weight.dtype} on {weight.device}; "
+            "rnnfast.torch.restore(model) leaves its modules to torch"
+        )
+        raise TypeError(msg)
+    given = [x] if hx is None else [x, *hx] if S > 1 else [x, hx]
+    if torch.is_autocast_enabled("cpu"):
+        given = [t.to(weight.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
+    if shape is None or len(given) not in (1, 1 + S) or (S > 1 and isinstance(hx, Tensor)):
+        return None
+    for k, t in enumerate(given):
+        if t.dtype != weight.dtype or t.device != weight.device or (k and t.shape != shape):
+            return None
+    return given
+
+
+def weights_of(module: Any, names: Iterable[str]) -> list[Tensor]:
+    """Return parameters, or what stands in their place: of parametrised or pruned modules a tensor."""
+    stored = module._parameters  # where an attribute is looked for last
+    return [stored[name] if name in stored else getattr(module, name) for name in names]
+
+
+class _Scriptable:
+    def __prepare_scriptable__(self) -> Any:
+        """Return what torch.jit.script is to compile: torch's own module, with the same parameters."""
+        module: Any = copy.copy(self)
+        module.__class__ = THEIRS.get(type(self), type(self))
+        return module
+
+
+class _Recurrent(_Scriptable):
+    """The forward of LSTM, GRU and RNN."""
+
+    def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
+        if left_to_torch() or not isinstance(input, Tensor | PackedSequence):
+            with without_onednn if self.mode == "LSTM" else nullcontext():
+                return super().forward(input, hx)  # type: ignore[misc]
+        packed = isinstance(input, PackedSequence)
+        x, batch_sizes, order, places = input if packed else (input, None, None, None)
+        weights = weights_of(self, self._flat_weights_names)
+        cell, L, D = MODES[self.mode], self.num_layers, 1 + self.bidirectional
+        S = len(STATES[cell])
+        given = prepared(weights[0], x, hx, S, self._state_shape(x.shape, batch_sizes))
+        if given is None:
+            return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
+
+        unbatched = not packed and x.dim() == 2
+        batch_first = self.batch_first and not packed and not unbatched
+        x, *first = (t.unsqueeze(1) for t in given) if unbatched else given
+        if batch_first:
+            x = x.transpose(0, 1)
+        if order is not None:
+            first = [state.index_select(1, order) for state in first]
+        last: list[Any] = []
+        n = len(weights) // L
+        for k in range(L):
+            if k and self.training and self.dropout:
+                x = torch.nn.functional.dropout(x, self.dropout)
+            before = first if L == 1 else [state[k * D : (k + 1) * D] for state in first]
+            x, *after = layer(Call(cell, self.bias, x, before, batch_sizes, weights[k * n : (k + 1) * n]))
+            last.append(after)
+        states = last[0] if L == 1 else [torch.cat(part) for part in zip(*last, strict=True)]
+
+        if places is not None:
+            states = [state.index_select(1, places) for state in states]
+        if batch_first:
+            x = x.transpose(0, 1)
+        if unbatched:
+            x, *states = (t.squeeze(1) for t in (x, *states))
+        return PackedSequence(x, *input[1:]) if packed else x, tuple(states) if S > 1 else states[0]
+
+    def _state_shape(self: Any, shape: tuple[int, ...], batch_sizes: Tensor | None) -> tuple[int, ...] | None:
+        """Return the shape of a state that goes with x, None if there is none."""
+        size, H = self.num_layers * (1 + self.bidirectional), self.hidden_size
+        axes = len(shape)
+        if axes not in (2, 3) or shape[-1] != self.input_size or (axes == 3 and batch_sizes is not None):
+            return None
+        if batch_sizes is not None:
+            return size, int(batch_sizes[0]), H
+        T, B = (shape[1], shape[0]) if self.batch_first and axes == 3 else (shape[0], shape[1])
+        return None if T == 0 else (size, B, H) if axes == 3 else (size, H)
+
+
+class _Cell(_Scriptable):
+    """The forward of LSTMCell, GRUCell and RNNCell, whose names among the kernels are their `cell`."""
+
+    def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
+        if left_to_torch():
+            return super().forward(input, hx)  # type: ignore[misc]
+        weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
+        cell, shape = self.cell, (*input.shape[:-1], self.hidden_size)
+        S = len(STATES.get(cell, ("h",)))
+        fits = len(shape) in (1, 2) and input.shape[-1:] == (self.input_size,) and cell in STEPS
+        given = prepared(weights[0], input, hx, S, shape if fits else None)
+        if given is None:
+            return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
+        x, *first = given if len(shape) == 2 else (t.unsqueeze(0) for t in given)
+        _, *states = layer(Call(cell, self.bias, x, first, None, weights))
+        if len(shape) == 1:
+            states = [state.squeeze(0) for state in states]
+        return tuple(states) if S > 1 else states[0]
+
+
+class LSTM(_Recurrent, torch.nn.LSTM):  # type: ignore[misc]
+    """`torch.nn.LSTM` on rnnfast's kernels.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Those of `torch.nn.LSTM`, without `proj_size`.
+
+    Raises
+    ------
+    ValueError
+        If `proj_size` is not 0.
+    TypeError
+        In forward, if the parameters are not float32 or float64 on the CPU. All other errors are torch's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnfast.torch
+    >>> lstm = rnnfast.torch.LSTM(28, 64, num_layers=2)
+    >>> y, (h, c) = lstm(torch.zeros(50, 32, 28))
+    >>> y.shape, h.shape
+    (torch.Size([50, 32, 64]), torch.Size([2, 32, 64]))
+    >>> lstm
+    LSTM(28, 64, num_layers=2)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.proj_size:
+            msg = f"proj_size: expected 0, as torch.nn.LSTM alone has projections, got {self.proj_size}"
+            raise ValueError(msg)
+
+
+class GRU(_Recurrent, torch.nn.GRU):  # type: ignore[misc]
+    """`torch.nn.GRU` on rnnfast's kernels. Takes and raises what `LSTM` does."""
+
+
+class RNN(_Recurrent, torch.nn.RNN):  # type: ignore[misc]
+    """`torch.nn.RNN` on rnnfast's kernels. Takes and raises what `LSTM` does, and `nonlinearity`."""
+
+
+class LSTMCell(_Cell, torch.nn.LSTMCell):  # type: ignore[misc]
+    """`torch.nn.LSTMCell` on rnnfast's kernels.
+
+    Raises
+    ------
+    TypeError
+        In forward, if the parameters are not float32 or float64 on the CPU. All other errors are torch's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnfast.torch
+    >>> cell = rnnfast.torch.LSTMCell(3, 4)
+    >>> h, c = cell(torch.zeros(2, 3))
+    >>> h, c = cell(torch.zeros(2, 3), (h, c))
+    >>> h.shape
+    torch.Size([2, 4])
+    """
+
+    cell = "lstm"
+
+
+class GRUCell(_Cell, torch.nn.GRUCell):  # type: ignore[misc]
+    """`torch.nn.GRUCell` on rnnfast's kernels. Raises what `LSTMCell` does."""
+
+    cell = "gru"
+
+
+class RNNCell(_Cell, torch.nn.RNNCell):  # type: ignore[misc]
+    """`torch.nn.RNNCell` on rnnfast's kernels. Raises what `LSTMCell` does."""
+
+    @property
+    def cell(self) -> str:
+        """The kernels' name of it."""
+        return f"rnn_{self.nonlinearity}"
+
+
+OURS: dict[type, type] = {
+    getattr(torch.nn, kind.__name__): kind for kind in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
+}
+THEIRS = {ours: theirs for theirs, ours in OURS.items()}
