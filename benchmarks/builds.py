@@ -166,7 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
         }
         options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    return 1 if differences or (options.at_least and slow(rows, *options.at_least)) else 0
+    misses = list(missed(rows, *options.at_least)) if options.at_least else []
+    for line in misses:
+        print(line)
+    return 1 if differences or misses else 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -362,10 +365,15 @@ def mean(rows: Sequence[Row]) -> float:
     return statistics.geometric_mean(row.ratio for row in rows)
 
 
-def slow(rows: Sequence[Row], least_mean: float, least_row: float) -> bool:
-    return any(row.ratio < least_row for row in rows) or any(
-        mean(group) < least_mean for group in groups(rows).values()
-    )
+def missed(rows: Sequence[Row], least_mean: float, least_row: float) -> Iterator[str]:
+    """Yield a line for each work whose mean is too low, and for each such row."""
+    for (isa, work), group in groups(rows).items():
+        if mean(group) < least_mean:
+            yield f"{isa}, {work}: the mean {mean(group):.3f} is below {least_mean}"
+    for row in rows:
+        if row.ratio < least_row:
+            where = f"{row.isa}, {row.work}, {row.case.cell}, {row.case.shape}"
+            yield f"{where}: {row.ratio:.3f} is below {least_row}, of {len(row.seconds)} rounds"
 
 
 if __name__ == "__main__":
