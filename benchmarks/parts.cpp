@@ -16,7 +16,7 @@
 #include "kernels/gru.h"
 #include "kernels/limits.h"
 #include "kernels/lstm.h"
-#include "memory.h"
+#include "run/memory.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

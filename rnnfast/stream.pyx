@@ -71,6 +71,11 @@ cdef void* data(object a):
     return NULL if a is None else cnp.PyArray_DATA(a)
 
 
+cdef cnp.ndarray pointers(object arrays):
+    """Return where the arrays are, as the C interface takes those of a state."""
+    return np.array([<size_t> data(a) for a in arrays], np.uintp)
+
+
 cdef tuple dimensions(cnp.ndarray a):
     """Return the shape of an array."""
     return tuple([cnp.PyArray_DIMS(a)[axis] for axis in range(cnp.PyArray_NDIM(a))])
@@ -163,7 +168,8 @@ cdef class Stream:
         stack.dtype = RNNFAST_FLOAT32 if self.typenum == cnp.NPY_FLOAT else RNNFAST_FLOAT64
         stack.num_layers, stack.input_size, stack.hidden_size = self.num_layers, self.input_size, self.hidden_size
         stack.layers = weights
-        stack.h0, stack.c0 = data(arrays.get("initial_h")), data(arrays.get("initial_c"))
+        cdef cnp.ndarray state0 = pointers([arrays.get(f"initial_{name}") for name in _core.cells[self.cell].states])
+        stack.state0 = <const void* const*> cnp.PyArray_DATA(state0)
         for l in range(self.num_layers):
             weights[l].w_ih, weights[l].w_hh = data(arrays[f"weight_ih_l{l}"]), data(arrays[f"weight_hh_l{l}"])
             weights[l].b_ih, weights[l].b_hh = data(arrays.get(f"bias_ih_l{l}")), data(arrays.get(f"bias_hh_l{l}"))
@@ -257,17 +263,18 @@ cdef class Stream:
 
     @property
     def state(self):
-        h = np.empty((self.num_layers, self.batch_size, self.hidden_size), self.dtype)
-        c = np.empty_like(h) if self.cell == "lstm" else None
-        check(api.stream_get_state(self.stream, data(h), data(c)))
-        return h if c is None else (h, c)
+        shape = self.num_layers, self.batch_size, self.hidden_size
+        state = tuple([np.empty(shape, self.dtype) for _ in _core.cells[self.cell].states])
+        cdef cnp.ndarray targets = pointers(state)
+        check(api.stream_get_state(self.stream, <void* const*> cnp.PyArray_DATA(targets)))
+        return state if len(state) > 1 else state[0]
 
     @state.setter
     def state(self, object value):
-        h, c = split_state(self.cell, value, "state")
-        h = self.part(h)
-        c = self.part(c) if self.cell == "lstm" else None
-        check(api.stream_set_state(self.stream, data(h), data(c)))
+        parts = split_state(self.cell, value, "state")[:len(_core.cells[self.cell].states)]
+        state = [self.part(part) for part in parts]
+        cdef cnp.ndarray sources = pointers(state)
+        check(api.stream_set_state(self.stream, <const void* const*> cnp.PyArray_DATA(sources)))
 
     cdef object part(self, object a):
         shape = self.num_layers, self.batch_size, self.hidden_size

@@ -1,4 +1,4 @@
-#include "threads.h"
+#include "run/threads.h"
 
 #include <algorithm>
 #include <atomic>
@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "processors.h"
+#include "run/processors.h"
 
 #if !defined(_WIN32)
 #include <pthread.h>

@@ -1,18 +1,24 @@
 // The module, and what in it is not a layer's: the activations, the limits of the machine, the configuration.
 #include <pybind11/stl.h>
 
+#include <cstddef>
+#include <optional>
+#include <stdexcept>
 #include <string>
 
-#include "calls.h"
-#include "capi.h"
-#include "cells.h"
+#include "c/capi.h"
+#include "c/functions.h"
+#include "python/arrays.h"
+#include "python/interpreter.h"
+#include "run/dispatch.h"
+#include "run/threads.h"
+#include "types.h"
 
 namespace rnnfast {
 
 const KernelTable* kernel_table = nullptr;
 
-extern const rnnfast_api c_api;  // in capi.cpp
-
+void bind_tape(py::module_& m);
 void bind_layers(py::module_& m);
 void bind_training(py::module_& m);
 
@@ -126,6 +132,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
 
   bind_cells(m);
 
+  bind_tape(m);
   bind_layers(m);
 
   m.def(

@@ -1,9 +1,12 @@
-#include "calls.h"
+#include "python/interpreter.h"
 
 #include <atomic>
 #include <cfenv>
 #include <chrono>
+#include <stdexcept>
 #include <thread>
+
+#include "run/threads.h"
 
 #if defined(__GLIBCXX__)
 #include <cxxabi.h>

@@ -6,22 +6,22 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <memory>
-#include <new>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "memory.h"
+#include "python/interpreter.h"
+#include "run/memory.h"
 #include "types.h"
 
 namespace rnnfast {
 
-namespace py = pybind11;
 using namespace py::literals;
 
 // Any str has a text: code points that UTF-8 does not have are escaped.
@@ -32,14 +32,6 @@ inline std::string text(const py::handle& object) {
 inline std::string type_name(const py::handle& object) { return text(py::type::of(object).attr("__qualname__")); }
 
 inline py::module_ numpy() { return py::module_::import("numpy"); }
-
-// The object that make() gives, which may let go of the GIL on its way: Python code, and NumPy where it copies or
-// computes. CPython ends a thread that wants the GIL back while Python is finalizing, by unwinding it; the frames of
-// C++ that own Python objects are to be spared that.
-py::object guarded(const std::function<PyObject*()>& make);
-
-// The same of a call.
-py::object called(const py::object& function, const py::tuple& arguments, const py::dict& named = py::dict());
 
 // ---- Arrays as they were when they were read -----------------------------------------------------------------------
 
@@ -185,6 +177,12 @@ inline bool has_dtype(const Array& array, const py::dtype& dtype) {
   return array.dtype().is(dtype) || array.dtype().equal(dtype);
 }
 
+inline bool is_double(const std::string& name, const Array& array) {
+  if (has_dtype(array, py::dtype::of<double>())) return true;
+  if (has_dtype(array, py::dtype::of<float>())) return false;
+  throw py::type_error(name + ": expected dtype float32 or float64, got " + text(array.dtype()));
+}
+
 // How a caller can put the dtype of an array right that is only read.
 inline std::string remedy(const py::dtype& got, const py::dtype& expected) {
   if (!is_number(got)) return "";
@@ -211,6 +209,23 @@ inline Array as_bools(const std::string& name, const Array& array) {
     throw py::value_error(name + ": expected bools, or 0 and 1, got " +
                           text(given.attr("item")(called(differs.attr("argmax"), py::tuple()))));
   return Array(bools);
+}
+
+// A tuple or list of this length, as a tuple of our own: a caller's list could change while we read it.
+inline std::optional<py::tuple> tuple_of(const std::string& name, const py::object& object, std::size_t length,
+                                         const std::string& content) {
+  if (object.is_none()) return std::nullopt;
+  if (!py::isinstance<py::tuple>(object) && !py::isinstance<py::list>(object))
+    throw py::type_error(name + ": expected a tuple " + content + ", got " + type_name(object));
+  const py::tuple tuple(object);
+  if (tuple.size() != length)
+    throw py::value_error(name + ": expected " + std::to_string(length) + " entries " + content + ", got " +
+                          std::to_string(tuple.size()));
+  return tuple;
+}
+
+inline py::object entry(const std::optional<py::tuple>& tuple, std::size_t i) {
+  return tuple ? py::object((*tuple)[i]) : py::object(py::none());
 }
 
 // The array with this dtype: lists of numbers are converted, 0 and 1 are bools, and any other dtype is an error.
@@ -290,6 +305,12 @@ Input<Real> input(const std::string& name, Array given, const Shape& shape) {
   if (!stride) in.copy = contiguous_copy<Real>(in.given);
   in.stride = stride ? *stride : shape.back();
   return in;
+}
+
+template <class Real>
+std::optional<Input<Real>> optional_input(const std::string& name, const py::object& object, const Shape& shape) {
+  if (object.is_none()) return std::nullopt;
+  return input<Real>(name, as_array(object, name), shape);
 }
 
 // Parameters are packed by the kernels from contiguous memory.
@@ -389,6 +410,14 @@ Output<Real> output(const std::string& name, const py::object& object, const Sha
 template <class Real>
 Output<Real> flat_output(const std::string& name, const py::object& object, const Shape& shape, bool keep_values) {
   return output_where<Real>(is_flat<Real>, name, object, shape, keep_values);
+}
+
+// Hands a result over; None where there is none.
+template <class Real>
+py::object finish(const std::optional<Output<Real>>& out) {
+  if (!out) return py::none();
+  out->commit();
+  return out->result;
 }
 
 // The bytes from the first to the last element.
