@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "python/arrays.h"
@@ -20,11 +21,10 @@ namespace rnnfast {
 
 inline const CellShape& cell_named(const py::object& name) {
   if (!py::isinstance<py::str>(name)) throw py::type_error("cell: expected a str, got " + type_name(name));
+  for (const CellShape& cell : cells())
+    if (PyUnicode_CompareWithASCIIString(name.ptr(), cell.name) == 0) return cell;
   std::string names;
-  for (const CellShape& cell : cells()) {
-    if (name.equal(py::str(cell.name))) return cell;
-    names += (names.empty() ? "" : ", ") + std::string(cell.name);
-  }
+  for (const CellShape& cell : cells()) names += (names.empty() ? "" : ", ") + std::string(cell.name);
   throw py::value_error("cell: expected one of " + names + ", got " +
                         text(py::reinterpret_steal<py::object>(PyObject_ASCII(name.ptr()))));
 }
@@ -45,6 +45,7 @@ inline ParameterArrays read_parameters(const py::object& parameters) {
   if (directions.size() != 1 && directions.size() != 2)
     throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
   ParameterArrays arrays;
+  arrays.reserve(4 * directions.size());
   for (const py::handle direction : directions) {
     const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), 4, parameter_content);
     if (!given) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
@@ -76,11 +77,11 @@ inline Shape parameter_shape(const Problem& p, std::size_t i) {
 }
 
 template <class Real>
-LayerParameters<Real> check_parameters(const Problem& p, const ParameterArrays& arrays) {
+LayerParameters<Real> check_parameters(const Problem& p, ParameterArrays arrays) {
   LayerParameters<Real> parameters(arrays.size());
   for (std::size_t i = 0; i < arrays.size(); ++i)
     if (arrays[i])
-      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], *arrays[i], parameter_shape(p, i % 4));
+      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], std::move(*arrays[i]), parameter_shape(p, i % 4));
   return parameters;
 }
 

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -35,7 +36,34 @@ inline py::module_ numpy() { return py::module_::import("numpy"); }
 
 // ---- Arrays as they were when they were read -----------------------------------------------------------------------
 
-using Shape = std::vector<Index>;
+// Lengths or strides of an array's axes. A call makes so many that few axes have to do without memory of their own.
+class Shape {
+ public:
+  Shape() = default;
+  Shape(const Index* first, const Index* last) : size_(std::size_t(last - first)) {
+    if (size_ > most_few) many_.resize(size_);
+    std::copy(first, last, begin());
+  }
+  Shape(std::initializer_list<Index> lengths) : Shape(lengths.begin(), lengths.end()) {}
+
+  std::size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  Index* begin() { return size_ > most_few ? many_.data() : few_; }
+  Index* end() { return begin() + size_; }
+  const Index* begin() const { return size_ > most_few ? many_.data() : few_; }
+  const Index* end() const { return begin() + size_; }
+  Index operator[](std::size_t axis) const { return begin()[axis]; }
+  Index& back() { return end()[-1]; }
+  Index back() const { return end()[-1]; }
+  bool operator==(const Shape& other) const { return std::equal(begin(), end(), other.begin(), other.end()); }
+
+ private:
+  static constexpr std::size_t most_few = 4;
+
+  std::size_t size_ = 0;
+  Index few_[most_few] = {};
+  std::vector<Index> many_;
+};
 
 inline std::string shape_text(const Shape& shape) {
   std::string text = "(";
@@ -358,7 +386,14 @@ py::array new_array(const Shape& shape) {
   constexpr Index large = Index{1} << 16;
   Index elements = 1;
   for (const Index n : shape) elements *= n;
-  if (elements * Index(sizeof(Real)) < large) return py::array_t<Real>(shape);
+  if (elements * Index(sizeof(Real)) < large) {
+    auto& api = py::detail::npy_api::get();
+    PyObject* const dtype = py::dtype::of<Real>().release().ptr();  // which NumPy takes over
+    auto array = py::reinterpret_steal<py::array>(api.PyArray_NewFromDescr_(
+        api.PyArray_Type_, dtype, int(shape.size()), shape.begin(), nullptr, nullptr, 0, nullptr));
+    if (!array) throw py::error_already_set();
+    return array;
+  }
   auto memory = std::make_unique<Buffer>(std::size_t(elements) * sizeof(Real));
   auto* const data = static_cast<Real*>(memory->data());
   const py::capsule owner(memory.get(), [](void* buffer) { delete static_cast<Buffer*>(buffer); });

@@ -104,8 +104,8 @@ py::tuple results_of(const py::object& first, const StateOutputs<Real>& states, 
 
 template <class Real>
 py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
-                     const ParameterArrays& parameters, const ForwardObjects& given, const py::object& held,
-                     bool training, const py::object& steps, Index threads) {
+                     ParameterArrays parameters, const ForwardObjects& given, const py::object& held, bool training,
+                     const py::object& steps, Index threads) {
   // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
   // is to take over, and so would its owner here.
   TapeObject inference;
@@ -128,7 +128,7 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   saved.initial = state_inputs<Real>(cell, state0_names, {given.h0, given.c0}, state_shape);
   if (const auto start = tuple_of("start", given.start, most_states, "(h, c)"))
     saved.start = state_inputs<Real>(cell, start_names, entries(start), state_shape);
-  saved.parameters = check_parameters<Real>(p, parameters);
+  saved.parameters = check_parameters<Real>(p, std::move(parameters));
   if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
   const bool later = steps_to_come(p);
   if (p.input == InputKind::dense)
@@ -415,11 +415,11 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
-  const ParameterArrays arrays = read_parameters(parameters);
+  ParameterArrays arrays = read_parameters(parameters);
   const auto run = [&]<class Real> {
     return forward_of<Real>(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
-                            arrays, {.h0 = h0, .c0 = c0, .start = start, .out = out, .memory = memory}, gate_override,
-                            training, steps, threads);
+                            std::move(arrays), {.h0 = h0, .c0 = c0, .start = start, .out = out, .memory = memory},
+                            gate_override, training, steps, threads);
   };
   return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
 }

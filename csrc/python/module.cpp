@@ -5,6 +5,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "c/capi.h"
 #include "c/functions.h"
@@ -171,12 +172,13 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
       "x"_a, "name"_a, "shape"_a, "dtype"_a);
   m.def(
       "checked_target",
-      [](const py::object& x, const std::string& name, const std::optional<Shape>& shape,
+      [](const py::object& x, const std::string& name, const std::optional<std::vector<Index>>& shape,
          const std::optional<py::dtype>& dtype) {
         if (!py::isinstance<py::array>(x)) throw py::type_error(name + ": expected an ndarray, got " + type_name(x));
         const Array array = as_array(x, name);
         if (!dtype) is_double(name, array);
-        require_writable(name, array, dtype ? *dtype : array.dtype(), shape ? *shape : array.shape());
+        require_writable(name, array, dtype ? *dtype : array.dtype(),
+                         shape ? Shape(shape->data(), shape->data() + shape->size()) : array.shape());
         return view_of(x);
       },
       "x"_a, "name"_a, "shape"_a = py::none(), "dtype"_a = py::none());
