@@ -6,7 +6,6 @@
 #include <memory>
 #include <new>
 #include <string>
-#include <utility>
 
 #include "c/capi.h"
 #include "c/checks.h"

@@ -174,7 +174,11 @@ class Stream final : public rnnfast_stream {
     }
   }
 
-  static constexpr Team alone = {0, 1, [](const Team&) { return true; }, [](const Team&) { return false; }, nullptr};
+  static constexpr Team alone = {.rank = 0,
+                                 .size = 1,
+                                 .barrier = [](const Team&) { return true; },
+                                 .interrupted = [](const Team&) { return false; },
+                                 .context = nullptr};
 
   const Kernels<Real>& kernels_;
   const Index L_, B_, I_, H_, chunk_;

@@ -227,7 +227,7 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
     wrong_shape("embedding", "(V, " + std::to_string(p.I) + ")", *in.embedding);
   p.T = packed ? Index(schedule.first_row.size()) - 1 : x.shape(0);
   p.B = packed ? schedule.first_row[1] : x.shape(1);
-  p.run = {0, p.T};
+  p.run = {.first = 0, .last = p.T};
   p.reverse = sequences.reverse;
   if (packed && schedule.first_row.back() != x.shape(0))
     throw py::value_error("batch_sizes: expected sizes that sum up to the rows of x, " + std::to_string(x.shape(0)) +
@@ -244,10 +244,10 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
 // (first, last), or None for all of the T steps.
 inline Steps read_steps(const py::object& object, const Problem& p) {
   const auto given = tuple_of("steps", object, 2, "(first, last)");
-  if (!given) return {0, p.T};
+  if (!given) return {.first = 0, .last = p.T};
   for (const py::handle step : *given)
     if (!PyLong_Check(step.ptr())) throw py::type_error("steps: expected integers, got " + type_name(step));
-  const Steps steps = {PyLong_AsSsize_t((*given)[0].ptr()), PyLong_AsSsize_t((*given)[1].ptr())};
+  const Steps steps = {.first = PyLong_AsSsize_t((*given)[0].ptr()), .last = PyLong_AsSsize_t((*given)[1].ptr())};
   if (PyErr_Occurred()) throw py::error_already_set();
   if (steps.first < 0 || steps.first > steps.last || steps.last > p.T)
     throw py::value_error("steps: expected 0 <= first <= last <= " + std::to_string(p.T) + ", got (" +

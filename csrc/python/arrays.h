@@ -161,10 +161,10 @@ struct BaseArray {
 };
 
 inline BaseArray base_array(const py::object& object, const std::string& name) {
-  if (Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_) return {object};
+  if (Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_) return {.array = object};
   if (py::isinstance<py::array>(object)) {
     refuse_masked(object, name);
-    return {view_of(object)};
+    return {.array = view_of(object)};
   }
   const bool is_sequence =
       PyList_Check(object.ptr()) || PyTuple_CheckExact(object.ptr()) || PyRange_Check(object.ptr());
@@ -177,7 +177,7 @@ inline BaseArray base_array(const py::object& object, const std::string& name) {
     if (is_sequence && !is_number(array.dtype()))
       throw py::type_error(name + ": expected numbers, got a " + type_name(object) + " that NumPy makes " +
                            text(array.dtype()) + " of");
-    return {array, is_sequence};
+    return {.array = array, .is_open = is_sequence};
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
     const std::string message = name + ": expected an array, got " + type_name(object) + ", which failed to give one" +
@@ -467,7 +467,7 @@ inline Extent extent_of(const Array& array) {
     const Index last = (array.shape(axis) - 1) * array.stride(axis);
     (last < 0 ? low : high) += last;
   }
-  return {low, high};
+  return {.low = low, .high = high};
 }
 
 inline bool share_memory(const Array& a, const Array& b) {
@@ -488,12 +488,14 @@ class OverlapCheck {
  public:
   template <class Real>
   void read(const std::string& name, const std::optional<Input<Real>>& in) {
-    if (in) arrays_.push_back({name, in->given, false});
+    if (in) read(name, in->given);
   }
-  void read(const std::string& name, const Array& array) { arrays_.push_back({name, array, false}); }
+  void read(const std::string& name, const Array& array) {
+    arrays_.push_back({.name = name, .array = array, .is_written = false});
+  }
   template <class Real>
   void written(const std::string& name, const std::optional<Output<Real>>& out) {
-    if (out) arrays_.push_back({name, out->given, true});
+    if (out) arrays_.push_back({.name = name, .array = out->given, .is_written = true});
   }
 
   void run() const {

@@ -30,8 +30,9 @@ void allocate(TapeObject& tape, const py::object& given) {
   const auto memory = [&](std::size_t i, Index elements) {
     elements *= tape.problem.B > 0 ? tape.problem.D : 0;
     if (lent)
-      return Memory{{}, contiguous_input<Real>("memory", as_array(entry(lent, i), "memory"), {elements}).array()};
-    return elements ? Memory{Buffer(std::size_t(elements) * sizeof(Real)), {}} : Memory{};
+      return Memory{.own = {},
+                    .lent = contiguous_input<Real>("memory", as_array(entry(lent, i), "memory"), {elements}).array()};
+    return elements ? Memory{.own = Buffer(std::size_t(elements) * sizeof(Real)), .lent = {}} : Memory{};
   };
   tape.memory = {.gates = memory(0, size.gates), .states = memory(1, size.states), .reset_h = memory(2, size.reset_h)};
 }

@@ -45,7 +45,7 @@ struct TokenLinks {
 
 inline TokenLinks link(const TokenArrays& tokens) {
   const std::size_t rows = tokens.number.size();
-  TokenLinks links = {std::vector<Index>(rows), std::vector<Index>(rows, Index(rows))};
+  TokenLinks links = {.earlier = std::vector<Index>(rows), .later = std::vector<Index>(rows, Index(rows))};
   std::vector<Index> last(tokens.token.size(), -1);
   for (std::size_t row = 0; row < rows; ++row) {
     Index& before = last[std::size_t(tokens.number[row])];
