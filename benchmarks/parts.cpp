@@ -14,7 +14,7 @@
 #include "kernels/limits.h"
 #include "kernels/time/backward.h"
 #include "kernels/time/forward.h"
-#include "memory.h"
+#include "run/memory.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -12,7 +12,7 @@ _Array: TypeAlias = NDArray[Any]
 _Parameters: TypeAlias = Sequence[Sequence[object]]
 _Grads: TypeAlias = list[tuple[_Array, _Array, _Array | None, _Array | None]]
 
-_C_API: Any  # the capsule of csrc/capi.h
+_C_API: Any  # the capsule of csrc/c/capi.h
 
 @final
 class CellShape:

@@ -35,8 +35,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         Py_ssize_t input_size
         Py_ssize_t hidden_size
         const rnnfast_weights* layers
-        const void* h0
-        const void* c0
+        const void* const* state0
 
     ctypedef struct rnnfast_stream:
         pass
@@ -61,11 +60,9 @@ cdef extern from "rnnfast/capi.h" nogil:
         Py_ssize_t T
         Py_ssize_t B
         const void* x
-        const void* h0
-        const void* c0
+        const void* const* state0
         void* y
-        void* h
-        void* c
+        void* const* state
         const Py_ssize_t* batch_sizes
         const unsigned char* resets
         const rnnfast_pack* pack
@@ -80,11 +77,9 @@ cdef extern from "rnnfast/capi.h" nogil:
     ctypedef struct rnnfast_backward_args:
         size_t size
         const void* dy
-        const void* dh
-        const void* dc
+        const void* const* dstate
         void* dx
-        void* dh0
-        void* dc0
+        void* const* dstate0
         const rnnfast_gradients* gradients
         int accumulate
 
@@ -97,8 +92,8 @@ cdef extern from "rnnfast/capi.h" nogil:
         void (*stream_destroy)(rnnfast_stream*) noexcept nogil
         rnnfast_status (*stream_run)(rnnfast_stream*, Py_ssize_t, const void*, void*) noexcept nogil
         rnnfast_status (*stream_reset)(rnnfast_stream*, const unsigned char*) noexcept nogil
-        rnnfast_status (*stream_get_state)(rnnfast_stream*, void*, void*) noexcept nogil
-        rnnfast_status (*stream_set_state)(rnnfast_stream*, const void*, const void*) noexcept nogil
+        rnnfast_status (*stream_get_state)(rnnfast_stream*, void* const*) noexcept nogil
+        rnnfast_status (*stream_set_state)(rnnfast_stream*, const void* const*) noexcept nogil
         rnnfast_status (*forward)(const rnnfast_layer*, const rnnfast_forward_args*) noexcept nogil
         rnnfast_status (*backward)(rnnfast_tape*, const rnnfast_backward_args*) noexcept nogil
         rnnfast_status (*tape_create)(rnnfast_tape**) noexcept nogil

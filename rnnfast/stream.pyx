@@ -31,7 +31,7 @@ from ._base.arrays import checked, checked_target
 from ._base.module import copy_of
 from ._base.names import layer_names
 from ._base.scalars import addressable, size
-from ._base.state import STATES, h_and_c, initial_names, parts_of, state_of
+from ._base.state import STATES, initial_names, parts_of, state_of
 from ._stack.stack import Stack
 
 __all__ = ["Stream"]
@@ -72,6 +72,11 @@ cdef cnp.ndarray readable(object a):
 cdef void* data(object a):
     """Return where an array's elements are; NULL for None."""
     return NULL if a is None else cnp.PyArray_DATA(a)
+
+
+cdef cnp.ndarray pointers(object arrays):
+    """Return where the arrays are, as the C interface takes those of a state."""
+    return np.array([<size_t> data(a) for a in arrays], np.uintp)
 
 
 cdef tuple dimensions(cnp.ndarray a):
@@ -166,8 +171,8 @@ cdef class Stream:
         stack.dtype = RNNFAST_FLOAT32 if self.typenum == cnp.NPY_FLOAT else RNNFAST_FLOAT64
         stack.num_layers, stack.input_size, stack.hidden_size = self.num_layers, self.input_size, self.hidden_size
         stack.layers = weights
-        h, c = h_and_c(tuple(map(arrays.get, initial_names(self.cell))))
-        stack.h0, stack.c0 = data(h), data(c)
+        cdef cnp.ndarray state0 = pointers(list(map(arrays.get, initial_names(self.cell))))
+        stack.state0 = <const void* const*> cnp.PyArray_DATA(state0)
         for l in range(self.num_layers):
             w_ih, w_hh, b_ih, b_hh = map(arrays.get, layer_names(l, 1)[0])
             weights[l].w_ih, weights[l].w_hh = data(w_ih), data(w_hh)
@@ -264,14 +269,15 @@ cdef class Stream:
     def state(self):
         shape = self.num_layers, self.batch_size, self.hidden_size
         parts = tuple([np.empty(shape, self.dtype) for _ in STATES[self.cell]])
-        h, c = h_and_c(parts)
-        check(api.stream_get_state(self.stream, data(h), data(c)))
+        cdef cnp.ndarray targets = pointers(parts)
+        check(api.stream_get_state(self.stream, <void* const*> cnp.PyArray_DATA(targets)))
         return state_of(parts)
 
     @state.setter
     def state(self, object value):
-        h, c = h_and_c(tuple([self.part(part) for part in parts_of(self.cell, value, "state")]))
-        check(api.stream_set_state(self.stream, data(h), data(c)))
+        parts = [self.part(part) for part in parts_of(self.cell, value, "state")]
+        cdef cnp.ndarray sources = pointers(parts)
+        check(api.stream_set_state(self.stream, <const void* const*> cnp.PyArray_DATA(sources)))
 
     cdef object part(self, object a):
         shape = self.num_layers, self.batch_size, self.hidden_size

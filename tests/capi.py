@@ -36,7 +36,7 @@ class Stack(Structure):
         ("dtype", c_int),
         *sizes("num_layers", "input_size", "hidden_size"),
         ("layers", POINTER(Weights)),
-        *pointers("h0", "c0"),
+        ("state0", POINTER(c_void_p)),
     ]
 
 
@@ -58,7 +58,11 @@ class ForwardArgs(Structure):
     _fields_ = [
         ("size", c_size_t),
         *sizes("T", "B"),
-        *pointers("x", "h0", "c0", "y", "h", "c", "batch_sizes", "resets", "pack", "tape"),
+        *pointers("x"),
+        ("state0", POINTER(c_void_p)),
+        *pointers("y"),
+        ("state", POINTER(c_void_p)),
+        *pointers("batch_sizes", "resets", "pack", "tape"),
     ]
 
 
@@ -73,7 +77,10 @@ class BackwardArgs(Structure):
 
     _fields_ = [
         ("size", c_size_t),
-        *pointers("dy", "dh", "dc", "dx", "dh0", "dc0"),
+        *pointers("dy"),
+        ("dstate", POINTER(c_void_p)),
+        *pointers("dx"),
+        ("dstate0", POINTER(c_void_p)),
         ("gradients", POINTER(Gradients)),
         ("accumulate", c_int),
     ]
@@ -98,8 +105,8 @@ class Table(Structure):
         ("stream_destroy", CFUNCTYPE(None, c_void_p)),
         ("stream_run", function(c_void_p, c_ssize_t, c_void_p, c_void_p)),
         ("stream_reset", function(c_void_p, c_void_p)),
-        ("stream_get_state", function(c_void_p, c_void_p, c_void_p)),
-        ("stream_set_state", function(c_void_p, c_void_p, c_void_p)),
+        ("stream_get_state", function(c_void_p, POINTER(c_void_p))),
+        ("stream_set_state", function(c_void_p, POINTER(c_void_p))),
         ("forward", function(POINTER(Layer), POINTER(ForwardArgs))),
         ("backward", function(c_void_p, POINTER(BackwardArgs))),
         ("tape_create", function(POINTER(c_void_p))),
@@ -125,6 +132,11 @@ API: Any = Table.from_address(address())
 
 def data(a: Array | None) -> int | None:
     return None if a is None else a.ctypes.data
+
+
+def state_of(*arrays: Array | None) -> Any:
+    """Return an array of pointers, NULL for None."""
+    return (c_void_p * len(arrays))(*map(data, arrays))
 
 
 def weights_of(parameters: Any) -> Any:
@@ -163,27 +175,47 @@ class Call:
         def new(*shape: int) -> Array:
             return np.full(shape, 7, p.x.dtype)
 
-        def new_c() -> Array | None:
-            return new(D, B, H) if p.cell == "lstm" else None
+        def new_state() -> list[Array]:
+            return [new(D, B, H) for _ in _core.cells[p.cell].states]
 
         self.problem, self.batch_sizes, self.resets = problem, batch_sizes, resets
-        self.y, self.h, self.c = new(*p.x.shape[:-1], D * H), new(D, B, H), new_c()
-        self.dx, self.dh0, self.dc0 = new(*p.x.shape), new(D, B, H), new_c()
+        self.y, self.state = new(*p.x.shape[:-1], D * H), new_state()
+        self.dx, self.dstate0 = new(*p.x.shape), new_state()
         self.grads = [tuple(None if w is None else new(*w.shape) for w in ws) for ws in p.parameters]
 
         self.layer = Layer(
             ctypes.sizeof(Layer), p.cell.encode(), p.x.dtype == np.float64, I, H, D, weights_of(p.parameters)
         )
-        arrays = map(data, (p.x, p.h0, p.c0, self.y, self.h, self.c, batch_sizes, resets))
-        self.forward = ForwardArgs(ctypes.sizeof(ForwardArgs), T, B, *arrays)
+        names = _core.cells[p.cell].states
+        self.state0 = [getattr(p, f"{name}0") for name in names]
+        self.dstate = [getattr(p, f"d{name}") for name in names]
+        self.forward = ForwardArgs(
+            ctypes.sizeof(ForwardArgs),
+            T,
+            B,
+            data(p.x),
+            state_of(*self.state0),
+            data(self.y),
+            state_of(*self.state),
+            data(batch_sizes),
+            data(resets),
+        )
         gradients = (Gradients * D)(*(Gradients(*map(data, ws)) for ws in self.grads))
-        arrays = map(data, (p.dy, p.dh, p.dc, self.dx, self.dh0, self.dc0))
-        self.backward = BackwardArgs(ctypes.sizeof(BackwardArgs), *arrays, gradients)
+        self.backward = BackwardArgs(
+            ctypes.sizeof(BackwardArgs),
+            data(p.dy),
+            state_of(*self.dstate),
+            data(self.dx),
+            state_of(*self.dstate0),
+            gradients,
+        )
 
     @property
     def results(self) -> Results:
         """What was written, by name."""
-        states = named(h=self.h, c=self.c, dh0=self.dh0, dc0=self.dc0)
+        states: Results = {}
+        for name, last, first in zip(_core.cells[self.problem.cell].states, self.state, self.dstate0, strict=True):
+            states |= {name: last, f"d{name}0": first}
         return {**named(y=self.y, dx=self.dx), **states, **named_grads(self.grads)}
 
     def solve(self, tape: "Handle") -> Results:

@@ -598,8 +598,8 @@ UNFIT: tuple[tuple[str, str, Any], ...] = (
     *[("layer", "weights", None), ("backward", "gradients", None)],
     *[("forward", name, n) for name in ("T", "B") for n in (0, -1, 2**62, -(2**63))],
     *[("forward", name, n) for name in ("x", "y") for n in (None, 1)],
-    *[("forward", name, "h0") for name in ("y", "h")],
-    *[("backward", name, "dy") for name in ("dx", "dh0")],
+    *[("forward", name, "x") for name in ("y", "state")],
+    *[("backward", name, "dy") for name in ("dx", "dstate0")],
 )
 
 
@@ -617,8 +617,13 @@ def c_interface(rng: Rng) -> Attempt:
     resets = rng.random(p.x.shape[:-1]) < 0.2 if rng.random() < 0.3 else None
     call = capi.Call(p, sizes, None if resets is None else resets.astype(np.uint8))
     unwanted = [name for name in ("h", "c", "dx", "dh0", "dc0") if rng.random() < 0.2]
-    for name in unwanted:
-        setattr(call.backward if name.startswith("d") else call.forward, name, None)
+    if "dx" in unwanted:
+        call.backward.dx = None
+    for s, name in enumerate(_core.cells[p.cell].states):
+        if name in unwanted:
+            call.forward.state[s] = None
+        if f"d{name}0" in unwanted:
+            call.backward.dstate0[s] = None
     pack = capi.Handle(call.layer) if rng.random() < 0.5 else None
     call.forward.pack = pack and pack.value
     bad = ""
@@ -627,7 +632,10 @@ def c_interface(rng: Rng) -> Attempt:
         changed = getattr(call, struct)
         if isinstance(value, str):
             value = getattr(changed, value) or 1
-        setattr(changed, name, value)
+        if "state" in name:
+            getattr(changed, name)[0] = value
+        else:
+            setattr(changed, name, value)
         bad = f"{struct}.{name} = {value}"
     written = [a for name, a in call.results.items() if not bad.startswith("backward") or name not in {"y", "h", "c"}]
     read = [a for ws in p.parameters for a in ws] + [p.x, p.h0, p.c0, p.dy, p.dh, p.dc]

@@ -1,6 +1,6 @@
 // The C interface used from several threads and across forks, for ThreadSanitizer: a table of properties, each a
 // function that requires what it says.
-#include "capi.h"
+#include "c/capi.h"
 
 #include <algorithm>
 #include <atomic>
@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "c/functions.h"
 #include "types.h"
 
 #if __has_include(<sys/wait.h>)
@@ -25,8 +26,6 @@ namespace baseline {
 extern const KernelTable table;
 }
 const KernelTable* kernel_table = &baseline::table;
-extern const rnnfast_api c_api;
-
 }  // namespace rnnfast
 
 namespace {
@@ -75,10 +74,22 @@ constexpr Index T = 64, B = 4, I = 64, H = 64, L = 2, G = 4;
 const Numbers weights = draw(1, 2 * G * H * H), x = draw(2, T*B*I);
 constexpr Index states = L * B * H, outputs = T * B * H;
 
+// [L,B,H] of each state.
+struct State {
+  Numbers h = Numbers(states, 0), c = h;
+  void* pointers[2] = {h.data(), c.data()};
+
+  State() = default;
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+  bool operator==(const State& other) const { return h == other.h && c == other.c; }
+};
+
 rnnfast_stream* make_stream() {
   const rnnfast_weights layer = {weights.data(), weights.data() + G * H * H, nullptr, nullptr},
                         layers[L] = {layer, layer};
-  const rnnfast_stack stack = {"lstm", RNNFAST_FLOAT32, L, I, H, layers, nullptr, nullptr};
+  const rnnfast_stack stack = {"lstm", RNNFAST_FLOAT32, L, I, H, layers, nullptr};
   rnnfast_stream* stream = nullptr;
   succeed(api.stream_create(&stack, B, &stream));
   return stream;
@@ -116,7 +127,8 @@ void one_stream_serves_one_call_at_a_time() {
   rnnfast_stream* const stream = make_stream();
   std::atomic<Index> served = 0;
   at_once([&](Index caller) {
-    Numbers y(outputs, 0), h(states, 0), c(states, 0);
+    Numbers y(outputs, 0);
+    State state;
     const unsigned char rows[B] = {1, 0, 0, 1};
     for (Index repeat = 0; repeat < 20; ++repeat) switch ((caller + repeat) % callers) {
         case 0:
@@ -126,10 +138,10 @@ void one_stream_serves_one_call_at_a_time() {
           served += is_done(api.stream_reset(stream, repeat % 2 ? rows : nullptr));
           break;
         case 2:
-          served += is_done(api.stream_get_state(stream, h.data(), c.data()));
+          served += is_done(api.stream_get_state(stream, state.pointers));
           break;
         default:
-          served += is_done(api.stream_set_state(stream, h.data(), c.data()));
+          served += is_done(api.stream_set_state(stream, state.pointers));
       }
   });
   require(served > 0, "some calls are served");
@@ -150,8 +162,8 @@ struct Asked {
 int stop(void* context, ptrdiff_t t) {
   Asked& asked = *static_cast<Asked*>(context);
   if (!asked.t) asked.t = t;
-  float state[states];
-  require(!is_done(api.stream_get_state(asked.stream, state, state)), "the stream is busy meanwhile");
+  State state;
+  require(!is_done(api.stream_get_state(asked.stream, state.pointers)), "the stream is busy meanwhile");
   if (asked.asks) {
     *asked.asks = true;
     while (*asked.asks) std::this_thread::yield();
@@ -165,15 +177,16 @@ const Numbers long_x = draw(3, long_T* B* I);
 
 void a_run_asks_whether_to_stop() {
   rnnfast_stream *const stream = make_stream(), *const other = make_stream();
-  Numbers y(long_T * B * H, 0), whole(long_T * B * H, 0), h(states, 0), c(states, 0), other_h(states, 0), other_c = c;
+  Numbers y(long_T * B * H, 0), whole(long_T * B * H, 0);
+  State state, other_state;
   Asked asked = {stream, 1};
   require(api.stream_run_until(stream, long_T, long_x.data(), y.data(), stop, &asked) == RNNFAST_INTERRUPTED,
           "a run that was told to stop says so");
   require(asked.t > 0 && asked.t < long_T, "a part of the steps was run");
   succeed(api.stream_run(other, asked.t, long_x.data(), whole.data()));
-  succeed(api.stream_get_state(stream, h.data(), c.data()));
-  succeed(api.stream_get_state(other, other_h.data(), other_c.data()));
-  require(h == other_h && c == other_c, "the state is that after these steps");
+  succeed(api.stream_get_state(stream, state.pointers));
+  succeed(api.stream_get_state(other, other_state.pointers));
+  require(state == other_state, "the state is that after these steps");
 
   const Index done = asked.t;
   asked = {stream, 0};
@@ -216,13 +229,14 @@ void a_child_may_use_a_stream_whose_call_a_fork_has_cut_off() {
   });
   while (!asks) std::this_thread::yield();
   in_child([&] {
-    Numbers y(outputs, 0), h(states, 0), c = h;
+    Numbers y(outputs, 0);
+    State state;
     const unsigned char rows[B] = {1, 0, 0, 1};
     require(is_cut_off(api.stream_run(stream, T, x.data(), y.data())), "a run would start from any state");
     require(is_cut_off(api.stream_reset(stream, rows)), "a reset of some sequences does not do");
-    require(is_cut_off(api.stream_get_state(stream, h.data(), c.data())), "the state might be any");
+    require(is_cut_off(api.stream_get_state(stream, state.pointers)), "the state might be any");
     in_child([&] { require(first_outputs(stream) == expected, "a reset of all sequences will do, in its child too"); });
-    succeed(api.stream_set_state(stream, h.data(), c.data()));
+    succeed(api.stream_set_state(stream, state.pointers));
     succeed(api.stream_run(stream, T, x.data(), y.data()));
     require(y == expected, "a state will do");
     api.stream_destroy(stream);
@@ -273,6 +287,7 @@ struct Training {
   Numbers dx = Numbers(T * B * I, 0), gradients = Numbers(2 * G * H * H, 0);
   rnnfast_weights given = {weights.data(), weights.data() + G* H* H, nullptr, nullptr};
   rnnfast_layer layer = {sizeof(rnnfast_layer), "lstm", RNNFAST_FLOAT32, I, H, 1, &given};
+  void* state[2] = {h.data(), c.data()};
   rnnfast_gradients wanted = {gradients.data(), gradients.data() + G* H* H, nullptr, nullptr};
 
   Training() = default;
@@ -282,7 +297,7 @@ struct Training {
   rnnfast_status forward(rnnfast_tape* tape, const rnnfast_pack* pack) {
     rnnfast_forward_args args = {};
     args.size = sizeof(args), args.T = T, args.B = B, args.x = x.data();
-    args.y = y.data(), args.h = h.data(), args.c = c.data(), args.tape = tape, args.pack = pack;
+    args.y = y.data(), args.state = state, args.tape = tape, args.pack = pack;
     return api.forward(&layer, &args);
   }
 

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "threads.h"
+#include "run/threads.h"
 #include "types.h"
 
 namespace rnnfast::baseline {

@@ -5,7 +5,7 @@
 #include <thread>
 #include <vector>
 
-#include "threads.h"
+#include "run/threads.h"
 
 #if __has_include(<sys/wait.h>)
 #include <sys/wait.h>

@@ -1,5 +1,5 @@
 // The limits of control groups, read from folders that look like those of a system.
-#include "processors.h"
+#include "run/processors.h"
 
 #include <cstdio>
 #include <cstdlib>

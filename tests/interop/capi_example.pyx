@@ -1,6 +1,8 @@
 # cython: language_level=3
 """Compiled code that uses the C interface without the GIL: training steps, and a stream fed step by step."""
 
+import numpy as np
+
 from rnnfast.capi cimport (
     RNNFAST_FLOAT32,
     RNNFAST_FLOAT64,
@@ -26,6 +28,11 @@ cdef void* data(object a):
     return NULL if a is None else <void*> <size_t> a.ctypes.data
 
 
+def pointers(object arrays):
+    """Return where arrays are, as an array of pointers."""
+    return np.array([<size_t> data(a) for a in arrays], np.uintp)
+
+
 cdef int check(rnnfast_status status) except -1:
     if status != RNNFAST_OK:
         raise ValueError(api.message().decode())
@@ -46,14 +53,16 @@ def train(object call, int passes=1, bint packed=False):
         sizeof(rnnfast_layer), cell, dtype, p.x.shape[-1], H, len(p.parameters), &weights[0]
     )
     sizes = call.batch_sizes
+    states = [pointers(arrays) for arrays in (call.state0, call.state, call.dstate, call.dstate0)]
+    state0, state, dstate, dstate0 = states
     cdef rnnfast_forward_args forward = rnnfast_forward_args(
         sizeof(rnnfast_forward_args), len(p.x if sizes is None else sizes), p.x.shape[1] if sizes is None else sizes[0],
-        data(p.x), data(p.h0), data(p.c0), data(call.y), data(call.h), data(call.c),
+        data(p.x), <const void* const*> data(state0), data(call.y), <void* const*> data(state),
         <const Py_ssize_t*> data(sizes), <const unsigned char*> data(call.resets), NULL, NULL,
     )
     cdef rnnfast_backward_args backward = rnnfast_backward_args(
-        sizeof(rnnfast_backward_args), data(p.dy), data(p.dh), data(p.dc),
-        data(call.dx), data(call.dh0), data(call.dc0), &gradients[0], 0,
+        sizeof(rnnfast_backward_args), data(p.dy), <const void* const*> data(dstate),
+        data(call.dx), <void* const*> data(dstate0), &gradients[0], 0,
     )
     cdef rnnfast_pack* pack = NULL
     cdef rnnfast_tape* tape = NULL
@@ -84,7 +93,7 @@ def stream(object layer, object x, object y):
     dtype = RNNFAST_FLOAT32 if x.itemsize == 4 else RNNFAST_FLOAT64
     cell = layer.cell.encode()
     cdef rnnfast_stack stack = rnnfast_stack(
-        cell, dtype, layer.num_layers, layer.input_size, layer.hidden_size, &weights[0], NULL, NULL
+        cell, dtype, layer.num_layers, layer.input_size, layer.hidden_size, &weights[0], NULL
     )
     cdef Py_ssize_t t, T = x.shape[0], x_step = x[0].nbytes, y_step = y[0].nbytes
     cdef const char* source = <const char*> data(x)

@@ -148,6 +148,20 @@ def test_a_table_that_does_not_serve_the_header_is_refused(
         assert fetch() == ctypes.addressof(table)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_extension_that_was_compiled_for_an_older_version_is_told_to_compile_again(
+    version: int, tmp_path: Path
+) -> None:
+    header = Path(rnnfast.get_include(), "rnnfast", "capi.h").read_text(encoding="utf-8")
+    older = header.replace("RNNFAST_API_VERSION 3", f"RNNFAST_API_VERSION {version}")
+    assert older != header
+    source = f"#include <Python.h>\n{older}\nconst void* fetch(void) {{ return rnnfast_import(); }}\n"
+    fetch = ctypes.PyDLL(str(compiled(source, tmp_path, python_include()))).fetch
+    fetch.restype = ctypes.c_void_p
+    with pytest.raises(ImportError, match=f"compiled for version {version} .* has version 3: compile the extension"):
+        fetch()
+
+
 def test_an_extension_cannot_be_imported_beside_a_table_that_is_too_old(
     extension: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +270,7 @@ def test_a_stream_without_the_gil_gives_the_layers_bits(cell: str, dtype: str, L
 
 
 def test_what_compiled_code_is_told_has_the_argument_in_it(example: Any) -> None:
-    with pytest.raises(ValueError, match="dy, dh, dc: expected at least one gradient"):
+    with pytest.raises(ValueError, match="dy, dstate: expected at least one gradient"):
         example.train(Call(make_problem("gru", "float32", Shape(5, 3, 7, 6)).without("dy", "dh")))
 
 
@@ -284,11 +298,11 @@ def test_the_programs_in_c_give_pythons_bits(cell: str, dtype: str, tmp_path: Pa
     problem = replace(problem, dh=(state[0] if cell == "lstm" else state) - target)
     expected = by_python(problem)
     call, tape, dh = Call(problem), Handle(), np.empty_like(target)
-    arrays = (pointer(a.ctypes.data) for a in (problem.x, target, call.y, call.h, dh))
+    arrays = (pointer(a.ctypes.data) for a in (problem.x, target, call.y, call.state[0], dh))
     sizes = ctypes.c_ssize_t(20), ctypes.c_ssize_t(4)
     objects = ctypes.byref(call.layer), call.backward.gradients, pointer(tape.value)
     assert program.step(pointer(capi.address()), *objects, *sizes, *arrays) == 0
-    results = {**named(y=call.y, h=call.h), **named_grads(call.grads)}
+    results = {**named(y=call.y, h=call.state[0]), **named_grads(call.grads)}
     assert_same_bits(results, {name: expected[name] for name in results})
 
 
@@ -304,7 +318,7 @@ def test_the_run_in_c_ends_at_its_deadline(late: bool, tmp_path: Path) -> None:
     arrays = pointer(x.ctypes.data), pointer(y.ctypes.data)
     steps = run(pointer(capi.address()), pointer(stream.value), ctypes.c_ssize_t(5000), *arrays, deadline)
     assert 0 < steps < 5000 if late else steps == 5000
-    capi.check(API.stream_get_state(stream.value, h.ctypes.data, None))
+    capi.check(API.stream_get_state(stream.value, capi.state_of(h)))
     assert np.array_equal(y[:steps], expected[:steps])
     assert not y[steps:].any()
     assert np.array_equal(h[0], expected[steps - 1])
@@ -407,6 +421,16 @@ def first_of(array: str, **fields: Any) -> Callable[[Any], None]:
     return lambda struct: set_fields(**fields)(getattr(struct, array)[0])
 
 
+def entry_of(array: str, s: int, change: Callable[[int], int]) -> Callable[[Any], None]:
+    """Change a pointer in a struct's array of pointers."""
+
+    def apply(struct: Any) -> None:
+        pointers = getattr(struct, array)
+        pointers[s] = change(pointers[s])
+
+    return apply
+
+
 SOME = np.ones(100).ctypes.data
 REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
     "layer: no size": ("lstm", "layer", set_fields(size=0), "layer->size: expected 56, got 0"),
@@ -423,7 +447,7 @@ REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
     "I: huge": ("lstm", "layer", set_fields(input_size=2**62), "I, H: expected sizes that fit the address space"),
     "weights": ("lstm", "layer", set_fields(weights=None), "weights: expected an array, got NULL"),
     "w_hh": ("lstm", "layer", first_of("weights", w_hh=None), "w_ih, w_hh: expected arrays, got NULL"),
-    "forward: size": ("lstm", "forward", set_fields(size=8), "args->size: expected 104, got 8"),
+    "forward: size": ("lstm", "forward", set_fields(size=8), "args->size: expected 88, got 8"),
     "T: none": ("lstm", "forward", set_fields(T=0), "T, B: expected at least 1, got 0, 3"),
     "B: none": ("lstm", "forward", set_fields(B=0), "T, B: expected at least 1, got 5, 0"),
     "T: huge": ("lstm", "forward", set_fields(T=2**62), "T, B: expected sizes that fit the address space"),
@@ -432,18 +456,36 @@ REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
     "y: NULL": ("lstm", "forward", set_fields(y=None), "x, y: expected arrays, got NULL"),
     "x: unaligned": ("lstm", "forward", set_fields(x=misaligned), "x: expected an array aligned to its elements"),
     "y: x": ("lstm", "forward", lambda s: setattr(s, "y", s.x), "y: expected memory of its own, got .* overlaps x"),
-    "h: h0": ("lstm", "forward", lambda s: setattr(s, "h", s.h0), "h: expected memory of its own, .* overlaps h0"),
-    "c0: none": ("gru", "forward", set_fields(c0=SOME), "c0: expected NULL, since gru has no cell state"),
-    "c: none": ("rnn_relu", "forward", set_fields(c=SOME), "c: expected NULL, since rnn_relu has no cell state"),
-    "backward: size": ("lstm", "backward", set_fields(size=88), "args->size: expected 72, got 88"),
-    "no gradient": ("gru", "backward", set_fields(dy=None, dh=None), "dy, dh, dc: expected at least one gradient"),
-    "dc: none": ("gru", "backward", set_fields(dc=SOME), "dc: expected NULL, since gru has no cell state"),
-    "dc0: none": ("gru", "backward", set_fields(dc0=SOME), "dc0: expected NULL, since gru has no cell state"),
+    "state: state0": (
+        "lstm",
+        "forward",
+        lambda s: setattr(s, "state", s.state0),
+        r"state\[0\]: expected memory of its own, .* overlaps state0\[0\]",
+    ),
+    "c: unaligned": (
+        "lstm",
+        "forward",
+        entry_of("state", 1, misaligned),
+        r"state\[1\]: expected an array aligned to its elements",
+    ),
+    "backward: size": ("lstm", "backward", set_fields(size=88), "args->size: expected 56, got 88"),
+    "no gradient": ("gru", "backward", set_fields(dy=None, dstate=None), "dy, dstate: expected at least one gradient"),
+    "no gradients": (
+        "lstm",
+        "backward",
+        lambda s: set_fields(dy=None, dstate=capi.state_of(None, None))(s),
+        "dy, dstate: expected at least one gradient",
+    ),
     "gradients": ("lstm", "backward", set_fields(gradients=None), "gradients: expected an array, got NULL"),
     "dw_ih": ("lstm", "backward", first_of("gradients", dw_ih=None), "dw_ih: expected an array, got NULL"),
     "db_hh": ("lstm", "backward", first_of("gradients", db_hh=None), "db_hh: expected an array, got NULL"),
     "dx: dy": ("lstm", "backward", lambda s: setattr(s, "dx", s.dy), "dx: expected memory of its own, .* overlaps dy"),
-    "dh0: dh": ("lstm", "backward", lambda s: setattr(s, "dh0", s.dh), "dh0: expected memory of its own, .* dh"),
+    "dstate0: dstate": (
+        "lstm",
+        "backward",
+        lambda s: setattr(s, "dstate0", s.dstate),
+        r"dstate0\[0\]: expected memory of its own, .* dstate\[0\]",
+    ),
 }
 
 
@@ -536,7 +578,6 @@ def test_a_stream_says_what_does_not_fit() -> None:
         ({"hidden_size": 0}, 1, "L, I, H, B: expected at least 1, got less"),
         ({}, 0, "L, I, H, B: expected at least 1, got less"),
         ({"input_size": 2**61}, 1, "L, I, H, B: expected sizes that fit the address space, got more"),
-        ({"c0": c}, 1, "c0: expected NULL, got an array"),
         ({"layers": (capi.Weights * 1)()}, 1, "w_ih, w_hh: expected arrays, got NULL"),
     ]
     for change, B, message in unfit:
@@ -556,8 +597,8 @@ def test_a_stream_says_what_does_not_fit() -> None:
         (lambda: API.stream_run(stream, 1, None, c), "x, y: expected arrays, got NULL"),
         (lambda: API.stream_run_until(stream, 1, c, None, capi.Stop(), None), "x, y: expected arrays, got NULL"),
         (lambda: API.stream_run_until(stream, 1, c, c, capi.Stop(), None), "stop: expected a function, got NULL"),
-        (lambda: API.stream_get_state(stream, c, c), "c: expected NULL, got an array"),
-        (lambda: API.stream_set_state(stream, None, None), "h: expected an array, got NULL"),
+        (lambda: API.stream_get_state(stream, capi.state_of(None)), "state[0]: expected an array, got NULL"),
+        (lambda: API.stream_set_state(stream, None), "state: expected an array, got NULL"),
         (lambda: API.stream_reset(None, None), "stream: expected a stream, got NULL"),
     ]
     for refuse, message in refused:
@@ -608,7 +649,7 @@ def test_a_run_asks_with_the_number_of_steps_and_refuses_other_calls() -> None:
 
     def stop(_: object, t: int) -> int:
         asked.append(t)
-        statuses.update((API.stream_reset(stream.value, None), API.stream_get_state(stream.value, h.ctypes.data, None)))
+        statuses.update((API.stream_reset(stream.value, None), API.stream_get_state(stream.value, capi.state_of(h))))
         return 0
 
     h = np.empty((2, 1, 256), np.float32)
@@ -652,8 +693,8 @@ def test_results_that_nobody_wants_are_left_out(cell: str, form: str) -> None:
     problem, rows = FORMS[form](cell, "float32", 2)
     expected = by_python(problem, rows)
     call = Call(problem, *rows)
-    set_fields(h=None, c=None)(call.forward)
-    set_fields(dx=None, dh0=None, dc0=None)(call.backward)
+    set_fields(state=None)(call.forward)
+    set_fields(dx=None, dstate0=None)(call.backward)
     left = ("h", "c", "dx", "dh0", "dc0")
     results = call.solve(Handle())
     for name in left:

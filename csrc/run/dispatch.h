@@ -2,6 +2,8 @@
 // environment variable RNNFAST_ISA names.
 #pragma once
 
+#include <cstddef>
+#include <span>
 #include <vector>
 
 #include "types.h"
@@ -20,6 +22,9 @@ template <>
 inline const Kernels<double>& kernels<double>() {
   return kernel_table->f64;
 }
+
+// All cells that the kernels know; those of every instruction set are the same.
+inline std::span<const CellShape> cells() { return {kernel_table->cells, std::size_t(kernel_table->cell_count)}; }
 
 // Throws std::runtime_error if RNNFAST_ISA asks for what this machine lacks.
 const KernelTable& choose_kernels();

@@ -1,4 +1,4 @@
-#include "processors.h"
+#include "run/processors.h"
 
 #include <algorithm>
 #include <fstream>

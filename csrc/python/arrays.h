@@ -6,22 +6,23 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
+#include <initializer_list>
 #include <memory>
-#include <new>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "memory.h"
+#include "python/interpreter.h"
+#include "run/memory.h"
 #include "types.h"
 
 namespace rnnfast {
 
-namespace py = pybind11;
 using namespace py::literals;
 
 // Any str has a text: code points that UTF-8 does not have are escaped.
@@ -33,17 +34,36 @@ inline std::string type_name(const py::handle& object) { return text(py::type::o
 
 inline py::module_ numpy() { return py::module_::import("numpy"); }
 
-// The object that make() gives, which may let go of the GIL on its way: Python code, and NumPy where it copies or
-// computes. CPython ends a thread that wants the GIL back while Python is finalizing, by unwinding it; the frames of
-// C++ that own Python objects are to be spared that.
-py::object guarded(const std::function<PyObject*()>& make);
-
-// The same of a call.
-py::object called(const py::object& function, const py::tuple& arguments, const py::dict& named = py::dict());
-
 // ---- Arrays as they were when they were read -----------------------------------------------------------------------
 
-using Shape = std::vector<Index>;
+// Lengths or strides of an array's axes. A call makes so many that few axes have to do without memory of their own.
+class Shape {
+ public:
+  Shape() = default;
+  Shape(const Index* first, const Index* last) : size_(std::size_t(last - first)) {
+    if (size_ > most_few) many_.resize(size_);
+    std::copy(first, last, begin());
+  }
+  Shape(std::initializer_list<Index> lengths) : Shape(lengths.begin(), lengths.end()) {}
+
+  std::size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  Index* begin() { return size_ > most_few ? many_.data() : few_; }
+  Index* end() { return begin() + size_; }
+  const Index* begin() const { return size_ > most_few ? many_.data() : few_; }
+  const Index* end() const { return begin() + size_; }
+  Index operator[](std::size_t axis) const { return begin()[axis]; }
+  Index& back() { return end()[-1]; }
+  Index back() const { return end()[-1]; }
+  bool operator==(const Shape& other) const { return std::equal(begin(), end(), other.begin(), other.end()); }
+
+ private:
+  static constexpr std::size_t most_few = 4;
+
+  std::size_t size_ = 0;
+  Index few_[most_few] = {};
+  std::vector<Index> many_;
+};
 
 inline std::string shape_text(const Shape& shape) {
   std::string text = "(";
@@ -141,10 +161,10 @@ struct BaseArray {
 };
 
 inline BaseArray base_array(const py::object& object, const std::string& name) {
-  if (Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_) return {object};
+  if (Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_) return {.array = object};
   if (py::isinstance<py::array>(object)) {
     refuse_masked(object, name);
-    return {view_of(object)};
+    return {.array = view_of(object)};
   }
   const bool is_sequence =
       PyList_Check(object.ptr()) || PyTuple_CheckExact(object.ptr()) || PyRange_Check(object.ptr());
@@ -157,7 +177,7 @@ inline BaseArray base_array(const py::object& object, const std::string& name) {
     if (is_sequence && !is_number(array.dtype()))
       throw py::type_error(name + ": expected numbers, got a " + type_name(object) + " that NumPy makes " +
                            text(array.dtype()) + " of");
-    return {array, is_sequence};
+    return {.array = array, .is_open = is_sequence};
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
     const std::string message = name + ": expected an array, got " + type_name(object) + ", which failed to give one" +
@@ -183,6 +203,12 @@ inline void require_shape(const std::string& name, const Array& array, const Sha
 
 inline bool has_dtype(const Array& array, const py::dtype& dtype) {
   return array.dtype().is(dtype) || array.dtype().equal(dtype);
+}
+
+inline bool is_double(const std::string& name, const Array& array) {
+  if (has_dtype(array, py::dtype::of<double>())) return true;
+  if (has_dtype(array, py::dtype::of<float>())) return false;
+  throw py::type_error(name + ": expected dtype float32 or float64, got " + text(array.dtype()));
 }
 
 // How a caller can put the dtype of an array right that is only read.
@@ -211,6 +237,23 @@ inline Array as_bools(const std::string& name, const Array& array) {
     throw py::value_error(name + ": expected bools, or 0 and 1, got " +
                           text(given.attr("item")(called(differs.attr("argmax"), py::tuple()))));
   return Array(bools);
+}
+
+// A tuple or list of this length, as a tuple of our own: a caller's list could change while we read it.
+inline std::optional<py::tuple> tuple_of(const std::string& name, const py::object& object, std::size_t length,
+                                         const std::string& content) {
+  if (object.is_none()) return std::nullopt;
+  if (!py::isinstance<py::tuple>(object) && !py::isinstance<py::list>(object))
+    throw py::type_error(name + ": expected a tuple " + content + ", got " + type_name(object));
+  const py::tuple tuple(object);
+  if (tuple.size() != length)
+    throw py::value_error(name + ": expected " + std::to_string(length) + " entries " + content + ", got " +
+                          std::to_string(tuple.size()));
+  return tuple;
+}
+
+inline py::object entry(const std::optional<py::tuple>& tuple, std::size_t i) {
+  return tuple ? py::object((*tuple)[i]) : py::object(py::none());
 }
 
 // The array with this dtype: lists of numbers are converted, 0 and 1 are bools, and any other dtype is an error.
@@ -292,6 +335,12 @@ Input<Real> input(const std::string& name, Array given, const Shape& shape) {
   return in;
 }
 
+template <class Real>
+std::optional<Input<Real>> optional_input(const std::string& name, const py::object& object, const Shape& shape) {
+  if (object.is_none()) return std::nullopt;
+  return input<Real>(name, as_array(object, name), shape);
+}
+
 // Parameters are packed by the kernels from contiguous memory.
 template <class Real>
 Input<Real> contiguous_input(const std::string& name, Array given, const Shape& shape) {
@@ -337,7 +386,14 @@ py::array new_array(const Shape& shape) {
   constexpr Index large = Index{1} << 16;
   Index elements = 1;
   for (const Index n : shape) elements *= n;
-  if (elements * Index(sizeof(Real)) < large) return py::array_t<Real>(shape);
+  if (elements * Index(sizeof(Real)) < large) {
+    auto& api = py::detail::npy_api::get();
+    PyObject* const dtype = py::dtype::of<Real>().release().ptr();  // which NumPy takes over
+    auto array = py::reinterpret_steal<py::array>(api.PyArray_NewFromDescr_(
+        api.PyArray_Type_, dtype, int(shape.size()), shape.begin(), nullptr, nullptr, 0, nullptr));
+    if (!array) throw py::error_already_set();
+    return array;
+  }
   auto memory = std::make_unique<Buffer>(std::size_t(elements) * sizeof(Real));
   auto* const data = static_cast<Real*>(memory->data());
   const py::capsule owner(memory.get(), [](void* buffer) { delete static_cast<Buffer*>(buffer); });
@@ -391,6 +447,14 @@ Output<Real> flat_output(const std::string& name, const py::object& object, cons
   return output_where<Real>(is_flat<Real>, name, object, shape, keep_values);
 }
 
+// Hands a result over; None where there is none.
+template <class Real>
+py::object finish(const std::optional<Output<Real>>& out) {
+  if (!out) return py::none();
+  out->commit();
+  return out->result;
+}
+
 // The bytes from the first to the last element.
 struct Extent {
   const char *low, *high;
@@ -403,7 +467,7 @@ inline Extent extent_of(const Array& array) {
     const Index last = (array.shape(axis) - 1) * array.stride(axis);
     (last < 0 ? low : high) += last;
   }
-  return {low, high};
+  return {.low = low, .high = high};
 }
 
 inline bool share_memory(const Array& a, const Array& b) {
@@ -424,12 +488,14 @@ class OverlapCheck {
  public:
   template <class Real>
   void read(const std::string& name, const std::optional<Input<Real>>& in) {
-    if (in) arrays_.push_back({name, in->given, false});
+    if (in) read(name, in->given);
   }
-  void read(const std::string& name, const Array& array) { arrays_.push_back({name, array, false}); }
+  void read(const std::string& name, const Array& array) {
+    arrays_.push_back({.name = name, .array = array, .is_written = false});
+  }
   template <class Real>
   void written(const std::string& name, const std::optional<Output<Real>>& out) {
-    if (out) arrays_.push_back({name, out->given, true});
+    if (out) arrays_.push_back({.name = name, .array = out->given, .is_written = true});
   }
 
   void run() const {

@@ -1,4 +1,4 @@
-#include "threads.h"
+#include "run/threads.h"
 
 #include <algorithm>
 #include <atomic>
@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "processors.h"
+#include "run/processors.h"
 
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -145,7 +145,9 @@ bool barrier(const Team& team) {
   return region.stops_at.load(std::memory_order_relaxed) > phase && !region.abandoned;
 }
 
-Team team_of(Region& region, Index rank) { return {rank, region.size, barrier, interrupted, &region}; }
+Team team_of(Region& region, Index rank) {
+  return {.rank = rank, .size = region.size, .barrier = barrier, .interrupted = interrupted, .context = &region};
+}
 
 // Takes a flag that nobody has, and gives it back.
 struct Claim {

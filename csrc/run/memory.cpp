@@ -1,4 +1,4 @@
-#include "memory.h"
+#include "run/memory.h"
 
 #include <mutex>
 #include <new>

@@ -1,9 +1,13 @@
-#include "calls.h"
+#include "python/interpreter.h"
 
 #include <atomic>
 #include <cfenv>
 #include <chrono>
+#include <functional>
+#include <stdexcept>
 #include <thread>
+
+#include "run/threads.h"
 
 #if defined(__GLIBCXX__)
 #include <cxxabi.h>
@@ -94,7 +98,7 @@ void call(Index threads, const Kernel& kernel, Interruption interruption, const 
     {
       WithoutGil without_gil;
       bool raised = false;
-      outcome = run_parallel(threads, kernel, [&] {
+      const auto poll = [&]() -> bool {
         if (!asks || raised || Clock::now() - asked < pause) return false;
         std::fenv_t kernels;  // a handler finds the floating point mode of the caller
         std::fegetenv(&kernels);
@@ -103,7 +107,8 @@ void call(Index threads, const Kernel& kernel, Interruption interruption, const 
         std::fesetenv(&kernels);
         asked = Clock::now();
         return raised;
-      });
+      };
+      outcome = run_parallel(threads, kernel, std::cref(poll));  // a copy would need memory
     }
     if (outcome == Outcome::finished) return;
     if (outcome == Outcome::interrupted) throw py::error_already_set();

@@ -9,8 +9,10 @@
  * returns the table, or NULL with an exception set.
  *
  * Sizes are T time steps, B sequences, I inputs, H hidden units, D directions, L layers and G gates (lstm 4, gru 3,
- * rnn 1, in torch's order). Every array is contiguous, aligned to its elements and of the call's dtype. Results have
- * the bits of the Python functions' own.
+ * rnn 1, in torch's order). The state is an array of pointers to the S states of a cell: of the lstm {h, c}, else {h}.
+ * In a struct, NULL in place of the array or of a pointer in it means zeros, or that a result is not wanted. Every
+ * array is contiguous, aligned to its elements and of the call's dtype. Results have the bits of the Python functions'
+ * own.
  *
  * Every function checks its arguments before it writes anything. Arrays that a call writes must not overlap others of
  * the call; forward and backward check that too, and how arrays are aligned, while streams leave it to the caller. In a
@@ -56,7 +58,7 @@ typedef struct rnnfast_stack {
   rnnfast_dtype dtype;
   ptrdiff_t num_layers, input_size, hidden_size; /* L, I and H; I alone is a macro of complex.h */
   const rnnfast_weights* layers;                 /* [L] */
-  const void *h0, *c0; /* [L,H], where every sequence starts; NULL: zeros. c0 is for the lstm alone */
+  const void* const* state0;                     /* [S] of [L,H], where every sequence starts */
 } rnnfast_stack;
 
 /* B sequences on their way through a stack. */
@@ -76,9 +78,9 @@ typedef struct rnnfast_layer {
 /* A layer's weights as the kernels read them. Any number of calls may use it at once. */
 typedef struct rnnfast_pack rnnfast_pack;
 
-/* What a forward keeps for its backward. It refers to x, y, h0, c0 and the weights and does not copy them: they must
- * not change before the last backward. One call at a time may use it. A tape's memory is used again by the next
- * forward: where sizes do not grow, forward and backward allocate nothing. */
+/* What a forward keeps for its backward. It refers to x, y, the initial state and the weights and does not copy them:
+ * they must not change before the last backward. One call at a time may use it. A tape's memory is used again by the
+ * next forward: where sizes do not grow, forward and backward allocate nothing. */
 typedef struct rnnfast_tape rnnfast_tape;
 
 /* Where sequences differ in their number of steps, they are ordered by descending length, step t has the first
@@ -87,9 +89,9 @@ typedef struct rnnfast_forward_args {
   size_t size;                  /* sizeof(rnnfast_forward_args) */
   ptrdiff_t T, B;               /* at least 1 */
   const void* x;                /* [T,B,I] */
-  const void *h0, *c0;          /* [D,B,H], the initial state; NULL: zeros. c0 is for the lstm alone, as are c and dc */
+  const void* const* state0;    /* [S] of [D,B,H], the initial state */
   void* y;                      /* [T,B,D*H], h of every step */
-  void *h, *c;                  /* [D,B,H], the state after the last step; NULL: not wanted */
+  void* const* state;           /* [S] of [D,B,H], the state after the last step */
   const ptrdiff_t* batch_sizes; /* [T], positive and in descending order, the first is B; NULL: all steps have B rows */
   const unsigned char* resets;  /* [T,B], not 0 where the state before the step is the initial one again; or NULL */
   const rnnfast_pack* pack;     /* the layer's packed weights; NULL: the call packs them */
@@ -101,13 +103,13 @@ typedef struct rnnfast_gradients {
   void *dw_ih, *dw_hh, *db_ih, *db_hh;
 } rnnfast_gradients;
 
-/* d<name> is the gradient of a loss with respect to <name>. At least one of dy, dh and dc is given. */
+/* d<name> is the gradient of a loss with respect to <name>. Some of dy and dstate is given. */
 typedef struct rnnfast_backward_args {
   size_t size;                        /* sizeof(rnnfast_backward_args) */
   const void* dy;                     /* [T,B,D*H]; NULL: zeros */
-  const void *dh, *dc;                /* [D,B,H], of the last state; NULL: zeros */
+  const void* const* dstate;          /* [S] of [D,B,H], of the last state */
   void* dx;                           /* [T,B,I]; NULL: not computed */
-  void *dh0, *dc0;                    /* [D,B,H]; NULL: not wanted */
+  void* const* dstate0;               /* [S] of [D,B,H] */
   const rnnfast_gradients* gradients; /* [D] */
   int accumulate;                     /* not 0: the weights' gradients are added to what is there */
 } rnnfast_backward_args;
@@ -136,11 +138,9 @@ typedef struct rnnfast_api {
   /* Takes the sequences b with rows[b] != 0, all if rows is NULL, back to the initial state. */
   rnnfast_status (*stream_reset)(rnnfast_stream* stream, const unsigned char* rows);
 
-  /* Copy the state, h and c [L,B,H], out of a stream and into it; c is NULL for cells other than the lstm. */
-  rnnfast_status (*stream_get_state)(rnnfast_stream* stream, void* h, void* c);
-  rnnfast_status (*stream_set_state)(rnnfast_stream* stream, const void* h, const void* c);
-
-  /* Since version 2 */
+  /* Copy the state, [S] of [L,B,H], out of a stream and into it. */
+  rnnfast_status (*stream_get_state)(rnnfast_stream* stream, void* const* state);
+  rnnfast_status (*stream_set_state)(rnnfast_stream* stream, const void* const* state);
 
   /* Runs a layer over whole sequences. Without a tape, memory comes from what the library keeps for such calls. */
   rnnfast_status (*forward)(const rnnfast_layer* layer, const rnnfast_forward_args* args);
@@ -166,8 +166,6 @@ typedef struct rnnfast_api {
   /* How many threads a call may use, from 1 to 1024: one number for all callers in the process. */
   ptrdiff_t (*get_num_threads)(void);
   rnnfast_status (*set_num_threads)(ptrdiff_t n);
-
-  /* Since version 3 */
 
   /* As stream_run, and asks about every 20 ms whether to stop: stop(context, t) is called on the calling thread when t
    * steps are done. Unless it returns 0, the run ends with RNNFAST_INTERRUPTED: the state is that after t steps, whose

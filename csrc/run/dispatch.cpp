@@ -1,4 +1,4 @@
-#include "dispatch.h"
+#include "run/dispatch.h"
 
 #include <cstdlib>
 #include <stdexcept>

@@ -1,14 +1,19 @@
 // A layer's call at the border: from arrays, names and options to a Problem, or an error that names the argument.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "calls.h"
-#include "cells.h"
-#include "layer_calls.h"
-#include "tokens.h"
+#include "python/arrays.h"
+#include "run/calls.h"
+#include "run/dispatch.h"
+#include "run/sequences.h"
+#include "run/threads.h"
+#include "types.h"
 
 namespace rnnfast {
 
@@ -16,11 +21,10 @@ namespace rnnfast {
 
 inline const CellShape& cell_named(const py::object& name) {
   if (!py::isinstance<py::str>(name)) throw py::type_error("cell: expected a str, got " + type_name(name));
+  for (const CellShape& cell : cells())
+    if (PyUnicode_CompareWithASCIIString(name.ptr(), cell.name) == 0) return cell;
   std::string names;
-  for (const CellShape& cell : cells()) {
-    if (name.equal(py::str(cell.name))) return cell;
-    names += (names.empty() ? "" : ", ") + std::string(cell.name);
-  }
+  for (const CellShape& cell : cells()) names += (names.empty() ? "" : ", ") + std::string(cell.name);
   throw py::value_error("cell: expected one of " + names + ", got " +
                         text(py::reinterpret_steal<py::object>(PyObject_ASCII(name.ptr()))));
 }
@@ -41,6 +45,7 @@ inline ParameterArrays read_parameters(const py::object& parameters) {
   if (directions.size() != 1 && directions.size() != 2)
     throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
   ParameterArrays arrays;
+  arrays.reserve(4 * directions.size());
   for (const py::handle direction : directions) {
     const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), 4, parameter_content);
     if (!given) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
@@ -56,20 +61,97 @@ inline ParameterArrays read_parameters(const py::object& parameters) {
 template <class Real>
 using LayerParameters = std::vector<std::optional<Input<Real>>>;  // likewise
 
-template <class Real>
-Parameters<const Real> parameters_of(const LayerParameters<Real>& parameters, Index d) {
-  const auto data = [&](int i) {
-    const auto& in = parameters[std::size_t(4 * d + i)];
-    return in ? in->view().data : nullptr;
-  };
-  return {data(0), data(1), data(2), data(3)};
+// Of each direction, what views of four inputs or outputs point to.
+template <class Real, class Arrays>
+std::array<Parameters<Real>, 2> parameters_of(const Arrays& arrays) {
+  const auto data = [&](std::size_t i) { return arrays[i] ? arrays[i]->view().data : nullptr; };
+  std::array<Parameters<Real>, 2> parameters = {};
+  for (std::size_t d = 0; 4 * d < arrays.size(); ++d)
+    parameters[d] = {.w_ih = data(4 * d), .w_hh = data(4 * d + 1), .b_ih = data(4 * d + 2), .b_hh = data(4 * d + 3)};
+  return parameters;
 }
 
-inline Shape parameter_shape(const Problem& p, Index G, std::size_t i) {
-  if (i == 0) return {G * p.H, p.I};
-  if (i == 1) return {G * p.H, p.H};
-  return {G * p.H};
+inline Shape parameter_shape(const Problem& p, std::size_t i) {
+  const Index rows = p.cell->gates * p.H;
+  return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.H} : Shape{rows};
 }
+
+template <class Real>
+LayerParameters<Real> check_parameters(const Problem& p, ParameterArrays arrays) {
+  LayerParameters<Real> parameters(arrays.size());
+  for (std::size_t i = 0; i < arrays.size(); ++i)
+    if (arrays[i])
+      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], std::move(*arrays[i]), parameter_shape(p, i % 4));
+  return parameters;
+}
+
+// ---- States --------------------------------------------------------------------------------------------------------
+
+// What Python gives for the states of a cell, h first, and calls by these names; None where there is nothing, as for
+// states that the cell has not.
+using StateNames = std::array<const char*, most_states>;
+using StateObjects = std::array<py::object, most_states>;
+
+constexpr StateNames state0_names = {"h0", "c0"}, start_names = {"start[0]", "start[1]"},
+                     out_names = {"out[1]", "out[2]"};
+
+// Entries of a tuple that there may be, from `first` on.
+inline StateObjects entries(const std::optional<py::tuple>& tuple, std::size_t first = 0) {
+  StateObjects objects;
+  for (std::size_t s = 0; s < most_states; ++s) objects[s] = entry(tuple, first + s);
+  return objects;
+}
+
+template <class Real>
+using StateInputs = std::array<std::optional<Input<Real>>, most_states>;
+
+template <class Real>
+using StateOutputs = std::array<std::optional<Output<Real>>, most_states>;
+
+inline void refuse_others(const CellShape& cell, const StateNames& names, const StateObjects& objects) {
+  for (auto s = std::size_t(cell.state_count); s < most_states; ++s)
+    if (!objects[s].is_none())
+      throw py::value_error(std::string(names[s]) + ": expected None, since " + cell.name + " has no cell state");
+}
+
+template <class Real>
+StateInputs<Real> state_inputs(const CellShape& cell, const StateNames& names, const StateObjects& objects,
+                               const Shape& shape) {
+  refuse_others(cell, names, objects);
+  StateInputs<Real> inputs;
+  for (std::size_t s = 0; s < std::size_t(cell.state_count); ++s)
+    inputs[s] = optional_input<Real>(names[s], objects[s], shape);
+  return inputs;
+}
+
+template <class Real>
+StateOutputs<Real> state_outputs(const CellShape& cell, const StateNames& names, const StateObjects& objects,
+                                 const Shape& shape, bool keep_values = false) {
+  refuse_others(cell, names, objects);
+  StateOutputs<Real> outputs;
+  for (std::size_t s = 0; s < std::size_t(cell.state_count); ++s)
+    outputs[s] = output<Real>(names[s], objects[s], shape, keep_values);
+  return outputs;
+}
+
+// For the kernels; null views where there is nothing.
+template <class Real>
+StateViews<const Real> views_of(const StateInputs<Real>& inputs) {
+  StateViews<const Real> views = {};
+  for (std::size_t s = 0; s < most_states; ++s)
+    if (inputs[s]) views[s] = inputs[s]->view();
+  return views;
+}
+
+template <class Real>
+StateViews<Real> views_of(const StateOutputs<Real>& outputs) {
+  StateViews<Real> views = {};
+  for (std::size_t s = 0; s < most_states; ++s)
+    if (outputs[s]) views[s] = outputs[s]->view();
+  return views;
+}
+
+// ---- Input, and how its rows form sequences ------------------------------------------------------------------------
 
 // x [T,B,I], or tokens [T,B] and maybe their embedding [V,I].
 struct InputArrays {
@@ -123,12 +205,11 @@ inline void read_resets(const Sequences& sequences, const Shape& rows, Problem& 
 inline Problem read_problem(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                             const ParameterArrays& arrays, Schedule& schedule) {
   const Array& x = in.x;
-  Problem p = {};
+  Problem p = problem_of(cell, {});
   const bool packed = !sequences.batch_sizes.is_none();
   const Index row_axes = packed ? 1 : 2;
   if (packed) schedule.first_row = read_batch_sizes(sequences.batch_sizes);
   p.input = kind_of(in, row_axes);
-  p.cell = &cell;
   p.D = Index(arrays.size() / 4);
   const Array &w_ih = *arrays[0], &w_hh = *arrays[1];
   if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / cell.gates != w_hh.shape(1) ||
@@ -146,7 +227,7 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
     wrong_shape("embedding", "(V, " + std::to_string(p.I) + ")", *in.embedding);
   p.T = packed ? Index(schedule.first_row.size()) - 1 : x.shape(0);
   p.B = packed ? schedule.first_row[1] : x.shape(1);
-  p.run = {0, p.T};
+  p.run = {.first = 0, .last = p.T};
   p.reverse = sequences.reverse;
   if (packed && schedule.first_row.back() != x.shape(0))
     throw py::value_error("batch_sizes: expected sizes that sum up to the rows of x, " + std::to_string(x.shape(0)) +
@@ -156,17 +237,17 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
   if (!fits_address_space(p, rows))
     throw py::value_error("x: expected a size that fits the address space, got " + shape_text(x.shape()));
   if (packed) point_to_rows(p, schedule);
-  read_resets(sequences, packed ? Shape{p.first_row[p.T]} : Shape{p.T, p.B}, p, schedule);
+  read_resets(sequences, packed ? Shape{row_count(p)} : Shape{p.T, p.B}, p, schedule);
   return p;
 }
 
 // (first, last), or None for all of the T steps.
 inline Steps read_steps(const py::object& object, const Problem& p) {
   const auto given = tuple_of("steps", object, 2, "(first, last)");
-  if (!given) return {0, p.T};
+  if (!given) return {.first = 0, .last = p.T};
   for (const py::handle step : *given)
     if (!PyLong_Check(step.ptr())) throw py::type_error("steps: expected integers, got " + type_name(step));
-  const Steps steps = {PyLong_AsSsize_t((*given)[0].ptr()), PyLong_AsSsize_t((*given)[1].ptr())};
+  const Steps steps = {.first = PyLong_AsSsize_t((*given)[0].ptr()), .last = PyLong_AsSsize_t((*given)[1].ptr())};
   if (PyErr_Occurred()) throw py::error_already_set();
   if (steps.first < 0 || steps.first > steps.last || steps.last > p.T)
     throw py::value_error("steps: expected 0 <= first <= last <= " + std::to_string(p.T) + ", got (" +
@@ -174,14 +255,9 @@ inline Steps read_steps(const py::object& object, const Problem& p) {
   return steps;
 }
 
-// Whether a tape is made for steps that `advance` will run.
-inline bool steps_to_come(const Problem& p) { return p.run.last - p.run.first < p.T; }
-
-inline Index rows_of(const Problem& p) { return p.first_row ? p.first_row[p.T] : p.T * p.B; }
-
 // [T,B,n], or [N,n] where steps differ in their rows.
 inline Shape shape_of_rows(const Problem& p, Index n) {
-  return p.first_row ? Shape{rows_of(p), n} : Shape{p.T, p.B, n};
+  return p.first_row ? Shape{row_count(p), n} : Shape{p.T, p.B, n};
 }
 
 // The same of the run's steps alone.
@@ -190,13 +266,47 @@ inline Shape shape_of_run(const Problem& p, Index n) {
                      : Shape{p.run.last - p.run.first, p.B, n};
 }
 
+// ---- Options -------------------------------------------------------------------------------------------------------
+
+inline Index checked_threads(Index threads) {
+  if (threads < 0 || threads > most_threads)
+    throw py::value_error("threads: expected 0, for as many as are set, to " + std::to_string(most_threads) + ", got " +
+                          std::to_string(threads));
+  return threads;
+}
+
 template <class Real>
-LayerParameters<Real> check_parameters(const CellShape& cell, const Problem& p, const ParameterArrays& arrays) {
-  LayerParameters<Real> parameters(arrays.size());
-  for (std::size_t i = 0; i < arrays.size(); ++i)
-    if (arrays[i])
-      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], *arrays[i], parameter_shape(p, cell.gates, i % 4));
-  return parameters;
+Held<Real> held_as(const Held<double>& held) {
+  Held<Real> result = {.slots = held.slots, .value = {}};
+  for (int slot = 0; slot < 4; ++slot) result.value[slot] = Real(held.value[slot]);
+  return result;
+}
+
+// {gate: value}, or None; finite values are finite as Real too.
+template <class Real>
+Held<double> read_held(const CellShape& cell, const py::object& object) {
+  Held<double> held = {};
+  if (object.is_none()) return held;
+  const std::string gates = cell.held;
+  const py::object to_number = py::module_::import("rnnfast._base.scalars").attr("number");
+  if (!py::hasattr(object, "keys")) throw py::type_error("gate_override: expected a dict, got " + type_name(object));
+  for (const auto& [gate, value] : py::dict(object)) {  // a copy: the caller's could change while we read it
+    const std::size_t index = py::isinstance<py::str>(gate) && py::len(gate) == 1 ? gates.find(text(gate)) : gates.npos;
+    if (index == gates.npos) {
+      std::string names;
+      for (const char name : gates) names += (names.empty() ? "" : ", ") + std::string(1, name);
+      throw py::value_error("gate_override: expected " +
+                            (names.empty() ? "None, since " + std::string(cell.name) + " has no gates"
+                                           : "gates of " + std::string(cell.name) + ", " + names) +
+                            ", got " + text(py::reinterpret_steal<py::object>(PyObject_ASCII(gate.ptr()))));
+    }
+    const std::string name = "gate_override['" + text(gate) + "']";
+    const double number =
+        called(to_number, py::make_tuple(value, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
+    const int slot = int(index) + cell.slots - cell.gates;  // the last slots are the gates
+    held.slots |= 1u << slot, held.value[slot] = number;
+  }
+  return held;
 }
 
 }  // namespace rnnfast

@@ -1,10 +1,18 @@
 // The streams of capi.h: packed weights, states, and a stack of layers by chunks of time.
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <vector>
 
-#include "capi_calls.h"
-#include "layer_calls.h"
-#include "threads.h"
+#include "c/capi.h"
+#include "c/checks.h"
+#include "c/claim.h"
+#include "c/functions.h"
+#include "run/calls.h"
+#include "run/dispatch.h"
+#include "run/memory.h"
+#include "run/threads.h"
+#include "types.h"
 
 using rnnfast::Index;
 
@@ -20,7 +28,7 @@ struct Stop {
 
 // What a caller holds a pointer to.
 struct rnnfast_stream {
-  rnnfast_stream() = default;
+  explicit rnnfast_stream(const rnnfast::CellShape& shape) : cell(shape) {}
   virtual ~rnnfast_stream() = default;
   rnnfast_stream(const rnnfast_stream&) = delete;
   rnnfast_stream& operator=(const rnnfast_stream&) = delete;
@@ -28,10 +36,10 @@ struct rnnfast_stream {
   // Ends early, and returns false, if `stop` says so.
   virtual bool run(Index T, const void* x, void* y, const rnnfast::Stop& stop) = 0;
   virtual void reset(const unsigned char* rows) = 0;
-  virtual void get_state(void* h, void* c) const = 0;
-  virtual void set_state(const void* h, const void* c) = 0;
+  virtual void get_state(void* const* state) const = 0;
+  virtual void set_state(const void* const* state) = 0;
 
-  bool has_c = false;
+  const rnnfast::CellShape& cell;
   rnnfast::Caller caller = 0;
 };
 
@@ -48,24 +56,25 @@ constexpr double flops_between_stops = 1e9;
 template <class Real>
 class Stream final : public rnnfast_stream {
  public:
-  Stream(const CellShape& cell, const rnnfast_stack& stack, Index B)
-      : kernels_(kernels<Real>()),
+  Stream(const CellShape& shape, const rnnfast_stack& stack, Index B)
+      : rnnfast_stream(shape),
+        kernels_(kernels<Real>()),
         L_(stack.num_layers),
         B_(B),
         I_(stack.input_size),
         H_(stack.hidden_size),
         chunk_(std::max<Index>(chunk_rows / B, 1)),
-        h0_(initial(stack.h0)),
-        h_(std::size_t(L_ * B_ * H_)),
         layers_(std::size_t(L_)) {
-    has_c = rnnfast::has_c(cell);
-    if (has_c) c0_ = initial(stack.c0), c_.resize(h_.size());
+    for (std::size_t s = 0; s < states(); ++s) {
+      initial_[s] = copied(stack.state0 ? stack.state0[s] : nullptr);
+      state_[s].resize(std::size_t(L_ * B_ * H_));
+    }
     for (Index l = 0; l < std::min<Index>(L_ - 1, 2); ++l) between_[l] = buffer(chunk_ * B_ * H_);
     Index scratch = 0;
     for (Index l = 0; l < L_; ++l) {
       ForwardArgs<Real>& layer = layers_[std::size_t(l)];
-      layer.problem = {chunk_, B_, l == 0 ? I_ : H_, H_, 1, &cell, InputKind::dense, 0, {0, chunk_}};
-      layer.directions[0] = direction_of(cell, stack.layers[l], l);
+      layer.problem = problem_of(cell, {.T = chunk_, .B = B_, .I = l == 0 ? I_ : H_, .H = H_, .D = 1});
+      set_direction(layer, stack.layers[l], l);
       if (l > 0) layer.x = {data(between_[(l - 1) % 2]), H_};
       scratch = std::max(scratch, kernels_.forward_scratch(layer.problem, true));
       flops_per_step_ += flops(layer.problem) / double(chunk_);
@@ -92,49 +101,56 @@ class Stream final : public rnnfast_stream {
   }
 
   void reset(const unsigned char* rows) override {
-    for (Index l = 0; l < L_; ++l)
-      for (Index b = 0; b < B_; ++b) {
-        if (rows && !rows[b]) continue;
-        std::copy_n(&h0_[std::size_t(l * H_)], H_, state_of(h_, l) + b * H_);
-        if (has_c) std::copy_n(&c0_[std::size_t(l * H_)], H_, state_of(c_, l) + b * H_);
-      }
+    for (std::size_t s = 0; s < states(); ++s)
+      for (Index l = 0; l < L_; ++l)
+        for (Index b = 0; b < B_; ++b)
+          if (!rows || rows[b]) std::copy_n(&initial_[s][std::size_t(l * H_)], H_, state_of(s, l) + b * H_);
   }
 
-  void get_state(void* h, void* c) const override {
-    std::copy(h_.begin(), h_.end(), static_cast<Real*>(h));
-    if (has_c) std::copy(c_.begin(), c_.end(), static_cast<Real*>(c));
+  void get_state(void* const* state) const override {
+    for (std::size_t s = 0; s < states(); ++s)
+      std::copy(state_[s].begin(), state_[s].end(), static_cast<Real*>(state[s]));
   }
 
-  void set_state(const void* h, const void* c) override {
-    std::copy_n(static_cast<const Real*>(h), h_.size(), h_.begin());
-    if (has_c) std::copy_n(static_cast<const Real*>(c), c_.size(), c_.begin());
+  void set_state(const void* const* state) override {
+    for (std::size_t s = 0; s < states(); ++s)
+      std::copy_n(static_cast<const Real*>(state[s]), state_[s].size(), state_[s].begin());
   }
 
  private:
   static Buffer buffer(Index elements) { return Buffer(std::size_t(elements) * sizeof(Real)); }
   static Real* data(const Buffer& buffer) { return static_cast<Real*>(buffer.data()); }
 
-  std::vector<Real> initial(const void* state) const {
+  std::size_t states() const { return std::size_t(cell.state_count); }
+
+  std::vector<Real> copied(const void* state) const {
     const auto* given = static_cast<const Real*>(state);
     return given ? std::vector<Real>(given, given + L_ * H_) : std::vector<Real>(std::size_t(L_ * H_));
   }
 
-  Real* state_of(std::vector<Real>& state, Index l) const { return &state[std::size_t(l * B_ * H_)]; }
+  Real* state_of(std::size_t s, Index l) { return &state_[s][std::size_t(l * B_ * H_)]; }
 
   // Of a layer whose problem is known. The state is advanced in place.
-  ForwardDirection<Real> direction_of(const CellShape& cell, const rnnfast_weights& weights, Index l) {
+  void set_direction(ForwardArgs<Real>& layer, const rnnfast_weights& weights, Index l) {
     const auto array = [](const void* a) { return static_cast<const Real*>(a); };
-    const Problem& p = layers_[std::size_t(l)].problem;
-    const Buffer& packed = packed_.emplace_back(buffer(kernels_.packed_size(p)));
-    kernels_.pack(p, {array(weights.w_ih), array(weights.w_hh), array(weights.b_ih), array(weights.b_hh)},
+    const Buffer& packed = packed_.emplace_back(buffer(kernels_.packed_size(layer.problem)));
+    kernels_.pack(layer.problem,
+                  {.w_ih = array(weights.w_ih),
+                   .w_hh = array(weights.w_hh),
+                   .b_ih = array(weights.b_ih),
+                   .b_hh = array(weights.b_hh)},
                   data(packed));
-    ForwardDirection<Real> direction = {};
-    direction.packed = data(packed);
-    direction.last[0] = {state_of(h_, l), H_};
-    if (has_c) direction.last[1] = {state_of(c_, l), H_};
-    for (int s = 0; s < cell.state_count; ++s) direction.initial[s] = {direction.last[s].data, H_};
-    if (l + 1 < L_) direction.y = {data(between_[l % 2]), H_};
-    return direction;
+    ForwardArrays<Real> arrays = {.parameters = {},
+                                  .packed = data(packed),
+                                  .initial = {},
+                                  .start = {},
+                                  .y = {l + 1 < L_ ? data(between_[l % 2]) : nullptr, H_},
+                                  .last = {}};
+    for (std::size_t s = 0; s < states(); ++s) {
+      arrays.last[s] = {state_of(s, l), H_};
+      arrays.initial[s] = {state_of(s, l), H_};
+    }
+    set_directions(layer, arrays, TapeMemory<>{});
   }
 
   void run_chunk(Index T, const Real* x, Real* y) {
@@ -158,14 +174,17 @@ class Stream final : public rnnfast_stream {
     }
   }
 
-  static constexpr Team alone = {0, 1, [](const Team&) { return true; }, [](const Team&) { return false; }, nullptr};
+  static constexpr Team alone = {.rank = 0,
+                                 .size = 1,
+                                 .barrier = [](const Team&) { return true; },
+                                 .interrupted = [](const Team&) { return false; },
+                                 .context = nullptr};
 
   const Kernels<Real>& kernels_;
   const Index L_, B_, I_, H_, chunk_;
-  std::vector<Real> h0_, c0_;    // [L,H]
-  std::vector<Real> h_, c_;      // [L,B,H]
-  std::vector<Buffer> packed_;   // the weights of each layer
-  Buffer between_[2], scratch_;  // outputs of a layer for the next one, [chunk,B,H]
+  std::array<std::vector<Real>, most_states> initial_, state_;  // of each of the cell's states, [L,H] and [L,B,H]
+  std::vector<Buffer> packed_;                                  // the weights of each layer
+  Buffer between_[2], scratch_;                                 // outputs of a layer for the next one, [chunk,B,H]
   std::vector<ForwardArgs<Real>> layers_;
   double flops_per_step_ = 0;
 };
@@ -187,9 +206,10 @@ void require_steps(Index T, const void* x, const void* y) {
   require(T == 0 || (x && y), "x, y: expected arrays, got NULL");
 }
 
-void require_state(const rnnfast_stream& stream, const void* h, const void* c) {
-  require(h, "h: expected an array, got NULL");
-  require(bool(c) == stream.has_c, stream.has_c ? "c: expected an array, got NULL" : "c: expected NULL, got an array");
+template <class Void>
+void require_state(const rnnfast_stream& stream, Void* const* state) {
+  require(state, "state: expected an array, got NULL");
+  for (int s = 0; s < stream.cell.state_count; ++s) require(state[s], "state[%d]: expected an array, got NULL", s);
 }
 
 }  // namespace
@@ -204,7 +224,6 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
     const double rows = std::max(double(B), double(chunk_rows)), units = double(stack->hidden_size) + 64;
     require(double(stack->num_layers) * units * (4 * (double(stack->input_size) + units) + rows) * 8 < most_elements,
             "L, I, H, B: expected sizes that fit the address space, got more");
-    require(!stack->c0 || has_c(cell), "c0: expected NULL, got an array");
     for (Index l = 0; l < stack->num_layers; ++l)
       require(stack->layers[l].w_ih && stack->layers[l].w_hh, "w_ih, w_hh: expected arrays, got NULL");
     with_real(stack->dtype, [&]<class Real> { *stream = new Stream<Real>(cell, *stack, B); });
@@ -236,17 +255,17 @@ rnnfast_status stream_reset(rnnfast_stream* stream, const unsigned char* rows) {
   return with_stream(stream, rows ? all_anew : nullptr, [&](Claim&) { stream->reset(rows); });
 }
 
-rnnfast_status stream_get_state(rnnfast_stream* stream, void* h, void* c) {
+rnnfast_status stream_get_state(rnnfast_stream* stream, void* const* state) {
   return with_stream(stream, all_anew, [&](Claim&) {
-    require_state(*stream, h, c);
-    stream->get_state(h, c);
+    require_state(*stream, state);
+    stream->get_state(state);
   });
 }
 
-rnnfast_status stream_set_state(rnnfast_stream* stream, const void* h, const void* c) {
+rnnfast_status stream_set_state(rnnfast_stream* stream, const void* const* state) {
   return with_stream(stream, nullptr, [&](Claim&) {
-    require_state(*stream, h, c);
-    stream->set_state(h, c);
+    require_state(*stream, state);
+    stream->set_state(state);
   });
 }
 

@@ -1,7 +1,12 @@
 // Tokens at the border: checked, and numbered by those that occur.
 #pragma once
 
-#include "arrays.h"
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "python/arrays.h"
+#include "types.h"
 
 namespace rnnfast {
 
@@ -40,7 +45,7 @@ struct TokenLinks {
 
 inline TokenLinks link(const TokenArrays& tokens) {
   const std::size_t rows = tokens.number.size();
-  TokenLinks links = {std::vector<Index>(rows), std::vector<Index>(rows, Index(rows))};
+  TokenLinks links = {.earlier = std::vector<Index>(rows), .later = std::vector<Index>(rows, Index(rows))};
   std::vector<Index> last(tokens.token.size(), -1);
   for (std::size_t row = 0; row < rows; ++row) {
     Index& before = last[std::size_t(tokens.number[row])];
@@ -53,7 +58,10 @@ inline TokenLinks link(const TokenArrays& tokens) {
 
 // Refers to both.
 inline Tokens view(const TokenArrays& tokens, const TokenLinks& links) {
-  return {tokens.number.data(), tokens.token.data(), links.earlier.data(), links.later.data()};
+  return {.number = tokens.number.data(),
+          .token = tokens.token.data(),
+          .earlier = links.earlier.data(),
+          .later = links.later.data()};
 }
 
 }  // namespace rnnfast

@@ -2,10 +2,17 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <string>
 #include <vector>
 
-#include "calls.h"
-#include "memory.h"
+#include "python/arrays.h"
+#include "python/interpreter.h"
+#include "run/dispatch.h"
+#include "run/memory.h"
+#include "run/threads.h"
+#include "types.h"
 
 namespace rnnfast {
 namespace {
@@ -26,7 +33,8 @@ Shape with_last(const Array& array, Index n) {
   return shape;
 }
 
-Index row_count(const Array& array) {
+// Of an array [.., n].
+Index rows_in(const Array& array) {
   Index rows = 1;
   for (Index axis = 0; axis + 1 < array.ndim(); ++axis) rows *= array.shape(axis);
   return rows;
@@ -54,10 +62,10 @@ LinearOperands<Real> linear_operands(const py::object& x_object, const Array& we
   if (weight.ndim() != 2) wrong_shape("weight", "(O, I)", weight);
   const Index O = weight.shape(0), I = weight.shape(1);
   if (x.ndim() < 1 || x.shape(x.ndim() - 1) != I) wrong_shape("x", "(..., " + std::to_string(I) + ")", x);
-  return {{row_count(x), I, O},
-          input<Real>("x", x, x.shape()),
-          contiguous_input<Real>("weight", weight, {O, I}),
-          optional_input<Real>("bias", bias, {O})};
+  return {.size = {.N = rows_in(x), .I = I, .O = O},
+          .x = input<Real>("x", x, x.shape()),
+          .weight = contiguous_input<Real>("weight", weight, {O, I}),
+          .bias = optional_input<Real>("bias", bias, {O})};
 }
 
 template <class Real>
@@ -72,8 +80,12 @@ py::object linear_of(const py::object& x, const Array& weight, const py::object&
     check.run();
   }
   const Buffer scratch(std::size_t(kernels<Real>().linear_scratch(size)) * sizeof(Real));
-  const LinearArgs<Real> args = {size,         operands.x.view(), operands.weight.view().data,
-                                 operands.b(), y->view(),         static_cast<Real*>(scratch.data())};
+  const LinearArgs<Real> args = {.size = size,
+                                 .x = operands.x.view(),
+                                 .w = operands.weight.view().data,
+                                 .b = operands.b(),
+                                 .y = y->view(),
+                                 .scratch = static_cast<Real*>(scratch.data())};
   run(
       operands.flops(), size.N, [&](const Team& team) { kernels<Real>().linear(args, team); }, Interruption::restart);
   return finish(y);
@@ -107,15 +119,15 @@ py::tuple linear_backward_of(const py::object& x, const Array& weight, const py:
     check.run();
   }
   const Buffer scratch(std::size_t(kernels<Real>().linear_backward_scratch(size)) * sizeof(Real));
-  const LinearBackwardArgs<Real> args = {size,
-                                         operands.x.view(),
-                                         dy->view(),
-                                         operands.weight.view().data,
-                                         dx ? dx->view() : View<Real>{nullptr, 0},
-                                         dweight->view().data,
-                                         dbias ? dbias->view().data : nullptr,
-                                         given.has_value(),
-                                         static_cast<Real*>(scratch.data())};
+  const LinearBackwardArgs<Real> args = {.size = size,
+                                         .x = operands.x.view(),
+                                         .dy = dy->view(),
+                                         .w = operands.weight.view().data,
+                                         .dx = dx ? dx->view() : View<Real>{},
+                                         .dw = dweight->view().data,
+                                         .db = dbias ? dbias->view().data : nullptr,
+                                         .accumulate = given.has_value(),
+                                         .scratch = static_cast<Real*>(scratch.data())};
   const Index parts = size.I / 4 + 1;  // 4 columns make a unit block at least
   run((need_dx ? 2 : 1) * operands.flops(), parts,
       [&](const Team& team) { kernels<Real>().linear_backward(args, team); },
@@ -160,8 +172,14 @@ py::tuple cross_entropy_of(const Array& logits, const py::object& targets_object
   const Index N = Index(targets.size());
   std::vector<double> losses(targets.size());
   double loss = 0;
-  const CrossEntropyArgs<Real> args = {
-      N, V, in.view(), targets.data(), mean, losses.data(), &loss, dlogits.view().data};
+  const CrossEntropyArgs<Real> args = {.N = N,
+                                       .V = V,
+                                       .logits = in.view(),
+                                       .targets = targets.data(),
+                                       .mean = mean,
+                                       .losses = losses.data(),
+                                       .loss = &loss,
+                                       .dlogits = dlogits.view().data};
   run(
       flops_per_element * double(in.given.size()), N,
       [&](const Team& team) { kernels<Real>().cross_entropy(args, team); }, Interruption::restart);
@@ -200,7 +218,8 @@ StepArrays<Real> step_arrays(const py::object& p, const Shape& shape, const py::
   const auto changed = [&](const char* name, const py::object& object) {
     return object.is_none() ? std::nullopt : std::optional(flat_output<Real>(name, object, shape, true));
   };
-  StepArrays<Real> arrays = {elements<Real>("g", as_array(g, "g")), changed("p", p), changed("m", m), changed("v", v)};
+  StepArrays<Real> arrays = {
+      .g = elements<Real>("g", as_array(g, "g")), .p = changed("p", p), .m = changed("m", m), .v = changed("v", v)};
   require_shape("g", arrays.g, shape);
   for (const auto& out : {arrays.p, arrays.m, arrays.v})
     if (out && share_memory(arrays.g, out->given)) arrays.g = contiguous_copy<Real>(arrays.g);
@@ -212,8 +231,11 @@ template <class Real, class Step>
 void change(StepArrays<Real>& arrays, Step&& step) {
   const auto data = [](std::optional<Output<Real>>& out) { return out ? out->view().data : nullptr; };
   const Index n = arrays.g.size();
-  const OptimizerArgs<Real> args = {n, data(arrays.p), static_cast<const Real*>(arrays.g.data()), data(arrays.m),
-                                    data(arrays.v)};
+  const OptimizerArgs<Real> args = {.n = n,
+                                    .p = data(arrays.p),
+                                    .g = static_cast<const Real*>(arrays.g.data()),
+                                    .m = data(arrays.m),
+                                    .v = data(arrays.v)};
   run(flops_per_element * double(n), n, [&](const Team& team) { step(args, team); });
   for (const auto& out : {arrays.p, arrays.m, arrays.v}) finish(out);
 }
@@ -271,7 +293,7 @@ void bind_training(py::module_& m) {
       "sgd_step",
       [](const py::object& object, const py::object& g, const py::object& v, double lr, double momentum) {
         const Array p = as_array(object, "p");
-        const SgdOptions options = {lr, momentum};
+        const SgdOptions options = {.lr = lr, .momentum = momentum};
         return is_double("p", p) ? sgd_of<double>(object, p.shape(), g, v, options)
                                  : sgd_of<float>(object, p.shape(), g, v, options);
       },
@@ -281,7 +303,7 @@ void bind_training(py::module_& m) {
       [](const py::object& object, const py::object& g, const py::object& moment1, const py::object& moment2, double lr,
          double b1, double b2, double eps) {
         const Array p = as_array(object, "p");
-        const AdamOptions options = {lr, b1, b2, eps};
+        const AdamOptions options = {.lr = lr, .b1 = b1, .b2 = b2, .eps = eps};
         return is_double("p", p) ? adam_of<double>(object, p.shape(), g, moment1, moment2, options)
                                  : adam_of<float>(object, p.shape(), g, moment1, moment2, options);
       },

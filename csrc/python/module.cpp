@@ -1,18 +1,25 @@
 // The module, and what in it is not a layer's: the activations, the limits of the machine, the configuration.
 #include <pybind11/stl.h>
 
+#include <cstddef>
+#include <optional>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
-#include "calls.h"
-#include "capi.h"
-#include "cells.h"
+#include "c/capi.h"
+#include "c/functions.h"
+#include "python/arrays.h"
+#include "python/interpreter.h"
+#include "run/dispatch.h"
+#include "run/threads.h"
+#include "types.h"
 
 namespace rnnfast {
 
 const KernelTable* kernel_table = nullptr;
 
-extern const rnnfast_api c_api;  // in capi.cpp
-
+void bind_tape(py::module_& m);
 void bind_layers(py::module_& m);
 void bind_training(py::module_& m);
 
@@ -126,6 +133,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
 
   bind_cells(m);
 
+  bind_tape(m);
   bind_layers(m);
 
   m.def(
@@ -164,12 +172,13 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
       "x"_a, "name"_a, "shape"_a, "dtype"_a);
   m.def(
       "checked_target",
-      [](const py::object& x, const std::string& name, const std::optional<Shape>& shape,
+      [](const py::object& x, const std::string& name, const std::optional<std::vector<Index>>& shape,
          const std::optional<py::dtype>& dtype) {
         if (!py::isinstance<py::array>(x)) throw py::type_error(name + ": expected an ndarray, got " + type_name(x));
         const Array array = as_array(x, name);
         if (!dtype) is_double(name, array);
-        require_writable(name, array, dtype ? *dtype : array.dtype(), shape ? *shape : array.shape());
+        require_writable(name, array, dtype ? *dtype : array.dtype(),
+                         shape ? Shape(shape->data(), shape->data() + shape->size()) : array.shape());
         return view_of(x);
       },
       "x"_a, "name"_a, "shape"_a = py::none(), "dtype"_a = py::none());

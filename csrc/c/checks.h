@@ -1,0 +1,61 @@
+// The border of the C interface: an argument that does not fit, a handle in use and memory that is not there become a
+// status and a message. No exception leaves the interface.
+#pragma once
+
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+
+#include "c/capi.h"
+#include "types.h"
+
+namespace rnnfast {
+
+// Thrown where a handle is in a call already.
+struct Busy {
+  const char* handle;
+  const char* first;  // what has to come first, where that call was cut off; else null
+};
+
+// Sets the message of this thread, as printf forms it.
+[[gnu::format(printf, 2, 3)]] rnnfast_status fail(rnnfast_status status, const char* message, ...);
+
+// Throws std::invalid_argument if that is not so.
+[[gnu::format(printf, 2, 3)]] void require(bool holds, const char* message, ...);
+
+const CellShape& cell_named(const char* name);
+
+// Runs f() and tells how it went.
+template <class F>
+rnnfast_status told(F&& f) {
+  try {
+    f();
+    return RNNFAST_OK;
+  } catch (const std::invalid_argument& error) {
+    return fail(RNNFAST_INVALID, "%s", error.what());
+  } catch (const Busy& busy) {
+    if (!busy.first)
+      return fail(RNNFAST_BUSY, "%s: expected one call at a time, got one while another one runs", busy.handle);
+    return fail(RNNFAST_BUSY, "%s: expected %s first, since a fork has cut off the call of another thread", busy.handle,
+                busy.first);
+  } catch (const std::exception&) {
+    return fail(RNNFAST_NO_MEMORY, "expected enough memory, got none");
+  }
+}
+
+// Before the dtype is read: a caller in C can give any number, which would not do as an enum of C++.
+inline void require_dtype(const rnnfast_dtype& dtype) {
+  int number;
+  static_assert(sizeof(number) == sizeof(dtype));
+  std::memcpy(&number, &dtype, sizeof(number));
+  require(number == RNNFAST_FLOAT32 || number == RNNFAST_FLOAT64,
+          "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got %d", number);
+}
+
+// f<Real>(), by a dtype that has been checked.
+template <class F>
+void with_real(rnnfast_dtype dtype, F&& f) {
+  dtype == RNNFAST_FLOAT64 ? f.template operator()<double>() : f.template operator()<float>();
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,454 @@
+// The layers of capi.h: forward and backward, tapes and packed weights.
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "c/capi.h"
+#include "c/checks.h"
+#include "c/claim.h"
+#include "c/functions.h"
+#include "run/calls.h"
+#include "run/dispatch.h"
+#include "run/memory.h"
+#include "run/sequences.h"
+#include "run/threads.h"
+#include "types.h"
+
+namespace rnnfast {
+namespace {
+
+// ---- Layers --------------------------------------------------------------------------------------------------------
+
+// A checked rnnfast_layer. Weights are null where none were given.
+struct Layer {
+  const CellShape* cell;
+  rnnfast_dtype dtype;
+  Index I, H, D;
+  rnnfast_weights weights[2];
+};
+
+bool same_sizes(const Layer& a, const Layer& b) {
+  return a.cell == b.cell && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.D == b.D;
+}
+
+template <class Args>
+void require_size(const Args* args, const char* name) {
+  require(args, "%s: expected a pointer, got NULL", name);
+  require(args->size == sizeof(Args), "%s->size: expected %zu, got %zu", name, sizeof(Args), args->size);
+}
+
+Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
+  require_size(layer, "layer");
+  require(layer->cell, "cell: expected the name of a cell, got NULL");
+  require_dtype(layer->dtype);
+  Layer read = {.cell = &cell_named(layer->cell),
+                .dtype = layer->dtype,
+                .I = layer->input_size,
+                .H = layer->hidden_size,
+                .D = layer->num_directions,
+                .weights = {}};
+  require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
+  require(read.D == 1 || read.D == 2, "D: expected 1 or 2, got %td", read.D);
+  const double units = double(read.H) + 64;
+  require(64 * units * (double(read.I) + units) < most_elements,
+          "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
+  require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
+  for (Index d = 0; layer->weights && d < read.D; ++d) {
+    read.weights[d] = layer->weights[d];
+    require(read.weights[d].w_ih && read.weights[d].w_hh, "w_ih, w_hh: expected arrays, got NULL");
+  }
+  return read;
+}
+
+// A caller's arrays of the states of a cell.
+template <class Void>
+using StatePointers = std::array<Void*, most_states>;
+
+template <class Void>
+StatePointers<Void> read_states(Void* const* given, const CellShape& cell) {
+  StatePointers<Void> states = {};
+  if (given) std::copy_n(given, cell.state_count, states.begin());
+  return states;
+}
+
+}  // namespace
+}  // namespace rnnfast
+
+struct rnnfast_pack {
+  rnnfast::Layer layer;
+  rnnfast::Buffer data;
+};
+
+struct rnnfast_tape {
+  rnnfast::Layer layer = {};
+  rnnfast_forward_args forward = {};
+  rnnfast::StatePointers<const void> state0 = {};
+  rnnfast::Problem problem = {};
+  rnnfast::Schedule schedule;
+  rnnfast::TapeMemory<> memory;
+  rnnfast::Buffer scratch;
+  bool filled = false;
+  rnnfast::Caller caller = 0;
+};
+
+namespace rnnfast {
+namespace {
+
+// ---- Arrays --------------------------------------------------------------------------------------------------------
+
+// Those of a call: none that is written may overlap another.
+class Arrays {
+ public:
+  explicit Arrays(rnnfast_dtype dtype) : item_(dtype == RNNFAST_FLOAT64 ? sizeof(double) : sizeof(float)) {}
+
+  void read(const char* name, const void* data, Index elements) { add({name, no_state}, data, elements, false); }
+  void written(const char* name, const void* data, Index elements) { add({name, no_state}, data, elements, true); }
+
+  void read(const char* name, const StatePointers<const void>& states, Index elements) {
+    for (std::size_t s = 0; s < most_states; ++s) add({name, int(s)}, states[s], elements, false);
+  }
+  void written(const char* name, const StatePointers<void>& states, Index elements) {
+    for (std::size_t s = 0; s < most_states; ++s) add({name, int(s)}, states[s], elements, true);
+  }
+
+  void read(const Layer& layer) {
+    for (Index d = 0; d < layer.D; ++d) {
+      const rnnfast_weights& w = layer.weights[d];
+      const Index rows = layer.cell->gates * layer.H;
+      read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * layer.H);
+      read("b_ih", w.b_ih, rows), read("b_hh", w.b_hh, rows);
+    }
+  }
+
+  void check() const {
+    for (int i = 0; i < count_; ++i)
+      for (int j = 0; j < count_; ++j) {
+        const Entry &out = entries_[i], &other = entries_[j];
+        if (out.is_written && i != j && out.low < other.high && other.low < out.high)
+          require(false, "%s: expected memory of its own, got an array that overlaps %s", text(out.name).c_str(),
+                  text(other.name).c_str());
+      }
+  }
+
+ private:
+  static constexpr int no_state = -1;
+
+  struct Name {
+    const char* argument;
+    int state;  // of an array of states, or no_state
+  };
+
+  struct Entry {
+    Name name;
+    std::uintptr_t low, high;
+    bool is_written;
+  };
+
+  static std::string text(const Name& name) {
+    return name.state == no_state ? name.argument : name.argument + ("[" + std::to_string(name.state) + "]");
+  }
+
+  void add(const Name& name, const void* data, Index elements, bool is_written) {
+    if (!data) return;
+    const auto low = reinterpret_cast<std::uintptr_t>(data);
+    if (low % item_ != 0)
+      require(false, "%s: expected an array aligned to its elements, got one that is not", text(name).c_str());
+    entries_[count_++] = {
+        .name = name, .low = low, .high = low + std::size_t(elements) * item_, .is_written = is_written};
+  }
+
+  // Of a backward with two directions: weights and their gradients, x, y, dx and dy, and three arrays of states.
+  static constexpr int most_entries = 16 + 4 + 3 * most_states;
+
+  std::size_t item_;
+  Entry entries_[most_entries];
+  int count_ = 0;
+};
+
+Index state_size(const Problem& p) { return p.D * p.B * p.H; }
+
+// ---- Views ---------------------------------------------------------------------------------------------------------
+
+// [N,n], or states [D,B,n]; null where the pointer is.
+template <class Real, class Void>
+View<Real> view_of(Void* data, Index n) {
+  return {static_cast<Real*>(data), n};
+}
+
+template <class Real, class Void>
+StateViews<Real> views_of(const StatePointers<Void>& states, Index H) {
+  StateViews<Real> views;
+  for (std::size_t s = 0; s < most_states; ++s) views[s] = view_of<Real>(states[s], H);
+  return views;
+}
+
+template <class Real>
+std::array<Parameters<const Real>, 2> parameters_of(const Layer& layer) {
+  std::array<Parameters<const Real>, 2> parameters = {};
+  const auto array = [](const void* a) { return static_cast<const Real*>(a); };
+  for (std::size_t d = 0; d < std::size_t(layer.D); ++d) {
+    const rnnfast_weights& w = layer.weights[d];
+    parameters[d] = {.w_ih = array(w.w_ih), .w_hh = array(w.w_hh), .b_ih = array(w.b_ih), .b_hh = array(w.b_hh)};
+  }
+  return parameters;
+}
+
+// Scratch of a kernel, and behind it memory for states; in elements.
+template <class Real>
+struct Scratch {
+  Real *kernel, *states;
+};
+
+template <class Real>
+Scratch<Real> grow_scratch(Buffer& scratch, Index kernel, Index states) {
+  grow(scratch, std::size_t(kernel + states) * sizeof(Real));
+  auto* const data = static_cast<Real*>(scratch.data());
+  return {.kernel = data, .states = data + kernel};
+}
+
+// Calls run to their end.
+bool never() { return false; }
+
+// ---- Packed weights ------------------------------------------------------------------------------------------------
+
+Problem problem_of(const Layer& layer, Index T, Index B) {
+  return problem_of(*layer.cell, {.T = T, .B = B, .I = layer.I, .H = layer.H, .D = layer.D});
+}
+
+void fill(rnnfast_pack& pack, const Layer& layer) {
+  with_real(layer.dtype, [&]<class Real> {
+    const Problem p = problem_of(layer, 1, 1);
+    const Index size = kernels<Real>().packed_size(p);
+    grow(pack.data, std::size_t(layer.D * size) * sizeof(Real));
+    const auto parameters = parameters_of<Real>(layer);
+    for (std::size_t d = 0; d < std::size_t(layer.D); ++d)
+      kernels<Real>().pack(p, parameters[d], static_cast<Real*>(pack.data.data()) + Index(d) * size);
+  });
+}
+
+}  // namespace
+
+rnnfast_status pack_create(const rnnfast_layer* layer, rnnfast_pack** pack) {
+  return told([&] {
+    require(pack, "pack: expected a pointer, got NULL");
+    std::unique_ptr<rnnfast_pack> made(new rnnfast_pack{.layer = read_layer(layer, true), .data = {}});
+    fill(*made, made->layer);
+    *pack = made.release();
+  });
+}
+
+rnnfast_status pack_update(rnnfast_pack* pack, const rnnfast_layer* layer) {
+  return told([&] {
+    require(pack, "pack: expected a pack, got NULL");
+    const Layer read = read_layer(layer, true);
+    require(same_sizes(read, pack->layer), "layer: expected the cell, dtype and sizes of the pack, got others");
+    fill(*pack, read);
+  });
+}
+
+void pack_destroy(rnnfast_pack* pack) { delete pack; }
+
+// ---- Forward -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// Checks the arguments and makes their problem. A call whose tape is not the caller's gives it no memory.
+void prepare(rnnfast_tape& tape) {
+  const Layer& layer = tape.layer;
+  const rnnfast_forward_args& args = tape.forward;
+  Problem& p = tape.problem = problem_of(layer, args.T, args.B);
+  require(p.T >= 1 && p.B >= 1, "T, B: expected at least 1, got %td, %td", p.T, p.B);
+  require(double(p.T) * double(p.B) < most_elements && fits_address_space(p, double(p.T * p.B)),
+          "T, B: expected sizes that fit the address space, got %td, %td", p.T, p.B);
+  require(args.x && args.y, "x, y: expected arrays, got NULL");
+  if (args.batch_sizes) {
+    find_first_rows(args.batch_sizes, p.T, tape.schedule.first_row);
+    require(args.batch_sizes[0] == p.B, "B: expected %td, the first of batch_sizes, got %td", args.batch_sizes[0], p.B);
+    point_to_rows(p, tape.schedule);
+  }
+  find_starts(p, args.resets, nullptr, tape.schedule);
+  Arrays arrays(layer.dtype);
+  arrays.read(layer);
+  arrays.read("x", args.x, row_count(p) * p.I);
+  arrays.read("state0", tape.state0, state_size(p));
+  arrays.written("y", args.y, row_count(p) * p.D * p.H);
+  arrays.written("state", read_states(args.state, *layer.cell), state_size(p));
+  arrays.check();
+}
+
+template <class Real>
+void run_forward(rnnfast_tape& tape) {
+  const Problem& p = tape.problem;
+  const rnnfast_forward_args& args = tape.forward;
+  if (args.tape) grow<Real>(tape.memory, p);
+  const Index states = state_size(p);
+  const auto scratch =
+      grow_scratch<Real>(tape.scratch, kernels<Real>().forward_scratch(p, args.pack), p.cell->state_count * states);
+  StatePointers<void> last = read_states(args.state, *p.cell);
+  for (int s = 0; s < p.cell->state_count; ++s)
+    if (void*& state = last[std::size_t(s)]; !state) state = scratch.states + s * states;
+  const auto state0 = views_of<const Real>(tape.state0, p.H);
+  ForwardArgs<Real> forward = {
+      .problem = p, .x = view_of<const Real>(args.x, p.I), .directions = {}, .scratch = scratch.kernel};
+  const ForwardArrays<Real> arrays = {.parameters = parameters_of<Real>(tape.layer),
+                                      .packed = args.pack ? static_cast<const Real*>(args.pack->data.data()) : nullptr,
+                                      .initial = state0,
+                                      .start = state0,
+                                      .y = view_of<Real>(args.y, p.D * p.H),
+                                      .last = views_of<Real>(last, p.H)};
+  set_directions(forward, arrays, tape.memory);
+  run_parallel(
+      forward_threads(p), [&](const Team& team) { kernels<Real>().forward(forward, team); }, never);
+}
+
+// Gives a tape new memory in place of what a call was changing when it was cut off, which may not even be freed.
+void abandon(rnnfast_tape& tape) {
+  new (&tape.schedule) Schedule;
+  new (&tape.memory) TapeMemory<>;
+  new (&tape.scratch) Buffer;
+}
+
+}  // namespace
+
+rnnfast_status forward(const rnnfast_layer* layer, const rnnfast_forward_args* args) {
+  return told([&] {
+    require_size(args, "args");
+    rnnfast_tape own;
+    rnnfast_tape& tape = args->tape ? *args->tape : own;
+    const Claim claim(tape.caller, "tape", nullptr);
+    if (claim.follows_cut_off()) abandon(tape);
+    tape.filled = false;
+    tape.layer = read_layer(layer, !args->pack || args->tape), tape.forward = *args;
+    tape.state0 = read_states(args->state0, *tape.layer.cell);
+    require(!args->pack || same_sizes(tape.layer, args->pack->layer),
+            "pack: expected one of the layer's cell, dtype and sizes, got another");
+    prepare(tape);
+    with_real(tape.layer.dtype, [&]<class Real> { run_forward<Real>(tape); });
+    tape.filled = true;
+  });
+}
+
+rnnfast_status tape_create(rnnfast_tape** tape) {
+  return told([&] {
+    require(tape, "tape: expected a pointer, got NULL");
+    *tape = new rnnfast_tape;
+  });
+}
+
+void tape_destroy(rnnfast_tape* tape) {
+  if (tape && is_cut_off(tape->caller)) abandon(*tape);
+  delete tape;
+}
+
+// ---- Backward ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct StateGradients {
+  StatePointers<const void> last;
+  StatePointers<void> first;
+};
+
+void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args, const StateGradients& dstates) {
+  const Layer& layer = tape.layer;
+  const Problem& p = tape.problem;
+  const Index rows = row_count(p), states = state_size(p), G = layer.cell->gates;
+  const auto is_given = [](const void* state) { return state != nullptr; };
+  require(args.dy || std::ranges::any_of(dstates.last, is_given),
+          "dy, dstate: expected at least one gradient, got NULL");
+  require(args.gradients, "gradients: expected an array, got NULL");
+  Arrays arrays(layer.dtype);
+  arrays.read(layer);
+  arrays.read("x", tape.forward.x, rows * p.I), arrays.read("y", tape.forward.y, rows * p.D * p.H);
+  arrays.read("state0", tape.state0, states);
+  arrays.read("dy", args.dy, rows * p.D * p.H), arrays.read("dstate", dstates.last, states);
+  arrays.written("dx", args.dx, rows * p.I);
+  arrays.written("dstate0", dstates.first, states);
+  for (Index d = 0; d < p.D; ++d) {
+    const rnnfast_weights& w = layer.weights[d];
+    const rnnfast_gradients& g = args.gradients[d];
+    const auto gradient = [&](const char* name, void* data, const void* weight, Index columns) {
+      require(bool(data) == bool(weight), "%s: expected %s", name,
+              weight ? "an array, got NULL" : "NULL as the bias is, got an array");
+      arrays.written(name, data, G * p.H * columns);
+    };
+    gradient("dw_ih", g.dw_ih, w.w_ih, p.I), gradient("dw_hh", g.dw_hh, w.w_hh, p.H);
+    gradient("db_ih", g.db_ih, w.b_ih, 1), gradient("db_hh", g.db_hh, w.b_hh, 1);
+  }
+  arrays.check();
+}
+
+// The gradients of the states are carried in place, from the last states' to the initial states'.
+template <class Real>
+void start(Real* state, const void* from, Index n) {
+  if (from)
+    std::copy_n(static_cast<const Real*>(from), n, state);
+  else
+    std::fill_n(state, n, Real(0));
+}
+
+template <class Real>
+void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args, const StateGradients& dstates) {
+  const Problem& p = tape.problem;
+  const Index states = state_size(p), S = p.cell->state_count;
+  const bool restarts = p.starts[0] || p.starts[1];
+  const auto scratch =
+      grow_scratch<Real>(tape.scratch, kernels<Real>().backward_scratch(p, args.dx, {}), 2 * S * states);
+  StatePointers<void> dstate = dstates.first, dstart = {};
+  for (Index s = 0; s < S; ++s) {
+    const auto state = std::size_t(s);
+    if (!dstate[state]) dstate[state] = scratch.states + s * states;
+    start(static_cast<Real*>(dstate[state]), dstates.last[state], states);
+    if (!restarts) continue;
+    dstart[state] = scratch.states + (S + s) * states;
+    start(static_cast<Real*>(dstart[state]), nullptr, states);
+  }
+  const auto state0 = views_of<const Real>(tape.state0, p.H);
+  BackwardArgs<Real> backward = {.problem = p,
+                                 .x = view_of<const Real>(tape.forward.x, p.I),
+                                 .dx = view_of<Real>(args.dx, p.I),
+                                 .directions = {},
+                                 .accumulate = args.accumulate != 0,
+                                 .scratch = scratch.kernel};
+  BackwardArrays<Real> arrays = {.parameters = parameters_of<Real>(tape.layer),
+                                 .initial = state0,
+                                 .start = state0,
+                                 .y = view_of<const Real>(tape.forward.y, p.D * p.H),
+                                 .dsteps = {view_of<const Real>(args.dy, p.D * p.H)},
+                                 .dstate = views_of<Real>(dstate, p.H),
+                                 .dstart = views_of<Real>(dstart, p.H),
+                                 .flow = {},
+                                 .gradients = {}};
+  const auto array = [](void* a) { return static_cast<Real*>(a); };
+  for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
+    const rnnfast_gradients& g = args.gradients[d];
+    arrays.gradients[d] = {
+        .w_ih = array(g.dw_ih), .w_hh = array(g.dw_hh), .b_ih = array(g.db_ih), .b_hh = array(g.db_hh)};
+  }
+  set_directions(backward, arrays, tape.memory);
+  run_parallel(
+      backward_threads(p, args.dx), [&](const Team& team) { kernels<Real>().backward(backward, team); }, never);
+  for (std::size_t s = 0; restarts && s < std::size_t(S); ++s)
+    for (Index i = 0; i < states; ++i) arrays.dstate[s].data[i] += arrays.dstart[s].data[i];
+}
+
+}  // namespace
+
+rnnfast_status backward(rnnfast_tape* tape, const rnnfast_backward_args* args) {
+  return told([&] {
+    require(tape, "tape: expected a tape, got NULL");
+    require_size(args, "args");
+    const Claim claim(tape->caller, "tape", "a forward");
+    require(tape->filled, "tape: expected one that a forward has filled, got an empty one");
+    const CellShape& cell = *tape->layer.cell;
+    const StateGradients dstates = {.last = read_states(args->dstate, cell), .first = read_states(args->dstate0, cell)};
+    check_arrays(*tape, *args, dstates);
+    with_real(tape->layer.dtype, [&]<class Real> { run_backward<Real>(*tape, *args, dstates); });
+  });
+}
+
+}  // namespace rnnfast

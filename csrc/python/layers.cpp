@@ -1,0 +1,480 @@
+// The calls of the layers: memory is allocated, the GIL is released, the kernel is called. What arguments.h and this
+// file have checked is not checked again, and nothing is computed here.
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "python/arguments.h"
+#include "python/arrays.h"
+#include "python/interpreter.h"
+#include "python/tape.h"
+#include "python/tokens.h"
+#include "run/calls.h"
+#include "run/dispatch.h"
+#include "run/memory.h"
+#include "types.h"
+
+namespace rnnfast {
+namespace {
+
+// ---- Forward -------------------------------------------------------------------------------------------------------
+
+// Gives the tape memory: its own, or three arrays [n], gates, c and reset_h, as `memory_of` has returned them.
+template <class Real>
+void allocate(TapeObject& tape, const py::object& given) {
+  const TapeSize size = kernels<Real>().tape_size(tape.problem);
+  const auto lent = tuple_of("memory", given, 3, "(gates, c, reset_h)");
+  const auto memory = [&](std::size_t i, Index elements) {
+    elements *= tape.problem.B > 0 ? tape.problem.D : 0;
+    if (lent)
+      return Memory{.own = {},
+                    .lent = contiguous_input<Real>("memory", as_array(entry(lent, i), "memory"), {elements}).array()};
+    return elements ? Memory{.own = Buffer(std::size_t(elements) * sizeof(Real)), .lent = {}} : Memory{};
+  };
+  tape.memory = {.gates = memory(0, size.gates), .states = memory(1, size.states), .reset_h = memory(2, size.reset_h)};
+}
+
+// The rows that x is or picks; null where tokens are one-hot.
+template <class Real>
+View<const Real> input_rows(const Saved<Real>& saved) {
+  const auto& rows = saved.embedding ? saved.embedding : saved.x;
+  return rows ? rows->view() : View<const Real>{};
+}
+
+// States [D,B,H] of a call, their axes.
+Shape shape_of_states(const Problem& p) { return {p.D, p.B, p.H}; }
+
+template <class Real>
+void read_all(OverlapCheck& check, const Saved<Real>& saved) {
+  check.read("x", saved.x);
+  check.read("embedding", saved.embedding);
+  for (std::size_t s = 0; s < most_states; ++s) check.read(state0_names[s], saved.initial[s]);
+  for (std::size_t s = 0; saved.start && s < most_states; ++s) check.read(start_names[s], (*saved.start)[s]);
+  for (std::size_t i = 0; i < saved.parameters.size(); ++i) check.read(parameter_names[i % 4], saved.parameters[i]);
+}
+
+// The arrays that a forward starts from and ends in.
+struct ForwardObjects {
+  py::object h0, c0, start, out;
+  py::object memory;  // of the tape, filled: the steps have been run, and `out` holds their y; None: they are to be run
+};
+
+// Of the steps to run, at their places among all rows.
+template <class Real>
+TokenArrays tokens_of_run(const Array& x, const Problem& p, const Saved<Real>& saved) {
+  const py::array run = x.view()[py::slice(p.run.first, p.run.last, 1)];
+  TokenArrays tokens = read_tokens(run, saved.embedding ? saved.embedding->array().shape(0) : p.I);
+  tokens.number.insert(tokens.number.begin(), std::size_t(p.run.first * p.B), 0);
+  return tokens;
+}
+
+// Runs the steps that the problem names; a tape without memory of its own keeps nothing.
+template <class Real>
+void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& saved, const TokenArrays& tokens,
+                 const StateOutputs<Real>& last) {
+  if (p.B == 0) return;
+  const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
+  ForwardArgs<Real> args = {.problem = p,
+                            .x = input_rows(saved),
+                            .directions = {},
+                            .scratch = static_cast<Real*>(scratch.data()),
+                            .tokens = view(tokens, TokenLinks{}),
+                            .held = held_as<Real>(tape.held)};
+  const StateViews<const Real> initial = views_of(saved.initial);
+  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(saved.parameters),
+                                      .packed = nullptr,
+                                      .initial = initial,
+                                      .start = saved.start ? views_of(*saved.start) : initial,
+                                      .y = {static_cast<Real*>(saved.y.data()), p.D * p.H},
+                                      .last = views_of(last)};
+  set_directions(args, arrays, tape.memory);
+  call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
+}
+
+// (first, the states, others): None where there is no state.
+template <class Real>
+py::tuple results_of(const py::object& first, const StateOutputs<Real>& states, std::size_t others) {
+  py::tuple results(1 + most_states + others);
+  results[0] = first;
+  for (std::size_t s = 0; s < most_states; ++s) results[1 + s] = finish(states[s]);
+  return results;
+}
+
+template <class Real>
+py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
+                     ParameterArrays parameters, const ForwardObjects& given, const py::object& held, bool training,
+                     const py::object& steps, Index threads) {
+  // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
+  // is to take over, and so would its owner here.
+  TapeObject inference;
+  py::object owner;
+  if (training) owner = py::cast(new TapeObject{}, py::return_value_policy::take_ownership);
+  TapeObject* const tape = training ? &owner.cast<TapeObject&>() : &inference;
+  tape->threads = checked_threads(threads);
+  if (!training && !given.memory.is_none())
+    throw py::value_error("memory: expected None, since inference makes no tape");
+  if (!steps.is_none() && !given.memory.is_none())
+    throw py::value_error("memory: expected None, since steps are still to come");
+  tape->problem = read_problem(cell, in, sequences, parameters, tape->schedule);
+  tape->held = read_held<Real>(cell, held);
+  Problem& p = tape->problem;
+  p.run = read_steps(steps, p);
+  if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
+    throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
+  const Shape state_shape = shape_of_states(p);
+  Saved<Real> saved;
+  saved.initial = state_inputs<Real>(cell, state0_names, {given.h0, given.c0}, state_shape);
+  if (const auto start = tuple_of("start", given.start, most_states, "(h, c)"))
+    saved.start = state_inputs<Real>(cell, start_names, entries(start), state_shape);
+  saved.parameters = check_parameters<Real>(p, std::move(parameters));
+  if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
+  const bool later = steps_to_come(p);
+  if (p.input == InputKind::dense)
+    saved.x = input<Real>("x", in.x, shape_of_rows(p, p.I));
+  else if (later)
+    tape->x = in.x;
+  else
+    tape->tokens = read_tokens(in.x.view(), in.embedding ? in.embedding->shape(0) : p.I);
+  p.U = Index(tape->tokens.token.size());
+
+  const auto outs = tuple_of("out", given.out, 1 + most_states, "(y, h, c)");
+  std::optional<Output<Real>> y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.H), later);
+  const auto last = state_outputs<Real>(cell, out_names, entries(outs, 1), state_shape);
+  if (outs) {
+    OverlapCheck check;
+    read_all(check, saved);
+    if (p.input != InputKind::dense) check.read("x", in.x);
+    check.written("out[0]", y);
+    for (std::size_t s = 0; s < most_states; ++s) check.written(out_names[s], last[s]);
+    check.run();
+  }
+  saved.y = y->array();
+  if (training) allocate<Real>(*tape, given.memory);
+  if (p.run.last > p.run.first && given.memory.is_none()) run_forward(p, *tape, saved, tape->tokens, last);
+  py::tuple results = results_of(finish(y), last, training);
+  if (training) {
+    tape->saved = std::move(saved);
+    results[1 + most_states] = owner;
+  }
+  return results;
+}
+
+// ---- Backward ------------------------------------------------------------------------------------------------------
+
+// What a backward is given beside the tape.
+struct BackwardObjects {
+  py::object dy, dh, dc, dc_steps, grads, out;
+  py::object flow;    // (dh, dc) of every step, filled; None: not wanted
+  py::object dstart;  // the gradients of `start` of forward are added into these; None: into dh0 and dc0
+  py::object steps;
+  bool need_dx;
+  double clip;
+  py::object windows;
+  Index threads;
+};
+
+// (k1, k2, whether each has the losses of all its steps, whether each has a dx of its own), or None.
+Windows read_windows(const BackwardObjects& given, const Problem& p) {
+  const auto numbers = tuple_of("windows", given.windows, 4, "(k1, k2, all_losses, each_dx)");
+  if (!numbers) return {};
+  const auto flag = [&](std::size_t i) { return (*numbers)[i].cast<bool>(); };
+  const auto steps = [&](std::size_t i) {
+    const auto n = (*numbers)[i].cast<Index>();
+    if (n < 1) throw py::value_error("windows: expected k1 and k2 of at least 1, got " + std::to_string(n));
+    return std::min(n, p.T);
+  };
+  if (given.clip > 0)
+    throw py::value_error("clip_dh: expected none, since the gradients of windows are summed up before, got " +
+                          std::to_string(given.clip));
+  bool plain = p.D == 1 && !p.reverse && !p.first_row && !p.starts[0];
+  for (const py::object* other : {&given.dh, &given.dc, &given.dc_steps, &given.flow, &given.dstart, &given.steps})
+    plain = plain && other->is_none();
+  if (!plain) throw py::value_error("windows: expected steps of B rows in one direction, and dy alone");
+  Windows windows = {
+      .k1 = steps(0), .k2 = steps(1), .most = 0, .all_losses = flag(2), .each_dy = false, .each_dx = false};
+  const Index k1 = windows.k1, count = (p.T + k1 - 1) / k1;
+  windows.most = count - (p.T - windows.k2) / k1;  // at the step k2 before T
+  // Of one at a time, all of them are one array as it is without windows.
+  windows.each_dx = flag(3) && windows.most > 1 && p.input == InputKind::dense;
+  windows.each_dy = windows.most > 1 && py::isinstance<py::array>(given.dy) && py::array(given.dy).ndim() == 4;
+  return windows;
+}
+
+// Gives an output the elements of an input, or zeros.
+template <class Real>
+void set(const std::optional<Output<Real>>& out, const std::optional<Input<Real>>& from = std::nullopt) {
+  if (!out || out->array().size() == 0) return;
+  const View<Real> to = out->view();
+  const Index rows = out->array().size() / to.stride;
+  for (Index row = 0; row < rows; ++row)
+    if (from)
+      std::copy_n(from->view().data + row * from->stride, to.stride, to.data + row * to.stride);
+    else
+      std::fill_n(to.data + row * to.stride, to.stride, Real(0));
+}
+
+// Gradients of the parameters, four for each direction; none where a bias is missing.
+template <class Real>
+struct GradientOutputs {
+  std::vector<std::optional<Output<Real>>> arrays;
+  std::vector<std::string> names;
+  bool are_given;
+};
+
+template <class Real>
+GradientOutputs<Real> gradient_outputs(const py::object& grads, const Problem& p, const Saved<Real>& saved) {
+  const auto given = tuple_of("grads", grads, std::size_t(p.D), "(one tuple for each direction)");
+  GradientOutputs<Real> gradients = {.arrays = {}, .names = {}, .are_given = given.has_value()};
+  for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
+    const auto direction = given ? tuple_of("grads", (*given)[d], 4, parameter_content) : std::nullopt;
+    if (given && !direction)
+      throw py::type_error("grads: expected a tuple " + std::string(parameter_content) + ", got None");
+    for (std::size_t i = 0; i < 4; ++i) {
+      const py::object array = entry(direction, i);
+      const std::string& name = gradients.names.emplace_back("grads[" + std::to_string(d) + "]: " + parameter_names[i]);
+      const bool exists = saved.parameters[4 * d + i].has_value();
+      if (given && exists == array.is_none())
+        throw py::type_error(name + ": expected " + (exists ? "an array, got None" : "None, got an array"));
+      if (exists)
+        gradients.arrays.emplace_back(output<Real>(name, array, parameter_shape(p, i), true));
+      else
+        gradients.arrays.emplace_back();
+    }
+  }
+  return gradients;
+}
+
+template <class Real>
+py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const BackwardObjects& given) {
+  const CellShape& cell = *tape.problem.cell;
+  Problem p = tape.problem;
+  p.run = read_steps(given.steps, p);
+  if (p.run.first == p.run.last) throw py::value_error("steps: expected at least one step, got none");
+  const Windows windows = read_windows(given, p);
+  const auto of_each_window = [&](Index n) { return Shape{p.T, windows.most, p.B, n}; };
+  const Shape state_shape = shape_of_states(p), run_shape = shape_of_run(p, p.D * p.H);
+  constexpr StateNames dsteps_names = {"dy", "dc_steps"}, dlast_names = {"dh", "dc"};
+  const StateObjects dsteps_objects = {given.dy, given.dc_steps}, dlast_objects = {given.dh, given.dc};
+  refuse_others(cell, dlast_names, dlast_objects);
+  refuse_others(cell, dsteps_names, dsteps_objects);
+  const auto is_none = [](const py::object& object) { return object.is_none(); };
+  if (std::ranges::all_of(dlast_objects, is_none) && std::ranges::all_of(dsteps_objects, is_none))
+    throw py::value_error("dy, dh, dc: expected at least one gradient, got none");
+  const Real clip = Real(given.clip);
+  if (!(clip >= 0) || (clip == 0 && given.clip != 0))
+    throw py::value_error("clip_dh: expected a positive bound, got " + text(py::float_(given.clip)));
+  const auto dsteps =
+      state_inputs<Real>(cell, dsteps_names, dsteps_objects, windows.each_dy ? of_each_window(p.H) : run_shape);
+  const auto dlast = state_inputs<Real>(cell, dlast_names, dlast_objects, state_shape);
+
+  TokenArrays own;
+  if (tape.x) own = tokens_of_run(*tape.x, p, saved);
+  const TokenArrays& tokens = tape.x ? own : tape.tokens;
+  p.U = Index(tokens.token.size());
+
+  const auto outs = tuple_of("out", given.out, 1 + most_states, "(dx, dh0, dc0)");
+  const bool need_dx = given.need_dx && p.input != InputKind::one_hot;
+  if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
+  std::optional<Output<Real>> dx;
+  const Shape dx_shape = windows.each_dx   ? of_each_window(p.I)
+                         : saved.embedding ? saved.embedding->array().shape()
+                                           : shape_of_run(p, p.I);
+  if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
+  const auto dstate = state_outputs<Real>(cell, out_names, entries(outs, 1), state_shape);
+
+  constexpr StateNames flow_names = {"flow[0]", "flow[1]"}, dstart_names = {"dstart[0]", "dstart[1]"};
+  const auto flows = tuple_of("flow", given.flow, most_states, "(dh, dc)");
+  const auto starts = tuple_of("dstart", given.dstart, most_states, "(dh, dc)");
+  const StateObjects flow_objects = entries(flows), dstart_objects = entries(starts);
+  refuse_others(cell, flow_names, flow_objects);
+  refuse_others(cell, dstart_names, dstart_objects);
+  StateOutputs<Real> flow, dstart;
+  for (std::size_t s = 0; s < most_states; ++s)
+    if (!flow_objects[s].is_none()) flow[s] = output<Real>(flow_names[s], flow_objects[s], run_shape);
+  const bool restarts = p.starts[0] || p.starts[1];
+  if (starts || restarts) dstart = state_outputs<Real>(cell, dstart_names, dstart_objects, state_shape, true);
+
+  const GradientOutputs<Real> gradients = gradient_outputs(given.grads, p, saved);
+  if (outs || gradients.are_given || flows || starts) {
+    OverlapCheck check;
+    read_all(check, saved);
+    check.read("y", saved.y);
+    for (std::size_t s = 0; s < most_states; ++s) {
+      check.read(dsteps_names[s], dsteps[s]);
+      check.read(dlast_names[s], dlast[s]);
+    }
+    check.written("out[0]", dx);
+    for (std::size_t s = 0; s < most_states; ++s) {
+      check.written(out_names[s], dstate[s]);
+      check.written(flow_names[s], flow[s]);
+      check.written(dstart_names[s], dstart[s]);
+    }
+    for (std::size_t i = 0; i < gradients.arrays.size(); ++i) check.written(gradients.names[i], gradients.arrays[i]);
+    check.run();
+  }
+
+  // The gradients of the states are carried in place, from the last states' to the initial states'.
+  const auto begin = [&] {
+    for (std::size_t s = 0; s < most_states; ++s) {
+      set(dstate[s], dlast[s]);
+      if (restarts && !starts) set<Real>(dstart[s]);
+    }
+    // The kernels write what belongs to tokens that occur.
+    if (saved.embedding) set<Real>(dx);
+    for (std::size_t d = 0; d < std::size_t(p.D) && p.input == InputKind::one_hot && !gradients.are_given; ++d)
+      set<Real>(gradients.arrays[4 * d]);
+  };
+
+  const Index most = checked_threads(given.threads);
+  if (p.B > 0) {
+    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, windows)) * sizeof(Real));
+    const TokenLinks links = link(tokens);
+    BackwardArgs<Real> args = {.problem = p,
+                               .x = input_rows(saved),
+                               .dx = dx ? dx->view() : View<Real>{},
+                               .directions = {},
+                               .accumulate = gradients.are_given,
+                               .scratch = static_cast<Real*>(scratch.data()),
+                               .tokens = view(tokens, links),
+                               .held = held_as<Real>(tape.held),
+                               .clip = clip,
+                               .windows = windows};
+    const StateViews<const Real> initial = views_of(saved.initial);
+    const BackwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(saved.parameters),
+                                         .initial = initial,
+                                         .start = saved.start ? views_of(*saved.start) : initial,
+                                         .y = {static_cast<const Real*>(saved.y.data()), p.D * p.H},
+                                         .dsteps = views_of(dsteps),
+                                         .dstate = views_of(dstate),
+                                         .dstart = views_of(dstart),
+                                         .flow = views_of(flow),
+                                         .gradients = parameters_of<Real>(gradients.arrays)};
+    set_directions(args, arrays, tape.memory);
+    const bool adds = gradients.are_given || starts;
+    call(
+        backward_threads(p, need_dx, most), [&](const Team& team) { kernels<Real>().backward(args, team); },
+        adds ? Interruption::once : Interruption::restart, begin);
+  } else {
+    begin();
+    for (const auto& gradient : gradients.arrays)
+      if (!gradients.are_given) set<Real>(gradient);
+  }
+  for (std::size_t s = 0; s < most_states; ++s)
+    if (restarts && !starts && dstate[s]) {
+      const py::array total = dstate[s]->array().view();
+      called(numpy().attr("add"), py::make_tuple(total, dstart[s]->array().view(), total));
+    } else {
+      finish(dstart[s]);
+    }
+  for (const auto& out : flow) finish(out);
+
+  py::list by_direction;
+  for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
+    py::tuple direction(4);
+    for (std::size_t i = 0; i < 4; ++i) direction[i] = finish(gradients.arrays[4 * d + i]);
+    by_direction.append(direction);
+  }
+  py::tuple results = results_of(finish(dx), dstate, 1);
+  results[1 + most_states] = by_direction;
+  return results;
+}
+
+// ---- Steps as they come --------------------------------------------------------------------------------------------
+
+// Runs the steps (first, last) of a tape that was made for them: x holds their input now. The state before is that
+// after the step before, which the tape still holds.
+template <class Real>
+py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& steps, const py::object& resets) {
+  require_steps_to_come(tape);
+  Problem p = tape.problem;
+  p.run = read_steps(steps, p);
+  std::vector<unsigned char>& starts = tape.schedule.starts[0];
+  if (!resets.is_none()) {
+    if (!p.starts[0] && p.B > 0) throw py::value_error("resets: expected None, since the tape was made without");
+    const auto given = flags(resets, "resets", {p.run.last - p.run.first, p.B});
+    std::copy(given.begin(), given.end(), starts.begin() + p.run.first * p.B);
+  }
+  TokenArrays tokens;
+  if (tape.x) tokens = tokens_of_run(*tape.x, p, saved);
+  p.U = Index(tokens.token.size());
+  const StateOutputs<Real> last = state_outputs<Real>(*p.cell, {"h", "c"}, entries(std::nullopt), shape_of_states(p));
+  if (p.run.last > p.run.first) run_forward(p, tape, saved, tokens, last);
+  py::tuple results(most_states);
+  for (std::size_t s = 0; s < most_states; ++s) results[s] = finish(last[s]);
+  return results;
+}
+
+template <bool training>
+py::tuple forward(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
+                  const py::object& c0, const py::object& out, const py::object& embedding,
+                  const py::object& batch_sizes, const py::object& resets, const py::object& ends,
+                  const py::object& start, const py::object& gate_override, bool reverse, const py::object& steps,
+                  Index threads, const py::object& memory) {
+  const CellShape& shape = cell_named(cell);
+  InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
+  if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
+  ParameterArrays arrays = read_parameters(parameters);
+  const auto run = [&]<class Real> {
+    return forward_of<Real>(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
+                            std::move(arrays), {.h0 = h0, .c0 = c0, .start = start, .out = out, .memory = memory},
+                            gate_override, training, steps, threads);
+  };
+  return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
+}
+
+}  // namespace
+
+void bind_layers(py::module_& m) {
+  const auto def_forward = [&](const char* name, auto function) {
+    m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(),
+          "out"_a = py::none(), "embedding"_a = py::none(), py::kw_only(), "batch_sizes"_a = py::none(),
+          "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
+          "reverse"_a = false, "steps"_a = py::none(), "threads"_a = 0, "memory"_a = py::none());
+  };
+  def_forward("inference", &forward<false>);
+  def_forward("forward", &forward<true>);
+  m.def(
+      "advance",
+      [](const py::object& object, const py::object& steps, const py::object& resets) {
+        return with_tape(object, [&](TapeObject& tape, auto& saved) { return advance_of(tape, saved, steps, resets); });
+      },
+      "tape"_a, "steps"_a, "resets"_a = py::none());
+  m.def(
+      "check_gate_override",
+      [](const py::object& cell, const py::object& held, const py::dtype& dtype) {
+        const CellShape& shape = cell_named(cell);
+        dtype.equal(py::dtype::of<double>()) ? read_held<double>(shape, held) : read_held<float>(shape, held);
+      },
+      "cell"_a, "gate_override"_a, "dtype"_a);
+  m.def(
+      "backward",
+      [](const py::object& object, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,
+         const py::object& grads, const py::object& out, const py::object& dc_steps, double clip_dh,
+         const py::object& flow, const py::object& dstart, const py::object& steps, const py::object& windows,
+         Index threads) {
+        const BackwardObjects given = {.dy = dy,
+                                       .dh = dh,
+                                       .dc = dc,
+                                       .dc_steps = dc_steps,
+                                       .grads = grads,
+                                       .out = out,
+                                       .flow = flow,
+                                       .dstart = dstart,
+                                       .steps = steps,
+                                       .need_dx = need_dx,
+                                       .clip = clip_dh,
+                                       .windows = windows,
+                                       .threads = threads};
+        return with_tape(object,
+                         [&](const TapeObject& tape, const auto& saved) { return backward_of(tape, saved, given); });
+      },
+      "tape"_a, "dy"_a = py::none(), "dh"_a = py::none(), "dc"_a = py::none(), "need_dx"_a = true,
+      "grads"_a = py::none(), "out"_a = py::none(), py::kw_only(), "dc_steps"_a = py::none(), "clip_dh"_a = 0.0,
+      "flow"_a = py::none(), "dstart"_a = py::none(), "steps"_a = py::none(), "windows"_a = py::none(),
+      "threads"_a = 0);
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,69 @@
+// What a training forward keeps for its backward.
+#pragma once
+
+#include <optional>
+#include <variant>
+
+#include "python/arguments.h"
+#include "python/arrays.h"
+#include "python/tokens.h"
+#include "run/calls.h"
+#include "run/memory.h"
+#include "run/sequences.h"
+#include "types.h"
+
+namespace rnnfast {
+
+// The arrays of the call, kept alive.
+template <class Real>
+struct Saved {
+  LayerParameters<Real> parameters;
+  std::optional<Input<Real>> x, embedding;
+  StateInputs<Real> initial;
+  std::optional<StateInputs<Real>> start;  // none: rows that start anew do so from `initial`
+  Array y;                                 // contiguous
+};
+
+// Memory that the kernels fill: the tape's own, or an array that holds what another tape kept.
+struct Memory {
+  Buffer own;
+  std::optional<Array> lent;
+
+  void* data() const { return lent ? lent->data() : own.data(); }
+  std::size_t bytes() const { return lent ? std::size_t(lent->nbytes()) : own.bytes(); }
+};
+
+// Everything a backward needs: references to the arrays, and the memory the kernels filled.
+struct TapeObject {
+  Problem problem;
+  Schedule schedule;
+  std::variant<Saved<float>, Saved<double>> saved;
+  std::optional<Array> x;  // tokens, where steps are still to come
+  TokenArrays tokens;
+  Held<double> held;
+  TapeMemory<Memory> memory;
+  Index threads;  // at most; 0: as many as are set
+};
+
+// Whether a tape is made for steps that `advance` will run.
+inline bool steps_to_come(const Problem& p) { return p.run.last - p.run.first < p.T; }
+
+inline void require_steps_to_come(const TapeObject& tape) {
+  if (!steps_to_come(tape.problem))
+    throw py::value_error("tape: expected one that was made for steps to come, got one whose run is over");
+}
+
+inline TapeObject& tape_in(const py::object& object) {
+  if (!py::isinstance<TapeObject>(object))
+    throw py::type_error("tape: expected a tape of forward, got " + type_name(object));
+  return object.cast<TapeObject&>();
+}
+
+// f<Real>(tape, its arrays), by the dtype of the tape.
+template <class F>
+auto with_tape(const py::object& object, F&& f) {
+  TapeObject& tape = tape_in(object);
+  return std::visit([&](auto& saved) { return f(tape, saved); }, tape.saved);
+}
+
+}  // namespace rnnfast

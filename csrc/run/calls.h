@@ -1,0 +1,194 @@
+// How a layer's call is made, from Python or from C: sizes become a problem, what it costs a number of threads, and
+// pointers to the arrays of all directions the arguments of each.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "run/dispatch.h"
+#include "run/memory.h"
+#include "run/sequences.h"
+#include "run/threads.h"
+#include "types.h"
+
+namespace rnnfast {
+
+// ---- Sizes ---------------------------------------------------------------------------------------------------------
+
+struct Sizes {
+  Index T, B, I, H, D;
+};
+
+// All steps are run, of B rows each, and x is dense; what is not so, the caller sets.
+constexpr Problem problem_of(const CellShape& cell, const Sizes& sizes) {
+  return {.T = sizes.T,
+          .B = sizes.B,
+          .I = sizes.I,
+          .H = sizes.H,
+          .D = sizes.D,
+          .cell = &cell,
+          .input = InputKind::dense,
+          .U = 0,
+          .run = {.first = 0, .last = sizes.T}};
+}
+
+// Elements of all arrays of a call but the parameters, with scratch, stay below this, so that no size overflows.
+constexpr double most_elements = double(std::int64_t{1} << 58);
+static_assert(sizeof(Index) == 8);
+
+constexpr bool fits_address_space(const Problem& p, double rows) {
+  return rows * double(p.D) * (double(p.I) + 8.0 * double(p.H) + 64.0) <= most_elements;
+}
+
+// ---- Threads -------------------------------------------------------------------------------------------------------
+
+// Floating point operations of a forward.
+constexpr double flops(const Problem& p) {
+  const double rows = double(p.run.last - p.run.first) / double(p.T) * double(row_count(p));
+  const double inputs = p.input == InputKind::dense ? rows : p.input == InputKind::embedded ? double(p.U) : 0;
+  return 2.0 * double(p.D) * double(p.cell->gates) * double(p.H) * (inputs * double(p.I) + rows * double(p.H));
+}
+
+// In how many pieces a call can be had: rows of the batch, or groups of units, which have 32 at least.
+constexpr Index most_members(const Problem& p) {
+  const Index groups = p.H / 32 + 1;
+  return p.D * (p.B > groups ? p.B : groups);
+}
+
+// At most `most`, or as many as are set where that is 0.
+inline Index forward_threads(const Problem& p, Index most = 0) { return team_size(flops(p), most_members(p), most); }
+
+inline Index backward_threads(const Problem& p, bool need_dx, Index most = 0) {
+  return team_size((need_dx ? 2 : 1.5) * flops(p), most_members(p), most);
+}
+
+// ---- Tapes ---------------------------------------------------------------------------------------------------------
+
+// Of all directions; states of both lie side by side, as y does, one state after the other. Memory is a Buffer, or what
+// has its data().
+template <class Memory = Buffer>
+struct TapeMemory {
+  Memory gates, states, reset_h;
+};
+
+inline void grow(Buffer& buffer, std::size_t bytes) {
+  if (buffer.bytes() >= bytes) return;
+  buffer = Buffer();  // not both at once
+  buffer = Buffer(bytes);
+}
+
+// Makes room for the tape of a problem, in the memory that is there if it suffices.
+template <class Real>
+void grow(TapeMemory<>& memory, const Problem& p) {
+  const TapeSize size = kernels<Real>().tape_size(p);
+  const auto bytes = [&](Index elements) { return std::size_t(elements * p.D) * sizeof(Real); };
+  grow(memory.gates, bytes(size.gates)), grow(memory.states, bytes(size.states)),
+      grow(memory.reset_h, bytes(size.reset_h));
+}
+
+// One direction's part; null where there is no memory, or the cell needs none.
+template <class Real, class Memory>
+Tape<Real> tape_of(const TapeMemory<Memory>& memory, const Problem& p, Index d) {
+  const TapeSize size = kernels<std::remove_const_t<Real>>().tape_size(p);
+  const auto at = [](const Memory& part, Index elements, Index offset) {
+    return part.data() && elements ? static_cast<Real*>(part.data()) + offset : nullptr;
+  };
+  Tape<Real> tape = {.gates = at(memory.gates, size.gates, d * size.gates),
+                     .states = {},
+                     .reset_h = at(memory.reset_h, size.reset_h, d * size.reset_h)};
+  const int kept = p.cell->state_count - 1;  // all but h
+  for (int s = 0; s < kept; ++s)
+    tape.states[s + 1] = {at(memory.states, size.states, s * p.D * (size.states / kept) + d * p.H), p.D * p.H};
+  return tape;
+}
+
+// ---- Directions ----------------------------------------------------------------------------------------------------
+
+// Of the states that a cell has, h first; null views otherwise.
+template <class Real>
+using StateViews = std::array<View<Real>, most_states>;
+
+// What the directions of a call are made of: rows [N,D·H] and states [D,B,H] of all of them. Null stands for what it
+// does in ForwardDirection and BackwardDirection.
+template <class Real>
+struct ForwardArrays {
+  std::array<Parameters<const Real>, 2> parameters;
+  const Real* packed;  // one direction after the other
+  StateViews<const Real> initial, start;
+  View<Real> y;
+  StateViews<Real> last;
+};
+
+template <class Real>
+struct BackwardArrays {
+  std::array<Parameters<const Real>, 2> parameters;
+  StateViews<const Real> initial, start;
+  View<const Real> y;
+  StateViews<const Real> dsteps;  // rows
+  StateViews<Real> dstate, dstart;
+  StateViews<Real> flow;  // rows
+  std::array<Parameters<Real>, 2> gradients;
+};
+
+// A direction's columns of rows.
+template <class Real>
+View<Real> columns_of(const View<Real>& rows, const Problem& p, Index d) {
+  return {rows.data ? rows.data + d * p.H : nullptr, rows.stride};
+}
+
+// A direction's [B,H] of states.
+template <class Real>
+View<Real> state_of(const View<Real>& states, const Problem& p, Index d) {
+  return {states.data ? states.data + d * p.B * states.stride : nullptr, states.stride};
+}
+
+template <class Real, class Memory>
+void set_directions(ForwardArgs<Real>& args, const ForwardArrays<Real>& arrays, const TapeMemory<Memory>& tape) {
+  const Problem& p = args.problem;
+  const Index packed_size = arrays.packed ? kernels<Real>().packed_size(p) : 0;
+  for (Index d = 0; d < p.D; ++d) {
+    ForwardDirection<Real>& direction = args.directions[d];
+    direction = {.parameters = arrays.parameters[std::size_t(d)],
+                 .packed = arrays.packed ? arrays.packed + d * packed_size : nullptr,
+                 .initial = {},
+                 .start = {},
+                 .y = columns_of(arrays.y, p, d),
+                 .last = {},
+                 .tape = tape_of<Real>(tape, p, d)};
+    for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
+      direction.initial[s] = state_of(arrays.initial[s], p, d);
+      direction.start[s] = state_of(arrays.start[s], p, d);
+      direction.last[s] = state_of(arrays.last[s], p, d);
+    }
+  }
+}
+
+template <class Real, class Memory>
+void set_directions(BackwardArgs<Real>& args, const BackwardArrays<Real>& arrays, const TapeMemory<Memory>& tape) {
+  const Problem& p = args.problem;
+  for (Index d = 0; d < p.D; ++d) {
+    BackwardDirection<Real>& direction = args.directions[d];
+    direction = {.parameters = arrays.parameters[std::size_t(d)],
+                 .initial = {},
+                 .start = {},
+                 .y = columns_of(arrays.y, p, d),
+                 .dsteps = {},
+                 .tape = tape_of<const Real>(tape, p, d),
+                 .dstate = {},
+                 .dstart = {},
+                 .flow = {},
+                 .gradients = arrays.gradients[std::size_t(d)]};
+    for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
+      direction.initial[s] = state_of(arrays.initial[s], p, d);
+      direction.start[s] = state_of(arrays.start[s], p, d);
+      direction.dsteps[s] = columns_of(arrays.dsteps[s], p, d);
+      direction.dstate[s] = state_of(arrays.dstate[s], p, d);
+      direction.dstart[s] = state_of(arrays.dstart[s], p, d);
+      direction.flow[s] = columns_of(arrays.flow[s], p, d);
+    }
+  }
+}
+
+}  // namespace rnnfast
