@@ -11,10 +11,20 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cells/all.h"
+#include "kernels/cells/cell.h"
+#include "kernels/layout.h"
 #include "kernels/limits.h"
+#include "kernels/products/blocks.h"
+#include "kernels/products/gradients.h"
+#include "kernels/products/unpacked.h"
 #include "kernels/time/backward.h"
+#include "kernels/time/chunks.h"
 #include "kernels/time/forward.h"
+#include "kernels/time/sequence.h"
+#include "kernels/vec.h"
 #include "run/memory.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -91,7 +91,7 @@ template <class Real>
 struct Tape {
   Real* gates;                     // activated gates, [chunk of time][unit block][row][slot x lanes]
   View<Real> states[most_states];  // after each step, [T·B,H]; that of h is y and not here
-  Real* reset_h;                   // r * h_{t-1} of the GRU that resets before its product, [T·B,H]
+  Real* reset_h;                   // what a second phase has as operand, as r * h_{t-1}, [T·B,H]
 };
 
 template <class Real>
@@ -109,7 +109,7 @@ struct ForwardDirection {
 template <class Real>
 struct Held {
   unsigned slots;
-  Real value[4];
+  Real value[most_slots];
 };
 
 template <class Real>

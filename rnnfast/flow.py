@@ -8,7 +8,7 @@ from . import _core
 from ._base.arrays import Array, ArrayLike, Integers, quiet
 from ._base.state import Parts, StateLike, h_and_c
 from ._stack import whole
-from ._stack.backward import backward
+from ._stack.backpropagation import backward
 from ._stack.call import Call, checked_call, results
 from ._stack.recurrent import Recurrent
 from ._stack.tape import LayerTape

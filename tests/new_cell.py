@@ -26,7 +26,7 @@ def num_lines(kind: str, code: str) -> int:
         for docstring in DOCSTRING.findall(code):
             code = code.replace(docstring, "")
         return sum(line.startswith("+") and line != "+" for line in code.splitlines())
-    return sum(bool(line) and not line.startswith("//") for line in code.splitlines())
+    return sum(map(bool, code.splitlines()))
 
 
 def apply(tree: Path, path: str, kind: str, code: str) -> None:

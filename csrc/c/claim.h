@@ -3,8 +3,6 @@
 
 #include <atomic>
 
-#include "c/checks.h"
-
 namespace rnnfast {
 
 // The process that a handle's call runs in, by a number; 0 where there is no call. A forked child gets a number of its

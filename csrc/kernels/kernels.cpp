@@ -1,11 +1,19 @@
 // Instantiates the kernels for one instruction set: CMake compiles this file once per row of its table, with
 // RNNFAST_ISA as the name of the namespace. The table is the only symbol that leaves it.
+#include "kernels/cells/all.h"
+#include "kernels/cells/cell.h"
+#include "kernels/layout.h"
 #include "kernels/limits.h"
+#include "kernels/products/blocks.h"
 #include "kernels/time/backward.h"
+#include "kernels/time/chunks.h"
 #include "kernels/time/forward.h"
 #include "kernels/training/linear.h"
 #include "kernels/training/losses.h"
 #include "kernels/training/optimizers.h"
+#include "kernels/vec.h"
+#include "kernels/vec_math.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

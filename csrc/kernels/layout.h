@@ -2,6 +2,8 @@
 #pragma once
 
 #include "kernels/products/blocks.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -4,7 +4,7 @@
 // The intrinsics' header declares nothing but always-inlined functions, so it leaves no symbol behind.
 #pragma once
 
-#include "types.h"
+#include <cstdint>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>

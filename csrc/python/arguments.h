@@ -90,6 +90,7 @@ LayerParameters<Real> check_parameters(const Problem& p, ParameterArrays arrays)
 // What Python gives for the states of a cell, h first, and calls by these names; None where there is nothing, as for
 // states that the cell has not.
 using StateNames = std::array<const char*, most_states>;
+static_assert(most_states == 2, "what Python calls the states beyond h and c has to be named here, and in layers.cpp");
 using StateObjects = std::array<py::object, most_states>;
 
 constexpr StateNames state0_names = {"h0", "c0"}, start_names = {"start[0]", "start[1]"},
@@ -278,7 +279,7 @@ inline Index checked_threads(Index threads) {
 template <class Real>
 Held<Real> held_as(const Held<double>& held) {
   Held<Real> result = {.slots = held.slots, .value = {}};
-  for (int slot = 0; slot < 4; ++slot) result.value[slot] = Real(held.value[slot]);
+  for (int slot = 0; slot < most_slots; ++slot) result.value[slot] = Real(held.value[slot]);
   return result;
 }
 

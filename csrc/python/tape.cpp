@@ -6,7 +6,12 @@
 #include <string>
 #include <vector>
 
+#include "python/arguments.h"
+#include "python/arrays.h"
+#include "run/calls.h"
 #include "run/dispatch.h"
+#include "run/sequences.h"
+#include "types.h"
 
 namespace rnnfast {
 namespace {

@@ -1,6 +1,7 @@
 // What a training forward keeps for its backward.
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <variant>
 

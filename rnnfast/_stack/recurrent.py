@@ -11,7 +11,7 @@ from .._base.scalars import Flag, Integer, Number
 from .._base.state import StateLike, StateT
 from ..ragged import PackedSequence
 from . import segments, whole
-from .backward import backward
+from .backpropagation import backward
 from .call import CallOptions, ForwardOptions, Outputs, Override, checked_call, results
 from .stack import Stack
 from .tape import LayerTape

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from capi import API, INVALID, Call, Handle, Stream, Table, in_rows
 from modules import KINDS, make_layer, normal, parts
-from problems import CELLS, DTYPES, Array, Problem, Results, Shape, assert_same_bits, make_problem, named, named_grads
+from problems import CELLS, DTYPES, Array, Problem, Results, Shape, assert_same_bits, make_problem, named, named_grads, state_of
 
 import rnnfast
 from rnnfast import _core, functional
@@ -188,9 +188,8 @@ def unequal(cell: str, dtype: str, sizes: list[int], shape: Shape, *, resets: bo
 def by_python(problem: Problem, rows: Rows = (None, None), passes: int = 1) -> Results:
     """Return what `functional` gives, the gradients of the weights summed up over the passes."""
     p, (batch_sizes, resets) = problem, rows
-    lstm = p.cell == "lstm"
     starts = None if resets is None else resets.astype(bool)
-    state, dstate = ((p.h0, p.c0), (p.dh, p.dc)) if lstm else (p.h0, p.dh)
+    state, dstate = state_of(p.cell, p.h0, p.c0), state_of(p.cell, p.dh, p.dc)
     y, last, tape = functional.forward(p.cell, p.x, p.parameters, state, batch_sizes=batch_sizes, resets=starts)
     dx, dstate0, grads = functional.backward(tape, p.dy, dstate)
     for _ in range(1, passes):
@@ -295,7 +294,7 @@ def test_the_programs_in_c_give_pythons_bits(cell: str, dtype: str, tmp_path: Pa
     problem = make_problem(cell, dtype, Shape(20, 4, 5, 6)).without("h0", "c0", "dy", "dc")
     target = normal((1, 4, 6), dtype, 2)
     _, state, _ = functional.forward(cell, problem.x, problem.parameters)
-    problem = replace(problem, dh=(state[0] if cell == "lstm" else state) - target)
+    problem = replace(problem, dh=parts(state)[0] - target)
     expected = by_python(problem)
     call, tape, dh = Call(problem), Handle(), np.empty_like(target)
     arrays = (pointer(a.ctypes.data) for a in (problem.x, target, call.y, call.state[0], dh))

@@ -1,6 +1,7 @@
 // The list of cells. Their order is that of everything that lists them.
 #pragma once
 
+#include "kernels/cells/cell.h"
 #include "kernels/cells/elman.h"
 #include "kernels/cells/gru.h"
 #include "kernels/cells/lstm.h"

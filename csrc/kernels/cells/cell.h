@@ -17,12 +17,15 @@
 //   leaves_dh                   whether backward leaves in dstate[h] what reaches h' beside the product
 //   forward<S, phase>(point), backward<S, phase>(point)
 //
-// Nothing but this file is compiled for a cell: for each phase and each width of a unit block, one function forward
-// and one backward.
+// Of a cell, nothing but the loops of this file is compiled: for each phase and each width of a unit block, one
+// function forward and one backward.
 #pragma once
 
 #include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/vec.h"
 #include "kernels/vec_math.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -43,15 +46,18 @@ constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
 // ---- A cell's points ------------------------------------------------------------------------------------------------
 
 // One row of one unit block. gate: squashed where the cell says so, else pre-activations on entry and activations on
-// return. before, after: the states.
+// return. before: the states that the cell reads. after: the states, which the last phase makes. reset_h: what the
+// first phase makes of h' for the product of the second. What a cell does not read is not set.
 template <class S, class Cell>
 struct ForwardPoint {
   typename S::V gate[Cell::slots], before[state_count<Cell>], after[state_count<Cell>], reset_h;
   const Held<typename S::Real>* held;
 };
 
-// dstate: gradients of the states after the step on entry; of those before it on return, that of h' without the
-// product. dgate: of the pre-activations. flow: all that reaches a state after the step, but h.
+// dstate: on entry gradients of the states after the step, with what the loss brings to h; on return of those before
+// it, that of h' without the product. dgate: of the pre-activations. flow: all that reaches a state after the step, but
+// h. dreset_h: of reset_h. Phases come in reverse; each makes its dgate, and the first one, which comes last, dstate
+// and flow.
 template <class S, class Cell>
 struct BackwardPoint {
   typename S::V gate[Cell::slots], before[state_count<Cell>], after[state_count<Cell>];
@@ -83,7 +89,7 @@ struct BackwardStep {
   Gates<Real> dgates;
   Index gate_row, dgate_row;
   View<const Real> before[most_states], after[most_states];
-  View<const Real> dy, dstep[most_states];  // what a loss brings to h, and to the other states
+  View<const Real> dy;  // what a loss brings to h
   View<Real> dstate[most_states], flow[most_states], dreset_h;
   Index rows;
   Span units;
@@ -205,9 +211,33 @@ void backward_rows(const BackwardStep<typename S::Real>& s, const BlockRange& ra
 
 // ---- What the loops know of a cell ----------------------------------------------------------------------------------
 
+template <class T, std::size_t n>
+constexpr int length_of(const T (&)[n]) {
+  return int(n);
+}
+
+// Whether the loops can do what a cell's file says.
+template <class Cell>
+constexpr bool is_sound() {
+  constexpr int G = Cell::gates, slots = Cell::slots, phases = phase_count<Cell>;
+  bool sound = slots <= most_slots && phases <= most_phases && state_count<Cell> <= most_states;
+  sound = sound && length_of(Cell::squashes) == slots && length_of(Cell::input_gates) == G &&
+          length_of(Cell::recurrent_gates) == G && length_of(Cell::reads_before) == state_count<Cell> &&
+          length_of(Cell::reads_after) == state_count<Cell>;
+  int next = 0;  // phases take the slots in turn
+  for (const Phase& phase : Cell::phases) {
+    sound = sound && phase.slot == next && phase.gate == next;
+    sound = sound && (phase.slots == phase.gates || (phase.slots == 4 && phase.gates == 3 && phases == 1));
+    sound = sound && phase.reset_h == (next > 0);  // the first has h' itself as its operand, the others what it made
+    next += phase.slots;
+  }
+  return sound && next == slots && (G == slots || (slots == 4 && G == 3));
+}
+
 // The index-th of all.
 template <class Cell>
 constexpr CellShape shape_of(int index) {
+  static_assert(is_sound<Cell>());
   CellShape shape = {};
   shape.name = Cell::name, shape.letters = Cell::letters, shape.held = Cell::held, shape.parameters = Cell::parameters;
   shape.index = index;
@@ -226,7 +256,7 @@ constexpr CellShape shape_of(int index) {
   return shape;
 }
 
-// Whether a second product waits for r h'.
+// Whether a second product waits for what the first phase makes of h'.
 constexpr bool resets_h(const CellShape& cell) { return cell.phase_count > 1; }
 
 // Its functions, by phase and by halvings of the widest vector.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

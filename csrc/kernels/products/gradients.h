@@ -3,7 +3,11 @@
 #pragma once
 
 #include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -27,7 +31,7 @@ struct Product {
 template <class Real>
 void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w) {
   constexpr Index W = Widest<Real>::lanes;
-  const Index K = row_count(w), full = w.units.full * W;
+  const Index K = panel_rows(w), full = w.units.full * W;
   for_each_range<Real>(w.columns, p.columns, unit_group(1, p.rows == 1), p.backwards, [&](const BlockRange& range) {
     const Index group = min_index(range.blocks, group_of_columns);
     const auto operand = [&](Index unit, Index lanes, Index n) {
@@ -116,12 +120,12 @@ template <class Real>
 struct Columns {
   Real* data;
   Index count, rows;
-  int tile;  // columns of a tile
+  int width;  // columns of a tile
 };
 
 template <class Real>
 constexpr Index size(const Columns<Real>& c) {
-  return (c.count + c.tile - 1) / c.tile * c.tile * c.rows;
+  return (c.count + c.width - 1) / c.width * c.width * c.rows;
 }
 
 template <int M, class Real>
@@ -141,7 +145,7 @@ void regroup_tiles(View<const Real> a, const RowRange& range, const Columns<Real
 
 template <class Real>
 void regroup(View<const Real> a, const RowRange& range, const Columns<Real>& to, const Team& team) {
-  if (to.tile == most_rows(3))
+  if (to.width == most_rows(3))
     regroup_tiles<most_rows(3)>(a, range, to, team);
   else
     regroup_tiles<most_rows(4)>(a, range, to, team);
@@ -169,7 +173,7 @@ template <class Real>
 void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
   constexpr Index most_columns = 4 * Widest<Real>::lanes;  // of all gates and blocks of a tile
   alignas(64) Real sums[columns_at_once * most_columns];
-  const Index M = w.columns.tile, group = unit_blocks_of(w.gates);
+  const Index M = w.columns.width, group = unit_blocks_of(w.gates);
   const Index chains = chain_count(w.rows), length = (w.rows + chains - 1) / chains;
   const bool apart = w.add && chains > 1;
   for (Index unit = span.first; unit < span.last; unit += group * tiles_at_once) {

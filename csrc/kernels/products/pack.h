@@ -1,7 +1,9 @@
 // Weights as the microkernel reads them, and back.
 #pragma once
 
-#include "kernels/products/gemm.h"
+#include "kernels/products/blocks.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -15,6 +17,7 @@ struct GateRows {
 };
 
 // f<gates>() for as many gates as a cell can have.
+static_assert(most_slots == 4);
 template <class F>
 RNNFAST_INLINE void with_gates(int gates, F&& f) {
   if (gates == 4) return f.template operator()<4>();
@@ -102,13 +105,13 @@ struct TransposedPanels {
 };
 
 template <class Real>
-constexpr Index row_count(const TransposedPanels<Real>& p) {
+constexpr Index panel_rows(const TransposedPanels<Real>& p) {
   return p.units.units * p.gates;
 }
 
 template <class Real>
 constexpr Index size(const TransposedPanels<Real>& p) {
-  return p.columns.units * row_count(p);
+  return p.columns.units * panel_rows(p);
 }
 
 constexpr int group_of_columns = 4;
@@ -120,7 +123,7 @@ constexpr Index group_count(const Blocks& columns) {
 // For the groups of the span.
 template <class Real>
 void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>& p, Span span) {
-  const Index rows = row_count(p);
+  const Index rows = panel_rows(p);
   const Span blocks = {span.first * group_of_columns, min_index(span.last * group_of_columns, count(p.columns))};
   const auto pack_group = [&]<class S>(const BlockRange& range) {
     Real* to = p.data + range.unit * rows;

@@ -5,7 +5,13 @@
 // Vectors are of one width, to keep the library small.
 #pragma once
 
+#include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/products/gemm.h"
 #include "kernels/products/gradients.h"
+#include "kernels/products/pack.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -5,9 +5,19 @@
 #pragma once
 
 #include "kernels/cells/all.h"
+#include "kernels/cells/cell.h"
+#include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/products/gemm.h"
+#include "kernels/products/gradients.h"
+#include "kernels/products/pack.h"
 #include "kernels/products/unpacked.h"
+#include "kernels/time/chunks.h"
+#include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
 #include "kernels/time/windows.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -167,7 +177,7 @@ struct Chunk {
 
 // Where the i-th state before a step is found.
 template <class Real>
-StateBefore<Real> state_before(const BackwardDirection<Real>& direction, int i, const Real* zeros, Real* mixed) {
+StateBefore<Real> place_before(const BackwardDirection<Real>& direction, int i, const Real* zeros, Real* mixed) {
   const View<const Real> after = i == 0 ? direction.y : direction.tape.states[i];
   return {or_zeros(direction.initial[i], zeros), or_zeros(direction.start[i], zeros), after, true, mixed};
 }
@@ -222,7 +232,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
   const TimeOrder order = time_order(p, item.direction);
   const View<const Real> dy = or_zeros(direction.dsteps[0], whole.zeros);
   StateBefore<Real> before[most_states];
-  for (int i = 0; i < states; ++i) before[i] = state_before(direction, i, whole.zeros, scratch.mixed[i]);
+  for (int i = 0; i < states; ++i) before[i] = place_before(direction, i, whole.zeros, scratch.mixed[i]);
   const Index tape_row = row_of(p, chunk_start(p, chunk.chunk)), run_row = row_of(p, p.run.first);
   const Span units = units_of<Real>(p, item);
 
@@ -241,7 +251,6 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
       if (cell.reads_before[i]) s.before[i] = state_before(p, before[i], item, t, mixes);
       s.after[i] = at(before[i].sequence, row);
       s.dstate[i] = at(direction.dstate[i], item.first);
-      if (i > 0 && direction.dsteps[i].data) s.dstep[i] = at(direction.dsteps[i], row - run_row);
       if (direction.flow[i].data) s.flow[i] = at(direction.flow[i], row - run_row);
     }
     if (resets_h(cell)) s.dreset_h = {scratch.dreset_h + most_deltas(args.windows) * item.first * p.H, p.H};
@@ -250,7 +259,8 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.held = &args.held;
     if (s.flow[0].data) add_rows(read_only(s.dstate[0]), s.dy, s.flow[0], s.rows, units);
     for (int i = 1; i < states; ++i)
-      if (s.dstep[i].data) add_rows(read_only(s.dstate[i]), s.dstep[i], s.dstate[i], s.rows, units);
+      if (direction.dsteps[i].data)
+        add_rows(read_only(s.dstate[i]), at(direction.dsteps[i], row - run_row), s.dstate[i], s.rows, units);
     if (args.windows.k1) {
       if (!windows_step(args, whole, item, t, team, s)) return;
       continue;
@@ -273,7 +283,7 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[chunk.direction];
   const auto& scratch = whole.directions[chunk.direction];
-  const StateBefore<Real> h0 = state_before<Real>(direction, 0, whole.zeros, nullptr);
+  const StateBefore<Real> h0 = place_before<Real>(direction, 0, whole.zeros, nullptr);
   const View<const Real> reset_h = {direction.tape.reset_h, p.H};
   for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
        ++step) {
@@ -316,7 +326,7 @@ __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real
   const Problem& p = args.problem;
   const CellShape& cell = *p.cell;
   const BackwardDirection<Real>& direction = args.directions[d];
-  const StateBefore<Real> h0 = state_before<Real>(direction, 0, whole.zeros, nullptr);
+  const StateBefore<Real> h0 = place_before<Real>(direction, 0, whole.zeros, nullptr);
   const View<const Real> reset_h = {direction.tape.reset_h, p.H};
   const Index first = row_of(p, p.run.first);
   UnpackedWeightProduct<Real> product = {};

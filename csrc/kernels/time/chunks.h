@@ -6,7 +6,10 @@
 #pragma once
 
 #include "kernels/layout.h"
+#include "kernels/products/blocks.h"
 #include "kernels/products/pack.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -5,8 +5,16 @@
 #pragma once
 
 #include "kernels/cells/all.h"
+#include "kernels/cells/cell.h"
+#include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/products/gemm.h"
+#include "kernels/products/pack.h"
+#include "kernels/time/chunks.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -225,9 +233,9 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const ForwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
   const TimeOrder order = time_order(p, item.direction);
-  const bool projects = projects_input(p), folds = folds_input(p), keeps_gates = direction.tape.gates;
+  const bool projects = projects_input(p), folds = folds_input(p), tapes_gates = direction.tape.gates;
   // Where steps differ in their rows, members that are in different chunks would find each other's at one place.
-  const bool ahead = projects && (keeps_gates || !p.first_row || item.rows == p.B);
+  const bool ahead = projects && (tapes_gates || !p.first_row || item.rows == p.B);
   const Real* const zeros = scratch.weights.zeros;
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
   // Where each state goes: that of every step into y or the tape, or that of the last step alone, which is then mixed
@@ -251,14 +259,14 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     // Where the gates of a row go: to the row less gates_from.
     Gates<Real> gates = scratch.gates;
     Index gates_from = chunk_row;
-    if (keeps_gates) {
+    if (tapes_gates) {
       gates.data = direction.tape.gates + gates_size(slots, chunk_row, scratch.weights.w_hh.units);
       gates.rows = row_of(p, chunk_start(p, chunk.chunk + 1)) - chunk_row;
     } else if (!ahead) {
       gates.data += gates_size(slots, item.first, scratch.weights.w_hh.units);
       gates.rows = item.rows;
     }
-    const auto gate_row = [&](Index row) { return keeps_gates || ahead ? row - gates_from : 0; };
+    const auto gate_row = [&](Index row) { return tapes_gates || ahead ? row - gates_from : 0; };
 
     if (ahead && item.rows == p.B)
       project(args, scratch, gates, gate_row(first_row), first_row, row_of(p, chunk.last) - first_row, item.units,
@@ -287,7 +295,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (mixes && !meet(item, team)) return;
       if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = rows_of_item(p, item, t), s.units = item.units;
-      s.store_gates = keeps_gates || resets_h(cell);
+      s.store_gates = tapes_gates || resets_h(cell);
       s.shared_gates = !s.store_gates && !projects;
       s.backwards = turns_back(t) != args.turned;
       s.held = &args.held;

@@ -1,7 +1,11 @@
 // What forward and backward know alike of a sequence: its order in time, and the state before a step.
 #pragma once
 
+#include "kernels/layout.h"
+#include "kernels/products/blocks.h"
 #include "kernels/time/chunks.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -42,7 +46,7 @@ constexpr Span units_of(const Problem& p, const Item& item) {
   return {item.units.first * W, min_index(item.units.last * W, p.H)};
 }
 
-// Where the state before a step is found: h, or c.
+// Where one of the states before a step is found.
 template <class Real>
 struct StateBefore {
   View<const Real> initial;   // before the first step of the sequence, [B,H]

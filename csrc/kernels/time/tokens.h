@@ -5,7 +5,11 @@
 // they are columns of dw_ih.
 #pragma once
 
-#include "kernels/time/chunks.h"
+#include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/products/gemm.h"
+#include "kernels/products/pack.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -37,11 +41,11 @@ void fill(const TableBlocks<Real>& t, int slots, const Real* row) {
 template <class Real, class W, class F>
 void for_each_column(const TableBlocks<Real>& t, int slots, const GateRows<W>& w, int gates, const Index* token,
                      F&& f) {
-  constexpr Index rows_at_once = 64;  // stay in the first cache level while gate after gate is written
+  constexpr Index table_rows = 64;  // stay in the first cache level while gate after gate is written
   for (Index block = t.span.first; block < t.span.last; ++block) {
     const BlockWidth width = width_of<Real>(t.units, block);
-    for (Index first = 0; first < t.table.rows; first += rows_at_once) {
-      const Index last = min_index(first + rows_at_once, t.table.rows);
+    for (Index first = 0; first < t.table.rows; first += table_rows) {
+      const Index last = min_index(first + table_rows, t.table.rows);
       for (int gate = 0; gate < gates; ++gate)
         for (Index lane = 0; lane < width.valid; ++lane) {
           W* const from = w.data + (w.order[gate] * w.H + width.unit + lane) * w.K;

@@ -11,7 +11,12 @@
 #pragma once
 
 #include "kernels/cells/cell.h"
+#include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/time/chunks.h"
 #include "kernels/time/sequence.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
@@ -120,7 +125,8 @@ StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScra
   return windows;
 }
 
-// What remains of them after it: the sum of their dgates, and after the first step of all that of their dh and dc.
+// What remains of them after it: the sum of their dgates, and after the first step of all that of their gradients of
+// the states.
 template <class Real>
 void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& windows, const Item& item, Index t,
                    const BackwardStep<Real>& s, const Blocks& blocks) {

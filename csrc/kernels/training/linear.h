@@ -2,7 +2,11 @@
 #pragma once
 
 #include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -5,7 +5,10 @@
 #pragma once
 
 #include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/vec.h"
 #include "kernels/vec_math.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -3,6 +3,9 @@
 #pragma once
 
 #include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
