@@ -19,7 +19,19 @@ import numpy as np
 import pytest
 from capi import API, INVALID, Call, Handle, Stream, Table, in_rows
 from modules import KINDS, make_layer, normal, parts
-from problems import CELLS, DTYPES, Array, Problem, Results, Shape, assert_same_bits, make_problem, named, named_grads, state_of
+from problems import (
+    CELLS,
+    DTYPES,
+    Array,
+    Problem,
+    Results,
+    Shape,
+    assert_same_bits,
+    make_problem,
+    named,
+    named_grads,
+    state_of,
+)
 
 import rnnfast
 from rnnfast import _core, functional
