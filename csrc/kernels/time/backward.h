@@ -479,7 +479,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   backward_prepare(args, scratch, team);
   if (!team.barrier(team)) return;
 
-  for (Index i = 0; i < run_chunks(p); ++i) {
+  for (Index i = 0, chunks = run_chunks(p); i < chunks; ++i) {
     Chunk chunk[2] = {};
     for (int d = 0; d < p.D; ++d) {
       const ChunkSteps steps = run_chunk(p, i, !time_order(p, d).reverse);

@@ -251,7 +251,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
                  keeps[i], keeps[i] ? scratch.mixed[i] : after[i].data};
   }
 
-  for (Index i = 0; i < run_chunks(p); ++i) {
+  for (Index i = 0, chunks = run_chunks(p); i < chunks; ++i) {
     if (!item.joined && team.interrupted(team)) return;
     const ChunkSteps chunk = run_chunk(p, i, order.reverse);
     const Index chunk_row = row_of(p, chunk_start(p, chunk.chunk)), first_row = row_of(p, chunk.first);
