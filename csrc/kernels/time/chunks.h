@@ -19,7 +19,9 @@ namespace {
 // near it.
 constexpr Index chunk_rows(Index H) { return H >= 512 ? 512 : 256; }
 
+// A call of one step divides nothing to find its chunk: a stream would feel that.
 constexpr Index chunk_steps(const Problem& p) {
+  if (p.T == 1) return 1;
   const Index steps = chunk_rows(p.H) / (p.B > 0 ? p.B : 1);
   return steps < 1 ? 1 : min_index(steps, p.T);
 }
@@ -57,7 +59,7 @@ constexpr Index most_chunk_rows(const Problem& p) {
 
 // The chunk that step t lies in.
 constexpr Index chunk_of(const Problem& p, Index t) {
-  if (!p.first_step) return t / chunk_steps(p);
+  if (!p.first_step) return p.T == 1 ? 0 : t / chunk_steps(p);
   Index low = 0, high = p.chunks;
   while (high - low > 1) {
     const Index middle = low + (high - low) / 2;
@@ -97,6 +99,7 @@ RNNFAST_INLINE bool meet(const Item& item, const Team& team) { return !item.join
 template <class Real, class F>
 RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
   const Blocks units = blocks_of<Real>(p.H);
+  if (team.size * p.D == 1) return f(Item{0, 0, p.B, all(units), false});  // without a division, as above
   Index parts = max_index(team.size / p.D, 1);
   if (divides_units<Real>(p, team.size)) {
     // A member too many has no units, but is waited for like the others.
