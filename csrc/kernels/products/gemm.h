@@ -222,16 +222,20 @@ RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRang
   return tile_kinds<Real>[slots > gates ? 0 : slots].of[range.halvings][__builtin_ctz(unsigned(range.blocks))];
 }
 
-// What is done with rows [row, row + M) of a tile while they are still in the first cache level; nothing if null.
+// What is done with rows [row, row + M) of a tile while they are still in the first cache level.
+struct NoEpilogue {
+  RNNFAST_INLINE void operator()(Index, Index) const {}
+};
+
+// The same for what is not compiled for it; nothing if null.
 struct Epilogue {
   void (*run)(const void* context, Index row, Index M) = nullptr;
   const void* context = nullptr;
-};
 
-template <class F>
-RNNFAST_INLINE Epilogue epilogue(const F& f) {
-  return {[](const void* context, Index row, Index M) { (*static_cast<const F*>(context))(row, M); }, &f};
-}
+  RNNFAST_INLINE void operator()(Index row, Index M) const {
+    if (run) run(context, row, M);
+  }
+};
 
 // What follows the panels of an operand, for `rows` rows, at most `most` of them in a tile.
 template <class Real>
@@ -241,8 +245,8 @@ RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& o, Index NB, Index rows
 }
 
 // All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
-template <class Real>
-RNNFAST_INLINE void tile_column(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows, const Epilogue& epilogue) {
+template <class Real, class F>
+RNNFAST_INLINE void tile_column(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows, const F& epilogue) {
   Index M = rows, higher = 0;  // tiles that have a row more
   if (rows > tiles.most) {
     const Index count = (rows + tiles.most - 1) / tiles.most;
@@ -251,20 +255,19 @@ RNNFAST_INLINE void tile_column(const Tiles<Real>& tiles, const Tile<Real>& t, I
   for (Index row = 0, next; row < rows; row = next, --higher) {
     next = row + M + (higher > 0 ? 1 : 0);
     tiles.of_rows[next - row - 1](t, row);
-    if (epilogue.run) epilogue.run(epilogue.context, row, next - row);
+    epilogue(row, next - row);
   }
 }
 
 // A tile column, chain by chain. The first chain of an operand goes on from what is there, in the same registers where
 // the first operand is a single chain; the others start from zero and are added.
 template <class Real>
-__attribute__((noinline)) void tile_rows(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows,
-                                         const Epilogue& epilogue = {}) {
+__attribute__((noinline)) void tile_chains(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows,
+                                           const Epilogue& epilogue) {
   const Index first = chain_count(t.first.blocks * t.first.K);
   const Index second = chain_count(t.second.blocks * t.second.K);
   const Index start = first > 1 ? first : 0;  // of the second operand
   const Index steps = t.second.blocks ? start + second : first;
-  if (steps == 1 && !t.far) return tile_column(tiles, t, rows, epilogue);
   for (Index step = 0; step < steps; ++step) {
     Tile<Real> part = t;
     part.first = step < first ? chain_of(t.first, step, first) : Operand<Real>{};
@@ -281,6 +284,16 @@ __attribute__((noinline)) void tile_rows(const Tiles<Real>& tiles, const Tile<Re
     }
     tile_column(tiles, part, rows, step + 1 < steps ? Epilogue() : epilogue);
   }
+}
+
+// All rows of a tile column, epilogue(row, M) after each tile. A single chain of panels that are near takes the short
+// way: a step of a small layer would feel the other.
+template <class Real, class F = NoEpilogue>
+RNNFAST_INLINE void tile_rows(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows, const F& epilogue = {}) {
+  const bool one_chain = chain_count(t.first.blocks * t.first.K) == 1 && chain_count(t.second.blocks * t.second.K) == 1;
+  if (one_chain && !t.far) return tile_column(tiles, t, rows, epilogue);
+  const auto run = [](const void* context, Index row, Index M) { (*static_cast<const F*>(context))(row, M); };
+  tile_chains(tiles, t, rows, Epilogue{.run = run, .context = &epilogue});
 }
 
 // Whether a pass over weights goes through them backwards, as every second one does: it begins with those that are

@@ -182,9 +182,9 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           for (Index block = 0; block < range.blocks; ++block)
             copy_tokens(s, scratch.table, cell.slots, part, range.unit + block * lanes, lanes,
                         gates + block * t.out_unit);
-        const auto follow = [&](Index row, Index M) { pointwise[range.halvings](s, gates, t.out_unit, range, row, M); };
-        tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows,
-                  products == Products::input ? Epilogue() : epilogue(follow));
+        tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
+          if (products != Products::input) pointwise[range.halvings](s, gates, t.out_unit, range, row, M);
+        });
       });
 }
 
