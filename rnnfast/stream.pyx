@@ -22,6 +22,7 @@ from .capi cimport (
     rnnfast_weights,
 )
 
+from threading import get_ident, main_thread
 from types import GenericAlias
 
 import numpy as np
@@ -363,8 +364,13 @@ cdef class Stream:
         cdef list raised = []
         cdef void* context = <void*> raised
         cdef rnnfast_status status
+        # Other threads have no signals to handle, and may still run when there is no interpreter left to ask.
+        cdef bint is_main = get_ident() == main_thread().ident
         with nogil:
-            status = api.stream_run_until(self.stream, T, x, y, handle_signals, context)
+            if is_main:
+                status = api.stream_run_until(self.stream, T, x, y, handle_signals, context)
+            else:
+                status = api.stream_run(self.stream, T, x, y)
         if status == RNNFAST_INTERRUPTED:
             raise raised.pop()
         return check(status)
