@@ -25,6 +25,12 @@ def initial_names(cell: str) -> list[str]:
     return [f"initial_{part}" for part in STATES[cell]]
 
 
+def add_to_initial(cell: str, grads: dict[str, Array], parts: Parts) -> None:
+    """Add the gradients [L·D,B,H] of an initial state that all sequences share to those of its parameters."""
+    for name, part in zip(initial_names(cell), parts, strict=True):
+        grads[name] += part.sum(axis=1)
+
+
 def parts_of(cell: object, state: object, name: str) -> Parts:
     """Return the parts of a state that a user gives; `name` is what messages call it."""
     parts = STATES.get(cell, ("h",)) if isinstance(cell, str) else ("h",)  # the kernels say what is wrong with others

@@ -7,7 +7,7 @@ import numpy as np
 from .._base.arrays import Array, checked, quiet
 from .._base.named import checked_grads
 from .._base.scalars import bound, flag
-from .._base.state import STATES, Parts, each, initial_names, state_of
+from .._base.state import STATES, Parts, add_to_initial, each, state_of
 from . import segments, whole
 from .call import Flow, Given, checked_steps
 from .layout import Layout
@@ -71,8 +71,7 @@ def backward(
         for name in others:
             into[name] += dx
     if call.learned:
-        for name, part in zip(initial_names(stack.cell), first, strict=True):
-            into[name] += part.sum(axis=1)
+        add_to_initial(stack.cell, into, first)
     dx = None if dx is None or call.is_tokens else layout.give(dx)
     return dx, state_of(each(layout.give_state, first)), grads
 

@@ -15,7 +15,7 @@ from .._base.module import Kept
 from .._base.named import checked_grads
 from .._base.names import layer_names, of_layer
 from .._base.scalars import Integer, choice, size
-from .._base.state import Parts, StateT, each, fill, initial_names, out_parts, parts_of, state_of
+from .._base.state import Parts, StateT, add_to_initial, each, fill, initial_names, out_parts, parts_of, state_of
 from ..cells import RecurrentCell
 from .layout import Layout, layout_of
 from .ring import Ring, Steps, Turns
@@ -286,8 +286,7 @@ class Run:
             for name in others:
                 into[name] += dx
         if ring.learns:
-            for name, part in zip(initial_names(stack.cell), dinitial, strict=True):
-                into[name] += part.sum(axis=1)
+            add_to_initial(stack.cell, into, dinitial)
         if dx_out is not None:
             np.copyto(layout.take(dx_out), dx)
         for target, part in zip(dstate_out, dinitial, strict=True):
