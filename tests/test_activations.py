@@ -1,5 +1,6 @@
 """sigmoid and tanh against exact values; `python tests/ulp.py` looks at every float32."""
 
+import activation_tables
 import numpy as np
 import pytest
 from ulp import ACTIVATIONS, LIMIT, errors32, sample64, worst32, worst64
@@ -101,3 +102,8 @@ def test_the_measure_itself() -> None:
         (1.0, np.nan, np.inf),
     ):
         assert errors32(np.array([computed], np.float32), np.array([exact])) == error
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="the tables are made with numbers of 64 bits")
+def test_tables_are_those_that_their_script_writes() -> None:
+    assert activation_tables.HEADER.read_text(encoding="utf-8") == activation_tables.header()

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -216,6 +217,61 @@ template <int... i>
 struct LanesTo<0, i...> {
   using type = Lanes<i...>;
 };
+
+// a >= 0 with the sign of b.
+#if defined(__AVX512F__)  // a | (b & the sign's bit)
+RNNFAST_INLINE F16 copy_sign(F16 a, F16 b) {
+  const __m512i sign = _mm512_set1_epi32(std::int32_t(0x80000000)), x = reinterpret_cast<__m512i>(a);
+  return reinterpret_cast<F16>(_mm512_ternarylogic_epi32(x, reinterpret_cast<__m512i>(b), sign, 0xf8));
+}
+RNNFAST_INLINE D8 copy_sign(D8 a, D8 b) {
+  const __m512i sign = _mm512_set1_epi64(std::int64_t(std::uint64_t{1} << 63)), x = reinterpret_cast<__m512i>(a);
+  return reinterpret_cast<D8>(_mm512_ternarylogic_epi64(x, reinterpret_cast<__m512i>(b), sign, 0xf8));
+}
+#endif
+template <class V>
+RNNFAST_INLINE V copy_sign(V a, V b) {
+  using S = Simd<std::remove_reference_t<decltype(a[0])>, int(sizeof(V) / sizeof(a[0]))>;
+  using Bits = typename S::Bits;
+  const Bits sign = reinterpret_cast<Bits>(S::broadcast(typename S::Real(-0.0)));
+  return reinterpret_cast<V>(reinterpret_cast<Bits>(a) | (reinterpret_cast<Bits>(b) & sign));
+}
+
+// table[index] in each lane. Of an index its last bits count, as many as the size of the table asks for; the others may
+// be anything. Tables have the size of a vector, or of two.
+#if defined(__AVX512F__)
+RNNFAST_INLINE F16 look_up(const float (&table)[16], F16 index) {
+  return _mm512_maskz_permutexvar_ps(__mmask16(-1), reinterpret_cast<__m512i>(index), _mm512_loadu_ps(table));
+}
+RNNFAST_INLINE F16 look_up(const float (&table)[32], F16 index) {
+  const __m512i lanes = reinterpret_cast<__m512i>(index);
+  return _mm512_maskz_permutex2var_ps(__mmask16(-1), _mm512_loadu_ps(table), lanes, _mm512_loadu_ps(table + 16));
+}
+RNNFAST_INLINE D8 look_up(const double (&table)[8], D8 index) {
+  return _mm512_maskz_permutexvar_pd(__mmask8(-1), reinterpret_cast<__m512i>(index), _mm512_loadu_pd(table));
+}
+RNNFAST_INLINE D8 look_up(const double (&table)[16], D8 index) {
+  const __m512i lanes = reinterpret_cast<__m512i>(index);
+  return _mm512_maskz_permutex2var_pd(__mmask8(-1), _mm512_loadu_pd(table), lanes, _mm512_loadu_pd(table + 8));
+}
+#elif defined(__AVX2__)
+RNNFAST_INLINE F8 look_up(const float (&table)[8], F8 index) {
+  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), reinterpret_cast<__m256i>(index));
+}
+#endif
+// Narrower vectors pass as halves of wider ones.
+template <class Real, int size, class V>
+RNNFAST_INLINE V look_up(const Real (&table)[size], V index);
+template <class Real, int size, class V, int... i>
+RNNFAST_INLINE V look_up_halves(const Real (&table)[size], V index, Lanes<i...>) {
+  const auto found = look_up(table, __builtin_shufflevector(index, index, i..., i...));
+  return __builtin_shufflevector(found, found, i...);
+}
+template <class Real, int size, class V>
+RNNFAST_INLINE V look_up(const Real (&table)[size], V index) {
+  static_assert(sizeof(V) < vector_bytes);
+  return look_up_halves(table, index, typename LanesTo<int(sizeof(V) / sizeof(Real))>::type());
+}
 
 // a[first], b[first], a[first + 1], b[first + 1], ...
 template <class S, int first, int... i>

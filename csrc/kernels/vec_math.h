@@ -1,11 +1,13 @@
 // Logistic sigmoid and tanh on vectors, each within 2 ULP over all inputs (tests/ulp.py measures it).
 //
-// Both go through e^z = 2^n (1 + p) with n = round(z / ln 2), r = z - n ln 2 in [-ln 2 / 2, ln 2 / 2] and
-// p = e^r - 1 = r + r^2 q(r). ln 2 is split in two parts (Cody and Waite 1980) whose first has so few bits that n times
-// it is exact with and without fused multiply-add. q is a Chebyshev fit of (e^r - 1 - r) / r^2; relative error of
-// p: 1.8e-9 in float, 8e-19 in double.
+// Where the processor looks up entries of a table in registers, both start from these. Elsewhere they go through
+// e^z = 2^n (1 + p) with n = round(z / ln 2), r = z - n ln 2 in [-ln 2 / 2, ln 2 / 2] and p = e^r - 1 = r + r^2 q(r).
+// ln 2 is split in two parts (Cody and Waite 1980) whose first has so few bits that n times it is exact with and
+// without fused multiply-add. q is a Chebyshev fit of (e^r - 1 - r) / r^2; relative error of p: 1.8e-9 in float, 8e-19
+// in double.
 #pragma once
 
+#include "kernels/activation_tables.h"
 #include "kernels/vec.h"
 
 namespace rnnfast::RNNFAST_ISA {
@@ -44,6 +46,13 @@ struct ExpConstants<double> {
                                  0x1.5555555555557p-3,
                                  0x1.0p-1};
 };
+
+template <class S>
+RNNFAST_INLINE typename S::V magnitude(typename S::V x) {
+  using Bits = typename S::Bits;
+  return reinterpret_cast<typename S::V>(reinterpret_cast<Bits>(x) &
+                                         ~reinterpret_cast<Bits>(S::broadcast(typename S::Real(-0.0))));
+}
 
 template <class S>
 struct Exp {
@@ -91,10 +100,12 @@ RNNFAST_INLINE double log_from_one(double x) {
   return double(n) * ln2 + 2 * (s + s * q);
 }
 
+// ---- By the exponential function ------------------------------------------------------------------------------------
+
 // 1 / (1 + e^-x). What rounding takes from scale + 1 is put back, because a large scale would swallow the 1.
 // Worst error in float: 1.67 ULP.
 template <class S>
-RNNFAST_INLINE typename S::V sigmoid(typename S::V x) {
+RNNFAST_INLINE typename S::V sigmoid_by_exp(typename S::V x) {
   using C = ExpConstants<typename S::Real>;
   using V = typename S::V;
   const V z = max(S::broadcast(C::sigmoid_low), min(S::broadcast(C::sigmoid_high), -x));
@@ -104,20 +115,124 @@ RNNFAST_INLINE typename S::V sigmoid(typename S::V x) {
 }
 
 // With m = e^{2|x|} - 1: t = tanh |x| = m / (m + 2), which does not cancel near zero; where m is small, m / 2 (1 - t)
-// rounds less. The sign is put back bit by bit. Worst error in float: 1.79 ULP, without fused multiply-add 1.94.
+// rounds less. Worst error in float: 1.79 ULP, without fused multiply-add 1.94.
 template <class S>
-RNNFAST_INLINE typename S::V tanh(typename S::V x) {
+RNNFAST_INLINE typename S::V tanh_by_exp(typename S::V x) {
   using C = ExpConstants<typename S::Real>;
   using V = typename S::V;
-  using Bits = typename S::Bits;
-  const Bits sign = reinterpret_cast<Bits>(x) & reinterpret_cast<Bits>(S::broadcast(typename S::Real(-0.0)));
-  const V magnitude = reinterpret_cast<V>(reinterpret_cast<Bits>(x) ^ sign);
-  const V a = min(S::broadcast(C::tanh_high), magnitude);
+  const V a = min(S::broadcast(C::tanh_high), magnitude<S>(x));
   const Exp<S> e = exp_parts<S>(a + a);
   const V m = fma(e.scale, e.p, e.scale - 1), half = m * typename S::Real(0.5);
   const V quotient = m / (m + 2);
-  const V t = m < typename S::Real(0.8) ? fma(-half, quotient, half) : quotient;
-  return reinterpret_cast<V>(reinterpret_cast<Bits>(t) | sign);
+  return copy_sign(m < typename S::Real(0.8) ? fma(-half, quotient, half) : quotient, x);
+}
+
+// ---- By tables ------------------------------------------------------------------------------------------------------
+
+// 2^(j / entries), less what adding n = m entries + j to the exponent's place adds beside m.
+template <class Real, int entries>
+struct Scales {
+  Real less[entries];
+};
+
+template <class S, int entries>
+constexpr int scale_bits = ExpConstants<typename S::Real>::mantissa_bits - __builtin_ctz(entries);
+
+template <class S, int entries>
+constexpr Scales<typename S::Real, entries> scales_of() {
+  using Real = typename S::Real;
+  using Word = typename BitsOf<Real>::word;
+  Scales<Real, entries> scales = {};
+  for (int j = 0; j < entries; ++j) {
+    const Word bits = __builtin_bit_cast(Word, SigmoidTable<Real, entries>::scales[j]);
+    scales.less[j] = __builtin_bit_cast(Real, bits - (Word(j) << scale_bits<S, entries>));
+  }
+  return scales;
+}
+
+// e^x / (e^x + 1) = 2^(n / entries) / (2^(n / entries) + e^-r), both multiplied by a factor kappa, with
+// n = round(x entries / ln 2): no 1 is added to a large or a small number, and the quotient never exceeds 1.
+// Worst error in float: 1.63 ULP with 8 entries, 1.90 ULP with 16.
+template <class S, int entries>
+RNNFAST_INLINE typename S::V sigmoid_by_table(typename S::V x) {
+  using Real = typename S::Real;
+  using C = ExpConstants<Real>;
+  using Table = SigmoidTable<Real, entries>;
+  using V = typename S::V;
+  using Words = typename S::Words;
+  static constexpr Scales<Real, entries> scales = scales_of<S, entries>();
+  const V z = max(S::broadcast(-C::sigmoid_high), min(S::broadcast(C::sigmoid_high), x));
+  const V shifted = fma(z, S::broadcast(Table::steps), S::broadcast(C::round)), n = shifted - C::round;
+  const V r = fma(n, S::broadcast(-Table::step_low), fma(n, S::broadcast(-Table::step_high), z));
+  const Words power = reinterpret_cast<Words>(shifted) << scale_bits<S, entries>;
+  const V scale = reinterpret_cast<V>(reinterpret_cast<Words>(look_up(scales.less, shifted)) + power);
+  constexpr int degree = int(sizeof(Table::c) / sizeof(Real)) - 1;
+  V d = S::broadcast(Table::c[degree]);
+#pragma GCC unroll 8
+  for (int k = degree - 1; k >= 0; --k) d = fma(d, r, S::broadcast(Table::c[k]));
+  return scale / (scale + d);
+}
+
+// With |x| = n step + r, T = tanh(n step) and r coth r = 1 + r^2 q(r^2):
+//   tanh |x| = T + (1 - T^2) tanh r / (1 + T tanh r) = T + (1 - T^2) r / (r coth r + T r),
+// a small correction of T, or, where T = 0, relative to r. Where the step is a power of two, r comes without products.
+// Worst error in float: 1.50 ULP with 8 entries, 1.90 ULP with 32.
+template <class S, int entries>
+RNNFAST_INLINE typename S::V tanh_by_table(typename S::V x) {
+  using Real = typename S::Real;
+  using Table = TanhTable<Real, entries>;
+  using V = typename S::V;
+  constexpr Real round = ExpConstants<Real>::round;
+  const V a = min(S::broadcast(Table::high), magnitude<S>(x));
+  V index, r;
+  if constexpr (Table::step == Real(0.5)) {
+    index = a + round * Table::step;
+    r = a - (index - round * Table::step);
+  } else {
+    index = fma(a, S::broadcast(Table::steps), S::broadcast(round));
+    r = fma(index - round, S::broadcast(-Table::step), a);
+  }
+  const V T = look_up(Table::values, index), slope = look_up(Table::slopes, index), u = r * r;
+  V q = S::broadcast(Table::q[0]);
+#pragma GCC unroll 8
+  for (int k = 1; k < int(sizeof(Table::q) / sizeof(Real)); ++k) q = fma(q, u, S::broadcast(Table::q[k]));
+  return copy_sign(T + slope * r / fma(fma(q, r, T), r, S::broadcast(1)), x);
+}
+
+// ---- As the instruction set has it ----------------------------------------------------------------------------------
+
+// Entries that one instruction looks up; 0: there is none.
+template <class Real>
+#if defined(__AVX512F__)
+constexpr int sigmoid_entries = 64 / sizeof(Real);
+#elif defined(__AVX2__)
+constexpr int sigmoid_entries = sizeof(Real) == sizeof(float) ? 8 : 0;
+#else
+constexpr int sigmoid_entries = 0;
+#endif
+template <class Real>
+#if defined(__AVX512F__)
+constexpr int tanh_entries = 128 / sizeof(Real);
+#else
+constexpr int tanh_entries = sigmoid_entries<Real>;
+#endif
+
+template <class S>
+RNNFAST_INLINE typename S::V sigmoid(typename S::V x) {
+  constexpr int entries = sigmoid_entries<typename S::Real>;
+  if constexpr (entries > 0)
+    return sigmoid_by_table<S, entries>(x);
+  else
+    return sigmoid_by_exp<S>(x);
+}
+
+template <class S>
+RNNFAST_INLINE typename S::V tanh(typename S::V x) {
+  constexpr int entries = tanh_entries<typename S::Real>;
+  if constexpr (entries > 0)
+    return tanh_by_table<S, entries>(x);
+  else
+    return tanh_by_exp<S>(x);
 }
 
 }  // namespace

@@ -1,0 +1,213 @@
+"""Writes csrc/kernels/activation_tables.h, the tables of sigmoid and tanh: `python tests/activation_tables.py`.
+
+The formulas stand in csrc/kernels/vec_math.h; tests/ulp.py measures what comes of both.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mpmath as mp  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+
+HEADER = Path(__file__).parent.parent / "csrc" / "kernels" / "activation_tables.h"
+TOP = """\
+// Tables of sigmoid and tanh, for as many entries as a processor looks up at once; vec_math.h has the formulas.
+// Written by tests/activation_tables.py.
+#pragma once
+
+// clang-format off
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+template <class Real, int entries>
+struct SigmoidTable;
+template <class Real, int entries>
+struct TanhTable;
+"""
+BOTTOM = """
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA
+"""
+C_NAMES = {np.float32: "float", np.float64: "double"}
+
+Array = NDArray[Any]
+Wide = np.longdouble  # 11 bits more than float64 has
+
+
+class Sigmoid(NamedTuple):
+    """e^x = 2^(n / entries) e^r, and a polynomial of this degree for e^-r.
+
+    kappa multiplies both terms of the denominator: the number from low to high whose table rounds best. Between these
+    bounds the rest of the formula rounds less than elsewhere in [1, 2), as a search over all floats has shown.
+    """
+
+    real: Any
+    entries: int
+    degree: int
+    low: float
+    high: float
+
+
+class Tanh(NamedTuple):
+    """tanh(n step + r) from tanh(n step), and a polynomial of so many terms for r coth r.
+
+    The step is the number from low to high whose table rounds best; tanh(last step) rounds to 1.
+    """
+
+    real: Any
+    entries: int
+    terms: int
+    last: int
+    low: float
+    high: float
+
+
+SIGMOIDS = (
+    Sigmoid(np.float32, 8, 4, 1.76, 1.80),
+    Sigmoid(np.float32, 16, 3, 1.92, 1.96),
+    Sigmoid(np.float64, 8, 7, 1.774, 1.788),
+)
+TANHS = (
+    Tanh(np.float32, 8, 4, 7, 9.011 / 7, 1.36),
+    Tanh(np.float32, 32, 2, 19, 0.5, 0.5),
+    Tanh(np.float64, 16, 8, 15, 19.0616 / 15, 19.0616 / 15 * 1.004),
+)
+
+
+def candidates(low: float, high: float, real: Any) -> Array:
+    """Return numbers of `real` from low to high: all float32, and a sample of float64."""
+    if low == high:
+        return np.array([low], Wide)
+    if real is np.float32:
+        first, last = np.array([low, high], np.float32).view(np.uint32)
+        return np.arange(first, last, dtype=np.uint32).view(np.float32).astype(Wide)
+    return np.random.default_rng(1).uniform(low, high, 2_000_000).astype(Wide)
+
+
+def ulp(x: Array, real: Any) -> Array:
+    """Return the distance of the two neighbours of x among numbers of `real`."""
+    size: Array = np.ldexp(Wide(1), np.frexp(x)[1] - (24 if real is np.float32 else 53))
+    return size
+
+
+def best(numbers: Array, entries: Iterable[tuple[Array, Array]], real: Any) -> float:
+    """Return the number whose entries round best; of each there are the exact values and a result that counts."""
+    worst = np.zeros(len(numbers), Wide)
+    for exact, result in entries:
+        worst = np.maximum(worst, np.abs(exact.astype(real) - exact) / ulp(result, real))
+    return float(numbers[worst.argmin()])
+
+
+def interpolated(f: Callable[[Any], Any], powers: list[int], nodes: list[Any]) -> list[Any]:
+    """Return the coefficients of the polynomial with these powers that meets f at the nodes."""
+    return list(mp.lu_solve(mp.matrix([[x**k for k in powers] for x in nodes]), mp.matrix([f(x) for x in nodes])))
+
+
+def chebyshev(n: int, high: Any) -> list[Any]:
+    """Return the roots of the Chebyshev polynomial of degree n on [-high, high], from the largest on."""
+    return [high * mp.cos(mp.pi * (2 * i + 1) / (2 * n)) for i in range(n)]
+
+
+def sigmoid_table(s: Sigmoid) -> dict[str, Any]:
+    """Return the constants of a sigmoid."""
+    step = mp.log(2) / s.entries
+    fit = interpolated(lambda r: mp.exp(-r), [*range(s.degree + 1)], chebyshev(s.degree + 1, step / 2))
+    powers = [mp.mpf(2) ** (mp.mpf(j) / s.entries) / fit[0] for j in range(s.entries)]
+    numbers = candidates(s.low, s.high, s.real)
+    kappa = best(numbers, ((numbers * wide(p), numbers * wide(p)) for p in powers), s.real)
+    high = s.real(step)
+    return {
+        "steps": 1 / step,
+        "step_high": high,
+        "step_low": step - mp.mpf(float(high)),
+        "c": [kappa * c / fit[0] for c in fit],
+        "scales": [kappa * p for p in powers],
+    }
+
+
+def tanh_table(t: Tanh) -> dict[str, Any]:
+    """Return the constants of a tanh."""
+    numbers = candidates(t.low, t.high, t.real)
+    step = best(numbers, ((np.tanh(j * numbers), np.tanh((j - 0.5) * numbers)) for j in range(1, t.last)), t.real)
+    nodes = [r**2 for r in chebyshev(2 * t.terms + 1, mp.mpf(step) / 2)[: t.terms]]  # of an even polynomial of r
+    fit = interpolated(lambda u: mp.sqrt(u) * mp.coth(mp.sqrt(u)) - 1, [*range(1, t.terms + 1)], nodes)
+    q = [t.real(c) for c in reversed(fit)]
+    pairs = [nearest(t, step, q, n) for n in range(t.last)] + [(1.0, last_slope(t, step))]
+    pairs += [(1.0, 0.0)] * (t.entries - len(pairs))
+    return {
+        "step": step,
+        "steps": 1 / mp.mpf(step),
+        "high": t.last * mp.mpf(step),
+        "q": q,
+        "values": [value for value, _ in pairs],
+        "slopes": [slope for _, slope in pairs],
+    }
+
+
+def last_slope(t: Tanh, step: float) -> Any:
+    """Return 1 - tanh^2 of the last entry."""
+    return mp.sech(t.last * mp.mpf(step)) ** 2
+
+
+def nearest(t: Tanh, step: float, q: list[Any], n: int) -> tuple[Any, Any]:
+    """Return tanh(n step) and 1 - tanh^2, rounded so that the whole formula is best where tanh is still far from 1."""
+    value, slope = (t.real(f(n * mp.mpf(step))) for f in (mp.tanh, lambda x: mp.sech(x) ** 2))
+    if not 0 < n * step < 2:
+        return value, slope
+    r = np.linspace(-step / 2, step / 2, 2001).astype(Wide)
+    exact = np.tanh(n * Wide(step) + r)
+    polynomial = np.polyval([*map(Wide, q), Wide(1)], r**2)
+
+    def error(pair: tuple[Any, Any]) -> Any:
+        v, s = map(Wide, pair)
+        return np.max(np.abs(v + s * r / (polynomial + v * r) - exact) / ulp(exact, t.real))
+
+    return min(((v, s) for v in around(value) for s in around(slope)), key=error)
+
+
+def around(x: Any) -> list[Any]:
+    """Return x and the three numbers on each side of it."""
+    below, above = [x], [x]
+    for _ in range(3):
+        below.append(np.nextafter(below[-1], type(x)(-np.inf)))
+        above.append(np.nextafter(above[-1], type(x)(np.inf)))
+    return [*reversed(below), *above[1:]]
+
+
+def wide(x: Any) -> Any:
+    """Return a number of mpmath as one of NumPy."""
+    high = float(x)
+    return Wide(high) + Wide(float(x - mp.mpf(high)))
+
+
+def written(kind: str, real: Any, entries: int, constants: dict[str, Any]) -> str:
+    """Return a struct of C++ with the constants."""
+    name = C_NAMES[real]
+
+    def number(x: Any) -> str:
+        mantissa, exponent = float(real(x)).hex().split("p")
+        mantissa = mantissa.rstrip("0") if "." in mantissa else mantissa
+        return f"{mantissa.removesuffix('.')}p{exponent}{'f' if real is np.float32 else ''}"
+
+    lines = [f"\ntemplate <>\nstruct {kind}Table<{name}, {entries}> {{"]
+    for constant, value in constants.items():
+        if isinstance(value, list):
+            lines.append(f"  static constexpr {name} {constant}[] = {{{', '.join(map(number, value))}}};")
+        else:
+            lines.append(f"  static constexpr {name} {constant} = {number(value)};")
+    return "\n".join([*lines, "};\n"])
+
+
+def header() -> str:
+    """Return the text of the header."""
+    with mp.workdps(50):
+        tables = [written("Sigmoid", s.real, s.entries, sigmoid_table(s)) for s in SIGMOIDS]
+        tables += [written("Tanh", t.real, t.entries, tanh_table(t)) for t in TANHS]
+    return TOP + "".join(tables) + BOTTOM
+
+
+if __name__ == "__main__":
+    HEADER.write_text(header(), encoding="utf-8")
