@@ -246,7 +246,7 @@ rnnfast_status stream_run_until(rnnfast_stream* stream, ptrdiff_t T, const void*
     require_steps(T, x, y);
     require(stop, "stop: expected a function, got NULL");
     claim.follow_forks();
-    finished = stream->run(T, x, y, {stop, context});
+    finished = stream->run(T, x, y, {.function = stop, .context = context});
   });
   return finished ? status : fail(RNNFAST_INTERRUPTED, "stop: expected 0 until the run's end, got another number");
 }

@@ -7,6 +7,8 @@
 // in double.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/activation_tables.h"
 #include "kernels/vec.h"
 
