@@ -11,7 +11,7 @@ from problems import Array
 
 import rnnfast
 from rnnfast import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
-from rnnfast.ragged import checked_packed, rows
+from rnnfast._base.packed import checked_packed, rows
 
 rf: Any = rnnfast  # these calls are not what the types allow
 

@@ -205,6 +205,15 @@ class Module(Stateful):
         return cls(**description["arguments"], seed=Kept(tensors))
 
 
+class RecurrentModule(Module):
+    """What layers and cells have in common: they run a cell."""
+
+    cell: str  # its name in `_core.cells`
+    input_size: int
+    hidden_size: int
+    bias: bool
+
+
 def kind_of(module: Module) -> Any:
     """Return the class of this package: the module's, or what a user's class derives from."""
     return next(kind for kind in type(module).__mro__ if is_own(kind))
@@ -372,7 +381,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
         msg = f"layer: expected a layer, a cell or Linear, got {type(layer).__name__}"
         raise TypeError(msg)
     choice(scheme, "scheme", ("torch", *SCHEMES))
-    letters = _core.cells[layer.cell].gates if hasattr(layer, "cell") else ""
+    letters = _core.cells[layer.cell].gates if isinstance(layer, RecurrentModule) else ""
     if forget_bias is not None:
         forget_bias = number(forget_bias, "forget_bias", layer.dtype.type)
         if "f" not in letters or not getattr(layer, "bias", False):
