@@ -19,7 +19,21 @@ import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast import GRU, LSTM, RNN, GRUCell, Linear, LSTMCell, Module, PackedSequence, RNNCell, functional, training
+from rnnfast import (
+    GRU,
+    LSTM,
+    RNN,
+    GRUCell,
+    Linear,
+    LSTMCell,
+    Module,
+    PackedSequence,
+    RNNCell,
+    _core,
+    functional,
+    training,
+)
+from rnnfast._base import names
 from rnnfast._base.arrays import ArrayLike
 from rnnfast.functional import Array, State
 from rnnfast.stream import Stream
@@ -90,6 +104,11 @@ def test_a_function_has_the_state_of_its_cell() -> None:
     _, either = functional.inference(cell, x, [(w3, w3, None, None)])
     assert_type(either, State)
     assert h.shape == c.shape == (1, 1, 1)
+
+
+def test_the_cells_that_type_checkers_know_have_as_many_states() -> None:
+    for cells, states in ((names.OneStateCell, 1), (names.TwoStateCell, 2)):
+        assert {len(_core.cells[cell].states) for cell in typing.get_args(cells)} == {states}
 
 
 def test_parameters_are_attributes() -> None:
