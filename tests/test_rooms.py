@@ -12,19 +12,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rnnfast"
 PYTHON = sorted(path for path in PACKAGE.rglob("*.py*") if path.suffix in {".py", ".pyi", ".pyx"})
-MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PYTHON}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in PYTHON}
 MOST_LINES = 600
 
 # What the rooms below the public modules import, beside themselves. A layer makes streams, which are compiled and stand
 # on the module of the stack that knows no runs.
 BELOW = {
+    "_core": set(),
     "_base": {"_core"},
     "_stack": {"_core", "_base", "stream"},
     "stream": {"_core", "_base", "_stack"},
     "reference": set(),
 }
 
-FILES = {path.relative_to(ROOT).as_posix(): path for path in PYTHON if path.suffix != ".pyi"}
+FILES = {path.relative_to(ROOT).as_posix(): path for path in PYTHON}
 by_file = pytest.mark.parametrize("path", FILES.values(), ids=FILES)
 
 
@@ -57,6 +64,10 @@ def own(path: Path) -> list[Path]:
     return [path] if path.parent == PACKAGE else [other for other in PYTHON if other.parent == path.parent]
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
 @cache
 def private_names(path: Path) -> frozenset[str]:
     """Return the names with one underscore that a file gives to functions, classes, variables and attributes."""
@@ -66,20 +77,12 @@ def private_names(path: Path) -> frozenset[str]:
             names.add(node.name)
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
             names.add(node.id if isinstance(node, ast.Name) else node.attr)
-    return frozenset(name for name in names if name.startswith("_") and not name.endswith("__"))
-
-
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return frozenset(filter(is_private, names))
 
 
 def room_of(module: str) -> str:
     """Return the folder or module right in the package that this one is, or lies in."""
     return module.partition(".")[2].partition(".")[0]
-
-
-def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.endswith("__")
 
 
 @cache
