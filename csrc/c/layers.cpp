@@ -11,10 +11,10 @@
 #include "c/checks.h"
 #include "c/claim.h"
 #include "c/functions.h"
-#include "run/calls.h"
 #include "run/dispatch.h"
 #include "run/memory.h"
-#include "run/sequences.h"
+#include "run/problem.h"
+#include "run/schedule.h"
 #include "run/threads.h"
 #include "types.h"
 
