@@ -44,7 +44,7 @@ struct TanhTable<float, 8> {
   static constexpr float step = 0x1.541808p+0f;
   static constexpr float steps = 0x1.816644p-1f;
   static constexpr float high = 0x1.299508p+3f;
-  static constexpr float q[] = {-0x1.922806p-13f, 0x1.148e8cp-9f, -0x1.6c137ap-6f, 0x1.555554p-2f};
+  static constexpr float q[] = {-0x1.8fca26p-13f, 0x1.1474acp-9f, -0x1.6c12dcp-6f, 0x1.555554p-2f};
   static constexpr float values[] = {0x0p+0f, 0x1.bcdddep-1f, 0x1.fafbf4p-1f, 0x1.ffa58p-1f, 0x1.fff9a6p-1f, 0x1.ffff8ep-1f, 0x1.fffff8p-1f, 0x1p+0f};
   static constexpr float slopes[] = {0x1p+0f, 0x1.f5db4cp-3f, 0x1.3f707cp-6f, 0x1.69e06p-10f, 0x1.967c82p-14f, 0x1.c852acp-18f, 0x1.001fc6p-21f, 0x1.1f834cp-25f};
 };
@@ -54,9 +54,9 @@ struct TanhTable<float, 32> {
   static constexpr float step = 0x1p-1f;
   static constexpr float steps = 0x1p+1f;
   static constexpr float high = 0x1.3p+3f;
-  static constexpr float q[] = {-0x1.69659p-6f, 0x1.5554aap-2f};
+  static constexpr float q[] = {-0x1.693bdep-6f, 0x1.555494p-2f};
   static constexpr float values[] = {0x0p+0f, 0x1.d9353ep-2f, 0x1.85efacp-1f, 0x1.cf6f98p-1f, 0x1.ed9506p-1f, 0x1.f92582p-1f, 0x1.fd77d2p-1f, 0x1.ff112cp-1f, 0x1.ffa818p-1f, 0x1.ffdfa8p-1f, 0x1.fff41ap-1f, 0x1.fffbap-1f, 0x1.fffe64p-1f, 0x1.ffff68p-1f, 0x1.ffffc8p-1f, 0x1.ffffecp-1f, 0x1.fffff8p-1f, 0x1.fffffep-1f, 0x1.fffffep-1f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f, 0x1p+0f};
-  static constexpr float slopes[] = {0x1p+0f, 0x1.92a948p-1f, 0x1.ae0dc2p-2f, 0x1.721652p-3f, 0x1.2162c2p-4f, 0x1.b3afe2p-6f, 0x1.434a52p-7f, 0x1.dd37d2p-9f, 0x1.5f85aep-10f, 0x1.02bec8p-11f, 0x1.7ccec2p-13f, 0x1.1832dcp-14f, 0x1.9c5378p-16f, 0x1.2f5ffap-17f, 0x1.be6c4p-19f, 0x1.4875bcp-20f, 0x1.e355b4p-22f, 0x1.639e3p-23f, 0x1.05a628p-24f, 0x1.81057p-26f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f};
+  static constexpr float slopes[] = {0x1p+0f, 0x1.92a948p-1f, 0x1.ae0dc2p-2f, 0x1.721654p-3f, 0x1.2162c2p-4f, 0x1.b3afe2p-6f, 0x1.434a52p-7f, 0x1.dd37d2p-9f, 0x1.5f85aep-10f, 0x1.02bec8p-11f, 0x1.7ccec2p-13f, 0x1.1832dcp-14f, 0x1.9c5378p-16f, 0x1.2f5ffap-17f, 0x1.be6c4p-19f, 0x1.4875bcp-20f, 0x1.e355b4p-22f, 0x1.639e3p-23f, 0x1.05a628p-24f, 0x1.81057p-26f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f};
 };
 
 template <>
@@ -64,7 +64,7 @@ struct TanhTable<double, 16> {
   static constexpr double step = 0x1.45a2b5413b254p+0;
   static constexpr double steps = 0x1.9282e492b4a33p-1;
   static constexpr double high = 0x1.314889ed2772fp+4;
-  static constexpr double q[] = {-0x1.4179d0a16e27ep-26, 0x1.d1b5686fa5b7bp-23, -0x1.2261ef1c3c6a9p-19, 0x1.66a824628ff26p-16, -0x1.bbd77616920cfp-13, 0x1.1566abbcdfeb5p-9, -0x1.6c16c16c13cf3p-6, 0x1.555555555554fp-2};
+  static constexpr double q[] = {-0x1.3e2fddfb6f792p-26, 0x1.d11bc42f6bb7dp-23, -0x1.225c5a5b6790fp-19, 0x1.66a7efd065ca6p-16, -0x1.bbd7750f17d53p-13, 0x1.1566abbb8f9cbp-9, -0x1.6c16c16c12584p-6, 0x1.555555555554bp-2};
   static constexpr double values[] = {0x0p+0, 0x1.b56c636e35725p-1, 0x1.f9b87d2faf00fp-1, 0x1.ff8103742489fp-1, 0x1.fff605557ae29p-1, 0x1.ffff3753576c5p-1, 0x1.fffff03cb2f1dp-1, 0x1.fffffec30793p-1, 0x1.ffffffe71a281p-1, 0x1.fffffffe0b56bp-1, 0x1.ffffffffd8ac6p-1, 0x1.fffffffffce93p-1, 0x1.ffffffffffc1ep-1, 0x1.fffffffffffb2p-1, 0x1.ffffffffffffap-1, 0x1p+0};
   static constexpr double slopes[] = {0x1p+0, 0x1.1494c6a5b1ec4p-2, 0x1.8f69d25adcb2dp-6, 0x1.fbb331db08877p-10, 0x1.3f5233f837296p-13, 0x1.91590280403cp-17, 0x1.f8699a0294af9p-21, 0x1.3cf86ca006acfp-24, 0x1.8e5d7ef69254cp-28, 0x1.f4a9505aceb35p-32, 0x1.3a9cf302b1083p-35, 0x1.8b670d16e7ce7p-39, 0x1.f0f01b961b419p-43, 0x1.3845f5969c00bp-46, 0x1.88763f23a36dbp-50, 0x1.ed3dfd9d29ca8p-54};
 };

@@ -153,13 +153,17 @@ template <class Cell, int phase, class S>
 void forward_rows(const ForwardStep<typename S::Real>& s, typename S::Real* gates, Index gates_unit,
                   const BlockRange& range, Index row, Index M) {
   constexpr Index gates_row = Cell::slots * S::lanes;
-  for (Index block = 0; block < range.blocks; ++block, gates += gates_unit) {
-    for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(gates + m * gates_row);
+  for (Index block = 0; block < range.blocks; ++block) {
+    auto* const from = gates + block * gates_unit;
+    for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(from + m * gates_row);
     if (s.held->slots)
-      for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(*s.held, gates + m * gates_row);
+      for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(*s.held, from + m * gates_row);
+  }
+  for (Index block = 0; block < range.blocks; ++block) {
+    auto* const from = gates + block * gates_unit;
     const Index unit = range.unit + block * S::lanes;
     const int valid = block + 1 < range.blocks ? S::lanes : range.valid;
-    for (Index m = row; m < row + M; ++m) forward_row<Cell, phase, S>(s, gates + m * gates_row, unit, valid, m);
+    for (Index m = row; m < row + M; ++m) forward_row<Cell, phase, S>(s, from + m * gates_row, unit, valid, m);
   }
 }
 

@@ -142,12 +142,18 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   const UnpackedWeights<Real>& unpacked = scratch.unpacked;
   const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.before[0];
   const Index first_unit = s.units.first * Widest<Real>::lanes;
-  const auto& pointwise = functions_of<Real>(cell).forward[phase];
+  const auto gates_of = [&](const BlockRange& range) {
+    return gates_at(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row, range.lanes, cell.slots);
+  };
+  const auto pointwise = [&](const BlockRange& range, Index row, Index M) {
+    const Index gates_unit = s.gates.rows * cell.slots * range.lanes;
+    functions_of<Real>(cell).forward[phase][range.halvings](s, gates_of(range), gates_unit, range, row, M);
+  };
   for_each_range<Real>(
       weights.w_hh.units, s.units, unit_group(slots, s.rows == 1), s.backwards, [&](const BlockRange& range) {
         if (skips(team, s.rows)) return;
         const Index lanes = range.lanes, width = cell.gates * lanes, offset = part.gate * lanes;
-        Real* const gates = gates_at(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row, lanes, cell.slots);
+        Real* const gates = gates_of(range);
         Tile<Real> t = {};
         t.out = gates + part.slot * lanes;
         t.out_row = cell.slots * lanes;
@@ -173,9 +179,15 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
             copy_tokens(s, scratch.table, cell.slots, part, range.unit + block * lanes, lanes,
                         gates + block * t.out_unit);
         tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
-          if (products != Products::input) pointwise[range.halvings](s, gates, t.out_unit, range, row, M);
+          if (products != Products::input && s.rows > 1) pointwise(range, row, M);
         });
       });
+  // One row waits for the products of all its unit blocks, so that more than one chain of operations is under way.
+  constexpr int many_blocks = 64;
+  if (products != Products::input && s.rows == 1)
+    for_each_range<Real>(weights.w_hh.units, s.units, many_blocks, s.backwards, [&](const BlockRange& range) {
+      if (!skips(team, s.rows)) pointwise(range, 0, 1);
+    });
 }
 
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
@@ -289,7 +301,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = rows_of_item(p, item, t), s.units = item.units;
       s.store_gates = tapes_gates || resets_h(cell);
-      s.shared_gates = !s.store_gates && !projects;
+      s.shared_gates = !s.store_gates && !projects && s.rows > 1;
       s.backwards = turns_back(t) != args.turned;
       s.held = &args.held;
       if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, team);
