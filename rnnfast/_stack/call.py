@@ -31,6 +31,7 @@ class Call(NamedTuple):
     held: list[Held | None]  # of each layer
     embedding: Array | None
     learned: bool  # the sequences started from initial_h, initial_c
+    plain: bool = False  # see plain.py
 
     @property
     def is_tokens(self) -> bool:

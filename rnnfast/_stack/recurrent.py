@@ -10,7 +10,7 @@ from .._base.module import check_tape
 from .._base.packed import PackedSequence
 from .._base.scalars import Flag, Integer, Number
 from .._base.state import StateLike, StateT
-from . import segments, whole
+from . import plain, segments, whole
 from .backpropagation import backward
 from .call import CallOptions, ForwardOptions, Outputs, Override, checked_call, results
 from .stack import Stack
@@ -94,6 +94,9 @@ class Recurrent(Stack[StateT]):
         KeyboardInterrupt
             On Ctrl-C, between chunks of time.
         """
+        no_options = lengths is resets is embedding is gate_override is None and outputs == "all"
+        if no_options and plain.fits(self, x, state):
+            return plain.infer(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
         run = segments.infer if outputs == "last" else whole.infer
         return results(self, call, *run(self, call))
@@ -156,6 +159,9 @@ class Recurrent(Stack[StateT]):
             For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy
             them: they must not change before the last backward.
         """
+        no_options = lengths is resets is checkpoint is embedding is gate_override is None and outputs == "all"
+        if no_options and plain.fits(self, x, state):
+            return plain.forward(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
         kept: Any
         masks: tuple[Array, ...] = ()
@@ -221,6 +227,9 @@ class Recurrent(Stack[StateT]):
             On Ctrl-C, between chunks of time; `grads` is then part-way.
         """
         check_tape(tape, self)
+        no_options = dc is dh_layers is clip_dh is grads is None and (need_dx is True or need_dx is False)
+        if no_options and plain.fits_tape(self, tape, dy, dstate):
+            return plain.backward(self, tape, dy, dstate, need_dx)
         return backward(
             self, tape, dy, dstate, dc=dc, dh_layers=dh_layers, clip_dh=clip_dh, need_dx=need_dx, grads=grads
         )

@@ -1,0 +1,88 @@
+"""A single layer called without options, with an array [T,B,I] as the kernels take it: what it costs is the kernels.
+
+`fits` and `fits_tape` say whether a call is such a one. All others, the wrong ones among them, are for the modules
+beside this one, which give the same results.
+"""
+
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from .. import _core
+from .._base.arrays import Array
+from .._base.names import layer_names, of_layer
+from .._base.state import STATES, parts_of, state_of
+from .call import Call
+from .layout import Layout
+from .stack import Stack
+from .tape import LayerTape
+
+
+def fits(stack: Stack[Any], x: object, state: object) -> TypeGuard[Array]:
+    """Return whether a call without options is plain."""
+    return (
+        type(x) is np.ndarray
+        and x.ndim == 3
+        and x.dtype is stack.dtype
+        and x.shape[2] == stack.input_size
+        and x.shape[0] > 0
+        and stack.num_layers == 1
+        and not stack.batch_first
+        and not stack.learn_initial_state
+        and _is_state(stack, state, x.shape[1])
+    )
+
+
+def fits_tape(stack: Stack[Any], tape: LayerTape, dy: object, dstate: object) -> bool:
+    """Return whether a backward without options is plain."""
+    if not tape.call.plain or (dy is None and dstate is None):
+        return False
+    y = tape.hidden[0]
+    if dy is not None and not (type(dy) is np.ndarray and dy.dtype is y.dtype and dy.shape == y.shape):
+        return False
+    return _is_state(stack, dstate, y.shape[1])
+
+
+def infer(stack: Stack[Any], x: Array, state: object) -> tuple[Array, Any]:
+    """Return y and the last state."""
+    parameters, first = of_layer(stack.parameters, 0, stack.directions), parts_of(stack.cell, state, "state")
+    y, last = _core.inference(stack.cell, x, parameters, first)
+    return y, state_of(last)
+
+
+def forward(stack: Stack[Any], x: Array, state: object) -> tuple[Array, Any, LayerTape]:
+    """Return y, the last state and the tape."""
+    parameters, first = of_layer(stack.parameters, 0, stack.directions), parts_of(stack.cell, state, "state")
+    y, last, kept = _core.forward(stack.cell, x, parameters, first)
+    T, B, _ = x.shape
+    x = x.view()  # the caller can give x and y another shape
+    call = Call(Layout((T, B), T, B, False, False), x, x, first, first, None, "all", [None], None, False, plain=True)
+    return y, state_of(last), LayerTape(stack, x, y, call, (y.view(),), (kept,), ())
+
+
+def backward(
+    stack: Stack[Any], tape: LayerTape, dy: object, dstate: object, need_dx: bool
+) -> tuple[Array | None, Any, dict[str, Array]]:
+    """Return dx and the gradients of the initial state and of the parameters."""
+    dx, dfirst, new = _core.backward(tape.kept[0], dy, parts_of(stack.cell, dstate, "dstate"), need_dx)
+    grads = {
+        name: array
+        for names, arrays in zip(layer_names(0, stack.directions), new, strict=True)
+        for name, array in zip(names, arrays, strict=True)
+        if array is not None
+    }
+    return dx, state_of(dfirst), grads
+
+
+def _is_state(stack: Stack[Any], state: object, B: int) -> bool:
+    """Return whether a state is as the kernels take it, its parts in a tuple."""
+    if state is None:
+        return True
+    parts = state if len(STATES[stack.cell]) > 1 else (state,)
+    if type(parts) is not tuple or len(parts) != len(STATES[stack.cell]):
+        return False
+    shape = stack.directions, B, stack.hidden_size
+    for part in parts:
+        if part is not None and not (type(part) is np.ndarray and part.dtype is stack.dtype and part.shape == shape):
+            return False
+    return True
