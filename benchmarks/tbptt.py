@@ -30,7 +30,7 @@ def separate(layer: Any, tape: Any, dy: Any, k1: int, k2: int) -> None:
         d = np.zeros_like(dy[tau:end])
         d[max(start, tau) - tau :] = dy[max(start, tau) : end]
         for k in reversed(range(layer.num_layers)):
-            d, *_, grads[k] = _core.backward(tape.kept[k], d, grads=grads[k], steps=(tau, end))
+            d, _, grads[k] = _core.backward(tape.kept[k], d, grads=grads[k], steps=(tau, end))
 
 
 def medians(calls: list[Callable[[], object]], repeats: int) -> list[float]:

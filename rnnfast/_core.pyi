@@ -39,8 +39,6 @@ class Tape(Generic[_State]):
 
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     @property
-    def c(self) -> _Array | None: ...
-    @property
     def cell(self) -> str: ...
     def gate(self, name: str) -> _Array: ...
     @property
@@ -49,13 +47,14 @@ class Tape(Generic[_State]):
     def memory(self) -> tuple[_Array, _Array, _Array]: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def states(self) -> tuple[_Array, ...]: ...
 
 def inference(
     cell: str,
     x: object,
     parameters: _Parameters,
-    h0: object | None = None,
-    c0: object | None = None,
+    state0: Sequence[object] | None = None,
     out: Sequence[object] | None = None,
     embedding: object | None = None,
     *,
@@ -68,13 +67,12 @@ def inference(
     steps: tuple[int, int] | None = None,
     threads: int = 0,
     memory: Sequence[object] | None = None,
-) -> tuple[_Array, _Array, _Array | None]: ...
+) -> tuple[_Array, tuple[_Array, ...]]: ...
 def forward(
     cell: str,
     x: object,
     parameters: _Parameters,
-    h0: object | None = None,
-    c0: object | None = None,
+    state0: Sequence[object] | None = None,
     out: Sequence[object] | None = None,
     embedding: object | None = None,
     *,
@@ -87,25 +85,24 @@ def forward(
     steps: tuple[int, int] | None = None,
     threads: int = 0,
     memory: Sequence[object] | None = None,
-) -> tuple[_Array, _Array, _Array | None, Tape]: ...
+) -> tuple[_Array, tuple[_Array, ...], Tape]: ...
 def backward(
     tape: Tape,
     dy: object | None = None,
-    dh: object | None = None,
-    dc: object | None = None,
+    dstate: Sequence[object] | None = None,
     need_dx: bool = True,
     grads: _Parameters | None = None,
     out: Sequence[object] | None = None,
     *,
-    dc_steps: object | None = None,
+    dsteps: Sequence[object] | None = None,
     clip_dh: float = 0.0,
     flow: Sequence[object] | None = None,
     dstart: Sequence[object] | None = None,
     steps: tuple[int, int] | None = None,
     windows: tuple[int, int, bool, bool] | None = None,
     threads: int = 0,
-) -> tuple[_Array | None, _Array, _Array | None, _Grads]: ...
-def advance(tape: Tape, steps: tuple[int, int], resets: object | None = None) -> tuple[_Array, _Array | None]: ...
+) -> tuple[_Array | None, tuple[_Array, ...], _Grads]: ...
+def advance(tape: Tape, steps: tuple[int, int], resets: object | None = None) -> tuple[_Array, ...]: ...
 def shift(tape: Tape, steps: int) -> None: ...
 def tape_row(cell: str, H: int, dtype: object) -> tuple[int, int, int]: ...
 def chunks(batch_sizes: object | None, T: int, B: int, H: int) -> _Array: ...

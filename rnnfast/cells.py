@@ -13,7 +13,7 @@ from ._base.module import Module, Tape, check_tape
 from ._base.named import checked_grads
 from ._base.names import PARAMETERS, elman_cell, gru_cell, recurrent_shapes
 from ._base.scalars import Flag, Integer, addressable, flag, size
-from ._base.state import Parts, StateLike, StateT, each, from_h_and_c, h_and_c, parts_of, state_of
+from ._base.state import Parts, StateLike, StateT, each, parts_of, state_of
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -116,12 +116,12 @@ class RecurrentCell(Module, Generic[StateT]):
         dlast = self._checked_state(dstate, "dstate", shape)
         into = checked_grads(grads, self.parameters, tape.x, tape.y, tape.state, dlast)
         given = None if into is None else [self._tuple(into)]
-        dx, dh, dc, [new] = _core.backward(tape.kept[0], None, *h_and_c(dlast), flag(need_dx, "need_dx"), given)
+        dx, dfirst, [new] = _core.backward(tape.kept[0], None, dlast, flag(need_dx, "need_dx"), given)
         if dx is not None:
             dx = dx.reshape(tape.x.shape)
         if grads is None:
             grads = {name: d for name, d in zip(PARAMETERS, new, strict=True) if d is not None}
-        return dx, state_of(_as_given(from_h_and_c(dh, dc), shape)), grads
+        return dx, state_of(_as_given(dfirst, shape)), grads
 
     def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[Any, "CellTape"]:
         """Make one step by `run` of the core, which may keep a tape."""
@@ -132,9 +132,8 @@ class RecurrentCell(Module, Generic[StateT]):
             raise ValueError(msg)
         shape = (*x.shape[:-1], self.hidden_size)
         first = self._checked_state(state, "state", shape)
-        y, h, c, *kept = run(self.cell, _one_step(x), [self._tuple(self.parameters)], *h_and_c(first))
-        last = state_of(_as_given(from_h_and_c(h, c), shape))
-        return last, CellTape(self, x, y.reshape(shape), first, tuple(kept))
+        y, last, *kept = run(self.cell, _one_step(x), [self._tuple(self.parameters)], first)
+        return state_of(_as_given(last, shape)), CellTape(self, x, y.reshape(shape), first, tuple(kept))
 
     def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Parts:
         """Return the parts of a state as [1,B,H]."""

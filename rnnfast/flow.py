@@ -6,7 +6,7 @@ import numpy as np
 
 from . import _core
 from ._base.arrays import Array, ArrayLike, Integers, quiet
-from ._base.state import Parts, StateLike, h_and_c
+from ._base.state import STATES, Parts, StateLike
 from ._stack import whole
 from ._stack.backpropagation import backward
 from ._stack.call import Call, checked_call, results
@@ -29,7 +29,7 @@ class GradientFlow(NamedTuple):
     """
 
     h: Array
-    c: Array | None
+    c: Array | None = None
 
 
 def gradient_flow(
@@ -101,7 +101,8 @@ def gradient_flow(
 
     dy = dy if isinstance(dy, PackedSequence) else _core.asarray(dy, "dy")
     backward(layer, tape, dy, None, need_dx=False, flow=measure)
-    return GradientFlow(*h_and_c(norms))
+    of_parts = dict(zip(STATES[layer.cell], norms, strict=True))
+    return GradientFlow(of_parts["h"], of_parts.get("c"))
 
 
 def _padded(call: Call, a: Array) -> Array:

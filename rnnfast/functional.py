@@ -103,10 +103,10 @@ from ._base.arrays import ArrayLike
 from ._base.names import Grads as Grads
 from ._base.names import Parameters as Parameters
 from ._base.scalars import Flag, Number, bound, flag
+from ._base.state import STATES, Parts, beside_h, out_parts, parts_of, state_of
 from ._base.state import State as State
 from ._base.state import StateLike as StateLike
 from ._base.state import StateT as StateT
-from ._base.state import from_h_and_c, h_and_c, out_parts, parts_of, state_of
 
 __all__ = ["backward", "forward", "inference", "linear", "linear_backward", "sigmoid", "tanh"]
 
@@ -203,8 +203,8 @@ def inference(
     array([1., 2., 3.])
     """
     rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
-    y, h, c = _run(_core.inference, cell, x, parameters, state, embedding, out, **rows)
-    return y, state_of(from_h_and_c(h, c))
+    y, last = _run(_core.inference, cell, x, parameters, state, embedding, out, **rows)
+    return y, state_of(last)
 
 
 @overload
@@ -276,8 +276,8 @@ def forward(
            [1.]])
     """
     rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
-    y, h, c, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, **rows)
-    return y, state_of(from_h_and_c(h, c)), tape
+    y, last, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, **rows)
+    return y, state_of(last), tape
 
 
 def backward(
@@ -342,11 +342,19 @@ def backward(
     if not isinstance(tape, _core.Tape):
         msg = f"tape: expected a tape of functional.forward, got {type(tape).__name__}"
         raise TypeError(msg)
-    limit, need_dx = bound(clip_dh), flag(need_dx, "need_dx")
-    dlast = h_and_c(parts_of(tape.cell, dstate, "dstate"))
-    parts = None if out is None else _core_out(tape.cell, out, "(dx, dstate0)")
-    dx, dh0, dc0, grads = _core.backward(tape, dy, *dlast, need_dx, grads, parts, dc_steps=dc, clip_dh=limit, flow=flow)
-    return dx, state_of(from_h_and_c(dh0, dc0)), grads
+    cell, limit, need_dx = tape.cell, bound(clip_dh), flag(need_dx, "need_dx")
+    dx, dstate0, grads = _core.backward(
+        tape,
+        dy,
+        parts_of(cell, dstate, "dstate"),
+        need_dx,
+        grads,
+        None if out is None else out_parts(cell, out, "(dx, dstate0)"),
+        dsteps=beside_h(cell, dc, "dc"),
+        clip_dh=limit,
+        flow=None if flow is None else _flow_parts(cell, flow),
+    )
+    return dx, state_of(dstate0), grads
 
 
 def _run(
@@ -359,15 +367,18 @@ def _run(
     out: tuple[Any, Any] | None,
     **rows: object,
 ) -> Any:
-    initial = h_and_c(parts_of(cell, state, "state"))
-    results = None if out is None else _core_out(cell, out, "(y, state)")
-    return run(cell, x, parameters, *initial, results, embedding, **rows)
+    initial = parts_of(cell, state, "state")
+    results = None if out is None else out_parts(cell, out, "(y, state)")
+    return run(cell, x, parameters, initial, results, embedding, **rows)
 
 
-def _core_out(cell: str, out: tuple[Any, Any], form: str) -> tuple[Any, ...]:
-    """Return the arrays of `out`, a pair like `form`, as the core takes them."""
-    array, parts = out_parts(cell, out, form)
-    return array, *h_and_c(parts)
+def _flow_parts(cell: str, flow: object) -> Parts:
+    """Return the parts of `flow`, a pair of h and c."""
+    if not isinstance(flow, tuple | list) or len(flow) != 2:
+        msg = f"flow: expected a tuple (h, c), got {type(flow).__name__}"
+        raise TypeError(msg)
+    h, c = flow
+    return h, *(beside_h(cell, c, "flow[1]") or (None,) * (len(STATES[cell]) - 1))
 
 
 def sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:

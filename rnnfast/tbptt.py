@@ -19,7 +19,7 @@ from . import _core
 from ._base.arrays import Array, ArrayLike, quiet
 from ._base.names import layer_names
 from ._base.scalars import Flag, Integer, choice, flag
-from ._base.state import StateLike, StateT, h_and_c, initial_names, state_of
+from ._base.state import StateLike, StateT, initial_names, state_of
 from ._stack import whole
 from ._stack.call import checked_call
 from ._stack.recurrent import Recurrent
@@ -209,11 +209,11 @@ def tbptt_gradient(
     dfirst = new_state(stack, layout)
     made: dict[str, Any] = {}
     for k in reversed(range(stack.num_layers)):
-        d, *_, [new] = _core.backward(
+        d, _, [new] = _core.backward(
             tapes[k],
             d,
             need_dx=need_dx or k > 0,
-            out=(None, *h_and_c(state_of_layer(stack, dfirst, k))),
+            out=(None, state_of_layer(stack, dfirst, k)),
             windows=(min(n1, layout.T), min(n2, layout.T), losses == "window", k > 0),
         )
         if d is not None and k and masks:  # d is [T,B,H], or [T,r,B,H] with what does not exist left as it is

@@ -1,6 +1,7 @@
 // A layer's call at the border: from arrays, names and options to a Problem, or an error that names the argument.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <optional>
@@ -87,20 +88,40 @@ LayerParameters<Real> check_parameters(const Problem& p, ParameterArrays arrays)
 
 // ---- States --------------------------------------------------------------------------------------------------------
 
-// What Python gives for the states of a cell, h first, and calls by these names; None where there is nothing, as for
-// states that the cell has not.
-using StateNames = std::array<const char*, most_states>;
-static_assert(most_states == 2, "what Python calls the states beyond h and c has to be named here, and in layers.cpp");
+// What Python calls arrays of the states of a cell: all of them together, and each by the words around its own name.
+struct StateNames {
+  const char *all, *before, *after;
+  int first = 0;  // the state that begins them
+
+  std::string of(const CellShape& cell, int s) const { return std::string(before) + cell.states[s] + after; }
+};
+
+constexpr StateNames state0_names = {.all = "state0", .before = "", .after = "0"},
+                     start_names = {.all = "start", .before = "start: ", .after = ""},
+                     out_names = {.all = "out[1]", .before = "out[1]: ", .after = ""},
+                     dstate_names = {.all = "dstate", .before = "d", .after = ""},
+                     dsteps_names = {.all = "dsteps", .before = "d", .after = "_steps", .first = 1},
+                     dstart_names = {.all = "dstart", .before = "dstart: ", .after = ""},
+                     flow_names = {.all = "flow", .before = "flow: ", .after = ""};
+
+// An object for each state; None where there is none.
 using StateObjects = std::array<py::object, most_states>;
 
-constexpr StateNames state0_names = {"h0", "c0"}, start_names = {"start[0]", "start[1]"},
-                     out_names = {"out[1]", "out[2]"};
-
-// Entries of a tuple that there may be, from `first` on.
-inline StateObjects entries(const std::optional<py::tuple>& tuple, std::size_t first = 0) {
+// Those in a tuple, or none at all.
+inline StateObjects state_objects(const CellShape& cell, const StateNames& names, const py::object& tuple) {
   StateObjects objects;
-  for (std::size_t s = 0; s < most_states; ++s) objects[s] = entry(tuple, first + s);
+  objects.fill(py::none());
+  if (tuple.is_none()) return objects;
+  std::string content;
+  for (int s = names.first; s < cell.state_count; ++s) content += (content.empty() ? "" : ", ") + names.of(cell, s);
+  const auto entries = tuple_of(names.all, tuple, std::size_t(cell.state_count - names.first), "(" + content + ")");
+  for (int s = names.first; s < cell.state_count; ++s)
+    objects[std::size_t(s)] = (*entries)[std::size_t(s - names.first)];
   return objects;
+}
+
+inline bool all_none(const StateObjects& objects) {
+  return std::ranges::all_of(objects, [](const py::object& object) { return object.is_none(); });
 }
 
 template <class Real>
@@ -109,29 +130,21 @@ using StateInputs = std::array<std::optional<Input<Real>>, most_states>;
 template <class Real>
 using StateOutputs = std::array<std::optional<Output<Real>>, most_states>;
 
-inline void refuse_others(const CellShape& cell, const StateNames& names, const StateObjects& objects) {
-  for (auto s = std::size_t(cell.state_count); s < most_states; ++s)
-    if (!objects[s].is_none())
-      throw py::value_error(std::string(names[s]) + ": expected None, since " + cell.name + " has no cell state");
-}
-
 template <class Real>
 StateInputs<Real> state_inputs(const CellShape& cell, const StateNames& names, const StateObjects& objects,
                                const Shape& shape) {
-  refuse_others(cell, names, objects);
   StateInputs<Real> inputs;
-  for (std::size_t s = 0; s < std::size_t(cell.state_count); ++s)
-    inputs[s] = optional_input<Real>(names[s], objects[s], shape);
+  for (int s = names.first; s < cell.state_count; ++s)
+    inputs[std::size_t(s)] = optional_input<Real>(names.of(cell, s), objects[std::size_t(s)], shape);
   return inputs;
 }
 
 template <class Real>
 StateOutputs<Real> state_outputs(const CellShape& cell, const StateNames& names, const StateObjects& objects,
                                  const Shape& shape, bool keep_values = false) {
-  refuse_others(cell, names, objects);
   StateOutputs<Real> outputs;
-  for (std::size_t s = 0; s < std::size_t(cell.state_count); ++s)
-    outputs[s] = output<Real>(names[s], objects[s], shape, keep_values);
+  for (int s = names.first; s < cell.state_count; ++s)
+    outputs[std::size_t(s)] = output<Real>(names.of(cell, s), objects[std::size_t(s)], shape, keep_values);
   return outputs;
 }
 

@@ -22,11 +22,11 @@ namespace {
 
 // ---- Forward -------------------------------------------------------------------------------------------------------
 
-// Gives the tape memory: its own, or three arrays [n], gates, c and reset_h, as `memory_of` has returned them.
+// Gives the tape memory: its own, or three arrays [n], gates, states and reset_h, as `memory_of` has returned them.
 template <class Real>
 void allocate(TapeObject& tape, const py::object& given) {
   const TapeSize size = kernels<Real>().tape_size(tape.problem);
-  const auto lent = tuple_of("memory", given, 3, "(gates, c, reset_h)");
+  const auto lent = tuple_of("memory", given, 3, "(gates, states, reset_h)");
   const auto memory = [&](std::size_t i, Index elements) {
     elements *= tape.problem.B > 0 ? tape.problem.D : 0;
     if (lent)
@@ -48,17 +48,28 @@ View<const Real> input_rows(const Saved<Real>& saved) {
 Shape shape_of_states(const Problem& p) { return {p.D, p.B, p.H}; }
 
 template <class Real>
-void read_all(OverlapCheck& check, const Saved<Real>& saved) {
+void read_states(OverlapCheck& check, const CellShape& cell, const StateNames& names, const StateInputs<Real>& states) {
+  for (int s = names.first; s < cell.state_count; ++s) check.read(names.of(cell, s), states[std::size_t(s)]);
+}
+
+template <class Real>
+void write_states(OverlapCheck& check, const CellShape& cell, const StateNames& names,
+                  const StateOutputs<Real>& states) {
+  for (int s = names.first; s < cell.state_count; ++s) check.written(names.of(cell, s), states[std::size_t(s)]);
+}
+
+template <class Real>
+void read_all(OverlapCheck& check, const CellShape& cell, const Saved<Real>& saved) {
   check.read("x", saved.x);
   check.read("embedding", saved.embedding);
-  for (std::size_t s = 0; s < most_states; ++s) check.read(state0_names[s], saved.initial[s]);
-  for (std::size_t s = 0; saved.start && s < most_states; ++s) check.read(start_names[s], (*saved.start)[s]);
+  read_states(check, cell, state0_names, saved.initial);
+  if (saved.start) read_states(check, cell, start_names, *saved.start);
   for (std::size_t i = 0; i < saved.parameters.size(); ++i) check.read(parameter_names[i % 4], saved.parameters[i]);
 }
 
 // The arrays that a forward starts from and ends in.
 struct ForwardObjects {
-  py::object h0, c0, start, out;
+  py::object state0, start, out;
   py::object memory;  // of the tape, filled: the steps have been run, and `out` holds their y; None: they are to be run
 };
 
@@ -94,12 +105,10 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
   call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
 }
 
-// (first, the states, others): None where there is no state.
 template <class Real>
-py::tuple results_of(const py::object& first, const StateOutputs<Real>& states, std::size_t others) {
-  py::tuple results(1 + most_states + others);
-  results[0] = first;
-  for (std::size_t s = 0; s < most_states; ++s) results[1 + s] = finish(states[s]);
+py::tuple finish(const CellShape& cell, const StateOutputs<Real>& states) {
+  py::tuple results{std::size_t(cell.state_count)};
+  for (std::size_t s = 0; s < results.size(); ++s) results[s] = finish(states[s]);
   return results;
 }
 
@@ -126,9 +135,11 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
   const Shape state_shape = shape_of_states(p);
   Saved<Real> saved;
-  saved.initial = state_inputs<Real>(cell, state0_names, {given.h0, given.c0}, state_shape);
-  if (const auto start = tuple_of("start", given.start, most_states, "(h, c)"))
-    saved.start = state_inputs<Real>(cell, start_names, entries(start), state_shape);
+  const auto states = [&](const StateNames& names, const py::object& tuple) {
+    return state_inputs<Real>(cell, names, state_objects(cell, names, tuple), state_shape);
+  };
+  saved.initial = states(state0_names, given.state0);
+  if (!given.start.is_none()) saved.start = states(start_names, given.start);
   saved.parameters = check_parameters<Real>(p, std::move(parameters));
   if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
   const bool later = steps_to_come(p);
@@ -140,35 +151,33 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
     tape->tokens = read_tokens(in.x.view(), in.embedding ? in.embedding->shape(0) : p.I);
   p.U = Index(tape->tokens.token.size());
 
-  const auto outs = tuple_of("out", given.out, 1 + most_states, "(y, h, c)");
+  const auto outs = tuple_of("out", given.out, 2, "(y, state)");
   std::optional<Output<Real>> y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.H), later);
-  const auto last = state_outputs<Real>(cell, out_names, entries(outs, 1), state_shape);
+  const auto last = state_outputs<Real>(cell, out_names, state_objects(cell, out_names, entry(outs, 1)), state_shape);
   if (outs) {
     OverlapCheck check;
-    read_all(check, saved);
+    read_all(check, cell, saved);
     if (p.input != InputKind::dense) check.read("x", in.x);
     check.written("out[0]", y);
-    for (std::size_t s = 0; s < most_states; ++s) check.written(out_names[s], last[s]);
+    write_states(check, cell, out_names, last);
     check.run();
   }
   saved.y = y->array();
   if (training) allocate<Real>(*tape, given.memory);
   if (p.run.last > p.run.first && given.memory.is_none()) run_forward(p, *tape, saved, tape->tokens, last);
-  py::tuple results = results_of(finish(y), last, training);
-  if (training) {
-    tape->saved = std::move(saved);
-    results[1 + most_states] = owner;
-  }
-  return results;
+  py::tuple state = finish(cell, last);
+  if (!training) return py::make_tuple(finish(y), std::move(state));
+  tape->saved = std::move(saved);
+  return py::make_tuple(finish(y), std::move(state), std::move(owner));
 }
 
 // ---- Backward ------------------------------------------------------------------------------------------------------
 
 // What a backward is given beside the tape.
 struct BackwardObjects {
-  py::object dy, dh, dc, dc_steps, grads, out;
-  py::object flow;    // (dh, dc) of every step, filled; None: not wanted
-  py::object dstart;  // the gradients of `start` of forward are added into these; None: into dh0 and dc0
+  py::object dy, dstate, dsteps, grads, out;
+  py::object flow;    // the gradients of all states of every step, filled; None: not wanted
+  py::object dstart;  // the gradients of `start` of forward are added into these; None: into dstate0
   py::object steps;
   bool need_dx;
   double clip;
@@ -190,7 +199,7 @@ Windows read_windows(const BackwardObjects& given, const Problem& p) {
     throw py::value_error("clip_dh: expected none, since the gradients of windows are summed up before, got " +
                           std::to_string(given.clip));
   bool plain = p.D == 1 && !p.reverse && !p.first_row && !p.starts[0];
-  for (const py::object* other : {&given.dh, &given.dc, &given.dc_steps, &given.flow, &given.dstart, &given.steps})
+  for (const py::object* other : {&given.dstate, &given.dsteps, &given.flow, &given.dstart, &given.steps})
     plain = plain && other->is_none();
   if (!plain) throw py::value_error("windows: expected steps of B rows in one direction, and dy alone");
   Windows windows = {
@@ -256,26 +265,25 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   const Windows windows = read_windows(given, p);
   const auto of_each_window = [&](Index n) { return Shape{p.T, windows.most, p.B, n}; };
   const Shape state_shape = shape_of_states(p), run_shape = shape_of_run(p, p.D * p.H);
-  constexpr StateNames dsteps_names = {"dy", "dc_steps"}, dlast_names = {"dh", "dc"};
-  const StateObjects dsteps_objects = {given.dy, given.dc_steps}, dlast_objects = {given.dh, given.dc};
-  refuse_others(cell, dlast_names, dlast_objects);
-  refuse_others(cell, dsteps_names, dsteps_objects);
-  const auto is_none = [](const py::object& object) { return object.is_none(); };
-  if (std::ranges::all_of(dlast_objects, is_none) && std::ranges::all_of(dsteps_objects, is_none))
-    throw py::value_error("dy, dh, dc: expected at least one gradient, got none");
+  StateObjects dsteps_objects = state_objects(cell, dsteps_names, given.dsteps);
+  dsteps_objects[0] = given.dy;
+  const StateObjects dstate_objects = state_objects(cell, dstate_names, given.dstate);
+  if (all_none(dsteps_objects) && all_none(dstate_objects))
+    throw py::value_error("dy, dstate: expected at least one gradient, got none");
   const Real clip = Real(given.clip);
   if (!(clip >= 0) || (clip == 0 && given.clip != 0))
     throw py::value_error("clip_dh: expected a positive bound, got " + text(py::float_(given.clip)));
-  const auto dsteps =
-      state_inputs<Real>(cell, dsteps_names, dsteps_objects, windows.each_dy ? of_each_window(p.H) : run_shape);
-  const auto dlast = state_inputs<Real>(cell, dlast_names, dlast_objects, state_shape);
+  const Shape dsteps_shape = windows.each_dy ? of_each_window(p.H) : run_shape;
+  auto dsteps = state_inputs<Real>(cell, dsteps_names, dsteps_objects, dsteps_shape);
+  dsteps[0] = optional_input<Real>("dy", given.dy, dsteps_shape);
+  const auto dlast = state_inputs<Real>(cell, dstate_names, dstate_objects, state_shape);
 
   TokenArrays own;
   if (tape.x) own = tokens_of_run(*tape.x, p, saved);
   const TokenArrays& tokens = tape.x ? own : tape.tokens;
   p.U = Index(tokens.token.size());
 
-  const auto outs = tuple_of("out", given.out, 1 + most_states, "(dx, dh0, dc0)");
+  const auto outs = tuple_of("out", given.out, 2, "(dx, dstate0)");
   const bool need_dx = given.need_dx && p.input != InputKind::one_hot;
   if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
   std::optional<Output<Real>> dx;
@@ -283,35 +291,30 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                          : saved.embedding ? saved.embedding->array().shape()
                                            : shape_of_run(p, p.I);
   if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
-  const auto dstate = state_outputs<Real>(cell, out_names, entries(outs, 1), state_shape);
+  const auto dstate0 =
+      state_outputs<Real>(cell, out_names, state_objects(cell, out_names, entry(outs, 1)), state_shape);
 
-  constexpr StateNames flow_names = {"flow[0]", "flow[1]"}, dstart_names = {"dstart[0]", "dstart[1]"};
-  const auto flows = tuple_of("flow", given.flow, most_states, "(dh, dc)");
-  const auto starts = tuple_of("dstart", given.dstart, most_states, "(dh, dc)");
-  const StateObjects flow_objects = entries(flows), dstart_objects = entries(starts);
-  refuse_others(cell, flow_names, flow_objects);
-  refuse_others(cell, dstart_names, dstart_objects);
+  const StateObjects flow_objects = state_objects(cell, flow_names, given.flow);
   StateOutputs<Real> flow, dstart;
   for (std::size_t s = 0; s < most_states; ++s)
-    if (!flow_objects[s].is_none()) flow[s] = output<Real>(flow_names[s], flow_objects[s], run_shape);
-  const bool restarts = p.starts[0] || p.starts[1];
-  if (starts || restarts) dstart = state_outputs<Real>(cell, dstart_names, dstart_objects, state_shape, true);
+    if (!flow_objects[s].is_none()) flow[s] = output<Real>(flow_names.of(cell, int(s)), flow_objects[s], run_shape);
+  const bool adds_to_start = !given.dstart.is_none(), restarts = p.starts[0] || p.starts[1];
+  if (adds_to_start || restarts)
+    dstart =
+        state_outputs<Real>(cell, dstart_names, state_objects(cell, dstart_names, given.dstart), state_shape, true);
 
   const GradientOutputs<Real> gradients = gradient_outputs(given.grads, p, saved);
-  if (outs || gradients.are_given || flows || starts) {
+  if (outs || gradients.are_given || !given.flow.is_none() || adds_to_start) {
     OverlapCheck check;
-    read_all(check, saved);
+    read_all(check, cell, saved);
     check.read("y", saved.y);
-    for (std::size_t s = 0; s < most_states; ++s) {
-      check.read(dsteps_names[s], dsteps[s]);
-      check.read(dlast_names[s], dlast[s]);
-    }
+    check.read("dy", dsteps[0]);
+    read_states(check, cell, dsteps_names, dsteps);
+    read_states(check, cell, dstate_names, dlast);
     check.written("out[0]", dx);
-    for (std::size_t s = 0; s < most_states; ++s) {
-      check.written(out_names[s], dstate[s]);
-      check.written(flow_names[s], flow[s]);
-      check.written(dstart_names[s], dstart[s]);
-    }
+    write_states(check, cell, out_names, dstate0);
+    write_states(check, cell, flow_names, flow);
+    write_states(check, cell, dstart_names, dstart);
     for (std::size_t i = 0; i < gradients.arrays.size(); ++i) check.written(gradients.names[i], gradients.arrays[i]);
     check.run();
   }
@@ -319,8 +322,8 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   // The gradients of the states are carried in place, from the last states' to the initial states'.
   const auto begin = [&] {
     for (std::size_t s = 0; s < most_states; ++s) {
-      set(dstate[s], dlast[s]);
-      if (restarts && !starts) set<Real>(dstart[s]);
+      set(dstate0[s], dlast[s]);
+      if (restarts && !adds_to_start) set<Real>(dstart[s]);
     }
     // The kernels write what belongs to tokens that occur.
     if (saved.embedding) set<Real>(dx);
@@ -348,23 +351,22 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                          .start = saved.start ? views_of(*saved.start) : initial,
                                          .y = {static_cast<const Real*>(saved.y.data()), p.D * p.H},
                                          .dsteps = views_of(dsteps),
-                                         .dstate = views_of(dstate),
+                                         .dstate = views_of(dstate0),
                                          .dstart = views_of(dstart),
                                          .flow = views_of(flow),
                                          .gradients = parameters_of<Real>(gradients.arrays)};
     set_directions(args, arrays, tape.memory);
-    const bool adds = gradients.are_given || starts;
     call(
         backward_threads(p, need_dx, most), [&](const Team& team) { kernels<Real>().backward(args, team); },
-        adds ? Interruption::once : Interruption::restart, begin);
+        gradients.are_given || adds_to_start ? Interruption::once : Interruption::restart, begin);
   } else {
     begin();
     for (const auto& gradient : gradients.arrays)
       if (!gradients.are_given) set<Real>(gradient);
   }
   for (std::size_t s = 0; s < most_states; ++s)
-    if (restarts && !starts && dstate[s]) {
-      const py::array total = dstate[s]->array().view();
+    if (restarts && !adds_to_start && dstate0[s]) {
+      const py::array total = dstate0[s]->array().view();
       called(numpy().attr("add"), py::make_tuple(total, dstart[s]->array().view(), total));
     } else {
       finish(dstart[s]);
@@ -377,9 +379,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
     for (std::size_t i = 0; i < 4; ++i) direction[i] = finish(gradients.arrays[4 * d + i]);
     by_direction.append(direction);
   }
-  py::tuple results = results_of(finish(dx), dstate, 1);
-  results[1 + most_states] = by_direction;
-  return results;
+  return py::make_tuple(finish(dx), finish(cell, dstate0), by_direction);
 }
 
 // ---- Steps as they come --------------------------------------------------------------------------------------------
@@ -400,26 +400,26 @@ py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& ste
   TokenArrays tokens;
   if (tape.x) tokens = tokens_of_run(*tape.x, p, saved);
   p.U = Index(tokens.token.size());
-  const StateOutputs<Real> last = state_outputs<Real>(*p.cell, {"h", "c"}, entries(std::nullopt), shape_of_states(p));
+  const CellShape& cell = *p.cell;
+  const auto last =
+      state_outputs<Real>(cell, out_names, state_objects(cell, out_names, py::none()), shape_of_states(p));
   if (p.run.last > p.run.first) run_forward(p, tape, saved, tokens, last);
-  py::tuple results(most_states);
-  for (std::size_t s = 0; s < most_states; ++s) results[s] = finish(last[s]);
-  return results;
+  return finish(cell, last);
 }
 
 template <bool training>
-py::tuple forward(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& h0,
-                  const py::object& c0, const py::object& out, const py::object& embedding,
-                  const py::object& batch_sizes, const py::object& resets, const py::object& ends,
-                  const py::object& start, const py::object& gate_override, bool reverse, const py::object& steps,
-                  Index threads, const py::object& memory) {
+py::tuple forward(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& state0,
+                  const py::object& out, const py::object& embedding, const py::object& batch_sizes,
+                  const py::object& resets, const py::object& ends, const py::object& start,
+                  const py::object& gate_override, bool reverse, const py::object& steps, Index threads,
+                  const py::object& memory) {
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   ParameterArrays arrays = read_parameters(parameters);
   const auto run = [&]<class Real> {
     return forward_of<Real>(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
-                            std::move(arrays), {.h0 = h0, .c0 = c0, .start = start, .out = out, .memory = memory},
+                            std::move(arrays), {.state0 = state0, .start = start, .out = out, .memory = memory},
                             gate_override, training, steps, threads);
   };
   return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
@@ -429,10 +429,10 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
 
 void bind_layers(py::module_& m) {
   const auto def_forward = [&](const char* name, auto function) {
-    m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "h0"_a = py::none(), "c0"_a = py::none(),
-          "out"_a = py::none(), "embedding"_a = py::none(), py::kw_only(), "batch_sizes"_a = py::none(),
-          "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
-          "reverse"_a = false, "steps"_a = py::none(), "threads"_a = 0, "memory"_a = py::none());
+    m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "state0"_a = py::none(), "out"_a = py::none(),
+          "embedding"_a = py::none(), py::kw_only(), "batch_sizes"_a = py::none(), "resets"_a = py::none(),
+          "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(), "reverse"_a = false,
+          "steps"_a = py::none(), "threads"_a = 0, "memory"_a = py::none());
   };
   def_forward("inference", &forward<false>);
   def_forward("forward", &forward<true>);
@@ -451,14 +451,13 @@ void bind_layers(py::module_& m) {
       "cell"_a, "gate_override"_a, "dtype"_a);
   m.def(
       "backward",
-      [](const py::object& object, const py::object& dy, const py::object& dh, const py::object& dc, bool need_dx,
-         const py::object& grads, const py::object& out, const py::object& dc_steps, double clip_dh,
+      [](const py::object& object, const py::object& dy, const py::object& dstate, bool need_dx,
+         const py::object& grads, const py::object& out, const py::object& dsteps, double clip_dh,
          const py::object& flow, const py::object& dstart, const py::object& steps, const py::object& windows,
          Index threads) {
         const BackwardObjects given = {.dy = dy,
-                                       .dh = dh,
-                                       .dc = dc,
-                                       .dc_steps = dc_steps,
+                                       .dstate = dstate,
+                                       .dsteps = dsteps,
                                        .grads = grads,
                                        .out = out,
                                        .flow = flow,
@@ -471,10 +470,9 @@ void bind_layers(py::module_& m) {
         return with_tape(object,
                          [&](const TapeObject& tape, const auto& saved) { return backward_of(tape, saved, given); });
       },
-      "tape"_a, "dy"_a = py::none(), "dh"_a = py::none(), "dc"_a = py::none(), "need_dx"_a = true,
-      "grads"_a = py::none(), "out"_a = py::none(), py::kw_only(), "dc_steps"_a = py::none(), "clip_dh"_a = 0.0,
-      "flow"_a = py::none(), "dstart"_a = py::none(), "steps"_a = py::none(), "windows"_a = py::none(),
-      "threads"_a = 0);
+      "tape"_a, "dy"_a = py::none(), "dstate"_a = py::none(), "need_dx"_a = true, "grads"_a = py::none(),
+      "out"_a = py::none(), py::kw_only(), "dsteps"_a = py::none(), "clip_dh"_a = 0.0, "flow"_a = py::none(),
+      "dstart"_a = py::none(), "steps"_a = py::none(), "windows"_a = py::none(), "threads"_a = 0);
 }
 
 }  // namespace rnnfast

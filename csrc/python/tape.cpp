@@ -83,14 +83,17 @@ py::tuple tape_row(const py::object& cell, Index H, const py::object& dtype) {
   return py::make_tuple(size.gates, size.states, size.reset_h);
 }
 
-// State s of every step, [N,D·H], or None where the cell has no such: the tape's own memory.
+// The states beside h of every step, [N,D·H]: the tape's own memory.
 template <class Real>
-py::object state_of_steps(const py::object& owner, const TapeObject& tape, int s) {
+py::tuple states_of(const py::object& owner, const TapeObject& tape) {
   const Problem& p = tape.problem;
-  if (s >= p.cell->state_count) return py::none();
-  const Real* const data = tape_of<const Real>(tape.memory, p, 0).states[s].data;
-  py::array_t<Real> states({row_count(p), p.D * p.H}, data, owner);
-  states.attr("setflags")("write"_a = false);
+  const Tape<const Real> kept = tape_of<const Real>(tape.memory, p, 0);
+  py::tuple states{std::size_t(p.cell->state_count - 1)};
+  for (std::size_t s = 0; s < states.size(); ++s) {
+    py::array_t<Real> steps({row_count(p), p.D * p.H}, kept.states[s + 1].data, owner);
+    steps.attr("setflags")("write"_a = false);
+    states[s] = steps;
+  }
   return states;
 }
 
@@ -136,10 +139,10 @@ void bind_tape(py::module_& m) {
                                return tape.memory.gates.bytes() + tape.memory.states.bytes() +
                                       tape.memory.reset_h.bytes();
                              })
-      .def_property_readonly("c",
+      .def_property_readonly("states",
                              [](const py::object& object) {
                                return with_tape(object, [&]<class Real>(const TapeObject& tape, const Saved<Real>&) {
-                                 return state_of_steps<Real>(object, tape, 1);
+                                 return states_of<Real>(object, tape);
                                });
                              })
       .def_property_readonly("memory",

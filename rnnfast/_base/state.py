@@ -68,6 +68,17 @@ def out_parts(cell: object, out: object, form: str) -> tuple[Any, Parts]:
     return out[0], parts_of(cell, out[1], "out")
 
 
+def beside_h(cell: str, c: Any, name: str) -> Parts | None:
+    """Return what belongs to the parts beside h, if the user gives that of c; `name` is what messages call it."""
+    if c is None:
+        return None
+    parts = STATES[cell][1:]
+    if "c" not in parts:
+        msg = f"{name}: expected None, since {cell} has no state c, got {type(c).__name__}"
+        raise ValueError(msg)
+    return tuple(c if part == "c" else None for part in parts)
+
+
 def each(f: Callable[[Any], Any], parts: Parts) -> Parts:
     """Apply f to the parts that are there."""
     return tuple([None if part is None else f(part) for part in parts])
@@ -77,16 +88,3 @@ def fill(parts: Parts, values: Parts) -> None:
     """Copy values to a state's parts, zeros where there is none."""
     for part, value in zip(parts, values, strict=True):
         part[...] = 0 if value is None else value
-
-
-# The kernels' border, which speaks of h and c
-
-
-def h_and_c(parts: Parts) -> tuple[Any, Any]:
-    """Return h and c; c is None of a cell that has none."""
-    return (parts[0], None) if len(parts) == 1 else (parts[0], parts[1])
-
-
-def from_h_and_c(h: Any, c: Any) -> Parts:
-    """Return the parts that are there."""
-    return (h,) if c is None else (h, c)

@@ -7,7 +7,7 @@ import numpy as np
 from .._base.arrays import Array, checked, quiet
 from .._base.named import checked_grads
 from .._base.scalars import bound, flag
-from .._base.state import STATES, Parts, add_to_initial, each, state_of
+from .._base.state import Parts, add_to_initial, beside_h, each, state_of
 from . import segments, whole
 from .call import Flow, Given, checked_steps
 from .layout import Layout
@@ -35,9 +35,7 @@ def backward(
     if dy is None and dstate is None and dc is None and dh_layers is None:
         msg = "dy, dstate: expected at least one gradient, got none"
         raise ValueError(msg)
-    if dc is not None and "c" not in STATES[stack.cell]:
-        msg = f"dc: expected None, since {stack.cell} has no cell state, got it"
-        raise ValueError(msg)
+    beside = beside_h(stack.cell, dc, "dc")
     dlast = checked_state(stack, dstate, "dstate", layout)
     width = stack.directions * stack.hidden_size
     d = None
@@ -49,14 +47,14 @@ def backward(
     given = Given(
         d,
         each(layout.take_state, dlast),
-        checked_steps(stack, dc, "dc", layout),
+        None if beside is None else _by_layer([checked_steps(stack, part, "dc", layout) for part in beside]),
         checked_steps(stack, dh_layers, "dh_layers", layout),
         bound(clip_dh),
         need_dx,
         flow,
     )
     others = {} if call.embedding is None or not need_dx else {"embedding": call.embedding}
-    steps = tuple(given.dc or ()), tuple(given.dh or ())
+    steps = given.dsteps or (), given.dh or ()
     read = call.x, call.first, call.embedding, dy, dstate  # the last two are copied on some ways to `given`
     into = checked_grads(grads, stack.parameters, read, tape.hidden, given[:2], steps, **others)
     dfirst = new_state(stack, layout)
@@ -74,6 +72,12 @@ def backward(
         add_to_initial(stack.cell, into, first)
     dx = None if dx is None or call.is_tokens else layout.give(dx)
     return dx, state_of(each(layout.give_state, first)), grads
+
+
+def _by_layer(beside: list[list[Array] | None]) -> list[Parts]:
+    """Return the parts that are there of each layer, from those of all layers."""
+    L = next(len(part) for part in beside if part is not None)
+    return list(zip(*((None,) * L if part is None else part for part in beside), strict=True))
 
 
 def _with_top(stack: Stack[Any], layout: Layout, dlast: Parts, dy: Array) -> Parts:

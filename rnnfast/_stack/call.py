@@ -43,7 +43,7 @@ class Given(NamedTuple):
 
     dy: Array | None
     dlast: Parts
-    dc: list[Array] | None  # of each layer
+    dsteps: list[Parts] | None  # of each layer, the parts beside h
     dh: list[Array] | None
     clip_dh: float  # 0: none
     need_dx: bool

@@ -15,7 +15,7 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array, quiet
 from .._base.names import of_layer
-from .._base.state import Parts, each, from_h_and_c, h_and_c, initial_names
+from .._base.state import Parts, each, initial_names
 from .stack import Stack, mask, state_of_layer
 
 
@@ -161,7 +161,7 @@ class Ring:
                 self.masks[k - 1][steps] = mask(self.stack, self.ys[k - 1][steps].shape)
                 np.multiply(self.ys[k - 1][steps], self.masks[k - 1][steps], out=self.inputs[k][steps])
             resets = None if self.resets is None else self.resets[steps]
-            after.append(from_h_and_c(*_core.advance(tape, (steps.start, steps.stop), resets)))
+            after.append(_core.advance(tape, (steps.start, steps.stop), resets))
         self.stop += n
         return tuple(np.concatenate(part) for part in zip(*after, strict=True))
 
@@ -177,25 +177,24 @@ class Ring:
         dinitial = each(np.zeros_like, self.initial)
         for k in reversed(range(self.stack.num_layers)):
             dstart = state_of_layer(self.stack, dinitial, k)
-            dh, dc = None, None
+            d: Parts | None = None
             dxs: list[Any] = []
             for low, high, initial in pieces:
                 if initial is not None:
                     self._begin_with(initial)
-                dx, dh, dc, grads[k] = _core.backward(
+                dx, d, grads[k] = _core.backward(
                     tapes[k],
                     dy[low - tau : high - tau],
-                    dh,
-                    dc,
+                    d,
                     need_dx or k > 0,
                     grads[k],
-                    dstart=h_and_c(dstart),
+                    dstart=dstart,
                     steps=(low - origin, high - origin),
                 )
                 dxs.insert(0, dx)
-            if tau == 0:
-                for part, d in zip(dstart, from_h_and_c(dh, dc), strict=True):
-                    part += d
+            if tau == 0 and d is not None:
+                for start, part in zip(dstart, d, strict=True):
+                    start += part
             if len(dxs) == 1 or dxs[0] is None:
                 dy = dxs[0]
             else:
@@ -207,10 +206,8 @@ class Ring:
     def _forward(self, k: int, x: Array, before: Parts, resets: Array | None, **options: Any) -> tuple[Array, Any]:
         """Run layer k over x, or make room for it; return y and the tape."""
         cell, parameters = self.stack.cell, of_layer(self.stack.parameters, k, 1)
-        start, rows = h_and_c(self._initial(k)), None if k else self.rows
-        y, *_, tape = _core.forward(
-            cell, x, parameters, *h_and_c(before), None, rows, resets=resets, start=start, **options
-        )
+        start, rows = self._initial(k), None if k else self.rows
+        y, _, tape = _core.forward(cell, x, parameters, before, None, rows, resets=resets, start=start, **options)
         return y, tape
 
     def _replayed(self, tau: int, stop: int) -> list[Any]:
@@ -229,8 +226,8 @@ class Ring:
         if step == 0:
             return self._initial(k)
         at = slice(step - self.first - 1, step - self.first)
-        c = self.tapes[k].c
-        return from_h_and_c(self.ys[k][at], None if c is None else c.reshape(self.ys[k].shape)[at])
+        y = self.ys[k]
+        return y[at], *(part.reshape(y.shape)[at] for part in self.tapes[k].states)
 
     # Initial states: a learned one may change, as the weights do. New episodes begin with that of their time.
 

@@ -7,6 +7,7 @@ wait for both.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from .. import _core
 from .._base.arrays import Array, quiet
 from .._base.names import layer_names, of_layer
 from .._base.scalars import Integer, size
-from .._base.state import Parts, each, fill, from_h_and_c, h_and_c
+from .._base.state import Parts, each, fill
 from .call import Call, Given
 from .stack import Stack, factors, new_state
 from .tape import Checkpoints, LayerTape, Segment, Strand
@@ -163,12 +164,12 @@ def _run(
     for n, k in enumerate(strand.layers):
         if n and bits:
             y = y * _mask(stack, bits[k - 1], y.shape)
-        state, start = (h_and_c(_first(segment.B, parts)) for parts in (states[n], initial[n]))
+        state, start = (_first(segment.B, parts) for parts in (states[n], initial[n]))
         result = run(
             stack.cell,
             y,
             [of_layer(stack.parameters, k, stack.directions)[strand.direction]],
-            *state,
+            state,
             None if outs is None else outs[n],
             None if k else call.embedding,
             batch_sizes=None if layout.batch_sizes is None else layout.batch_sizes[segment.steps],
@@ -208,13 +209,13 @@ def _forward_strand(
         drawn = [masks[n] for masks in bits]
         kept = keep and n == order[-1]
         run = _core.forward if kept else _core.inference
-        outs: list[tuple[Any, ...]] = [(None, *h_and_c(_first(segment.B, parts))) for parts in states]
+        outs: list[tuple[Any, ...]] = [(None, _first(segment.B, parts)) for parts in states]
         if y is not None and not kept:
-            outs[-1] = y[segment.rows][..., units], *outs[-1][1:]
+            outs[-1] = y[segment.rows][..., units], outs[-1][1]
         results = list(_run(run, stack, call, strand, segment, x, before[n], drawn, outs))
         if y is not None and kept:  # a tape has a y of its own: dropout changes this one
             y[segment.rows][..., units] = results[-1][0]
-    return before, [tape for _, _, _, *tapes in results for tape in tapes]
+    return before, [tape for _, _, *tapes in results for tape in tapes]
 
 
 def _backward_strand(
@@ -247,27 +248,28 @@ def _backward_strand(
         if n != order[0]:
             states = kept.states[strand][n]
             tapes = [tape for *_, tape in _run(_core.forward, stack, call, strand, segment, x, states, drawn)]
-        d_n: Any = None if d is None else d[segment.rows][..., units]
+        own = partial(_own, segment, units)
+        d_n: Any = None if d is None else own(d)
         for k in reversed(strand.layers):
             if k < strand.layers.stop - 1:
                 d_n = d_n * _mask(stack, drawn[k], d_n.shape) if drawn else d_n
-                d_n = d_n if given.dh is None else d_n + given.dh[k][segment.rows][..., units]
+                d_n = d_n if given.dh is None else d_n + own(given.dh[k])
             names = layer_names(k, stack.directions)[strand.direction]
             into = tuple(made.get(name) for name in names)
             dparts, dstart = (_first(segment.B, parts[k - bottom]) for parts in (dstates, dstarts))
-            out = (dx[segment.rows], None, None) if dx is not None and k == bottom else None
-            d_n, dh, dc, [new] = _core.backward(
+            out = (dx[segment.rows], None) if dx is not None and k == bottom else None
+            d_n, before, [new] = _core.backward(
                 tapes[k - bottom],
                 d_n,
-                *h_and_c(dparts),
+                dparts,
                 need_dx or k > bottom,
                 None if into[0] is None else [into],
                 out,
-                dc_steps=None if given.dc is None else given.dc[k][segment.rows][..., units],
+                dsteps=None if given.dsteps is None else each(own, given.dsteps[k]),
                 clip_dh=given.clip_dh,
-                dstart=h_and_c(dstart),
+                dstart=dstart,
             )
-            fill(dparts, from_h_and_c(dh, dc))
+            fill(dparts, before)
             made.update((name, array) for name, array in zip(names, new, strict=True) if array is not None)
         if dx is None:
             dembedding = d_n if dembedding is None else dembedding + d_n
@@ -278,6 +280,12 @@ def _backward_strand(
             if restarts:
                 part += start
     return dembedding if tokens else dx
+
+
+def _own(segment: Segment, units: slice, rows: Array) -> Array:
+    """Return what of [N,D·H] or [T,B,D·H] belongs to a segment and to the units of a direction."""
+    part: Array = rows[segment.rows][..., units]
+    return part
 
 
 def _sum(a: Any, b: Any) -> Array:

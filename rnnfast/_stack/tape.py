@@ -56,10 +56,11 @@ class LayerTape(Tape):
 
     def c(self, layer: int) -> Any:
         """Return c of every step of a layer of an LSTM, as `h` does."""
-        if "c" not in STATES[self.owner.cell]:
+        parts = STATES[self.owner.cell]
+        if "c" not in parts:
             msg = f"layer: expected one of an LSTM, got one of {self.owner!r}"
             raise ValueError(msg)
-        return self._given(self._of(self.kept, layer).c)
+        return self._given(self._of(self.kept, layer).states[parts.index("c") - 1])
 
     def gates(self, layer: int) -> dict[str, Any]:
         """Return the activated gates of every step of a layer by their letters, laid out as h is.

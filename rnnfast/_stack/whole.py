@@ -8,7 +8,7 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array, quiet
 from .._base.names import layer_names, of_layer
-from .._base.state import Parts, from_h_and_c, h_and_c
+from .._base.state import Parts
 from .call import Call, Given
 from .stack import Stack, mask, state_of_layer
 from .tape import LayerTape
@@ -40,18 +40,18 @@ def _run(
         if k and dropout:
             masks.append(mask(stack, y.shape))
             y = quiet(np.multiply)(y, masks[-1])
-        y, h, c, *tape = run(
+        y, after, *tape = run(
             stack.cell,
             y,
             of_layer(stack.parameters, k, stack.directions),
-            *h_and_c(state_of_layer(stack, call.state, k)),
+            state_of_layer(stack, call.state, k),
             None,
             None if k else call.embedding,
             batch_sizes=call.layout.batch_sizes,
             resets=call.resets,
             gate_override=call.held[k],
         )
-        last.append(from_h_and_c(h, c))
+        last.append(after)
         hidden = [*hidden, y] if tape else [y]
         kept += tape
     whole = last[0] if len(last) == 1 else tuple(np.concatenate(parts) for parts in zip(*last, strict=True))
@@ -68,16 +68,16 @@ def backward(
     for k in reversed(range(stack.num_layers)):
         d = given.with_layer(d, k)
         flow: Parts = () if given.flow is None else tuple(np.empty_like(tape.hidden[k]) for _ in dfirst)
-        d, *_, new = _core.backward(
+        d, _, new = _core.backward(
             tape.kept[k],
             d,
-            *h_and_c(state_of_layer(stack, given.dlast, k)),
+            state_of_layer(stack, given.dlast, k),
             given.need_dx or k > 0,
             None if grads is None else of_layer(grads, k, D),
-            (None, *h_and_c(state_of_layer(stack, dfirst, k))),
-            dc_steps=None if given.dc is None else given.dc[k],
+            (None, state_of_layer(stack, dfirst, k)),
+            dsteps=None if given.dsteps is None else given.dsteps[k],
             clip_dh=given.clip_dh,
-            flow=h_and_c(flow) if flow else None,
+            flow=flow or None,
         )
         if given.flow is not None:
             given.flow(k, flow)

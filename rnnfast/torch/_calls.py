@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from .._base.state import h_and_c
 
 Gradients: TypeAlias = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]  # dx, dstates and dweights
 
@@ -44,24 +43,24 @@ class Call(NamedTuple):
         """Return y, the S last states and a tape, as far as one of `_core.forward` and `_core.inference` has them."""
         step, n = self.is_step, 4 if self.bias else 2
         weights = [w.numpy(force=True) for w in self.weights]
-        results = kernel(
+        y, last, *tape = kernel(
             self.cell,
             array_of(self.x, step),
             [(*weights[k : k + n], None, None)[:4] for k in range(0, len(weights), n)],
-            *[array_of(state, step) for state in self.states],
+            tuple(array_of(state, step) for state in self.states) or None,
             batch_sizes=array_of(self.batch_sizes),
             threads=torch.get_num_threads(),
             **options,
         )
-        return [result for result in results if result is not None]
+        return [y, *last, *tape]
 
 
 def run_backward(tape: _core.Tape, dlast: Sequence[Tensor | None], need_dx: bool, step: bool = False) -> Gradients:
     """Return the gradients, given those of y and of the last states."""
     dy, *dparts = (array_of(d, step) for d in dlast)
-    dx, *dstates, grads = _core.backward(tape, dy, *h_and_c(tuple(dparts)), need_dx, threads=torch.get_num_threads())
+    dx, dstates, grads = _core.backward(tape, dy, tuple(dparts), need_dx, threads=torch.get_num_threads())
     dweights = [torch.from_numpy(g) for direction in grads for g in direction if g is not None]
-    return None if dx is None else tensor_of(dx, step), [tensor_of(d, step) for d in dstates if d is not None], dweights
+    return None if dx is None else tensor_of(dx, step), [tensor_of(d, step) for d in dstates], dweights
 
 
 def array_of(tensor: Tensor | None, step: bool = False) -> Any:

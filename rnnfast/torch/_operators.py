@@ -24,7 +24,7 @@ def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
 
 @operator("forward", f"({CALL}, bool training) -> Tensor[]")
 def forward_operator(*arguments: Any) -> list[Tensor]:
-    """Return y, the last states and what backward needs, gates and c of every step; empty where there is nothing."""
+    """Return y, the last states and what backward needs, gates and states of each step; empty where there is nothing."""
     call, training = Call(*arguments[:-1]), arguments[-1]
     memory: tuple[Any, ...] = (None, None)
     if training:
@@ -39,25 +39,25 @@ def _forward_shapes(*arguments: Any) -> list[Tensor]:
     call, training = Call(*arguments[:-1]), arguments[-1]
     x, (D, B, H) = call.x, call.state_shape
     rows = x.shape[0] * x.shape[1] if call.batch_sizes is None else x.shape[0]
-    gates, cells, _ = _core.tape_row(call.cell, int(H), str(x.dtype).removeprefix("torch."))
+    gates, steps, _ = _core.tape_row(call.cell, int(H), str(x.dtype).removeprefix("torch."))
     y = x.new_empty(*x.shape[:-1], D * H)
     states = (x.new_empty(D, B, H) for _ in STATES[call.cell])
-    memory = (x.new_empty(D * rows * n) if training else x.new_empty(0) for n in (gates, cells))
+    memory = (x.new_empty(D * rows * n) if training else x.new_empty(0) for n in (gates, steps))
     return [y, *states, *memory]
 
 
-@operator("backward", f"({CALL}, Tensor y, Tensor gates, Tensor cells, Tensor[] dlast, bool need_dx) -> Tensor[]")
+@operator("backward", f"({CALL}, Tensor y, Tensor gates, Tensor steps, Tensor[] dlast, bool need_dx) -> Tensor[]")
 def backward_operator(*arguments: Any) -> list[Tensor]:
     """Return dx, empty where it is not needed, and the gradients of the states and weights."""
-    call, (y, gates, cells, dlast, need_dx) = Call(*arguments[:-5]), arguments[-5:]
-    dx, dstates, dweights = run_backward(_filled_tape(call, y, gates, cells), dlast, need_dx)
+    call, (y, gates, steps, dlast, need_dx) = Call(*arguments[:-5]), arguments[-5:]
+    dx, dstates, dweights = run_backward(_filled_tape(call, y, gates, steps), dlast, need_dx)
     return [call.x.new_empty(0) if dx is None else dx, *dstates, *dweights]
 
 
-def _filled_tape(call: Call, y: Tensor, gates: Tensor, cells: Tensor) -> _core.Tape:
+def _filled_tape(call: Call, y: Tensor, gates: Tensor, steps: Tensor) -> _core.Tape:
     """Return the tape of a forward from the tensors that it has saved."""
-    memory = array_of(gates), array_of(cells), array_of(gates[:0])
-    tape: _core.Tape = call.run(_core.forward, out=(array_of(y.contiguous()), None, None), memory=memory)[-1]
+    memory = array_of(gates), array_of(steps), array_of(gates[:0])
+    tape: _core.Tape = call.run(_core.forward, out=(array_of(y.contiguous()), None), memory=memory)[-1]
     return tape
 
 
@@ -70,21 +70,21 @@ def _backward_shapes(*arguments: Any) -> list[Tensor]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     cell, bias, x, states, batch_sizes, weights, _ = inputs
-    y, *_, gates, cells = output
+    y, *_, gates, steps = output
     ctx.cell, ctx.bias, ctx.num_states = cell, bias, len(states)
-    ctx.save_for_backward(batch_sizes, y, gates, cells, x, *states, *weights)
-    ctx.mark_non_differentiable(gates, cells)
+    ctx.save_for_backward(batch_sizes, y, gates, steps, x, *states, *weights)
+    ctx.mark_non_differentiable(gates, steps)
 
 
 def _operator_backward(ctx: Any, dresults: list[Tensor]) -> tuple[Any, ...]:
-    batch_sizes, y, gates, cells, x, *tensors = ctx.saved_tensors
+    batch_sizes, y, gates, steps, x, *tensors = ctx.saved_tensors
     call = Call(ctx.cell, ctx.bias, x, tensors[: ctx.num_states], batch_sizes, tensors[ctx.num_states :])
     *dlast, _, _ = dresults
     if torch.is_grad_enabled():
         dx, dstates, dweights = differentiable_backward(call, dlast)
     else:
         need_dx = ctx.needs_input_grad[2]
-        dx, *gradients = backward_operator(*call, y, gates, cells, dlast, need_dx)
+        dx, *gradients = backward_operator(*call, y, gates, steps, dlast, need_dx)
         S = len(dlast) - 1
         dx, dstates, dweights = dx if need_dx else None, gradients[:S], gradients[S:]
     return None, None, dx, dstates[: ctx.num_states], None, dweights, None
