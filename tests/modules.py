@@ -1,6 +1,7 @@
 """Layers and cells to test, their arguments, and their results by name."""
 
 import inspect
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def oracle(
             layer.cell,
             y,
             parameters,
-            mapped(lambda s, k=k: s[here[k]], first),
+            mapped(itemgetter(here[k]), first),
             gate_override=held and held[k],
             **rows,
         )
@@ -121,7 +122,7 @@ def oracle(
     for k in reversed(range(L)):
         if dh_layers is not None:
             d = dh_layers[k] if d is None else d + dh_layers[k]
-        dstate_k, dsteps = (mapped(lambda s, k=k: s[here[k]], parts(dstate)), None if dc is None else (dc[k],))
+        dstate_k, dsteps = mapped(itemgetter(here[k]), parts(dstate)), None if dc is None else (dc[k],)
         d, dstate0_k, new = reference.backward(tapes[k], d, dstate_k, dsteps=dsteps, clip_dh=clip_dh)
         if k and masks:
             d = d * masks[k - 1]

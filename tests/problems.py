@@ -82,11 +82,13 @@ class Problem:
 
     def without(self, *names: str) -> "Problem":
         """Return the problem with the named fields None, or parts of states: h0 of state0, dh of dstate and so on."""
-        p = replace(self, **{name: None for name in names if name not in ALL_PARTS})
+        without: dict[str, Any] = {name: None for name in names if name not in ALL_PARTS}
+        p = replace(self, **without)
         for field, form in PARTS.items():
-            if given := getattr(p, field):
-                own = zip(state_names(p.cell, form), given, strict=True)
-                p = replace(p, **{field: tuple(None if name in names else part for name, part in own)})
+            if state := getattr(p, field):
+                own = zip(state_names(p.cell, form), state, strict=True)
+                parts: Any = {field: tuple(None if name in names else part for name, part in own)}
+                p = replace(p, **parts)
         return p
 
     def options(self, *names: str) -> dict[str, Any]:

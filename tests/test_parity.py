@@ -250,7 +250,7 @@ def assert_written(result: Any, out: Any, expected: Any) -> None:
 def test_out_may_hold_one_array_of_all(cell: str, k: int) -> None:
     p = make_problem(cell, "float32", ODD)
 
-    def alone(array: Array, state: Any) -> tuple[Any, Any]:
+    def alone(array: Any, state: Any) -> tuple[Any, Any]:
         first, *others = (blank(a, np.copy) if i == k else None for i, a in enumerate((array, *state)))
         return first, tuple(others)
 

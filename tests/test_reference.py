@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -210,8 +211,8 @@ def test_a_state_that_the_cell_lacks_is_an_error(cell: str) -> None:
 
 def alone(problem: Problem, b: int, steps: slice) -> Problem:
     """Return these steps of one sequence as a problem of their own, whole and without resets."""
-    p = problem.with_each(lambda a: a[:, b : b + 1], "state0", "dstate")
-    return p.with_each(lambda a: a[steps, b : b + 1], "x", "dy", "dsteps").without("lengths", "resets")
+    p = problem.with_each(itemgetter(np.s_[:, b : b + 1]), "state0", "dstate")
+    return p.with_each(itemgetter(np.s_[steps, b : b + 1]), "x", "dy", "dsteps").without("lengths", "resets")
 
 
 def assert_equal_to_rounding(actual: Results, expected: Results) -> None:
@@ -327,7 +328,7 @@ def test_gradients_of_a_step_are_those_of_the_loss_as_a_function_of_its_state(ce
     found = reference.gradients(tape, p.dy, p.dstate, dsteps=p.dsteps)
     for t in range(4):
         state = tuple(s[t : t + 1].copy() for s in tape.steps)
-        after = replace(p.with_each(lambda a, t=t: a[t + 1 :], "x", "dy", "dsteps"), state0=state)
+        after = replace(p.with_each(itemgetter(np.s_[t + 1 :]), "x", "dy", "dsteps"), state0=state)
         given = (p.dy, *p.dsteps)
         expected = [central_difference(after, s) + ds[t] for s, ds in zip(state, given, strict=True)]
         if cell == "lstm":  # the step's c makes its h
@@ -351,7 +352,7 @@ def test_clipping_is_chunks_of_one_step_with_the_gradient_clipped_between(cell: 
     for t in reversed(range(4)):
         here = p.real[t : t + 1]
         before = tuple(s[None] for s in tape.kept[0][t][: len(dstate)])
-        step = p.with_each(lambda a, t=t: a[t : t + 1], "x", "dy", "dsteps").without("resets", "clip_dh")
+        step = p.with_each(itemgetter(np.s_[t : t + 1]), "x", "dy", "dsteps").without("resets", "clip_dh")
         step = replace(step, state0=before, dstate=tuple(dstate), lengths=here[0, :, 0].astype(int))
         found = solve(reference, step)
         np.testing.assert_array_equal(results["dx"][t], found["dx"][0])

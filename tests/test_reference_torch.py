@@ -46,11 +46,6 @@ def make(cell: str, suffix: str, parameters: Any, **options: Any) -> Any:
     return module
 
 
-def states(p: Problem) -> tuple[Any, ...]:
-    """Return tensors of the initial state."""
-    return mapped(tensor, p.state0)
-
-
 def grad(a: Any) -> Array:
     """Return the gradient that came to a tensor."""
     return np.zeros(a.shape) if a.grad is None else a.grad.numpy().copy()
@@ -73,7 +68,7 @@ def outputs(cell: str, y: Any, last: Any) -> Results:
 def test_a_ragged_batch_is_a_packed_sequence(cell: str, D: int) -> None:
     p: Any = ragged(make_problem(cell, np.float64, Shape(T=6, B=4, I=3, H=5, D=D)), 4, 6, 1, 4)
     module = make(cell, "", p.parameters, bidirectional=D == 2)
-    x, first = tensor(np.where(p.real, p.x, 0)), states(p)
+    x, first = tensor(np.where(p.real, p.x, 0)), mapped(tensor, p.state0)
     rows = torch.nn.utils.rnn.pack_padded_sequence(x, torch.from_numpy(p.lengths), enforce_sorted=False)
     y, last = module(rows, state_of(first))
     y, _ = torch.nn.utils.rnn.pad_packed_sequence(y)
@@ -87,7 +82,7 @@ def test_episodes_are_calls_from_the_same_initial_state(cell: str) -> None:
     p: Any = make_problem(cell, np.float64, Shape(T=7, B=1, I=3, H=5))
     resets = np.array([False, False, True, False, True, True, False])[:, None]
     module = make(cell, "", p.parameters)
-    x, first = tensor(p.x), states(p)
+    x, first = tensor(p.x), mapped(tensor, p.state0)
     runs = [module(x[episode], state_of(first)) for episode in (slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 7))]
     y, last = torch.cat([y for y, _ in runs]), runs[-1][1]
     douts = [p.dy, *p.dstate]
@@ -123,7 +118,7 @@ class TorchStack:
 
     def __init__(self, p: Problem, layers: Any) -> None:
         self.cells = [make(p.cell, "Cell", layer) for layer in layers]
-        self.x, self.first, self.p = tensor(p.x), states(p), p
+        self.x, self.first, self.p = tensor(p.x), mapped(tensor, p.state0), p
 
     def run(self, state: list[Any], start: int, stop: int) -> tuple[list[Any], list[list[Any]]]:
         """Return y of the steps, and the states before each of them and after the last."""

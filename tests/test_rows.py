@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ class Kernels:
             x, order = packed.data, packed.sorted_indices
             options["batch_sizes"] = packed.batch_sizes
             resets = None if resets is None else pack_padded(resets, lengths).data
-        state = state_of(mapped(lambda s: s[:, order], state0))
+        state = state_of(mapped(itemgetter(np.s_[:, order]), state0))
         y, last, tape = functional.forward(cell, x, parameters, state, resets=resets, **options)
         bare = functional.inference(cell, x, parameters, state, resets=resets, **options)
         assert np.array_equal(bare[0], y)
@@ -103,7 +104,7 @@ class Kernels:
         def rows(a: Any) -> Any:
             return a if a is None or kept.lengths is None else pack_padded(a, kept.lengths).data
 
-        last = state_of(mapped(lambda s: s[:, kept.order], dstate))
+        last = state_of(mapped(itemgetter(np.s_[:, kept.order]), dstate))
         flow = tuple(np.full_like(rows(dy), np.nan) for _ in range(num_states(kept.tape.cell)))
         dc = dict(zip(["dc"], map(rows, dsteps), strict=False))
         dx, dstate0, grads = functional.backward(kept.tape, rows(dy), last, **dc, flow=(*flow, None)[:2], **options)
@@ -228,8 +229,8 @@ def test_a_sequence_among_others_gets_the_bits_it_gets_alone(cell: str, dtype: s
     together = solve(Kernels, problem)
     for b, length in enumerate(problem.lengths if problem.lengths is not None else ()):
         rows = slice(0, length)
-        own = problem.with_each(lambda a, b=b: a[:, b : b + 1], "state0", "dstate").without("lengths")
-        own = own.with_each(lambda a, b=b, rows=rows: a[rows, b : b + 1], "x", "dy", "dsteps", "resets")
+        own = problem.with_each(itemgetter(np.s_[:, b : b + 1]), "state0", "dstate").without("lengths")
+        own = own.with_each(itemgetter(np.s_[rows, b : b + 1]), "x", "dy", "dsteps", "resets")
         alone = solve(Kernels, own)
         for name in alone.keys() & {"y", "dx"}:
             assert np.array_equal(together[name][rows, b], alone[name][:, 0]), name

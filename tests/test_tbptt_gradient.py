@@ -1,6 +1,7 @@
 """The truncated gradients of all windows at once."""
 
 from itertools import product
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -138,12 +139,12 @@ def test_a_cell_is_a_layer(cell: str) -> None:
     module, layer = make_cell(cell, dtype="float64"), make_layer(cell, dtype="float64")
     layer.load_state_dict({f"{name}_l0": p for name, p in module.state_dict().items()})
     x, dy, state = normal((9, B, I), "float64", 1), normal((9, B, H), "float64", 2), make_state(module, (B,), 3)
-    own = mapped(lambda part: part[None], state)
+    own = mapped(itemgetter(np.s_[None]), state)
     expected = {name.removesuffix("_l0"): a for name, a in gradient(layer, x, dy, 2, 5, state=own).items()}
     for name in named_states((), state):
         expected[name] = expected[name][0]
     assert_same_bits(gradient(module, x, dy, 2, 5, state=state), expected)
-    one = mapped(lambda part: part[0], state)
+    one = mapped(itemgetter(0), state)
     single = gradient(module, x[:, 0], dy[:, 0], 2, 5, state=one)
     assert_same_bits(
         {"dx": single["dx"], "dh0": single["dh0"]}, {"dx": expected["dx"][:, 0], "dh0": expected["dh0"][0]}
