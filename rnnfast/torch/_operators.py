@@ -24,7 +24,7 @@ def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
 
 @operator("forward", f"({CALL}, bool training) -> Tensor[]")
 def forward_operator(*arguments: Any) -> list[Tensor]:
-    """Return y, the last states and what backward needs, gates and states of each step; empty where there is nothing."""
+    """Return y, the last states and what backward needs, gates and states of each step; empty where nothing is."""
     call, training = Call(*arguments[:-1]), arguments[-1]
     memory: tuple[Any, ...] = (None, None)
     if training:
