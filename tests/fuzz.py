@@ -35,6 +35,7 @@ from problems import (
     named_gradients,
     named_grads,
     named_state,
+    of_states,
     parts,
     solve,
     state_names,
@@ -623,7 +624,7 @@ def c_interface(rng: Rng) -> Attempt:
     p = p.without(*(name for name in ("h0", "c0", "dh", "dc") if rng.random() < 0.3))
     resets = rng.random(p.x.shape[:-1]) < 0.2 if rng.random() < 0.3 else None
     call = capi.Call(p, sizes, None if resets is None else resets.astype(np.uint8))
-    unwanted = [name for name in ("h", "c", "dx", "dh0", "dc0") if rng.random() < 0.2]
+    unwanted = [name for name in ("dx", *sorted(of_states(p.cell))) if rng.random() < 0.2]
     if "dx" in unwanted:
         call.backward.dx = None
     for s, name in enumerate(_core.cells[p.cell].states):
@@ -644,8 +645,9 @@ def c_interface(rng: Rng) -> Attempt:
         else:
             setattr(changed, name, value)
         bad = f"{struct}.{name} = {value}"
-    written = [a for name, a in call.results.items() if not bad.startswith("backward") or name not in {"y", "h", "c"}]
-    read = [a for ws in p.parameters for a in ws] + [p.x, p.h0, p.c0, p.dy, p.dh, p.dc]
+    forward = {"y", *state_names(p.cell)}
+    written = [a for name, a in call.results.items() if not bad.startswith("backward") or name not in forward]
+    read = [a for ws in p.parameters for a in ws] + [p.x, *p.state0, p.dy, *p.dstate]
 
     def solved() -> Results:
         results = call.solve(TAPE)
