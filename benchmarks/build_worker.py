@@ -23,7 +23,7 @@ import rnnfast.stream
 from rnnfast import _core, functional
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
 
-FORMS: list[dict[str, Any]] = [{}, {"reset_after": False}, {"nonlinearity": "relu"}]  # of a class of layers
+FORMS: list[dict[str, Any]] = [{}, {"reset_after": False}, {"nonlinearity": "relu"}]  # options that choose the cell
 V = 50  # tokens
 Given: TypeAlias = Callable[["Case", "Numbers"], dict[str, Any]]
 
@@ -92,6 +92,9 @@ def layers() -> dict[str, tuple[str, dict[str, Any]]]:
             for form in FORMS:
                 if form.keys() <= inspect.signature(kind).parameters.keys():
                     found.setdefault(kind(1, 1, **form).cell, (name, form))
+    if missing := getattr(_core, "cells", {}).keys() - found.keys():  # an older build may have no such list
+        msg = f"no class of layers has {', '.join(sorted(missing))} under any of FORMS"
+        raise NotImplementedError(msg)
     return found
 
 

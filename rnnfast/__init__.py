@@ -5,6 +5,7 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)  # in a checkout, finds the installed extension
 
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ except ImportError as error:
     error.name = error.name or __name__  # of a bad RNNFAST_*: `python -m rnnfast` then says it in one line
     raise
 
-from . import functional
+from . import functional, truncation
 from ._base.module import Module, initialize, num_parameters
 from ._base.scalars import Integer, int64
 from .cells import GRUCell, LSTMCell, RNNCell
@@ -24,7 +25,7 @@ from .container import Modules, load
 from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, Linear
 from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
-from .tbptt import tbptt_gradient
+from .truncation import tbptt, tbptt_gradient
 
 if TYPE_CHECKING:
     from . import convert as convert
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from . import stream as stream
     from . import torch as torch
     from . import training as training
-    from .tbptt import tbptt  # at run time the module of this name, which is called as the function is
 
 __all__ = [
     "GRU",
@@ -64,6 +64,10 @@ __all__ = [
     "tbptt_gradient",
     "threads",
 ]
+
+# The module had the name of its function once: `from rnnfast.tbptt import Window` still finds it, while the attribute
+# `rnnfast.tbptt` is the function.
+sys.modules[f"{__name__}.tbptt"] = truncation
 
 __version__: str = _core.config()["version"]
 

@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from . import _core
 from ._base.arrays import Array, ArrayLike, checked
-from ._base.module import Module, Tape, check_tape
+from ._base.module import RecurrentModule, Tape, check_tape
 from ._base.named import checked_grads
 from ._base.names import PARAMETERS, elman_cell, gru_cell, recurrent_shapes
 from ._base.scalars import Flag, Integer, addressable, flag, size
@@ -18,10 +18,9 @@ from ._base.state import Parts, StateLike, StateT, each, parts_of, state_of
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 
-class RecurrentCell(Module, Generic[StateT]):
+class RecurrentCell(RecurrentModule, Generic[StateT]):
     """One step of one cell."""
 
-    cell: str
     weight_ih: Array
     weight_hh: Array
     bias_ih: Array

@@ -8,7 +8,7 @@ import numpy as np
 
 from ._base.arrays import Array, checked, checked_target
 from ._base.files import UNREADABLE, Name, check_readable
-from ._base.module import CLASSES, Module, Stateful
+from ._base.module import Module, Stateful, described, description_of
 from ._base.named import check_apart, checked_keys
 
 __all__ = ["Modules", "load"]
@@ -145,28 +145,6 @@ class Modules(Stateful, Mapping[str, Any]):
         checked_keys(together, self.state_dict(), "grads")
         return together
 
-    def _description(self) -> dict[str, Any]:
-        if type(self) is not Modules:
-            kind = type(self).__name__
-            msg = f"self: expected a class of rnnfast's own, got {kind}; rnnfast.Modules(self) can be saved"
-            raise TypeError(msg)
-        modules = {name: m._description() if isinstance(m, Stateful) else None for name, m in self.items()}
-        return {"class": "Modules", "modules": modules}
-
-    @classmethod
-    def _described(cls, description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
-        modules = description["modules"]
-        made = {name: tensors.pop(name) if module is None else None for name, module in modules.items()}
-        parts: dict[str, dict[str, Any]] = {name: {} for name, module in modules.items() if module is not None}
-        for key in list(tensors):
-            name, _, parameter = key.partition(".")
-            if parameter and name in parts:
-                parts[name][parameter] = tensors.pop(key)
-        for name, part in parts.items():
-            made[name] = _described(modules[name], part)
-        tensors |= joined(parts)  # what nothing has taken
-        return cls(made)
-
 
 def load(path: Name) -> Module | Modules:
     """Make the layer, cell, `Linear` or `Modules` that its `save` wrote.
@@ -207,7 +185,7 @@ def load(path: Name) -> Module | Modules:
             metadata = file.metadata() or {}
             description = json.loads(metadata["rnnfast"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            made: Module | Modules = _described(description, tensors)
+            made: Module | Modules = _made(description, tensors)
             if tensors:
                 raise ValueError([*tensors])
     except (*UNREADABLE, safetensors.SafetensorError) as error:
@@ -257,6 +235,28 @@ def _module(module: Any, name: object) -> Any:
     raise TypeError(msg)
 
 
-def _described(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
+@description_of.register
+def _(modules: Modules) -> dict[str, Any]:
+    if type(modules) is not Modules:
+        kind = type(modules).__name__
+        msg = f"self: expected a class of rnnfast's own, got {kind}; rnnfast.Modules(self) can be saved"
+        raise TypeError(msg)
+    parts = {name: description_of(m) if isinstance(m, Stateful) else None for name, m in modules.items()}
+    return {"class": "Modules", "modules": parts}
+
+
+def _made(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
     """Make what a file describes, of parameters that it takes out of `tensors`."""
-    return CLASSES[description["class"]]._described(description, tensors)
+    if description["class"] != "Modules":
+        return described(description, tensors)
+    modules = description["modules"]
+    made = {name: tensors.pop(name) if module is None else None for name, module in modules.items()}
+    parts: dict[str, dict[str, Any]] = {name: {} for name, module in modules.items() if module is not None}
+    for key in list(tensors):
+        name, _, parameter = key.partition(".")
+        if parameter and name in parts:
+            parts[name][parameter] = tensors.pop(key)
+    for name, part in parts.items():
+        made[name] = _made(modules[name], part)
+    tensors |= joined(parts)  # what nothing has taken
+    return Modules(made)

@@ -6,13 +6,13 @@ import numpy as np
 
 from . import _core
 from ._base.arrays import Array, ArrayLike, Integers, quiet
+from ._base.packed import PackedSequence, row_numbers
 from ._base.state import STATES, Parts, StateLike
 from ._stack import whole
 from ._stack.backpropagation import backward
 from ._stack.call import Call, checked_call, results
 from ._stack.recurrent import Recurrent
 from ._stack.tape import LayerTape
-from .ragged import PackedSequence, row_numbers
 
 __all__ = ["GradientFlow", "gradient_flow"]
 

@@ -95,12 +95,13 @@ Examples
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
 from . import _core
 from ._base.arrays import Array as Array
 from ._base.arrays import ArrayLike
 from ._base.names import Grads as Grads
+from ._base.names import OneStateCell, TwoStateCell
 from ._base.names import Parameters as Parameters
 from ._base.scalars import Flag, Number, bound, flag
 from ._base.state import STATES, Parts, beside_h, out_parts, parts_of, state_of
@@ -123,7 +124,7 @@ class _Options(TypedDict, total=False):
 
 @overload
 def inference(
-    cell: Literal["lstm"],
+    cell: TwoStateCell,
     x: ArrayLike,
     parameters: Parameters,
     state: StateLike | None = None,
@@ -131,7 +132,7 @@ def inference(
 ) -> tuple[Array, tuple[Array, Array]]: ...
 @overload
 def inference(
-    cell: Literal["gru", "gru_reset_before", "rnn_tanh", "rnn_relu"],
+    cell: OneStateCell,
     x: ArrayLike,
     parameters: Parameters,
     state: StateLike | None = None,
@@ -161,8 +162,8 @@ def inference(
 
     Parameters
     ----------
-    cell : {"lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"}
-        The equations; see `rnnfast.functional`.
+    cell : str
+        The name of the equations, one of those in `rnnfast.functional`.
     x : array [T,B,I], or of integers [T,B]
         The input, or its tokens; T is at least 1, B may be 0. With `batch_sizes` [N,I] or [N].
     parameters : sequence of D tuples
@@ -209,7 +210,7 @@ def inference(
 
 @overload
 def forward(
-    cell: Literal["lstm"],
+    cell: TwoStateCell,
     x: ArrayLike,
     parameters: Parameters,
     state: StateLike | None = None,
@@ -217,7 +218,7 @@ def forward(
 ) -> tuple[Array, tuple[Array, Array], _core.Tape[tuple[Array, Array]]]: ...
 @overload
 def forward(
-    cell: Literal["gru", "gru_reset_before", "rnn_tanh", "rnn_relu"],
+    cell: OneStateCell,
     x: ArrayLike,
     parameters: Parameters,
     state: StateLike | None = None,

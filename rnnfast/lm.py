@@ -367,7 +367,7 @@ class Checkpoint(NamedTuple):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             options = Options(**description.pop("options"))
             checkpoint = cls(path=path, options=options, tensors=tensors, **description)
-            checkpoint._check()
+            checkpoint._check_tensors()
         except (*UNREADABLE, OSError, safetensors.SafetensorError) as error:
             msg = f"{path}: not a model that `python -m rnnfast train` has saved"
             raise UsageError(msg) from error
@@ -378,7 +378,7 @@ class Checkpoint(NamedTuple):
         parameters = {name: a.copy() for name, a in _part(self.tensors, "model").items()}
         return CharLM(self.vocabulary, self.options, parameters)
 
-    def _check(self) -> None:
+    def _check_tensors(self) -> None:
         """Check all that is no tensor against the tensors, and these against each other."""
         options = self.options
         model = CharLM(self.vocabulary, options, _part(self.tensors, "model"))

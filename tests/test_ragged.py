@@ -1,5 +1,6 @@
 """Packing: nothing is lost, nothing of the padding leaks, torch agrees; batches of like lengths hold all, once."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from problems import Array
 
 import rnnfast
 from rnnfast import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
-from rnnfast.ragged import checked_packed, rows
+from rnnfast._base.packed import checked_packed, rows
 
 rf: Any = rnnfast  # these calls are not what the types allow
 
@@ -64,6 +65,15 @@ def test_there_and_back(lengths: list[int], dtype: str, features: tuple[int, ...
     again, n = pad_packed(packed, batch_first=batch_first, total_length=x.shape[1 if batch_first else 0])
     assert_same(again, x)
     assert_same(n, np.array(lengths, np.int64))
+
+
+def test_a_packed_sequence_is_pickled_by_its_public_name() -> None:
+    packed = pack_padded(np.zeros((3, 2)), [3, 1])
+    data = pickle.dumps(packed)
+    assert b"rnnfast.ragged" in data
+    again = pickle.loads(data)
+    assert type(again) is PackedSequence
+    assert_same(pad_packed(again)[0], pad_packed(packed)[0])
 
 
 @given(ragged_lengths)

@@ -12,10 +12,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rnnfast"
 PYTHON = sorted(path for path in PACKAGE.rglob("*.py*") if path.suffix in {".py", ".pyi", ".pyx"})
-MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PYTHON}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in PYTHON}
 MOST_LINES = 600
 
-FILES = {path.relative_to(ROOT).as_posix(): path for path in PYTHON if path.suffix == ".py"}
+# What the rooms below the public modules import, beside themselves. A layer makes streams, which are compiled and stand
+# on the module of the stack that knows no runs.
+BELOW = {
+    "_core": set(),
+    "_base": {"_core"},
+    "_stack": {"_core", "_base", "stream"},
+    "stream": {"_core", "_base", "_stack"},
+    "reference": set(),
+}
+
+FILES = {path.relative_to(ROOT).as_posix(): path for path in PYTHON}
 by_file = pytest.mark.parametrize("path", FILES.values(), ids=FILES)
 
 
@@ -48,6 +64,10 @@ def own(path: Path) -> list[Path]:
     return [path] if path.parent == PACKAGE else [other for other in PYTHON if other.parent == path.parent]
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
 @cache
 def private_names(path: Path) -> frozenset[str]:
     """Return the names with one underscore that a file gives to functions, classes, variables and attributes."""
@@ -57,13 +77,44 @@ def private_names(path: Path) -> frozenset[str]:
             names.add(node.name)
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
             names.add(node.id if isinstance(node, ast.Name) else node.attr)
-    return frozenset(name for name in names if name.startswith("_") and not name.endswith("__"))
+    return frozenset(filter(is_private, names))
+
+
+def room_of(module: str) -> str:
+    """Return the folder or module right in the package that this one is, or lies in."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+@cache
+def private_attributes(path: Path) -> frozenset[str]:
+    """Return those of the private names that belong to classes and their objects."""
+    names = {
+        n.attr for n in ast.walk(statements(path)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)
+    }
+    for kind in ast.walk(statements(path)):
+        for node in kind.body if isinstance(kind, ast.ClassDef) else ():
+            if isinstance(node, ast.FunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return frozenset(filter(is_private, names))
+
+
+def taken_over(path: Path) -> Iterator[str]:
+    """Yield the private names that classes of this file define and that a base class from elsewhere has too."""
+    homes = {name: own(MODULES[module]) for module, name in imported(path) if name}
+    for kind in ast.walk(statements(path)):
+        for base in kind.bases if isinstance(kind, ast.ClassDef) else ():
+            name = base.value if isinstance(base, ast.Subscript) else base
+            if isinstance(name, ast.Name) and name.id in homes and path not in homes[name.id]:
+                yield from private_attributes(path) & frozenset().union(*map(private_attributes, homes[name.id]))
 
 
 def test_there_is_no_circle_of_imports() -> None:
     graph: dict[str, set[str]] = {name: set() for name in MODULES}
     for path in PYTHON:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        name = module_of(path)
         graph[name] |= {module for module, _ in imported(path)} - {name}
     try:
         TopologicalSorter(graph).prepare()
@@ -72,12 +123,51 @@ def test_there_is_no_circle_of_imports() -> None:
 
 
 @by_file
+def test_lower_rooms_import_nothing_from_above(path: Path) -> None:
+    room = room_of(module_of(path))
+    if room in BELOW:
+        assert {room_of(module) for module, _ in imported(path)} <= BELOW[room] | {room}
+
+
+@pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
+def test_a_module_shares_its_name_with_nothing_in_its_package(package: str) -> None:
+    names = {name for _, name in imported(MODULES[package])}
+    for node in ast.walk(statements(MODULES[package])):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    assert not {f"{package}.{name}" for name in names} & set(MODULES)
+
+
+def test_the_old_name_of_truncation_is_imported_from() -> None:
+    import rnnfast.tbptt  # type: ignore[import-not-found]
+    from rnnfast.tbptt import Window, tbptt, tbptt_gradient
+
+    assert rnnfast.tbptt is tbptt is rnnfast.truncation.tbptt
+    assert tbptt_gradient is rnnfast.tbptt_gradient
+    assert Window is rnnfast.truncation.Window
+
+
+@by_file
 def test_underscore_names_stay_at_home(path: Path) -> None:
+    others = [other for other in PYTHON if other not in own(path)]
     at_home = frozenset[str]().union(*map(private_names, own(path)))
-    elsewhere = frozenset[str]().union(*map(private_names, PYTHON)) - at_home
-    used = {node.attr for node in ast.walk(statements(path)) if isinstance(node, ast.Attribute)}
-    used |= {name for _, name in imported(path)}
-    assert not used & elsewhere
+    elsewhere = frozenset[str]().union(*map(private_names, others))
+    attributes = frozenset[str]().union(*map(private_attributes, others))
+    used = {name for _, name in imported(path)}
+    if path.suffix == ".pyx":
+        used |= set(
+            re.findall(r"(?<!self)\.(_\w+)", re.sub(r"^from .*", "", path.read_text("utf-8"), flags=re.MULTILINE))
+        )
+    for node in ast.walk(statements(path)):
+        if isinstance(node, ast.Attribute):
+            used.add(node.attr)
+            # What is not the object's own may belong to a class from elsewhere, which has the name as well.
+            if not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}):
+                assert node.attr not in attributes
+    assert not used & (elsewhere - at_home)
+    assert not list(taken_over(path))
 
 
 @by_file

@@ -34,7 +34,7 @@ from problems import (
 
 import rnnfast
 from rnnfast import PackedSequence, _core, functional, pack_padded, pad_packed, reference
-from rnnfast.ragged import inverse
+from rnnfast._base.packed import inverse
 
 # 1, W - 1, W, W + 1 and two vectors of each width W in {2, 4, 8, 16}
 AROUND_LANES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33)

@@ -19,8 +19,21 @@ import numpy as np
 import pytest
 
 import rnnfast
-import rnnfast.tbptt as tbptt_module
-from rnnfast import GRU, LSTM, RNN, GRUCell, Linear, LSTMCell, Module, PackedSequence, RNNCell, functional, training
+from rnnfast import (
+    GRU,
+    LSTM,
+    RNN,
+    GRUCell,
+    Linear,
+    LSTMCell,
+    Module,
+    PackedSequence,
+    RNNCell,
+    _core,
+    functional,
+    training,
+)
+from rnnfast._base import names
 from rnnfast._base.arrays import ArrayLike
 from rnnfast.functional import Array, State
 from rnnfast.stream import Stream
@@ -91,6 +104,11 @@ def test_a_function_has_the_state_of_its_cell() -> None:
     _, either = functional.inference(cell, x, [(w3, w3, None, None)])
     assert_type(either, State)
     assert h.shape == c.shape == (1, 1, 1)
+
+
+def test_the_cells_that_type_checkers_know_have_as_many_states() -> None:
+    for cells, states in ((names.OneStateCell, 1), (names.TwoStateCell, 2)):
+        assert {len(_core.cells[cell].states) for cell in typing.get_args(cells)} == {states}
 
 
 def test_parameters_are_attributes() -> None:
@@ -238,20 +256,8 @@ def test_signatures_name_the_arguments(value: Any, signature: str) -> None:
     assert inspect.getdoc(value)
 
 
-# The module `tbptt`, which is called as its function is
-
-
-def test_tbptt_is_a_module_that_is_called() -> None:
-    called: Any = rnnfast.tbptt
-    assert called is tbptt_module
-    assert isinstance(tbptt_module, ModuleType)
-    assert_type(tbptt_module.tbptt_gradient(GRU(3, 4), X, DY, 2, 3)[1], Array)
-    assert tbptt_module.tbptt_gradient is rnnfast.tbptt_gradient
+def test_tbptt_is_a_function_pickled_and_copied_by_name() -> None:
+    assert isinstance(rnnfast.tbptt, FunctionType)
     assert [(w.start, w.stop) for w in rnnfast.tbptt(GRU(3, 4), X, k1=2, k2=3)] == [(0, 2), (2, 4), (4, 5)]
-    assert inspect.signature(rnnfast.tbptt) == inspect.signature(tbptt_module.tbptt)
-
-
-@pytest.mark.parametrize("value", [rnnfast.tbptt, tbptt_module.tbptt], ids=["module", "function"])
-def test_tbptt_is_pickled_and_copied_by_name(value: Any) -> None:
-    assert pickle.loads(pickle.dumps(value)) is value
-    assert copy.copy(value) is copy.deepcopy(value) is value
+    assert pickle.loads(pickle.dumps(rnnfast.tbptt)) is rnnfast.tbptt
+    assert copy.copy(rnnfast.tbptt) is copy.deepcopy(rnnfast.tbptt) is rnnfast.tbptt

@@ -8,11 +8,11 @@
  *
  * returns the table, or NULL with an exception set.
  *
- * Sizes are T time steps, B sequences, I inputs, H hidden units, D directions, L layers and G gates (lstm 4, gru 3,
- * rnn 1, in torch's order). The state is an array of pointers to the S states of a cell: of the lstm {h, c}, else {h}.
- * In a struct, NULL in place of the array or of a pointer in it means zeros, or that a result is not wanted. Every
- * array is contiguous, aligned to its elements and of the call's dtype. Results have the bits of the Python functions'
- * own.
+ * Sizes are T time steps, B sequences, I inputs, H hidden units, D directions and L layers, and of a cell G gates and S
+ * states. The documentation of rnnfast.functional names the cells, with their equations, the order of their gates and
+ * their states, of which h is the first. A state is an array of pointers to its S parts. In a struct, NULL in place of
+ * the array or of a pointer in it means zeros, or that a result is not wanted. Every array is contiguous, aligned to
+ * its elements and of the call's dtype. Results have the bits of the Python functions' own.
  *
  * Every function checks its arguments before it writes anything. Arrays that a call writes must not overlap others of
  * the call; forward and backward check that too, and how arrays are aligned, while streams leave it to the caller. In a
@@ -54,7 +54,7 @@ typedef struct rnnfast_weights {
 
 /* Layers of one cell, in one direction, each after the first reading the output of the one before. */
 typedef struct rnnfast_stack {
-  const char* cell; /* "lstm", "gru", "gru_reset_before", "rnn_tanh" or "rnn_relu" */
+  const char* cell; /* its name in rnnfast.functional, such as "lstm" */
   rnnfast_dtype dtype;
   ptrdiff_t num_layers, input_size, hidden_size; /* L, I and H; I alone is a macro of complex.h */
   const rnnfast_weights* layers;                 /* [L] */

@@ -11,10 +11,10 @@
 #include "c/checks.h"
 #include "c/claim.h"
 #include "c/functions.h"
-#include "run/calls.h"
 #include "run/dispatch.h"
 #include "run/memory.h"
-#include "run/sequences.h"
+#include "run/problem.h"
+#include "run/schedule.h"
 #include "run/threads.h"
 #include "types.h"
 
@@ -105,14 +105,18 @@ class Arrays {
  public:
   explicit Arrays(rnnfast_dtype dtype) : item_(dtype == RNNFAST_FLOAT64 ? sizeof(double) : sizeof(float)) {}
 
-  void read(const char* name, const void* data, Index elements) { add({name, no_state}, data, elements, false); }
-  void written(const char* name, const void* data, Index elements) { add({name, no_state}, data, elements, true); }
+  void read(const char* name, const void* data, Index elements) {
+    add({.argument = name, .state = no_state}, data, elements, false);
+  }
+  void written(const char* name, const void* data, Index elements) {
+    add({.argument = name, .state = no_state}, data, elements, true);
+  }
 
   void read(const char* name, const StatePointers<const void>& states, Index elements) {
-    for (std::size_t s = 0; s < most_states; ++s) add({name, int(s)}, states[s], elements, false);
+    for (std::size_t s = 0; s < most_states; ++s) add({.argument = name, .state = int(s)}, states[s], elements, false);
   }
   void written(const char* name, const StatePointers<void>& states, Index elements) {
-    for (std::size_t s = 0; s < most_states; ++s) add({name, int(s)}, states[s], elements, true);
+    for (std::size_t s = 0; s < most_states; ++s) add({.argument = name, .state = int(s)}, states[s], elements, true);
   }
 
   void read(const Layer& layer) {

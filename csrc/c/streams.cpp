@@ -8,9 +8,9 @@
 #include "c/checks.h"
 #include "c/claim.h"
 #include "c/functions.h"
-#include "run/calls.h"
 #include "run/dispatch.h"
 #include "run/memory.h"
+#include "run/problem.h"
 #include "run/threads.h"
 #include "types.h"
 
@@ -104,7 +104,7 @@ class Stream final : public rnnfast_stream {
     for (std::size_t s = 0; s < states(); ++s)
       for (Index l = 0; l < L_; ++l)
         for (Index b = 0; b < B_; ++b)
-          if (!rows || rows[b]) std::copy_n(&initial_[s][std::size_t(l * H_)], H_, state_of(s, l) + b * H_);
+          if (!rows || rows[b]) std::copy_n(&initial_[s][std::size_t(l * H_)], H_, state_of_layer(s, l) + b * H_);
   }
 
   void get_state(void* const* state) const override {
@@ -128,7 +128,7 @@ class Stream final : public rnnfast_stream {
     return given ? std::vector<Real>(given, given + L_ * H_) : std::vector<Real>(std::size_t(L_ * H_));
   }
 
-  Real* state_of(std::size_t s, Index l) { return &state_[s][std::size_t(l * B_ * H_)]; }
+  Real* state_of_layer(std::size_t s, Index l) { return &state_[s][std::size_t(l * B_ * H_)]; }
 
   // Of a layer whose problem is known. The state is advanced in place.
   void set_direction(ForwardArgs<Real>& layer, const rnnfast_weights& weights, Index l) {
@@ -147,8 +147,8 @@ class Stream final : public rnnfast_stream {
                                   .y = {l + 1 < L_ ? data(between_[l % 2]) : nullptr, H_},
                                   .last = {}};
     for (std::size_t s = 0; s < states(); ++s) {
-      arrays.last[s] = {state_of(s, l), H_};
-      arrays.initial[s] = {state_of(s, l), H_};
+      arrays.last[s] = {state_of_layer(s, l), H_};
+      arrays.initial[s] = {state_of_layer(s, l), H_};
     }
     set_directions(layer, arrays, TapeMemory<>{});
   }
@@ -246,7 +246,7 @@ rnnfast_status stream_run_until(rnnfast_stream* stream, ptrdiff_t T, const void*
     require_steps(T, x, y);
     require(stop, "stop: expected a function, got NULL");
     claim.follow_forks();
-    finished = stream->run(T, x, y, {stop, context});
+    finished = stream->run(T, x, y, {.function = stop, .context = context});
   });
   return finished ? status : fail(RNNFAST_INTERRUPTED, "stop: expected 0 until the run's end, got another number");
 }

@@ -29,7 +29,7 @@ TapeSize tape_size(const Problem& p) {
 
 template <class Real>
 Index packed_size(const Problem& p) {
-  Arena<Real> arena = {nullptr, 0};
+  Arena<Real> arena = {.base = nullptr, .used = 0};
   lay_out_packed(p, blocks_of<Real>(p.H), arena);
   return arena.used;
 }
@@ -38,20 +38,20 @@ template <class Real>
 void pack_weights(const Problem& p, const Parameters<const Real>& parameters, Real* packed) {
   const FloatingPointMode mode;
   const Blocks units = blocks_of<Real>(p.H);
-  Arena<Real> arena = {packed, 0};
+  Arena<Real> arena = {.base = packed, .used = 0};
   pack_direction(p, parameters, lay_out_packed(p, units, arena), all(units));
 }
 
 template <class Real>
 Index forward_scratch(const Problem& p, bool packed) {
-  Arena<Real> arena = {nullptr, 0};
+  Arena<Real> arena = {.base = nullptr, .used = 0};
   lay_out_forward(p, arena);
   return arena.used + (packed ? 0 : p.D * packed_size<Real>(p));
 }
 
 template <class Real>
 Index backward_scratch(const Problem& p, bool need_dx, const Windows& windows) {
-  Arena<Real> arena = {nullptr, 0};
+  Arena<Real> arena = {.base = nullptr, .used = 0};
   lay_out_backward(p, View<Real>{}, need_dx, windows, arena);
   return arena.used;
 }
@@ -63,7 +63,7 @@ void read_gate(const Problem& p, const Real* gates, int gate, const View<Real>& 
   const Blocks units = blocks_of<Real>(p.H);
   for (Index chunk = 0; chunk < chunk_count(p); ++chunk) {
     const Index first = row_of(p, chunk_start(p, chunk)), rows = row_of(p, chunk_start(p, chunk + 1)) - first;
-    const Gates<const Real> kept = {gates + gates_size(cell.slots, first, units), rows};
+    const Gates<const Real> kept = {.data = gates + gates_size(cell.slots, first, units), .rows = rows};
     for_each_block<Real>(units, all(units), [&]<class S>(const BlockRange& range) {
       const Real* from = gates_at(kept, range.unit, 0, S::lanes, cell.slots);
       from += (cell.slots - cell.gates + gate) * S::lanes;
@@ -91,7 +91,7 @@ Index linear_scratch(const LinearSize& n) {
 
 template <class Real>
 Index linear_backward_scratch(const LinearSize& n) {
-  Arena<Real> arena = {nullptr, 0};
+  Arena<Real> arena = {.base = nullptr, .used = 0};
   lay_out_linear_backward(n, arena);
   return arena.used;
 }

@@ -71,7 +71,7 @@ RNNFAST_INLINE void for_my_blocks(Index blocks, Index directions, const Team& te
   const Index last = share(blocks * directions, team.rank + 1, team.size);
   for (Index d = 0; d < directions; ++d) {
     const Index from = first > d * blocks ? first - d * blocks : 0, to = min_index(last - d * blocks, blocks);
-    if (from < to) f(int(d), Span{from, to});
+    if (from < to) f(int(d), Span{.first = from, .last = to});
   }
 }
 
@@ -82,7 +82,7 @@ RNNFAST_INLINE void for_my_rows(Index rows, const Team& team, F&& f) {
   const Index last = share(rows, team.rank + 1, team.size);
   for (Index first = share(rows, team.rank, team.size); first < last; first += at_once) {
     if (team.interrupted(team)) return;
-    f(RowRange{first, min_index(at_once, last - first)});
+    f(RowRange{.first = first, .count = min_index(at_once, last - first)});
   }
 }
 

@@ -6,6 +6,8 @@
 // p: 1.8e-9 in float, 8e-19 in double.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/vec.h"
 
 namespace rnnfast::RNNFAST_ISA {

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "python/arrays.h"
-#include "run/calls.h"
 #include "run/dispatch.h"
-#include "run/sequences.h"
+#include "run/problem.h"
+#include "run/schedule.h"
 #include "run/threads.h"
 #include "types.h"
 

@@ -12,9 +12,9 @@
 #include "python/interpreter.h"
 #include "python/tape.h"
 #include "python/tokens.h"
-#include "run/calls.h"
 #include "run/dispatch.h"
 #include "run/memory.h"
+#include "run/problem.h"
 #include "types.h"
 
 namespace rnnfast {

@@ -8,9 +8,9 @@
 
 #include "python/arguments.h"
 #include "python/arrays.h"
-#include "run/calls.h"
 #include "run/dispatch.h"
-#include "run/sequences.h"
+#include "run/problem.h"
+#include "run/schedule.h"
 #include "types.h"
 
 namespace rnnfast {

@@ -31,7 +31,7 @@ class Cache {
       if (block->capacity >= bytes && block->capacity / 2 <= bytes &&
           (best == idle_.end() || block->capacity < best->capacity))
         best = block;
-    if (best == idle_.end()) return {nullptr, 0};
+    if (best == idle_.end()) return {.data = nullptr, .capacity = 0};
     const Block block = *best;
     bytes_ -= block.capacity;
     idle_.erase(best);
@@ -99,7 +99,7 @@ Buffer::Buffer(std::size_t bytes) : bytes_(bytes) {
 Buffer::~Buffer() {
   if (data_ && capacity_ >= smallest_kept && capacity_ <= most_kept) {
     try {
-      cache.keep({data_, capacity_});
+      cache.keep({.data = data_, .capacity = capacity_});
       return;
     } catch (const std::bad_alloc&) {
       // no room to remember it

@@ -5,6 +5,7 @@
 #include <cctype>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <limits>
@@ -293,7 +294,7 @@ Index team_size(double flops, Index parts, Index most) {
 }
 
 Outcome run_parallel(Index threads, const std::function<void(const Team&)>& job, const std::function<bool()>& poll) {
-  Region region{job, poll, threads};
+  Region region = {.job = job, .poll = poll, .size = threads};
   if (threads > 1)
     current_pool.load(std::memory_order_acquire)->run(region);
   else

@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, singledispatch
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,7 +22,7 @@ MADE = "parameters", "rng", "fan", "gates", "directions", "cell"  # what constru
 PACKAGE = __name__.partition(".")[0]
 
 
-CLASSES: dict[str, type["Stateful"]] = {}  # this package's, by the names that files have of them
+CLASSES: dict[str, type["Module"]] = {}  # this package's, by the names that files have of them
 
 
 @cache
@@ -59,23 +59,9 @@ def is_own(kind: type) -> bool:
 class Stateful(ABC):
     """What layers and `Modules` do alike with their parameters: values to load, and files."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if is_own(cls):
-            CLASSES[cls.__name__] = cls
-
     @abstractmethod
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters by their names: the arrays themselves, not copies."""
-
-    @abstractmethod
-    def _description(self) -> dict[str, Any]:
-        """Return the class by name, and what its constructor needs beside the parameters, for JSON."""
-
-    @classmethod
-    @abstractmethod
-    def _described(cls, description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
-        """Make what `_description` describes, of parameters that it takes out of `tensors`."""
 
     def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
         """Copy the values of `state_dict` into the parameters, in place.
@@ -114,7 +100,7 @@ class Stateful(ABC):
 
         from safetensors.numpy import save
 
-        description = json.dumps(self._description())
+        description = json.dumps(description_of(self))
         tensors = {name: np.require(a, requirements="C") for name, a in self.state_dict().items()}
         files.write(path, save(tensors, {"rnnfast": description}))
 
@@ -136,6 +122,11 @@ class Module(Stateful):
     parameters: dict[str, Array]
     gates = 1  # blocks of rows in each parameter
     fan: int  # H; in `Linear`, I
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if is_own(cls):
+            CLASSES[cls.__name__] = cls
 
     def __init__(self, shapes: Iterable[Shape], fan: int, dtype: object, seed: Any) -> None:
         self.dtype = float_dtype(dtype)
@@ -194,15 +185,14 @@ class Module(Stateful):
         """Return the parameters by torch's names: the arrays themselves, as torch does, not copies."""
         return dict(self.parameters)
 
-    def _description(self) -> dict[str, Any]:
-        if type(self) is not kind_of(self):
-            msg = f"self: expected a class of rnnfast's own, got {type(self).__name__}; its state_dict() can be saved"
-            raise TypeError(msg)
-        return {"class": type(self).__name__, "arguments": arguments_of(self)}
 
-    @classmethod
-    def _described(cls, description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
-        return cls(**description["arguments"], seed=Kept(tensors))
+class RecurrentModule(Module):
+    """What layers and cells have in common: they run a cell."""
+
+    cell: str  # its name in `_core.cells`
+    input_size: int
+    hidden_size: int
+    bias: bool
 
 
 def kind_of(module: Module) -> Any:
@@ -215,6 +205,23 @@ def arguments_of(module: Module) -> dict[str, Any]:
     arguments = {name: getattr(module, name) for name in parameters_of(kind_of(module)) if name != "seed"}
     bias = arguments["bias"]  # of a `Linear`, the array itself or None
     return arguments | {"dtype": str(module.dtype), "bias": bias is not None and bias is not False}
+
+
+@singledispatch
+def description_of(module: Any) -> dict[str, Any]:
+    """Return the class by name, and what its constructor needs beside the parameters, for JSON.
+
+    Modules in a container are described there.
+    """
+    if type(module) is not kind_of(module):
+        msg = f"self: expected a class of rnnfast's own, got {type(module).__name__}; its state_dict() can be saved"
+        raise TypeError(msg)
+    return {"class": type(module).__name__, "arguments": arguments_of(module)}
+
+
+def described(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
+    """Make the module that `description_of` describes, of parameters that it takes out of `tensors`."""
+    return CLASSES[description["class"]](**description["arguments"], seed=Kept(tensors))
 
 
 def copy_of(module: Module) -> Any:
@@ -372,7 +379,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
         msg = f"layer: expected a layer, a cell or Linear, got {type(layer).__name__}"
         raise TypeError(msg)
     choice(scheme, "scheme", ("torch", *SCHEMES))
-    letters = _core.cells[layer.cell].gates if hasattr(layer, "cell") else ""
+    letters = _core.cells[layer.cell].gates if isinstance(layer, RecurrentModule) else ""
     if forget_bias is not None:
         forget_bias = number(forget_bias, "forget_bias", layer.dtype.type)
         if "f" not in letters or not getattr(layer, "bias", False):

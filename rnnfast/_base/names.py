@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from .scalars import choice
 
 Parameters: TypeAlias = Sequence[Sequence[object]]  # as the kernels take them: by direction, in the order of the names
 Grads: TypeAlias = list[tuple[Array, Array, Array | None, Array | None]]
+
+# Of these cells type checkers know how many states they have.
+OneStateCell: TypeAlias = Literal["gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
+TwoStateCell: TypeAlias = Literal["lstm"]
 
 PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 

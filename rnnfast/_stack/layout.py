@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _core, ragged
+from .. import _core
 from .._base.arrays import Array, checked
-from ..ragged import PackedSequence
+from .._base.packed import PackedSequence, checked_lengths, checked_packed, rows
 
 LISTS = list, tuple, range  # whose numbers take the layer's dtype
 
@@ -119,7 +119,7 @@ def layout_of(
     """Check the input of a call: return it as an array and its layout."""
     packed = None
     if isinstance(x, PackedSequence):
-        packed = ragged.checked_packed(x, "x")
+        packed = checked_packed(x, "x")
         if lengths is not None:
             msg = "lengths: expected None, since x is packed, got lengths"
             raise ValueError(msg)
@@ -148,8 +148,8 @@ def layout_of(
         raise ValueError(msg)
     if lengths is None:
         return array, Layout(axes, T, B, batch_first, unbatched)
-    checked_lengths = ragged.checked_lengths(lengths, T, B)
-    rows, sizes, order = ragged.rows(checked_lengths, T, batch_first=batch_first and not unbatched)
+    steps = checked_lengths(lengths, T, B)
+    numbers, sizes, order = rows(steps, T, batch_first=batch_first and not unbatched)
     if len(sizes) == 0:
-        rows, sizes = rows.reshape(1, 0), None
-    return array, Layout(axes, T, B, batch_first, unbatched, None, sizes, order, rows)
+        numbers, sizes = numbers.reshape(1, 0), None
+    return array, Layout(axes, T, B, batch_first, unbatched, None, sizes, order, numbers)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from .._base.arrays import Array, ArrayLike, Integers
 from .._base.module import check_tape
+from .._base.packed import PackedSequence
 from .._base.scalars import Flag, Integer, Number
 from .._base.state import StateLike, StateT
-from ..ragged import PackedSequence
 from . import segments, whole
 from .backpropagation import backward
 from .call import CallOptions, ForwardOptions, Outputs, Override, checked_call, results

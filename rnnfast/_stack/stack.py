@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, checked
-from .._base.module import Kept, Module, Shape
+from .._base.module import Kept, RecurrentModule, Shape
 from .._base.names import layer_names, recurrent_shapes
 from .._base.scalars import Flag, Integer, Number, addressable, flag, number, size
 from .._base.state import Parts, StateT, each, initial_names, parts_of
@@ -19,10 +19,8 @@ from .attributes import StackAttributes
 from .layout import Layout
 
 
-class Stack(Module, StackAttributes, Generic[StateT]):
+class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
     """L layers of one cell, in D directions. What runs them are functions of this package."""
-
-    cell: str
 
     def __init__(
         self,

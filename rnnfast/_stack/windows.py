@@ -11,12 +11,11 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, ArrayLike, checked, checked_target, quiet
-from .._base.module import Kept
+from .._base.module import Kept, RecurrentModule
 from .._base.named import checked_grads
 from .._base.names import layer_names, of_layer
 from .._base.scalars import Integer, choice, size
 from .._base.state import Parts, StateT, add_to_initial, each, fill, initial_names, out_parts, parts_of, state_of
-from ..cells import RecurrentCell
 from .layout import Layout, layout_of
 from .ring import Ring, Steps, Turns
 from .stack import Stack, state_shape
@@ -85,7 +84,7 @@ class Window(Generic[StateT]):
 
 def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tuple[int, int]:
     """Return k1 and k2 if windows of the layer can be made with them."""
-    if not isinstance(layer, Stack | RecurrentCell):
+    if not isinstance(layer, RecurrentModule):
         msg = f"layer: expected a recurrent layer or cell, got {type(layer).__name__}"
         raise TypeError(msg)
     if getattr(layer, "bidirectional", False):
@@ -101,7 +100,7 @@ def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tu
 class CellAsStack(Stack[StateT]):
     """A cell as a stack of one layer that shares its parameters, which end in _l0 here."""
 
-    def __init__(self, module: RecurrentCell[StateT]) -> None:
+    def __init__(self, module: RecurrentModule) -> None:
         self.cell = module.cell
         kept = Kept({f"{name}_l0": p for name, p in module.parameters.items()}, module.rng)
         super().__init__(module.input_size, module.hidden_size, bias=module.bias, dtype=module.dtype, seed=kept)

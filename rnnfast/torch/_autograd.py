@@ -9,8 +9,8 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from .. import _core
-from ._calls import Call, run_backward, tensor_of
 from ._derivatives import differentiable_backward
+from ._kernels import Call, run_backward, tensor_of
 
 
 class _Layer(torch.autograd.Function):  # type: ignore[misc]

@@ -7,7 +7,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from ._calls import Call, Gradients, each
+from ._kernels import Call, Gradients, each
 
 STEPS = {
     "lstm": torch.lstm_cell,

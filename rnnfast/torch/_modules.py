@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _core
 from .._base.state import STATES
 from ._autograd import followed
-from ._calls import Call, tensor_of
 from ._derivatives import STEPS, without_onednn
+from ._kernels import Call, tensor_of
 from ._operators import forward_operator
 
 DTYPES = torch.float32, torch.float64

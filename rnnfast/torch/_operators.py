@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .. import _core
 from .._base.state import STATES
-from ._calls import Call, array_of, run_backward, tensor_of
 from ._derivatives import differentiable_backward
+from ._kernels import Call, array_of, run_backward, tensor_of
 
 CALL = "str cell, bool bias, Tensor x, Tensor[] states, Tensor? batch_sizes, Tensor[] weights"
 

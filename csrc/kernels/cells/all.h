@@ -5,6 +5,8 @@
 #include "kernels/cells/elman.h"
 #include "kernels/cells/gru.h"
 #include "kernels/cells/lstm.h"
+#include "kernels/vec.h"
+#include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

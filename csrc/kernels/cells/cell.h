@@ -21,6 +21,8 @@
 // function forward and one backward.
 #pragma once
 
+#include <cstddef>
+
 #include "kernels/layout.h"
 #include "kernels/products/blocks.h"
 #include "kernels/vec.h"

@@ -25,7 +25,7 @@ constexpr Blocks blocks_of(Index n) {
   const int valid = int(n % W);
   int tail = valid ? W : 0;
   while (tail > 16 / int(sizeof(Real)) && tail / 2 >= valid) tail /= 2;
-  return {n / W, tail, valid, n / W * W + tail};
+  return {.full = n / W, .tail = tail, .valid = valid, .units = n / W * W + tail};
 }
 
 // Unit blocks [first, last).
@@ -35,7 +35,7 @@ struct Span {
 
 constexpr Index count(const Blocks& blocks) { return blocks.full + (blocks.tail ? 1 : 0); }
 
-constexpr Span all(const Blocks& blocks) { return {0, count(blocks)}; }
+constexpr Span all(const Blocks& blocks) { return {.first = 0, .last = count(blocks)}; }
 
 // One block: its first unit, its lanes, and how many of them hold a unit.
 struct BlockWidth {
@@ -45,8 +45,8 @@ struct BlockWidth {
 template <class Real>
 constexpr BlockWidth width_of(const Blocks& blocks, Index block) {
   constexpr Index W = Widest<Real>::lanes;
-  if (block == blocks.full) return {block * W, blocks.tail, blocks.valid};
-  return {block * W, W, W};
+  if (block == blocks.full) return {.unit = block * W, .lanes = blocks.tail, .valid = blocks.valid};
+  return {.unit = block * W, .lanes = W, .valid = W};
 }
 
 // Consecutive unit blocks of the same width.
@@ -76,14 +76,19 @@ RNNFAST_INLINE void for_each_range(const Blocks& blocks, Span span, int group, b
     const Index groups = (full - block) / n;
     for (Index i = 0; i < groups; ++i) {
       const Index at = block + (backwards ? groups - 1 - i : i) * n;
-      f(BlockRange{at, n, at * W, W, W, 0});
+      f(BlockRange{.block = at, .blocks = n, .unit = at * W, .valid = W, .lanes = W, .halvings = 0});
     }
     block += groups * n;
   }
   if (span.last <= blocks.full || !blocks.tail) return;
   int halvings = 0;
   while (W >> halvings > blocks.tail) ++halvings;
-  f(BlockRange{blocks.full, 1, blocks.full * W, blocks.valid, blocks.tail, halvings});
+  f(BlockRange{.block = blocks.full,
+               .blocks = 1,
+               .unit = blocks.full * W,
+               .valid = blocks.valid,
+               .lanes = blocks.tail,
+               .halvings = halvings});
 }
 
 // f<S>() with the vectors that the blocks of a range have.

@@ -27,6 +27,21 @@ struct Operand {
   Index K, blocks;
 };
 
+// Rows of a [M,K] by panels [unit block][k], whose k are `panel_k` apart.
+template <class Real>
+RNNFAST_INLINE Operand<Real> rows_by_panels(const View<const Real>& a, const Real* panel, Index K, Index panel_k) {
+  return {.a = a.data,
+          .a_row = a.stride,
+          .a_k = 1,
+          .a_block = 0,
+          .panel = panel,
+          .panel_unit = K * panel_k,
+          .panel_k = panel_k,
+          .panel_block = 0,
+          .K = K,
+          .blocks = 1};
+}
+
 // What follows a panel in memory and is read after it. The rows of a tile column ask for a share of it each, evenly
 // over their k: asked for all at once, it would hold up the multiply-adds.
 template <class Real>
@@ -138,7 +153,7 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
       acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
     }
   }
-  const Ahead<Real> ahead = {t.ahead.data + row * t.ahead.row, t.ahead.row, t.ahead.k};
+  const Ahead<Real> ahead = {.data = t.ahead.data + row * t.ahead.row, .row = t.ahead.row, .k = t.ahead.k};
   constexpr int shift = slots - gates;
   if (shift > 0) accumulate<S, M, NB, slots, gates, shift>(acc, from_row(t.first, row), ahead);
   for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
@@ -198,7 +213,7 @@ template <class Real, int slots, int gates, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind<Real>& kind) {
   constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots);
   using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, typename LanesTo<most>::type>;
-  kind.of[halvings][log2_NB] = {NB, most, Functions::of_rows};
+  kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
     add_tiles<Real, slots, gates, halvings, log2_NB + 1>(kind);
   else if constexpr (halvings + 1 < width_count)
@@ -241,7 +256,7 @@ struct Epilogue {
 template <class Real>
 RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& o, Index NB, Index rows, Index most) {
   const Index length = NB * o.blocks * o.K * o.panel_k, row = length / rows;
-  return {o.panel + length, row, row * most / max_index(o.blocks * o.K, 1)};
+  return {.data = o.panel + length, .row = row, .k = row * most / max_index(o.blocks * o.K, 1)};
 }
 
 // All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.

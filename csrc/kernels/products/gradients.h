@@ -177,7 +177,7 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
   const Index chains = chain_count(w.rows), length = (w.rows + chains - 1) / chains;
   const bool apart = w.add && chains > 1;
   for (Index unit = span.first; unit < span.last; unit += group * tiles_at_once) {
-    const Span units = {unit, min_index(unit + group * tiles_at_once, span.last)};
+    const Span units = {.first = unit, .last = min_index(unit + group * tiles_at_once, span.last)};
     for (Index first = 0; first < w.columns.count; first += columns_at_once) {
       const Index columns = min_index(columns_at_once, w.columns.count - first);
       for_each_range<Real>(w.dw.units, units, int(group), false, [&](const BlockRange& range) {

@@ -124,7 +124,8 @@ constexpr Index group_count(const Blocks& columns) {
 template <class Real>
 void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>& p, Span span) {
   const Index rows = panel_rows(p);
-  const Span blocks = {span.first * group_of_columns, min_index(span.last * group_of_columns, count(p.columns))};
+  const Span blocks = {.first = span.first * group_of_columns,
+                       .last = min_index(span.last * group_of_columns, count(p.columns))};
   const auto pack_group = [&]<class S>(const BlockRange& range) {
     Real* to = p.data + range.unit * rows;
     for (Index block = 0; block < count(p.units); ++block) {

@@ -123,23 +123,31 @@ __attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const F
   const Blocks units = blocks_of<Real>(w.H);
   const Index chains = chain_count(units.full * S::lanes * factor.gates);
   const Index length = (units.full + chains - 1) / chains;
-  UnpackedTile<Real> t = {w, factor, units, {}, p.dgates, slots, p.init, p.out, false};
+  UnpackedTile<Real> t = {.w = w,
+                          .factor = factor,
+                          .units = units,
+                          .span = {},
+                          .dgates = p.dgates,
+                          .slots = slots,
+                          .init = p.init,
+                          .out = p.out,
+                          .add = false};
   const auto pass = [&] {
-    for_each_tile_column<S>(p.columns.first * S::lanes, min_index(p.columns.last * S::lanes, w.K),
-                            [&]<int N>(Index column, int valid) {
-                              for_each_tile_row(p.rows, [&]<int M>(Index row) {
-                                multiply_tile<S, M, N>(t, Corner{p.gate_row, row, column, valid});
-                              });
-                            });
+    for_each_tile_column<S>(
+        p.columns.first * S::lanes, min_index(p.columns.last * S::lanes, w.K), [&]<int N>(Index column, int valid) {
+          for_each_tile_row(p.rows, [&]<int M>(Index row) {
+            multiply_tile<S, M, N>(t, Corner{.gate_row = p.gate_row, .row = row, .column = column, .valid = valid});
+          });
+        });
   };
   for (Index chain = 0; chain < chains; ++chain) {
-    t.span = {min_index(chain * length, units.full), min_index((chain + 1) * length, units.full)};
+    t.span = {.first = min_index(chain * length, units.full), .last = min_index((chain + 1) * length, units.full)};
     t.add = chain > 0;
     if (t.add) t.init = {};
     pass();
   }
   if (!units.tail) return;
-  t.span = {units.full, units.full + 1}, t.init = read_only(p.out), t.add = false;
+  t.span = {.first = units.full, .last = units.full + 1}, t.init = read_only(p.out), t.add = false;
   pass();
 }
 

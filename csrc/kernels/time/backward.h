@@ -56,23 +56,24 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
-    direction.w_hh = {nullptr, units, units, cell.gates};
+    direction.w_hh = {.data = nullptr, .columns = units, .units = units, .gates = cell.gates};
     direction.w_hh.data = take(arena, packs * size(direction.w_hh));
     if (need_dx) {
-      direction.thin_w_ih = {nullptr, units, is_thin(p.I) ? p.I : 0, cell.gates};
+      direction.thin_w_ih = {.data = nullptr, .units = units, .K = is_thin(p.I) ? p.I : 0, .gates = cell.gates};
       direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
-      direction.w_ih = {nullptr, is_thin(p.I) ? Blocks{} : inputs, units, cell.gates};
+      direction.w_ih = {
+          .data = nullptr, .columns = is_thin(p.I) ? Blocks{} : inputs, .units = units, .gates = cell.gates};
       direction.w_ih.data = take(arena, packs * size(direction.w_ih));
       direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? run_rows(p) : p.U) * p.I), p.I};
     }
     const Index I = input_columns(p), rows = most_chunk_rows(p);
     const auto gradient = [&](Index K) {
-      Panels<Real> panels = {nullptr, units, K + 1, cell.gates};
+      Panels<Real> panels = {.data = nullptr, .units = units, .K = K + 1, .gates = cell.gates};
       panels.data = take(arena, packs * size(panels));
       return panels;
     };
     const auto columns = [&](Index K, Index count) {
-      Columns<Real> columns = {nullptr, K + 1, count, columns_of_tile(cell)};
+      Columns<Real> columns = {.data = nullptr, .count = K + 1, .rows = count, .width = columns_of_tile(cell)};
       columns.data = take(arena, packs * size(columns));
       return columns;
     };
@@ -81,8 +82,8 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
     direction.h_before = columns(p.H, rows);
     if (resets_h(cell)) direction.reset_h = columns(p.H, rows);
-    direction.dgates = {take(arena, gates_size(cell.slots, rows, units)), rows};
-    direction.table = {take(arena, gates_size(cell.slots, p.U, units)), p.U};
+    direction.dgates = {.data = take(arena, gates_size(cell.slots, rows, units)), .rows = rows};
+    direction.table = {.data = take(arena, gates_size(cell.slots, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * p.H);
   }
@@ -130,11 +131,17 @@ bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const Ste
     }
     if (s.held->slots) clear_held(s, cell.slots, part, units, windows.count * s.rows);
     if (!f()) return false;
-    const Factor factor = {part.slot, part.gate, part.gates};
+    const Factor factor = {.slot = part.slot, .gate = part.gate, .gates = part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dstate[0];
     const bool from_dh = cell.leaves_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    const Product<Real> product = {s.dgates, s.dgate_row, init, out, windows.count * s.rows, s.units, s.backwards};
+    const Product<Real> product = {.dgates = s.dgates,
+                                   .gate_row = s.dgate_row,
+                                   .init = init,
+                                   .out = out,
+                                   .rows = windows.count * s.rows,
+                                   .columns = s.units,
+                                   .backwards = s.backwards};
     if (scratch.unpacked_w_hh.data)
       multiply_unpacked(product, factor, cell.slots, scratch.unpacked_w_hh);
     else
@@ -179,14 +186,18 @@ struct Chunk {
 template <class Real>
 StateBefore<Real> place_before(const BackwardDirection<Real>& direction, int i, const Real* zeros, Real* mixed) {
   const View<const Real> after = i == 0 ? direction.y : direction.tape.states[i];
-  return {or_zeros(direction.initial[i], zeros), or_zeros(direction.start[i], zeros), after, true, mixed};
+  return {.initial = or_zeros(direction.initial[i], zeros),
+          .start = or_zeros(direction.start[i], zeros),
+          .sequence = after,
+          .every_step = true,
+          .mixed = mixed};
 }
 
 template <class Real>
 __attribute__((noinline)) void multiply_input(const CellShape& cell, const Product<Real>& dx,
                                               const typename BackwardScratch<Real>::Direction& scratch,
                                               const Team& team) {
-  const Factor factor = {cell.slots - cell.gates, 0, cell.gates};
+  const Factor factor = {.slot = cell.slots - cell.gates, .gate = 0, .gates = cell.gates};
   if (scratch.thin_w_ih.K)
     with_gates(cell.gates, [&]<int gates> { multiply_thin<gates>(dx, cell.slots, scratch.thin_w_ih, team); });
   else if (scratch.unpacked_w_ih.data)
@@ -213,8 +224,14 @@ __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args
     for (Index window = 0; window < windows.count; window += at_once) {
       const View<Real> dx = at(args.dx, (t * args.windows.most + window) * p.B + item.first + first);
       const Index dgate_row = s.dgate_row + window * s.rows + first;
-      multiply_input(cell, Product<Real>{s.dgates, dgate_row, {}, dx, last - first, all(scratch.w_ih.columns)}, scratch,
-                     team);
+      multiply_input(cell,
+                     Product<Real>{.dgates = s.dgates,
+                                   .gate_row = dgate_row,
+                                   .init = {},
+                                   .out = dx,
+                                   .rows = last - first,
+                                   .columns = all(scratch.w_ih.columns)},
+                     scratch, team);
     }
   }
   leave_windows(args, windows, item, t, s, scratch.w_hh.units);
@@ -241,8 +258,8 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     bool mixes = false;  // only in units of its own
     BackwardStep<Real> s = {};
     if (cell.keeps_gates)
-      s.gates = {direction.tape.gates + gates_size(cell.slots, tape_row, scratch.w_hh.units),
-                 row_of(p, chunk_start(p, chunk.chunk + 1)) - tape_row};
+      s.gates = {.data = direction.tape.gates + gates_size(cell.slots, tape_row, scratch.w_hh.units),
+                 .rows = row_of(p, chunk_start(p, chunk.chunk + 1)) - tape_row};
     s.gate_row = row - tape_row;
     s.dgates = scratch.dgates;
     s.dgate_row = row - row_of(p, chunk.t);
@@ -288,11 +305,12 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
   for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
        ++step) {
     const Index t = chunk.t + step, row = row_of(p, t), first = row - row_of(p, chunk.t);
-    const RowRange rows = {first, rows_at(p, t)};
+    const RowRange rows = {.first = first, .count = rows_at(p, t)};
     if (p.input != InputKind::embedded) regroup(at(args.x, row), rows, scratch.x, team);
-    for_each_piece(p, chunk.direction, h0, t, {0, rows.count}, [&](View<const Real> piece, const RowRange& range) {
-      regroup(piece, {first + range.first, range.count}, scratch.h_before, team);
-    });
+    for_each_piece(p, chunk.direction, h0, t, {.first = 0, .count = rows.count},
+                   [&](View<const Real> piece, const RowRange& range) {
+                     regroup(piece, {.first = first + range.first, .count = range.count}, scratch.h_before, team);
+                   });
     if (resets_h(*p.cell)) regroup(at(reset_h, row), rows, scratch.reset_h, team);
   }
 }
@@ -334,18 +352,19 @@ __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real
   product.slots = cell.slots, product.slot = cell.slots - cell.gates, product.gates = cell.gates;
   product.rows = run_rows(p), product.add = args.accumulate;
   for (Index row = 0; row < product.rows; ++row) product.columns[row] = at(args.x, first + row).data;
-  product.dw = {direction.gradients.w_ih, p.H, p.I, cell.input_gates}, product.db = direction.gradients.b_ih;
+  product.dw = input_rows(p, direction.gradients), product.db = direction.gradients.b_ih;
   multiply_gradients(product, span);
-  product.dw = {direction.gradients.w_hh, p.H, p.H, cell.recurrent_gates}, product.db = direction.gradients.b_hh;
+  product.dw = recurrent_rows(p, direction.gradients), product.db = direction.gradients.b_hh;
   for (int phase = 0; phase < cell.phase_count; ++phase) {
     const Phase& part = cell.phases[phase];
     for (Index t = p.run.first; t < p.run.last; ++t) {
       const Real** const columns = product.columns + (row_of(p, t) - first);
-      for_each_piece(p, d, h0, t, {0, rows_at(p, t)}, [&](View<const Real> piece, const RowRange& range) {
-        for (Index row = 0; row < range.count; ++row)
-          columns[range.first + row] =
-              part.reset_h ? at(reset_h, row_of(p, t) + range.first + row).data : at(piece, row).data;
-      });
+      for_each_piece(p, d, h0, t, {.first = 0, .count = rows_at(p, t)},
+                     [&](View<const Real> piece, const RowRange& range) {
+                       for (Index row = 0; row < range.count; ++row)
+                         columns[range.first + row] =
+                             part.reset_h ? at(reset_h, row_of(p, t) + range.first + row).data : at(piece, row).data;
+                     });
     }
     product.slot = part.slot, product.gate = part.gate, product.gates = part.gates;
     multiply_gradients(product, span);
@@ -354,13 +373,7 @@ __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real
 
 // Members that divide a few rows would each read all of w_ih.
 constexpr Span my_columns(Span columns, const Team& team) {
-  return {share(columns.last, team.rank, team.size), share(columns.last, team.rank + 1, team.size)};
-}
-
-// The gradient of all of w_ih, whichever input picks its columns.
-template <class Real>
-constexpr GateRows<Real> input_gradient(const Problem& p, const Parameters<Real>& gradients) {
-  return {gradients.w_ih, p.H, p.I, p.cell->input_gates};
+  return {.first = share(columns.last, team.rank, team.size), .last = share(columns.last, team.rank + 1, team.size)};
 }
 
 // The gradients that follow from a table at the end of time: those of an embedding and of w_ih as from the dgates of a
@@ -375,10 +388,14 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
       for (Index d = 0; d < p.D; ++d) {
         const auto& scratch = whole.directions[d];
         for (Index row = range.first; row < range.first + range.count; ++row)
-          regroup(at(args.x, args.tokens.token[row]), RowRange{row, 1}, scratch.x, team);
+          regroup(at(args.x, args.tokens.token[row]), RowRange{.first = row, .count = 1}, scratch.x, team);
         if (!args.dx.data) continue;
-        const Product<Real> dx = {
-            scratch.table, range.first, {}, at(scratch.dx, range.first), range.count, all(scratch.w_ih.columns)};
+        const Product<Real> dx = {.dgates = scratch.table,
+                                  .gate_row = range.first,
+                                  .init = {},
+                                  .out = at(scratch.dx, range.first),
+                                  .rows = range.count,
+                                  .columns = all(scratch.w_ih.columns)};
         multiply_input(cell, dx, scratch, team);
       }
     });
@@ -397,8 +414,8 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
                                        .add = args.accumulate},
                    span, team);
     else
-      for_each_column(TableBlocks<Real>{scratch.table, scratch.w_hh.units, span}, cell.slots,
-                      input_gradient(p, args.directions[d].gradients), cell.gates, args.tokens.token,
+      for_each_column(TableBlocks<Real>{.table = scratch.table, .units = scratch.w_hh.units, .span = span}, cell.slots,
+                      input_rows(p, args.directions[d].gradients), cell.gates, args.tokens.token,
                       [](Real element, Real& dw) { dw = element; });
   });
   return true;
@@ -409,10 +426,13 @@ template <class Real, class F>
 RNNFAST_INLINE void for_each_gradient(const Problem& p, const Parameters<Real>& gradients,
                                       const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
   const Index H = p.H, I = input_columns(p);
-  f(GateRows<Real>{gradients.w_ih, H, I, p.cell->input_gates}, scratch.dw_ih, 0);
-  f(GateRows<Real>{gradients.w_hh, H, H, p.cell->recurrent_gates}, scratch.dw_hh, 0);
-  if (gradients.b_ih) f(GateRows<Real>{gradients.b_ih, H, 1, p.cell->input_gates}, scratch.dw_ih, I);
-  if (gradients.b_hh) f(GateRows<Real>{gradients.b_hh, H, 1, p.cell->recurrent_gates}, scratch.dw_hh, H);
+  const auto bias = [&](Real* data, const int* order) {
+    return GateRows<Real>{.data = data, .H = H, .K = 1, .order = order};
+  };
+  if (I > 0) f(input_rows(p, gradients), scratch.dw_ih, 0);
+  f(recurrent_rows(p, gradients), scratch.dw_hh, 0);
+  if (gradients.b_ih) f(bias(gradients.b_ih, p.cell->input_gates), scratch.dw_ih, I);
+  if (gradients.b_hh) f(bias(gradients.b_hh, p.cell->recurrent_gates), scratch.dw_hh, H);
 }
 
 template <class Real>
@@ -434,30 +454,30 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   const bool thin = is_thin(p.I), packs = !is_unpacked(p, args.windows);
   if (packs)
     for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
-      const GateRows<const Real> w_hh = {args.directions[d].parameters.w_hh, p.H, p.H, cell.recurrent_gates};
-      pack_transposed(w_hh, scratch.directions[d].w_hh, span);
+      pack_transposed(recurrent_rows(p, args.directions[d].parameters), scratch.directions[d].w_hh, span);
     });
   if (args.dx.data && (packs || thin))
     for_my_blocks(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih.columns), p.D, team,
                   [&](int d, Span span) {
-                    const GateRows<const Real> w_ih = {args.directions[d].parameters.w_ih, p.H, p.I, cell.input_gates};
+                    const GateRows<const Real> w_ih = input_rows(p, args.directions[d].parameters);
                     if (thin)
                       pack(w_ih, scratch.directions[d].thin_w_ih, 0, span);
                     else
                       pack_transposed(w_ih, scratch.directions[d].w_ih, span);
                   });
   for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
-    const TableBlocks<Real> table = {scratch.directions[d].table, sizes.w_hh.units, span};
+    const TableBlocks<Real> table = {.table = scratch.directions[d].table, .units = sizes.w_hh.units, .span = span};
     fill(table, cell.slots, static_cast<const Real*>(nullptr));
     if (p.input == InputKind::one_hot && args.accumulate)
-      for_each_column(table, cell.slots, input_gradient(p, args.directions[d].gradients), cell.gates, args.tokens.token,
+      for_each_column(table, cell.slots, input_rows(p, args.directions[d].gradients), cell.gates, args.tokens.token,
                       [](Real& element, Real dw) { element = dw; });
   });
   if (args.accumulate && packs)
     for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
       for_each_gradient(p, args.directions[d].gradients, scratch.directions[d],
                         [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
-                          pack({gradient.data, gradient.H, gradient.K, gradient.order}, panels, k, span);
+                          pack({.data = gradient.data, .H = gradient.H, .K = gradient.K, .order = gradient.order},
+                               panels, k, span);
                         });
     });
 }
@@ -467,14 +487,14 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
   const CellShape& cell = *p.cell;
-  Arena<Real> arena = {args.scratch, 0};
+  Arena<Real> arena = {.base = args.scratch, .used = 0};
   BackwardScratch<Real> scratch = lay_out_backward(p, args.dx, args.dx.data != nullptr, args.windows, arena);
   const Index units = count(scratch.directions[0].w_hh.units);
   const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p, args.windows);
   for (Index d = 0; d < p.D && !packs; ++d) {
     const Parameters<const Real>& parameters = args.directions[d].parameters;
-    scratch.directions[d].unpacked_w_ih = {parameters.w_ih, p.H, p.I, cell.input_gates};
-    scratch.directions[d].unpacked_w_hh = {parameters.w_hh, p.H, p.H, cell.recurrent_gates};
+    scratch.directions[d].unpacked_w_ih = input_rows(p, parameters);
+    scratch.directions[d].unpacked_w_hh = recurrent_rows(p, parameters);
   }
   backward_prepare(args, scratch, team);
   if (!team.barrier(team)) return;
@@ -484,7 +504,13 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
     for (int d = 0; d < p.D; ++d) {
       const ChunkSteps steps = run_chunk(p, i, !time_order(p, d).reverse);
       const Index rows = row_of(p, steps.last) - row_of(p, steps.first);
-      chunk[d] = {d, steps.chunk, steps.first, steps.last - steps.first, rows, 0, i == 0};
+      chunk[d] = {.direction = d,
+                  .chunk = steps.chunk,
+                  .t = steps.first,
+                  .steps = steps.last - steps.first,
+                  .rows = rows,
+                  .rounds = 0,
+                  .first = i == 0};
     }
     for (Chunk& c : chunk) c.rounds = max_index(chunk[0].steps, chunk[1].steps);
     for (int d = 0; d < p.D && packs; ++d) regroup_chunk(args, scratch, chunk[d], team);
@@ -495,12 +521,12 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       const auto& direction = scratch.directions[d];
       const Index rows = chunk[d].rows, first = share(rows, team.rank, team.size);
       const View<Real> out = at(direction.dx, row_of(p, chunk[d].t) - row_of(p, p.run.first));
-      Product<Real> dx = {direction.dgates,
-                          first,
-                          View<const Real>{},
-                          at(out, first),
-                          share(rows, team.rank + 1, team.size) - first,
-                          all(direction.w_ih.columns)};
+      Product<Real> dx = {.dgates = direction.dgates,
+                          .gate_row = first,
+                          .init = {},
+                          .out = at(out, first),
+                          .rows = share(rows, team.rank + 1, team.size) - first,
+                          .columns = all(direction.w_ih.columns)};
       if (!packs && !is_thin(p.I))
         dx.gate_row = 0, dx.out = out, dx.rows = rows, dx.columns = my_columns(dx.columns, team);
       multiply_input(cell, dx, direction, team);
@@ -512,8 +538,8 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
       else
         unpacked_weight_gradients(args, scratch, d, span);
       if (!dense)
-        sum_by_token(TableBlocks<Real>{direction.table, direction.w_hh.units, span}, cell, direction.dgates,
-                     args.tokens, RowRange{row_of(p, chunk[d].t), chunk[d].rows});
+        sum_by_token(TableBlocks<Real>{.table = direction.table, .units = direction.w_hh.units, .span = span}, cell,
+                     direction.dgates, args.tokens, RowRange{.first = row_of(p, chunk[d].t), .count = chunk[d].rows});
     });
     if (!team.barrier(team)) return;
   }

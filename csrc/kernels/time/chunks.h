@@ -71,6 +71,17 @@ constexpr Index chunk_of(const Problem& p, Index t) {
 // Columns of w_ih that meet an input in a product: none where tokens pick them.
 constexpr Index input_columns(const Problem& p) { return p.input == InputKind::one_hot ? 0 : p.I; }
 
+// The matrices of a direction, or their gradients.
+template <class Real>
+constexpr GateRows<Real> input_rows(const Problem& p, const Parameters<Real>& parameters) {
+  return {.data = parameters.w_ih, .H = p.H, .K = p.I, .order = p.cell->input_gates};
+}
+
+template <class Real>
+constexpr GateRows<Real> recurrent_rows(const Problem& p, const Parameters<Real>& parameters) {
+  return {.data = parameters.w_hh, .H = p.H, .K = p.H, .order = p.cell->recurrent_gates};
+}
+
 // What a member of a team takes through time: one direction, rows [first, first + rows) of the batch, and of them some
 // of the units. Members that divide the units among them wait for each other at each product: they are joined.
 struct Item {
@@ -99,19 +110,29 @@ RNNFAST_INLINE bool meet(const Item& item, const Team& team) { return !item.join
 template <class Real, class F>
 RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
   const Blocks units = blocks_of<Real>(p.H);
-  if (team.size * p.D == 1) return f(Item{0, 0, p.B, all(units), false});  // without a division, as above
+  if (team.size * p.D == 1)  // without a division, as above
+    return f(Item{.direction = 0, .first = 0, .rows = p.B, .units = all(units), .joined = false});
   Index parts = max_index(team.size / p.D, 1);
   if (divides_units<Real>(p, team.size)) {
     // A member too many has no units, but is waited for like the others.
     const Index groups = group_count(units), part = team.rank % parts;
     const Index mine = team.rank < parts * p.D ? groups : 0;
-    const Span span = {share(mine, part, parts) * group_of_columns, share(mine, part + 1, parts) * group_of_columns};
-    return f(Item{int(team.rank / parts % p.D), 0, p.B, {span.first, min_index(span.last, count(units))}, true});
+    const Span span = {.first = share(mine, part, parts) * group_of_columns,
+                       .last = share(mine, part + 1, parts) * group_of_columns};
+    return f(Item{.direction = int(team.rank / parts % p.D),
+                  .first = 0,
+                  .rows = p.B,
+                  .units = {.first = span.first, .last = min_index(span.last, count(units))},
+                  .joined = true});
   }
   parts = max_index(min_index(parts, p.B), 1);
   for (Index index = team.rank; index < parts * p.D; index += team.size) {
     const Index part = index % parts, first = share(p.B, part, parts);
-    f(Item{int(index / parts), first, share(p.B, part + 1, parts) - first, all(units), false});
+    f(Item{.direction = int(index / parts),
+           .first = first,
+           .rows = share(p.B, part + 1, parts) - first,
+           .units = all(units),
+           .joined = false});
   }
 }
 

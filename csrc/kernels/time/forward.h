@@ -30,8 +30,10 @@ struct PackedWeights {
 template <class Real>
 PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, Arena<Real>& arena) {
   const CellShape& cell = *p.cell;
-  PackedWeights<Real> to = {
-      {nullptr, units, input_columns(p), cell.gates}, {nullptr, units, p.H, cell.gates}, nullptr, nullptr};
+  PackedWeights<Real> to = {.w_ih = {.data = nullptr, .units = units, .K = input_columns(p), .gates = cell.gates},
+                            .w_hh = {.data = nullptr, .units = units, .K = p.H, .gates = cell.gates},
+                            .bias = nullptr,
+                            .zeros = nullptr};
   to.w_ih.data = take(arena, size(to.w_ih));
   to.w_hh.data = take(arena, size(to.w_hh));
   to.bias = take(arena, gates_size(cell.slots, 1, units));
@@ -50,8 +52,8 @@ struct UnpackedWeights {
 template <class Real>
 RNNFAST_INLINE Panels<const Real> pack_block(const GateRows<const Real>& w, Panels<Real> to, const BlockRange& range) {
   to.first = range.unit;
-  pack(w, to, 0, Span{range.block, range.block + range.blocks});
-  return {to.data, to.units, to.K, to.gates, to.first};
+  pack(w, to, 0, Span{.first = range.block, .last = range.block + range.blocks});
+  return {.data = to.data, .units = to.units, .K = to.K, .gates = to.gates, .first = to.first};
 }
 
 template <class Real>
@@ -76,8 +78,8 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
     const Index rows = most_chunk_rows(p);
-    direction.gates = {take(arena, gates_size(cell.slots, rows, units)), rows};
-    direction.table = {take(arena, gates_size(cell.slots, p.U, units)), p.U};
+    direction.gates = {.data = take(arena, gates_size(cell.slots, rows, units)), .rows = rows};
+    direction.table = {.data = take(arena, gates_size(cell.slots, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.reset_h = take(arena, p.B * p.H);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * p.H);
   }
@@ -105,22 +107,12 @@ void pack_bias(const CellShape& cell, const Parameters<const Real>& parameters, 
   }
 }
 
-template <class Real>
-constexpr GateRows<Real> input_rows(const Problem& p, const Parameters<Real>& parameters) {
-  return {parameters.w_ih, p.H, input_columns(p), p.cell->input_gates};
-}
-
-template <class Real>
-constexpr GateRows<Real> recurrent_rows(const Problem& p, const Parameters<Real>& parameters) {
-  return {parameters.w_hh, p.H, p.H, p.cell->recurrent_gates};
-}
-
 // For the unit blocks of the span; the biases alone if not the weights.
 template <class Real>
 void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
                     Span span, bool weights = true) {
   if (weights) {
-    pack(input_rows(p, parameters), to.w_ih, 0, span);
+    if (input_columns(p)) pack(input_rows(p, parameters), to.w_ih, 0, span);
     pack(recurrent_rows(p, parameters), to.w_hh, 0, span);
   }
   pack_bias(*p.cell, parameters, to.w_hh, p.H, span, to.bias);
@@ -169,14 +161,12 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           t.init_unit = cell.slots * lanes;
           const Panels<const Real> w_ih =
               unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
-          const Index I = w_ih.K;
-          t.first = {s.x.data, s.x.stride, 1, 0, panel(w_ih, range.unit) + offset, I * width, width, 0, I, 1};
+          t.first = rows_by_panels(s.x, panel(w_ih, range.unit) + offset, w_ih.K, width);
         }
         if (products != Products::input) {
           const Panels<const Real> w_hh =
               unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
-          const Index H = w_hh.K;
-          t.second = {h.data, h.stride, 1, 0, panel(w_hh, range.unit) + offset, H * width, width, 0, H, 1};
+          t.second = rows_by_panels(h, panel(w_hh, range.unit) + offset, w_hh.K, width);
         }
         if (products == Products::recurrent && s.tokens)
           for (Index block = 0; block < range.blocks; ++block)
@@ -247,8 +237,11 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     const View<Real> sequence = i == 0 ? direction.y : direction.tape.states[i];
     keeps[i] = sequence.data;
     after[i] = keeps[i] ? sequence : direction.last[i];
-    before[i] = {or_zeros(direction.initial[i], zeros), or_zeros(direction.start[i], zeros), read_only(after[i]),
-                 keeps[i], keeps[i] ? scratch.mixed[i] : after[i].data};
+    before[i] = {.initial = or_zeros(direction.initial[i], zeros),
+                 .start = or_zeros(direction.start[i], zeros),
+                 .sequence = read_only(after[i]),
+                 .every_step = keeps[i],
+                 .mixed = keeps[i] ? scratch.mixed[i] : after[i].data};
   }
 
   for (Index i = 0, chunks = run_chunks(p); i < chunks; ++i) {
@@ -343,7 +336,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
   const Blocks units = blocks_of<Real>(p.H);
-  Arena<Real> arena = {args.scratch, 0};
+  Arena<Real> arena = {.base = args.scratch, .used = 0};
   ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
   const bool packed = args.directions[0].packed;
   // Members that divide the rows would each have to pack all.
@@ -352,12 +345,14 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) own[d] = lay_out_packed(p, units, arena);
-    Arena<const Real> weights = {packed ? args.directions[d].packed : own[d].w_ih.data, 0};
+    Arena<const Real> weights = {.base = packed ? args.directions[d].packed : own[d].w_ih.data, .used = 0};
     scratch.directions[d].weights = lay_out_packed(p, units, weights);
     const auto& parameters = args.directions[d].parameters;
     if (by_block)
-      scratch.directions[d].unpacked = {input_rows(p, parameters), recurrent_rows(p, parameters), own[d].w_ih,
-                                        own[d].w_hh};
+      scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),
+                                        .w_hh = recurrent_rows(p, parameters),
+                                        .w_ih_block = own[d].w_ih,
+                                        .w_hh_block = own[d].w_hh};
   }
   if (!packed || p.input == InputKind::one_hot) {
     for_my_blocks(count(units), p.D, team, [&](int d, Span span) {
@@ -365,10 +360,10 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       const auto& parameters = args.directions[d].parameters;
       if (!packed) pack_direction(p, parameters, own[d], span, !by_block);
       if (p.input == InputKind::one_hot) {
-        const TableBlocks<Real> table = {direction.table, units, span};
+        const TableBlocks<Real> table = {.table = direction.table, .units = units, .span = span};
         fill(table, p.cell->slots, direction.weights.bias);
-        for_each_column(table, p.cell->slots, GateRows<const Real>{parameters.w_ih, p.H, p.I, p.cell->input_gates},
-                        p.cell->gates, args.tokens.token, [](Real& element, Real w) { element += w; });
+        for_each_column(table, p.cell->slots, input_rows(p, parameters), p.cell->gates, args.tokens.token,
+                        [](Real& element, Real w) { element += w; });
       }
     });
     if (!team.barrier(team)) return;

@@ -1,6 +1,8 @@
 // What forward and backward know alike of a sequence: its order in time, and the state before a step.
 #pragma once
 
+#include <cstddef>
+
 #include "kernels/layout.h"
 #include "kernels/products/blocks.h"
 #include "kernels/time/chunks.h"
@@ -16,7 +18,9 @@ struct TimeOrder {
   bool reverse;
 };
 
-constexpr TimeOrder time_order(const Problem& p, int direction) { return {p.run, p.reverse || direction == 1}; }
+constexpr TimeOrder time_order(const Problem& p, int direction) {
+  return {.run = p.run, .reverse = p.reverse || direction == 1};
+}
 
 constexpr Index first_step(const TimeOrder& s) { return s.reverse ? s.run.last - 1 : s.run.first; }
 
@@ -31,7 +35,9 @@ constexpr Index run_chunks(const Problem& p) { return chunk_of(p, p.run.last - 1
 
 constexpr ChunkSteps run_chunk(const Problem& p, Index i, bool descending) {
   const Index chunk = descending ? chunk_of(p, p.run.last - 1) - i : chunk_of(p, p.run.first) + i;
-  return {chunk, max_index(chunk_start(p, chunk), p.run.first), min_index(chunk_start(p, chunk + 1), p.run.last)};
+  return {.chunk = chunk,
+          .first = max_index(chunk_start(p, chunk), p.run.first),
+          .last = min_index(chunk_start(p, chunk + 1), p.run.last)};
 }
 
 // Rows [first, first + rows) of the batch at a step, less those whose sequences have ended.
@@ -43,7 +49,7 @@ constexpr Index rows_of_item(const Problem& p, const Item& item, Index t) {
 template <class Real>
 constexpr Span units_of(const Problem& p, const Item& item) {
   constexpr Index W = Widest<Real>::lanes;
-  return {item.units.first * W, min_index(item.units.last * W, p.H)};
+  return {.first = item.units.first * W, .last = min_index(item.units.last * W, p.H)};
 }
 
 // Where one of the states before a step is found.
@@ -77,7 +83,7 @@ void for_each_piece(const Problem& p, int direction, const StateBefore<Real>& st
   for (Index row = rows.first, next; row < last; row = next) {
     next = starts ? row + 1 : last;
     while (next < last && starts[next] == starts[row]) ++next;
-    f(at(starts && starts[row] ? state.start : carried, row), RowRange{row, next - row});
+    f(at(starts && starts[row] ? state.start : carried, row), RowRange{.first = row, .count = next - row});
   }
 }
 
@@ -95,7 +101,7 @@ template <class Real>
 View<const Real> state_before(const Problem& p, const StateBefore<Real>& state, const Item& item, Index t,
                               bool& mixes) {
   if (!p.starts[item.direction]) return at(carried_before(p, item.direction, state, t), item.first);
-  const RowRange rows = {item.first, rows_of_item(p, item, t)};
+  const RowRange rows = {.first = item.first, .count = rows_of_item(p, item, t)};
   View<const Real> all = {};
   Index pieces = 0;
   for_each_piece(p, item.direction, state, t, rows, [&](View<const Real> piece, const RowRange&) {

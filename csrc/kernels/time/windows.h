@@ -35,7 +35,7 @@ template <class Real>
 WindowScratch<Real> lay_out_windows(const Problem& p, const Windows& w, const Real* zeros, Arena<Real>& arena) {
   if (!w.k1) return {};
   const Index rows = w.most * p.B;
-  WindowScratch<Real> s = {.dgates = {nullptr, 2 * rows}, .dstate = {}, .zeros = zeros};
+  WindowScratch<Real> s = {.dgates = {.data = nullptr, .rows = 2 * rows}, .dstate = {}, .zeros = zeros};
   s.dgates.data = take(arena, gates_size(p.cell->slots, s.dgates.rows, blocks_of<Real>(p.H)));
   for (int i = 0; i < p.cell->state_count; ++i) s.dstate[i] = take(arena, rows * p.H);
   return s;
@@ -113,7 +113,11 @@ StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScra
   const Windows& w = args.windows;
   const Index first = item.first * w.most;
   const Span units = units_of<Real>(p, item);
-  StepWindows<Real> windows = {live_windows(w, p.T, t), {scratch.zeros, 0}, 0, s.dgates, s.dgate_row};
+  StepWindows<Real> windows = {.count = live_windows(w, p.T, t),
+                               .other_dy = {scratch.zeros, 0},
+                               .dy_rows = 0,
+                               .dgates = s.dgates,
+                               .dgate_row = s.dgate_row};
   for (int i = 0; i < p.cell->state_count; ++i) {
     s.dstate[i] = {scratch.dstate[i] + first * p.H, p.H};
     if (t + 1 == p.T || (t + 1) % w.k1 == 0) add_window(s.dstate[i], windows.count, s.rows, units);

@@ -13,14 +13,14 @@ namespace {
 
 // The blocks that a member takes.
 RNNFAST_INLINE Span my_blocks(const Blocks& blocks, const Team& team) {
-  return {share(count(blocks), team.rank, team.size), share(count(blocks), team.rank + 1, team.size)};
+  return {.first = share(count(blocks), team.rank, team.size), .last = share(count(blocks), team.rank + 1, team.size)};
 }
 
 // ---- Forward -------------------------------------------------------------------------------------------------------
 
 template <class Real>
 Panels<Real> linear_panels(const LinearSize& size, Real* data) {
-  return {data, blocks_of<Real>(size.O), size.I, 1};
+  return {.data = data, .units = blocks_of<Real>(size.O), .K = size.I, .gates = 1};
 }
 
 // Rows that pass over all of w before the next ones: beside the panels they stay in the second cache level.
@@ -33,7 +33,7 @@ void linear(const LinearArgs<Real>& args, const Team& team) {
   const Index N = args.size.N, I = args.size.I;
   const Panels<Real> w = linear_panels(args.size, args.scratch);
   constexpr int order[] = {0};
-  pack({args.w, args.size.O, I, order}, w, 0, my_blocks(w.units, team));
+  pack({.data = args.w, .H = args.size.O, .K = I, .order = order}, w, 0, my_blocks(w.units, team));
   if (!team.barrier(team)) return;
   const Index last = share(N, team.rank + 1, team.size);
   for (Index row = share(N, team.rank, team.size); row < last; row += linear_rows) {
@@ -44,7 +44,7 @@ void linear(const LinearArgs<Real>& args, const Team& team) {
       if (skips(team, rows)) return;
       const Index lanes = range.lanes;
       Tile<Real> t = {};
-      t.first = {x.data, x.stride, 1, 0, panel(w, range.unit), I * lanes, lanes, 0, I, 1};
+      t.first = rows_by_panels(x, panel(w, range.unit), I, lanes);
       if (args.b) t.init = args.b + range.unit, t.init_unit = lanes;
       t.out = y.data + range.unit, t.out_row = y.stride, t.out_unit = lanes;
       t.valid = range.valid;
@@ -63,7 +63,8 @@ struct LinearBackwardScratch {
 template <class Real>
 LinearBackwardScratch<Real> lay_out_linear_backward(const LinearSize& n, Arena<Real>& arena) {
   const Blocks columns = blocks_of<Real>(n.I);
-  LinearBackwardScratch<Real> s = {{nullptr, columns, n.O, 1}, {nullptr, columns, chain_length, 1}};
+  LinearBackwardScratch<Real> s = {.w = {.data = nullptr, .units = columns, .K = n.O, .gates = 1},
+                                   .x = {.data = nullptr, .units = columns, .K = chain_length, .gates = 1}};
   s.w.data = take(arena, size(s.w));
   s.x.data = take(arena, size(s.x));
   return s;
@@ -103,7 +104,7 @@ template <class Real>
 void linear_backward(const LinearBackwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Index N = args.size.N, I = args.size.I, O = args.size.O;
-  Arena<Real> arena = {args.scratch, 0};
+  Arena<Real> arena = {.base = args.scratch, .used = 0};
   const LinearBackwardScratch<Real> scratch = lay_out_linear_backward(args.size, arena);
   const Blocks& columns = scratch.x.units;
   const Span mine = my_blocks(columns, team);
@@ -116,18 +117,24 @@ void linear_backward(const LinearBackwardArgs<Real>& args, const Team& team) {
     for_each_range<Real>(columns, mine, unit_group(1, false), false, [&](const BlockRange& range) {
       if (skips(team, rows)) return;
       const Index lanes = range.lanes;
-      const auto product = [&](const Panels<Real>& p, Index a_row, Index a_k, Index K) {
-        return Operand<Real>{dy.data, a_row, a_k, 0, panel(p, range.unit), p.K * lanes, lanes, 0, K, 1};
-      };
       const Tiles<Real> tiles = tiles_of<Real>(1, 1, range);
       Tile<Real> t = {};
-      t.first = product(scratch.x, 1, dy.stride, rows);
+      t.first = {.a = dy.data,
+                 .a_row = 1,
+                 .a_k = dy.stride,
+                 .a_block = 0,
+                 .panel = panel(scratch.x, range.unit),
+                 .panel_unit = scratch.x.K * lanes,
+                 .panel_k = lanes,
+                 .panel_block = 0,
+                 .K = rows,
+                 .blocks = 1};
       t.out = args.dw + range.unit, t.out_row = I, t.out_unit = lanes;
       t.valid = range.valid;
       t.add = adds(args, row);
       tile_rows(tiles, t, O);
       if (!args.dx.data) return;
-      t.first = product(scratch.w, dy.stride, 1, O);
+      t.first = rows_by_panels(dy, panel(scratch.w, range.unit), O, lanes);
       t.out = at(args.dx, row).data + range.unit, t.out_row = args.dx.stride;
       t.add = false;
       tile_rows(tiles, t, rows);

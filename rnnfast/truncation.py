@@ -1,16 +1,10 @@
 """Truncated backpropagation through time: training on long sequences by windows that reach back k2 steps.
 
 Sizes are T time steps, B sequences, I inputs, H hidden units, L layers.
-
-The module has the name of its main function, and is called as that is: ``rnnfast.tbptt(layer, x, k1, k2)``.
 """
 
-import importlib
-import inspect
-import sys
 from collections.abc import Iterator
 from itertools import chain, islice
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -227,16 +221,3 @@ def tbptt_gradient(
     shape = given_shape(stack, layout)
     dx = None if d is None else layout.give(d)
     return dx, state_of(tuple(part.reshape(shape) for part in dfirst)), grads
-
-
-class _CallableModule(ModuleType):
-    """A module that is called as its function of the same name."""
-
-    __call__ = staticmethod(tbptt)
-    __signature__ = inspect.signature(tbptt)
-
-    def __reduce__(self) -> tuple[Any, ...]:  # copied and pickled as a function would be: by name
-        return importlib.import_module, (self.__name__,)
-
-
-sys.modules[__name__].__class__ = _CallableModule

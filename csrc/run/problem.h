@@ -9,7 +9,7 @@
 
 #include "run/dispatch.h"
 #include "run/memory.h"
-#include "run/sequences.h"
+#include "run/schedule.h"
 #include "run/threads.h"
 #include "types.h"
 
@@ -134,13 +134,13 @@ struct BackwardArrays {
 
 // A direction's columns of rows.
 template <class Real>
-View<Real> columns_of(const View<Real>& rows, const Problem& p, Index d) {
+View<Real> columns_of_direction(const View<Real>& rows, const Problem& p, Index d) {
   return {rows.data ? rows.data + d * p.H : nullptr, rows.stride};
 }
 
 // A direction's [B,H] of states.
 template <class Real>
-View<Real> state_of(const View<Real>& states, const Problem& p, Index d) {
+View<Real> state_of_direction(const View<Real>& states, const Problem& p, Index d) {
   return {states.data ? states.data + d * p.B * states.stride : nullptr, states.stride};
 }
 
@@ -154,13 +154,13 @@ void set_directions(ForwardArgs<Real>& args, const ForwardArrays<Real>& arrays, 
                  .packed = arrays.packed ? arrays.packed + d * packed_size : nullptr,
                  .initial = {},
                  .start = {},
-                 .y = columns_of(arrays.y, p, d),
+                 .y = columns_of_direction(arrays.y, p, d),
                  .last = {},
                  .tape = tape_of<Real>(tape, p, d)};
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
-      direction.initial[s] = state_of(arrays.initial[s], p, d);
-      direction.start[s] = state_of(arrays.start[s], p, d);
-      direction.last[s] = state_of(arrays.last[s], p, d);
+      direction.initial[s] = state_of_direction(arrays.initial[s], p, d);
+      direction.start[s] = state_of_direction(arrays.start[s], p, d);
+      direction.last[s] = state_of_direction(arrays.last[s], p, d);
     }
   }
 }
@@ -173,7 +173,7 @@ void set_directions(BackwardArgs<Real>& args, const BackwardArrays<Real>& arrays
     direction = {.parameters = arrays.parameters[std::size_t(d)],
                  .initial = {},
                  .start = {},
-                 .y = columns_of(arrays.y, p, d),
+                 .y = columns_of_direction(arrays.y, p, d),
                  .dsteps = {},
                  .tape = tape_of<const Real>(tape, p, d),
                  .dstate = {},
@@ -181,12 +181,12 @@ void set_directions(BackwardArgs<Real>& args, const BackwardArrays<Real>& arrays
                  .flow = {},
                  .gradients = arrays.gradients[std::size_t(d)]};
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
-      direction.initial[s] = state_of(arrays.initial[s], p, d);
-      direction.start[s] = state_of(arrays.start[s], p, d);
-      direction.dsteps[s] = columns_of(arrays.dsteps[s], p, d);
-      direction.dstate[s] = state_of(arrays.dstate[s], p, d);
-      direction.dstart[s] = state_of(arrays.dstart[s], p, d);
-      direction.flow[s] = columns_of(arrays.flow[s], p, d);
+      direction.initial[s] = state_of_direction(arrays.initial[s], p, d);
+      direction.start[s] = state_of_direction(arrays.start[s], p, d);
+      direction.dsteps[s] = columns_of_direction(arrays.dsteps[s], p, d);
+      direction.dstate[s] = state_of_direction(arrays.dstate[s], p, d);
+      direction.dstart[s] = state_of_direction(arrays.dstart[s], p, d);
+      direction.flow[s] = columns_of_direction(arrays.flow[s], p, d);
     }
   }
 }
