@@ -375,9 +375,12 @@ def _run(
 
 def _flow_parts(cell: str, flow: object) -> Parts:
     """Return the parts of `flow`, a pair of h and c."""
-    if not isinstance(flow, tuple | list) or len(flow) != 2:
+    if not isinstance(flow, tuple | list):
         msg = f"flow: expected a tuple (h, c), got {type(flow).__name__}"
         raise TypeError(msg)
+    if len(flow) != 2:
+        msg = f"flow: expected a tuple (h, c), got a {type(flow).__name__} of {len(flow)}"
+        raise ValueError(msg)
     h, c = flow
     return h, *(beside_h(cell, c, "flow[1]") or (None,) * (len(STATES[cell]) - 1))
 

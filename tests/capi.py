@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from problems import Array, Problem, Results, named, named_grads
+from problems import Array, Problem, Results, named_gradients, named_state, num_states
 
 from rnnfast import _core
 
@@ -155,9 +155,8 @@ def stack_of(layer: Any) -> Stack:
 def in_rows(problem: Problem, batch_sizes: Array) -> Problem:
     """Return a problem of one step, cut into rows [N,..] of steps that have these numbers of sequences."""
     assert problem.dy is not None
-    states = {name: getattr(problem, name) for name in ("h0", "c0", "dh", "dc")}
-    first: dict[str, Any] = {name: None if s is None else s[:, : batch_sizes[0]].copy() for name, s in states.items()}
-    return replace(problem, x=problem.x[0], dy=problem.dy[0], **first)
+    p = problem.with_each(lambda s: s[:, : batch_sizes[0]].copy(), "state0", "dstate")
+    return replace(p, x=problem.x[0], dy=problem.dy[0])
 
 
 class Call:
@@ -186,9 +185,8 @@ class Call:
         self.layer = Layer(
             ctypes.sizeof(Layer), p.cell.encode(), p.x.dtype == np.float64, I, H, D, weights_of(p.parameters)
         )
-        names = _core.cells[p.cell].states
-        self.state0 = [getattr(p, f"{name}0") for name in names]
-        self.dstate = [getattr(p, f"d{name}") for name in names]
+        nothing = (None,) * num_states(p.cell)
+        self.state0, self.dstate = p.state0 or nothing, p.dstate or nothing
         self.forward = ForwardArgs(
             ctypes.sizeof(ForwardArgs),
             T,
@@ -213,10 +211,8 @@ class Call:
     @property
     def results(self) -> Results:
         """What was written, by name."""
-        states: Results = {}
-        for name, last, first in zip(_core.cells[self.problem.cell].states, self.state, self.dstate0, strict=True):
-            states |= {name: last, f"d{name}0": first}
-        return {**named(y=self.y, dx=self.dx), **states, **named_grads(self.grads)}
+        cell, state, dstate0 = self.problem.cell, tuple(self.state), tuple(self.dstate0)
+        return {"y": self.y, **named_state(cell, state), **named_gradients(cell, self.dx, dstate0, self.grads)}
 
     def solve(self, tape: "Handle") -> Results:
         """Run forward and backward; raise ValueError where the arguments do not fit."""

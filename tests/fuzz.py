@@ -21,8 +21,9 @@ from typing import Any
 
 import capi
 import numpy as np
-from modules import KINDS, ONE_STEP, make_layer, normal, oracle, parts, results, swap
+from modules import KINDS, ONE_STEP, make_layer, normal, oracle, results, swap
 from problems import (
+    ALL_PARTS,
     CELLS,
     DTYPES,
     Array,
@@ -31,9 +32,13 @@ from problems import (
     make_problem,
     make_token_problem,
     named,
+    named_gradients,
     named_grads,
-    num_states,
+    named_state,
+    of_states,
+    parts,
     solve,
+    state_names,
     state_of,
 )
 
@@ -279,9 +284,7 @@ def bare_problem(rng: Rng) -> Any:
     if rng.random() < 0.05:  # I = 0
         parameters = [(w_ih[:, :0], *others) for w_ih, *others in problem.parameters]
         problem = replace(problem, x=problem.x[..., :0], parameters=parameters)
-    for missing in ("h0", "c0", "dh", "dc"):
-        problem = problem.without(missing) if rng.random() < 0.3 else problem
-    return problem
+    return problem.without(*(part for part in ALL_PARTS if rng.random() < 0.3))
 
 
 def parameter_slots(parameters: Any, name: str) -> dict[str, Any]:
@@ -292,34 +295,38 @@ def parameters_of(slots: dict[str, Any], name: str, D: int) -> Any:
     return [tuple(slots[f"{name}[{d}][{i}]"] for i in range(4)) for d in range(D)]
 
 
+def state_slots(cell: str, state: Any, form: str) -> dict[str, Any]:
+    return dict(zip(state_names(cell, form), state, strict=True))
+
+
+def state_in(slots: dict[str, Any], cell: str, form: str) -> tuple[Any, ...]:
+    return tuple(slots[name] for name in state_names(cell, form))
+
+
 def bare_forward(rng: Rng) -> Attempt:
     """Call forward or inference, of the extension or of `functional`."""
     p = bare_problem(rng)
     (T, B, _), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
-    shapes = ((T, B, D * H), (D, B, H), (D, B, H))
-    outs = [np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for s in shapes]
-    if p.c0 is None:
-        outs[2] = None
-    slots = {"x": p.x, "h0": p.h0, "c0": p.c0, **parameter_slots(p.parameters, "w")}
-    slots |= {f"out{i}": out for i, out in enumerate(outs)}
+    shapes = {"out y": (T, B, D * H), **dict.fromkeys(state_names(p.cell, "out {}"), (D, B, H))}
+    outs = {name: np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for name, s in shapes.items()}
+    slots = {"x": p.x, **state_slots(p.cell, p.state0, "{}0"), **parameter_slots(p.parameters, "w"), **outs}
     run, core = choose(rng, ("forward", "inference")), rng.random() < 0.5
 
     def call() -> Results:
-        out = tuple(slots[f"out{i}"] for i in range(3))
+        state0, out_state = state_in(slots, p.cell, "{}0"), state_in(slots, p.cell, "out {}")
         arguments = p.cell, slots["x"], parameters_of(slots, "w", D)
         if core:
-            y, h, c, *_ = getattr(_core, run)(*arguments, slots["h0"], slots["c0"], out)
+            y, state, *_ = getattr(_core, run)(*arguments, state0, (slots["out y"], out_state))
         else:
-            state, out_state = state_of(p.cell, slots["h0"], slots["c0"]), state_of(p.cell, *out[1:])
-            y, state, *_ = getattr(functional, run)(*arguments, state, out=(out[0], out_state))
-            h, c = state if isinstance(state, tuple) else (state, None)
-        return named(y=y, h=h, c=c)
+            out = (slots["out y"], state_of(out_state))
+            y, state, *_ = getattr(functional, run)(*arguments, state_of(state0), out=out)
+        return {"y": y, **named_state(p.cell, parts(state))}
 
     def expected() -> Results:
-        y, h, c, _ = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
-        return named(y=y, h=h, c=c)
+        y, state, _ = reference.forward(p.cell, p.x, p.parameters, p.state0)
+        return {"y": y, **named_state(p.cell, state)}
 
-    written = frozenset(f"out{i}" for i in range(3))
+    written = frozenset(outs)
     return Attempt(f"{'_core' if core else 'functional'}.{run}", call, slots, written, expected=expected)
 
 
@@ -327,33 +334,33 @@ def bare_backward(rng: Rng) -> Attempt:
     """Call backward, of the extension or of `functional`."""
     p = bare_problem(rng)
     (T, B, I), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
-    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
     need_dx, core, given = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.5
-    outs = [np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for s in ((T, B, I), (D, B, H), (D, B, H))]
-    outs = [out if wanted else None for out, wanted in zip(outs, (need_dx, True, p.c0 is not None), strict=True)]
-    slots = {"dy": p.dy, "dh": p.dh, "dc": p.dc, **{f"out{i}": out for i, out in enumerate(outs)}}
+    shapes = {"out dx": (T, B, I), **dict.fromkeys(state_names(p.cell, "out {}"), (D, B, H))}
+    outs = {name: np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for name, s in shapes.items()}
+    outs["out dx"] = outs["out dx"] if need_dx else None
+    slots = {"dy": p.dy, **state_slots(p.cell, p.dstate, "d{}"), **outs}
     if given:
         zeros = [tuple(None if w is None else np.zeros_like(w) for w in ws) for ws in p.parameters]
         slots |= parameter_slots(zeros, "g")
 
     def call() -> Results:
         grads = parameters_of(slots, "g", D) if given else None
-        out = tuple(slots[f"out{i}"] for i in range(3))
+        dstate, out_state = state_in(slots, p.cell, "d{}"), state_in(slots, p.cell, "out {}")
         if core:
-            dx, dh0, dc0, new = _core.backward(tape, slots["dy"], slots["dh"], slots["dc"], need_dx, grads, out)
+            out = (slots["out dx"], out_state)
+            dx, dstate0, new = _core.backward(tape, slots["dy"], dstate, need_dx, grads, out)
         else:
-            dstate, out_state = state_of(p.cell, slots["dh"], slots["dc"]), state_of(p.cell, *out[1:])
-            dx, state, new = functional.backward(
-                tape, slots["dy"], dstate, need_dx=need_dx, grads=grads, out=(out[0], out_state)
+            out = (slots["out dx"], state_of(out_state))
+            dx, dstate0, new = functional.backward(
+                tape, slots["dy"], state_of(dstate), need_dx=need_dx, grads=grads, out=out
             )
-            dh0, dc0 = state if isinstance(state, tuple) else (state, None)
-        return {**named(dx=dx, dh0=dh0, dc0=dc0), **named_grads(new)}
+        return named_gradients(p.cell, dx, parts(dstate0), new)
 
     def expected() -> Results:
-        dx, dh0, dc0, new = reference.backward(
-            reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0)[3], p.dy, p.dh, p.dc
-        )
-        return {**named(dx=dx if need_dx else None, dh0=dh0, dc0=dc0), **named_grads(new)}
+        *_, kept = reference.forward(p.cell, p.x, p.parameters, p.state0)
+        dx, dstate0, new = reference.backward(kept, p.dy, p.dstate)
+        return named_gradients(p.cell, dx if need_dx else None, dstate0, new)
 
     written = frozenset(name for name in slots if name[0] in "og")
     return Attempt(f"{'_core' if core else 'functional'}.backward", call, slots, written, expected=expected)
@@ -366,7 +373,8 @@ def tokens(rng: Rng) -> Attempt:
     V = int(rng.integers(1, 40)) if rng.random() < 0.5 else None
     cell, dtype, seed = choose(rng, CELLS), choose(rng, DTYPES), int(rng.integers(2**31))
     p: Any = make_token_problem(cell, dtype, Shape(T, B, I, H, D), V=V, seed=seed)
-    slots = {"h0": p.h0, "c0": p.c0, "embedding": p.embedding, "dy": p.dy, **parameter_slots(p.parameters, "w")}
+    slots = {"embedding": p.embedding, "dy": p.dy, **parameter_slots(p.parameters, "w")}
+    slots |= state_slots(cell, p.state0, "{}0")
     # Of one-hot tokens only w_ih says how many there are: another size is as good.
     fixed = {f"w[{d}][0]": slots.pop(f"w[{d}][0]") for d in range(D) if V is None}
     if rng.random() < 0.5:
@@ -386,15 +394,15 @@ def tokens(rng: Rng) -> Attempt:
 
     def call() -> Results:
         ws = parameters_of({**slots, **fixed}, "w", D)
-        y, h, c, tape = _core.forward(cell, x, ws, slots["h0"], slots["c0"], embedding=slots["embedding"])
+        y, state, tape = _core.forward(cell, x, ws, state_in(slots, cell, "{}0"), embedding=slots["embedding"])
         grads = parameters_of(slots, "g", D) if "g[0][0]" in slots else None
-        read = [y, h, c, x, *(a for name, a in {**slots, **fixed}.items() if name not in written and name != "dy")]
+        read = [y, *state, x, *(a for name, a in {**slots, **fixed}.items() if name not in written and name != "dy")]
         with disguised(rng, read):
-            dx, dh0, dc0, new = _core.backward(tape, slots["dy"], need_dx=need_dx, grads=grads)
-        return {**named(y=y, h=h, c=c, dx=dx, dh0=dh0, dc0=dc0), **named_grads(new)}
+            dx, dstate0, new = _core.backward(tape, slots["dy"], need_dx=need_dx, grads=grads)
+        return {"y": y, **named_state(cell, state), **named_gradients(cell, dx, dstate0, new)}
 
     def expected() -> Results:
-        wanted = solve(reference, p.without("dh", "dc"))
+        wanted = solve(reference, p.without("dstate"))
         if not need_dx:
             wanted.pop("dx", None)
         return wanted
@@ -405,7 +413,7 @@ def tokens(rng: Rng) -> Attempt:
 def structure(rng: Rng) -> Attempt:
     """Call with arguments that are no arrays, and wrong."""
     p: Any = make_problem(choose(rng, CELLS), "float32", Shape(2, 2, 3, 4), seed=0)
-    state = state_of(p.cell, p.h0, p.c0)
+    state = state_of(p.state0)
     *_, tape = functional.forward(p.cell, p.x, p.parameters, state)
     w, other = p.parameters, choose(rng, BROKEN[1:])
     huge = np.broadcast_to(p.x[:1, :1], (2**30, 2**27, 3))
@@ -421,8 +429,12 @@ def structure(rng: Rng) -> Attempt:
         "short parameters": lambda: F.forward(p.cell, p.x, [w[0][:3]]),
         "parameters of nothing": lambda: F.forward(p.cell, p.x, [other, w[0]]),
         "H = 0": lambda: F.forward(p.cell, p.x, [(np.zeros((0, 3), "f4"), np.zeros((0, 0), "f4"), None, None)]),
-        "state": lambda: F.forward(p.cell, p.x, w, {"h": p.h0, "c": p.c0}),
-        "state of three": lambda: F.forward(p.cell, p.x, w, (p.h0, p.c0, None)),
+        "state": lambda: F.forward(p.cell, p.x, w, named_state(p.cell, p.state0)),
+        "state of one more": lambda: F.forward(p.cell, p.x, w, (*p.state0, None)),
+        "core state": lambda: _core.forward(p.cell, p.x, w, choose(rng, (*BROKEN[1:], p.state0[0], list(p.state0)))),
+        "core state of one more": lambda: _core.forward(p.cell, p.x, w, (*p.state0, None)),
+        "core dstate": lambda: _core.backward(tape, p.dy, choose(rng, (*BROKEN[1:], p.state0[0], list(p.state0)))),
+        "core dsteps": lambda: _core.backward(tape, p.dy, dsteps=choose(rng, (*BROKEN[1:], p.dy, (p.dy,) * 4))),
         "out": lambda: F.forward(p.cell, p.x, w, out=other),
         "out of three": lambda: F.forward(p.cell, p.x, w, out=(None, None, None)),
         "out itself": lambda: F.forward(
@@ -463,7 +475,7 @@ def whole_layer(rng: Rng) -> Attempt:
             "x": (T, *batch, I),
             "dy": (*(() if last else (T,)), *batch, layer.directions * H),
             **dict.fromkeys(("dc_steps", "dh_layers"), (L, T, *batch, layer.directions * H)),
-            **dict.fromkeys(("h", "c", "dh", "dc"), (L * layer.directions, *batch, H)),
+            **dict.fromkeys((*state_names(kind), *state_names(kind, "d{}")), (L * layer.directions, *batch, H)),
         }.items()
     }
     slots["resets"] = rng.random((T, *batch)) < 0.2
@@ -482,19 +494,15 @@ def whole_layer(rng: Rng) -> Attempt:
         slots |= {f"g {name}": np.zeros_like(p) for name, p in layer.parameters.items()}
     masks: list[Array] = []
 
-    def state_in(values: dict[str, Any], h: str, c: str) -> Any:
-        return state_of(kind, values[h], values.get(c))
-
-    unused = {"c", "dc"} if num_states(kind) == 1 else set()
-    for name in unused | (set() if stateful else {"h", "c"}):
-        slots.pop(name, None)
+    for name in () if stateful else state_names(kind):
+        del slots[name]
 
     def call() -> Results:
-        state = state_in(slots, "h", "c") if stateful else None
+        state = state_of(state_in(slots, kind, "{}")) if stateful else None
         y, after, tape = layer.forward(slots["x"], state, resets=slots.get("resets"), **given_rows)
         masks[:] = tape.masks
         grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
-        dstate = state_in(slots, "dh", "dc")
+        dstate = state_of(state_in(slots, kind, "d{}"))
         every = {"dc": slots.get("dc_steps"), "dh_layers": slots.get("dh_layers"), **steps}
         with disguised(rng, [slots["x"], *parts(state), *parts(after)]):
             back = layer.backward(tape, slots["dy"], dstate, need_dx=need_dx, grads=grads, **every)
@@ -505,10 +513,10 @@ def whole_layer(rng: Rng) -> Attempt:
             return np.expand_dims(a, a.ndim - 1) if unbatched else a
 
         values = {name: batched(a) for name, a in originals.items() if name != "resets"}
-        state = state_in(values, "h", "c") if stateful else None
-        dstate, dy = state_in(values, "dh", "dc"), None if last else values["dy"]
+        state = state_in(values, kind, "{}") if stateful else None
+        dstate, dy = state_in(values, kind, "d{}"), None if last else values["dy"]
         if last:
-            dh, *others = parts(dstate)
+            dh, *others = dstate
             dh = dh.copy()
             dh[-layer.directions :] += values["dy"].reshape(-1, layer.directions, H).swapaxes(0, 1)
             dstate = (dh, *others)
@@ -616,7 +624,7 @@ def c_interface(rng: Rng) -> Attempt:
     p = p.without(*(name for name in ("h0", "c0", "dh", "dc") if rng.random() < 0.3))
     resets = rng.random(p.x.shape[:-1]) < 0.2 if rng.random() < 0.3 else None
     call = capi.Call(p, sizes, None if resets is None else resets.astype(np.uint8))
-    unwanted = [name for name in ("h", "c", "dx", "dh0", "dc0") if rng.random() < 0.2]
+    unwanted = [name for name in ("dx", *sorted(of_states(p.cell))) if rng.random() < 0.2]
     if "dx" in unwanted:
         call.backward.dx = None
     for s, name in enumerate(_core.cells[p.cell].states):
@@ -637,8 +645,9 @@ def c_interface(rng: Rng) -> Attempt:
         else:
             setattr(changed, name, value)
         bad = f"{struct}.{name} = {value}"
-    written = [a for name, a in call.results.items() if not bad.startswith("backward") or name not in {"y", "h", "c"}]
-    read = [a for ws in p.parameters for a in ws] + [p.x, p.h0, p.c0, p.dy, p.dh, p.dc]
+    forward = {"y", *state_names(p.cell)}
+    written = [a for name, a in call.results.items() if not bad.startswith("backward") or name not in forward]
+    read = [a for ws in p.parameters for a in ws] + [p.x, *p.state0, p.dy, *p.dstate]
 
     def solved() -> Results:
         results = call.solve(TAPE)
@@ -720,21 +729,20 @@ def one_cell(rng: Rng) -> Attempt:
     cell = getattr(rnnfast, f"{kind}Cell")(I, H, seed=seed, dtype=dtype, bias=bool(rng.random() < 0.5), **own)
     batch = () if rng.random() < 0.3 else (0 if rng.random() < 0.1 else B,)
     x = normal((*batch, I), dtype, seed)
-    states = {name: normal((*batch, H), dtype, seed + k) for k, name in enumerate(("h", "c", "dh", "dc"), 1)}
-    names = [f"{d}{state}" for d in ("", "d") for state in _core.cells[cell.cell].states]
-    slots: dict[str, Any] = {"x": x, **{name: states[name] for name in names}}
+    names = *state_names(cell.cell), *state_names(cell.cell, "d{}")
+    slots: dict[str, Any] = {"x": x, **{name: normal((*batch, H), dtype, seed + k) for k, name in enumerate(names, 1)}}
     shaped = {name: a.reshape(1, -1 if a.size else 0, a.shape[-1]) for name, a in slots.items()}
     parameters = [tuple(cell.parameters.get(n) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))]
 
     def call() -> Results:
-        last, tape = cell.forward(slots["x"], state_of(cell.cell, slots["h"], slots.get("c")))
-        dx, dstate0, grads = cell.backward(tape, state_of(cell.cell, slots["dh"], slots.get("dc")))
+        last, tape = cell.forward(slots["x"], state_of(state_in(slots, cell.cell, "{}")))
+        dx, dstate0, grads = cell.backward(tape, state_of(state_in(slots, cell.cell, "d{}")))
         return results(None, last, dx, dstate0, grads)
 
     def expected() -> Results:
-        _, *last, tape = reference.forward(cell.cell, shaped["x"], parameters, shaped["h"], shaped.get("c"))
-        dx, *dstate0, [grads] = reference.backward(tape, None, shaped["dh"], shaped.get("dc"))
-        lasts, firsts = (tuple(s.reshape(*batch, H) for s in ss if s is not None) for ss in (last, dstate0))
+        _, last, tape = reference.forward(cell.cell, shaped["x"], parameters, state_in(shaped, cell.cell, "{}"))
+        dx, dstate0, [grads] = reference.backward(tape, None, state_in(shaped, cell.cell, "d{}"))
+        lasts, firsts = (tuple(s.reshape(*batch, H) for s in ss) for ss in (last, dstate0))
         gradients = zip(cell.parameters, (g for g in grads if g is not None), strict=True)
         return results(None, lasts, dx.reshape(x.shape), firsts, dict(gradients))
 

@@ -1,10 +1,11 @@
 """Layers and cells to test, their arguments, and their results by name."""
 
 import inspect
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from problems import CELLS, Array, Results, named, num_states, state_of
+from problems import CELLS, Array, Results, mapped, named, num_states, parts, state_of
 
 import rnnfast
 from rnnfast import _core, reference
@@ -52,17 +53,12 @@ def make_state(module: Any, batch: tuple[int, ...], seed: int) -> Any:
     """Draw a state, for each part [L·D,*batch,H] of a layer, [*batch,H] of a cell."""
     rows = (module.num_layers * module.directions,) if hasattr(module, "num_layers") else ()
     shape = *rows, *batch, module.hidden_size
-    return state_of(module.cell, *(normal(shape, module.dtype, seed + k) for k in range(num_states(module.cell))))
+    return state_of(tuple(normal(shape, module.dtype, seed + k) for k in range(num_states(module.cell))))
 
 
 def initial(cell: str) -> list[str]:
     """Return the names of the parameters of a learned initial state."""
     return [f"initial_{state}" for state in _core.cells[cell].states]
-
-
-def parts(state: Any) -> tuple[Any, ...]:
-    """Return (h, c) or (h,)."""
-    return state if isinstance(state, tuple) else (state,)
 
 
 def named_states(state: Any, dstate0: Any = ()) -> Results:
@@ -104,35 +100,33 @@ def oracle(
     learned = layer.learn_initial_state and state is None
     if learned:
         state = tuple(np.repeat(p[n][:, None], x.shape[1], axis=1) for n in initial(layer.cell))
-    first = [None] * 2 if state is None else parts(state)
+    first = None if state is None else parts(state)
     y, tapes, last = x.astype(np.float64), [], []
     for k in range(L):
         if k and masks:
             y = y * masks[k - 1]
         parameters = [tuple(p.get(n + s) for n in PARAMETERS) for s in suffixes[k]]
-        y, *state_k, tape = reference.forward(
+        y, state_k, tape = reference.forward(
             layer.cell,
             y,
             parameters,
-            *(None if s is None else s[here[k]] for s in first),
+            mapped(itemgetter(here[k]), first),
             gate_override=held and held[k],
             **rows,
         )
         tapes.append(tape)
-        last.append([s for s in state_k if s is not None])
-    dfirst: list[list[Array]] = []
+        last.append(state_k)
+    dfirst: list[tuple[Array, ...]] = []
     grads: Results = {}
     d = dy
     for k in reversed(range(L)):
         if dh_layers is not None:
             d = dh_layers[k] if d is None else d + dh_layers[k]
-        dc_steps = None if dc is None else dc[k]
-        d, *dstate_k, new = reference.backward(
-            tapes[k], d, *(s[here[k]] for s in parts(dstate)), dc_steps=dc_steps, clip_dh=clip_dh
-        )
+        dstate_k, dsteps = mapped(itemgetter(here[k]), parts(dstate)), None if dc is None else (dc[k],)
+        d, dstate0_k, new = reference.backward(tapes[k], d, dstate_k, dsteps=dsteps, clip_dh=clip_dh)
         if k and masks:
             d = d * masks[k - 1]
-        dfirst.insert(0, [s for s in dstate_k if s is not None])
+        dfirst.insert(0, dstate0_k)
         for suffix, arrays in zip(suffixes[k], new, strict=True):
             grads |= {n + suffix: a for n, a in zip(PARAMETERS, arrays, strict=True) if a is not None}
     state, dstate0 = (tuple(np.concatenate(s) for s in zip(*stacked, strict=True)) for stacked in (last, dfirst))

@@ -11,11 +11,14 @@ from tolerances import TOLERANCE, relative_error
 from rnnfast import _core, reference
 
 Array = NDArray[Any]
+State = tuple[Array | None, ...]  # an entry for each of the cell's states
 Results = dict[str, Array]
 Layout = Callable[[Array], Array]
 
 CELLS = tuple(_core.cells)
 DTYPES = ("float32", "float64")
+PARTS = {"state0": "{}0", "dstate": "d{}"}  # how the parts of a problem's states are named
+ALL_PARTS = sorted({form.format(s) for cell in _core.cells.values() for s in cell.states for form in PARTS.values()})
 
 
 class Shape(NamedTuple):
@@ -33,10 +36,26 @@ def num_states(cell: str) -> int:
     return len(_core.cells[cell].states)
 
 
-def state_of(cell: str, *parts: Any) -> Any:
-    """Return a state as the public functions have it: those of the parts that the cell has, or the only one."""
-    own = parts[: num_states(cell)]
-    return own[0] if len(own) == 1 else own
+def state_names(cell: str, form: str = "{}") -> list[str]:
+    """Return the names of the cell's states, in the form."""
+    return [form.format(name) for name in _core.cells[cell].states]
+
+
+def state_of(parts: tuple[Any, ...] | None) -> Any:
+    """Return a state as the public functions have it: its parts, or the only one."""
+    return parts[0] if parts is not None and len(parts) == 1 else parts
+
+
+def parts(state: Any) -> tuple[Any, ...]:
+    """Return the parts of a state as the public functions have it: (h,), or (h, c)."""
+    return state if isinstance(state, tuple) else (state,)
+
+
+def mapped(f: Callable[[Any], Any], a: Any) -> Any:
+    """Apply f to an array, or to each in a tuple or a list of them; None remains None."""
+    if isinstance(a, tuple | list):
+        return type(a)(mapped(f, part) for part in a)
+    return None if a is None else f(a)
 
 
 def identify(shape: Shape) -> str:
@@ -51,26 +70,34 @@ class Problem:
     cell: str
     x: Array  # [T,B,I], or tokens [T,B]
     parameters: list[tuple[Array | None, ...]]  # D tuples w_ih [G·H,I], w_hh [G·H,H], b_ih, b_hh [G·H] or None
-    h0: Array | None  # [D,B,H]
-    c0: Array | None
+    state0: State | None  # [D,B,H] each
     dy: Array | None  # [T,B,D·H]
-    dh: Array | None  # [D,B,H]
-    dc: Array | None
+    dstate: State | None  # [D,B,H] each
     embedding: Array | None = None  # [V,I]
     lengths: Array | None = None  # [B]
     resets: Array | None = None  # [T,B]
     gate_override: dict[str, float] | None = None
-    dc_steps: Array | None = None  # [T,B,D·H]
+    dsteps: State | None = None  # [T,B,D·H] each, of the states beside h
     clip_dh: float | None = None
 
     def without(self, *names: str) -> "Problem":
-        """Return the problem with the named arrays None."""
-        nothing: dict[str, Any] = dict.fromkeys(names)
-        return replace(self, **nothing)
+        """Return the problem with the named fields None, or parts of states: h0 of state0, dh of dstate and so on."""
+        without: dict[str, Any] = {name: None for name in names if name not in ALL_PARTS}
+        p = replace(self, **without)
+        for field, form in PARTS.items():
+            if state := getattr(p, field):
+                own = zip(state_names(p.cell, form), state, strict=True)
+                parts: Any = {field: tuple(None if name in names else part for name, part in own)}
+                p = replace(p, **parts)
+        return p
 
     def options(self, *names: str) -> dict[str, Any]:
         """Return those of the named fields that are given, to be handed to a call by name."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def with_each(self, f: Callable[[Any], Any], *names: str) -> "Problem":
+        """Return the problem with f applied to the arrays of the named fields."""
+        return replace(self, **{name: mapped(f, getattr(self, name)) for name in names})
 
     @property
     def real(self) -> Array:
@@ -86,7 +113,7 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
     """
     rng = np.random.default_rng(seed)
     T, B, I, H, D = shape
-    G, states = _core.cells[cell].num_gates, num_states(cell)
+    G, states = _core.cells[cell].num_gates, _core.cells[cell].states
 
     def uniform(*size: int) -> Array:
         return np.asarray(rng.uniform(-1, 1, size) / np.sqrt(H), dtype)
@@ -101,11 +128,9 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
             (uniform(G * H, I), uniform(G * H, H), *((uniform(G * H), uniform(G * H)) if bias else (None, None)))
             for _ in range(D)
         ],
-        h0=normal(D, B, H),
-        c0=normal(D, B, H) if states == 2 else None,
+        state0=tuple(normal(D, B, H) for _ in states),
         dy=normal(T, B, D * H),
-        dh=normal(D, B, H),
-        dc=normal(D, B, H) if states == 2 else None,
+        dstate=tuple(normal(D, B, H) for _ in states),
     )
 
 
@@ -131,12 +156,12 @@ def ragged(problem: Problem, *lengths: int, pad: float = np.nan) -> Problem:
     """
     p = replace(problem, lengths=np.array(lengths))
 
-    def padded(a: Array | None) -> Array | None:
-        return None if a is None else np.where(p.real, a, a.dtype.type(pad))
+    def padded(a: Array) -> Array:
+        if a.ndim == 2:
+            return np.where(p.real[..., 0], a, a.max(initial=0))
+        return np.where(p.real, a, a.dtype.type(pad))
 
-    tokens = p.x.ndim == 2
-    x: Any = np.where(p.real[..., 0], p.x, p.x.max(initial=0)) if tokens else padded(p.x)
-    return replace(p, x=x, dy=padded(p.dy), dc_steps=padded(p.dc_steps))
+    return p.with_each(padded, "x", "dy", "dsteps")
 
 
 def with_resets(problem: Problem, share: float = 0.3, seed: int = 0) -> Problem:
@@ -144,49 +169,56 @@ def with_resets(problem: Problem, share: float = 0.3, seed: int = 0) -> Problem:
     return replace(problem, resets=np.random.default_rng(seed).random(problem.x.shape[:2]) < share)
 
 
-def with_dc_steps(problem: Problem, seed: int = 0) -> Problem:
-    """Return the problem with a gradient of c of every step, if the cell has c."""
-    if problem.c0 is None or problem.dy is None:
-        return problem
-    normal = np.random.default_rng(seed).standard_normal(problem.dy.shape)
-    return replace(problem, dc_steps=normal.astype(problem.dy.dtype))
+def with_dsteps(problem: Problem, seed: int = 0) -> Problem:
+    """Return the problem with a gradient of every step's states beside h, as many as the cell has."""
+    rng, dy, others = np.random.default_rng(seed), problem.dy, num_states(problem.cell) - 1
+    assert dy is not None
+    return replace(problem, dsteps=tuple(rng.standard_normal(dy.shape).astype(dy.dtype) for _ in range(others)))
 
 
 def laid_out(problem: Problem, layout: Layout) -> Problem:
     """Return the problem with every array stored in the layout."""
-
-    def maybe(a: Array | None) -> Array | None:
-        return None if a is None else layout(a)
-
-    p = problem
-    names = ("x", "h0", "c0", "dy", "dh", "dc", "embedding", "dc_steps")
-    arrays: dict[str, Any] = {name: maybe(getattr(p, name)) for name in names}
-    return replace(p, parameters=[tuple(map(maybe, ps)) for ps in p.parameters], **arrays)
+    return problem.with_each(layout, "x", "parameters", "state0", "dy", "dstate", "embedding", "dsteps")
 
 
 def solve(engine: Any, problem: Problem, **options: Any) -> Results:
     """Run forward and backward of the kernels or of the oracle; return what came, by name.
 
-    Gradients of the parameters of direction d are named ``dw_ih[d]`` and so on; what is None has no entry.
+    The states are named after those of the cell, ``h`` and ``c``, the gradients of the initial ones ``dh0`` and
+    ``dc0``, those of the parameters of direction d ``dw_ih[d]`` and so on; what is None has no entry.
     """
     p = problem
-    y, h, c, tape = engine.forward(
+    y, state, tape = engine.forward(
         p.cell,
         p.x,
         p.parameters,
-        p.h0,
-        p.c0,
+        p.state0,
         embedding=p.embedding,
         **p.options("lengths", "resets", "gate_override"),
     )
-    return {**named(y=y, h=h, c=c), **gradients(engine, tape, p, **options)}
+    return {"y": y, **named_state(p.cell, state), **gradients(engine, tape, p, **options)}
 
 
 def gradients(engine: Any, tape: Any, problem: Problem, **options: Any) -> Results:
     """Run backward; return what came, by name, as `solve` does."""
     p = problem
-    dx, dh0, dc0, grads = engine.backward(tape, p.dy, p.dh, p.dc, **p.options("dc_steps", "clip_dh"), **options)
-    return {**named(dx=dx, dh0=dh0, dc0=dc0), **named_grads(grads)}
+    dx, dstate0, grads = engine.backward(tape, p.dy, p.dstate, **p.options("dsteps", "clip_dh"), **options)
+    return named_gradients(p.cell, dx, dstate0, grads)
+
+
+def named_gradients(cell: str, dx: Array | None, dstate0: State, grads: Any) -> Results:
+    """Return what a backward gave by name."""
+    return {**named(dx=dx), **named_state(cell, dstate0, "d{}0"), **named_grads(grads)}
+
+
+def named_state(cell: str, state: State, form: str = "{}") -> Results:
+    """Return the parts of a state by name, which is their own in the form."""
+    return named(**dict(zip(state_names(cell, form), state, strict=True)))
+
+
+def of_states(cell: str) -> set[str]:
+    """Return the names of the results that are states or their gradients, [D,B,H] each."""
+    return {*state_names(cell), *state_names(cell, "d{}0")}
 
 
 def named_grads(grads: Any) -> Results:

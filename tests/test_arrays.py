@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import B, H, I, T, make_cell, make_layer, make_state, normal, parts
-from problems import CELLS, Array, Shape, make_problem
+from modules import B, H, I, T, make_cell, make_layer, make_state, normal
+from problems import CELLS, Array, Shape, make_problem, parts
 
 import rnnfast
 from rnnfast import _core, functional, training
@@ -108,8 +108,8 @@ def of_functions(form: Callable[[Array], Any]) -> Iterator[Any]:
     problem: Any = make_problem("gru", "float32", Shape(T, B, I, H))
     w = [tuple(map(form, problem.parameters[0]))]
     w[0] = (problem.parameters[0][0], *w[0][1:])  # which decides the dtype of lists
-    y, h, tape = F.forward("gru", form(problem.x), w, form(problem.h0), resets=form(RESETS))
-    dx, dh0, [grads] = F.backward(tape, form(problem.dy), form(problem.dh))
+    y, h, tape = F.forward("gru", form(problem.x), w, form(problem.state0[0]), resets=form(RESETS))
+    dx, dh0, [grads] = F.backward(tape, form(problem.dy), form(problem.dstate[0]))
     yield from (y, h, dx, dh0, *grads)
     weight = normal((4, I), "float32", 7)
     yield F.linear(form(X), weight, form(weight[:, 0].copy()))
@@ -201,9 +201,9 @@ def test_backward_does_not_see_a_new_shape(cell: str, checkpoint: int | None) ->
 
 def test_a_bare_tape_does_not_see_a_new_shape() -> None:
     problem: Any = make_problem("lstm", "float64", Shape(T, B, I, H, 2))
-    y, (h, c), tape = F.forward("lstm", problem.x, problem.parameters, (problem.h0, problem.c0))
+    y, (h, c), tape = F.forward("lstm", problem.x, problem.parameters, problem.state0)
     expected = F.backward(tape, problem.dy)
-    with disguised(problem.x, problem.h0, problem.c0, y, h, c, *(w for ws in problem.parameters for w in ws)):
+    with disguised(problem.x, *problem.state0, y, h, c, *(w for ws in problem.parameters for w in ws)):
         dx, _, grads = F.backward(tape, problem.dy)
     np.testing.assert_array_equal(dx, expected[0])
     np.testing.assert_array_equal(grads[1][0], expected[2][1][0])
@@ -264,9 +264,9 @@ def acting_calls() -> dict[str, Callable[[Any], Any]]:
         "sgd": lambda _: _core.sgd_step(p, g, acting(v, p, g), 0.1, 0.5),
         "cross entropy": lambda _: training.softmax_cross_entropy(x, acting(np.ones((T, B), int), x)),
         "squared error": lambda _: training.squared_error(x, acting(x.copy(), x)),
-        "forward": lambda _: F.forward("gru", problem.x, w, acting(problem.h0, problem.x, *w[0])),
-        "backward": lambda _: F.backward(tape, problem.dy, acting(problem.dh, problem.dy), grads=dw),
-        "layer": lambda _: make_layer("gru")(x, acting(problem.h0, x)),
+        "forward": lambda _: F.forward("gru", problem.x, w, acting(problem.state0[0], problem.x, *w[0])),
+        "backward": lambda _: F.backward(tape, problem.dy, acting(problem.dstate[0], problem.dy), grads=dw),
+        "layer": lambda _: make_layer("gru")(x, acting(problem.state0[0], x)),
     }
 
 

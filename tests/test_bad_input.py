@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import string
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pytest
 from modules import B, H, I, T, make_cell, make_layer, make_state, normal
-from problems import Array, Shape, make_problem, num_states
+from problems import Array, Shape, make_problem, num_states, with_dsteps
 
 import rnnfast
 from rnnfast import _core, functional
@@ -39,10 +40,9 @@ class World:
 
         problem: Any = make_problem("lstm", "float32", Shape(T, B, I, H))
         self.parameters = problem.parameters
-        self.h0 = problem.h0
-        self.c0 = problem.c0
+        self.state0 = self.h0, self.c0 = problem.state0
         self.dy = problem.dy
-        _, _, self.bare_tape = F.forward("lstm", self.x, self.parameters, (self.h0, self.c0))
+        _, _, self.bare_tape = F.forward("lstm", self.x, self.parameters, self.state0)
         _, _, self.rnn_tape = F.forward("rnn_tanh", self.x, [tuple(p[:H] for p in self.parameters[0])])
         self.token_layer = make_layer("gru")
         _, _, self.token_tape = self.token_layer.forward(np.zeros((T, B), int), embedding=normal((8, I), "float32", 5))
@@ -539,7 +539,7 @@ SEQUENCES = {
         lambda w: w.bare(gate_override=[{"f": 0.0}]), TypeError, "gate_override: expected a dict, got list"
     ),
     "dc_gru": Case(
-        lambda w: w.gru.backward(w.gru_tape, None, dc=w.y), ValueError, "dc: expected None, since gru has no cell state"
+        lambda w: w.gru.backward(w.gru_tape, None, dc=w.y), ValueError, "dc: expected None, since gru has no state c"
     ),
     "dc_shape": Case(lambda w: w.lstm.backward(w.tape, dc=w.y), ValueError, f"dc: {STEPS}"),
     "dc_dtype": Case(
@@ -595,24 +595,24 @@ SEQUENCES = {
         lambda w: w.bare(resets=resets.astype("u1") * 0 + 3), ValueError, "resets: expected bools, or 0 and 1, got 3"
     ),
     "bare_dc": Case(
-        lambda w: F.backward(w.rnn_tape, dc=w.dy), ValueError, "dc.*: expected None, since rnn_tanh has no"
+        lambda w: F.backward(w.rnn_tape, dc=w.dy), ValueError, "dc: expected None, since rnn_tanh has no state c"
     ),
     "bare_dc_shape": Case(lambda w: F.backward(w.bare_tape, dc=w.dy[1:]), ValueError, "dc_steps: expected shape"),
-    "flow": Case(lambda w: F.backward(w.bare_tape, w.dy, flow=w.out), TypeError, r"flow: expected a tuple \(dh, dc\)"),
+    "flow": Case(
+        lambda w: F.backward(w.bare_tape, w.dy, flow=w.out), TypeError, r"flow: expected a tuple \(h, c\), got ndarray"
+    ),
     "flow_shape": Case(
-        lambda w: F.backward(w.bare_tape, w.dy, flow=(w.out[1:], None)), ValueError, r"flow\[0\]: expected shape"
+        lambda w: F.backward(w.bare_tape, w.dy, flow=(w.out[1:], None)), ValueError, "flow: h: expected shape"
     ),
     "flow_dc": Case(
         lambda w: F.backward(w.rnn_tape, w.dy, flow=(None, w.out)),
         ValueError,
-        r"flow\[1\]: expected None, since rnn_tanh",
+        r"flow\[1\]: expected None, since rnn_tanh has no state c",
     ),
     "flow_overlap": Case(
-        lambda w: F.backward(w.bare_tape, w.dy, flow=(w.out, w.out)), ValueError, r"flow\[0\]: .*overlaps flow\[1\]"
+        lambda w: F.backward(w.bare_tape, w.dy, flow=(w.out, w.out)), ValueError, "flow: h: .*overlaps flow: c"
     ),
-    "flow_dy": Case(
-        lambda w: F.backward(w.bare_tape, w.dy, flow=(w.dy, None)), ValueError, r"flow\[0\]: .*overlaps dy"
-    ),
+    "flow_dy": Case(lambda w: F.backward(w.bare_tape, w.dy, flow=(w.dy, None)), ValueError, "flow: h: .*overlaps dy"),
 }
 
 to_come = "tape: expected one that was made for steps to come"
@@ -671,13 +671,13 @@ CORE = {
     "start": Case(
         lambda w: _core.forward("lstm", w.x, w.parameters, start=(w.h0[0], None)),
         ValueError,
-        r"start\[0\]: expected sh",
+        "start: h: expected shape",
     ),
     "dstart": Case(
-        lambda w: _core.backward(w.bare_tape, w.dy, dstart=(w.h0[:, 1:], None)), ValueError, r"dstart\[0\]: expected sh"
+        lambda w: _core.backward(w.bare_tape, w.dy, dstart=(w.h0[:, 1:], None)), ValueError, "dstart: h: expected shape"
     ),
     "dstart_overlap": Case(
-        lambda w: _core.backward(w.bare_tape, w.dy, dstart=(w.h0, None)), ValueError, r"dstart\[0\]: .*overlaps h0"
+        lambda w: _core.backward(w.bare_tape, w.dy, dstart=(w.h0, None)), ValueError, "dstart: h: .*overlaps h0"
     ),
     "gate_name": Case(lambda w: w.bare_tape.gate("r"), ValueError, "gate: expected one of 'ifgo', got 'r'"),
 }
@@ -988,12 +988,87 @@ def test_what_a_cell_does_not_have_is_refused(cell: str) -> None:
         with pytest.raises(ValueError, match=rf"^{name}: expected shape .*, got \({(G + 1) * H},"):
             F.forward(cell, p.x, more)
     states = num_states(cell)
-    for wrong in ((p.h0,) * (states + 1), p.h0 if states > 1 else (p.h0,)):
+    for wrong in ((*p.state0, None), p.state0[0] if states > 1 else p.state0):
         with pytest.raises((TypeError, ValueError), match=r"^state: expected "):
             F.forward(cell, p.x, p.parameters, wrong)
     for gate in {*string.ascii_lowercase} - {*_core.cells[cell].held}:
         with pytest.raises(ValueError, match=r"^gate_override: expected "):
             F.forward(cell, p.x, p.parameters, gate_override={gate: 0.5})
+
+
+STATES_OF_A_CALL: dict[str, Callable[..., Any]] = {
+    "state0": lambda p, _, state: _core.inference(p.cell, p.x, p.parameters, state),
+    "start": lambda p, _, state: _core.forward(p.cell, p.x, p.parameters, start=state),
+    "out[1]": lambda p, _, state: _core.forward(p.cell, p.x, p.parameters, out=(None, state)),
+    "dstate": lambda p, tape, state: _core.backward(tape, p.dy, state),
+    "dstart": lambda p, tape, state: _core.backward(tape, p.dy, dstart=state),
+    "flow": lambda p, tape, state: _core.backward(tape, p.dy, flow=state),
+    "out[1] of backward": lambda p, tape, state: _core.backward(tape, p.dy, out=(None, state)),
+}
+
+
+@pytest.mark.parametrize("argument", STATES_OF_A_CALL)
+@pytest.mark.parametrize("cell", _core.cells)
+def test_the_core_takes_a_state_as_a_tuple_of_its_parts(cell: str, argument: str) -> None:
+    p: Any = make_problem(cell, "float32", Shape(T, B, I, H))
+    name, call, states = argument.split(" ")[0], STATES_OF_A_CALL[argument], _core.cells[cell].states
+    *_, tape = _core.forward(cell, p.x, p.parameters)
+    S, content = len(states), f"({', '.join(states)})"
+    arrays = [np.zeros((T, B, H) if name == "flow" else (1, B, H), np.float32) for _ in range(S + 1)]
+    for wrong in (arrays[0], dict(zip(states, arrays, strict=False)), 0, "h"):
+        message = f"{name}: expected a tuple {content}, got {type(wrong).__name__}"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            call(p, tape, wrong)
+    for n in {0, S - 1, S + 1}:
+        with pytest.raises(ValueError, match=f"^{re.escape(f'{name}: expected {S} entries {content}, got {n}')}$"):
+            call(p, tape, tuple(arrays[:n]))
+    call(p, tape, None)
+    call(p, tape, (None,) * S)
+    call(p, tape, tuple(arrays[:-1]))
+
+
+@pytest.mark.parametrize("cell", _core.cells)
+def test_the_core_takes_gradients_of_every_state_beside_h(cell: str) -> None:
+    p: Any = with_dsteps(make_problem(cell, "float32", Shape(T, B, I, H)))
+    *_, tape = _core.forward(cell, p.x, p.parameters)
+    content = f"({', '.join(_core.cells[cell].states[1:])})"
+    wrong: Any
+    for wrong in (p.dy, 0):
+        with pytest.raises(TypeError, match=f"^dsteps: expected a tuple {re.escape(content)}, got "):
+            _core.backward(tape, p.dy, dsteps=wrong)
+    for wrong in ((*p.dsteps, p.dy), *([p.dsteps[1:]] if p.dsteps else [])):
+        with pytest.raises(ValueError, match=f"^dsteps: expected {len(p.dsteps)} entries {re.escape(content)}, got "):
+            _core.backward(tape, p.dy, dsteps=wrong)
+    for name, k in zip(_core.cells[cell].states[1:], range(len(p.dsteps)), strict=True):
+        wrong = (*p.dsteps[:k], p.dsteps[k][1:], *p.dsteps[k + 1 :])
+        with pytest.raises(ValueError, match=f"^d{name}_steps: expected shape"):
+            _core.backward(tape, p.dy, dsteps=wrong)
+    for given in (None, (None,) * len(p.dsteps), p.dsteps):
+        _core.backward(tape, p.dy, dsteps=given)
+
+
+@pytest.mark.parametrize("cell", _core.cells)
+def test_the_core_names_the_part_of_a_state(cell: str) -> None:
+    p: Any = make_problem(cell, "float32", Shape(T, B, I, H))
+    *_, tape = _core.forward(cell, p.x, p.parameters)
+    names = {"state0": "{}0", "start": "start: {}", "out[1]": "out[1]: {}", "dstate": "d{}", "dstart": "dstart: {}"}
+    names |= {"flow": "flow: {}", "out[1] of backward": "out[1]: {}"}
+    states = _core.cells[cell].states
+    for argument, form in names.items():
+        for k, state in enumerate(states):
+            given = tuple(np.zeros((1, B + 1, H), np.float32) if i == k else None for i in range(len(states)))
+            with pytest.raises(ValueError, match=f"^{re.escape(form.format(state))}: expected shape"):
+                STATES_OF_A_CALL[argument](p, tape, given)
+
+
+@pytest.mark.parametrize("out", [(), (None,), (None,) * 3, 0], ids=str)
+def test_out_of_the_core_is_a_pair(out: Any) -> None:
+    p: Any = make_problem("gru", "float32", Shape(T, B, I, H))
+    *_, tape = _core.forward("gru", p.x, p.parameters)
+    with pytest.raises((TypeError, ValueError), match=r"^out: expected .* \(y, state\), got "):
+        _core.forward("gru", p.x, p.parameters, out=out)
+    with pytest.raises((TypeError, ValueError), match=r"^out: expected .* \(dx, dstate0\), got "):
+        _core.backward(tape, p.dy, out=out)
 
 
 def test_parameters_that_grow_while_they_are_read_are_read_once() -> None:
@@ -1006,7 +1081,7 @@ def test_parameters_that_grow_while_they_are_read_are_read_once() -> None:
             return w_ih
 
     parameters.append((Growing(), w_hh, None, None))
-    y, _, _ = _core.inference("rnn_tanh", np.ones((5, 2, 3)), parameters)
+    y, _ = _core.inference("rnn_tanh", np.ones((5, 2, 3)), parameters)
     assert y.shape == (5, 2, 4)
 
 

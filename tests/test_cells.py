@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import IN_TORCH, KINDS, ONE_STEP, PARAMETERS, B, H, I, make_cell, make_state, named_states, normal, parts
-from problems import DTYPES, Results, assert_close, assert_same_bits, named, num_states, state_of
+from modules import IN_TORCH, KINDS, ONE_STEP, PARAMETERS, B, H, I, make_cell, make_state, named_states, normal
+from problems import DTYPES, Results, assert_close, assert_same_bits, named, num_states, parts, state_of
 
 import rnnfast
 from rnnfast import reference
@@ -35,9 +35,10 @@ def test_a_step_is_the_oracles(cell: str, dtype: str, bias: bool, batch: tuple[i
     actual = results(last, *module.backward(tape, dstate))
     n = batch[0] if batch else 1
     parameters = [tuple(module.parameters.get(name) for name in PARAMETERS)]
-    _, h, c, kept = reference.forward(cell, x.reshape(1, n, I), parameters, *(s.reshape(1, n, H) for s in parts(state)))
-    dx, dh0, dc0, [grads] = reference.backward(kept, None, *(s.reshape(1, n, H) for s in parts(dstate)))
-    states = (tuple(s.reshape(*batch, H) for s in pair if s is not None) for pair in ((h, c), (dh0, dc0)))
+    first, dlast = (tuple(s.reshape(1, n, H) for s in parts(ss)) for ss in (state, dstate))
+    _, end, kept = reference.forward(cell, x.reshape(1, n, I), parameters, first)
+    dx, dstate0, [grads] = reference.backward(kept, None, dlast)
+    states = (tuple(s.reshape(*batch, H) for s in ss) for ss in (end, dstate0))
     expected = {**named(dx=dx.reshape(x.shape)), **named_states(*states)}
     assert_close(actual, expected | named(**dict(zip(PARAMETERS, grads, strict=True))))
     assert_same_bits(named_states(module(x, state)), named_states(last))
@@ -64,7 +65,7 @@ def test_no_state_is_zeros(cell: str, batch: tuple[int, ...]) -> None:
     module = make_cell(cell)
     x, zeros = normal((*batch, I), "float32", 1), np.zeros((*batch, H), np.float32)
     last, tape = module.forward(x)
-    expected, tape_zeros = module.forward(x, state_of(cell, *[zeros] * num_states(cell)))
+    expected, tape_zeros = module.forward(x, state_of((zeros,) * num_states(cell)))
     actual = results(last, *module.backward(tape, last))
     assert_same_bits(actual, results(expected, *module.backward(tape_zeros, last)))
 
@@ -96,7 +97,7 @@ def test_a_torch_state_dict_gives_torchs_results(cell: str, bias: bool, batch: t
     module.load_state_dict(theirs.state_dict())
     x, state = normal((*batch, I), "float64", 1), make_state(module, batch, 2)
     inputs = [torch.from_numpy(a).requires_grad_() for a in (x, *parts(state))]
-    last = parts(theirs(inputs[0], state_of(cell, *inputs[1:])))
+    last = parts(theirs(inputs[0], state_of(tuple(inputs[1:]))))
     sum(s.square().sum() / 2 for s in last).backward()
     actual, tape = module.forward(x, state)
     expected = results(

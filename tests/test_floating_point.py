@@ -65,7 +65,7 @@ def filled(module: Any, fill: Fill) -> Any:
 
 def filled_state(layer: Any, fill: Fill) -> Any:
     shape = layer.num_layers * layer.directions, B, layer.hidden_size
-    return state_of(layer.cell, *(fill(shape, layer.dtype) for _ in range(num_states(layer.cell))))
+    return state_of(tuple(fill(shape, layer.dtype) for _ in range(num_states(layer.cell))))
 
 
 def test_the_values_would_raise_in_numpy() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import IN_TORCH, KINDS, PARAMETERS, H, I, initial, make_layer, make_state, normal, parts
-from problems import DTYPES, Array, state_of
+from modules import IN_TORCH, KINDS, PARAMETERS, H, I, initial, make_layer, make_state, normal
+from problems import DTYPES, Array, parts, state_of
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
@@ -34,7 +34,7 @@ def loss(layer: Any, x: Array, state: Any, dy: Array, moved: tuple[int, int, int
             now = tuple(s[k * D + d][None] for s in parts(state))
             hs = {}
             for t in range(T)[:: -1 if d else 1]:
-                _, after = functional.inference(layer.cell, x[t : t + 1], own, state_of(layer.cell, *now))
+                _, after = functional.inference(layer.cell, x[t : t + 1], own, state_of(now))
                 h, *c = parts(after)
                 if (k, d, t) == moved and part == "h":
                     h = h + change

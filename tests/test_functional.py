@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from modules import named_states, parts
+from modules import named_states
 from problems import (
     CELLS,
     DTYPES,
@@ -13,9 +13,13 @@ from problems import (
     Shape,
     assert_close,
     assert_same_bits,
+    gradients,
     make_problem,
+    mapped,
     named,
-    named_grads,
+    named_gradients,
+    named_state,
+    parts,
     solve,
     state_of,
 )
@@ -29,19 +33,14 @@ by_cell = pytest.mark.parametrize("cell", CELLS)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
-def h_c(state: Any) -> tuple[Any, Any]:
-    return state if isinstance(state, tuple) else (state, None)
-
-
 @by_dtype
 @by_cell
 def test_states_go_in_and_come_out_in_one_form(cell: str, dtype: str) -> None:
     p = make_problem(cell, dtype, SHAPE)
-    state = state_of(cell, p.h0, p.c0)
+    state = state_of(p.state0)
     y, last, tape = F.forward(cell, p.x, p.parameters, state)
-    dx, dstate0, grads = F.backward(tape, p.dy, state_of(cell, p.dh, p.dc))
-    (h, c), (dh0, dc0) = h_c(last), h_c(dstate0)
-    actual = {**named(y=y, h=h, c=c, dx=dx, dh0=dh0, dc0=dc0), **named_grads(grads)}
+    dx, dstate0, grads = F.backward(tape, p.dy, state_of(p.dstate))
+    actual = {"y": y, **named_state(cell, parts(last)), **named_gradients(cell, dx, parts(dstate0), grads)}
     assert_same_bits(actual, solve(_core, p))
     assert_close(actual, solve(reference, p))
     y_inference, last_inference = F.inference(cell, p.x, p.parameters, state)
@@ -55,7 +54,7 @@ def test_out_is_filled_and_returned(cell: str) -> None:
     dx, dstate0, _ = F.backward(tape, p.dy)
 
     def like(state: Any) -> Any:
-        return state_of(cell, *(None if s is None else np.full_like(s, np.nan) for s in h_c(state)))
+        return mapped(lambda s: np.full_like(s, np.nan), state)
 
     for run in (F.forward, F.inference):
         out = np.full_like(y, np.nan), like(last)
@@ -224,23 +223,18 @@ def test_linear_reads_any_layout() -> None:
 @by_cell
 def test_a_tape_is_made_again_from_what_it_holds(cell: str, dtype: Any) -> None:
     p = make_problem(cell, dtype, SHAPE)
-    arguments = cell, p.x, p.parameters, p.h0, p.c0
-    y, _, _, tape = _core.forward(*arguments)
+    arguments = cell, p.x, p.parameters, p.state0
+    y, _, tape = _core.forward(*arguments)
     rows = SHAPE.T * SHAPE.B * SHAPE.D
     assert [a.size for a in tape.memory] == [rows * n for n in _core.tape_row(cell, SHAPE.H, dtype)]
-    again = _core.forward(*arguments, out=(y, None, None), memory=tape.memory)[3]
-    expected, found = (_core.backward(t, p.dy, p.dh, p.dc) for t in (tape, again))
-    assert_same_bits(flat(found), flat(expected))
-
-
-def flat(gradients: Any) -> dict[str, Array]:
-    return named(dx=gradients[0], dh0=gradients[1], dc0=gradients[2]) | named_grads(gradients[3])
+    *_, again = _core.forward(*arguments, out=(y, None), memory=tape.memory)
+    assert_same_bits(gradients(_core, again, p), gradients(_core, tape, p))
 
 
 def test_memory_that_does_not_fit_is_an_error() -> None:
     p = make_problem("lstm", np.float32, SHAPE)
     arguments = "lstm", p.x, p.parameters
-    gates, c, nothing = _core.forward(*arguments)[3].memory
+    gates, c, nothing = _core.forward(*arguments)[-1].memory
     for memory, message in (
         ((gates[1:], c, nothing), "memory: expected shape"),
         ((gates, c.astype(np.float64), nothing), "memory: expected dtype float32, got float64"),

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import IN_TORCH, KINDS, B, H, I, T, initial, make_layer, make_state, normal, oracle, parts, results, swap
-from problems import DTYPES, Array, Results, assert_close, assert_same_bits, state_of
+from modules import IN_TORCH, KINDS, B, H, I, T, initial, make_layer, make_state, normal, oracle, results, swap
+from problems import DTYPES, Array, Results, assert_close, assert_same_bits, parts, state_of
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
@@ -674,7 +674,7 @@ def test_a_torch_state_dict_gives_torchs_results(cell: str, form: str, unbatched
     state, dstate = make_state(layer, batch, 3), make_state(layer, batch, 5)
     x.requires_grad_()
     h0 = [torch.from_numpy(s).requires_grad_() for s in parts(state)]
-    y, last = theirs(x, state_of(cell, *h0))
+    y, last = theirs(x, state_of(tuple(h0)))
     dy = torch.ones_like(y)
     loss = y.sum()
     for s, ds in zip(parts(last), parts(dstate), strict=True):

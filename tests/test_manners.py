@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, initial, make_layer, named_states, normal, parts
-from problems import DTYPES, Array, assert_same_bits
+from modules import KINDS, initial, make_layer, named_states, normal
+from problems import DTYPES, Array, assert_same_bits, parts
 from test_layers import REPRESENTATIONS
 from tolerances import TOLERANCE, relative_error
 

@@ -1,6 +1,5 @@
 """The kernels against the oracle: cell x dtype x shape, then every form in which a layer can be called."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import (
+    ALL_PARTS,
     CELLS,
     DTYPES,
     Array,
@@ -21,8 +21,9 @@ from problems import (
     identify,
     laid_out,
     make_problem,
-    named,
+    mapped,
     named_grads,
+    named_state,
     num_states,
     solve,
 )
@@ -77,14 +78,20 @@ def test_float32_keeps_its_promise_on_the_shapes_of_the_benchmark(cell: str, sha
 
 
 NOT_GIVEN = {
-    "no states": ("h0", "c0"),
+    "no states": ("state0",),
     "no dy": ("dy",),
     "no dh": ("dh",),
     "no dc": ("dc",),
-    "only dy": ("dh", "dc"),
-    "only dh": ("dy", "dc"),
-    "nothing but dy": ("h0", "c0", "dh", "dc"),
+    "only dy": ("dstate",),
+    "only dh": ("dy", *(name for name in ALL_PARTS if name.startswith("d") and name != "dh")),
+    "nothing but dy": ("state0", "dstate"),
 }
+ONE_STATE_MISSING = [
+    (cell, missing)
+    for cell in CELLS
+    if num_states(cell) > 1
+    for missing in (*(f"{s}0" for s in _core.cells[cell].states), "dy and dh")
+]
 
 
 @pytest.mark.parametrize("names", NOT_GIVEN.values(), ids=NOT_GIVEN)
@@ -96,8 +103,7 @@ def test_what_is_not_given_is_zero(cell: str, dtype: str, names: tuple[str, ...]
 
 
 @by_dtype
-@pytest.mark.parametrize("missing", ["h0", "c0", "dy and dh"])
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if num_states(cell) > 1])
+@pytest.mark.parametrize(("cell", "missing"), ONE_STATE_MISSING)
 def test_each_state_may_be_missing_alone(cell: str, missing: str, dtype: str) -> None:
     problem = make_problem(cell, dtype, ODD).without(*missing.split(" and "))
     assert_parity(solve(_core, problem), problem)
@@ -125,9 +131,9 @@ def test_no_sequences_give_empty_outputs_and_zero_gradients(cell: str, dtype: st
 @by_cell
 def test_inference_gives_the_bits_of_forward(cell: str, dtype: str, shape: Shape) -> None:
     p = make_problem(cell, dtype, shape)
-    y, h, c, _ = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
-    actual = named(**dict(zip("yhc", _core.inference(p.cell, p.x, p.parameters, p.h0, p.c0), strict=True)))
-    assert_same_bits(actual, named(y=y, h=h, c=c))
+    y, state, _ = _core.forward(p.cell, p.x, p.parameters, p.state0)
+    y_inferred, state_inferred = _core.inference(p.cell, p.x, p.parameters, p.state0)
+    assert_same_bits({"y": y_inferred, **named_state(cell, state_inferred)}, {"y": y, **named_state(cell, state)})
 
 
 @by_dtype
@@ -212,9 +218,9 @@ def test_broadcast_arguments_are_as_good_as_full_ones(cell: str, dtype: str) -> 
     assert_same_bits(solve(_core, thin), solve(_core, full))
 
 
-def blank(a: Array | None, layout: Layout) -> Array | None:
-    """Return an array to write a in, stored in the layout and full of NaN."""
-    return None if a is None else layout(np.full_like(a, np.nan))
+def blank(a: Any, layout: Layout) -> Any:
+    """Return arrays to write those of a in, stored in the layout and full of NaN."""
+    return mapped(lambda a: layout(np.full_like(a, np.nan)), a)
 
 
 @by_writable_layout
@@ -222,45 +228,48 @@ def blank(a: Array | None, layout: Layout) -> Array | None:
 @by_cell
 def test_out_holds_what_a_new_array_would(cell: str, dtype: str, layout: Layout) -> None:
     p = make_problem(cell, dtype, ODD)
-    *expected, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
-    out = tuple(blank(a, layout) for a in expected)
+    *expected, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
+    out = tuple(blank(expected, layout))
     for call in (_core.inference, _core.forward):
-        assert_written(call(p.cell, p.x, p.parameters, p.h0, p.c0, out=out), out, expected)
+        assert_written(call(p.cell, p.x, p.parameters, p.state0, out=out), out, expected)
 
-    *expected, _ = _core.backward(tape, p.dy, p.dh, p.dc)
-    out = tuple(blank(a, layout) for a in expected)
-    assert_written(_core.backward(tape, p.dy, p.dh, p.dc, out=out), out, expected)
+    *expected, _ = _core.backward(tape, p.dy, p.dstate)
+    out = tuple(blank(expected, layout))
+    assert_written(_core.backward(tape, p.dy, p.dstate, out=out), out, expected)
 
 
-def assert_written(result: Sequence[Any], out: Sequence[Array | None], expected: Sequence[Array | None]) -> None:
+def assert_written(result: Any, out: Any, expected: Any) -> None:
     """Assert that the call returned the arrays of out, where there are any, with the numbers expected."""
-    for returned, given_array, a in zip(result[:3], out, expected, strict=True):
+    each = ((array, *state) for array, state, *_ in (result, out, expected))
+    for returned, given_array, a in zip(*each, strict=True):
         assert given_array is None or returned is given_array
         np.testing.assert_array_equal(returned, a)
 
 
-@pytest.mark.parametrize("k", range(3))
-@by_cell
-def test_out_may_hold_one_array_of_three(cell: str, k: int) -> None:
+@pytest.mark.parametrize(("cell", "k"), [(cell, k) for cell in CELLS for k in range(1 + num_states(cell))])
+def test_out_may_hold_one_array_of_all(cell: str, k: int) -> None:
     p = make_problem(cell, "float32", ODD)
-    *expected, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
-    out: list[Array | None] = [None] * 3
-    out[k] = blank(expected[k], np.copy)
-    assert_written(_core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, out=out), out, expected)
 
-    *expected, _ = _core.backward(tape, p.dy, p.dh, p.dc)
-    out = [None] * 3
-    out[k] = blank(expected[k], np.copy)
-    assert_written(_core.backward(tape, p.dy, p.dh, p.dc, out=out), out, expected)
+    def alone(array: Any, state: Any) -> tuple[Any, Any]:
+        first, *others = (blank(a, np.copy) if i == k else None for i, a in enumerate((array, *state)))
+        return first, tuple(others)
+
+    *expected, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
+    out = alone(*expected)
+    assert_written(_core.forward(p.cell, p.x, p.parameters, p.state0, out=out), out, expected)
+
+    *expected, _ = _core.backward(tape, p.dy, p.dstate)
+    out = alone(*expected)
+    assert_written(_core.backward(tape, p.dy, p.dstate, out=out), out, expected)
 
 
 @by_cell
 def test_backward_from_a_tape_whose_outputs_went_to_out(cell: str) -> None:
     p = make_problem(cell, "float64", ODD)
-    *expected, _ = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
-    out = tuple(blank(a, every_other) for a in expected)
-    tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, out=out)[3]
-    assert_parity(gradients(_core, tape, p), p, without=("y", "h", "c"))
+    *expected, _ = _core.forward(p.cell, p.x, p.parameters, p.state0)
+    out = tuple(blank(expected, every_other))
+    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0, out=out)
+    assert_parity(gradients(_core, tape, p), p, without=("y", *_core.cells[cell].states))
 
 
 @by_writable_layout
@@ -271,8 +280,8 @@ def test_gradients_are_added_into_given_arrays(cell: str, dtype: str, layout: La
     rng = np.random.default_rng(1)
     start = [tuple(rng.standard_normal(w.shape).astype(dtype) for w in ps if w is not None) for ps in p.parameters]
     given_arrays = [tuple(layout(g.copy()) for g in gs) for gs in start]
-    _, _, _, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
-    _, _, _, grads = _core.backward(tape, p.dy, p.dh, p.dc, grads=given_arrays)
+    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
+    *_, grads = _core.backward(tape, p.dy, p.dstate, grads=given_arrays)
     oracle = solve(reference, p)
     expected = {name: a + oracle[name] for name, a in named_grads(start).items()}
     assert_close(named_grads(given_arrays), expected)
@@ -285,11 +294,8 @@ def test_arguments_stay_as_they_were(cell: str) -> None:
     p = make_problem(cell, "float32", ODD)
     before = laid_out(p, np.copy)
     solve(_core, p)
-    for name in ("x", "h0", "c0", "dy", "dh", "dc"):
-        np.testing.assert_array_equal(getattr(p, name), getattr(before, name))
-    for ps, qs in zip(p.parameters, before.parameters, strict=True):
-        for a, b in zip(ps, qs, strict=True):
-            np.testing.assert_array_equal(a, b)
+    for name in ("x", "parameters", "state0", "dy", "dstate"):
+        np.testing.assert_equal(getattr(p, name), getattr(before, name))
 
 
 # Drawn problems
@@ -307,7 +313,7 @@ def test_arguments_stay_as_they_were(cell: str) -> None:
         D=st.integers(1, 2),
     ),
     bias=st.booleans(),
-    missing=st.sets(st.sampled_from(("h0", "c0", "dc"))),
+    missing=st.sets(st.sampled_from([name for name in ALL_PARTS if name != "dh"])),
     missing_too=st.sampled_from(((), ("dy",), ("dh",))),
     need_dx=st.booleans(),
     layout=st.sampled_from((np.copy, *READABLE)),

@@ -5,6 +5,7 @@ import platform
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from problems import (
     identify,
     laid_out,
     make_problem,
-    named,
+    named_gradients,
     named_grads,
+    named_state,
+    of_states,
     solve,
 )
 from tolerances import TOLERANCE, relative_error
@@ -68,8 +71,7 @@ def test_any_number_of_threads_gives_the_same_bits(cell: str, dtype: str, shape:
 
 def test_a_batch_may_have_more_than_a_million_sequences() -> None:
     problem = make_problem("rnn_tanh", "float32", Shape(T=1, B=1_500_000, I=1, H=1))
-    rows = {name: getattr(problem, name)[:, :9] for name in ("x", "h0", "dy", "dh")}
-    many, few = solve(_core, problem), solve(_core, replace(problem, **rows))
+    many, few = solve(_core, problem), solve(_core, sequences(problem, slice(9)))
     names = ("y", "h", "dx", "dh0")
     assert_same_bits({name: many[name][:, :9] for name in names}, {name: few[name] for name in names})
 
@@ -86,13 +88,13 @@ def test_every_run_gives_the_same_bits(cell: str, dtype: str, shape: Shape) -> N
 
 def sequences(problem: Problem, rows: slice) -> Problem:
     """Return the problem of some of the sequences."""
-    p = problem
-    given = named(x=p.x, h0=p.h0, c0=p.c0, dy=p.dy, dh=p.dh, dc=p.dc)
-    some: dict[str, Any] = {name: a[:, rows] for name, a in given.items()}
-    return replace(problem, **some)
+    return problem.with_each(itemgetter(np.s_[:, rows]), "x", "state0", "dy", "dstate")
 
 
-PER_SEQUENCE = ("y", "h", "c", "dx", "dh0", "dc0")
+def per_sequence(results: Results) -> Results:
+    """Return those of the results whose second axis is that of the sequences."""
+    names = {"y", "dx"}.union(*map(of_states, CELLS))
+    return {name: a for name, a in results.items() if name in names}
 
 
 @by_shape(
@@ -110,8 +112,8 @@ def test_a_sequence_gets_the_same_bits_in_any_batch(cell: str, dtype: str, shape
     last = shape.B - 1
     for rows in (slice(0, 1), slice(4, 5), slice(last, last + 1), slice(0, 2), slice(3, 8), slice(1, 10)):
         part = solve(_core, sequences(problem, rows))
-        for name in part.keys() & set(PER_SEQUENCE):
-            np.testing.assert_array_equal(part[name], whole[name][:, rows], err_msg=f"{name} {rows}")
+        for name, a in per_sequence(part).items():
+            np.testing.assert_array_equal(a, whole[name][:, rows], err_msg=f"{name} {rows}")
 
 
 # Few rows, whose weights stay as they are, beside many, whose weights are packed.
@@ -122,35 +124,36 @@ def test_sequences_without_a_gradient_add_nothing(cell: str, dtype: str, shape: 
     problem = make_problem(cell, dtype, shape)
     some = slice(4, 7)
     others = np.r_[:4, 7 : shape.B]
-    for gradient in (problem.dy, problem.dh, problem.dc):
+    for gradient in (problem.dy, *(problem.dstate or ())):
         if gradient is not None:
             gradient[:, others] = 0
     totals = []
     for p in (problem, sequences(problem, some)):
-        _, _, _, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+        *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
         grads = laid_out(p, np.copy).parameters
         for _ in range(2):
-            _core.backward(tape, p.dy, p.dh, p.dc, grads=grads)
+            _core.backward(tape, p.dy, p.dstate, grads=grads)
         totals.append({**gradients(_core, tape, p), **{f"{n} twice": a for n, a in named_grads(grads).items()}})
     whole, part = totals
-    assert_same_bits(part, {n: a[:, some] if n in PER_SEQUENCE else a for n, a in whole.items()})
+    assert_same_bits(part, whole | {name: a[:, some] for name, a in per_sequence(whole).items()})
 
 
 def solve_in_chunks(problem: Problem, starts: tuple[int, ...]) -> Results:
     """Solve chunk by chunk: states carried forwards, their gradients backwards, those of parameters added up."""
     p = problem
     chunks = [slice(*ends) for ends in pairwise((*starts, len(p.x)))]
-    h, c, ys, tapes = p.h0, p.c0, [], []
+    state, ys, tapes = p.state0, [], []
     for chunk in chunks:
-        y, h, c, tape = _core.forward(p.cell, p.x[chunk], p.parameters, h, c)
+        y, state, tape = _core.forward(p.cell, p.x[chunk], p.parameters, state)
         ys.append(y)
         tapes.append(tape)
-    dh, dc, grads = p.dh, p.dc, None
+    dstate, grads = p.dstate, None
     dx = np.empty_like(p.x)
     for chunk, tape in zip(chunks[::-1], tapes[::-1], strict=True):
         dy = None if p.dy is None else p.dy[chunk]
-        dx[chunk], dh, dc, grads = _core.backward(tape, dy, dh, dc, grads=grads)
-    return {**named(y=np.concatenate(ys), h=h, c=c, dx=dx, dh0=dh, dc0=dc), **named_grads(grads)}
+        dx[chunk], dstate, grads = _core.backward(tape, dy, dstate, grads=grads)
+    last = named_state(p.cell, state or ())
+    return {"y": np.concatenate(ys), **last, **named_gradients(p.cell, dx, dstate or (), grads)}
 
 
 @pytest.mark.parametrize(
@@ -171,10 +174,7 @@ def test_chunks_with_carried_state_give_the_bits_of_the_whole(
 ) -> None:
     problem = make_problem(cell, dtype, shape)
     whole, chunks = solve(_core, problem), solve_in_chunks(problem, starts)
-    assert_same_bits(
-        {name: a for name, a in chunks.items() if name in PER_SEQUENCE},
-        {name: a for name, a in whole.items() if name in PER_SEQUENCE},
-    )
+    assert_same_bits(per_sequence(chunks), per_sequence(whole))
     assert_close(chunks, whole)
 
 
@@ -203,13 +203,13 @@ def test_chunks_of_whole_blocks_give_the_bits_of_every_gradient(
 @by_cell
 def test_backward_only_reads_the_tape(cell: str, dtype: str, shape: Shape) -> None:
     p = make_problem(cell, dtype, shape)
-    y, h, c, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
-    before = laid_out(p, np.copy)
-    outputs = {name: a.copy() for name, a in named(y=y, h=h, c=c).items()}
+    y, state, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
+    before, results = laid_out(p, np.copy), {"y": y, **named_state(cell, state)}
+    outputs = {name: a.copy() for name, a in results.items()}
     first = gradients(_core, tape, p)
     gradients(_core, tape, p.without("dy"), need_dx=False)
     assert_same_bits(gradients(_core, tape, p), first)
-    assert_same_bits(named(y=y, h=h, c=c), outputs)
+    assert_same_bits(results, outputs)
     assert_same_bits(solve(_core, before), {**outputs, **first})
 
 
@@ -221,35 +221,32 @@ def test_backward_only_reads_the_tape(cell: str, dtype: str, shape: Shape) -> No
 def test_backward_is_linear(cell: str, dtype: str) -> None:
     p, q = (make_problem(cell, dtype, ODD, seed=seed) for seed in (0, 1))
     a, b = np.asarray(0.75, dtype), np.asarray(-1.5, dtype)
-    _, _, _, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0)
+    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
 
-    def sum_of(name: str) -> Array | None:
-        u, v = getattr(p, name), getattr(q, name)
-        return None if u is None else a * u + b * v
+    def sum_of(u: Any, v: Any) -> Any:
+        return tuple(map(sum_of, u, v)) if isinstance(u, tuple) else a * u + b * v
 
     of_p, of_q = gradients(_core, tape, p), gradients(_core, tape, q)
-    of_sum = gradients(_core, tape, replace(p, dy=sum_of("dy"), dh=sum_of("dh"), dc=sum_of("dc")))
+    of_sum = gradients(_core, tape, replace(p, dy=sum_of(p.dy, q.dy), dstate=sum_of(p.dstate, q.dstate)))
     assert_close(of_sum, {name: a * of_p[name] + b * of_q[name] for name in of_p})
 
 
 @by_shape(ODD, Shape(30, 6, 4, 40), Shape(3, 2, 50, 17, D=2))
 @by_cell
 def test_backward_is_the_adjoint_of_the_derivative_of_forward(cell: str, shape: Shape) -> None:
-    p, direction = (make_problem(cell, np.float64, shape, seed=seed) for seed in (0, 1))
+    p: Any = make_problem(cell, np.float64, shape, seed=0)
+    direction: Any = make_problem(cell, np.float64, shape, seed=1)
     step = 1e-6  # the error of the difference is step^2, that of rounding 1e-16 / step
 
     def loss(sign: int) -> float:
-        def moved(a: Array | None, v: Array | None) -> Array | None:
-            return None if a is None or v is None else a + sign * step * v
+        def moved(a: Any, v: Any) -> Any:
+            return tuple(map(moved, a, v)) if isinstance(a, tuple) else a + sign * step * v
 
         parameters = [tuple(map(moved, *pair)) for pair in zip(p.parameters, direction.parameters, strict=True)]
-        h0, c0 = moved(p.h0, direction.h0), moved(p.c0, direction.c0)
-        y, h, c = _core.inference(p.cell, p.x + sign * step * direction.x, parameters, h0, c0)
-        pairs = ((p.dy, y), (p.dh, h), (p.dc, c))
-        return float(sum(np.vdot(d, a) for d, a in pairs if d is not None and a is not None))
+        y, state = _core.inference(p.cell, moved(p.x, direction.x), parameters, moved(p.state0, direction.state0))
+        return float(sum(np.vdot(d, a) for d, a in zip((p.dy, *p.dstate), (y, *state), strict=True)))
 
-    d = direction
-    along = {**named(dx=d.x, dh0=d.h0, dc0=d.c0), **named_grads(d.parameters)}
+    along = named_gradients(cell, direction.x, direction.state0, direction.parameters)
     result = solve(_core, p)
     inner_product = sum(float(np.vdot(result[name], v)) for name, v in along.items())
     assert inner_product == pytest.approx((loss(1) - loss(-1)) / (2 * step), rel=1e-7)
@@ -263,13 +260,17 @@ by_bad = pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 
 
 def spoiled(problem: Problem, name: str, index: tuple[Any, ...], bad: float) -> Problem:
-    """Return the problem with a bad number in the named array."""
-    array = getattr(problem, name).copy()
-    array[index] = bad
-    return replace(problem, **{name: array})
+    """Return the problem with a bad number in the named array, of a state in each of its parts."""
+
+    def spoil(a: Array) -> Array:
+        a = a.copy()
+        a[index] = bad
+        return a
+
+    return problem.with_each(spoil, name)
 
 
-@pytest.mark.parametrize("name", ["x", "h0", "dy", "dh"])
+@pytest.mark.parametrize("name", ["x", "state0", "dy", "dstate"])
 @by_bad
 @by_shape(ODD, Shape(4, 21, 3, 40), Shape(40, 9, 1, 16))
 @by_dtype
@@ -278,8 +279,8 @@ def test_a_bad_number_stays_in_its_sequence(cell: str, dtype: str, shape: Shape,
     problem = make_problem(cell, dtype, shape)
     clean, result = solve(_core, problem), solve(_core, spoiled(problem, name, (0, 1), bad))
     others = np.arange(shape.B) != 1
-    for key in clean.keys() & set(PER_SEQUENCE):
-        np.testing.assert_array_equal(result[key][:, others], clean[key][:, others], err_msg=key)
+    for key, a in per_sequence(clean).items():
+        np.testing.assert_array_equal(result[key][:, others], a[:, others], err_msg=key)
 
 
 @by_shape(Shape(7, 5, 6, 19, D=2), Shape(7, 3, 1, 16, D=2))
@@ -315,9 +316,9 @@ def test_a_bad_dy_reaches_every_earlier_dx(cell: str, dtype: str, shape: Shape, 
 @by_cell
 def test_infinite_x_does_what_the_equations_say(cell: str, dtype: str, shape: Shape, bad: float) -> None:
     problem = spoiled(make_problem(cell, dtype, shape), "x", (2, 1, 0), bad)
-    y, _, _, _ = _core.forward(cell, problem.x, problem.parameters, problem.h0, problem.c0)
+    y, _, _ = _core.forward(cell, problem.x, problem.parameters, problem.state0)
     with np.errstate(invalid="ignore"):
-        expected, _, _, _ = reference.forward(cell, problem.x, problem.parameters, problem.h0, problem.c0)
+        expected, _, _ = reference.forward(cell, problem.x, problem.parameters, problem.state0)
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(y[~finite], expected[~finite])
     assert relative_error(y[finite], expected[finite]) <= TOLERANCE[y.dtype]

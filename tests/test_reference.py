@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,16 @@ from problems import (
     Shape,
     make_problem,
     make_token_problem,
+    mapped,
     named,
+    named_gradients,
     named_grads,
+    named_state,
+    num_states,
+    of_states,
     ragged,
     solve,
-    with_dc_steps,
+    with_dsteps,
     with_resets,
 )
 
@@ -33,10 +39,11 @@ def loss(problem: Problem) -> float:
     """Return the number of which `backward` gives the gradients."""
     p = problem
     options = p.options("lengths", "resets", "gate_override", "embedding")
-    y, h, c, tape = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0, **options)
-    dy, dc_steps = (None if d is None else np.where(p.real, d, 0) for d in (p.dy, p.dc_steps))
-    pairs = ((dy, y), (p.dh, h), (p.dc, c), (dc_steps, tape.steps[-1]))
-    return float(sum(np.vdot(d, a) for d, a in pairs if d is not None and a is not None))
+    y, state, tape = reference.forward(p.cell, p.x, p.parameters, p.state0, **options)
+    pairs = [*zip(p.dstate or (), state, strict=False)]
+    for d, a in zip((p.dy, *(p.dsteps or ())), (y, *tape.steps[1:]), strict=False):
+        pairs.append((None if d is None else np.where(p.real, d, 0), a))
+    return float(sum(np.vdot(d, a) for d, a in pairs if d is not None))
 
 
 def central_difference(problem: Problem, array: Array) -> Array:
@@ -60,10 +67,8 @@ def by_differences(problem: Problem) -> Results:
     def diff(a: Array | None) -> Array | None:
         return None if a is None else central_difference(p, a)
 
-    return {
-        **named(dx=diff(p.embedding if p.x.ndim == 2 else p.x), dh0=diff(p.h0), dc0=diff(p.c0)),
-        **named_grads([tuple(map(diff, direction)) for direction in p.parameters]),
-    }
+    dx = diff(p.embedding if p.x.ndim == 2 else p.x)
+    return named_gradients(p.cell, dx, mapped(diff, p.state0), mapped(diff, p.parameters))
 
 
 def assert_gradients(problem: Problem, results: Results) -> None:
@@ -83,8 +88,12 @@ GIVEN = [(cell, given) for cell in CELLS for given in ("all", "dy", *(f"d{s}" fo
 @pytest.mark.parametrize(("cell", "given"), GIVEN)
 def test_backward_is_the_gradient_of_forward(cell: str, given: str, D: int, bias: str) -> None:
     problem = make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2, D=D), bias=bias == "both", seed=D)
-    if given != "all":
-        problem = problem.without(*{"dy", "dh", "dc"} - {given})
+    dstate = named_state(cell, problem.dstate or (), "d{}")
+    problem = replace(
+        problem,
+        dy=problem.dy if given in ("all", "dy") else None,
+        dstate=tuple(ds if given in ("all", name) else None for name, ds in dstate.items()),
+    )
     assert_gradients(problem, solve(reference, problem))
 
 
@@ -92,8 +101,8 @@ def test_backward_is_the_gradient_of_forward(cell: str, given: str, D: int, bias
 FORMS: dict[str, Callable[[Problem], Problem]] = {
     "lengths": lambda p: ragged(p, 2, 0, 4),
     "resets": with_resets,
-    "gradients of c": with_dc_steps,
-    "all": lambda p: ragged(with_dc_steps(with_resets(p)), 3, 4, 0),
+    "gradients of every step": with_dsteps,
+    "all": lambda p: ragged(with_dsteps(with_resets(p)), 3, 4, 0),
 }
 
 
@@ -113,7 +122,7 @@ HELD = [(cell, gate) for cell in CELLS for gate in _core.cells[cell].held]
 @pytest.mark.parametrize(("cell", "gate"), HELD)
 def test_backward_is_the_gradient_of_forward_where_a_gate_is_held(cell: str, gate: str) -> None:
     p = make_problem(cell, np.float64, Shape(T=3, B=2, I=1, H=2, D=2))
-    p = replace(with_dc_steps(p), gate_override={gate: 0.6})
+    p = replace(with_dsteps(p), gate_override={gate: 0.6})
     assert_gradients(p, solve(reference, p))
 
 
@@ -123,55 +132,56 @@ def test_tokens_are_rows_and_backward_is_the_gradient_of_forward(cell: str, V: i
     p = make_token_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2, D=2), V=V)
     results = solve(reference, p)
     rows = (np.eye(3) if p.embedding is None else p.embedding)[p.x]
-    assert np.array_equal(results["y"], reference.forward(cell, rows, p.parameters, p.h0, p.c0)[0])
+    assert np.array_equal(results["y"], reference.forward(cell, rows, p.parameters, p.state0)[0])
     assert_gradients(p, results)
     p = ragged(with_resets(p), 2, 4)
     assert_gradients(p, solve(reference, p))
 
 
-def scalar_step(cell: str, x: float, h: float, c: float, w: list[float]) -> tuple[float, float]:
-    """Return h, c of one step with one input and one unit; w holds w_ih, w_hh, b_ih, b_hh of G gates in turn."""
+def scalar_step(cell: str, x: float, state: list[float], w: list[float]) -> list[float]:
+    """Make the next state of one input and one unit; w holds w_ih, w_hh, b_ih, b_hh of G gates in turn."""
 
     def s(a: float) -> float:
         return 1 / (1 + math.exp(-a))
 
+    h, *others = state
     G = len(w) // 4
     a = [w[k] * x + w[2 * G + k] for k in range(G)]
     u = [w[G + k] * h + w[3 * G + k] for k in range(G)]
     match cell:
         case "lstm":
-            c = s(a[1] + u[1]) * c + s(a[0] + u[0]) * math.tanh(a[2] + u[2])
-            return s(a[3] + u[3]) * math.tanh(c), c
+            c = s(a[1] + u[1]) * others[0] + s(a[0] + u[0]) * math.tanh(a[2] + u[2])
+            return [s(a[3] + u[3]) * math.tanh(c), c]
         case "gru" | "gru_reset_before":
             r, z = s(a[0] + u[0]), s(a[1] + u[1])
             u_n = r * u[2] if cell == "gru" else w[5] * r * h + w[11]
-            return (1 - z) * math.tanh(a[2] + u_n) + z * h, 0
+            return [(1 - z) * math.tanh(a[2] + u_n) + z * h]
         case "rnn_tanh":
-            return math.tanh(a[0] + u[0]), 0
+            return [math.tanh(a[0] + u[0])]
         case "rnn_relu":
-            return max(0, a[0] + u[0]), 0
+            return [max(0, a[0] + u[0])]
     pytest.skip(f"the equations of {cell} are not written here")
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_one_unit_follows_the_equations_written_with_scalars(cell: str) -> None:
     p = make_problem(cell, np.float64, Shape(T=5, B=1, I=1, H=1))
-    y, h, c, _ = reference.forward(cell, p.x, p.parameters, p.h0, p.c0)
+    assert p.state0 is not None
+    y, last, _ = reference.forward(cell, p.x, p.parameters, p.state0)
     weights = np.concatenate([np.ravel(w) for w in p.parameters[0] if w is not None]).tolist()
-    h_t, c_t = (0.0 if s is None else s.item() for s in (p.h0, p.c0))
+    state = [s.item() for s in p.state0 if s is not None]
     for t in range(5):
-        h_t, c_t = scalar_step(cell, p.x[t].item(), h_t, c_t, weights)
-        assert y[t].item() == pytest.approx(h_t, rel=1e-14)
-    assert h.item() == y[-1].item()
-    if c is not None:
-        assert c.item() == pytest.approx(c_t, rel=1e-14)
+        state = scalar_step(cell, p.x[t].item(), state, weights)
+        assert y[t].item() == pytest.approx(state[0], rel=1e-14)
+    assert last[0].item() == y[-1].item()
+    assert [s.item() for s in last] == pytest.approx(state, rel=1e-14)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_second_direction_is_the_first_on_reversed_time(cell: str) -> None:
     p = make_problem(cell, np.float64, Shape(T=5, B=2, I=3, H=4, D=2))
-    y, h, _, _ = reference.forward(cell, p.x, p.parameters)
-    y_reversed, h_reversed, _, _ = reference.forward(cell, p.x[::-1], p.parameters[1:])
+    y, (h, *_), _ = reference.forward(cell, p.x, p.parameters)
+    y_reversed, (h_reversed, *_), _ = reference.forward(cell, p.x[::-1], p.parameters[1:])
     np.testing.assert_array_equal(y[..., 4:], y_reversed[::-1])
     np.testing.assert_array_equal(h[1], h_reversed[0])
 
@@ -179,28 +189,30 @@ def test_second_direction_is_the_first_on_reversed_time(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_missing_states_and_gradients_are_zeros(cell: str) -> None:
     p = make_problem(cell, np.float64, Shape(T=3, B=2, I=3, H=4))
-    zero = np.zeros((1, 2, 4))
-    zeros = replace(p, h0=zero, c0=p.c0 if p.c0 is None else zero, dh=zero, dc=p.dc if p.dc is None else zero)
-    missing = solve(reference, p.without("h0", "c0", "dh", "dc"))
-    for name, a in solve(reference, zeros).items():
-        np.testing.assert_array_equal(a, missing[name], err_msg=name)
+    zeros = solve(reference, p.with_each(np.zeros_like, "state0", "dstate"))
+    nothing = (None,) * num_states(cell)
+    for missing in (p.without("state0", "dstate"), replace(p, state0=nothing, dstate=nothing)):
+        for name, a in solve(reference, missing).items():
+            np.testing.assert_array_equal(a, zeros[name], err_msg=name)
 
 
-def test_a_state_that_the_cell_lacks_is_an_error() -> None:
-    p = make_problem("gru", np.float64, Shape(T=3, B=2, I=3, H=4))
-    with pytest.raises(ValueError, match="c0"):
-        reference.forward("gru", p.x, p.parameters, p.h0, p.h0)
-    _, _, _, tape = reference.forward("gru", p.x, p.parameters)
-    with pytest.raises(ValueError, match="dc"):
-        reference.backward(tape, p.dy, dc=p.dh)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_state_that_the_cell_lacks_is_an_error(cell: str) -> None:
+    p: Any = with_dsteps(make_problem(cell, np.float64, Shape(T=3, B=2, I=3, H=4)))
+    _, _, tape = reference.forward(cell, p.x, p.parameters)
+    for wrong in ((*p.state0, None), p.state0[1:], p.state0[0]):
+        with pytest.raises(ValueError, match="state0: expected a tuple"):
+            reference.forward(cell, p.x, p.parameters, wrong)
+        with pytest.raises(ValueError, match="dstate: expected a tuple"):
+            reference.backward(tape, p.dy, wrong)
+    with pytest.raises(ValueError, match="dsteps: expected a tuple"):
+        reference.backward(tape, p.dy, dsteps=(*p.dsteps, None))
 
 
 def alone(problem: Problem, b: int, steps: slice) -> Problem:
     """Return these steps of one sequence as a problem of their own, whole and without resets."""
-    p = problem
-    rows: dict[str, Any] = {name: a[:, b : b + 1] for name, a in p.options("h0", "c0", "dh", "dc").items()}
-    rows |= {name: a[steps, b : b + 1] for name, a in p.options("x", "dy", "dc_steps").items()}
-    return replace(p, **rows, lengths=None, resets=None)
+    p = problem.with_each(itemgetter(np.s_[:, b : b + 1]), "state0", "dstate")
+    return p.with_each(itemgetter(np.s_[steps, b : b + 1]), "x", "dy", "dsteps").without("lengths", "resets")
 
 
 def assert_equal_to_rounding(actual: Results, expected: Results) -> None:
@@ -212,8 +224,7 @@ def assert_equal_to_rounding(actual: Results, expected: Results) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_sequences_of_a_ragged_batch_are_as_if_alone_and_the_padding_is_zero(cell: str) -> None:
-    p = ragged(with_dc_steps(make_problem(cell, np.float64, Shape(T=5, B=4, I=3, H=4, D=2))), 3, 0, 5, 1)
-    assert p.lengths is not None
+    p: Any = ragged(with_dsteps(make_problem(cell, np.float64, Shape(T=5, B=4, I=3, H=4, D=2))), 3, 0, 5, 1)
     each = [(n, solve(reference, alone(p, b, slice(n)))) for b, n in enumerate(p.lengths)]
     for name, a in solve(reference, p).items():
         match name:
@@ -221,7 +232,7 @@ def test_sequences_of_a_ragged_batch_are_as_if_alone_and_the_padding_is_zero(cel
                 assert not np.where(p.real, 0, a).any()
                 parts = [np.pad(one[name], ((0, 5 - n), (0, 0), (0, 0))) for n, one in each]
                 expected = np.concatenate(parts, axis=1)
-            case "h" | "c" | "dh0" | "dc0":
+            case _ if name in of_states(cell):
                 expected = np.concatenate([one[name] for _, one in each], axis=1)
             case _:
                 expected = np.sum([one[name] for _, one in each], axis=0)
@@ -230,20 +241,19 @@ def test_sequences_of_a_ragged_batch_are_as_if_alone_and_the_padding_is_zero(cel
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_resets_are_episodes_apart(cell: str) -> None:
-    p = with_dc_steps(make_problem(cell, np.float64, Shape(T=6, B=1, I=3, H=4, D=2)))
+    p = with_dsteps(make_problem(cell, np.float64, Shape(T=6, B=1, I=3, H=4, D=2)))
     results = solve(reference, replace(p, resets=np.array([True, False, True, True, False, False])[:, None]))
     apart = []
     for episode in (slice(0, 2), slice(2, 3), slice(3, 6)):
         # The first direction ends with the last episode, the second with the first.
         ends = np.array([episode.stop == 6, episode.start == 0])[:, None, None]
-        dlast: dict[str, Any] = {name: ends * ds for name, ds in p.options("dh", "dc").items()}
-        apart.append(solve(reference, alone(replace(p, **dlast), 0, episode)))
+        apart.append(solve(reference, alone(p.with_each(ends.__mul__, "dstate"), 0, episode)))
     for name, a in results.items():
         parts = [part[name] for part in apart]
         match name:
             case "y" | "dx":
                 expected = np.concatenate(parts)
-            case "h" | "c":
+            case _ if name in _core.cells[cell].states:
                 expected = np.stack([parts[-1][0], parts[0][1]])
             case _:
                 expected = np.sum(parts, axis=0)
@@ -255,15 +265,14 @@ def test_resets_are_episodes_apart(cell: str) -> None:
     [("lstm", {"f": 0.0}), ("gru", {"z": 0.0, "r": 0.0}), ("gru_reset_before", {"z": 0.0, "r": 0.0})],
 )
 def test_gates_held_shut_leave_the_old_state_no_influence(cell: str, held: dict[str, float]) -> None:
-    p = replace(make_problem(cell, np.float64, Shape(T=5, B=2, I=3, H=4)), gate_override=held)
-    old = f"{_core.cells[cell].states[-1]}0"
+    p: Any = replace(make_problem(cell, np.float64, Shape(T=5, B=2, I=3, H=4)), gate_override=held)
+    states = _core.cells[cell].states
     results = solve(reference, p)
-    others = solve(reference, replace(p, **{old: getattr(p, old) + 1}))
-    for name in ("y", "h", "c", "dx"):
-        if name in results:
-            np.testing.assert_array_equal(results[name], others[name], err_msg=name)
-    assert not results[f"d{old}"].any()
-    *_, tape = reference.forward(cell, p.x, p.parameters, p.h0, p.c0, gate_override=held)
+    others = solve(reference, replace(p, state0=(*p.state0[:-1], p.state0[-1] + 1)))
+    for name in ("y", *states, "dx"):
+        np.testing.assert_array_equal(results[name], others[name], err_msg=name)
+    assert not results[f"d{states[-1]}0"].any()
+    *_, tape = reference.forward(cell, p.x, p.parameters, p.state0, gate_override=held)
     [gates] = reference.gates(tape)
     rows = dict(zip(_core.cells[cell].gates, np.split(results["dw_ih[0]"], len(gates)), strict=True))
     for name, value in held.items():
@@ -272,10 +281,10 @@ def test_gates_held_shut_leave_the_old_state_no_influence(cell: str, held: dict[
 
 
 def test_an_update_gate_held_open_keeps_the_state() -> None:
-    p = make_problem("gru", np.float64, Shape(T=5, B=2, I=3, H=4))
-    y, h, _, _ = reference.forward("gru", p.x, p.parameters, p.h0, gate_override={"z": 1})
-    assert (y == p.h0).all()
-    assert (h == p.h0).all()
+    p: Any = make_problem("gru", np.float64, Shape(T=5, B=2, I=3, H=4))
+    y, (h,), _ = reference.forward("gru", p.x, p.parameters, p.state0, gate_override={"z": 1})
+    assert (y == p.state0[0]).all()
+    assert (h == p.state0[0]).all()
 
 
 @pytest.mark.parametrize(("cell", "gate"), [("lstm", "z"), ("gru", "f"), ("rnn_tanh", "i")])
@@ -288,13 +297,13 @@ def test_a_gate_that_the_cell_lacks_is_an_error(cell: str, gate: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) -> None:
     p: Any = ragged(make_problem(cell, np.float64, Shape(T=5, B=3, I=3, H=4, D=2)), 5, 2, 0, pad=0)
-    y, _, _, tape = reference.forward(cell, p.x, p.parameters, p.h0, p.c0, lengths=p.lengths)
+    y, _, tape = reference.forward(cell, p.x, p.parameters, p.state0, lengths=p.lengths)
     h, *c = tape.steps
     np.testing.assert_array_equal(h, y)
     assert [list(gates) for gates in reference.gates(tape)] == [list(_core.cells[cell].gates)] * 2
     gates = reference.gates(tape)[0]  # of the first direction, from here on
     assert all(not np.where(p.real, 0, a).any() for a in (*gates.values(), *c))
-    before = np.concatenate([p.h0[:1], h[:-1, :, :4]])
+    before = np.concatenate([p.state0[0][:1], h[:-1, :, :4]])
     w_ih, w_hh, b_ih, b_hh = p.parameters[0]
     a, u = np.split(p.x @ w_ih.T + b_ih, len(gates) or 1, -1), np.split(before @ w_hh.T + b_hh, len(gates) or 1, -1)
     expected: Results = {}
@@ -314,20 +323,19 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_of_a_step_are_those_of_the_loss_as_a_function_of_its_state(cell: str) -> None:
-    p: Any = with_dc_steps(make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2)))
-    *_, tape = reference.forward(cell, p.x, p.parameters, p.h0, p.c0)
-    found = reference.gradients(tape, p.dy, p.dh, p.dc, dc_steps=p.dc_steps)
+    p: Any = with_dsteps(make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2)))
+    *_, tape = reference.forward(cell, p.x, p.parameters, p.state0)
+    found = reference.gradients(tape, p.dy, p.dstate, dsteps=p.dsteps)
     for t in range(4):
-        h, *c = (s[t : t + 1].copy() for s in tape.steps)
-        rest = {name: a[t + 1 :] for name, a in p.options("x", "dy", "dc_steps").items()}
-        after = replace(p, h0=h, c0=c[0] if c else None, **rest)
-        dh = central_difference(after, h) + p.dy[t]
-        np.testing.assert_allclose(found.dh_steps[t], dh[0], rtol=0, atol=TOLERANCE)
-        if c:
-            assert found.dc_steps is not None
+        state = tuple(s[t : t + 1].copy() for s in tape.steps)
+        after = replace(p.with_each(itemgetter(np.s_[t + 1 :]), "x", "dy", "dsteps"), state0=state)
+        given = (p.dy, *p.dsteps)
+        expected = [central_difference(after, s) + ds[t] for s, ds in zip(state, given, strict=True)]
+        if cell == "lstm":  # the step's c makes its h
             o = reference.gates(tape)[0]["o"][t]
-            dc = central_difference(after, c[0]) + p.dc_steps[t] + dh * o * (1 - np.tanh(c[0]) ** 2)
-            np.testing.assert_allclose(found.dc_steps[t], dc[0], rtol=0, atol=TOLERANCE)
+            expected[1] += expected[0] * o * (1 - np.tanh(state[1]) ** 2)
+        for ds, ds_expected in zip(found.dsteps, expected, strict=True):
+            np.testing.assert_allclose(ds[t], ds_expected[0], rtol=0, atol=TOLERANCE)
 
 
 @by_form
@@ -336,27 +344,26 @@ def test_clipping_is_chunks_of_one_step_with_the_gradient_clipped_between(cell: 
     bound = 0.2
     p: Any = replace(form(make_problem(cell, np.float64, Shape(T=4, B=3, I=3, H=4))), clip_dh=bound)
     results = solve(reference, p)
-    *_, tape = reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0, **p.options("lengths", "resets"))
+    *_, tape = reference.forward(p.cell, p.x, p.parameters, p.state0, **p.options("lengths", "resets"))
     anew = np.zeros((4, 3), np.bool_) if p.resets is None else p.resets
-    dstate = [p.dh, *p.options("dc").values()]
+    dstate = list(p.dstate)
     dfirst = [np.zeros_like(ds) for ds in dstate]
     cut = 0
     for t in reversed(range(4)):
         here = p.real[t : t + 1]
-        step: dict[str, Any] = {name: a[t : t + 1] for name, a in p.options("x", "dy", "dc_steps").items()}
-        step |= zip(("h0", "c0"), (s[None] for s in tape.kept[0][t][: len(dstate)]), strict=False)
-        step |= zip(("dh", "dc"), dstate, strict=False)
-        step |= {"lengths": here[0, :, 0].astype(int), "resets": None, "clip_dh": None}
-        found = solve(reference, replace(p, **step))
+        before = tuple(s[None] for s in tape.kept[0][t][: len(dstate)])
+        step = p.with_each(itemgetter(np.s_[t : t + 1]), "x", "dy", "dsteps").without("resets", "clip_dh")
+        step = replace(step, state0=before, dstate=tuple(dstate), lengths=here[0, :, 0].astype(int))
+        found = solve(reference, step)
         np.testing.assert_array_equal(results["dx"][t], found["dx"][0])
-        for k, ds in enumerate(found[name] for name in ("dh0", "dc0") if name in found):
+        for k, ds in enumerate(found[f"d{name}0"] for name in _core.cells[cell].states):
             clipped = np.where(here, np.minimum(np.maximum(ds, -bound), bound), ds)
             cut += int((clipped != ds).sum())
             crosses = ~(here & anew[t, :, None])
             dfirst[k] += np.where(crosses, 0, clipped)
             dstate[k] = np.where(crosses, clipped, 0)
     assert cut > 0
-    expected = dict(zip(("dh0", "dc0"), (a + b for a, b in zip(dfirst, dstate, strict=True)), strict=False))
+    expected = named_state(cell, tuple(a + b for a, b in zip(dfirst, dstate, strict=True)), "d{}0")
     assert_equal_to_rounding({name: results[name] for name in expected}, expected)
 
 
@@ -393,48 +400,54 @@ def test_windows_end_at_multiples_of_k1_and_at_the_end(arguments: Any, expected:
 def make_stack(cell: str, L: int, T: int = T) -> tuple[Any, list[Any]]:
     """Return a problem whose states and dy are those of a stack of L layers, and the layers."""
     each = [make_problem(cell, np.float64, Shape(T, B=3, I=2 if k == 0 else 4, H=4), seed=k) for k in range(L)]
-    state: dict[str, Any] = {
-        name: np.concatenate([getattr(p, name) for p in each]) for name in each[0].options("h0", "c0")
-    }
-    return replace(each[0], **state).without("dh", "dc"), [p.parameters for p in each]
+    state0 = joined([p.state0 for p in each])
+    return replace(each[0], state0=state0, dstate=None), [p.parameters for p in each]
 
 
-def named_stack(y: Array | None, dx: Array | None, dh0: Array | None, dc0: Array | None, grads: Any) -> Results:
-    """Return the results of a stack by name; the second index is the layer."""
+def joined(states: Any) -> tuple[Array, ...]:
+    """Return the state of a stack from those of its layers."""
+    return tuple(map(np.concatenate, zip(*states, strict=True)))
+
+
+def named_stack(cell: str, dx: Array | None, dstate0: Any, grads: Any) -> Results:
+    """Return the gradients of a stack by name; the second index is the layer."""
     layers = [named_grads(layer).items() for layer in grads]
-    return {**named(y=y, dx=dx, dh0=dh0, dc0=dc0), **{f"{n}[{k}]": a for k, new in enumerate(layers) for n, a in new}}
+    own = {f"{n}[{k}]": a for k, new in enumerate(layers) for n, a in new}
+    return {**named(dx=dx), **named_state(cell, dstate0, "d{}0"), **own}
 
 
 def truncated(p: Any, layers: list[Any], k1: int, k2: int, **options: Any) -> Results:
     """Return the results of `reference.tbptt_gradient` by name."""
     names = ("embedding", "lengths", "resets", "gate_override", "clip_dh")
-    found = reference.tbptt_gradient(p.cell, p.x, layers, p.dy, k1, k2, p.h0, p.c0, **p.options(*names), **options)
-    return named_stack(None, *found)
+    found = reference.tbptt_gradient(p.cell, p.x, layers, p.dy, k1, k2, p.state0, **p.options(*names), **options)
+    return named_stack(p.cell, *found)
 
 
 def untruncated(p: Any, layers: list[Any]) -> Results:
     """Return the gradients of a stack, forward and backward layer by layer."""
     tapes, y = [], p.x
     for k, parameters in enumerate(layers):
-        state = (None if s is None else s[k : k + 1] for s in (p.h0, p.c0))
+        state = of_layer(p.state0, k)
         options = p.options("lengths", "resets", "gate_override", *(() if k else ("embedding",)))
-        y, _, _, tape = reference.forward(p.cell, y, parameters, *state, **options)
+        y, _, tape = reference.forward(p.cell, y, parameters, state, **options)
         tapes.append(tape)
-    return named_stack(None, *stack_backward(tapes, p.dy, clip_dh=p.clip_dh))
+    return named_stack(p.cell, *stack_backward(tapes, p.dy, clip_dh=p.clip_dh))
 
 
-def stack_backward(tapes: list[reference.Tape], d: Any, **options: Any) -> tuple[Any, Any, Any, list[Any]]:
-    """Run a stack backwards layer by layer; return dx, dh0, dc0 and the gradients of the layers."""
-    dh0: list[Any] = []
-    dc0: list[Any] = []
+def of_layer(state: Any, k: int) -> tuple[Array, ...]:
+    """Return the state of one layer of a stack."""
+    return tuple(s[k : k + 1] for s in state)
+
+
+def stack_backward(tapes: list[reference.Tape], d: Any, **options: Any) -> tuple[Any, Any, list[Any]]:
+    """Run a stack backwards layer by layer; return dx, dstate0 and the gradients of the layers."""
+    dstate0: list[Any] = []
     grads: list[Any] = []
     for tape in reversed(tapes):
-        d, dh, dc, new = reference.backward(tape, d, **options)
-        dh0.append(dh)
-        dc0.append(dc)
-        grads.append(new)
-    h, c = (None if parts[0] is None else np.concatenate(parts[::-1]) for parts in (dh0, dc0))
-    return d, h, c, grads[::-1]
+        d, ds, new = reference.backward(tape, d, **options)
+        dstate0.insert(0, ds)
+        grads.insert(0, new)
+    return d, joined(dstate0), grads
 
 
 SEQUENCES: dict[str, Callable[[Problem], Problem]] = {
@@ -476,12 +489,13 @@ def test_windows_that_reach_back_to_the_start_add_up_to_all_of_time(cell: str, k
 def test_windows_as_long_as_their_distance_are_chunks_that_hand_on_their_state(cell: str, k: int) -> None:
     """Where k divides T: the last window, too, reaches back k steps, beyond the steps that are left over."""
     p, layers = make_stack(cell, 1, T=6)
-    state, chunks = [p.h0, p.c0], []
+    state, chunks = p.state0, []
     for t in range(0, 6, k):
-        _, *state, tape = reference.forward(p.cell, p.x[t : t + k], layers[0], *state)
+        _, state, tape = reference.forward(p.cell, p.x[t : t + k], layers[0], state)
         chunks.append(reference.backward(tape, p.dy[t : t + k]))
-    expected = named_stack(None, *chunks[0][:3], [chunks[0][3]])
-    for dx, _, _, grads in chunks[1:]:
+    dx, dstate0, grads = chunks[0]
+    expected = named_stack(cell, dx, dstate0, [grads])
+    for dx, _, grads in chunks[1:]:
         expected["dx"] = np.concatenate([expected["dx"], dx])
         for name, a in named_grads(grads).items():
             expected[f"{name}[0]"] += a
@@ -507,7 +521,7 @@ def sliced(tape: reference.Tape, steps: slice) -> reference.Tape:
     )
 
 
-def joined(a: reference.Tape, b: reference.Tape) -> reference.Tape:
+def longer(a: reference.Tape, b: reference.Tape) -> reference.Tape:
     """Return the tape of the steps of both."""
     return a._replace(
         x=np.concatenate([a.x, b.x]),
@@ -538,32 +552,34 @@ def test_windows_are_run_with_the_weights_of_their_time(
         return now
 
     results = reference.tbptt(
-        cell, p.x, layers, dys, k1, k2, p.h0, p.c0, losses=losses, activations=activations, update=update
+        cell, p.x, layers, dys, k1, k2, p.state0, losses=losses, activations=activations, update=update
     )
     tapes: list[Any] = [None, None]
-    state = [[None if s is None else s[k : k + 1] for s in (p.h0, p.c0)] for k in range(2)]
+    state = [of_layer(p.state0, k) for k in range(2)]
     done = 0
     for window, dy, result in zip(windows, dys, results, strict=True):
         y = p.x[done : window.stop]
         for k in range(2):
-            y, *state[k], tape = reference.forward(cell, y, layers[k], *state[k])
-            tapes[k] = joined(tapes[k], tape) if done else tape
+            y, state[k], tape = reference.forward(cell, y, layers[k], state[k])
+            tapes[k] = longer(tapes[k], tape) if done else tape
         done = window.stop
         seen = [sliced(tape, slice(window.tau, window.stop)) for tape in tapes]
         if activations == "replay":
             below = p.x[window.tau : window.stop]
             for k in range(2):
-                at_tau = (s[None] for s in seen[k].kept[0][0][: len(seen[k].steps)])
-                below, _, _, seen[k] = reference.forward(cell, below, layers[k], *at_tau)
+                at_tau = tuple(s[None] for s in seen[k].kept[0][0][: len(seen[k].steps)])
+                below, _, seen[k] = reference.forward(cell, below, layers[k], at_tau)
         d = np.zeros((window.stop - window.tau, 3, 4))
         d[max(0, window.start - window.tau) :] = dy[max(0, window.tau - window.start) :]
         weights: list[Any] = layers
         tapes_now = [tape._replace(parameters=w) for tape, w in zip(seen, weights, strict=True)]
-        d, *dstate, grads = stack_backward(tapes_now, d)
+        d, dstate0, grads = stack_backward(tapes_now, d)
         dx = np.zeros_like(p.x)
         dx[window.tau : window.stop] = d
-        dh0, dc0 = (np.zeros_like(ds) if window.tau and ds is not None else ds for ds in dstate)
-        assert_equal_to_rounding(named_stack(*result), named_stack(y, dx, dh0, dc0, grads))
+        dstate0 = mapped(np.zeros_like, dstate0) if window.tau else dstate0
+        expected = {"y": y, **named_stack(cell, dx, dstate0, grads)}
+        found = named_stack(cell, result.dx, result.dstate0, result.grads)
+        assert_equal_to_rounding({"y": result.y, **found}, expected)
         layers = descend(layers, grads)
 
 
@@ -586,5 +602,5 @@ def test_a_layer_of_a_stack_holds_its_own_gates() -> None:
 
 
 def test_the_oracle_and_the_kernels_have_the_same_cells() -> None:
-    files = {name: (len(cell.states), cell.gates) for name, cell in _core.cells.items()}
-    assert files == {name: (cell.states, cell.names) for name, cell in reference.CELLS.items()}
+    files = {name: (cell.states, cell.gates) for name, cell in _core.cells.items()}
+    assert files == {name: (cell.states, cell.gates) for name, cell in reference.CELLS.items()}

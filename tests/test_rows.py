@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +20,15 @@ from problems import (
     identify,
     make_problem,
     make_token_problem,
-    named,
+    mapped,
+    named_state,
     num_states,
+    of_states,
+    parts,
     ragged,
     solve,
     state_of,
-    with_dc_steps,
+    with_dsteps,
     with_resets,
 )
 
@@ -75,8 +79,7 @@ class Kernels:
         cell: str,
         x: Array,
         parameters: Any,
-        h0: Any,
-        c0: Any,
+        state0: Any,
         *,
         lengths: Any = None,
         resets: Any = None,
@@ -88,40 +91,30 @@ class Kernels:
             x, order = packed.data, packed.sorted_indices
             options["batch_sizes"] = packed.batch_sizes
             resets = None if resets is None else pack_padded(resets, lengths).data
-        h0, c0 = (None if s is None else s[:, order] for s in (h0, c0))
-        state = state_of(cell, h0, c0)
+        state = state_of(mapped(itemgetter(np.s_[:, order]), state0))
         y, last, tape = functional.forward(cell, x, parameters, state, resets=resets, **options)
         bare = functional.inference(cell, x, parameters, state, resets=resets, **options)
         assert np.array_equal(bare[0], y)
-        h, c = last if isinstance(last, tuple) else (last, None)
         T = len(x) if packed is None else len(packed.batch_sizes)
         kept = Packed(tape, lengths, order, T)
-        return padded(kept, y), given_back(kept, h), given_back(kept, c), kept
+        return padded(kept, y), given_back(kept, last), kept
 
     @staticmethod
-    def gradients(kept: Packed, dy: Any, dh: Any, dc: Any, *, dc_steps: Any = None, **options: Any) -> Any:
+    def gradients(kept: Packed, dy: Any, dstate: Any, *, dsteps: Any = (), **options: Any) -> Any:
         def rows(a: Any) -> Any:
             return a if a is None or kept.lengths is None else pack_padded(a, kept.lengths).data
 
-        cell = kept.tape.cell
-        dstate = state_of(cell, *(None if s is None else s[:, kept.order] for s in (dh, dc)))
-        flow = np.full_like(rows(dy), np.nan), np.full_like(rows(dy), np.nan) if num_states(cell) > 1 else None
-        dx, dstate0, grads = functional.backward(kept.tape, rows(dy), dstate, dc=rows(dc_steps), flow=flow, **options)
-        dh0, dc0 = dstate0 if isinstance(dstate0, tuple) else (dstate0, None)
+        last = state_of(mapped(itemgetter(np.s_[:, kept.order]), dstate))
+        flow = tuple(np.full_like(rows(dy), np.nan) for _ in range(num_states(kept.tape.cell)))
+        dc = dict(zip(["dc"], map(rows, dsteps), strict=False))
+        dx, dstate0, grads = functional.backward(kept.tape, rows(dy), last, **dc, flow=(*flow, None)[:2], **options)
         if dx is not None and len(dx) == len(rows(dy)):  # not that of an embedding
             dx = padded(kept, dx)
-        return (
-            dx,
-            given_back(kept, dh0),
-            given_back(kept, dc0),
-            grads,
-            padded(kept, flow[0]),
-            None if flow[1] is None else padded(kept, flow[1]),
-        )
+        return reference.Gradients(dx, given_back(kept, dstate0), grads, tuple(padded(kept, ds) for ds in flow))
 
     @classmethod
-    def backward(cls, kept: Packed, dy: Any, dh: Any, dc: Any, **options: Any) -> Any:
-        return cls.gradients(kept, dy, dh, dc, **options)[:4]
+    def backward(cls, kept: Packed, dy: Any, dstate: Any, **options: Any) -> Any:
+        return cls.gradients(kept, dy, dstate, **options)[:3]
 
 
 def padded(kept: Packed, a: Array) -> Array:
@@ -131,10 +124,10 @@ def padded(kept: Packed, a: Array) -> Array:
     return pad_packed(PackedSequence(a, *sizes[1:]))[0]
 
 
-def given_back(kept: Packed, part: Array | None) -> Array | None:
-    if part is None or kept.lengths is None:
-        return part
-    return part[:, inverse(kept.order)]
+def given_back(kept: Packed, state: Any) -> tuple[Array, ...]:
+    if kept.lengths is None:
+        return parts(state)
+    return tuple(part[:, inverse(kept.order)] for part in parts(state))
 
 
 def with_lengths(problem: Problem, seed: int = 0) -> Problem:
@@ -146,8 +139,8 @@ def with_lengths(problem: Problem, seed: int = 0) -> Problem:
 
 
 def with_both(problem: Problem) -> Problem:
-    """Return the problem with lengths, episodes, and a gradient of c of every step."""
-    return with_lengths(with_resets(with_dc_steps(problem), 0.2))
+    """Return the problem with lengths, episodes, and a gradient of every step's states."""
+    return with_lengths(with_resets(with_dsteps(problem), 0.2))
 
 
 @by_shape(*SHAPES)
@@ -163,7 +156,7 @@ FORMS: dict[str, Form] = {
     "resets": with_resets,
     "resets everywhere": lambda p: with_resets(p, 1.1),
     "clipped": lambda p: replace(with_both(p), clip_dh=0.25),
-    "every step": with_dc_steps,
+    "every step": with_dsteps,
 }
 
 
@@ -198,9 +191,9 @@ def test_flow_is_all_that_reaches_a_state(cell: str, shape: Shape, clip_dh: floa
     p = replace(with_both(make_problem(cell, "float64", shape)), clip_dh=clip_dh)
 
     def flow(engine: Any) -> Results:
-        tape = engine.forward(cell, p.x, p.parameters, p.h0, p.c0, lengths=p.lengths, resets=p.resets)[-1]
-        gradients = engine.gradients(tape, p.dy, p.dh, p.dc, **p.options("dc_steps", "clip_dh"))
-        return named(dh=gradients[4], dc=gradients[5])
+        tape = engine.forward(cell, p.x, p.parameters, p.state0, lengths=p.lengths, resets=p.resets)[-1]
+        gradients = engine.gradients(tape, p.dy, p.dstate, **p.options("dsteps", "clip_dh"))
+        return named_state(cell, gradients.dsteps)
 
     assert_close(flow(Kernels), flow(reference))
 
@@ -235,17 +228,13 @@ def test_a_sequence_among_others_gets_the_bits_it_gets_alone(cell: str, dtype: s
     problem = with_both(make_problem(cell, dtype, shape))
     together = solve(Kernels, problem)
     for b, length in enumerate(problem.lengths if problem.lengths is not None else ()):
-        own = {name: getattr(problem, name) for name in ("x", "dy", "dc_steps", "resets", "h0", "c0", "dh", "dc")}
         rows = slice(0, length)
-        some: dict[str, Any] = {
-            name: a[:, b : b + 1] if name in ("h0", "c0", "dh", "dc") else a[rows, b : b + 1]
-            for name, a in own.items()
-            if a is not None
-        }
-        alone = solve(Kernels, replace(problem, lengths=None, **some))
+        own = problem.with_each(itemgetter(np.s_[:, b : b + 1]), "state0", "dstate").without("lengths")
+        own = own.with_each(itemgetter(np.s_[rows, b : b + 1]), "x", "dy", "dsteps", "resets")
+        alone = solve(Kernels, own)
         for name in alone.keys() & {"y", "dx"}:
             assert np.array_equal(together[name][rows, b], alone[name][:, 0]), name
-        for name in alone.keys() & {"h", "c", "dh0", "dc0"}:
+        for name in alone.keys() & of_states(cell):
             assert np.array_equal(together[name][:, b], alone[name][:, 0]), name
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modules import KINDS, B, H, I, T, initial, make_layer, make_state, named_states, normal, oracle, parts, results
-from problems import CELLS, DTYPES, Array, Results, assert_close, assert_same_bits, state_of
+from modules import KINDS, B, H, I, T, initial, make_layer, make_state, named_states, normal, oracle, results
+from problems import CELLS, DTYPES, Array, Results, assert_close, assert_same_bits, parts, state_of
 from tolerances import TOLERANCE, relative_error
 
 from rnnfast import _core, pack_padded, pad_packed, reference
@@ -271,9 +271,9 @@ def test_one_sequence_is_a_batch_of_one(cell: str, rows: dict[str, Any]) -> None
         {"lengths": job.rows["lengths"], "resets": job.rows["resets"][:, 0]} if "resets" in rows else dict(job.rows)
     )
     state, dstate = (tuple(part[:, 0] for part in parts(s)) for s in (job.state, job.dstate))
-    y, last, tape = layer.forward(job.x[:, 0], state_of(cell, *state), **options)
+    y, last, tape = layer.forward(job.x[:, 0], state_of(state), **options)
     steps = {name: a[:, :, 0] for name, a in job.steps.items()}
-    dx, dstate0, grads = layer.backward(tape, job.dy[:, 0], state_of(cell, *dstate), **steps)
+    dx, dstate0, grads = layer.backward(tape, job.dy[:, 0], state_of(dstate), **steps)
     single = results(y, last, dx, dstate0, grads)
     for name in single.keys() - grads.keys():
         single[name] = single[name][:, None]
@@ -409,8 +409,8 @@ def test_the_tape_shows_the_oracles_states_and_gates(cell: str, L: int, D: int, 
     _, _, tape = layer.forward(job.x.swapaxes(0, 1), job.state, **given)
     y = job.x
     for k in range(L):
-        state = (s[k * D : (k + 1) * D] for s in parts(job.state))
-        y, _, _, theirs = reference.forward(cell, y, of_layer(layer.parameters, k, D), *state, **job.rows)
+        state = tuple(s[k * D : (k + 1) * D] for s in parts(job.state))
+        y, _, theirs = reference.forward(cell, y, of_layer(layer.parameters, k, D), state, **job.rows)
         gates = reference.gates(theirs)
         wanted = {name: np.concatenate([g[name] for g in gates], axis=2) for name in gates[0]}
         wanted |= dict(zip(("h", "c_of_every_step"), theirs.steps, strict=False))

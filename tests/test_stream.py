@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, initial, make_layer, make_state, named_states, normal, parts, swap
+from modules import KINDS, initial, make_layer, make_state, named_states, normal, swap
 from numpy.lib.stride_tricks import as_strided
-from problems import DTYPES, Array, Results, assert_same_bits, named
+from problems import DTYPES, Array, Results, assert_same_bits, named, parts
 
 import rnnfast
 

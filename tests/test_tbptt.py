@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
-from modules import KINDS, ONE_STEP, PARAMETERS, H, I, initial, make_cell, make_layer, make_state, normal, oracle, parts
-from problems import DTYPES, Array, Results, assert_close, assert_same_bits
+from modules import KINDS, ONE_STEP, PARAMETERS, H, I, initial, make_cell, make_layer, make_state, normal, oracle
+from problems import DTYPES, Array, Results, assert_close, assert_same_bits, named_state, parts
 
 import rnnfast
 from rnnfast import reference
@@ -76,7 +76,7 @@ def assert_oracle(
     losses = options.get("losses", "new")
     windows = reference.windows(T, k1, k2, losses)
     dys = [normal((w.stop - w.start, B, H), layer.dtype, 100 + n) for n, w in enumerate(windows)]
-    first = () if state is None else parts(state)
+    first = None if state is None else parts(state)
     learned = [name for name in initial(layer.cell) if state is None and name in layer.parameters]
     if learned:
         first = tuple(np.repeat(layer.parameters[name][:, None], B, axis=1) for name in learned)
@@ -87,7 +87,7 @@ def assert_oracle(
         dys,
         k1,
         k2,
-        *first,
+        first,
         update=lambda n, _: as_oracle(layer, values_after(layer, n)),
         **options,
     )
@@ -102,8 +102,8 @@ def assert_oracle(
             for name, a in zip(PARAMETERS, arrays, strict=True)
             if f"{name}_l{k}" in layer.parameters
         }
-        dinitial = {name: d for name, d in (("dh0", result.dh0), ("dc0", result.dc0)) if d is not None}
-        wanted |= {name: d.sum(axis=1) for name, d in zip(learned, dinitial.values(), strict=False)}
+        dinitial = named_state(layer.cell, result.dstate0, "d{}0")
+        wanted |= {name: d.sum(axis=1) for name, d in zip(learned, result.dstate0, strict=False)}
         if "embedding" in options:
             wanted["embedding"] = result.dx
         elif x.ndim == 3:

@@ -1,12 +1,13 @@
 """The truncated gradients of all windows at once."""
 
 from itertools import product
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, ONE_STEP, PARAMETERS, make_cell, make_layer, make_state, named_states, normal, parts
-from problems import Array, Results, assert_close, assert_same_bits, named, state_of
+from modules import KINDS, ONE_STEP, PARAMETERS, make_cell, make_layer, make_state, named_states, normal
+from problems import Array, Results, assert_close, assert_same_bits, mapped, named, parts, state_of
 
 import rnnfast
 from rnnfast import _core, reference
@@ -42,10 +43,10 @@ def oracle(layer: Any, x: Array, dy: Array, k1: int, k2: int, losses: Any = "new
     """Return the sum over separate windows, each with a forward of its own kept."""
     L, p = layer.num_layers, layer.parameters
     layers = [[tuple(p.get(f"{name}_l{k}") for name in PARAMETERS)] for k in range(L)]
-    states = () if state is None else parts(state)
-    dx, *dstate0, grads = reference.tbptt_gradient(layer.cell, x, layers, dy, k1, k2, *states, losses=losses)
+    state0 = None if state is None else parts(state)
+    dx, dstate0, grads = reference.tbptt_gradient(layer.cell, x, layers, dy, k1, k2, state0, losses=losses)
     own = {f"{name}_l{k}": d for k in range(L) for name, d in zip(PARAMETERS, grads[k][0], strict=True)}
-    return named(dx=dx) | named_states((), tuple(d for d in dstate0 if d is not None)) | named(**own)
+    return named(dx=dx) | named_states((), dstate0) | named(**own)
 
 
 @pytest.mark.parametrize("losses", ["new", "window"])
@@ -138,12 +139,12 @@ def test_a_cell_is_a_layer(cell: str) -> None:
     module, layer = make_cell(cell, dtype="float64"), make_layer(cell, dtype="float64")
     layer.load_state_dict({f"{name}_l0": p for name, p in module.state_dict().items()})
     x, dy, state = normal((9, B, I), "float64", 1), normal((9, B, H), "float64", 2), make_state(module, (B,), 3)
-    own = state_of(cell, *(part[None] for part in parts(state)))
+    own = mapped(itemgetter(np.s_[None]), state)
     expected = {name.removesuffix("_l0"): a for name, a in gradient(layer, x, dy, 2, 5, state=own).items()}
     for name in named_states((), state):
         expected[name] = expected[name][0]
     assert_same_bits(gradient(module, x, dy, 2, 5, state=state), expected)
-    one = state_of(cell, *(part[0] for part in parts(state)))
+    one = mapped(itemgetter(0), state)
     single = gradient(module, x[:, 0], dy[:, 0], 2, 5, state=one)
     assert_same_bits(
         {"dx": single["dx"], "dh0": single["dh0"]}, {"dx": expected["dx"][:, 0], "dh0": expected["dh0"][0]}
@@ -175,7 +176,7 @@ def test_a_learned_initial_state_has_a_gradient(cell: str) -> None:
     expected = oracle(layer, x, dy, 2, 5, state=state)
     own = {name: expected[f"dh{k}"].sum(axis=1) for k, name in enumerate(names)}
     assert_close(gradient(layer, x, dy, 2, 5), expected | own)
-    given = gradient(layer, x, dy, 2, 5, state=state_of(cell, *state))
+    given = gradient(layer, x, dy, 2, 5, state=state_of(state))
     assert_close(given, expected | {name: np.zeros((2, H)) for name in names})
 
 
@@ -278,7 +279,7 @@ def test_errors_name_the_argument(case: str) -> None:
     ("options", "message"),
     [
         ({"clip_dh": 1.0}, "clip_dh: expected none"),
-        ({"dh": np.ones((1, B, H))}, "windows: expected"),
+        ({"dstate": (np.ones((1, B, H)),)}, "windows: expected"),
         ({"steps": (0, 3)}, "windows: expected"),
         ({"windows": (0, 1, False, False)}, "windows: expected k1 and k2"),
     ],

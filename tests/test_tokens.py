@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from problems import (
     identify,
     laid_out,
     make_token_problem,
-    named,
+    named_gradients,
     named_grads,
+    named_state,
+    of_states,
     solve,
 )
 from tolerances import TOLERANCE, relative_error
@@ -75,7 +78,7 @@ def test_every_shape(cell: str, dtype: str, embedded: bool, shape: Shape) -> Non
 @by_form
 @by_cell
 def test_biases_and_states_may_be_missing(cell: str, embedded: bool) -> None:
-    problem = make(cell, "float64", ODD, embedded, bias=False).without("h0", "c0", "dh", "dc")
+    problem = make(cell, "float64", ODD, embedded, bias=False).without("state0", "dstate")
     assert_parity(solve(_core, problem), problem)
 
 
@@ -94,12 +97,8 @@ def test_gradients_are_added_into_given_arrays(cell: str, dtype: str, embedded: 
     p = make(cell, dtype, CHUNKS, embedded)
     start = [tuple(np.full_like(w, k + 1) for k, w in enumerate(ps) if w is not None) for ps in p.parameters]
     given = [tuple(g.copy() for g in gs) for gs in start]
-    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)
-    expected = named_grads(
-        reference.backward(
-            reference.forward(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)[3], p.dy, p.dh, p.dc
-        )[3]
-    )
+    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0, embedding=p.embedding)
+    expected = solve(reference, p)
     gradients(_core, tape, p, grads=given)
     assert_close(named_grads(given), {name: a + expected[name] for name, a in named_grads(start).items()})
 
@@ -141,9 +140,9 @@ def test_layout_of_the_arguments_does_not_matter(cell: str, embedded: bool, layo
 @by_cell
 def test_inference_gives_the_bits_of_forward(cell: str, dtype: str, embedded: bool) -> None:
     p = make(cell, dtype, CHUNKS, embedded)
-    y, h, c, _ = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)
-    inferred = _core.inference(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)
-    assert_same_bits(named(**dict(zip("yhc", inferred, strict=True))), named(y=y, h=h, c=c))
+    y, state, _ = _core.forward(p.cell, p.x, p.parameters, p.state0, embedding=p.embedding)
+    y_inferred, state_inferred = _core.inference(p.cell, p.x, p.parameters, p.state0, embedding=p.embedding)
+    assert_same_bits({"y": y_inferred, **named_state(cell, state_inferred)}, {"y": y, **named_state(cell, state)})
 
 
 @by_shape(Shape(20, 40, 30, 96, D=2), Shape(150, 1, 80, 300), Shape(60, 7, 200, 200, D=2))
@@ -159,9 +158,6 @@ def test_any_number_of_threads_gives_the_same_bits(cell: str, dtype: str, embedd
         assert_same_bits(solve(_core, problem), expected)
 
 
-PER_SEQUENCE = ("y", "h", "c", "dh0", "dc0")
-
-
 @by_shape(Shape(7, 11, 5, 19, D=2), Shape(15, 40, 30, 96))
 @by_form
 @by_dtype
@@ -170,10 +166,9 @@ def test_a_sequence_gets_the_same_bits_in_any_batch(cell: str, dtype: str, embed
     p = make(cell, dtype, shape, embedded)
     whole = solve(_core, p)
     for rows in (slice(0, 1), slice(4, 5), slice(0, 2), slice(3, 8)):
-        given = named(x=p.x, h0=p.h0, c0=p.c0, dy=p.dy, dh=p.dh, dc=p.dc)
-        some: dict[str, Any] = {name: a[:, rows] for name, a in given.items()}
-        part = solve(_core, replace(p, **some))
-        for name in part.keys() & set(PER_SEQUENCE):
+        some = p.with_each(itemgetter(np.s_[:, rows]), "x", "state0", "dy", "dstate")
+        part = solve(_core, some)
+        for name in {"y", *of_states(cell)}:
             np.testing.assert_array_equal(part[name], whole[name][:, rows], err_msg=f"{name} {rows}")
 
 
@@ -181,18 +176,19 @@ def solve_in_chunks(problem: Problem, starts: tuple[int, ...]) -> Results:
     """Solve chunk by chunk: states carried forwards, their gradients backwards, those of parameters added up."""
     p = problem
     chunks = [slice(*ends) for ends in pairwise((*starts, len(p.x)))]
-    h, c, ys, tapes = p.h0, p.c0, [], []
+    state, ys, tapes = p.state0, [], []
     for chunk in chunks:
-        y, h, c, tape = _core.forward(p.cell, p.x[chunk], p.parameters, h, c, embedding=p.embedding)
+        y, state, tape = _core.forward(p.cell, p.x[chunk], p.parameters, state, embedding=p.embedding)
         ys.append(y)
         tapes.append(tape)
-    dh, dc, grads = p.dh, p.dc, None
+    dstate, grads = p.dstate, None
     dembedding: Any = None
     for chunk, tape in zip(chunks[::-1], tapes[::-1], strict=True):
         dy = None if p.dy is None else p.dy[chunk]
-        new, dh, dc, grads = _core.backward(tape, dy, dh, dc, grads=grads)
+        new, dstate, grads = _core.backward(tape, dy, dstate, grads=grads)
         dembedding = new if dembedding is None else dembedding + new
-    return {**named(y=np.concatenate(ys), h=h, c=c, dx=dembedding, dh0=dh, dc0=dc), **named_grads(grads)}
+    last = named_state(p.cell, state or ())
+    return {"y": np.concatenate(ys), **last, **named_gradients(p.cell, dembedding, dstate or (), grads)}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +210,7 @@ def test_chunks_with_carried_state_give_the_bits_of_the_whole(
     problem = make(cell, dtype, shape, embedded)
     whole, chunks = solve(_core, problem), solve_in_chunks(problem, starts)
     assert_close(chunks, whole)
-    exact = {*PER_SEQUENCE}
+    exact = {"y", *of_states(cell)}
     if whole_blocks:  # with an embedding, what follows from the table is computed at the end of each call
         exact |= {"dw_hh[0]", "db_hh[0]"} if embedded else whole.keys()
     assert_same_bits(*({name: a for name, a in r.items() if name in exact} for r in (chunks, whole)))
@@ -224,7 +220,7 @@ def test_chunks_with_carried_state_give_the_bits_of_the_whole(
 @by_cell
 def test_backward_only_reads_the_tape_which_has_a_copy_of_the_tokens(cell: str, embedded: bool) -> None:
     p = make(cell, "float32", CHUNKS, embedded)
-    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.h0, p.c0, embedding=p.embedding)
+    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0, embedding=p.embedding)
     first = gradients(_core, tape, p)
     p.x[...] = 0
     assert_same_bits(gradients(_core, tape, p), first)
@@ -243,7 +239,7 @@ def test_a_bad_embedding_reaches_the_sequences_that_have_its_token(cell: str, dt
     p.embedding[2] = np.nan
     spoiled = solve(_core, p)
     others = np.arange(CHUNKS.B) != 1
-    for name in clean.keys() & set(PER_SEQUENCE):
+    for name in {"y", *of_states(cell)}:
         np.testing.assert_array_equal(spoiled[name][:, others], clean[name][:, others], err_msg=name)
     assert np.isnan(spoiled["y"][40, 1]).all()
 

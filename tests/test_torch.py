@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from modules import IN_TORCH, KINDS
-from problems import Array, Shape, assert_close, make_problem, named, solve
+from problems import Array, Shape, assert_close, make_problem, mapped, named_state, solve, state_of
 
 import rnnfast
 from rnnfast import functional, reference, training
@@ -149,18 +149,17 @@ def test_cells_agree(layer: Layer, bias: bool, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("D", [1, 2])
 @by_layer
 def test_the_oracle_agrees(layer: Layer, D: int) -> None:
-    p = make_problem(layer.cell, np.float64, Shape(T, B, I, H, D))
+    p: Any = make_problem(layer.cell, np.float64, Shape(T, B, I, H, D))
     theirs = getattr(torch.nn, layer.name)(I, H, **layer.options, bidirectional=D == 2, dtype=torch.float64)
     weights = [w for ps in p.parameters for w in ps if w is not None]
     theirs.load_state_dict({k: torch.from_numpy(w) for k, w in zip(theirs.state_dict(), weights, strict=True)})
-    x, state = tensor(p.x), tuple(tensor(s) for s in (p.h0, p.c0) if s is not None)
-    y, last = theirs(x, state if len(state) == 2 else state[0])
-    torch.autograd.backward((y, *parts(last)), [torch.from_numpy(d) for d in (p.dy, p.dh, p.dc) if d is not None])
-    h, c = (*parts(last), None)[:2]
-    dh0, dc0 = (*(s.grad for s in state), None)[:2]
+    x, state = tensor(p.x), mapped(tensor, p.state0)
+    y, last = theirs(x, state_of(state))
+    torch.autograd.backward((y, *parts(last)), [torch.from_numpy(d) for d in (p.dy, *p.dstate)])
     names = [f"{name}[{d}]" for d in range(D) for name in ("dw_ih", "dw_hh", "db_ih", "db_hh")]
-    grads = {name: w.grad for name, w in zip(names, theirs.parameters(), strict=True)}
-    expected: dict[str, Any] = named(y=y, h=h, c=c, dx=x.grad, dh0=dh0, dc0=dc0, **grads)
+    expected: dict[str, Any] = {name: w.grad for name, w in zip(names, theirs.parameters(), strict=True)}
+    expected |= {"y": y, **named_state(layer.cell, parts(last)), "dx": x.grad}
+    expected |= named_state(layer.cell, tuple(s.grad for s in state), "d{}0")
     assert_close(solve(reference, p), {name: a.detach().numpy() for name, a in expected.items()})
 
 

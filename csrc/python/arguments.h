@@ -113,7 +113,8 @@ inline StateObjects state_objects(const CellShape& cell, const StateNames& names
   objects.fill(py::none());
   if (tuple.is_none()) return objects;
   std::string content;
-  for (int s = names.first; s < cell.state_count; ++s) content += (content.empty() ? "" : ", ") + names.of(cell, s);
+  for (int s = names.first; s < cell.state_count; ++s)
+    content += (content.empty() ? "" : ", ") + std::string(cell.states[s]);
   const auto entries = tuple_of(names.all, tuple, std::size_t(cell.state_count - names.first), "(" + content + ")");
   for (int s = names.first; s < cell.state_count; ++s)
     objects[std::size_t(s)] = (*entries)[std::size_t(s - names.first)];

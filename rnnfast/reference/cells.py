@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
-State: TypeAlias = tuple[Array, ...]  # (h, c) for lstm, (h,) for the others; each [B,H]
+State: TypeAlias = tuple[Array, ...]  # a part for each of the cell's states, h first; each [B,H]
 Kept: TypeAlias = tuple[Array, ...]  # what a step keeps for its backward: its previous state, its gates, and more
 Hold: TypeAlias = Callable[[str, Array], Array]  # returns what it is given for a gate, or what that is held at
 Forward: TypeAlias = tuple[State, Kept]
@@ -179,16 +179,16 @@ def relu_backward(dh: Array, h: Array) -> Array:
 class Cell(NamedTuple):
     """One row of the table of cells. The oracle knows nothing of the kernels, so it says itself what a cell has."""
 
-    states: int
-    names: str  # of the gates, a letter each, as they are kept; Elman has none
+    states: tuple[str, ...]  # h first, which the cell puts out
+    gates: str  # a letter each, as they are kept; Elman has none
     forward: Callable[[Array, State, Array, Array | None, Hold], Forward]
     backward: Callable[[State, Kept, Array, Hold], Backward]
 
 
 CELLS = {
-    "lstm": Cell(2, "ifgo", lstm, lstm_backward),
-    "gru": Cell(1, "rzn", gru, gru_backward),
-    "gru_reset_before": Cell(1, "rzn", gru_reset_before, gru_reset_before_backward),
-    "rnn_tanh": Cell(1, "", partial(elman, np.tanh), partial(elman_backward, tanh_backward)),
-    "rnn_relu": Cell(1, "", partial(elman, relu), partial(elman_backward, relu_backward)),
+    "lstm": Cell(("h", "c"), "ifgo", lstm, lstm_backward),
+    "gru": Cell(("h",), "rzn", gru, gru_backward),
+    "gru_reset_before": Cell(("h",), "rzn", gru_reset_before, gru_reset_before_backward),
+    "rnn_tanh": Cell(("h",), "", partial(elman, np.tanh), partial(elman_backward, tanh_backward)),
+    "rnn_relu": Cell(("h",), "", partial(elman, relu), partial(elman_backward, relu_backward)),
 }

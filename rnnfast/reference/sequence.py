@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .cells import CELLS, Array, Cell, Kept, State, hold, linear, linear_backward
 
+StateLike: TypeAlias = tuple[ArrayLike | None, ...]
 Parameters: TypeAlias = tuple[Array, Array, Array | None, Array | None]  # w_ih, w_hh, b_ih, b_hh
 
 
@@ -23,7 +24,7 @@ class Tape(NamedTuple):
     x: Array
     parameters: list[Parameters]
     kept: list[list[Kept]]
-    steps: State  # h and c of every step, [T,B,D·H] each, 0 in the padding
+    steps: State  # the states of every step, [T,B,D·H] each, 0 in the padding
     real: NDArray[np.bool_]  # [T,B,1], False in the padding
     anew: list[NDArray[np.bool_]]  # [T,B,1], by direction: the step starts from the initial state
     held: Mapping[str, ArrayLike]
@@ -36,14 +37,13 @@ def forward(
     cell: str,
     x: ArrayLike,
     parameters: Sequence[Sequence[Any]],
-    h0: ArrayLike | None = None,
-    c0: ArrayLike | None = None,
+    state0: StateLike | None = None,
     *,
     embedding: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, ArrayLike] | None = None,
-) -> tuple[Array, Array, Array | None, Tape]:
+) -> tuple[Array, State, Tape]:
     """Run one layer over whole sequences.
 
     Parameters
@@ -54,8 +54,8 @@ def forward(
         The input, or its tokens.
     parameters : sequence of D tuples
         w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None of each direction.
-    h0, c0 : array_like [D,B,H], optional
-        The initial states, zero where not given; only the LSTM has c0.
+    state0 : tuple of array_like [D,B,H] or None, optional
+        The initial state, an entry for each of the cell's states; zero where not given.
     embedding : array_like [V,I], optional
         What the tokens select rows of. By default, those of the identity: they are one-hot.
     lengths : array_like of integers [B], optional
@@ -71,31 +71,31 @@ def forward(
     -------
     y : ndarray [T,B,D·H]
         h of every step, the directions side by side.
-    h, c : ndarray [D,B,H]
-        The last states; c is None for cells other than the LSTM.
+    state : tuple of ndarray [D,B,H]
+        The last state.
     tape : Tape
         For `backward`.
 
     Raises
     ------
     ValueError
-        If c0 is given to a cell that has none, or a gate is held that it lacks.
+        If state0 is no such tuple, or a gate is held that the cell lacks.
 
     Examples
     --------
     >>> import numpy as np
     >>> x, w_ih, w_hh = np.ones((3, 1, 1)), np.ones((1, 1)), np.ones((1, 1))
-    >>> y, h, c, tape = forward("rnn_relu", x, [(w_ih, w_hh, None, None)])
+    >>> y, state, tape = forward("rnn_relu", x, [(w_ih, w_hh, None, None)])
     >>> y.ravel()
     array([1., 2., 3.])
-    >>> dx, dh0, dc0, grads = backward(tape, dh=np.ones((1, 1, 1)))
+    >>> dx, dstate0, grads = backward(tape, dstate=(np.ones((1, 1, 1)),))
     >>> grads[0][1]  # dw_hh: h' of the three steps, 0 + 1 + 2
     array([[3.]])
     """
     step = CELLS[cell]
     held = gate_override or {}
-    if not held.keys() <= set(step.names):
-        msg = f"gate_override: expected gates among {list(step.names)}, got {list(held)}"
+    if not held.keys() <= set(step.gates):
+        msg = f"gate_override: expected gates among {list(step.gates)}, got {list(held)}"
         raise ValueError(msg)
     x = np.asarray(x)
     T, B = x.shape[:2]
@@ -118,14 +118,14 @@ def forward(
         x=x,
         parameters=weights,
         kept=[[()] * T for _ in weights],
-        steps=tuple(np.zeros((T, B, D * H)) for _ in range(step.states)),
+        steps=tuple(np.zeros((T, B, D * H)) for _ in step.states),
         real=real[..., None],
         anew=[starts[..., None], ends[..., None]],
         held=held,
         one_hot=one_hot,
         embedding=rows,
     )
-    first, last = _states(step, ("h0", h0), ("c0", c0), shape=(D, B, H)), []
+    first, last = _filled("state0", state0, step.states, (D, B, H)), []
     for d, (w_ih, w_hh, b_ih, b_hh) in enumerate(weights):
         initial: State = tuple(s[d] for s in first)
         state = initial
@@ -136,45 +136,40 @@ def forward(
                 s[t, :, d * H : (d + 1) * H] = np.where(tape.real[t], part, 0)
             state = _where(tape.real[t], made, state)
         last.append(state)
-    h, c = _stacked(last)
-    return tape.steps[0].copy(), h, c, tape
+    return tape.steps[0].copy(), _stacked(last), tape
 
 
 class Gradients(NamedTuple):
-    """What `gradients` returns; the first four are what `backward` returns."""
+    """What `gradients` returns; the first three are what `backward` returns."""
 
     dx: Any
-    dh0: Array
-    dc0: Array | None
+    dstate0: State
     grads: list[Parameters]
-    dh_steps: Array
-    dc_steps: Array | None
+    dsteps: State
 
 
 def backward(
     tape: Tape,
     dy: ArrayLike | None = None,
-    dh: ArrayLike | None = None,
-    dc: ArrayLike | None = None,
+    dstate: StateLike | None = None,
     *,
-    dc_steps: ArrayLike | None = None,
+    dsteps: StateLike | None = None,
     clip_dh: float | None = None,
-) -> tuple[Any, Array, Array | None, list[Parameters]]:
+) -> tuple[Any, State, list[Parameters]]:
     """Run the layer that made the tape backwards: `gradients` without those of every step."""
-    return gradients(tape, dy, dh, dc, dc_steps=dc_steps, clip_dh=clip_dh)[:4]
+    return gradients(tape, dy, dstate, dsteps=dsteps, clip_dh=clip_dh)[:3]
 
 
 @np.errstate(all="ignore")
 def gradients(
     tape: Tape,
     dy: ArrayLike | None = None,
-    dh: ArrayLike | None = None,
-    dc: ArrayLike | None = None,
+    dstate: StateLike | None = None,
     *,
-    dc_steps: ArrayLike | None = None,
+    dsteps: StateLike | None = None,
     clip_dh: float | None = None,
 ) -> Gradients:
-    """Return the gradients of ``sum(dy*y) + sum(dh*h) + sum(dc*c) + sum(dc_steps*c_steps)``.
+    """Return the gradients of ``sum(dy*y) + sum(dstate*state) + sum(dsteps*steps)``, summed over the states.
 
     Parameters
     ----------
@@ -182,10 +177,10 @@ def gradients(
         From `forward`.
     dy : array_like [T,B,D·H], optional
         The gradient of y, zero where not given; what it holds in the padding does not count.
-    dh, dc : array_like [D,B,H], optional
-        The gradients of the last states, zero where not given.
-    dc_steps : array_like [T,B,D·H], optional
-        As dy, for c of every step.
+    dstate : tuple of array_like [D,B,H] or None, optional
+        The gradient of the last state, an entry for each of the cell's states; zero where not given.
+    dsteps : tuple of array_like [T,B,D·H] or None, optional
+        As dy, for every step's states beside h, an entry for each.
     clip_dh : float, optional
         The bound of every element, up or down, that a step passes back to the state before it.
 
@@ -193,63 +188,64 @@ def gradients(
     -------
     dx : ndarray [T,B,I] or None
         Of tokens, the gradient of their embedding [V,I]; None if they have none.
-    dh0, dc0 : ndarray [D,B,H]
-        The gradients of the initial states, summed over the episodes; dc0 is None for cells other than the LSTM.
+    dstate0 : tuple of ndarray [D,B,H]
+        The gradient of the initial state, summed over the episodes.
     grads : list of D tuples
         dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias.
-    dh_steps, dc_steps : ndarray [T,B,D·H]
-        All of the gradients with respect to h and c of every step: what is given, what comes through time, and for c
-        what comes through h. Zero in the padding; dc_steps is None for cells other than the LSTM.
+    dsteps : tuple of ndarray [T,B,D·H]
+        All of the gradient with respect to the states of every step, h among them: what is given, what comes through
+        time, and what comes through the step's h. Zero in the padding.
 
     Raises
     ------
     ValueError
-        If dc or dc_steps is given to a cell that has none.
+        If dstate or dsteps is no such tuple.
     """
     step, x, weights = tape.cell, tape.x, tape.parameters
     T, B, D, H = *x.shape[:2], len(weights), weights[0][1].shape[1]
     zero = dict.fromkeys(tape.held, 0.0)
-    given = _states(step, ("dy", dy), ("dc_steps", dc_steps), shape=(T, B, D * H))
-    dsteps = tuple(ds.copy() for ds in given)  # to each step is added what comes through time
+    h, *others = step.states
+    given = _filled("dy", (dy,), [h], (T, B, D * H)) + _filled("dsteps", dsteps, others, (T, B, D * H))
+    total = tuple(ds.copy() for ds in given)  # to each step is added what comes through time
     dx: Any = np.zeros_like(x)
-    dlast = _states(step, ("dh", dh), ("dc", dc), shape=(D, B, H))
+    dlast = _filled("dstate", dstate, step.states, (D, B, H))
     dfirst, grads = [], []
     for d, (w_ih, w_hh, b_ih, b_hh) in enumerate(weights):
-        dstate: State = tuple(ds[d] for ds in dlast)
-        none: State = tuple(np.zeros((B, H)) for _ in dstate)
+        dnext: State = tuple(ds[d] for ds in dlast)
+        none: State = tuple(np.zeros((B, H)) for _ in dnext)
         dinitial = none
         dw_ih, dw_hh = np.zeros_like(w_ih), np.zeros_like(w_hh)
         db_ih, db_hh = np.zeros(len(w_ih)), np.zeros(len(w_hh))
         for t in reversed(_times(T, d)):
             real, anew = tape.real[t], tape.anew[d][t]
-            here = [ds[t, :, d * H : (d + 1) * H] for ds in dsteps]
-            waits = _where(real, none, dstate)
-            dstate = _where(real, _add(dstate, here), none)
-            da, dstate, dbefore, (dw, db) = step.backward(dstate, tape.kept[d][t], w_hh, partial(hold, zero))
-            for ds, total in zip(here, dstate, strict=True):
-                ds[:] = total
+            here = tuple(ds[t, :, d * H : (d + 1) * H] for ds in total)
+            waits = _where(real, none, dnext)
+            dmade = _where(real, _add(dnext, here), none)
+            da, dmade, dbefore, (dw, db) = step.backward(dmade, tape.kept[d][t], w_hh, partial(hold, zero))
+            for ds, made in zip(here, dmade, strict=True):
+                ds[:] = made
             if clip_dh is not None:
                 dbefore = tuple(np.clip(ds, -clip_dh, clip_dh) for ds in dbefore)
             dinitial = _add(dinitial, _where(anew, dbefore, none))
-            dstate = _add(_where(anew, none, dbefore), waits)
+            dnext = _add(_where(anew, none, dbefore), waits)
             dw_hh += dw
             db_hh += db
             dx_t, dw, db = linear_backward(da, x[t], w_ih)
             dx[t] += dx_t
             dw_ih += dw
             db_ih += db
-        dfirst.append(_add(dinitial, dstate))
+        dfirst.append(_add(dinitial, dnext))
         grads.append((dw_ih, dw_hh, None if b_ih is None else db_ih, None if b_hh is None else db_hh))
     if tape.one_hot is not None:
         dx = None if tape.embedding is None else np.einsum("tbv,tbi->vi", tape.one_hot, dx)
-    return Gradients(dx, *_stacked(dfirst), grads, dsteps[0], dsteps[1] if step.states == 2 else None)
+    return Gradients(dx, _stacked(dfirst), grads, total)
 
 
 def gates(tape: Tape) -> list[dict[str, Array]]:
     """Return the gates of every step by name, [T,B,H] each, 0 in the padding, for each direction."""
-    kept = [[step[tape.cell.states :] for step in steps] for steps in tape.kept]
+    kept = [[step[len(tape.cell.states) :] for step in steps] for steps in tape.kept]
     return [
-        {name: np.where(tape.real, np.array([step[k] for step in steps]), 0) for k, name in enumerate(tape.cell.names)}
+        {name: np.where(tape.real, np.array([step[k] for step in steps]), 0) for k, name in enumerate(tape.cell.gates)}
         for steps in kept
     ]
 
@@ -265,13 +261,14 @@ def _float64(parameters: Sequence[Any]) -> Parameters:
     return np.asarray(w_ih, np.float64), np.asarray(w_hh, np.float64), b_ih, b_hh
 
 
-def _states(cell: Cell, *given: tuple[str, ArrayLike | None], shape: tuple[int, ...]) -> State:
-    """Return what is given for the states of the cell, an array of the shape each, zeros where there is none."""
-    for name, s in given[cell.states :]:
-        if s is not None:
-            msg = f"{name}: expected None, the cell has no such state, got an array"
-            raise ValueError(msg)
-    return tuple(np.zeros(shape) if s is None else np.asarray(s, np.float64) for _, s in given[: cell.states])
+def _filled(name: str, given: Any, states: Sequence[str], shape: tuple[int, ...]) -> State:
+    """Return what is given for the states, an array of the shape each, zeros where there is none."""
+    if given is None:
+        given = (None,) * len(states)
+    if not isinstance(given, tuple) or len(given) != len(states):
+        msg = f"{name}: expected a tuple of {len(states)}, for {', '.join(states)}"
+        raise ValueError(msg)
+    return tuple(np.zeros(shape) if s is None else np.asarray(s, np.float64) for s in given)
 
 
 def _where(mask: NDArray[np.bool_], a: State, b: State) -> State:
@@ -286,7 +283,6 @@ def _add(a: Any, b: Any) -> Any:
     return type(a)(_add(p, q) for p, q in zip(a, b, strict=True))
 
 
-def _stacked(states: list[State]) -> tuple[Array, Array | None]:
-    """Return h and c of all directions or layers, [D,B,H] or [L,B,H]; c is None where there is none."""
-    h, *c = (np.stack(s) for s in zip(*states, strict=True))
-    return h, c[0] if c else None
+def _stacked(states: list[State]) -> State:
+    """Return the state of all directions or layers, [D,B,H] or [L,B,H] each, from the state of each of them."""
+    return tuple(np.stack(s) for s in zip(*states, strict=True))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .cells import CELLS, Array, State
-from .sequence import Parameters, Tape, _add, _float64, _stacked, _states, _where, backward, forward
+from .sequence import Parameters, StateLike, Tape, _add, _filled, _float64, _stacked, _where, backward, forward
 
 Layers: TypeAlias = Sequence[Sequence[Sequence[Any]]]  # of a stack: of each layer, of each direction, the parameters
 
@@ -46,8 +46,7 @@ class Truncated(NamedTuple):
 
     y: Array  # [n,B,H], of the n steps since the previous window's end, as they were computed
     dx: Any  # [T,B,I], 0 outside the window; of tokens, of their embedding or None
-    dh0: Array  # [L,B,H]
-    dc0: Array | None
+    dstate0: State  # [L,B,H] each
     grads: list[list[Parameters]]  # as the layers
 
 
@@ -66,8 +65,7 @@ def tbptt(
     dys: Sequence[ArrayLike],
     k1: int,
     k2: int,
-    h0: ArrayLike | None = None,
-    c0: ArrayLike | None = None,
+    state0: StateLike | None = None,
     *,
     losses: Literal["new", "window"] = "new",
     activations: Literal["stored", "replay"] = "stored",
@@ -98,8 +96,8 @@ def tbptt(
         For each of the `windows`, the gradient of the top layer's y.
     k1, k2 : int
         Steps from one window's end to the next, and steps of a window.
-    h0, c0 : array_like [L,B,H], optional
-        The initial states, zero where not given; only the LSTM has c0.
+    state0 : tuple of array_like [L,B,H] or None, optional
+        The initial state, an entry for each of the cell's states; zero where not given.
     losses : {"new", "window"}
         Whether a window has the losses of its new steps, or of all its steps.
     activations : {"stored", "replay"}
@@ -123,7 +121,7 @@ def tbptt(
     held = [gate_override] * L if gate_override is None or isinstance(gate_override, Mapping) else gate_override
     ends = np.full(B, T) if lengths is None else np.asarray(lengths)
     anew = (np.zeros((T, B), np.bool_) if resets is None else np.asarray(resets, np.bool_))[..., None]
-    first = _states(CELLS[cell], ("h0", h0), ("c0", c0), shape=(L, B, H))
+    first = _filled("state0", state0, CELLS[cell].states, (L, B, H))
     initial: list[State] = [tuple(s[k : k + 1] for s in first) for k in range(L)]
     none: State = tuple(np.zeros((1, B, H)) for _ in first)
 
@@ -134,23 +132,23 @@ def tbptt(
             y, tapes = x[t : t + 1], []
             after: list[State] = []
             for k in range(L):
-                y, h, c, tape = forward(
+                y, last, tape = forward(
                     cell,
                     y,
                     layers[k],
-                    *_where(anew[t], initial[k], state[k]),
+                    _where(anew[t], initial[k], state[k]),
                     embedding=None if k else embedding,
                     lengths=np.clip(ends - t, 0, 1),
                     gate_override=held[k],
                 )
                 tapes.append(tape)
-                after.append((h,) if c is None else (h, c))
+                after.append(last)
             steps.append(StackStep(state, tapes, y))
             state = after
         return steps, state
 
     def run_backward(layers: Layers, steps: list[StackStep], window: Window, dy: Array) -> tuple[Any, ...]:
-        """Run the steps of the window backwards; return dx, dh0, dc0 and the layers' gradients."""
+        """Run the steps of the window backwards; return dx, dstate0 and the layers' gradients."""
         weights = [[_float64(p) for p in layer] for layer in layers]
         dx = np.zeros(x.shape if embedding is None else np.shape(embedding))
         grads: list[Any] = [[tuple(None if w is None else np.zeros_like(w) for w in ws)] for [ws] in weights]
@@ -159,10 +157,9 @@ def tbptt(
             d: Any = dy[t - window.start, None] if t >= window.start else None
             for k in reversed(range(L)):
                 tape = steps[t - window.tau].tapes[k]._replace(parameters=weights[k])
-                d, *dbefore, new = backward(tape, d, *dstate[k], clip_dh=clip_dh)
-                before: State = tuple(ds for ds in dbefore if ds is not None)
-                dinitial[k] = _add(dinitial[k], _where(anew[t], before, none))
-                dstate[k] = _where(anew[t], none, before)
+                d, dbefore, new = backward(tape, d, dstate[k], clip_dh=clip_dh)
+                dinitial[k] = _add(dinitial[k], _where(anew[t], dbefore, none))
+                dstate[k] = _where(anew[t], none, dbefore)
                 grads[k] = _add(grads[k], new)
             if embedding is not None:
                 dx += d
@@ -171,7 +168,7 @@ def tbptt(
         if window.tau == 0:
             dinitial = _add(dinitial, dstate)
         dfirst = [tuple(ds[0] for ds in state) for state in dinitial]
-        return dx if x.ndim == 3 or embedding is not None else None, *_stacked(dfirst), grads
+        return dx if x.ndim == 3 or embedding is not None else None, _stacked(dfirst), grads
 
     steps: list[StackStep] = []
     state, results = initial, []
@@ -196,14 +193,13 @@ def tbptt_gradient(
     dy: ArrayLike,
     k1: int,
     k2: int,
-    h0: ArrayLike | None = None,
-    c0: ArrayLike | None = None,
+    state0: StateLike | None = None,
     *,
     losses: Literal["new", "window"] = "new",
     **options: Any,
-) -> tuple[Any, Array, Array | None, list[list[Parameters]]]:
-    """Return dx, dh0, dc0 and the layers' gradients summed over the windows of `tbptt`, for dy [T,B,H]."""
+) -> tuple[Any, State, list[list[Parameters]]]:
+    """Return dx, dstate0 and the layers' gradients summed over the windows of `tbptt`, for dy [T,B,H]."""
     dys = [np.asarray(dy)[w.start : w.stop] for w in windows(len(np.asarray(dy)), k1, k2, losses)]
-    results = tbptt(cell, x, layers, dys, k1, k2, h0, c0, losses=losses, **options)
-    dx, dh0, dc0, grads = reduce(_add, [tuple(result[1:]) for result in results])
-    return dx, dh0, dc0, grads
+    results = tbptt(cell, x, layers, dys, k1, k2, state0, losses=losses, **options)
+    dx, dstate0, grads = reduce(_add, [tuple(result[1:]) for result in results])
+    return dx, dstate0, grads

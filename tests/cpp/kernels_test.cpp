@@ -1,5 +1,6 @@
 // The kernels on several threads, for ThreadSanitizer: members that divide the rows or the units of a layer, with
 // sequences that end early and states that start anew. All must come out as from one thread, bit for bit.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -78,10 +79,12 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
   const Index each = s.windows.k1 ? s.windows.most : 1;
   const Numbers x = draw(generator, rows * s.I), dy = draw(generator, each * rows * width);
   const Index G = cell.gates, count = G * s.H * (s.I + s.H + 2), state = s.B * s.H;
-  const Numbers weights = draw(generator, s.D * count), h0 = draw(generator, s.D * state),
-                c0 = draw(generator, s.D * state);
+  const Numbers weights = draw(generator, s.D * count);
+  const int S = cell.state_count;
+  std::vector<Numbers> state0;
+  for (int i = 0; i < S; ++i) state0.push_back(draw(generator, s.D * state));
   const TapeSize size = kernels.tape_size(p);
-  Numbers results(std::size_t(rows * (width + each * s.I) + s.D * (6 * state + count)));
+  Numbers results(std::size_t(rows * (width + each * s.I) + s.D * (3 * S * state + count)));
   Real* free = results.data();
   const auto take = [&](Index n) { return std::exchange(free, free + n); };
   Numbers tape(std::size_t(s.D * (size.gates + size.states + size.reset_h)));
@@ -99,32 +102,49 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
       return Parameters<std::remove_pointer_t<decltype(w)>>{w, w + G * s.H * s.I, w + G * s.H * (s.I + s.H),
                                                             w + G * s.H * (s.I + s.H + 1)};
     };
-    const auto part = [&](Real* data) { return View<Real>{data, s.H}; };
-    const auto given = [&](const Numbers& all) { return View<const Real>{all.data() + d * state, s.H}; };
-    Real* const gates = tape.data() + d * size.gates;
-    Real* const c = tape.data() + s.D * size.gates + d * s.H;
-    Real* const reset_h = tape.data() + s.D * (size.gates + size.states) + d * size.reset_h;
-    const View<Real> c_steps = {size.states ? c : nullptr, width};
-    Real* const kept_gates = size.gates ? gates : nullptr;
-    Real* const kept_reset_h = size.reset_h ? reset_h : nullptr;
+    const auto fill = [&](auto& views, auto&& data) {
+      for (int i = 0; i < S; ++i) views[i] = {data(i), s.H};
+    };
+    const auto given = [&](int i) { return state0[std::size_t(i)].data() + d * state; };
+    const auto written = [&](int) { return take(state); };
+    const Index steps = size.states / std::max(1, S - 1);  // of one of the states that the tape keeps, of a direction
+    Tape<Real> kept = {
+        .gates = size.gates ? tape.data() + d * size.gates : nullptr,
+        .states = {},
+        .reset_h = size.reset_h ? tape.data() + s.D * (size.gates + size.states) + d * size.reset_h : nullptr};
+    Tape<const Real> read = {.gates = kept.gates, .states = {}, .reset_h = kept.reset_h};
+    for (int i = 1; i < S; ++i) {
+      kept.states[i] = {tape.data() + s.D * (size.gates + (i - 1) * steps) + d * s.H, width};
+      read.states[i] = {kept.states[i].data, width};
+    }
     const Real* const w = weights.data() + d * count;
-    forward.directions[d] = {.parameters = parameters(w),
-                             .packed = nullptr,
-                             .initial = {given(h0), given(c0)},
-                             .start = {given(h0), given(c0)},
-                             .y = {y + d * s.H, width},
-                             .last = {part(take(state)), part(take(state))},
-                             .tape = {kept_gates, {{}, c_steps}, kept_reset_h}};
-    backward.directions[d] = {.parameters = parameters(w),
-                              .initial = {given(h0), given(c0)},
-                              .start = {given(h0), given(c0)},
-                              .y = {y + d * s.H, width},
-                              .dsteps = {{dy.data() + d * s.H, width}},
-                              .tape = {kept_gates, {{}, {c_steps.data, width}}, kept_reset_h},
-                              .dstate = {part(take(state)), part(take(state))},
-                              .dstart = {part(take(state)), part(take(state))},
-                              .flow = {},
-                              .gradients = parameters(take(count))};
+    ForwardDirection<Real>& there = forward.directions[d];
+    there = {.parameters = parameters(w),
+             .packed = nullptr,
+             .initial = {},
+             .start = {},
+             .y = {y + d * s.H, width},
+             .last = {},
+             .tape = kept};
+    fill(there.initial, given);
+    fill(there.start, given);
+    fill(there.last, written);
+    BackwardDirection<Real>& back = backward.directions[d];
+    back = {.parameters = parameters(w),
+            .initial = {},
+            .start = {},
+            .y = {y + d * s.H, width},
+            .dsteps = {{dy.data() + d * s.H, width}},
+            .tape = read,
+            .dstate = {},
+            .dstart = {},
+            .flow = {},
+            .gradients = {}};
+    fill(back.initial, given);
+    fill(back.start, given);
+    fill(back.dstate, written);
+    fill(back.dstart, written);
+    back.gradients = parameters(take(count));
   }
   const auto never = [] { return false; };
   run_parallel(

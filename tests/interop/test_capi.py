@@ -18,7 +18,7 @@ import capi
 import numpy as np
 import pytest
 from capi import API, INVALID, Call, Handle, Stream, Table, in_rows
-from modules import KINDS, make_layer, normal, parts
+from modules import KINDS, make_layer, normal
 from problems import (
     CELLS,
     DTYPES,
@@ -29,7 +29,11 @@ from problems import (
     assert_same_bits,
     make_problem,
     named,
+    named_gradients,
     named_grads,
+    named_state,
+    of_states,
+    parts,
     state_of,
 )
 
@@ -201,15 +205,12 @@ def by_python(problem: Problem, rows: Rows = (None, None), passes: int = 1) -> R
     """Return what `functional` gives, the gradients of the weights summed up over the passes."""
     p, (batch_sizes, resets) = problem, rows
     starts = None if resets is None else resets.astype(bool)
-    state, dstate = state_of(p.cell, p.h0, p.c0), state_of(p.cell, p.dh, p.dc)
+    state, dstate = state_of(p.state0), state_of(p.dstate)
     y, last, tape = functional.forward(p.cell, p.x, p.parameters, state, batch_sizes=batch_sizes, resets=starts)
     dx, dstate0, grads = functional.backward(tape, p.dy, dstate)
     for _ in range(1, passes):
         functional.backward(tape, p.dy, dstate, grads=grads)
-    states: Results = {}
-    for names, pair in ((("h", "c"), last), (("dh0", "dc0"), dstate0)):
-        states |= zip(names, parts(pair), strict=False)
-    return {**named(y=y, dx=dx), **states, **named_grads(grads)}
+    return {"y": y, **named_state(p.cell, parts(last)), **named_gradients(p.cell, dx, parts(dstate0), grads)}
 
 
 FORMS: dict[str, Callable[[str, str, int], tuple[Problem, Rows]]] = {
@@ -217,7 +218,7 @@ FORMS: dict[str, Callable[[str, str, int], tuple[Problem, Rows]]] = {
     "one row": lambda cell, dtype, D: (make_problem(cell, dtype, Shape(1, 1, 5, 6, D)), (None, None)),
     "no bias": lambda cell, dtype, D: (make_problem(cell, dtype, Shape(5, 3, 1, 20, D), bias=False), (None, None)),
     "dy alone": lambda cell, dtype, D: (
-        make_problem(cell, dtype, Shape(5, 3, 4, 8, D)).without("h0", "c0", "dh", "dc"),
+        make_problem(cell, dtype, Shape(5, 3, 4, 8, D)).without("state0", "dstate"),
         (None, None),
     ),
     "last state alone": lambda cell, dtype, D: (
@@ -282,7 +283,7 @@ def test_a_stream_without_the_gil_gives_the_layers_bits(cell: str, dtype: str, L
 
 def test_what_compiled_code_is_told_has_the_argument_in_it(example: Any) -> None:
     with pytest.raises(ValueError, match="dy, dstate: expected at least one gradient"):
-        example.train(Call(make_problem("gru", "float32", Shape(5, 3, 7, 6)).without("dy", "dh")))
+        example.train(Call(make_problem("gru", "float32", Shape(5, 3, 7, 6)).without("dy", "dstate")))
 
 
 # The page
@@ -303,10 +304,11 @@ def test_the_programs_in_c_give_pythons_bits(cell: str, dtype: str, tmp_path: Pa
     assert program.feed(pointer(capi.address()), *arguments) == 0
     assert np.array_equal(y, layer(x)[0][-1])
 
-    problem = make_problem(cell, dtype, Shape(20, 4, 5, 6)).without("h0", "c0", "dy", "dc")
+    problem = make_problem(cell, dtype, Shape(20, 4, 5, 6)).without("state0", "dy", "dstate")
     target = normal((1, 4, 6), dtype, 2)
     _, state, _ = functional.forward(cell, problem.x, problem.parameters)
-    problem = replace(problem, dh=parts(state)[0] - target)
+    h, *others = parts(state)
+    problem = replace(problem, dstate=(h - target, *(None for _ in others)))
     expected = by_python(problem)
     call, tape, dh = Call(problem), Handle(), np.empty_like(target)
     arrays = (pointer(a.ctypes.data) for a in (problem.x, target, call.y, call.state[0], dh))
@@ -382,13 +384,13 @@ ptrdiff_t allocations_of(const rnnfast_api* api, const rnnfast_layer* layer, con
 COUNT = """
 import ctypes, sys
 import capi, rnnfast
-from problems import Shape, make_problem
+from problems import CELLS, Shape, make_problem
 from test_capi import unequal
 count = ctypes.CDLL(sys.argv[1]).allocations_of
 count.restype = ctypes.c_ssize_t
 for threads in (1, 2):
     rnnfast.set_num_threads(threads)
-    for cell in ("lstm", "gru_reset_before", "rnn_tanh"):
+    for cell in CELLS:
         whole = make_problem(cell, "float32", Shape(20, 16, 24, 64, 2)), (None, None)
         for problem, rows in (whole, unequal(cell, "float32", [9, 9, 3], Shape(0, 0, 5, 7, 2))):
             call, tape = capi.Call(problem, *rows), capi.Handle()
@@ -407,7 +409,7 @@ def test_a_training_loop_allocates_nothing_after_its_first_steps(tmp_path: Path)
     environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": paths}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     counts = [[int(n) for n in line.split()] for line in run.stdout.splitlines()]
-    assert len(counts) == 12
+    assert len(counts) == 2 * 2 * len(CELLS)
     assert all(later == 0 for _, later in counts), counts
     assert counts[0][0] > 0, "nothing was counted"
 
@@ -638,9 +640,9 @@ def test_memory_that_is_not_there_is_told() -> None:
 
 def test_a_tape_may_be_filled_by_any_layers_one_after_the_other() -> None:
     tape = Handle()
-    for cell, dtype, D in (("lstm", "float64", 2), ("rnn_tanh", "float32", 1), ("gru_reset_before", "float32", 2)) * 2:
+    for k, cell in enumerate(CELLS * 2):
         for form in FORMS:
-            problem, rows = FORMS[form](cell, dtype, D)
+            problem, rows = FORMS[form](cell, DTYPES[k % 2], 2 - k % 3 // 2)
             assert_same_bits(Call(problem, *rows).solve(tape), by_python(problem, rows))
 
 
@@ -706,7 +708,7 @@ def test_results_that_nobody_wants_are_left_out(cell: str, form: str) -> None:
     call = Call(problem, *rows)
     set_fields(state=None)(call.forward)
     set_fields(dx=None, dstate0=None)(call.backward)
-    left = ("h", "c", "dx", "dh0", "dc0")
+    left = {"dx", *of_states(cell)}
     results = call.solve(Handle())
     for name in left:
         assert name not in results or (results.pop(name) == 7).all()
@@ -725,7 +727,7 @@ def test_a_forward_without_a_tape_gives_the_same_bits(cell: str, form: str) -> N
             call.forward.pack, call.layer.weights = pack.value, None
             call.y.fill(np.nan)
         capi.check(API.forward(call.layer, call.forward))
-        forward = {name: a for name, a in call.results.items() if name in {"y", "h", "c"}}
+        forward = {name: a for name, a in call.results.items() if name in {"y", *_core.cells[cell].states}}
         assert_same_bits(forward, {name: expected[name] for name in forward})
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import IN_TORCH, KINDS, make_cell, make_layer, normal, parts
-from problems import DTYPES, Array, assert_same_bits
+from modules import IN_TORCH, KINDS, make_cell, make_layer, normal
+from problems import DTYPES, Array, assert_same_bits, parts
 from tolerances import relative_error
 
 import rnnfast

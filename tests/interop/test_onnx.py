@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import make_layer, make_state, parts
+from modules import make_layer, make_state
+from problems import parts
 
 import rnnfast
 from rnnfast import _core, functional
