@@ -260,6 +260,7 @@ struct KernelTable {
   const char* name;
   const CellShape* cells;
   int cell_count;
+  void (*set_near_bytes)(Index);  // the size of a core's second cache level, before anything else is called
   Kernels<float> f32;
   Kernels<double> f64;
 };

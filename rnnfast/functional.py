@@ -203,8 +203,8 @@ def inference(
     >>> y.ravel()
     array([1., 2., 3.])
     """
-    rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
-    y, last = _run(_core.inference, cell, x, parameters, state, embedding, out, **rows)
+    rows = batch_sizes, resets, gate_override
+    y, last = _run(_core.inference, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last)
 
 
@@ -276,8 +276,8 @@ def forward(
     array([[2.],
            [1.]])
     """
-    rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
-    y, last, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, **rows)
+    rows = batch_sizes, resets, gate_override
+    y, last, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last), tape
 
 
@@ -344,17 +344,12 @@ def backward(
         msg = f"tape: expected a tape of functional.forward, got {type(tape).__name__}"
         raise TypeError(msg)
     cell, limit, need_dx = tape.cell, bound(clip_dh), flag(need_dx, "need_dx")
-    dx, dstate0, grads = _core.backward(
-        tape,
-        dy,
-        parts_of(cell, dstate, "dstate"),
-        need_dx,
-        grads,
-        None if out is None else out_parts(cell, out, "(dx, dstate0)"),
-        dsteps=beside_h(cell, dc, "dc"),
-        clip_dh=limit,
-        flow=None if flow is None else _flow_parts(cell, flow),
-    )
+    dlast, results = parts_of(cell, dstate, "dstate"), None if out is None else out_parts(cell, out, "(dx, dstate0)")
+    options: dict[str, Any] = {}
+    if not (dc is clip_dh is flow is None):  # arguments by name cost time
+        flows = None if flow is None else _flow_parts(cell, flow)
+        options = {"dsteps": beside_h(cell, dc, "dc"), "clip_dh": limit, "flow": flows}
+    dx, dstate0, grads = _core.backward(tape, dy, dlast, need_dx, grads, results, **options)
     return dx, state_of(dstate0), grads
 
 
@@ -366,10 +361,15 @@ def _run(
     state: object,
     embedding: object,
     out: tuple[Any, Any] | None,
-    **rows: object,
+    batch_sizes: object,
+    resets: object,
+    gate_override: object,
 ) -> Any:
     initial = parts_of(cell, state, "state")
     results = None if out is None else out_parts(cell, out, "(y, state)")
+    if batch_sizes is resets is gate_override is None:  # arguments by name cost time
+        return run(cell, x, parameters, initial, results, embedding)
+    rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
     return run(cell, x, parameters, initial, results, embedding, **rows)
 
 

@@ -126,6 +126,7 @@ extern const KernelTable table;
 const KernelTable table = {.name = RNNFAST_NAME(RNNFAST_ISA),
                            .cells = AllCells::shapes.of,
                            .cell_count = AllCells::count,
+                           .set_near_bytes = [](Index bytes) { near_bytes = bytes; },
                            .f32 = kernels<float>,
                            .f64 = kernels<double>};
 

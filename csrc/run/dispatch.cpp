@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "run/processors.h"
+
 namespace rnnfast {
 
 namespace baseline {
@@ -43,6 +45,8 @@ std::vector<const KernelTable*> available_kernels() {
 
 const KernelTable& choose_kernels() {
   const auto available = available_kernels();
+  if (const Index bytes = second_cache_level())
+    for (const KernelTable* table : available) table->set_near_bytes(bytes);
   const char* wanted = std::getenv("RNNFAST_ISA");
   if (!wanted || !*wanted) return *available.back();
   std::string names;

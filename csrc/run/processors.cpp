@@ -1,6 +1,8 @@
 #include "run/processors.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <fstream>
 #include <iterator>
 #include <sstream>
@@ -9,6 +11,8 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace rnnfast {
@@ -105,6 +109,26 @@ Index granted_processors(const std::string& root) {
     if (n && (!least || n < least)) least = n;
   }
   return least;
+}
+
+Index second_cache_level(const std::string& root) {
+#if defined(__APPLE__)
+  std::int64_t bytes = 0;
+  std::size_t size = sizeof(bytes);
+  for (const char* name : {"hw.perflevel0.l2cachesize", "hw.l2cachesize"})
+    if (root.empty() && sysctlbyname(name, &bytes, &size, nullptr, 0) == 0 && bytes > 0) return Index(bytes);
+#endif
+  for (int i = 0;; ++i) {
+    const std::string cache = root + "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(i);
+    const std::string level = first_line(cache + "/level");
+    if (level.empty()) return 0;
+    if (level != "2" || first_line(cache + "/type") == "Instruction") continue;
+    Index size = 0;
+    char unit = 0;
+    std::istringstream(first_line(cache + "/size")) >> size >> unit;  // "512K"
+    const Index bytes = unit == 'K' ? 1 << 10 : unit == 'M' ? 1 << 20 : 1;
+    return size > 0 && size < (1 << 20) ? size * bytes : 0;
+  }
 }
 
 }  // namespace rnnfast

@@ -1,5 +1,6 @@
 // The kernels on several threads, for ThreadSanitizer: members that divide the rows or the units of a layer, with
-// sequences that end early and states that start anew. All must come out as from one thread, bit for bit.
+// sequences that end early and states that start anew; and with caches of other sizes. All must come out as from one
+// thread, bit for bit.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -160,13 +161,15 @@ int main() {
   for (const CellShape& cell : std::span(baseline::table.cells, std::size_t(baseline::table.cell_count)))
     for (const Shape& shape : shapes) {
       const Numbers expected = solve(cell, shape, 1);
-      for (const Index threads : {2, 3, 4}) {
-        const Numbers actual = solve(cell, shape, threads);
-        if (std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(Real)) == 0) continue;
-        std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td\n", cell.name, shape.H,
-                     shape.D, threads);
-        return 1;
-      }
+      for (const Index near_bytes : {1 << 10, 1 << 30, 1 << 20})
+        for (const Index threads : {1, 2, 3, 4}) {
+          baseline::table.set_near_bytes(near_bytes);
+          const Numbers actual = solve(cell, shape, threads);
+          if (std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(Real)) == 0) continue;
+          std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td, with %td bytes near\n",
+                       cell.name, shape.H, shape.D, threads, near_bytes);
+          return 1;
+        }
     }
   return EXIT_SUCCESS;
 }

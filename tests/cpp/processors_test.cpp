@@ -104,5 +104,29 @@ int main() {
     }
   }
   if (rnnfast::scheduled_processors() < 1) ++failures;
+
+  const auto cache = [&](const char* type, const char* size) {
+    const fs::path folder = root / "sys/devices/system/cpu/cpu0/cache";
+    const char* levels[][3] = {{"1", "Data", "48K"}, {"2", "Instruction", "64K"}, {"2", type, size}};
+    for (int i = 0; i < 3; ++i) {
+      const fs::path index = folder / ("index" + std::to_string(i));
+      fs::create_directories(index);
+      std::ofstream(index / "level") << levels[i][0] << '\n';
+      std::ofstream(index / "type") << levels[i][1] << '\n';
+      std::ofstream(index / "size") << levels[i][2] << '\n';
+    }
+    const rnnfast::Index found = rnnfast::second_cache_level(root.string());
+    fs::remove_all(root);
+    return found;
+  };
+  const auto expect = [&](rnnfast::Index expected, rnnfast::Index found, const char* what) {
+    if (found == expected) return;
+    std::fprintf(stderr, "second cache level, %s: expected %td, got %td\n", what, expected, found);
+    ++failures;
+  };
+  expect(2 << 20, cache("Unified", "2048K"), "K");
+  expect(3 << 20, cache("Data", "3M"), "M");
+  expect(0, cache("Unified", "much"), "damaged");
+  expect(0, rnnfast::second_cache_level(root.string()), "no files");
   return failures ? 1 : 0;
 }

@@ -146,12 +146,15 @@ void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>
   });
 }
 
-// Packed weights of more than so many bytes are taken to lie beyond the second cache level. Few rows read them no
-// faster than they come anyway.
-constexpr Index near_bytes = 1 << 20, few_rows = 6;
+// What is larger is taken to lie beyond the second cache level, whose size `set_near_bytes` of the table tells. It
+// decides about the order of the work alone: no result depends on it.
+Index near_bytes = 1 << 20;
+
+// So few rows read packed weights no faster than they come anyway.
+constexpr Index few_rows = 6;
 
 template <class Packed>
-constexpr bool is_far(const Packed& p, Index rows) {
+RNNFAST_INLINE bool is_far(const Packed& p, Index rows) {
   return rows > few_rows && size(p) * Index(sizeof(*p.data)) > near_bytes;
 }
 

@@ -203,7 +203,7 @@ constexpr bool projects_input(const Problem& p) { return p.input == InputKind::d
 // Rows that are projected together: few enough that their x stays in the second cache level while unit block after
 // unit block passes over it.
 template <class Real>
-constexpr Index projected_rows(const Problem& p) {
+RNNFAST_INLINE Index projected_rows(const Problem& p) {
   return max_index(near_bytes / max_index(p.I * Index(sizeof(Real)), 1), 1);
 }
 
