@@ -128,10 +128,15 @@ def sigmoid_table(s: Sigmoid) -> dict[str, Any]:
     }
 
 
+def tanh_step(t: Tanh) -> float:
+    """Return the distance of the entries of a tanh."""
+    numbers = candidates(t.low, t.high, t.real)
+    return best(numbers, ((np.tanh(j * numbers), np.tanh((j - 0.5) * numbers)) for j in range(1, t.last)), t.real)
+
+
 def tanh_table(t: Tanh) -> dict[str, Any]:
     """Return the constants of a tanh."""
-    numbers = candidates(t.low, t.high, t.real)
-    step = best(numbers, ((np.tanh(j * numbers), np.tanh((j - 0.5) * numbers)) for j in range(1, t.last)), t.real)
+    step = tanh_step(t)
     # Of an even polynomial of r. It is best at the ends of the interval, near which the results have their largest
     # mantissas: the nodes are those of an interval that is 3% longer.
     nodes = [r**2 for r in chebyshev(2 * t.terms + 1, mp.mpf(step) * 1.03 / 2)[: t.terms]]
