@@ -153,11 +153,14 @@ template <class Cell, int phase, class S>
 void forward_rows(const ForwardStep<typename S::Real>& s, typename S::Real* gates, Index gates_unit,
                   const BlockRange& range, Index row, Index M) {
   constexpr Index gates_row = Cell::slots * S::lanes;
-  for (Index block = 0; block < range.blocks; ++block) {
-    auto* const from = gates + block * gates_unit;
-    for (Index m = row; m < row + M; ++m) squash_row<Cell, phase, S>(from + m * gates_row);
+  // The inner loop, before which the constants are loaded, is over the rows, or of one row over its blocks.
+  const Index outer = M == 1 ? 1 : range.blocks, inner = M == 1 ? range.blocks : M;
+  const Index inner_stride = M == 1 ? gates_unit : gates_row;
+  for (Index i = 0; i < outer; ++i) {
+    auto* const from = gates + row * gates_row + i * gates_unit;
+    for (Index k = 0; k < inner; ++k) squash_row<Cell, phase, S>(from + k * inner_stride);
     if (s.held->slots)
-      for (Index m = row; m < row + M; ++m) hold_row<Cell, phase, S>(*s.held, from + m * gates_row);
+      for (Index k = 0; k < inner; ++k) hold_row<Cell, phase, S>(*s.held, from + k * inner_stride);
   }
   for (Index block = 0; block < range.blocks; ++block) {
     auto* const from = gates + block * gates_unit;
