@@ -46,6 +46,37 @@ def swapped(values: Results, layer: Any) -> Results:
 
 
 @pytest.mark.parametrize("given", ["state", "no_state"])
+@pytest.mark.parametrize(
+    "form", [{}, {"bidirectional": True}, {"bias": False}], ids=["one", "bidirectional", "no_bias"]
+)
+@by_dtype
+@by_cell
+def test_a_call_without_options_gives_what_options_without_effect_give(
+    cell: str, dtype: str, form: dict[str, Any], given: str
+) -> None:
+    layer = make_layer(cell, dtype=dtype, **form)
+    x, dy = normal((T, B, I), dtype, 1), normal((T, B, layer.directions * H), dtype, 2)
+    state = make_state(layer, (B,), 3) if given == "state" else None
+    dstate, no_resets = make_state(layer, (B,), 5), np.zeros((T, B), np.bool_)
+
+    def solve(**options: Any) -> tuple[bool, Results, list[str]]:
+        y, last, tape = layer.forward(x, state, **options)
+        inferred = layer(x, state, **options)
+        np.testing.assert_array_equal(inferred[0], y)
+        np.testing.assert_array_equal(np.stack(parts(inferred[1])), np.stack(parts(last)))
+        np.testing.assert_array_equal(tape.h(0), y)
+        backward = layer.backward(tape, dy, dstate)
+        return tape.call.plain, results(y, last, *backward), list(backward[2])
+
+    plain, actual, names = solve()
+    other, expected, their_names = solve(resets=no_resets)
+    assert plain
+    assert not other
+    assert names == their_names == list(layer.parameters)
+    assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("given", ["state", "no_state"])
 @by_dtype
 @by_form
 @by_cell
