@@ -65,6 +65,19 @@ constexpr int width_count = vector_bytes == 64 ? 3 : vector_bytes == 32 ? 2 : 1;
 template <class Real, int halvings>
 using Width = Simd<Real, (Widest<Real>::lanes >> halvings)>;
 
+template <class Real>
+RNNFAST_INLINE BlockRange tail_of(const Blocks& blocks) {
+  constexpr int W = Widest<Real>::lanes;
+  int halvings = 0;
+  while (W >> halvings > blocks.tail) ++halvings;
+  return {.block = blocks.full,
+          .blocks = 1,
+          .unit = blocks.full * W,
+          .valid = blocks.valid,
+          .lanes = blocks.tail,
+          .halvings = halvings};
+}
+
 // f(BlockRange) for the blocks of a span: in groups of `group` and smaller powers of two while they are full, then the
 // tail. The first groups come in descending order if `backwards`.
 template <class Real, class F>
@@ -80,15 +93,17 @@ RNNFAST_INLINE void for_each_range(const Blocks& blocks, Span span, int group, b
     }
     block += groups * n;
   }
-  if (span.last <= blocks.full || !blocks.tail) return;
-  int halvings = 0;
-  while (W >> halvings > blocks.tail) ++halvings;
-  f(BlockRange{.block = blocks.full,
-               .blocks = 1,
-               .unit = blocks.full * W,
-               .valid = blocks.valid,
-               .lanes = blocks.tail,
-               .halvings = halvings});
+  if (span.last > blocks.full && blocks.tail) f(tail_of<Real>(blocks));
+}
+
+// f(BlockRange) for all full blocks of the span at once, and for its tail.
+template <class Real, class F>
+RNNFAST_INLINE void for_each_width(const Blocks& blocks, Span span, F&& f) {
+  constexpr int W = Widest<Real>::lanes;
+  const Index full = min_index(span.last, blocks.full) - span.first;
+  if (full > 0)
+    f(BlockRange{.block = span.first, .blocks = full, .unit = span.first * W, .valid = W, .lanes = W, .halvings = 0});
+  if (span.last > blocks.full && blocks.tail) f(tail_of<Real>(blocks));
 }
 
 // f<S>() with the vectors that the blocks of a range have.

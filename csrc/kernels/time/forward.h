@@ -183,11 +183,8 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         });
       });
   // One row waits for the products of all its unit blocks, so that more than one chain of operations is under way.
-  constexpr int many_blocks = 64;
   if (products != Products::input && s.rows == 1)
-    for_each_range<Real>(weights.w_hh.units, s.units, many_blocks, s.backwards, [&](const BlockRange& range) {
-      if (!skips(team, s.rows)) pointwise(range, 0, 1);
-    });
+    for_each_width<Real>(weights.w_hh.units, s.units, [&](const BlockRange& range) { pointwise(range, 0, 1); });
 }
 
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
