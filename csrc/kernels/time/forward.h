@@ -69,6 +69,10 @@ struct ForwardScratch {
   Real* embedded;  // the rows of the tokens that occur, [U,I]
 };
 
+// An odd number of rows, so that two unit blocks of a row are never a multiple of 4096 bytes apart: a load of the one
+// would seem to depend on a store to the other.
+constexpr Index odd(Index rows) { return rows | 1; }
+
 // All but the weights.
 template <class Real>
 ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
@@ -77,7 +81,7 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
   ForwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
-    const Index rows = most_chunk_rows(p);
+    const Index rows = odd(most_chunk_rows(p));
     direction.gates = {.data = take(arena, gates_size(cell.slots, rows, units)), .rows = rows};
     direction.table = {.data = take(arena, gates_size(cell.slots, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.reset_h = take(arena, p.B * p.H);
@@ -266,7 +270,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       gates.rows = row_of(p, chunk_start(p, chunk.chunk + 1)) - chunk_row;
     } else if (!ahead) {
       gates.data += gates_size(slots, item.first, scratch.weights.w_hh.units);
-      gates.rows = item.rows;
+      gates.rows = item.rows == p.B ? odd(p.B) : item.rows;  // a part of the batch has its place among others
     }
     const auto gate_row = [&](Index row) { return tapes_gates || ahead ? row - gates_from : 0; };
 
