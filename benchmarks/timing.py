@@ -31,6 +31,6 @@ def rounds_of(calls: Sequence[Call], turns: int, sample: float) -> list[list[flo
 
 def _count(call: Call, sample: float) -> int:
     """Return how many calls take so many seconds, once warm."""
-    if min(seconds(call, 1) for _ in range(3)) >= sample:
+    if min(seconds(call, 1) for _ in range(2)) >= sample:
         return 1
     return max(1, int(sample / min(seconds(call, 5) for _ in range(3))))
