@@ -112,8 +112,8 @@ def summary(measured: Sequence[Point], names: Sequence[str]) -> Table:
     for cell, work, group in groups(measured):
         compared = [point for point in group if point.to_best is not None]
         closest = min(compared, key=lambda point: point.to_best or 0, default=None)
-        least = "-" if closest is None else f"{_ratio(closest.to_best)} {closest.best} at {closest.shape}"
-        rows.append([f"{cell}, {WORKS[work]}", *_means(group, names), least])
+        least = "-" if closest is None else f"{ratio(closest.to_best)} {closest.best} at {closest.shape}"
+        rows.append([f"{cell}, {WORKS[work]}", *means(group, names), least])
     return ["geometric means", "of limit", *names, "best peer", "least ratio to a peer"], rows
 
 
@@ -126,15 +126,15 @@ def details(group: Sequence[Point]) -> Table:
             f"{point.seconds * 1e3:.3f}",
             f"{point.gflops:.1f}",
             _megabytes(point.memory[OURS]),
-            _ratio(point.fraction),
-            *(_ratio(point.ratios.get(name)) for name in names),
-            _ratio(point.to_best),
+            ratio(point.fraction),
+            *(ratio(point.ratios.get(name)) for name in names),
+            ratio(point.to_best),
             point.best or "-",
             _megabytes(point.memory.get(point.best or "")),
         ]
         for point in group
     ]
-    return header, [*rows, ["geometric mean", "", "", "", *_means(group, names), "", ""]]
+    return header, [*rows, ["geometric mean", "", "", "", *means(group, names), "", ""]]
 
 
 def odd_sizes(measured: Sequence[Point]) -> Table:
@@ -145,16 +145,16 @@ def odd_sizes(measured: Sequence[Point]) -> Table:
         for odd, around in ODD.items():
             name, below, above = (",".join(map(str, shape)) for shape in (odd, *around))
             if {name, below, above} <= speeds.keys():
-                ratios = [_ratio(speeds[name] / speeds[other]) for other in (below, above)]
+                ratios = [ratio(speeds[name] / speeds[other]) for other in (below, above)]
                 rows.append([f"{cell}, {WORKS[work]}", name, *ratios])
     return ["", "T,B,I,H", "below", "above"], rows
 
 
-def _means(group: Sequence[Point], names: Sequence[str]) -> list[str]:
+def means(group: Sequence[Point], names: Sequence[str]) -> list[str]:
     """Return the means of the columns `of limit`, the systems and `best peer`."""
     of_systems = ([point.ratios.get(name) for point in group] for name in names)
     columns = [[point.fraction for point in group], *of_systems, [point.to_best for point in group]]
-    return [_ratio(geometric_mean(column)) for column in columns]
+    return [ratio(geometric_mean(column)) for column in columns]
 
 
 def refused(data: dict[str, Any]) -> Iterator[str]:
@@ -182,7 +182,7 @@ def lines(table: Table) -> Iterator[str]:
     yield ""
 
 
-def _ratio(value: float | None) -> str:
+def ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 

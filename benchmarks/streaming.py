@@ -28,17 +28,21 @@ LEAST = 1, 2, 4, 8  # sizes at which nearly all of the time is the call
 
 
 def step_of(layer: Any, x: Any) -> Call:
-    """Return one step of our stream."""
-    stream, out = layer.stream(), np.empty((1, layer.hidden_size), np.float32)
+    """Return one step of our stream for x [B,I]."""
+    stream, out = layer.stream(len(x)), np.empty((len(x), layer.hidden_size), np.float32)
     return lambda: stream.step(x, out=out)
+
+
+def session_of(model: bytes) -> Any:
+    """Return a session of ONNX Runtime on the calling thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
 
 
 def session_step_of(layer: Any, x: Any) -> Call:
     """Return one step of an ONNX Runtime session."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(onnx_model(layer, (1, *x.shape)), options, ["CPUExecutionProvider"])
-    inputs = {"x": x[np.newaxis]}
+    session, inputs = session_of(onnx_model(layer, (1, *x.shape))), {"x": x[np.newaxis]}
     return lambda: session.run(None, inputs)
 
 
@@ -56,10 +60,11 @@ def torch_step_of(cell: str, layer: Any, x: Any) -> Call:
     theirs = twin_of(cell, layer)
     x, state = torch.from_numpy(x), None
 
-    def step() -> None:
+    def step() -> Any:
         nonlocal state
         with torch.inference_mode():
             state = theirs(x, state)
+        return state
 
     return step
 
