@@ -346,7 +346,7 @@ def backward(
     cell, limit, need_dx = tape.cell, bound(clip_dh), flag(need_dx, "need_dx")
     dlast, results = parts_of(cell, dstate, "dstate"), None if out is None else out_parts(cell, out, "(dx, dstate0)")
     options: dict[str, Any] = {}
-    if not (dc is clip_dh is flow is None):  # arguments by name cost time
+    if dc is not None or clip_dh is not None or flow is not None:  # arguments by name cost time
         flows = None if flow is None else _flow_parts(cell, flow)
         options = {"dsteps": beside_h(cell, dc, "dc"), "clip_dh": limit, "flow": flows}
     dx, dstate0, grads = _core.backward(tape, dy, dlast, need_dx, grads, results, **options)
@@ -367,7 +367,7 @@ def _run(
 ) -> Any:
     initial = parts_of(cell, state, "state")
     results = None if out is None else out_parts(cell, out, "(y, state)")
-    if batch_sizes is resets is gate_override is None:  # arguments by name cost time
+    if batch_sizes is None and resets is None and gate_override is None:  # arguments by name cost time
         return run(cell, x, parameters, initial, results, embedding)
     rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
     return run(cell, x, parameters, initial, results, embedding, **rows)

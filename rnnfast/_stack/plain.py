@@ -18,7 +18,7 @@ from .stack import Stack
 from .tape import LayerTape
 
 
-def fits(stack: Stack[Any], x: object, state: object) -> TypeGuard[Array]:
+def fits(x: object, stack: Stack[Any], state: object) -> TypeGuard[Array]:
     """Return whether a call without options is plain."""
     return (
         type(x) is np.ndarray

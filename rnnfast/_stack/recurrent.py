@@ -94,8 +94,8 @@ class Recurrent(Stack[StateT]):
         KeyboardInterrupt
             On Ctrl-C, between chunks of time.
         """
-        no_options = lengths is resets is embedding is gate_override is None and outputs == "all"
-        if no_options and plain.fits(self, x, state):
+        no_options = lengths is None and resets is None and embedding is None and gate_override is None
+        if no_options and outputs == "all" and plain.fits(x, self, state):
             return plain.infer(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
         run = segments.infer if outputs == "last" else whole.infer
@@ -159,8 +159,8 @@ class Recurrent(Stack[StateT]):
             For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy
             them: they must not change before the last backward.
         """
-        no_options = lengths is resets is checkpoint is embedding is gate_override is None and outputs == "all"
-        if no_options and plain.fits(self, x, state):
+        no_options = lengths is None and resets is None and embedding is None and gate_override is None
+        if no_options and checkpoint is None and outputs == "all" and plain.fits(x, self, state):
             return plain.forward(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
         kept: Any
@@ -227,8 +227,8 @@ class Recurrent(Stack[StateT]):
             On Ctrl-C, between chunks of time; `grads` is then part-way.
         """
         check_tape(tape, self)
-        no_options = dc is dh_layers is clip_dh is grads is None and (need_dx is True or need_dx is False)
-        if no_options and plain.fits_tape(self, tape, dy, dstate):
+        no_options = dc is None and dh_layers is None and clip_dh is None and grads is None
+        if no_options and isinstance(need_dx, bool) and plain.fits_tape(self, tape, dy, dstate):
             return plain.backward(self, tape, dy, dstate, need_dx)
         return backward(
             self, tape, dy, dstate, dc=dc, dh_layers=dh_layers, clip_dh=clip_dh, need_dx=need_dx, grads=grads
