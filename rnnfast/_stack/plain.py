@@ -18,10 +18,12 @@ from .stack import Stack
 from .tape import LayerTape
 
 
-def fits(x: object, stack: Stack[Any], state: object) -> TypeGuard[Array]:
-    """Return whether a call without options is plain."""
+def fits(x: object, stack: Stack[Any], state: object, outputs: object) -> TypeGuard[Array]:
+    """Return whether a call without other options is plain."""
     return (
         type(x) is np.ndarray
+        and isinstance(outputs, str)
+        and outputs == "all"
         and x.ndim == 3
         and x.dtype is stack.dtype
         and x.shape[2] == stack.input_size

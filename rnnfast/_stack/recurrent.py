@@ -95,7 +95,7 @@ class Recurrent(Stack[StateT]):
             On Ctrl-C, between chunks of time.
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
-        if no_options and outputs == "all" and plain.fits(x, self, state):
+        if no_options and plain.fits(x, self, state, outputs):
             return plain.infer(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
         run = segments.infer if outputs == "last" else whole.infer
@@ -160,7 +160,7 @@ class Recurrent(Stack[StateT]):
             them: they must not change before the last backward.
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
-        if no_options and checkpoint is None and outputs == "all" and plain.fits(x, self, state):
+        if no_options and checkpoint is None and plain.fits(x, self, state, outputs):
             return plain.forward(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
         kept: Any
