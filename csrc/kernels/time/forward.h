@@ -153,6 +153,9 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
     const Index gates_unit = s.gates.rows * cell.slots * range.lanes;
     functions_of<Real>(cell).forward[phase][range.halvings](s, gates_of(range), gates_unit, range, row, M);
   };
+  // The points of one row wait for the products of all its unit blocks, so that more than one chain of operations is
+  // under way. Where a unit has one gate, a tile has blocks enough.
+  const bool waits = s.rows == 1 && cell.gates > 1;
   for_each_range<Real>(
       weights.w_hh.units, s.units, unit_group(slots, s.rows == 1), s.backwards, [&](const BlockRange& range) {
         if (skips(team, s.rows)) return;
@@ -183,11 +186,10 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
             copy_tokens(s, scratch.table, cell.slots, part, range.unit + block * lanes, lanes,
                         gates + block * t.out_unit);
         tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
-          if (products != Products::input && s.rows > 1) pointwise(range, row, M);
+          if (products != Products::input && !waits) pointwise(range, row, M);
         });
       });
-  // One row waits for the products of all its unit blocks, so that more than one chain of operations is under way.
-  if (products != Products::input && s.rows == 1)
+  if (products != Products::input && waits)
     for_each_width<Real>(weights.w_hh.units, s.units, [&](const BlockRange& range) { pointwise(range, 0, 1); });
 }
 
