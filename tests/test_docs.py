@@ -1,10 +1,12 @@
 """The Python of the README and of docs/ runs as it stands there."""
 
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import new_cell
 import numpy as np
 import pytest
 
@@ -68,3 +70,13 @@ def test_the_sequences_follow_on_the_layer() -> None:
 
 def test_the_training_loop_learns() -> None:
     assert run(README, [TRAINING])["loss"] < 0.01
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="blocks that change a file are applied by git")
+def test_the_page_about_a_new_cell_applies_to_the_files_that_it_changes(tmp_path: Path) -> None:
+    for path, kind, code in new_cell.blocks():
+        copy = tmp_path / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "diff" and not copy.exists():
+            shutil.copy(ROOT / path, copy)
+        new_cell.apply(tmp_path, path, kind, code)

@@ -96,6 +96,8 @@ Index linear_backward_scratch(const LinearSize& n) {
   return arena.used;
 }
 
+void set_near_bytes(Index bytes) { near_bytes = bytes; }
+
 template <class Real>
 constexpr Kernels<Real> kernels = {.cut = cut_into_chunks,
                                    .tape_size = tape_size<Real>,
@@ -126,7 +128,7 @@ extern const KernelTable table;
 const KernelTable table = {.name = RNNFAST_NAME(RNNFAST_ISA),
                            .cells = AllCells::shapes.of,
                            .cell_count = AllCells::count,
-                           .set_near_bytes = [](Index bytes) { near_bytes = bytes; },
+                           .set_near_bytes = set_near_bytes,
                            .f32 = kernels<float>,
                            .f64 = kernels<double>};
 

@@ -39,7 +39,7 @@ void allocate(TapeObject& tape, const py::object& given) {
 
 // The rows that x is or picks; null where tokens are one-hot.
 template <class Real>
-View<const Real> input_rows(const Saved<Real>& saved) {
+View<const Real> rows_of_input(const Saved<Real>& saved) {
   const auto& rows = saved.embedding ? saved.embedding : saved.x;
   return rows ? rows->view() : View<const Real>{};
 }
@@ -89,7 +89,7 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
   if (p.B == 0) return;
   const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
   ForwardArgs<Real> args = {.problem = p,
-                            .x = input_rows(saved),
+                            .x = rows_of_input(saved),
                             .directions = {},
                             .scratch = static_cast<Real*>(scratch.data()),
                             .tokens = view(tokens, TokenLinks{}),
@@ -336,7 +336,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
     const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, windows)) * sizeof(Real));
     const TokenLinks links = link(tokens);
     BackwardArgs<Real> args = {.problem = p,
-                               .x = input_rows(saved),
+                               .x = rows_of_input(saved),
                                .dx = dx ? dx->view() : View<Real>{},
                                .directions = {},
                                .accumulate = gradients.are_given,

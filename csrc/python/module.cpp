@@ -17,8 +17,6 @@
 
 namespace rnnfast {
 
-const KernelTable* kernel_table = nullptr;
-
 void bind_tape(py::module_& m);
 void bind_layers(py::module_& m);
 void bind_training(py::module_& m);

@@ -8,6 +8,8 @@
 
 namespace rnnfast {
 
+const KernelTable* kernel_table = nullptr;
+
 namespace baseline {
 extern const KernelTable table;
 }

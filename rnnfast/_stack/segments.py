@@ -42,7 +42,7 @@ def infer(stack: Stack[Any], call: Call) -> tuple[tuple[()], Parts]:
     last = new_state(stack, call.layout)
     x: Any = call.rows
     for group in _groups(stack):
-        y = _rows_of(stack, call) if group[0].layers.stop < stack.num_layers else None
+        y = _room_for_y(stack, call) if group[0].layers.stop < stack.num_layers else None
         for strand in group:
             _forward_strand(stack, call, strand, segments, x, y, last, [])
         x = y
@@ -69,7 +69,7 @@ def _forward(stack: Stack[Any], call: Call, k: int) -> tuple[tuple[Array, ...], 
     y: Any = None
     for group in _groups(stack):
         top = group[0].layers.stop == stack.num_layers
-        y = None if top and call.outputs == "last" else _rows_of(stack, call)
+        y = None if top and call.outputs == "last" else _room_for_y(stack, call)
         kept.inputs.append(x)
         for strand in group:
             run = _forward_strand(stack, call, strand, segments, x, y, last, kept.bits, keep=True)
@@ -130,7 +130,7 @@ def _cut(stack: Stack[Any], call: Call, k: int, least_rows: int = 0) -> list[Seg
     return segments
 
 
-def _rows_of(stack: Stack[Any], call: Call) -> Array:
+def _room_for_y(stack: Stack[Any], call: Call) -> Array:
     """Return room for y of all steps."""
     return np.empty((*call.layout.row_shape, stack.directions * stack.hidden_size), stack.dtype)
 

@@ -66,7 +66,7 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     dtype, I, H, D = _sizes(first)
     for before, each in pairwise(chosen):
         source, axes = places[each.inputs["X"]]
-        if source != before.outputs[0] or axes != _rows_of(before, each.operator.batch_first):
+        if source != before.outputs[0] or axes != _axes_of_rows(before, each.operator.batch_first):
             got = repr(source) if source != before.outputs[0] else f"its axes as {axes}"
             msg = f"{each.operator.name}: X: expected Y of {before.operator.name}, as in a stack, got {got}"
             raise ModelError(msg)
@@ -195,7 +195,7 @@ def _moved(
     return axes
 
 
-def _rows_of(node: RecurrentNode, batch_first: bool) -> tuple[tuple[int, ...], ...]:
+def _axes_of_rows(node: RecurrentNode, batch_first: bool) -> tuple[tuple[int, ...], ...]:
     """Return how the axes of Y lie in the X of the next layer."""
     steps, rows, direction = (1, 0, 2) if node.operator.batch_first else (0, 2, 1)
     units = (3,) if len(node.operator.backwards) == 1 else (direction, 3)

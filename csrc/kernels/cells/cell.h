@@ -233,7 +233,8 @@ constexpr bool is_sound() {
   sound = sound && length_of(Cell::squashes) == slots && length_of(Cell::input_gates) == G &&
           length_of(Cell::recurrent_gates) == G && length_of(Cell::reads_before) == state_count<Cell> &&
           length_of(Cell::reads_after) == state_count<Cell>;
-  int next = 0;  // phases take the slots in turn
+  sound = sound && !*Cell::parameters;  // which calls have yet to carry
+  int next = 0;                         // phases take the slots in turn
   for (const Phase& phase : Cell::phases) {
     sound = sound && phase.slot == next && phase.gate == next;
     sound = sound && (phase.slots == phase.gates || (phase.slots == 4 && phase.gates == 3 && phases == 1));

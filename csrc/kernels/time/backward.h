@@ -300,14 +300,14 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[chunk.direction];
   const auto& scratch = whole.directions[chunk.direction];
-  const StateBefore<Real> h0 = place_before<Real>(direction, 0, whole.zeros, nullptr);
+  const StateBefore<Real> before_h = place_before<Real>(direction, 0, whole.zeros, nullptr);
   const View<const Real> reset_h = {direction.tape.reset_h, p.H};
   for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
        ++step) {
     const Index t = chunk.t + step, row = row_of(p, t), first = row - row_of(p, chunk.t);
     const RowRange rows = {.first = first, .count = rows_at(p, t)};
     if (p.input != InputKind::embedded) regroup(at(args.x, row), rows, scratch.x, team);
-    for_each_piece(p, chunk.direction, h0, t, {.first = 0, .count = rows.count},
+    for_each_piece(p, chunk.direction, before_h, t, {.first = 0, .count = rows.count},
                    [&](View<const Real> piece, const RowRange& range) {
                      regroup(piece, {.first = first + range.first, .count = range.count}, scratch.h_before, team);
                    });
@@ -344,7 +344,7 @@ __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real
   const Problem& p = args.problem;
   const CellShape& cell = *p.cell;
   const BackwardDirection<Real>& direction = args.directions[d];
-  const StateBefore<Real> h0 = place_before<Real>(direction, 0, whole.zeros, nullptr);
+  const StateBefore<Real> before_h = place_before<Real>(direction, 0, whole.zeros, nullptr);
   const View<const Real> reset_h = {direction.tape.reset_h, p.H};
   const Index first = row_of(p, p.run.first);
   UnpackedWeightProduct<Real> product = {};
@@ -359,7 +359,7 @@ __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real
     const Phase& part = cell.phases[phase];
     for (Index t = p.run.first; t < p.run.last; ++t) {
       const Real** const columns = product.columns + (row_of(p, t) - first);
-      for_each_piece(p, d, h0, t, {.first = 0, .count = rows_at(p, t)},
+      for_each_piece(p, d, before_h, t, {.first = 0, .count = rows_at(p, t)},
                      [&](View<const Real> piece, const RowRange& range) {
                        for (Index row = 0; row < range.count; ++row)
                          columns[range.first + row] =

@@ -154,8 +154,8 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
     functions_of<Real>(cell).forward[phase][range.halvings](s, gates_of(range), gates_unit, range, row, M);
   };
   // The points of one row wait for the products of all its unit blocks, so that more than one chain of operations is
-  // under way. Where a unit has one gate, a tile has blocks enough.
-  const bool waits = s.rows == 1 && cell.gates > 1;
+  // under way. Where a phase has one slot, a tile has blocks enough.
+  const bool waits = s.rows == 1 && slots > 1;
   for_each_range<Real>(
       weights.w_hh.units, s.units, unit_group(slots, s.rows == 1), s.backwards, [&](const BlockRange& range) {
         if (skips(team, s.rows)) return;

@@ -22,8 +22,6 @@ constexpr TimeOrder time_order(const Problem& p, int direction) {
   return {.run = p.run, .reverse = p.reverse || direction == 1};
 }
 
-constexpr Index first_step(const TimeOrder& s) { return s.reverse ? s.run.last - 1 : s.run.first; }
-
 constexpr Index step_before(const TimeOrder& s, Index t) { return s.reverse ? t + 1 : t - 1; }
 
 // The chunk that the run takes as its i-th, or from its end in backward, and its steps that belong to the run.
@@ -68,7 +66,8 @@ RNNFAST_INLINE View<const Real> carried_before(const Problem& p, int direction, 
                                                Index t) {
   const TimeOrder order = time_order(p, direction);
   const Index before = step_before(order, t);
-  const bool is_first = state.every_step ? before < 0 || before >= p.T : t == first_step(order);
+  const bool is_first =
+      state.every_step ? before < 0 || before >= p.T : t == (order.reverse ? order.run.last - 1 : order.run.first);
   if (is_first) return state.initial;
   return state.every_step ? at(state.sequence, row_of(p, before)) : state.sequence;
 }
