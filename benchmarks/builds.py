@@ -41,11 +41,11 @@ class Work(NamedTuple):
     dtype: str = "float32"
 
 
-LAYERS = list(dict.fromkeys(shape for grid in GRIDS.values() for shape in grid))
+SHAPES = list(dict.fromkeys(shape for grid in GRIDS.values() for shape in grid))
 STEPS: list[Shape] = [(1, B, H, H) for B in BATCHES for H in SIZES]
 WORKS = {name: Work(name) for name in build_worker.TASKS} | {
-    "forward": Work("forward", LAYERS),
-    "training": Work("training", LAYERS),
+    "forward": Work("forward", SHAPES),
+    "training": Work("training", SHAPES),
     "one-step": Work("forward", STEPS),
     "one-step-training": Work("training", STEPS),
     "cell": Work("cell", STEPS),

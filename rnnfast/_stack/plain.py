@@ -11,7 +11,7 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array
 from .._base.names import layer_names, of_layer
-from .._base.state import STATES, parts_of, state_of
+from .._base.state import parts_if_plain, parts_of, state_of
 from .call import Call
 from .layout import Layout
 from .stack import Stack
@@ -80,8 +80,8 @@ def _is_state(stack: Stack[Any], state: object, B: int) -> bool:
     """Return whether a state is as the kernels take it, its parts in a tuple."""
     if state is None:
         return True
-    parts = state if len(STATES[stack.cell]) > 1 else (state,)
-    if type(parts) is not tuple or len(parts) != len(STATES[stack.cell]):
+    parts = parts_if_plain(stack.cell, state)
+    if parts is None:
         return False
     shape = stack.directions, B, stack.hidden_size
     for part in parts:
