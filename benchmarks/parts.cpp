@@ -86,7 +86,7 @@ struct Layer {
   explicit Layer(const Problem& problem)
       : p(problem), rows(p.T * p.B), chunk(chunk_steps(p)), units(blocks_of<Real>(p.H)) {
     const CellShape& cell = *p.cell;
-    const Index I = p.I, H = p.H, gates = cell.gates * H;
+    const Index I = p.I, H = p.H, gates = cell.gate_count * H;
     flops_x = 2.0 * double(rows * gates * I), flops_h = 2.0 * double(rows * gates * H);
     weight_bytes = double(gates * (I + H)) * sizeof(Real), vectors = double(rows * count(units));
 
@@ -107,7 +107,7 @@ struct Layer {
     inference.scratch = memory(arena.used);
     training = inference;
     Tape<Real>& tape = training.directions[0].tape;
-    if (cell.keeps_gates) tape.gates = memory(gates_size(cell.slots, chunk_count(p) * chunk * p.B, units));
+    if (cell.keeps_gates) tape.gates = memory(gates_size(cell.slot_count, chunk_count(p) * chunk * p.B, units));
     for (int i = 1; i < cell.state_count; ++i) tape.states[i] = matrix(rows, H);
     if (resets_h(cell)) tape.reset_h = memory(rows * H);
 
@@ -222,7 +222,7 @@ void time_backward_parts(const Layer& layer) {
       for (int phase = 0; phase < cell.phase_count; ++phase) {
         const Phase& part = cell.phases[phase];
         const Product<Real> dh = {direction.dgates, row, {}, args.directions[0].dstate[0], p.B, all(layer.units)};
-        multiply(dh, cell.slots, Factor{part.slot, part.gate, part.gates}, direction.w_hh, layer.team);
+        multiply(dh, cell.slot_count, Factor{part.slot, part.gate, part.gates}, direction.w_hh, layer.team);
       }
   });
   const Product<Real> dx = {direction.dgates, 0, {}, args.dx, rows, all(direction.w_ih.columns)};

@@ -26,12 +26,12 @@ struct Phase {
 // kernels/cells/, whose words these are.
 struct CellShape {
   const char* name;
-  const char* letters;              // of its gates, in the order of w_ih and w_hh; "" where they have no names
+  const char* gates;                // their letters, in the order of w_ih and w_hh; "" where they have no names
   const char* held;                 // letters of those that can be held at a value
   const char* parameters;           // names of what it has beside w_ih, w_hh, b_ih, b_hh, with spaces between
   const char* states[most_states];  // their names
   int index;                        // in the list of all cells
-  int gates, slots, state_count, phase_count;
+  int gate_count, slot_count, state_count, phase_count;
   Phase phases[most_phases];
   int input_gates[most_slots], recurrent_gates[most_slots];
   bool keeps_gates, leaves_dh;

@@ -129,6 +129,14 @@ def test_lower_rooms_import_nothing_from_above(path: Path) -> None:
         assert {room_of(module) for module, _ in imported(path)} <= BELOW[room] | {room}
 
 
+def test_the_extension_asks_one_module_of_python_alone() -> None:
+    """Numbers of any type are read in one place, which the gates that are held go through too."""
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp"}]
+    assert {
+        name for path in sources for name in re.findall(r'import\("(rnnfast[\w.]*)"\)', path.read_text("utf-8"))
+    } == {"rnnfast._base.scalars"}
+
+
 @pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
 def test_a_module_shares_its_name_with_nothing_in_its_package(package: str) -> None:
     names = {name for _, name in imported(MODULES[package])}

@@ -122,7 +122,7 @@ class Arrays {
   void read(const Layer& layer) {
     for (Index d = 0; d < layer.D; ++d) {
       const rnnfast_weights& w = layer.weights[d];
-      const Index rows = layer.cell->gates * layer.H;
+      const Index rows = layer.cell->gate_count * layer.H;
       read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * layer.H);
       read("b_ih", w.b_ih, rows), read("b_hh", w.b_hh, rows);
     }
@@ -360,7 +360,7 @@ struct StateGradients {
 void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args, const StateGradients& dstates) {
   const Layer& layer = tape.layer;
   const Problem& p = tape.problem;
-  const Index rows = row_count(p), states = state_size(p), G = layer.cell->gates;
+  const Index rows = row_count(p), states = state_size(p), G = layer.cell->gate_count;
   const auto is_given = [](const void* state) { return state != nullptr; };
   require(args.dy || std::ranges::any_of(dstates.last, is_given),
           "dy, dstate: expected at least one gradient, got NULL");

@@ -37,7 +37,7 @@ const char* message() { return last_message; }
 
 rnnfast_status set_threads(ptrdiff_t n) {
   return told([&] {
-    require(n >= 1 && n <= most_threads, "n: expected a number of threads from 1 to %td, got %td", most_threads, n);
+    require(is_thread_count(n), "n: expected a number of threads from 1 to %td, got %td", most_threads, n);
     set_num_threads(n);
   });
 }

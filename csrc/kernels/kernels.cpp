@@ -22,7 +22,7 @@ template <class Real>
 TapeSize tape_size(const Problem& p) {
   const CellShape& cell = *p.cell;
   const Index rows = row_of(p, p.T);
-  return {.gates = cell.keeps_gates ? gates_size(cell.slots, rows, blocks_of<Real>(p.H)) : 0,
+  return {.gates = cell.keeps_gates ? gates_size(cell.slot_count, rows, blocks_of<Real>(p.H)) : 0,
           .states = (cell.state_count - 1) * rows * p.H,
           .reset_h = resets_h(cell) ? rows * p.H : 0};
 }
@@ -63,11 +63,11 @@ void read_gate(const Problem& p, const Real* gates, int gate, const View<Real>& 
   const Blocks units = blocks_of<Real>(p.H);
   for (Index chunk = 0; chunk < chunk_count(p); ++chunk) {
     const Index first = row_of(p, chunk_start(p, chunk)), rows = row_of(p, chunk_start(p, chunk + 1)) - first;
-    const Gates<const Real> kept = {.data = gates + gates_size(cell.slots, first, units), .rows = rows};
+    const Gates<const Real> kept = {.data = gates + gates_size(cell.slot_count, first, units), .rows = rows};
     for_each_block<Real>(units, all(units), [&]<class S>(const BlockRange& range) {
-      const Real* from = gates_at(kept, range.unit, 0, S::lanes, cell.slots);
-      from += (cell.slots - cell.gates + gate) * S::lanes;
-      for (Index row = 0; row < rows; ++row, from += cell.slots * S::lanes)
+      const Real* from = gates_at(kept, range.unit, 0, S::lanes, cell.slot_count);
+      from += (cell.slot_count - cell.gate_count + gate) * S::lanes;
+      for (Index row = 0; row < rows; ++row, from += cell.slot_count * S::lanes)
         store_lanes<S>(at(out, first + row).data + range.unit, S::load(from), range.valid);
     });
   }

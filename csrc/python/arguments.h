@@ -73,7 +73,7 @@ std::array<Parameters<Real>, 2> parameters_of(const Arrays& arrays) {
 }
 
 inline Shape parameter_shape(const Problem& p, std::size_t i) {
-  const Index rows = p.cell->gates * p.H;
+  const Index rows = p.cell->gate_count * p.H;
   return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.H} : Shape{rows};
 }
 
@@ -182,7 +182,7 @@ struct Sequences {
   bool reverse;            // of a single direction: it runs backwards in time
 };
 
-inline InputKind kind_of(const InputArrays& in, Index row_axes) {
+inline InputKind input_kind_of(const InputArrays& in, Index row_axes) {
   if (!in.embedding) return in.x.is_integer() && in.x.ndim() == row_axes ? InputKind::one_hot : InputKind::dense;
   if (!in.x.is_integer()) throw py::type_error("x: expected integers as tokens, got " + text(in.x.dtype()));
   return InputKind::embedded;
@@ -224,15 +224,17 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
   const bool packed = !sequences.batch_sizes.is_none();
   const Index row_axes = packed ? 1 : 2;
   if (packed) schedule.first_row = read_batch_sizes(sequences.batch_sizes);
-  p.input = kind_of(in, row_axes);
+  p.input = input_kind_of(in, row_axes);
   p.D = Index(arrays.size() / 4);
   const Array &w_ih = *arrays[0], &w_hh = *arrays[1];
-  if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / cell.gates != w_hh.shape(1) ||
-      w_hh.shape(0) % cell.gates)
-    wrong_shape("w_hh",
-                cell.gates == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(cell.gates) + "·H, H) with H >= 1", w_hh);
+  if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / cell.gate_count != w_hh.shape(1) ||
+      w_hh.shape(0) % cell.gate_count)
+    wrong_shape(
+        "w_hh",
+        cell.gate_count == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(cell.gate_count) + "·H, H) with H >= 1",
+        w_hh);
   p.H = w_hh.shape(1);
-  if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(cell.gates * p.H) + ", I)", w_ih);
+  if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(cell.gate_count * p.H) + ", I)", w_ih);
   p.I = w_ih.shape(1);
   const bool dense = p.input == InputKind::dense;
   const std::string row = dense ? ", " + std::to_string(p.I) : "";
@@ -284,7 +286,7 @@ inline Shape shape_of_run(const Problem& p, Index n) {
 // ---- Options -------------------------------------------------------------------------------------------------------
 
 inline Index checked_threads(Index threads) {
-  if (threads < 0 || threads > most_threads)
+  if (threads != 0 && !is_thread_count(threads))
     throw py::value_error("threads: expected 0, for as many as are set, to " + std::to_string(most_threads) + ", got " +
                           std::to_string(threads));
   return threads;
@@ -318,7 +320,7 @@ Held<double> read_held(const CellShape& cell, const py::object& object) {
     const std::string name = "gate_override['" + text(gate) + "']";
     const double number =
         called(to_number, py::make_tuple(value, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
-    const int slot = int(index) + cell.slots - cell.gates;  // the last slots are the gates
+    const int slot = int(index) + cell.slot_count - cell.gate_count;  // the last slots are the gates
     held.slots |= 1u << slot, held.value[slot] = number;
   }
   return held;

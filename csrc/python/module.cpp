@@ -97,8 +97,8 @@ py::dict config() {
 void bind_cells(py::module_& m) {
   py::class_<CellShape>(m, "CellShape", py::is_final(), "What a cell's file says of it. Read-only.")
       .def_readonly("name", &CellShape::name)
-      .def_readonly("num_gates", &CellShape::gates)
-      .def_readonly("gates", &CellShape::letters)
+      .def_readonly("num_gates", &CellShape::gate_count)
+      .def_readonly("gates", &CellShape::gates)
       .def_readonly("held", &CellShape::held)
       .def_property_readonly("states",
                              [](const CellShape& cell) {
@@ -183,7 +183,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   m.def(
       "set_num_threads",
       [](Index n) {
-        if (n < 1 || n > most_threads)
+        if (!is_thread_count(n))
           throw py::value_error("n: expected a number of threads from 1 to " + std::to_string(most_threads) + ", got " +
                                 std::to_string(n));
         set_num_threads(n);

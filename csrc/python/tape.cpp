@@ -101,7 +101,7 @@ py::tuple states_of(const py::object& owner, const TapeObject& tape) {
 template <class Real>
 py::array gate_of(const TapeObject& tape, const std::string& name) {
   const Problem& p = tape.problem;
-  const std::string gates = p.cell->letters;
+  const std::string gates = p.cell->gates;
   const std::size_t gate = name.size() == 1 ? gates.find(name) : gates.npos;
   if (gate == gates.npos) throw py::value_error("gate: expected one of '" + gates + "', got '" + name + "'");
   const py::array out = new_array<Real>({row_count(p), p.D * p.H});
@@ -133,7 +133,7 @@ void bind_tape(py::module_& m) {
              return py::str("<Tape of {}, T={}, B={}, I={}, H={}, D={}>").format(p.cell->name, p.T, p.B, p.I, p.H, p.D);
            })
       .def_property_readonly("cell", [](const TapeObject& tape) { return tape.problem.cell->name; })
-      .def_property_readonly("gates", [](const TapeObject& tape) { return tape.problem.cell->letters; })
+      .def_property_readonly("gates", [](const TapeObject& tape) { return tape.problem.cell->gates; })
       .def_property_readonly("nbytes",
                              [](const TapeObject& tape) {
                                return tape.memory.gates.bytes() + tape.memory.states.bytes() +

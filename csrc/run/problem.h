@@ -48,7 +48,7 @@ constexpr bool fits_address_space(const Problem& p, double rows) {
 constexpr double flops(const Problem& p) {
   const double rows = double(p.run.last - p.run.first) / double(p.T) * double(row_count(p));
   const double inputs = p.input == InputKind::dense ? rows : p.input == InputKind::embedded ? double(p.U) : 0;
-  return 2.0 * double(p.D) * double(p.cell->gates) * double(p.H) * (inputs * double(p.I) + rows * double(p.H));
+  return 2.0 * double(p.D) * double(p.cell->gate_count) * double(p.H) * (inputs * double(p.I) + rows * double(p.H));
 }
 
 // In how many pieces a call can be had: rows of the batch, or groups of units, which have 32 at least.

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
+#include <functional>
 #include <limits>
 #include <mutex>
 #include <stdexcept>
@@ -246,7 +247,7 @@ Pool* make_pool() {
 // The number of threads that a text begins with, and that ends at `end`; 0 if there is none.
 Index number_in(const char* text, char*& end) {
   const long n = std::strtol(text, &end, 10);
-  return n >= 1 && n <= most_threads ? n : 0;
+  return is_thread_count(n) ? n : 0;
 }
 
 // The first of a list, those of nested regions: "4", "4,2", "4 , 2". 0 where it is something else.

@@ -9,6 +9,8 @@ namespace rnnfast {
 
 constexpr Index most_threads = 1024;  // more is a mistake
 
+constexpr bool is_thread_count(Index n) { return n >= 1 && n <= most_threads; }
+
 // At first RNNFAST_NUM_THREADS, else the first number of OMP_NUM_THREADS, else the number of processors that this
 // process may use. Throws std::runtime_error if RNNFAST_NUM_THREADS is no number from 1 to most_threads.
 Index get_num_threads();

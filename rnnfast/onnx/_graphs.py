@@ -14,7 +14,7 @@ from ._errors import ModelError, at
 from ._memory import Room
 from ._nodes import MovingNode
 from ._operators import KINDS
-from ._protos import INTEGERS, array_of, kind_of, title_of
+from ._protos import INTEGERS, array_of, operator_of, title_of
 
 # Operators that exporters put around and between recurrent ones. The onnx package's own implementation runs them: they
 # compute nothing, so there is nothing to gain.
@@ -72,7 +72,7 @@ def refuse_others(graph: onnx.GraphProto) -> None:
     integers |= {each.name for each in graph.input if each.type.tensor_type.elem_type in INTEGERS}
     others = set()
     for node in graph.node:
-        kind, given = kind_of(node), [*filter(None, node.input)]
+        kind, given = operator_of(node), [*filter(None, node.input)]
         made = _element_type(node)
         counts = kind in COUNTS and integers.issuperset(given) and (kind != "Cast" or made in INTEGERS)
         if not counts and kind not in KINDS and kind not in MOVES:
@@ -87,7 +87,7 @@ def refuse_others(graph: onnx.GraphProto) -> None:
 
 def _element_type(node: onnx.NodeProto) -> int | None:
     """Return the type of what Cast, Constant and ConstantOfShape make; None of others."""
-    if kind_of(node) not in ("Cast", "Constant", "ConstantOfShape"):
+    if operator_of(node) not in ("Cast", "Constant", "ConstantOfShape"):
         return None
     for a in node.attribute:
         if a.name in ("value_int", "value_ints"):
@@ -101,7 +101,7 @@ def behind(graph: onnx.GraphProto, names: Iterable[str]) -> tuple[list[onnx.Node
     """Return the nodes, in their order, and all values that some values depend on through operators that we know."""
     needed, nodes = set(names), []
     for node in reversed(graph.node):
-        if kind_of(node) in {*KINDS, *MOVES, *COUNTS} and not needed.isdisjoint(filter(None, node.output)):
+        if operator_of(node) in {*KINDS, *MOVES, *COUNTS} and not needed.isdisjoint(filter(None, node.output)):
             needed.update(node.input)
             nodes.append(node)
     return nodes[::-1], needed
@@ -115,7 +115,7 @@ def constants_of(
     constants = {each.name: array_of(each) for each in graph.initializer if each.name in needed}
     room = Room(constants.values())
     for node in nodes:
-        kind, given = kind_of(node), {*filter(None, node.input)}
+        kind, given = operator_of(node), {*filter(None, node.input)}
         if constants.keys() >= given and (
             kind in MOVES or (kind in COUNTS and all(constants[name].dtype.kind in "iu" for name in given))
         ):

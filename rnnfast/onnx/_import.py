@@ -16,7 +16,7 @@ from ._forms import FORMS
 from ._graphs import KEEPS, behind, check_order, constants_of, opset_of
 from ._nodes import RecurrentNode
 from ._operators import KINDS
-from ._protos import check, kind_of, name_of, title_of
+from ._protos import check, operator_of, name_of, title_of
 
 
 def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = None) -> Any:
@@ -51,7 +51,7 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     """
     opset = opset_of(model)
     check_order(model.graph)
-    found = [each for each in model.graph.node if kind_of(each) in KINDS]
+    found = [each for each in model.graph.node if operator_of(each) in KINDS]
     if not found:
         msg = f"model: expected a node {', '.join(KINDS)}, got none"
         raise ModelError(msg)
@@ -154,7 +154,7 @@ def _places(
         axes[2 if each.operator.batch_first else 1] = direction
         places[each.outputs[0]] = Place(each.outputs[0], tuple(axes))
     for each in graph.node:
-        if kind_of(each) in KEEPS:
+        if operator_of(each) in KEEPS:
             check(each, opset)
             with at(title_of(each)):
                 source, before = places[each.input[0]]

@@ -13,7 +13,7 @@ INTEGERS = frozenset({*SIGNED, TensorProto.UINT8, TensorProto.UINT16, TensorProt
 NUMBERS = INTEGERS | {TensorProto.BOOL, TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16}
 
 
-def kind_of(node: onnx.NodeProto) -> str:
+def operator_of(node: onnx.NodeProto) -> str:
     """Return a node's operator, with the domain if it is none of ONNX's own."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
@@ -25,7 +25,7 @@ def name_of(node: onnx.NodeProto) -> str:
 
 def title_of(node: onnx.NodeProto) -> str:
     """Return a node's operator and name, as errors have them."""
-    return f"{kind_of(node)} {name_of(node)!r}"
+    return f"{operator_of(node)} {name_of(node)!r}"
 
 
 def alone(node: onnx.NodeProto, opset: int) -> onnx.ModelProto:

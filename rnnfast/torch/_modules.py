@@ -147,12 +147,12 @@ class _Cell(_Scriptable):
     """The forward of LSTMCell, GRUCell and RNNCell, whose names among the kernels are their `cell`."""
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
-        if left_to_torch():
-            return super().forward(input, hx)  # type: ignore[misc]
+        cell = self.cell
+        if left_to_torch() or cell not in STEPS:
+            return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong with a nonlinearity
         weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
-        cell, shape = self.cell, (*input.shape[:-1], self.hidden_size)
-        S = len(STATES.get(cell, ("h",)))
-        fits = len(shape) in (1, 2) and input.shape[-1:] == (self.input_size,) and cell in STEPS
+        shape, S = (*input.shape[:-1], self.hidden_size), len(STATES[cell])
+        fits = len(shape) in (1, 2) and input.shape[-1:] == (self.input_size,)
         given = prepared(weights[0], input, hx, S, shape if fits else None)
         if given is None:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong

@@ -79,7 +79,7 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
 
   const Index each = s.windows.k1 ? s.windows.most : 1;
   const Numbers x = draw(generator, rows * s.I), dy = draw(generator, each * rows * width);
-  const Index G = cell.gates, count = G * s.H * (s.I + s.H + 2), state = s.B * s.H;
+  const Index G = cell.gate_count, count = G * s.H * (s.I + s.H + 2), state = s.B * s.H;
   const Numbers weights = draw(generator, s.D * count);
   const int S = cell.state_count;
   std::vector<Numbers> state0;

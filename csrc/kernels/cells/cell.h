@@ -1,12 +1,12 @@
 // What a cell's file holds, and the loops over rows that make functions of it.
 //
 // A cell is a struct with
-//   name, letters               of the cell, and of its gates in the order of w_ih and w_hh ("": they have no names)
+//   name, gates                 of the cell, and the letters of its gates as w_ih and w_hh have them ("": no names)
 //   held                        letters of the gates that can be held at a value
 //   states                      names of its states, h first
 //   parameters                  names of what it has beside w_ih, w_hh, b_ih, b_hh, with spaces between
-//   gates                       G, the gates of w_ih and w_hh
-//   slots                       vectors per row and unit block that it keeps: its gates, and for the GRU hn
+//   gate_count                  G, the gates of w_ih and w_hh
+//   slot_count                  vectors per row and unit block that it keeps: its gates, and for the GRU hn
 //   input_gates                 which gate of w_ih the last G slots hold
 //   recurrent_gates             which gate of w_hh the first G slots hold
 //   squashes                    the functions that its slots pass before anything else is done with them
@@ -52,7 +52,7 @@ constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
 // first phase makes of h' for the product of the second. What a cell does not read is not set.
 template <class S, class Cell>
 struct ForwardPoint {
-  typename S::V gate[Cell::slots], before[state_count<Cell>], after[state_count<Cell>], reset_h;
+  typename S::V gate[Cell::slot_count], before[state_count<Cell>], after[state_count<Cell>], reset_h;
   const Held<typename S::Real>* held;
 };
 
@@ -62,8 +62,8 @@ struct ForwardPoint {
 // and flow.
 template <class S, class Cell>
 struct BackwardPoint {
-  typename S::V gate[Cell::slots], before[state_count<Cell>], after[state_count<Cell>];
-  typename S::V dgate[Cell::slots], dstate[state_count<Cell>], flow[state_count<Cell>], dreset_h;
+  typename S::V gate[Cell::slot_count], before[state_count<Cell>], after[state_count<Cell>];
+  typename S::V dgate[Cell::slot_count], dstate[state_count<Cell>], flow[state_count<Cell>], dreset_h;
   const Held<typename S::Real>* held;
 };
 
@@ -122,7 +122,7 @@ RNNFAST_INLINE void hold_row(const Held<Real>& held, Real* gates) {
 template <class Cell, int phase, class S, class Real>
 RNNFAST_INLINE void forward_row(const ForwardStep<Real>& s, Real* gates, Index unit, int valid, Index row) {
   constexpr Phase part = Cell::phases[phase];
-  constexpr int slots = Cell::slots, states = state_count<Cell>;
+  constexpr int slots = Cell::slot_count, states = state_count<Cell>;
   ForwardPoint<S, Cell> p;
   p.held = s.held;
 #pragma GCC unroll 8
@@ -152,7 +152,7 @@ RNNFAST_INLINE void forward_row(const ForwardStep<Real>& s, Real* gates, Index u
 template <class Cell, int phase, class S>
 void forward_rows(const ForwardStep<typename S::Real>& s, typename S::Real* gates, Index gates_unit,
                   const BlockRange& range, Index row, Index M) {
-  constexpr Index gates_row = Cell::slots * S::lanes;
+  constexpr Index gates_row = Cell::slot_count * S::lanes;
   // The inner loop, before which the constants are loaded, is over the rows, or of one row over its blocks.
   const Index outer = M == 1 ? 1 : range.blocks, inner = M == 1 ? range.blocks : M;
   const Index inner_stride = M == 1 ? gates_unit : gates_row;
@@ -173,7 +173,7 @@ void forward_rows(const ForwardStep<typename S::Real>& s, typename S::Real* gate
 template <class Cell, int phase, class S, class Real>
 RNNFAST_INLINE void backward_row(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
   constexpr Phase part = Cell::phases[phase];
-  constexpr int slots = Cell::slots, states = state_count<Cell>;
+  constexpr int slots = Cell::slot_count, states = state_count<Cell>;
   BackwardPoint<S, Cell> p;
   p.held = s.held;
   const auto load = [&](const auto& view) { return load_lanes<S>(view.data + row * view.stride + unit, valid); };
@@ -228,7 +228,7 @@ constexpr int length_of(const T (&)[n]) {
 // Whether the loops can do what a cell's file says.
 template <class Cell>
 constexpr bool is_sound() {
-  constexpr int G = Cell::gates, slots = Cell::slots, phases = phase_count<Cell>;
+  constexpr int G = Cell::gate_count, slots = Cell::slot_count, phases = phase_count<Cell>;
   bool sound = slots <= most_slots && phases <= most_phases && state_count<Cell> <= most_states;
   sound = sound && length_of(Cell::squashes) == slots && length_of(Cell::input_gates) == G &&
           length_of(Cell::recurrent_gates) == G && length_of(Cell::reads_before) == state_count<Cell> &&
@@ -249,16 +249,16 @@ template <class Cell>
 constexpr CellShape shape_of(int index) {
   static_assert(is_sound<Cell>());
   CellShape shape = {};
-  shape.name = Cell::name, shape.letters = Cell::letters, shape.held = Cell::held, shape.parameters = Cell::parameters;
+  shape.name = Cell::name, shape.gates = Cell::gates, shape.held = Cell::held, shape.parameters = Cell::parameters;
   shape.index = index;
-  shape.gates = Cell::gates, shape.slots = Cell::slots;
+  shape.gate_count = Cell::gate_count, shape.slot_count = Cell::slot_count;
   shape.state_count = state_count<Cell>, shape.phase_count = phase_count<Cell>;
   for (int i = 0; i < shape.state_count; ++i) {
     shape.states[i] = Cell::states[i];
     shape.reads_before[i] = Cell::reads_before[i];
   }
   for (int i = 0; i < shape.phase_count; ++i) shape.phases[i] = Cell::phases[i];
-  for (int i = 0; i < shape.gates; ++i) {
+  for (int i = 0; i < shape.gate_count; ++i) {
     shape.input_gates[i] = Cell::input_gates[i];
     shape.recurrent_gates[i] = Cell::recurrent_gates[i];
   }

@@ -38,11 +38,11 @@ struct Relu {
 
 template <class Function>
 struct Elman {
-  static constexpr const char *name = Function::name, *letters = "", *held = letters, *parameters = "";
+  static constexpr const char *name = Function::name, *gates = "", *held = gates, *parameters = "";
   static constexpr const char* states[] = {"h"};
-  static constexpr int gates = 1, slots = 1;
-  static constexpr int input_gates[gates] = {0}, recurrent_gates[gates] = {0};
-  static constexpr Squash squashes[slots] = {Squash::none};
+  static constexpr int gate_count = 1, slot_count = 1;
+  static constexpr int input_gates[] = {0}, recurrent_gates[] = {0};
+  static constexpr Squash squashes[] = {Squash::none};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 1, .gate = 0, .gates = 1, .reset_h = false}};
   static constexpr bool keeps_gates = false, leaves_dh = false;
   static constexpr bool reads_before[1] = {false}, reads_after[1] = {true};

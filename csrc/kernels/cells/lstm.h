@@ -13,9 +13,9 @@ namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 struct Lstm {
-  static constexpr const char *name = "lstm", *letters = "ifgo", *held = letters, *parameters = "";
+  static constexpr const char *name = "lstm", *gates = "ifgo", *held = gates, *parameters = "";
   static constexpr const char* states[] = {"h", "c"};
-  static constexpr int gates = 4, slots = 4;
+  static constexpr int gate_count = 4, slot_count = 4;
   static constexpr int input_gates[] = {0, 1, 2, 3}, recurrent_gates[] = {0, 1, 2, 3};
   static constexpr Squash squashes[] = {Squash::sigmoid, Squash::sigmoid, Squash::tanh, Squash::sigmoid};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gate = 0, .gates = 4, .reset_h = false}};

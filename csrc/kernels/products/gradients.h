@@ -108,7 +108,7 @@ constexpr int unit_blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 
 // Columns of a tile, the same for all products of a cell: as many as all of its tiles can have.
 constexpr int columns_of_tile(const CellShape& cell) {
-  int N = unit_blocks_of(cell.gates) * cell.gates;
+  int N = unit_blocks_of(cell.gate_count) * cell.gate_count;
   for (int i = 0; i < cell.phase_count; ++i)
     N = int(max_index(N, unit_blocks_of(cell.phases[i].gates) * cell.phases[i].gates));
   return most_rows(N);

@@ -146,16 +146,18 @@ void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>
   });
 }
 
-// What is larger is taken to lie beyond the second cache level, whose size `set_near_bytes` of the table tells. It
-// decides about the order of the work alone: no result depends on it.
+// The size of the second cache level, which `set_near_bytes` of the table tells. It decides about the order of the work
+// alone: no result depends on it.
 Index near_bytes = 1 << 20;
 
 // So few rows read packed weights no faster than they come anyway.
 constexpr Index few_rows = 6;
 
+// Whether panels are worth prefetching. Of those of twice the second cache level a pass that turns back finds half, and
+// the processor's own prefetches bring the rest in time.
 template <class Packed>
 RNNFAST_INLINE bool is_far(const Packed& p, Index rows) {
-  return rows > few_rows && size(p) * Index(sizeof(*p.data)) > near_bytes;
+  return rows > few_rows && size(p) * Index(sizeof(*p.data)) > 2 * near_bytes;
 }
 
 }  // namespace

@@ -56,19 +56,19 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
-    direction.w_hh = {.data = nullptr, .columns = units, .units = units, .gates = cell.gates};
+    direction.w_hh = {.data = nullptr, .columns = units, .units = units, .gates = cell.gate_count};
     direction.w_hh.data = take(arena, packs * size(direction.w_hh));
     if (need_dx) {
-      direction.thin_w_ih = {.data = nullptr, .units = units, .K = is_thin(p.I) ? p.I : 0, .gates = cell.gates};
+      direction.thin_w_ih = {.data = nullptr, .units = units, .K = is_thin(p.I) ? p.I : 0, .gates = cell.gate_count};
       direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
       direction.w_ih = {
-          .data = nullptr, .columns = is_thin(p.I) ? Blocks{} : inputs, .units = units, .gates = cell.gates};
+          .data = nullptr, .columns = is_thin(p.I) ? Blocks{} : inputs, .units = units, .gates = cell.gate_count};
       direction.w_ih.data = take(arena, packs * size(direction.w_ih));
       direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? run_rows(p) : p.U) * p.I), p.I};
     }
     const Index I = input_columns(p), rows = most_chunk_rows(p);
     const auto gradient = [&](Index K) {
-      Panels<Real> panels = {.data = nullptr, .units = units, .K = K + 1, .gates = cell.gates};
+      Panels<Real> panels = {.data = nullptr, .units = units, .K = K + 1, .gates = cell.gate_count};
       panels.data = take(arena, packs * size(panels));
       return panels;
     };
@@ -82,8 +82,8 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
     direction.h_before = columns(p.H, rows);
     if (resets_h(cell)) direction.reset_h = columns(p.H, rows);
-    direction.dgates = {.data = take(arena, gates_size(cell.slots, rows, units)), .rows = rows};
-    direction.table = {.data = take(arena, gates_size(cell.slots, p.U, units)), .rows = p.U};
+    direction.dgates = {.data = take(arena, gates_size(cell.slot_count, rows, units)), .rows = rows};
+    direction.table = {.data = take(arena, gates_size(cell.slot_count, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * p.H);
   }
@@ -129,7 +129,7 @@ bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const Ste
         if (!skips(team, s.rows)) pointwise[range.halvings](one, range);
       });
     }
-    if (s.held->slots) clear_held(s, cell.slots, part, units, windows.count * s.rows);
+    if (s.held->slots) clear_held(s, cell.slot_count, part, units, windows.count * s.rows);
     if (!f()) return false;
     const Factor factor = {.slot = part.slot, .gate = part.gate, .gates = part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dstate[0];
@@ -143,9 +143,9 @@ bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const Ste
                                    .columns = s.units,
                                    .backwards = s.backwards};
     if (scratch.unpacked_w_hh.data)
-      multiply_unpacked(product, factor, cell.slots, scratch.unpacked_w_hh);
+      multiply_unpacked(product, factor, cell.slot_count, scratch.unpacked_w_hh);
     else
-      multiply(product, cell.slots, factor, scratch.w_hh, team);
+      multiply(product, cell.slot_count, factor, scratch.w_hh, team);
   }
   return true;
 }
@@ -197,13 +197,13 @@ template <class Real>
 __attribute__((noinline)) void multiply_input(const CellShape& cell, const Product<Real>& dx,
                                               const typename BackwardScratch<Real>::Direction& scratch,
                                               const Team& team) {
-  const Factor factor = {.slot = cell.slots - cell.gates, .gate = 0, .gates = cell.gates};
+  const Factor factor = {.slot = cell.slot_count - cell.gate_count, .gate = 0, .gates = cell.gate_count};
   if (scratch.thin_w_ih.K)
-    with_gates(cell.gates, [&]<int gates> { multiply_thin<gates>(dx, cell.slots, scratch.thin_w_ih, team); });
+    with_gates(cell.gate_count, [&]<int gates> { multiply_thin<gates>(dx, cell.slot_count, scratch.thin_w_ih, team); });
   else if (scratch.unpacked_w_ih.data)
-    multiply_unpacked(dx, factor, cell.slots, scratch.unpacked_w_ih);
+    multiply_unpacked(dx, factor, cell.slot_count, scratch.unpacked_w_ih);
   else
-    multiply(dx, cell.slots, factor, scratch.w_ih, team);
+    multiply(dx, cell.slot_count, factor, scratch.w_ih, team);
 }
 
 // The step of all windows, and dx of each where that is wanted. It would slow the plain one down and is therefore
@@ -258,7 +258,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     bool mixes = false;  // only in units of its own
     BackwardStep<Real> s = {};
     if (cell.keeps_gates)
-      s.gates = {.data = direction.tape.gates + gates_size(cell.slots, tape_row, scratch.w_hh.units),
+      s.gates = {.data = direction.tape.gates + gates_size(cell.slot_count, tape_row, scratch.w_hh.units),
                  .rows = row_of(p, chunk_start(p, chunk.chunk + 1)) - tape_row};
     s.gate_row = row - tape_row;
     s.dgates = scratch.dgates;
@@ -326,7 +326,7 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   product.rows = chunk.rows;
   product.add = !chunk.first || args.accumulate;
   product.columns = scratch.x, product.dw = scratch.dw_ih;
-  product.slots = cell.slots, product.slot = cell.slots - cell.gates, product.gates = cell.gates;
+  product.slots = cell.slot_count, product.slot = cell.slot_count - cell.gate_count, product.gates = cell.gate_count;
   if (args.problem.input != InputKind::embedded) add_products(product, span, team);
   product.dw = scratch.dw_hh;
   for (int phase = 0; phase < cell.phase_count; ++phase) {
@@ -349,7 +349,7 @@ __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real
   const Index first = row_of(p, p.run.first);
   UnpackedWeightProduct<Real> product = {};
   product.dgates = whole.directions[d].dgates;
-  product.slots = cell.slots, product.slot = cell.slots - cell.gates, product.gates = cell.gates;
+  product.slots = cell.slot_count, product.slot = cell.slot_count - cell.gate_count, product.gates = cell.gate_count;
   product.rows = run_rows(p), product.add = args.accumulate;
   for (Index row = 0; row < product.rows; ++row) product.columns[row] = at(args.x, first + row).data;
   product.dw = input_rows(p, direction.gradients), product.db = direction.gradients.b_ih;
@@ -406,16 +406,16 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
       add_products(WeightProduct<Real>{.dgates = scratch.table,
                                        .columns = scratch.x,
                                        .dw = scratch.dw_ih,
-                                       .slots = cell.slots,
-                                       .slot = cell.slots - cell.gates,
+                                       .slots = cell.slot_count,
+                                       .slot = cell.slot_count - cell.gate_count,
                                        .gate = 0,
-                                       .gates = cell.gates,
+                                       .gates = cell.gate_count,
                                        .rows = p.U,
                                        .add = args.accumulate},
                    span, team);
     else
-      for_each_column(TableBlocks<Real>{.table = scratch.table, .units = scratch.w_hh.units, .span = span}, cell.slots,
-                      input_rows(p, args.directions[d].gradients), cell.gates, args.tokens.token,
+      for_each_column(TableBlocks<Real>{.table = scratch.table, .units = scratch.w_hh.units, .span = span},
+                      cell.slot_count, input_rows(p, args.directions[d].gradients), cell.gate_count, args.tokens.token,
                       [](Real element, Real& dw) { dw = element; });
   });
   return true;
@@ -444,8 +444,8 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     // The padding of dgates meets zero rows of the packed weights; it must not be NaN.
     const auto clear = [&](const Gates<Real>& dgates) {
       const Blocks& units = scratch.directions[0].w_hh.units;
-      Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * cell.slots;
-      for (Index j = 0; j < dgates.rows * cell.slots * units.tail; ++j) tail[j] = 0;
+      Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * cell.slot_count;
+      for (Index j = 0; j < dgates.rows * cell.slot_count * units.tail; ++j) tail[j] = 0;
     };
     for (Index d = 0; d < p.D; ++d) clear(scratch.directions[d].dgates);
     if (args.windows.k1) clear(scratch.windows.dgates);
@@ -467,10 +467,10 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
                   });
   for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
     const TableBlocks<Real> table = {.table = scratch.directions[d].table, .units = sizes.w_hh.units, .span = span};
-    fill(table, cell.slots, static_cast<const Real*>(nullptr));
+    fill(table, cell.slot_count, static_cast<const Real*>(nullptr));
     if (p.input == InputKind::one_hot && args.accumulate)
-      for_each_column(table, cell.slots, input_rows(p, args.directions[d].gradients), cell.gates, args.tokens.token,
-                      [](Real& element, Real dw) { element = dw; });
+      for_each_column(table, cell.slot_count, input_rows(p, args.directions[d].gradients), cell.gate_count,
+                      args.tokens.token, [](Real& element, Real dw) { element = dw; });
   });
   if (args.accumulate && packs)
     for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {

@@ -30,13 +30,13 @@ struct PackedWeights {
 template <class Real>
 PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, Arena<Real>& arena) {
   const CellShape& cell = *p.cell;
-  PackedWeights<Real> to = {.w_ih = {.data = nullptr, .units = units, .K = input_columns(p), .gates = cell.gates},
-                            .w_hh = {.data = nullptr, .units = units, .K = p.H, .gates = cell.gates},
+  PackedWeights<Real> to = {.w_ih = {.data = nullptr, .units = units, .K = input_columns(p), .gates = cell.gate_count},
+                            .w_hh = {.data = nullptr, .units = units, .K = p.H, .gates = cell.gate_count},
                             .bias = nullptr,
                             .zeros = nullptr};
   to.w_ih.data = take(arena, size(to.w_ih));
   to.w_hh.data = take(arena, size(to.w_hh));
-  to.bias = take(arena, gates_size(cell.slots, 1, units));
+  to.bias = take(arena, gates_size(cell.slot_count, 1, units));
   to.zeros = take(arena, p.H);
   return to;
 }
@@ -82,8 +82,8 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
     const Index rows = odd(most_chunk_rows(p));
-    direction.gates = {.data = take(arena, gates_size(cell.slots, rows, units)), .rows = rows};
-    direction.table = {.data = take(arena, gates_size(cell.slots, p.U, units)), .rows = p.U};
+    direction.gates = {.data = take(arena, gates_size(cell.slot_count, rows, units)), .rows = rows};
+    direction.table = {.data = take(arena, gates_size(cell.slot_count, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.reset_h = take(arena, p.B * p.H);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * p.H);
   }
@@ -95,17 +95,17 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
 template <class Real>
 void pack_bias(const CellShape& cell, const Parameters<const Real>& parameters, const Panels<Real>& w_hh, Index H,
                Span span, Real* bias) {
-  const int shift = cell.slots - cell.gates;
+  const int shift = cell.slot_count - cell.gate_count;
   for (Index block = span.first; block < span.last; ++block) {
     const BlockWidth width = width_of<Real>(w_hh.units, block);
-    Real* to = bias + width.unit * cell.slots;
-    for (int slot = 0; slot < cell.slots; ++slot) {
+    Real* to = bias + width.unit * cell.slot_count;
+    for (int slot = 0; slot < cell.slot_count; ++slot) {
       for (Index lane = 0; lane < width.lanes; ++lane, ++to) {
         *to = 0;
         if (lane >= width.valid) continue;
         const Index unit = width.unit + lane;
         if (parameters.b_ih && slot >= shift) *to += parameters.b_ih[cell.input_gates[slot - shift] * H + unit];
-        if (parameters.b_hh && slot < cell.gates) *to += parameters.b_hh[cell.recurrent_gates[slot] * H + unit];
+        if (parameters.b_hh && slot < cell.gate_count) *to += parameters.b_hh[cell.recurrent_gates[slot] * H + unit];
       }
     }
   }
@@ -147,10 +147,10 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.before[0];
   const Index first_unit = s.units.first * Widest<Real>::lanes;
   const auto gates_of = [&](const BlockRange& range) {
-    return gates_at(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row, range.lanes, cell.slots);
+    return gates_at(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row, range.lanes, cell.slot_count);
   };
   const auto pointwise = [&](const BlockRange& range, Index row, Index M) {
-    const Index gates_unit = s.gates.rows * cell.slots * range.lanes;
+    const Index gates_unit = s.gates.rows * cell.slot_count * range.lanes;
     functions_of<Real>(cell).forward[phase][range.halvings](s, gates_of(range), gates_unit, range, row, M);
   };
   // The points of one row wait for the products of all its unit blocks, so that more than one chain of operations is
@@ -159,19 +159,19 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   for_each_range<Real>(
       weights.w_hh.units, s.units, unit_group(slots, s.rows == 1), s.backwards, [&](const BlockRange& range) {
         if (skips(team, s.rows)) return;
-        const Index lanes = range.lanes, width = cell.gates * lanes, offset = part.gate * lanes;
+        const Index lanes = range.lanes, width = cell.gate_count * lanes, offset = part.gate * lanes;
         Real* const gates = gates_of(range);
         Tile<Real> t = {};
         t.out = gates + part.slot * lanes;
-        t.out_row = cell.slots * lanes;
-        t.out_unit = s.gates.rows * cell.slots * lanes;
+        t.out_row = cell.slot_count * lanes;
+        t.out_unit = s.gates.rows * cell.slot_count * lanes;
         t.valid = range.lanes;
         t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
         if (products == Products::recurrent) {
           t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
         } else {
-          t.init = weights.bias + range.unit * cell.slots + part.slot * lanes;
-          t.init_unit = cell.slots * lanes;
+          t.init = weights.bias + range.unit * cell.slot_count + part.slot * lanes;
+          t.init_unit = cell.slot_count * lanes;
           const Panels<const Real> w_ih =
               unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
           t.first = rows_by_panels(s.x, panel(w_ih, range.unit) + offset, w_ih.K, width);
@@ -183,7 +183,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         }
         if (products == Products::recurrent && s.tokens)
           for (Index block = 0; block < range.blocks; ++block)
-            copy_tokens(s, scratch.table, cell.slots, part, range.unit + block * lanes, lanes,
+            copy_tokens(s, scratch.table, cell.slot_count, part, range.unit + block * lanes, lanes,
                         gates + block * t.out_unit);
         tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
           if (products != Products::input && !waits) pointwise(range, row, M);
@@ -234,7 +234,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
                   const Team& team) {
   const Problem& p = args.problem;
   const CellShape& cell = *p.cell;
-  const int states = cell.state_count, slots = cell.slots;
+  const int states = cell.state_count, slots = cell.slot_count;
   const ForwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
   const TimeOrder order = time_order(p, item.direction);
@@ -376,8 +376,8 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       if (!packed) pack_direction(p, parameters, own[d], span, !by_block);
       if (p.input == InputKind::one_hot) {
         const TableBlocks<Real> table = {.table = direction.table, .units = units, .span = span};
-        fill(table, p.cell->slots, direction.weights.bias);
-        for_each_column(table, p.cell->slots, input_rows(p, parameters), p.cell->gates, args.tokens.token,
+        fill(table, p.cell->slot_count, direction.weights.bias);
+        for_each_column(table, p.cell->slot_count, input_rows(p, parameters), p.cell->gate_count, args.tokens.token,
                         [](Real& element, Real w) { element += w; });
       }
     });

@@ -63,7 +63,7 @@ template <class Real>
 void sum_by_token(const TableBlocks<Real>& t, const CellShape& cell, const Gates<Real>& dgates, const Tokens& tokens,
                   const RowRange& range) {
   const Index chains = chain_count(range.count), length = (range.count + chains - 1) / chains;
-  const int slots = cell.slots;
+  const int slots = cell.slot_count;
   const auto sum_block = [&]<class S, int gates>(const BlockRange& block) {
     const int shift = (slots - gates) * S::lanes;
     for (Index high = range.first + range.count; high > range.first; high -= length) {
@@ -82,7 +82,7 @@ void sum_by_token(const TableBlocks<Real>& t, const CellShape& cell, const Gates
       }
     }
   };
-  with_gates(cell.gates, [&]<int gates> {
+  with_gates(cell.gate_count, [&]<int gates> {
     for_each_block<Real>(t.units, t.span,
                          [&]<class S>(const BlockRange& block) { sum_block.template operator()<S, gates>(block); });
   });

@@ -36,7 +36,7 @@ WindowScratch<Real> lay_out_windows(const Problem& p, const Windows& w, const Re
   if (!w.k1) return {};
   const Index rows = w.most * p.B;
   WindowScratch<Real> s = {.dgates = {.data = nullptr, .rows = 2 * rows}, .dstate = {}, .zeros = zeros};
-  s.dgates.data = take(arena, gates_size(p.cell->slots, s.dgates.rows, blocks_of<Real>(p.H)));
+  s.dgates.data = take(arena, gates_size(p.cell->slot_count, s.dgates.rows, blocks_of<Real>(p.H)));
   for (int i = 0; i < p.cell->state_count; ++i) s.dstate[i] = take(arena, rows * p.H);
   return s;
 }
@@ -139,9 +139,9 @@ void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& wind
     for (Index block = s.units.first; block < s.units.last; ++block) {
       const BlockWidth width = width_of<Real>(blocks, block);
       const auto rows = [&](const Gates<Real>& gates, Index row) {
-        return gates_at(gates, width.unit, row, width.lanes, cell.slots);
+        return gates_at(gates, width.unit, row, width.lanes, cell.slot_count);
       };
-      const Index n = s.rows * width.lanes * cell.slots;
+      const Index n = s.rows * width.lanes * cell.slot_count;
       sum_windows(rows(s.dgates, s.dgate_row), windows.count, n, rows(windows.dgates, windows.dgate_row));
     }
   if (t > 0) return;
