@@ -57,15 +57,15 @@ def inference(
     state0: Sequence[object] | None = None,
     out: Sequence[object] | None = None,
     embedding: object | None = None,
-    *,
     batch_sizes: object | None = None,
+    threads: int = 0,
+    *,
     resets: object | None = None,
     ends: object | None = None,
     start: Sequence[object] | None = None,
     gate_override: Mapping[str, float] | None = None,
     reverse: bool = False,
     steps: tuple[int, int] | None = None,
-    threads: int = 0,
     memory: Sequence[object] | None = None,
 ) -> tuple[_Array, tuple[_Array, ...]]: ...
 def forward(
@@ -75,15 +75,15 @@ def forward(
     state0: Sequence[object] | None = None,
     out: Sequence[object] | None = None,
     embedding: object | None = None,
-    *,
     batch_sizes: object | None = None,
+    threads: int = 0,
+    *,
     resets: object | None = None,
     ends: object | None = None,
     start: Sequence[object] | None = None,
     gate_override: Mapping[str, float] | None = None,
     reverse: bool = False,
     steps: tuple[int, int] | None = None,
-    threads: int = 0,
     memory: Sequence[object] | None = None,
 ) -> tuple[_Array, tuple[_Array, ...], Tape]: ...
 def backward(
@@ -93,6 +93,7 @@ def backward(
     need_dx: bool = True,
     grads: _Parameters | None = None,
     out: Sequence[object] | None = None,
+    threads: int = 0,
     *,
     dsteps: Sequence[object] | None = None,
     clip_dh: float = 0.0,
@@ -100,7 +101,6 @@ def backward(
     dstart: Sequence[object] | None = None,
     steps: tuple[int, int] | None = None,
     windows: tuple[int, int, bool, bool] | None = None,
-    threads: int = 0,
 ) -> tuple[_Array | None, tuple[_Array, ...], _Grads]: ...
 def advance(tape: Tape, steps: tuple[int, int], resets: object | None = None) -> tuple[_Array, ...]: ...
 def shift(tape: Tape, steps: int) -> None: ...

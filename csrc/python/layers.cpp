@@ -409,10 +409,9 @@ py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& ste
 
 template <bool training>
 py::tuple forward(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& state0,
-                  const py::object& out, const py::object& embedding, const py::object& batch_sizes,
+                  const py::object& out, const py::object& embedding, const py::object& batch_sizes, Index threads,
                   const py::object& resets, const py::object& ends, const py::object& start,
-                  const py::object& gate_override, bool reverse, const py::object& steps, Index threads,
-                  const py::object& memory) {
+                  const py::object& gate_override, bool reverse, const py::object& steps, const py::object& memory) {
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
@@ -427,12 +426,13 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
 
 }  // namespace
 
+// Arguments by name cost pybind11 2 µs a call: what calls without options have comes first, and torch gives it in order.
 void bind_layers(py::module_& m) {
   const auto def_forward = [&](const char* name, auto function) {
     m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "state0"_a = py::none(), "out"_a = py::none(),
-          "embedding"_a = py::none(), py::kw_only(), "batch_sizes"_a = py::none(), "resets"_a = py::none(),
-          "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(), "reverse"_a = false,
-          "steps"_a = py::none(), "threads"_a = 0, "memory"_a = py::none());
+          "embedding"_a = py::none(), "batch_sizes"_a = py::none(), "threads"_a = 0, py::kw_only(),
+          "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
+          "reverse"_a = false, "steps"_a = py::none(), "memory"_a = py::none());
   };
   def_forward("inference", &forward<false>);
   def_forward("forward", &forward<true>);
@@ -452,9 +452,8 @@ void bind_layers(py::module_& m) {
   m.def(
       "backward",
       [](const py::object& object, const py::object& dy, const py::object& dstate, bool need_dx,
-         const py::object& grads, const py::object& out, const py::object& dsteps, double clip_dh,
-         const py::object& flow, const py::object& dstart, const py::object& steps, const py::object& windows,
-         Index threads) {
+         const py::object& grads, const py::object& out, Index threads, const py::object& dsteps, double clip_dh,
+         const py::object& flow, const py::object& dstart, const py::object& steps, const py::object& windows) {
         const BackwardObjects given = {.dy = dy,
                                        .dstate = dstate,
                                        .dsteps = dsteps,
@@ -471,8 +470,8 @@ void bind_layers(py::module_& m) {
                          [&](const TapeObject& tape, const auto& saved) { return backward_of(tape, saved, given); });
       },
       "tape"_a, "dy"_a = py::none(), "dstate"_a = py::none(), "need_dx"_a = true, "grads"_a = py::none(),
-      "out"_a = py::none(), py::kw_only(), "dsteps"_a = py::none(), "clip_dh"_a = 0.0, "flow"_a = py::none(),
-      "dstart"_a = py::none(), "steps"_a = py::none(), "windows"_a = py::none(), "threads"_a = 0);
+      "out"_a = py::none(), "threads"_a = 0, py::kw_only(), "dsteps"_a = py::none(), "clip_dh"_a = 0.0,
+      "flow"_a = py::none(), "dstart"_a = py::none(), "steps"_a = py::none(), "windows"_a = py::none());
 }
 
 }  // namespace rnnfast

@@ -43,13 +43,16 @@ class Call(NamedTuple):
         """Return y, the S last states and a tape, as far as one of `_core.forward` and `_core.inference` has them."""
         step, n = self.is_step, 4 if self.bias else 2
         weights = [w.numpy(force=True) for w in self.weights]
+        out, sizes = options.pop("out", None), array_of(self.batch_sizes)
         y, last, *tape = kernel(
             self.cell,
             array_of(self.x, step),
             [(*weights[k : k + n], None, None)[:4] for k in range(0, len(weights), n)],
-            tuple(array_of(state, step) for state in self.states) or None,
-            batch_sizes=array_of(self.batch_sizes),
-            threads=torch.get_num_threads(),
+            tuple([array_of(state, step) for state in self.states]) or None,
+            out,
+            None,
+            sizes,
+            torch.get_num_threads(),
             **options,
         )
         return [y, *last, *tape]
@@ -57,8 +60,8 @@ class Call(NamedTuple):
 
 def run_backward(tape: _core.Tape, dlast: Sequence[Tensor | None], need_dx: bool, step: bool = False) -> Gradients:
     """Return the gradients, given those of y and of the last states."""
-    dy, *dparts = (array_of(d, step) for d in dlast)
-    dx, dstates, grads = _core.backward(tape, dy, tuple(dparts), need_dx, threads=torch.get_num_threads())
+    dy, *dparts = [array_of(d, step) for d in dlast]
+    dx, dstates, grads = _core.backward(tape, dy, tuple(dparts), need_dx, None, None, torch.get_num_threads())
     dweights = [torch.from_numpy(g) for direction in grads for g in direction if g is not None]
     return None if dx is None else tensor_of(dx, step), [tensor_of(d, step) for d in dstates], dweights
 
