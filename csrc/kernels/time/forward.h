@@ -135,6 +135,10 @@ void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots
 
 enum class Products { input, recurrent, both };
 
+// The points of a column wait for so many of its rows: of fewer, too few independent operations are under way; of more,
+// the first have left the first cache level again.
+constexpr Index pointwise_rows = 24;
+
 // gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
 template <class Real>
 void forward_phase(const CellShape& cell, int phase, Products products, const ForwardStep<Real>& s,
@@ -185,8 +189,12 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           for (Index block = 0; block < range.blocks; ++block)
             copy_tokens(s, scratch.table, cell.slot_count, part, range.unit + block * lanes, lanes,
                         gates + block * t.out_unit);
+        Index done = 0;
         tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
-          if (products != Products::input && !waits) pointwise(range, row, M);
+          const Index end = row + M;
+          if (products == Products::input || waits || (end < s.rows && end - done < pointwise_rows)) return;
+          pointwise(range, done, end - done);
+          done = end;
         });
       });
   if (products != Products::input && waits)
