@@ -16,7 +16,7 @@ from ._forms import FORMS
 from ._graphs import KEEPS, behind, check_order, constants_of, opset_of
 from ._nodes import RecurrentNode
 from ._operators import KINDS
-from ._protos import check, operator_of, name_of, title_of
+from ._protos import check, name_of, operator_of, title_of
 
 
 def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = None) -> Any:
