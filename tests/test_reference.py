@@ -333,7 +333,7 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
             after = c[0][..., :4]
             before = np.concatenate([p.state0[1][:1], after[:-1]])
             seeing = [name for name in gates if name != "g"]
-            peepholes = np.split(more[0], len(seeing)) if more else [0] * len(seeing)
+            peepholes: list[Any] = np.split(more[0], len(seeing)) if more else [0] * len(seeing)
             seen = {name: p_k * (after if name == "o" else before) for name, p_k in zip(seeing, peepholes, strict=True)}
             for k, name in enumerate(gates):
                 raw = a[k] + u[k] + seen.get(name, 0)

@@ -82,8 +82,8 @@ def hold(held: Mapping[str, ArrayLike], gate: str, value: Array) -> Array:
     return np.full_like(value, held[gate]) if gate in held else value
 
 
-# One step of each cell, forward and backward: a and da are [B,G·H], states [B,H]; w and b are w_hh and b_hh. What else a
-# cell has comes last, and so do its gradients. "All of dstate" has in dc also what reaches c by way of h.
+# One step of each cell, forward and backward: a and da are [B,G·H], states [B,H]; w and b are w_hh and b_hh. What else
+# a cell has comes last, and so do its gradients. "All of dstate" has in dc also what reaches c by way of h.
 
 
 def split(peephole: Array | None, n: int) -> tuple[Array | None, ...]:
