@@ -187,8 +187,8 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     weight_hh : ndarray [4·H,H]
     bias_ih, bias_hh : ndarray [4·H]
         The gates' order is i, f, g, o; with `coupled_gates` there are three, i, g, o.
-    peephole : ndarray [3·H]
-        With `peephole`, the vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
+    peephole : ndarray [3·H] or None
+        The vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
 
     Raises
     ------
@@ -208,6 +208,8 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     ((2, 4), (2, 4))
     """
 
+    peephole: Array | None
+
     def __init__(
         self,
         input_size: Integer,
@@ -219,9 +221,11 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
         peephole: Flag = False,
         coupled_gates: Flag = False,
     ) -> None:
-        self.peephole = flag(peephole, "peephole")
+        has_peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
-        self.cell = lstm_cell(self.peephole, self.coupled_gates)
+        self.cell = lstm_cell(has_peephole, self.coupled_gates)
+        if not has_peephole:
+            self.peephole = None
         super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
 
 

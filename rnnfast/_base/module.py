@@ -210,8 +210,10 @@ def kind_of(module: Module) -> Any:
 def arguments_of(module: Module) -> dict[str, Any]:
     """Return the constructor's arguments, but for the seed."""
     arguments = {name: getattr(module, name) for name in parameters_of(kind_of(module)) if name != "seed"}
-    bias = arguments["bias"]  # of a `Linear`, the array itself or None
-    return arguments | {"dtype": str(module.dtype), "bias": bias is not None and bias is not False}
+    # The bias of a `Linear` and the peephole of a cell are the array itself or None.
+    flags = {name: arguments[name] for name in ("bias", "peephole") if name in arguments}
+    has = {name: value is not None and value is not False for name, value in flags.items()}
+    return arguments | {"dtype": str(module.dtype)} | has
 
 
 @singledispatch
