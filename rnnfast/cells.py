@@ -134,7 +134,10 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
             raise ValueError(msg)
         shape = (*x.shape[:-1], self.hidden_size)
         first = self._checked_state(state, "state", shape)
-        y, last, *kept = run(self.cell, _one_step(x), [self.with_fixed(self._tuple(self.parameters))], first)
+        parameters = self._tuple(self.parameters)
+        if self.fixed:
+            parameters = self.with_fixed(parameters)
+        y, last, *kept = run(self.cell, _one_step(x), [parameters], first)
         return state_of(_as_given(last, shape)), CellTape(self, x, y.reshape(shape), first, tuple(kept))
 
     def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Parts:

@@ -199,7 +199,7 @@ class RecurrentModule(Module):
 
     def with_fixed(self, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
         """Return one direction's parameters with what is fixed in its place."""
-        return tuple(map(self.fixed.get, parameter_names(self.cell), arrays)) if self.fixed else arrays
+        return tuple(map(self.fixed.get, parameter_names(self.cell), arrays))
 
 
 def kind_of(module: Module) -> Any:
