@@ -121,14 +121,15 @@ class Module(Stateful):
 
     parameters: dict[str, Array]
     gates = 1  # blocks of rows in each parameter
-    fan: int  # H; in `Linear`, I
+    fan: int | None  # H; in `Linear`, I; None where all parameters start at zero
+    kept_as = "seed"  # the argument of the constructor in whose place a copy gets what is `Kept`
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if is_own(cls):
             CLASSES[cls.__name__] = cls
 
-    def __init__(self, shapes: Iterable[Shape], fan: int, dtype: object, seed: Any) -> None:
+    def __init__(self, shapes: Iterable[Shape], fan: int | None, dtype: object, seed: Any) -> None:
         self.dtype = float_dtype(dtype)
         self.fan = fan
         if isinstance(seed, Kept):
@@ -137,7 +138,8 @@ class Module(Stateful):
             return
         self.rng = generator(seed)
         self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes}
-        initialize(self, "torch")
+        if fan is not None:
+            initialize(self, "torch")
 
     if not TYPE_CHECKING:  # type checkers know the parameters' names by the classes' annotations, and would take any
 
@@ -177,7 +179,8 @@ class Module(Stateful):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         kept = Kept(dict(state["state_dict"]), state["rng"])
-        kind_of(self).__init__(self, **state["arguments"], seed=kept)
+        kind = kind_of(self)
+        kind.__init__(self, **state["arguments"], **{kind.kept_as: kept})
         self.parameters |= kept.tensors  # those that a user's class has added
         vars(self).update(state["attributes"])
 
@@ -201,10 +204,13 @@ def kind_of(module: Module) -> Any:
 
 
 def arguments_of(module: Module) -> dict[str, Any]:
-    """Return the constructor's arguments, but for the seed."""
-    arguments = {name: getattr(module, name) for name in parameters_of(kind_of(module)) if name != "seed"}
-    bias = arguments["bias"]  # of a `Linear`, the array itself or None
-    return arguments | {"dtype": str(module.dtype), "bias": bias is not None and bias is not False}
+    """Return the constructor's arguments, but for the one in whose place a copy gets what is kept."""
+    kind = kind_of(module)
+    arguments = {name: getattr(module, name) for name in parameters_of(kind) if name != kind.kept_as}
+    if "bias" in arguments:
+        bias = arguments["bias"]  # of a `Linear`, the array itself or None
+        arguments["bias"] = bias is not None and bias is not False
+    return arguments | {"dtype": str(module.dtype)}
 
 
 @singledispatch
@@ -221,13 +227,15 @@ def description_of(module: Any) -> dict[str, Any]:
 
 def described(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
     """Make the module that `description_of` describes, of parameters that it takes out of `tensors`."""
-    return CLASSES[description["class"]](**description["arguments"], seed=Kept(tensors))
+    kind: Any = CLASSES[description["class"]]
+    return kind(**description["arguments"], **{kind.kept_as: Kept(tensors)})
 
 
 def copy_of(module: Module) -> Any:
     """Return this package's module with these parameters, copied."""
     kept = Kept({name: np.array(p) for name, p in module.parameters.items()}, module.rng)
-    return kind_of(module)(**arguments_of(module), seed=kept)
+    kind = kind_of(module)
+    return kind(**arguments_of(module), **{kind.kept_as: kept})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -375,7 +383,8 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
-    if not isinstance(layer, Module):
+    given: object = layer
+    if not isinstance(given, Module) or layer.fan is None:
         msg = f"layer: expected a layer, a cell or Linear, got {type(layer).__name__}"
         raise TypeError(msg)
     choice(scheme, "scheme", ("torch", *SCHEMES))
