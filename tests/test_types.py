@@ -36,6 +36,7 @@ from rnnfast import (
 from rnnfast._base import names
 from rnnfast._base.arrays import ArrayLike
 from rnnfast.functional import Array, State
+from rnnfast.hopfield import Hopfield, ModernHopfield
 from rnnfast.stream import Stream
 
 Pair = tuple[Array, Array]
@@ -117,8 +118,19 @@ def test_parameters_are_attributes() -> None:
     assert_type(lstm.initial_c, Array)
     assert_type(Linear(3, 4).weight, Array)
     assert_type(LSTMCell(3, 4).bias_hh, Array)
+    assert_type(Hopfield(3).threshold, Array)
+    assert_type(ModernHopfield(X[0]).patterns, Array)
     hints = {name for kind in type(lstm).__mro__ for name in inspect.get_annotations(kind)}
     assert hints >= lstm.parameters.keys()
+
+
+def test_a_recall_is_a_named_tuple() -> None:
+    states, steps, period = Hopfield(3).recall([[1, -1, 1]], "synchronous", np.int64(3), rng=0)
+    assert_type(states, Array)
+    assert_type(ModernHopfield(X[0], beta=np.float32(2)).recall(X[1]).states, Array)
+    assert_type(Hopfield(3).energy([1, 1, 1]), Array)
+    assert states.shape == (1, 3)
+    assert steps.shape == period.shape == (1,)
 
 
 def test_a_loaded_layer_is_a_module(tmp_path: Path) -> None:
@@ -171,6 +183,12 @@ def test_what_no_call_takes_is_an_error_to_type_checkers() -> None:
     with pytest.raises(TypeError):
         functional.tanh("no array")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
+        Hopfield(3).energy("no array")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rule"):
+        Hopfield(3).store([1, 1, 1], "hebb")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mode"):
+        Hopfield(3).recall([1, 1, 1], "both")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
         GRU(3.5, 4)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         GRU(3, 4, bidirectional="yes")  # type: ignore[arg-type]
@@ -197,7 +215,9 @@ def test_generic_classes_take_their_state_in_annotations() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [LSTM(3, 4, 2, bidirectional=True, learn_initial_state=True), RNNCell(3, 4), Linear(3, 4)], ids=repr
+    "layer",
+    [LSTM(3, 4, 2, bidirectional=True, learn_initial_state=True), RNNCell(3, 4), Linear(3, 4), Hopfield(3)],
+    ids=repr,
 )
 def test_a_layer_lists_its_parameters(layer: Module) -> None:
     assert {*dir(layer)} >= {*layer.parameters, "parameters", "dtype", "state_dict"}

@@ -106,7 +106,7 @@ class Stateful(ABC):
 
 
 class Module(Stateful):
-    """The base of layers, cells and `Linear`: named parameters, and the constructor's arguments as attributes.
+    """The base of layers, cells, `Linear` and Hopfield networks: named parameters; constructor arguments as attributes.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ class Module(Stateful):
     dtype : dtype
         float32 or float64.
     rng : numpy.random.Generator
-        Draws the initial weights and, in layers, the dropout masks.
+        Draws the initial weights and, in layers, the dropout masks; in a `Hopfield`, the orders of updates.
     """
 
     parameters: dict[str, Array]
