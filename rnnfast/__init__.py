@@ -17,7 +17,7 @@ except ImportError as error:
     error.name = error.name or __name__  # of a bad RNNFAST_*: `python -m rnnfast` then says it in one line
     raise
 
-from . import functional, hopfield, truncation
+from . import functional, hopfield, reservoir, truncation
 from ._base.module import Module, initialize, num_parameters
 from ._base.scalars import Integer, int64
 from .cells import GRUCell, LSTMCell, RNNCell
@@ -59,6 +59,7 @@ __all__ = [
     "num_parameters",
     "pack_padded",
     "pad_packed",
+    "reservoir",
     "set_num_threads",
     "show_config",
     "tbptt",

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from . import _core
-from ._base.arrays import Array, ArrayLike, float_dtype, quiet
+from ._base.arrays import Array, ArrayLike, check_finite, float_dtype, quiet
 from ._base.module import Kept, Module
 from ._base.scalars import Integer, Number, addressable, choice, count, generator, not_negative, positive, size
 
@@ -499,9 +499,3 @@ class ModernHopfield(Module):
             raise ValueError(msg)
         largest = z.max(axis=-1, keepdims=True)
         return np.exp(z - largest), largest
-
-
-def check_finite(a: Array, name: str) -> None:
-    if not np.isfinite(a).all():
-        msg = f"{name}: expected finite numbers, got {a[~np.isfinite(a)][0]}"
-        raise ValueError(msg)

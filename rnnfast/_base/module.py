@@ -18,7 +18,16 @@ from .named import checked_values
 from .scalars import Flag, Number, choice, flag, generator, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
-MADE = "parameters", "rng", "fan", "gates", "directions", "cell"  # what constructors make of their arguments
+MADE = (
+    "parameters",
+    "rng",
+    "fan",
+    "gates",
+    "directions",
+    "cell",
+    "reservoirs",
+    "readout",
+)  # what constructors make of their arguments
 PACKAGE = __name__.partition(".")[0]
 
 
