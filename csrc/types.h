@@ -13,7 +13,7 @@ namespace rnnfast {
 using Index = std::ptrdiff_t;
 
 // What a cell has at most: states (h first), slots (vectors that it keeps for a row and a unit block), phases.
-constexpr int most_states = 2, most_slots = 4, most_phases = 2;
+constexpr int most_states = 2, most_slots = 4, most_phases = 2, most_parameters = 1;
 
 // One recurrent product: it fills `slots` slots from `slot` on; the gates from `gate` on of packed w_hh take part in
 // it, `gates` of them, with h' (or r h') as operand.
@@ -22,16 +22,23 @@ struct Phase {
   bool reset_h;
 };
 
+// What a cell has beside w_ih, w_hh, b_ih, b_hh: a parameter [count·H], so many vectors of units.
+struct UnitVectors {
+  const char* name;
+  int count;
+};
+
 // A cell's names and numbers: all that the loops, and those who call them, know of it. Made from the cell's own file,
 // kernels/cells/, whose words these are.
 struct CellShape {
   const char* name;
   const char* gates;                // their letters, in the order of w_ih and w_hh; "" where they have no names
   const char* held;                 // letters of those that can be held at a value
-  const char* parameters;           // names of what it has beside w_ih, w_hh, b_ih, b_hh, with spaces between
   const char* states[most_states];  // their names
-  int index;                        // in the list of all cells
-  int gate_count, slot_count, state_count, phase_count;
+  UnitVectors parameters[most_parameters];
+  int index;  // in the list of all cells
+  int gate_count, slot_count, state_count, phase_count, parameter_count;
+  int vector_count;  // of all parameters together
   Phase phases[most_phases];
   int input_gates[most_slots], recurrent_gates[most_slots];
   bool keeps_gates, leaves_dh;
@@ -79,10 +86,12 @@ struct View {
   Index stride;
 };
 
-// w_ih [G·H,I], w_hh [G·H,H], b_ih and b_hh [G·H] as torch stores them; a bias may be null. Also their gradients.
+// w_ih [G·H,I], w_hh [G·H,H], b_ih and b_hh [G·H] as torch stores them; a bias may be null. Also their gradients, of
+// which those of the vectors of units may be null: not wanted.
 template <class Real>
 struct Parameters {
   Real *w_ih, *w_hh, *b_ih, *b_hh;
+  Real* vectors[most_parameters];  // of each of the cell's own parameters, [count·H]
 };
 
 // What a training forward keeps for its backward, beside x and y. Null where the cell needs nothing.

@@ -27,6 +27,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         const void* w_hh
         const void* b_ih
         const void* b_hh
+        const void* const* more
 
     ctypedef struct rnnfast_stack:
         const char* cell
@@ -73,6 +74,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         void* dw_hh
         void* db_ih
         void* db_hh
+        void* const* dmore
 
     ctypedef struct rnnfast_backward_args:
         size_t size

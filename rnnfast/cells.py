@@ -9,9 +9,10 @@ from typing import Any, Generic
 
 from . import _core
 from ._base.arrays import Array, ArrayLike, checked
+from ._base.leak import Leak, leak_of
 from ._base.module import RecurrentModule, Tape, check_tape
 from ._base.named import checked_grads
-from ._base.names import PARAMETERS, elman_cell, gru_cell, recurrent_shapes
+from ._base.names import elman_cell, gru_cell, lstm_cell, parameter_names, recurrent_shapes
 from ._base.scalars import Flag, Integer, addressable, flag, size
 from ._base.state import Parts, StateLike, StateT, each, parts_of, state_of
 
@@ -41,7 +42,8 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         self.gates = _core.cells[self.cell].num_gates
         G, I, H = self.gates, self.input_size, self.hidden_size
         addressable(G * H * (I + H + 2), "input_size, hidden_size")
-        super().__init__(recurrent_shapes(G, I, H, self.bias).items(), H, dtype, seed)
+        shapes = recurrent_shapes(self.cell, I, H, self.bias).items()
+        super().__init__(((name, shape) for name, shape in shapes if name not in self.fixed), H, dtype, seed)
 
     def __call__(self, x: ArrayLike, state: StateLike | None = None) -> StateT:
         """Make one step and keep nothing.
@@ -119,7 +121,8 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         if dx is not None:
             dx = dx.reshape(tape.x.shape)
         if grads is None:
-            grads = {name: d for name, d in zip(PARAMETERS, new, strict=True) if d is not None}
+            made = dict(zip(parameter_names(self.cell), new, strict=True))
+            grads = {name: d for name, d in made.items() if d is not None and name in self.parameters}
         return dx, state_of(_as_given(dfirst, shape)), grads
 
     def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[Any, "CellTape"]:
@@ -131,7 +134,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
             raise ValueError(msg)
         shape = (*x.shape[:-1], self.hidden_size)
         first = self._checked_state(state, "state", shape)
-        y, last, *kept = run(self.cell, _one_step(x), [self._tuple(self.parameters)], first)
+        y, last, *kept = run(self.cell, _one_step(x), [self.with_fixed(self._tuple(self.parameters))], first)
         return state_of(_as_given(last, shape)), CellTape(self, x, y.reshape(shape), first, tuple(kept))
 
     def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Parts:
@@ -141,7 +144,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
 
     def _tuple(self, arrays: Mapping[str, Array]) -> tuple[Array | None, ...]:
         """Return the parameters, or arrays like them, as the kernels take them."""
-        return tuple(arrays.get(name) for name in PARAMETERS)
+        return tuple(map(arrays.get, parameter_names(self.cell)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,13 +178,17 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
         Of the parameters, and of all arrays that the cell takes and returns.
     seed : int, Generator or what `numpy.random.default_rng` takes, optional
         For the initial weights, U(-1/sqrt(H), 1/sqrt(H)).
+    peephole, coupled_gates : bool, optional
+        As for the layer `LSTM`.
 
     Attributes
     ----------
     weight_ih : ndarray [4·H,I]
     weight_hh : ndarray [4·H,H]
     bias_ih, bias_hh : ndarray [4·H]
-        The gates' order is i, f, g, o.
+        The gates' order is i, f, g, o; with `coupled_gates` there are three, i, g, o.
+    peephole : ndarray [3·H]
+        With `peephole`, the vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
 
     Raises
     ------
@@ -201,7 +208,21 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     ((2, 4), (2, 4))
     """
 
-    cell = "lstm"
+    def __init__(
+        self,
+        input_size: Integer,
+        hidden_size: Integer,
+        bias: Flag = True,
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
+        peephole: Flag = False,
+        coupled_gates: Flag = False,
+    ) -> None:
+        self.peephole = flag(peephole, "peephole")
+        self.coupled_gates = flag(coupled_gates, "coupled_gates")
+        self.cell = lstm_cell(self.peephole, self.coupled_gates)
+        super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
 
 
 class GRUCell(RecurrentCell[Array]):
@@ -260,6 +281,8 @@ class RNNCell(RecurrentCell[Array]):
         As for `LSTMCell`.
     nonlinearity : {"tanh", "relu"}, optional
         The activation.
+    leak : float or array [H], optional
+        As for the layer `RNN`.
 
     Attributes
     ----------
@@ -289,7 +312,9 @@ class RNNCell(RecurrentCell[Array]):
         *,
         dtype: Any = "float32",
         seed: Any = None,
+        leak: Leak = 1.0,
     ) -> None:
-        self.cell = elman_cell(nonlinearity)
-        self.nonlinearity = self.cell.removeprefix("rnn_")
+        self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
+        self.cell = elman_cell(nonlinearity, bool(self.fixed))
+        self.nonlinearity = str(nonlinearity)
         super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)

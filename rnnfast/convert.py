@@ -11,7 +11,7 @@ import numpy as np
 
 from ._base.arrays import Array, quiet
 from ._base.module import arguments_of, kind_of, parameters_of
-from ._base.names import layer_names, of_layer, reordered
+from ._base.names import layer_names, reordered
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
 
@@ -28,6 +28,9 @@ KERAS: dict[str, tuple[type[LSTM | GRU | RNN], dict[str, tuple[Any, ...]]]] = {
 }
 # What the layer's own options are in Keras's configuration
 OWN = {LSTM: {}, GRU: {"reset_after": "reset_after"}, RNN: {"nonlinearity": "activation"}}
+
+# The options that neither Keras nor torch has, where they change nothing
+PLAIN: dict[str, Any] = {"learn_initial_state": False, "peephole": False, "coupled_gates": False, "leak": 1.0}
 
 TORCH = {kind.__name__: kind for kind in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)}
 
@@ -79,7 +82,7 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     made = kind(w_ih.shape[1], num_layers=len(stack), batch_first=True, dtype=w_ih.dtype, **options)
     state_dict: dict[str, Array] = {}
     for k, part in enumerate(stack):
-        for names, arrays in zip(layer_names(k, made.directions), part.weights, strict=True):
+        for names, arrays in zip(layer_names(made.cell, k, made.directions), part.weights, strict=True):
             state_dict |= zip(names, arrays, strict=False)
     made.load_state_dict(state_dict)
     return made
@@ -92,7 +95,8 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     Parameters
     ----------
     layer : LSTM, GRU or RNN
-        With one layer, L = 1, and no `learn_initial_state`.
+        With one layer, L = 1, and without what Keras lacks: `learn_initial_state`, `peephole`, `coupled_gates`,
+        `leak`.
 
     Returns
     -------
@@ -114,13 +118,11 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     if not isinstance(layer, LSTM | GRU | RNN):
         msg = f"layer: expected LSTM, GRU or RNN, got {type(layer).__name__}"
         raise TypeError(msg)
-    if layer.num_layers > 1 or layer.learn_initial_state:
-        msg = f"layer: expected one layer without learned initial states, as Keras has them, got {layer!r}"
-        raise ValueError(msg)
+    _check_plain(layer, "Keras", {**PLAIN, "num_layers": 1})
     kind = kind_of(layer)
     two_biases = getattr(layer, "reset_after", False)  # in one array
     weights: list[Array] = []
-    for w_ih, w_hh, b_ih, b_hh in of_layer(layer.parameters, 0, layer.directions):
+    for w_ih, w_hh, b_ih, b_hh in layer.of_layer(0):
         weights += [_in_order(w, kind).T for w in (w_ih, w_hh) if w is not None]
         if b_ih is not None and b_hh is not None:
             bias = np.stack((b_ih, b_hh), axis=-1) if two_biases else b_ih + b_hh
@@ -179,7 +181,8 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     Parameters
     ----------
     layer : LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
-        Without `learn_initial_state`; of GRUs, those that reset after the product.
+        Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`; of GRUs, those that reset
+        after the product.
 
     Returns
     -------
@@ -203,13 +206,21 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
         msg = f"layer: expected {', '.join(TORCH)}, got {type(layer).__name__}"
         raise TypeError(msg)
     arguments = arguments_of(layer)
-    if not arguments.pop("reset_after", True) or arguments.pop("learn_initial_state", False):
-        msg = f"layer: expected reset_after=True and no learned initial states, as torch has it, got {layer!r}"
-        raise ValueError(msg)
+    _check_plain(layer, "torch", {**PLAIN, "reset_after": True})
+    arguments = {name: a for name, a in arguments.items() if name not in {*PLAIN, "reset_after"}}
     dtype = getattr(torch, arguments.pop("dtype"))
     module = getattr(torch.nn, kind_of(layer).__name__)(**arguments, dtype=dtype, device="meta").to_empty(device="cpu")
     module.load_state_dict({name: torch.from_numpy(p) for name, p in layer.parameters.items()})
     return module
+
+
+def _check_plain(layer: Any, framework: str, options: Mapping[str, Any]) -> None:
+    """Refuse a layer that has other values of some options, which the framework lacks."""
+    for name, value in options.items():
+        given = getattr(layer, name, value)
+        if np.ndim(given) or given != value:
+            msg = f"layer: expected {name}={value!r}, as {framework} has it, got {layer!r}"
+            raise ValueError(msg)
 
 
 def _read_keras(layer: Any, inner: bool) -> _KerasLayer:

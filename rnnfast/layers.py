@@ -8,9 +8,10 @@ from typing import Any
 
 from . import _core
 from ._base.arrays import Array, ArrayLike, checked
+from ._base.leak import Leak, leak_of
 from ._base.module import Module, Tape, check_tape
 from ._base.named import checked_grads
-from ._base.names import elman_cell, gru_cell
+from ._base.names import elman_cell, gru_cell, lstm_cell
 from ._base.scalars import Flag, Integer, Number, addressable, flag, size
 from ._stack.recurrent import Recurrent
 
@@ -44,6 +45,10 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     learn_initial_state : bool, optional
         True: two more parameters, initial_h and initial_c [L·D,H], zero at first, are where sequences start
         for which no state is given.
+    peephole : bool, optional
+        True: the gates see c, each unit its own [3]_: i and f the one before the step, o the one after it.
+    coupled_gates : bool, optional
+        True: f = 1 - i, and there are three gates [4]_.
 
     Attributes
     ----------
@@ -51,7 +56,9 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     weight_hh_l{k} : ndarray [4·H,H]
     bias_ih_l{k}, bias_hh_l{k} : ndarray [4·H]
         Of layer k; those of its backward direction have the suffix ``_reverse``. The gates' order is i, f, g,
-        o.
+        o; with `coupled_gates` there are three, i, g, o.
+    peephole_l{k} : ndarray [3·H]
+        With `peephole`, the vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
 
     Raises
     ------
@@ -63,6 +70,10 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     .. [1] Hochreiter, Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997.
     .. [2] Gers, Schmidhuber, Cummins, "Learning to Forget: Continual Prediction with LSTM", Neural
        Computation 12(10), 2000.
+    .. [3] Gers, Schraudolph, Schmidhuber, "Learning Precise Timing with LSTM Recurrent Networks", Journal of
+       Machine Learning Research 3, 2002.
+    .. [4] Greff, Srivastava, Koutník, Steunebrink, Schmidhuber, "LSTM: A Search Space Odyssey",
+       arXiv:1503.04069, 2015.
 
     Examples
     --------
@@ -87,8 +98,39 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     (None, (1000, 28))
     """
 
-    cell = "lstm"
     initial_c: Array
+
+    def __init__(
+        self,
+        input_size: Integer,
+        hidden_size: Integer,
+        num_layers: Integer = 1,
+        bias: Flag = True,
+        batch_first: Flag = False,
+        dropout: Number = 0.0,
+        bidirectional: Flag = False,
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
+        learn_initial_state: Flag = False,
+        peephole: Flag = False,
+        coupled_gates: Flag = False,
+    ) -> None:
+        self.peephole = flag(peephole, "peephole")
+        self.coupled_gates = flag(coupled_gates, "coupled_gates")
+        self.cell = lstm_cell(self.peephole, self.coupled_gates)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype=dtype,
+            seed=seed,
+            learn_initial_state=learn_initial_state,
+        )
 
 
 class GRU(Recurrent[Array]):
@@ -163,7 +205,7 @@ class GRU(Recurrent[Array]):
 
 
 class RNN(Recurrent[Array]):
-    """Elman network [1]_, as `torch.nn.RNN`.
+    """Elman network [1]_, as `torch.nn.RNN`, or of leaky units [2]_.
 
     Parameters
     ----------
@@ -177,6 +219,10 @@ class RNN(Recurrent[Array]):
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
+    leak : float or array [H], optional
+        How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
+        the unit would be without. The same in all layers and directions. It is no parameter: optimizers leave it
+        alone. (`functional.backward` returns its gradient.)
 
     Attributes
     ----------
@@ -191,6 +237,8 @@ class RNN(Recurrent[Array]):
     References
     ----------
     .. [1] Elman, "Finding Structure in Time", Cognitive Science 14(2), 1990.
+    .. [2] Jaeger, "The Echo State Approach to Analysing and Training Recurrent Neural Networks", GMD Report 148,
+       2001.
 
     Examples
     --------
@@ -216,9 +264,11 @@ class RNN(Recurrent[Array]):
         dtype: Any = "float32",
         seed: Any = None,
         learn_initial_state: Flag = False,
+        leak: Leak = 1.0,
     ) -> None:
-        self.cell = elman_cell(nonlinearity)
-        self.nonlinearity = self.cell.removeprefix("rnn_")
+        self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
+        self.cell = elman_cell(nonlinearity, bool(self.fixed))
+        self.nonlinearity = str(nonlinearity)
         super().__init__(
             input_size,
             hidden_size,

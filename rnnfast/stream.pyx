@@ -30,7 +30,6 @@ import numpy as np
 from . import _core
 from ._base.arrays import checked, checked_target
 from ._base.module import copy_of
-from ._base.names import layer_names
 from ._base.scalars import addressable, size
 from ._base.state import STATES, initial_names, parts_of, state_of
 from ._stack.stack import Stack
@@ -174,10 +173,13 @@ cdef class Stream:
         stack.layers = weights
         cdef cnp.ndarray state0 = pointers(list(map(arrays.get, initial_names(self.cell))))
         stack.state0 = <const void* const*> cnp.PyArray_DATA(state0)
+        cdef list others = []  # keeps the arrays of pointers
         for l in range(self.num_layers):
-            w_ih, w_hh, b_ih, b_hh = map(arrays.get, layer_names(l, 1)[0])
+            w_ih, w_hh, b_ih, b_hh, *more = layer.of_layer(l)[0]
             weights[l].w_ih, weights[l].w_hh = data(w_ih), data(w_hh)
             weights[l].b_ih, weights[l].b_hh = data(b_ih), data(b_hh)
+            others.append(pointers(more))
+            weights[l].more = <const void* const*> data(others[l])
         try:
             check(api.stream_create(&stack, self.batch_size, &self.stream))
         finally:

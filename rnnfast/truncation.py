@@ -212,7 +212,7 @@ def tbptt_gradient(
         )
         if d is not None and k and masks:  # d is [T,B,H], or [T,r,B,H] with what does not exist left as it is
             d *= masks[k - 1].reshape(layout.T, *(1,) * (d.ndim - 3), layout.B, -1)
-        made |= zip(layer_names(k, 1)[0], new, strict=True)
+        made |= zip(layer_names(stack.cell, k, 1)[0], new, strict=True)
     if call.learned:
         made |= {name: part.sum(axis=1) for name, part in zip(initial_names(stack.cell), dfirst, strict=True)}
     suffix = "" if stack is layer else "_l0"  # that the stack's names have more than the cell's

@@ -25,7 +25,7 @@ def sizes(*names: str) -> list[tuple[str, Any]]:
 class Weights(Structure):
     """`rnnfast_weights`."""
 
-    _fields_ = pointers("w_ih", "w_hh", "b_ih", "b_hh")
+    _fields_ = [*pointers("w_ih", "w_hh", "b_ih", "b_hh"), ("more", POINTER(c_void_p))]
 
 
 class Stack(Structure):
@@ -69,7 +69,7 @@ class ForwardArgs(Structure):
 class Gradients(Structure):
     """`rnnfast_gradients`."""
 
-    _fields_ = pointers("dw_ih", "dw_hh", "db_ih", "db_hh")
+    _fields_ = [*pointers("dw_ih", "dw_hh", "db_ih", "db_hh"), ("dmore", POINTER(c_void_p))]
 
 
 class BackwardArgs(Structure):
@@ -140,14 +140,13 @@ def state_of(*arrays: Array | None) -> Any:
 
 
 def weights_of(parameters: Any) -> Any:
-    """Return (w_ih, w_hh, b_ih, b_hh) of each direction or layer as an array of structs."""
-    return (Weights * len(parameters))(*(Weights(*map(data, ws)) for ws in parameters))
+    """Return (w_ih, w_hh, b_ih, b_hh, ..) of each direction or layer as an array of structs."""
+    return (Weights * len(parameters))(*(Weights(*map(data, ws[:4]), state_of(*ws[4:])) for ws in parameters))
 
 
 def stack_of(layer: Any) -> Stack:
     """Return the description of a stack of one direction; the layer keeps the arrays."""
-    p, names = layer.parameters, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    weights = weights_of([[p.get(f"{name}_l{k}") for name in names] for k in range(layer.num_layers)])
+    weights = weights_of([layer.of_layer(k)[0] for k in range(layer.num_layers)])
     dtype = layer.dtype == np.float64
     return Stack(layer.cell.encode(), dtype, layer.num_layers, layer.input_size, layer.hidden_size, weights)
 
@@ -198,7 +197,7 @@ class Call:
             data(batch_sizes),
             data(resets),
         )
-        gradients = (Gradients * D)(*(Gradients(*map(data, ws)) for ws in self.grads))
+        gradients = (Gradients * D)(*(Gradients(*map(data, ws[:4]), state_of(*ws[4:])) for ws in self.grads))
         self.backward = BackwardArgs(
             ctypes.sizeof(BackwardArgs),
             data(p.dy),

@@ -10,7 +10,16 @@ from problems import CELLS, Array, Results, mapped, named, num_states, parts, st
 import rnnfast
 from rnnfast import _core, reference
 
-FORMS: list[dict[str, Any]] = [{}, {"reset_after": False}, {"nonlinearity": "relu"}]  # of a class of layers
+FORMS: list[dict[str, Any]] = [  # of a class of layers
+    {},
+    {"peephole": True},
+    {"coupled_gates": True},
+    {"peephole": True, "coupled_gates": True},
+    {"reset_after": False},
+    {"nonlinearity": "relu"},
+    {"leak": 0.3},
+    {"nonlinearity": "relu", "leak": 0.3},
+]
 
 
 def kinds() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -27,7 +36,9 @@ def kinds() -> dict[str, tuple[str, dict[str, Any]]]:
 
 KINDS = kinds()
 ONE_STEP = [cell for cell, (kind, _) in KINDS.items() if hasattr(rnnfast, f"{kind}Cell")]
-IN_TORCH = [cell for cell, (kind, own) in KINDS.items() if kind in ("LSTM", "GRU", "RNN") and "reset_after" not in own]
+IN_TORCH = [
+    cell for cell, (kind, own) in KINDS.items() if kind in ("LSTM", "GRU", "RNN") and {*own} <= {"nonlinearity"}
+]
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 T, B, I, H = 5, 3, 7, 6
 
@@ -54,6 +65,20 @@ def make_state(module: Any, batch: tuple[int, ...], seed: int) -> Any:
     rows = (module.num_layers * module.directions,) if hasattr(module, "num_layers") else ()
     shape = *rows, *batch, module.hidden_size
     return state_of(tuple(normal(shape, module.dtype, seed + k) for k in range(num_states(module.cell))))
+
+
+def parameters_of(module: Any, arrays: Results, end: str = "") -> tuple[Array | None, ...]:
+    """Return one direction's parameters, or arrays like them, as the kernels take them; the leak is the module's."""
+    names = (*PARAMETERS, *_core.cells[module.cell].parameters)
+    leak = np.broadcast_to(np.asarray(getattr(module, "leak", 1), module.dtype), module.hidden_size)
+    return tuple(leak if name == "leak" else arrays.get(name + end) for name in names)
+
+
+def named_parameters(module: Any, arrays: Any, end: str = "") -> Results:
+    """Return what the kernels have of one direction by name, as far as it is of the module's parameters."""
+    names = (*PARAMETERS, *_core.cells[module.cell].parameters)
+    found = zip((name + end for name in names), arrays, strict=True)
+    return {name: a for name, a in found if name in module.parameters}
 
 
 def initial(cell: str) -> list[str]:
@@ -105,7 +130,7 @@ def oracle(
     for k in range(L):
         if k and masks:
             y = y * masks[k - 1]
-        parameters = [tuple(p.get(n + s) for n in PARAMETERS) for s in suffixes[k]]
+        parameters = [parameters_of(layer, p, suffix) for suffix in suffixes[k]]
         y, state_k, tape = reference.forward(
             layer.cell,
             y,
@@ -128,7 +153,7 @@ def oracle(
             d = d * masks[k - 1]
         dfirst.insert(0, dstate0_k)
         for suffix, arrays in zip(suffixes[k], new, strict=True):
-            grads |= {n + suffix: a for n, a in zip(PARAMETERS, arrays, strict=True) if a is not None}
+            grads |= named_parameters(layer, arrays, suffix)
     state, dstate0 = (tuple(np.concatenate(s) for s in zip(*stacked, strict=True)) for stacked in (last, dfirst))
     if layer.learn_initial_state:
         for name, ds in zip(initial(layer.cell), dstate0, strict=True):

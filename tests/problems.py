@@ -69,7 +69,7 @@ class Problem:
 
     cell: str
     x: Array  # [T,B,I], or tokens [T,B]
-    parameters: list[tuple[Array | None, ...]]  # D tuples w_ih [G·H,I], w_hh [G·H,H], b_ih, b_hh [G·H] or None
+    parameters: list[tuple[Array | None, ...]]  # D tuples: w_ih [G·H,I], w_hh [G·H,H], b_ih, b_hh [G·H] or None, ..
     state0: State | None  # [D,B,H] each
     dy: Array | None  # [T,B,D·H]
     dstate: State | None  # [D,B,H] each
@@ -121,7 +121,7 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
     def normal(*size: int) -> Array:
         return np.asarray(rng.standard_normal(size), dtype)
 
-    return Problem(
+    problem = Problem(
         cell=cell,
         x=normal(T, B, I) * np.asarray(min(1, np.sqrt(H / I)), dtype),
         parameters=[
@@ -132,6 +132,11 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
         dy=normal(T, B, D * H),
         dstate=tuple(normal(D, B, H) for _ in states),
     )
+    for name, n in _core.cells[cell].parameters.items():
+        # A leak is within (0, 1]: past it the state would grow.
+        new = [np.asarray(1 - 0.9 * rng.random(n * H), dtype) if name == "leak" else uniform(n * H) for _ in range(D)]
+        problem = replace(problem, parameters=[(*ws, w) for ws, w in zip(problem.parameters, new, strict=True)])
+    return problem
 
 
 def make_token_problem(
@@ -222,9 +227,9 @@ def of_states(cell: str) -> set[str]:
 
 
 def named_grads(grads: Any) -> Results:
-    """Return the D tuples (dw_ih, dw_hh, db_ih, db_hh) by name."""
-    names = ("dw_ih", "dw_hh", "db_ih", "db_hh")
-    return named(**{f"{n}[{d}]": g for d, gs in enumerate(grads) for n, g in zip(names, gs, strict=True)})
+    """Return the D tuples (dw_ih, dw_hh, db_ih, db_hh, and what the cell has more) by name."""
+    names = ("dw_ih", "dw_hh", "db_ih", "db_hh", "dmore")
+    return named(**{f"{n}[{d}]": g for d, gs in enumerate(grads) for n, g in zip(names, gs, strict=False)})
 
 
 def named(**arrays: Array | None) -> Results:

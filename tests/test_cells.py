@@ -4,7 +4,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import IN_TORCH, KINDS, ONE_STEP, PARAMETERS, B, H, I, make_cell, make_state, named_states, normal
+from modules import (
+    IN_TORCH,
+    KINDS,
+    ONE_STEP,
+    B,
+    H,
+    I,
+    make_cell,
+    make_state,
+    named_parameters,
+    named_states,
+    normal,
+    parameters_of,
+)
 from problems import DTYPES, Results, assert_close, assert_same_bits, named, num_states, parts, state_of
 
 import rnnfast
@@ -34,13 +47,13 @@ def test_a_step_is_the_oracles(cell: str, dtype: str, bias: bool, batch: tuple[i
     last, tape = module.forward(x, state)
     actual = results(last, *module.backward(tape, dstate))
     n = batch[0] if batch else 1
-    parameters = [tuple(module.parameters.get(name) for name in PARAMETERS)]
+    parameters = [parameters_of(module, module.parameters)]
     first, dlast = (tuple(s.reshape(1, n, H) for s in parts(ss)) for ss in (state, dstate))
     _, end, kept = reference.forward(cell, x.reshape(1, n, I), parameters, first)
     dx, dstate0, [grads] = reference.backward(kept, None, dlast)
     states = (tuple(s.reshape(*batch, H) for s in ss) for ss in (end, dstate0))
     expected = {**named(dx=dx.reshape(x.shape)), **named_states(*states)}
-    assert_close(actual, expected | named(**dict(zip(PARAMETERS, grads, strict=True))))
+    assert_close(actual, expected | named_parameters(module, grads))
     assert_same_bits(named_states(module(x, state)), named_states(last))
 
 
@@ -48,7 +61,7 @@ def test_a_step_is_the_oracles(cell: str, dtype: str, bias: bool, batch: tuple[i
 def test_steps_give_the_bits_of_a_layer(cell: str) -> None:
     kind, own = KINDS[cell]
     layer, module = getattr(rnnfast, kind)(I, H, seed=1, **own), make_cell(cell)
-    module.load_state_dict({name: layer.parameters[f"{name}_l0"] for name in PARAMETERS})
+    module.load_state_dict({name: layer.parameters[f"{name}_l0"] for name in module.parameters})
     x = normal((9, B, I), "float32", 1)
     y, last = layer(x)
     state: Any = None

@@ -11,7 +11,6 @@ from problems import num_states, state_of
 
 import rnnfast
 from rnnfast import convert, functional, lm, reference, training
-from rnnfast._base.names import of_layer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Fill = Callable[[tuple[int, ...], Any], Array]
@@ -170,7 +169,7 @@ def test_the_language_model_samples(fill: Fill) -> None:
 def test_the_reference(cell: str, fill: Fill) -> None:
     layer = filled(make_layer(cell, (I, H), bidirectional=True, dtype="float64"), fill)
     x = fill((T, B, I), np.float64)
-    *_, tape = reference.forward(layer.cell, x, of_layer(layer.parameters, 0, layer.directions))
+    *_, tape = reference.forward(layer.cell, x, layer.of_layer(0))
     reference.backward(tape, fill((T, B, 2 * H), np.float64), clip_dh=1.0)
 
 

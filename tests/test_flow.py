@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import IN_TORCH, KINDS, PARAMETERS, H, I, initial, make_layer, make_state, normal
+from modules import IN_TORCH, KINDS, PARAMETERS, H, I, initial, make_layer, make_state, normal, parameters_of
 from problems import DTYPES, Array, parts, state_of
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
-from rnnfast import GradientFlow, _core, functional, gradient_flow, pack_padded
+from rnnfast import GradientFlow, _core, functional, gradient_flow, pack_padded, reference
 
 FORMS: dict[str, dict[str, Any]] = {
     "one": {},
@@ -26,11 +26,11 @@ by_form = pytest.mark.parametrize("form", FORMS)
 
 def loss(layer: Any, x: Array, state: Any, dy: Array, moved: tuple[int, int, int], part: str, change: Array) -> float:
     """Return sum(dy * y) with the state (layer, direction, time) moved; h moves with c."""
-    L, D, p = layer.num_layers, layer.directions, layer.parameters
+    L, D = layer.num_layers, layer.directions
     for k in range(L):
         ys = []
         for d in range(D):
-            own = [tuple(p.get(f"{name}_l{k}{'_reverse' if d else ''}") for name in PARAMETERS)]
+            own = [parameters_of(layer, layer.parameters, f"_l{k}{'_reverse' if d else ''}")]
             now = tuple(s[k * D + d][None] for s in parts(state))
             hs = {}
             for t in range(T)[:: -1 if d else 1]:
@@ -41,6 +41,9 @@ def loss(layer: Any, x: Array, state: Any, dy: Array, moved: tuple[int, int, int
                 elif (k, d, t) == moved:
                     o = h / np.tanh(c[0])
                     c = [c[0] + change]
+                    if layer.cell.endswith("peephole"):  # o sees c
+                        p_o = np.asarray(own[0][4])[-layer.hidden_size :]
+                        o = reference.sigmoid(np.log(o / (1 - o)) + p_o * change)
                     h = o * np.tanh(c[0])
                 now = (h, *c)
                 hs[t] = h[0]

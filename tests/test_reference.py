@@ -139,19 +139,36 @@ def test_tokens_are_rows_and_backward_is_the_gradient_of_forward(cell: str, V: i
 
 
 def scalar_step(cell: str, x: float, state: list[float], w: list[float]) -> list[float]:
-    """Make the next state of one input and one unit; w holds w_ih, w_hh, b_ih, b_hh of G gates in turn."""
+    """Make the next state of one input and one unit.
+
+    w holds w_ih, w_hh, b_ih, b_hh of G gates in turn, and what else the cell has.
+    """
 
     def s(a: float) -> float:
         return 1 / (1 + math.exp(-a))
 
     h, *others = state
-    G = len(w) // 4
+    G = _core.cells[cell].num_gates
+    more = w[4 * G :]
     a = [w[k] * x + w[2 * G + k] for k in range(G)]
     u = [w[G + k] * h + w[3 * G + k] for k in range(G)]
     match cell:
         case "lstm":
             c = s(a[1] + u[1]) * others[0] + s(a[0] + u[0]) * math.tanh(a[2] + u[2])
             return [s(a[3] + u[3]) * math.tanh(c), c]
+        case "lstm_peephole":
+            c = s(a[1] + u[1] + more[1] * others[0]) * others[0]
+            c += s(a[0] + u[0] + more[0] * others[0]) * math.tanh(a[2] + u[2])
+            return [s(a[3] + u[3] + more[2] * c) * math.tanh(c), c]
+        case "cifg" | "cifg_peephole":
+            p_i, p_o = more or (0, 0)
+            i = s(a[0] + u[0] + p_i * others[0])
+            c = i * math.tanh(a[1] + u[1]) + (1 - i) * others[0]
+            return [s(a[2] + u[2] + p_o * c) * math.tanh(c), c]
+        case "rnn_tanh_leaky":
+            return [h + more[0] * (math.tanh(a[0] + u[0]) - h)]
+        case "rnn_relu_leaky":
+            return [h + more[0] * (max(0, a[0] + u[0]) - h)]
         case "gru" | "gru_reset_before":
             r, z = s(a[0] + u[0]), s(a[1] + u[1])
             u_n = r * u[2] if cell == "gru" else w[5] * r * h + w[11]
@@ -304,13 +321,23 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
     gates = reference.gates(tape)[0]  # of the first direction, from here on
     assert all(not np.where(p.real, 0, a).any() for a in (*gates.values(), *c))
     before = np.concatenate([p.state0[0][:1], h[:-1, :, :4]])
-    w_ih, w_hh, b_ih, b_hh = p.parameters[0]
+    w_ih, w_hh, b_ih, b_hh, *more = p.parameters[0]
     a, u = np.split(p.x @ w_ih.T + b_ih, len(gates) or 1, -1), np.split(before @ w_hh.T + b_hh, len(gates) or 1, -1)
     expected: Results = {}
     match cell:
         case "lstm":
             expected = {name: reference.sigmoid(a[k] + u[k]) for k, name in enumerate("ifgo")}
             expected["g"] = np.tanh(a[2] + u[2])
+            assert_equal_to_rounding({"h": h[..., :4]}, {"h": gates["o"] * np.tanh(c[0][..., :4])})
+        case "lstm_peephole" | "cifg" | "cifg_peephole":
+            after = c[0][..., :4]
+            before = np.concatenate([p.state0[1][:1], after[:-1]])
+            seeing = [name for name in gates if name != "g"]
+            peepholes: list[Any] = np.split(more[0], len(seeing)) if more else [0] * len(seeing)
+            seen = {name: p_k * (after if name == "o" else before) for name, p_k in zip(seeing, peepholes, strict=True)}
+            for k, name in enumerate(gates):
+                raw = a[k] + u[k] + seen.get(name, 0)
+                expected[name] = np.tanh(raw) if name == "g" else reference.sigmoid(raw)
             assert_equal_to_rounding({"h": h[..., :4]}, {"h": gates["o"] * np.tanh(c[0][..., :4])})
         case "gru" | "gru_reset_before":
             expected = {name: reference.sigmoid(a[k] + u[k]) for k, name in enumerate("rz")}
@@ -331,9 +358,11 @@ def test_gradients_of_a_step_are_those_of_the_loss_as_a_function_of_its_state(ce
         after = replace(p.with_each(itemgetter(np.s_[t + 1 :]), "x", "dy", "dsteps"), state0=state)
         given = (p.dy, *p.dsteps)
         expected = [central_difference(after, s) + ds[t] for s, ds in zip(state, given, strict=True)]
-        if cell == "lstm":  # the step's c makes its h
-            o = reference.gates(tape)[0]["o"][t]
-            expected[1] += expected[0] * o * (1 - np.tanh(state[1]) ** 2)
+        if len(state) == 2:  # the step's c makes its h
+            o, tanh_c, more = reference.gates(tape)[0]["o"][t], np.tanh(state[1]), p.parameters[0][4:]
+            expected[1] += expected[0] * o * (1 - tanh_c**2)
+            if more:  # and through p_o its o
+                expected[1] += expected[0] * tanh_c * o * (1 - o) * more[0][-2:]
         for ds, ds_expected in zip(found.dsteps, expected, strict=True):
             np.testing.assert_allclose(ds[t], ds_expected[0], rtol=0, atol=TOLERANCE)
 
@@ -602,5 +631,5 @@ def test_a_layer_of_a_stack_holds_its_own_gates() -> None:
 
 
 def test_the_oracle_and_the_kernels_have_the_same_cells() -> None:
-    files = {name: (cell.states, cell.gates) for name, cell in _core.cells.items()}
-    assert files == {name: (cell.states, cell.gates) for name, cell in reference.CELLS.items()}
+    files = {name: (cell.states, cell.gates, cell.parameters) for name, cell in _core.cells.items()}
+    assert files == {name: (cell.states, cell.gates, cell.parameters) for name, cell in reference.CELLS.items()}

@@ -23,7 +23,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "series": {"units": (30, 20, 10), "spectral_radius": (0.9, 0.5, 1.1), "bias_scaling": 0.2},
     "parallel": {"units": (30, 20), "density": (0.1, 0.5), "arrangement": "parallel"},
 }
-LEAKS = (1.0,)
+LEAKS = (1.0, 0.3)
 I, O = 3, 2
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)

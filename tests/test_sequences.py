@@ -17,7 +17,6 @@ from problems import CELLS, DTYPES, Array, Results, assert_close, assert_same_bi
 from tolerances import TOLERANCE, relative_error
 
 from rnnfast import _core, pack_padded, pad_packed, reference
-from rnnfast._base.names import of_layer
 from rnnfast._stack import segments
 
 STACKS = [(1, 1), (1, 2), (2, 1), (2, 2)]  # L, D
@@ -410,7 +409,7 @@ def test_the_tape_shows_the_oracles_states_and_gates(cell: str, L: int, D: int, 
     y = job.x
     for k in range(L):
         state = tuple(s[k * D : (k + 1) * D] for s in parts(job.state))
-        y, _, theirs = reference.forward(cell, y, of_layer(layer.parameters, k, D), state, **job.rows)
+        y, _, theirs = reference.forward(cell, y, layer.of_layer(k), state, **job.rows)
         gates = reference.gates(theirs)
         wanted = {name: np.concatenate([g[name] for g in gates], axis=2) for name in gates[0]}
         wanted |= dict(zip(("h", "c_of_every_step"), theirs.steps, strict=False))

@@ -6,7 +6,20 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
-from modules import KINDS, ONE_STEP, PARAMETERS, H, I, initial, make_cell, make_layer, make_state, normal, oracle
+from modules import (
+    KINDS,
+    ONE_STEP,
+    H,
+    I,
+    initial,
+    make_cell,
+    make_layer,
+    make_state,
+    named_parameters,
+    normal,
+    oracle,
+    parameters_of,
+)
 from problems import DTYPES, Array, Results, assert_close, assert_same_bits, named_state, parts
 
 import rnnfast
@@ -53,7 +66,7 @@ def values_after(layer: Any, n: int) -> Results:
 
 
 def as_oracle(layer: Any, arrays: Results) -> list[Any]:
-    return [[tuple(arrays.get(f"{name}_l{k}") for name in PARAMETERS)] for k in range(layer.num_layers)]
+    return [[parameters_of(layer, arrays, f"_l{k}")] for k in range(layer.num_layers)]
 
 
 def gradients(window: Any, dy: Array, layer: Any, x: Array) -> Results:
@@ -97,10 +110,9 @@ def assert_oracle(
         assert (window.tau, window.start, window.stop) == windows[n]
         assert window.y.shape == dy.shape
         wanted: dict[str, Any] = {
-            f"{name}_l{k}": a
+            name: a
             for k, [arrays] in enumerate(result.grads)
-            for name, a in zip(PARAMETERS, arrays, strict=True)
-            if f"{name}_l{k}" in layer.parameters
+            for name, a in named_parameters(layer, arrays, f"_l{k}").items()
         }
         dinitial = named_state(layer.cell, result.dstate0, "d{}0")
         wanted |= {name: d.sum(axis=1) for name, d in zip(learned, result.dstate0, strict=False)}

@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import KINDS, ONE_STEP, PARAMETERS, make_cell, make_layer, make_state, named_states, normal
+from modules import (
+    KINDS,
+    ONE_STEP,
+    make_cell,
+    make_layer,
+    make_state,
+    named_parameters,
+    named_states,
+    normal,
+    parameters_of,
+)
 from problems import Array, Results, assert_close, assert_same_bits, mapped, named, parts, state_of
 
 import rnnfast
@@ -42,11 +52,11 @@ def gradient(module: Any, *arguments: Any, **options: Any) -> Results:
 def oracle(layer: Any, x: Array, dy: Array, k1: int, k2: int, losses: Any = "new", state: Any = None) -> Results:
     """Return the sum over separate windows, each with a forward of its own kept."""
     L, p = layer.num_layers, layer.parameters
-    layers = [[tuple(p.get(f"{name}_l{k}") for name in PARAMETERS)] for k in range(L)]
+    layers = [[parameters_of(layer, p, f"_l{k}")] for k in range(L)]
     state0 = None if state is None else parts(state)
     dx, dstate0, grads = reference.tbptt_gradient(layer.cell, x, layers, dy, k1, k2, state0, losses=losses)
-    own = {f"{name}_l{k}": d for k in range(L) for name, d in zip(PARAMETERS, grads[k][0], strict=True)}
-    return named(dx=dx) | named_states((), dstate0) | named(**own)
+    own = {name: d for k in range(L) for name, d in named_parameters(layer, grads[k][0], f"_l{k}").items()}
+    return named(dx=dx) | named_states((), dstate0) | own
 
 
 @pytest.mark.parametrize("losses", ["new", "window"])
@@ -207,8 +217,8 @@ def test_dropout_is_that_of_forward(k1: int, k2: int) -> None:
             d[tau:stop] = d_k
             if k:
                 d *= tape.masks[k - 1]
-            for name, a in zip(PARAMETERS, new, strict=True):
-                total[f"{name}_l{k}"] = total.get(f"{name}_l{k}", np.zeros(())) + np.asarray(a)
+            for name, a in named_parameters(layers[0], new, f"_l{k}").items():
+                total[name] = total.get(name, np.zeros(())) + a
         total["dx"] = total.get("dx", np.zeros(())) + d
     layers[1].rng = np.random.default_rng(5)
     actual = gradient(layers[1], x, dy, k1, k2)

@@ -45,9 +45,11 @@ typedef enum rnnfast_status {
 typedef enum rnnfast_dtype { RNNFAST_FLOAT32 = 0, RNNFAST_FLOAT64 = 1 } rnnfast_dtype;
 
 /* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,H]; w_hh [G*H,H]; b_ih and b_hh
- * [G*H], which may be NULL. */
+ * [G*H], which may be NULL; and as many pointers as the cell has other parameters, such as the peephole [3*H] of
+ * "lstm_peephole", or NULL where it has none. */
 typedef struct rnnfast_weights {
   const void *w_ih, *w_hh, *b_ih, *b_hh;
+  const void* const* more;
 } rnnfast_weights;
 
 /* ---- Streams --------------------------------------------------------------------------------------------------- */
@@ -98,9 +100,11 @@ typedef struct rnnfast_forward_args {
   rnnfast_tape* tape;           /* filled for backward; NULL: nothing is kept */
 } rnnfast_forward_args;
 
-/* The gradients of one direction's weights, shaped like them; those of the biases are NULL where these are. */
+/* The gradients of one direction's weights, shaped like them; those of the biases are NULL where these are. Of the
+ * other parameters, NULL in place of the array or of a pointer in it means that a gradient is not wanted. */
 typedef struct rnnfast_gradients {
   void *dw_ih, *dw_hh, *db_ih, *db_hh;
+  void* const* dmore;
 } rnnfast_gradients;
 
 /* d<name> is the gradient of a loss with respect to <name>. Some of dy and dstate is given. */

@@ -52,6 +52,31 @@ inline void require_dtype(const rnnfast_dtype& dtype) {
           "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got %d", number);
 }
 
+// One direction's weights, of which only a bias may be missing.
+inline Parameters<const void> read_weights(const rnnfast_weights& weights, const CellShape& cell) {
+  require(weights.w_ih && weights.w_hh, "w_ih, w_hh: expected arrays, got NULL");
+  Parameters<const void> read = {
+      .w_ih = weights.w_ih, .w_hh = weights.w_hh, .b_ih = weights.b_ih, .b_hh = weights.b_hh, .vectors = {}};
+  for (int i = 0; i < cell.parameter_count; ++i) {
+    require(weights.more && weights.more[i], "%s: expected an array, got NULL", cell.parameters[i].name);
+    read.vectors[i] = weights.more[i];
+  }
+  return read;
+}
+
+// As the kernels take them.
+template <class Real, class Void>
+Parameters<Real> with_type(const Parameters<Void>& given) {
+  const auto array = [](Void* a) { return static_cast<Real*>(a); };
+  Parameters<Real> parameters = {.w_ih = array(given.w_ih),
+                                 .w_hh = array(given.w_hh),
+                                 .b_ih = array(given.b_ih),
+                                 .b_hh = array(given.b_hh),
+                                 .vectors = {}};
+  for (int i = 0; i < most_parameters; ++i) parameters.vectors[i] = array(given.vectors[i]);
+  return parameters;
+}
+
 // f<Real>(), by a dtype that has been checked.
 template <class F>
 void with_real(rnnfast_dtype dtype, F&& f) {

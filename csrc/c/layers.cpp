@@ -28,7 +28,7 @@ struct Layer {
   const CellShape* cell;
   rnnfast_dtype dtype;
   Index I, H, D;
-  rnnfast_weights weights[2];
+  Parameters<const void> weights[2];
 };
 
 bool same_sizes(const Layer& a, const Layer& b) {
@@ -58,8 +58,7 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
           "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
   require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
   for (Index d = 0; layer->weights && d < read.D; ++d) {
-    read.weights[d] = layer->weights[d];
-    require(read.weights[d].w_ih && read.weights[d].w_hh, "w_ih, w_hh: expected arrays, got NULL");
+    read.weights[d] = read_weights(layer->weights[d], *read.cell);
   }
   return read;
 }
@@ -121,10 +120,12 @@ class Arrays {
 
   void read(const Layer& layer) {
     for (Index d = 0; d < layer.D; ++d) {
-      const rnnfast_weights& w = layer.weights[d];
+      const Parameters<const void>& w = layer.weights[d];
       const Index rows = layer.cell->gate_count * layer.H;
       read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * layer.H);
       read("b_ih", w.b_ih, rows), read("b_hh", w.b_hh, rows);
+      for (int i = 0; i < layer.cell->parameter_count; ++i)
+        read(layer.cell->parameters[i].name, w.vectors[i], layer.cell->parameters[i].count * layer.H);
     }
   }
 
@@ -166,7 +167,7 @@ class Arrays {
   }
 
   // Of a backward with two directions: weights and their gradients, x, y, dx and dy, and three arrays of states.
-  static constexpr int most_entries = 16 + 4 + 3 * most_states;
+  static constexpr int most_entries = 4 * (4 + most_parameters) + 4 + 3 * most_states;
 
   std::size_t item_;
   Entry entries_[most_entries];
@@ -193,11 +194,7 @@ StateViews<Real> views_of(const StatePointers<Void>& states, Index H) {
 template <class Real>
 std::array<Parameters<const Real>, 2> parameters_of(const Layer& layer) {
   std::array<Parameters<const Real>, 2> parameters = {};
-  const auto array = [](const void* a) { return static_cast<const Real*>(a); };
-  for (std::size_t d = 0; d < std::size_t(layer.D); ++d) {
-    const rnnfast_weights& w = layer.weights[d];
-    parameters[d] = {.w_ih = array(w.w_ih), .w_hh = array(w.w_hh), .b_ih = array(w.b_ih), .b_hh = array(w.b_hh)};
-  }
+  for (std::size_t d = 0; d < std::size_t(layer.D); ++d) parameters[d] = with_type<const Real>(layer.weights[d]);
   return parameters;
 }
 
@@ -373,7 +370,7 @@ void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args, c
   arrays.written("dx", args.dx, rows * p.I);
   arrays.written("dstate0", dstates.first, states);
   for (Index d = 0; d < p.D; ++d) {
-    const rnnfast_weights& w = layer.weights[d];
+    const Parameters<const void>& w = layer.weights[d];
     const rnnfast_gradients& g = args.gradients[d];
     const auto gradient = [&](const char* name, void* data, const void* weight, Index columns) {
       require(bool(data) == bool(weight), "%s: expected %s", name,
@@ -382,6 +379,8 @@ void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args, c
     };
     gradient("dw_ih", g.dw_ih, w.w_ih, p.I), gradient("dw_hh", g.dw_hh, w.w_hh, p.H);
     gradient("db_ih", g.db_ih, w.b_ih, 1), gradient("db_hh", g.db_hh, w.b_hh, 1);
+    for (int i = 0; g.dmore && i < layer.cell->parameter_count; ++i)
+      arrays.written("dmore", g.dmore[i], layer.cell->parameters[i].count * p.H);
   }
   arrays.check();
 }
@@ -427,11 +426,11 @@ void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args, const S
                                  .dstart = views_of<Real>(dstart, p.H),
                                  .flow = {},
                                  .gradients = {}};
-  const auto array = [](void* a) { return static_cast<Real*>(a); };
   for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
     const rnnfast_gradients& g = args.gradients[d];
-    arrays.gradients[d] = {
-        .w_ih = array(g.dw_ih), .w_hh = array(g.dw_hh), .b_ih = array(g.db_ih), .b_hh = array(g.db_hh)};
+    Parameters<void> given = {.w_ih = g.dw_ih, .w_hh = g.dw_hh, .b_ih = g.db_ih, .b_hh = g.db_hh, .vectors = {}};
+    for (int i = 0; g.dmore && i < p.cell->parameter_count; ++i) given.vectors[i] = g.dmore[i];
+    arrays.gradients[d] = with_type<Real>(given);
   }
   set_directions(backward, arrays, tape.memory);
   run_parallel(

@@ -132,14 +132,8 @@ class Stream final : public rnnfast_stream {
 
   // Of a layer whose problem is known. The state is advanced in place.
   void set_direction(ForwardArgs<Real>& layer, const rnnfast_weights& weights, Index l) {
-    const auto array = [](const void* a) { return static_cast<const Real*>(a); };
     const Buffer& packed = packed_.emplace_back(buffer(kernels_.packed_size(layer.problem)));
-    kernels_.pack(layer.problem,
-                  {.w_ih = array(weights.w_ih),
-                   .w_hh = array(weights.w_hh),
-                   .b_ih = array(weights.b_ih),
-                   .b_hh = array(weights.b_hh)},
-                  data(packed));
+    kernels_.pack(layer.problem, with_type<const Real>(read_weights(weights, cell)), data(packed));
     ForwardArrays<Real> arrays = {.parameters = {},
                                   .packed = data(packed),
                                   .initial = {},
@@ -224,8 +218,7 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
     const double rows = std::max(double(B), double(chunk_rows)), units = double(stack->hidden_size) + 64;
     require(double(stack->num_layers) * units * (4 * (double(stack->input_size) + units) + rows) * 8 < most_elements,
             "L, I, H, B: expected sizes that fit the address space, got more");
-    for (Index l = 0; l < stack->num_layers; ++l)
-      require(stack->layers[l].w_ih && stack->layers[l].w_hh, "w_ih, w_hh: expected arrays, got NULL");
+    for (Index l = 0; l < stack->num_layers; ++l) read_weights(stack->layers[l], cell);
     with_real(stack->dtype, [&]<class Real> { *stream = new Stream<Real>(cell, *stack, B); });
   });
 }

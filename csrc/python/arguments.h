@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <utility>
@@ -32,28 +33,46 @@ inline const CellShape& cell_named(const py::object& name) {
 
 // ---- Parameters of a layer -----------------------------------------------------------------------------------------
 
-constexpr const char* parameter_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
-constexpr const char* parameter_content = "(w_ih, w_hh, b_ih, b_hh)";
+constexpr const char* weight_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+constexpr std::size_t weight_count = std::size(weight_names);
 
-// Four for each direction; None where a bias is missing. Each is converted once: an object could answer anew each time.
+// Of one direction: the weights, and what else the cell has.
+inline std::size_t parameter_count(const CellShape& cell) { return weight_count + std::size_t(cell.parameter_count); }
+
+constexpr const char* parameter_name(const CellShape& cell, std::size_t i) {
+  return i < weight_count ? weight_names[i] : cell.parameters[i - weight_count].name;
+}
+
+inline std::string parameter_content(const CellShape& cell) {
+  std::string names = weight_names[0];
+  for (std::size_t i = 1; i < parameter_count(cell); ++i) names += ", " + std::string(parameter_name(cell, i));
+  return "(" + names + ")";
+}
+
+constexpr bool is_bias(std::size_t i) { return i == 2 || i == 3; }
+
+// So many for each direction; None where a bias is missing. Each is converted once: an object could answer anew each
+// time.
 using ParameterArrays = std::vector<std::optional<Array>>;
 
-inline ParameterArrays read_parameters(const py::object& parameters) {
+inline ParameterArrays read_parameters(const CellShape& cell, const py::object& parameters) {
+  const std::size_t count = parameter_count(cell);
   if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
-    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + std::string(parameter_content) + ", got " +
+    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + parameter_content(cell) + ", got " +
                          type_name(parameters));
   const py::tuple directions(parameters);
   if (directions.size() != 1 && directions.size() != 2)
     throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
   ParameterArrays arrays;
-  arrays.reserve(4 * directions.size());
+  arrays.reserve(count * directions.size());
   for (const py::handle direction : directions) {
-    const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), 4, parameter_content);
-    if (!given) throw py::type_error("parameters: expected a tuple " + std::string(parameter_content) + ", got None");
-    for (std::size_t i = 0; i < 4; ++i) {
+    const auto content = parameter_content(cell);
+    const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), count, content);
+    if (!given) throw py::type_error("parameters: expected a tuple " + content + ", got None");
+    for (std::size_t i = 0; i < count; ++i) {
       const py::object array = (*given)[i];
-      const bool missing = i >= 2 && array.is_none();
-      arrays.push_back(missing ? std::nullopt : std::optional(as_array(array, parameter_names[i])));
+      const bool missing = is_bias(i) && array.is_none();
+      arrays.push_back(missing ? std::nullopt : std::optional(as_array(array, parameter_name(cell, i))));
     }
   }
   return arrays;
@@ -62,17 +81,20 @@ inline ParameterArrays read_parameters(const py::object& parameters) {
 template <class Real>
 using LayerParameters = std::vector<std::optional<Input<Real>>>;  // likewise
 
-// Of each direction, what views of four inputs or outputs point to.
+// Of each direction, what views of its inputs or outputs point to.
 template <class Real, class Arrays>
-std::array<Parameters<Real>, 2> parameters_of(const Arrays& arrays) {
+std::array<Parameters<Real>, 2> parameters_of(const CellShape& cell, const Arrays& arrays) {
   const auto data = [&](std::size_t i) { return arrays[i] ? arrays[i]->view().data : nullptr; };
   std::array<Parameters<Real>, 2> parameters = {};
-  for (std::size_t d = 0; 4 * d < arrays.size(); ++d)
-    parameters[d] = {.w_ih = data(4 * d), .w_hh = data(4 * d + 1), .b_ih = data(4 * d + 2), .b_hh = data(4 * d + 3)};
+  for (std::size_t d = 0, i = 0; i < arrays.size(); ++d, i += parameter_count(cell)) {
+    parameters[d] = {.w_ih = data(i), .w_hh = data(i + 1), .b_ih = data(i + 2), .b_hh = data(i + 3), .vectors = {}};
+    for (int k = 0; k < cell.parameter_count; ++k) parameters[d].vectors[k] = data(i + weight_count + std::size_t(k));
+  }
   return parameters;
 }
 
 inline Shape parameter_shape(const Problem& p, std::size_t i) {
+  if (i >= weight_count) return {p.cell->parameters[i - weight_count].count * p.H};
   const Index rows = p.cell->gate_count * p.H;
   return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.H} : Shape{rows};
 }
@@ -80,9 +102,12 @@ inline Shape parameter_shape(const Problem& p, std::size_t i) {
 template <class Real>
 LayerParameters<Real> check_parameters(const Problem& p, ParameterArrays arrays) {
   LayerParameters<Real> parameters(arrays.size());
-  for (std::size_t i = 0; i < arrays.size(); ++i)
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    const std::size_t own = i % parameter_count(*p.cell);
     if (arrays[i])
-      parameters[i] = contiguous_input<Real>(parameter_names[i % 4], std::move(*arrays[i]), parameter_shape(p, i % 4));
+      parameters[i] =
+          contiguous_input<Real>(parameter_name(*p.cell, own), std::move(*arrays[i]), parameter_shape(p, own));
+  }
   return parameters;
 }
 
@@ -225,7 +250,7 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
   const Index row_axes = packed ? 1 : 2;
   if (packed) schedule.first_row = read_batch_sizes(sequences.batch_sizes);
   p.input = input_kind_of(in, row_axes);
-  p.D = Index(arrays.size() / 4);
+  p.D = Index(arrays.size() / parameter_count(cell));
   const Array &w_ih = *arrays[0], &w_hh = *arrays[1];
   if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / cell.gate_count != w_hh.shape(1) ||
       w_hh.shape(0) % cell.gate_count)

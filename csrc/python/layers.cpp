@@ -64,7 +64,8 @@ void read_all(OverlapCheck& check, const CellShape& cell, const Saved<Real>& sav
   check.read("embedding", saved.embedding);
   read_states(check, cell, state0_names, saved.initial);
   if (saved.start) read_states(check, cell, start_names, *saved.start);
-  for (std::size_t i = 0; i < saved.parameters.size(); ++i) check.read(parameter_names[i % 4], saved.parameters[i]);
+  for (std::size_t i = 0; i < saved.parameters.size(); ++i)
+    check.read(parameter_name(cell, i % parameter_count(cell)), saved.parameters[i]);
 }
 
 // The arrays that a forward starts from and ends in.
@@ -95,7 +96,7 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                             .tokens = view(tokens, TokenLinks{}),
                             .held = held_as<Real>(tape.held)};
   const StateViews<const Real> initial = views_of(saved.initial);
-  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(saved.parameters),
+  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(*p.cell, saved.parameters),
                                       .packed = nullptr,
                                       .initial = initial,
                                       .start = saved.start ? views_of(*saved.start) : initial,
@@ -225,7 +226,7 @@ void set(const std::optional<Output<Real>>& out, const std::optional<Input<Real>
       std::fill_n(to.data + row * to.stride, to.stride, Real(0));
 }
 
-// Gradients of the parameters, four for each direction; none where a bias is missing.
+// Gradients of the parameters of each direction; none where a bias is missing, or where one is not wanted.
 template <class Real>
 struct GradientOutputs {
   std::vector<std::optional<Output<Real>>> arrays;
@@ -235,17 +236,20 @@ struct GradientOutputs {
 
 template <class Real>
 GradientOutputs<Real> gradient_outputs(const py::object& grads, const Problem& p, const Saved<Real>& saved) {
+  const CellShape& cell = *p.cell;
+  const std::size_t count = parameter_count(cell);
   const auto given = tuple_of("grads", grads, std::size_t(p.D), "(one tuple for each direction)");
   GradientOutputs<Real> gradients = {.arrays = {}, .names = {}, .are_given = given.has_value()};
   for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
-    const auto direction = given ? tuple_of("grads", (*given)[d], 4, parameter_content) : std::nullopt;
-    if (given && !direction)
-      throw py::type_error("grads: expected a tuple " + std::string(parameter_content) + ", got None");
-    for (std::size_t i = 0; i < 4; ++i) {
+    const auto direction = given ? tuple_of("grads", (*given)[d], count, parameter_content(cell)) : std::nullopt;
+    if (given && !direction) throw py::type_error("grads: expected a tuple " + parameter_content(cell) + ", got None");
+    for (std::size_t i = 0; i < count; ++i) {
       const py::object array = entry(direction, i);
-      const std::string& name = gradients.names.emplace_back("grads[" + std::to_string(d) + "]: " + parameter_names[i]);
-      const bool exists = saved.parameters[4 * d + i].has_value();
-      if (given && exists == array.is_none())
+      const std::string& name =
+          gradients.names.emplace_back("grads[" + std::to_string(d) + "]: " + parameter_name(cell, i));
+      const bool is_unwanted = given && i >= weight_count && array.is_none();
+      const bool exists = saved.parameters[count * d + i].has_value() && !is_unwanted;
+      if (given && !is_unwanted && exists == array.is_none())
         throw py::type_error(name + ": expected " + (exists ? "an array, got None" : "None, got an array"));
       if (exists)
         gradients.arrays.emplace_back(output<Real>(name, array, parameter_shape(p, i), true));
@@ -328,7 +332,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
     // The kernels write what belongs to tokens that occur.
     if (saved.embedding) set<Real>(dx);
     for (std::size_t d = 0; d < std::size_t(p.D) && p.input == InputKind::one_hot && !gradients.are_given; ++d)
-      set<Real>(gradients.arrays[4 * d]);
+      set<Real>(gradients.arrays[parameter_count(cell) * d]);
   };
 
   const Index most = checked_threads(given.threads);
@@ -346,7 +350,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                .clip = clip,
                                .windows = windows};
     const StateViews<const Real> initial = views_of(saved.initial);
-    const BackwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(saved.parameters),
+    const BackwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(cell, saved.parameters),
                                          .initial = initial,
                                          .start = saved.start ? views_of(*saved.start) : initial,
                                          .y = {static_cast<const Real*>(saved.y.data()), p.D * p.H},
@@ -354,7 +358,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                          .dstate = views_of(dstate0),
                                          .dstart = views_of(dstart),
                                          .flow = views_of(flow),
-                                         .gradients = parameters_of<Real>(gradients.arrays)};
+                                         .gradients = parameters_of<Real>(cell, gradients.arrays)};
     set_directions(args, arrays, tape.memory);
     call(
         backward_threads(p, need_dx, most), [&](const Team& team) { kernels<Real>().backward(args, team); },
@@ -375,8 +379,9 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
 
   py::list by_direction;
   for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
-    py::tuple direction(4);
-    for (std::size_t i = 0; i < 4; ++i) direction[i] = finish(gradients.arrays[4 * d + i]);
+    py::tuple direction(parameter_count(cell));
+    for (std::size_t i = 0; i < direction.size(); ++i)
+      direction[i] = finish(gradients.arrays[direction.size() * d + i]);
     by_direction.append(direction);
   }
   return py::make_tuple(finish(dx), finish(cell, dstate0), by_direction);
@@ -416,7 +421,7 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
-  ParameterArrays arrays = read_parameters(parameters);
+  ParameterArrays arrays = read_parameters(shape, parameters);
   const auto run = [&]<class Real> {
     return forward_of<Real>(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
                             std::move(arrays), {.state0 = state0, .start = start, .out = out, .memory = memory},

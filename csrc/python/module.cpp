@@ -107,7 +107,12 @@ void bind_cells(py::module_& m) {
                                return names;
                              })
       .def_property_readonly("parameters",
-                             [](const CellShape& cell) { return py::tuple(py::str(cell.parameters).attr("split")()); })
+                             [](const CellShape& cell) {
+                               py::dict counts;
+                               for (int i = 0; i < cell.parameter_count; ++i)
+                                 counts[cell.parameters[i].name] = cell.parameters[i].count;
+                               return counts;
+                             })
       .def("__repr__", [](const CellShape& cell) { return py::str("<CellShape of {}>").format(cell.name); });
   py::dict all;
   for (const CellShape& cell : cells()) all[cell.name] = py::cast(&cell, py::return_value_policy::reference);

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, singledispatch
 from os import PathLike
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -15,19 +16,12 @@ from .. import _core
 from . import files
 from .arrays import Array, ArrayLike, checked, float_dtype, quiet
 from .named import checked_values
+from .names import parameter_names
 from .scalars import Flag, Number, choice, flag, generator, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
-MADE = (
-    "parameters",
-    "rng",
-    "fan",
-    "gates",
-    "directions",
-    "cell",
-    "reservoirs",
-    "readout",
-)  # what constructors make of their arguments
+# What constructors make of their arguments
+MADE = "parameters", "fixed", "rng", "fan", "gates", "directions", "cell", "reservoirs", "readout"
 PACKAGE = __name__.partition(".")[0]
 
 
@@ -176,7 +170,7 @@ class Module(Stateful):
         words = [
             repr(value) if defaults[name] is inspect.Parameter.empty else f"{name}={value!r}"
             for name, value in arguments_of(self).items()
-            if value != defaults[name]
+            if isinstance(value, np.ndarray) or value != defaults[name]
         ]
         return f"{type(self).__name__}({', '.join(words)})"
 
@@ -202,9 +196,14 @@ class RecurrentModule(Module):
     """What layers and cells have in common: they run a cell."""
 
     cell: str  # its name in `_core.cells`
+    fixed: Mapping[str, Array] = MappingProxyType({})  # by the kernels' names, what of their parameters is not learned
     input_size: int
     hidden_size: int
     bias: bool
+
+    def with_fixed(self, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
+        """Return one direction's parameters with what is fixed in its place."""
+        return tuple(map(self.fixed.get, parameter_names(self.cell), arrays)) if self.fixed else arrays
 
 
 def kind_of(module: Module) -> Any:
@@ -231,7 +230,8 @@ def description_of(module: Any) -> dict[str, Any]:
     if type(module) is not kind_of(module):
         msg = f"self: expected a class of rnnfast's own, got {type(module).__name__}; its state_dict() can be saved"
         raise TypeError(msg)
-    return {"class": type(module).__name__, "arguments": arguments_of(module)}
+    arguments = {name: a.tolist() if isinstance(a, np.ndarray) else a for name, a in arguments_of(module).items()}
+    return {"class": type(module).__name__, "arguments": arguments}
 
 
 def described(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
@@ -344,8 +344,8 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     """Draw the parameters of a layer anew, in place.
 
     The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]. The weight [O,I] of a
-    `Linear` is treated like a w_ih. U is the uniform, N the normal distribution. Learned initial states start
-    at zero.
+    `Linear` is treated like a w_ih. U is the uniform, N the normal distribution. Peepholes start as biases do,
+    learned initial states at zero.
 
     ================ ================================ ================================ =============
     scheme           w_ih                             w_hh                             b_ih and b_hh
@@ -364,7 +364,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     scheme : {"torch", "xavier", "orthogonal", "identity"}
         ``"identity"`` on an ``RNN(..., nonlinearity="relu")`` is the IRNN [3]_.
     forget_bias : float, optional
-        For the LSTM: what the bias of the forget gate starts with, b_ih being this and b_hh 0.
+        For the LSTM without coupled gates: what the bias of the forget gate starts with, b_ih being this and b_hh 0.
     seed : int, Generator or what `numpy.random.default_rng` takes, optional
         By default the layer's own generator goes on.
 

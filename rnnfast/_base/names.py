@@ -2,39 +2,59 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from .. import _core
 from .arrays import Array
 from .scalars import choice
 
 Parameters: TypeAlias = Sequence[Sequence[object]]  # as the kernels take them: by direction, in the order of the names
-Grads: TypeAlias = list[tuple[Array, Array, Array | None, Array | None]]
+Grads: TypeAlias = list[tuple[Any, ...]]  # likewise, arrays; None where there is no bias
 
 # Of these cells type checkers know how many states they have.
-OneStateCell: TypeAlias = Literal["gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
-TwoStateCell: TypeAlias = Literal["lstm"]
+OneStateCell: TypeAlias = Literal["gru", "gru_reset_before", "rnn_tanh", "rnn_relu", "rnn_tanh_leaky", "rnn_relu_leaky"]
+TwoStateCell: TypeAlias = Literal["lstm", "lstm_peephole", "cifg", "cifg_peephole"]
 
-PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
-
-
-def recurrent_shapes(G: int, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of one direction's parameters."""
-    shapes = (G * H, I), (G * H, H), (G * H,), (G * H,)
-    return dict(zip(PARAMETERS[: 4 if bias else 2], shapes, strict=False))
+WEIGHTS = "weight_ih", "weight_hh"
+BIASES = "bias_ih", "bias_hh"
 
 
 @cache
-def layer_names(layer: int, directions: int) -> tuple[tuple[str, ...], ...]:
+def parameter_names(cell: str) -> tuple[str, ...]:
+    """Return the names of one direction's parameters in the order of the kernels."""
+    return (*WEIGHTS, *BIASES, *_core.cells[cell].parameters)
+
+
+def recurrent_shapes(cell: str, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of one direction's parameters."""
+    G = _core.cells[cell].num_gates
+    shapes: dict[str, tuple[int, ...]] = dict(zip(WEIGHTS, ((G * H, I), (G * H, H)), strict=True))
+    if bias:
+        shapes |= dict.fromkeys(BIASES, (G * H,))
+    return shapes | {name: (n * H,) for name, n in _core.cells[cell].parameters.items()}
+
+
+def ends_of(layer: int, directions: int) -> tuple[str, ...]:
+    """Return how the names of one layer's parameters end, for each direction."""
+    return (f"_l{layer}", f"_l{layer}_reverse")[:directions]
+
+
+@cache
+def layer_names(cell: str, layer: int, directions: int) -> tuple[tuple[str, ...], ...]:
     """Return the names of the parameters of one layer of a stack, for each direction."""
-    ends = (f"_l{layer}", f"_l{layer}_reverse")[:directions]
-    return tuple(tuple(name + end for name in PARAMETERS) for end in ends)
+    return tuple(tuple(name + end for name in parameter_names(cell)) for end in ends_of(layer, directions))
 
 
-def of_layer(arrays: Mapping[str, Array], layer: int, directions: int) -> list[tuple[Array | None, ...]]:
+def of_layer(arrays: Mapping[str, Array], cell: str, layer: int, directions: int) -> list[tuple[Array | None, ...]]:
     """Return what a layer has of the parameters, or of arrays like them, as the kernels take it."""
-    return [tuple(map(arrays.get, names)) for names in layer_names(layer, directions)]
+    return [tuple(map(arrays.get, names)) for names in layer_names(cell, layer, directions)]
+
+
+def lstm_cell(peephole: bool, coupled_gates: bool) -> str:
+    """Return the kernels' name of an LSTM."""
+    return ("cifg" if coupled_gates else "lstm") + ("_peephole" if peephole else "")
 
 
 def gru_cell(reset_after: bool) -> str:
@@ -42,11 +62,11 @@ def gru_cell(reset_after: bool) -> str:
     return "gru" if reset_after else "gru_reset_before"
 
 
-def elman_cell(nonlinearity: str) -> str:
+def elman_cell(nonlinearity: str, leaky: bool) -> str:
     """Return the kernels' name of an Elman network."""
-    return "rnn_" + choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
+    return "rnn_" + choice(nonlinearity, "nonlinearity", ("tanh", "relu")) + ("_leaky" if leaky else "")
 
 
-def reordered(a: Array, order: Sequence[int]) -> Array:
-    """Return the blocks of rows, one for each gate, in another order."""
-    return np.concatenate([np.split(a, len(order))[gate] for gate in order])
+def reordered(a: Array, order: Sequence[int], count: int | None = None) -> Array:
+    """Return the blocks of rows, one for each gate, in another order; or some of `count` blocks."""
+    return np.concatenate([np.split(a, count or len(order))[gate] for gate in order])

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array
-from .._base.names import layer_names, of_layer
+from .._base.names import layer_names
 from .._base.state import parts_if_plain, parts_of, state_of
 from .call import Call
 from .layout import Layout
@@ -47,14 +47,14 @@ def fits_tape(stack: Stack[Any], tape: LayerTape, dy: object, dstate: object) ->
 
 def infer(stack: Stack[Any], x: Array, state: object) -> tuple[Array, Any]:
     """Return y and the last state."""
-    parameters, first = of_layer(stack.parameters, 0, stack.directions), parts_of(stack.cell, state, "state")
+    parameters, first = stack.of_layer(0), parts_of(stack.cell, state, "state")
     y, last = _core.inference(stack.cell, x, parameters, first)
     return y, state_of(last)
 
 
 def forward(stack: Stack[Any], x: Array, state: object) -> tuple[Array, Any, LayerTape]:
     """Return y, the last state and the tape."""
-    parameters, first = of_layer(stack.parameters, 0, stack.directions), parts_of(stack.cell, state, "state")
+    parameters, first = stack.of_layer(0), parts_of(stack.cell, state, "state")
     y, last, kept = _core.forward(stack.cell, x, parameters, first)
     T, B, _ = x.shape
     x = x.view()  # the caller can give x and y another shape
@@ -69,9 +69,9 @@ def backward(
     dx, dfirst, new = _core.backward(tape.kept[0], dy, parts_of(stack.cell, dstate, "dstate"), need_dx)
     grads = {
         name: array
-        for names, arrays in zip(layer_names(0, stack.directions), new, strict=True)
+        for names, arrays in zip(layer_names(stack.cell, 0, stack.directions), new, strict=True)
         for name, array in zip(names, arrays, strict=True)
-        if array is not None
+        if array is not None and name in stack.parameters
     }
     return dx, state_of(dfirst), grads
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, quiet
-from .._base.names import of_layer
 from .._base.state import Parts, each, initial_names
 from .stack import Stack, mask, state_of_layer
 
@@ -205,7 +204,7 @@ class Ring:
 
     def _forward(self, k: int, x: Array, before: Parts, resets: Array | None, **options: Any) -> tuple[Array, Any]:
         """Run layer k over x, or make room for it; return y and the tape."""
-        cell, parameters = self.stack.cell, of_layer(self.stack.parameters, k, 1)
+        cell, parameters = self.stack.cell, self.stack.of_layer(k)
         start, rows = self._initial(k), None if k else self.rows
         y, _, tape = _core.forward(cell, x, parameters, before, None, rows, resets=resets, start=start, **options)
         return y, tape

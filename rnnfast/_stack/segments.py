@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, quiet
-from .._base.names import layer_names, of_layer
+from .._base.names import layer_names
 from .._base.scalars import Integer, size
 from .._base.state import Parts, each, fill
 from .call import Call, Given
@@ -168,7 +168,7 @@ def _run(
         result = run(
             stack.cell,
             y,
-            [of_layer(stack.parameters, k, stack.directions)[strand.direction]],
+            [stack.of_layer(k)[strand.direction]],
             state,
             None if outs is None else outs[n],
             None if k else call.embedding,
@@ -254,7 +254,7 @@ def _backward_strand(
             if k < strand.layers.stop - 1:
                 d_n = d_n * _mask(stack, drawn[k], d_n.shape) if drawn else d_n
                 d_n = d_n if given.dh is None else d_n + own(given.dh[k])
-            names = layer_names(k, stack.directions)[strand.direction]
+            names = layer_names(stack.cell, k, stack.directions)[strand.direction]
             into = tuple(made.get(name) for name in names)
             dparts, dstart = (_first(segment.B, parts[k - bottom]) for parts in (dstates, dstarts))
             out = (dx[segment.rows], None) if dx is not None and k == bottom else None

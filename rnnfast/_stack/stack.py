@@ -12,7 +12,7 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array, checked
 from .._base.module import Kept, RecurrentModule, Shape
-from .._base.names import layer_names, recurrent_shapes
+from .._base.names import ends_of, of_layer, recurrent_shapes
 from .._base.scalars import Flag, Integer, Number, addressable, flag, number, size
 from .._base.state import Parts, StateT, each, initial_names, parts_of
 from .attributes import StackAttributes
@@ -58,12 +58,17 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         super().__init__(self._shapes(), H, dtype, seed)
 
     def _shapes(self) -> Iterator[Shape]:
-        G, H, L, D = self.gates, self.hidden_size, self.num_layers, self.directions
+        H, L, D = self.hidden_size, self.num_layers, self.directions
         for k in range(L):
-            shapes = recurrent_shapes(G, D * H if k else self.input_size, H, self.bias).values()
-            yield from (pair for names in layer_names(k, D) for pair in zip(names, shapes, strict=False))
+            shapes = recurrent_shapes(self.cell, D * H if k else self.input_size, H, self.bias)
+            own = [(name, shape) for name, shape in shapes.items() if name not in self.fixed]
+            yield from ((name + end, shape) for end in ends_of(k, D) for name, shape in own)
         if self.learn_initial_state:
             yield from ((name, (L * D, H)) for name in initial_names(self.cell))
+
+    def of_layer(self, layer: int) -> list[tuple[Array | None, ...]]:
+        """Return the parameters of a layer as the kernels take them."""
+        return [self.with_fixed(arrays) for arrays in of_layer(self.parameters, self.cell, layer, self.directions)]
 
 
 # States

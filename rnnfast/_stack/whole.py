@@ -43,7 +43,7 @@ def _run(
         y, after, *tape = run(
             stack.cell,
             y,
-            of_layer(stack.parameters, k, stack.directions),
+            stack.of_layer(k),
             state_of_layer(stack, call.state, k),
             None,
             None if k else call.embedding,
@@ -73,7 +73,7 @@ def backward(
             d,
             state_of_layer(stack, given.dlast, k),
             given.need_dx or k > 0,
-            None if grads is None else of_layer(grads, k, D),
+            None if grads is None else of_layer(grads, stack.cell, k, D),
             (None, state_of_layer(stack, dfirst, k)),
             dsteps=None if given.dsteps is None else given.dsteps[k],
             clip_dh=given.clip_dh,
@@ -83,6 +83,6 @@ def backward(
             given.flow(k, flow)
         if k and tape.masks:
             d *= tape.masks[k - 1]
-        for names, arrays in zip(layer_names(k, D), new, strict=True):
+        for names, arrays in zip(layer_names(stack.cell, k, D), new, strict=True):
             made |= {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
     return d, made

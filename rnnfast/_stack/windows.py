@@ -102,6 +102,7 @@ class CellAsStack(Stack[StateT]):
 
     def __init__(self, module: RecurrentModule) -> None:
         self.cell = module.cell
+        self.fixed = module.fixed
         kept = Kept({f"{name}_l0": p for name, p in module.parameters.items()}, module.rng)
         super().__init__(module.input_size, module.hidden_size, bias=module.bias, dtype=module.dtype, seed=kept)
 
@@ -271,7 +272,7 @@ class Run:
         new: list[Any] = [None] * stack.num_layers
         if into is not None:
             named = {name + self.suffix: a for name, a in into.items()}
-            new = [of_layer(named, k, 1) for k in range(stack.num_layers)]
+            new = [of_layer(named, stack.cell, k, 1) for k in range(stack.num_layers)]
         need_dx = dx_out is not None or ring.embedding is not None
         with self.turns.use():
             if max(tau - 1, 0) < ring.first:
@@ -309,7 +310,7 @@ class Run:
         """Return the layers' gradients by the module's names."""
         made: dict[str, Array] = {}
         for k, [arrays] in enumerate(new):
-            made |= zip(layer_names(k, 1)[0], arrays, strict=True)
+            made |= zip(layer_names(self.stack.cell, k, 1)[0], arrays, strict=True)
         initial = initial_names(self.stack.cell)
         made |= {name: np.zeros_like(p) for name, p in self.module.parameters.items() if name in initial}
         return {name: made[name + self.suffix] for name in self.module.parameters}

@@ -2,7 +2,7 @@
 
 `prepare`, `run_model`, `run_node` and `supports_device` are a backend as `onnx.backend.base` describes it, for the
 operators LSTM, GRU and RNN of opset 7 and newer with all their inputs, outputs and attributes. What our kernels do not
-compute (peepholes, clipping, coupled gates, other activation functions) NumPy does one step at a time. Beside them a
+compute (clipping, other activation functions) NumPy does one step at a time. Beside them a
 model may have operators that only move data, such as Reshape, or compute sizes; one with any others is refused. A model
 from anywhere can be read: what is wrong with it is a `ModelError`, no file is opened, and memory is bounded.
 

@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .. import _core
 from .._base.arrays import Array
-from .._base.names import of_layer, reordered
 from .._base.scalars import flag
 from .._base.state import STATES
 from .._stack.recurrent import Recurrent
 from ._forms import FORMS
-from ._operators import KINDS
+from ._operators import KINDS, PEEPHOLES
 
 OPSET = 14  # of the models that we write: nothing in them is newer, and older programs can read them
 
@@ -40,6 +40,8 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
     ------
     TypeError
         If an argument does not fit.
+    ValueError
+        If ONNX has no such operator: none has leaky units.
 
     Notes
     -----
@@ -53,6 +55,9 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
     if not isinstance(layer, tuple(form.layer for form in FORMS.values())):
         msg = f"layer: expected an LSTM, a GRU or an RNN, got {type(layer).__name__}"
         raise TypeError(msg)
+    if layer.cell not in FORMS:
+        msg = f"layer: expected leak=1.0, as ONNX has it, got {layer!r}"
+        raise ValueError(msg)
     state = flag(state, "state")
     L, D, H, batch_first = layer.num_layers, layer.directions, layer.hidden_size, layer.batch_first
     form, graph = FORMS[layer.cell], _Graph()
@@ -68,7 +73,7 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
     y = graph.node("Transpose", ["x"], "x_steps", perm=[1, 0, 2]) if batch_first else "x"
     for k in range(L):
         weights = [graph.constant(f"{name}_{k}", a) if a is not None else "" for name, a in _weights(layer, k).items()]
-        inputs = [y, *weights, "", *(names[k] for names in initial)]
+        inputs = [y, *weights[:3], "", *(names[k] for names in initial), *weights[3:]]
         graph.node(form.operator, inputs, f"Y_{k}", *(names[k] for names in last), **attributes)
         # From [T,D,B,H] to [T,B,D,H], in the end perhaps [B,T,D,H]; then D·H features
         order = [2, 0, 1, 3] if batch_first and k == L - 1 else [0, 2, 1, 3]
@@ -103,13 +108,22 @@ def _of_layers(name: str, L: int) -> list[str]:
 
 
 def _weights(layer: Recurrent[Any], k: int) -> dict[str, Array | None]:
-    """Return W, R and B of a layer."""
-    order = np.argsort(KINDS[FORMS[layer.cell].operator].gates).tolist()
-    w, r, b_ih, b_hh = (
-        None if each[0] is None else np.stack([reordered(a, order) for a in each])
-        for each in zip(*of_layer(layer.parameters, k, layer.directions), strict=True)
+    """Return W, R and B of a layer, and P where it has peepholes."""
+    letters, gates = _core.cells[layer.cell].gates, KINDS[FORMS[layer.cell].operator].gates
+    seeing = [letter for letter in letters if letter in PEEPHOLES]
+    orders = [(letters, gates)] * 4 + [(seeing, PEEPHOLES)]
+    w, r, b_ih, b_hh, *p = (
+        None if each[0] is None else np.stack([_in_order(a, *order) for a in each])
+        for each, order in zip(zip(*layer.of_layer(k), strict=True), orders, strict=False)
     )
-    return {"W": w, "R": r, "B": None if b_ih is None else np.concatenate([b_ih, b_hh], axis=1)}
+    b = None if b_ih is None else np.concatenate([b_ih, b_hh], axis=1)
+    return {"W": w, "R": r, "B": b} | dict.fromkeys(("P",) if p else (), *p)
+
+
+def _in_order(a: Array, letters: Sequence[str], order: str) -> Array:
+    """Return the blocks of rows of our gates in another order, zeros of a gate that we do not have."""
+    blocks = dict(zip(letters or " ", np.split(a, len(letters) or 1), strict=True))
+    return np.concatenate([blocks.get(letter, np.zeros_like(next(iter(blocks.values())))) for letter in order or " "])
 
 
 class _Graph:

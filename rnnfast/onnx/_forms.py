@@ -17,6 +17,9 @@ class Form(NamedTuple):
 
 FORMS = {
     "lstm": Form(layers.LSTM, {}, "LSTM", {}),
+    "lstm_peephole": Form(layers.LSTM, {"peephole": True}, "LSTM", {}),
+    "cifg": Form(layers.LSTM, {"coupled_gates": True}, "LSTM", {"input_forget": 1}),
+    "cifg_peephole": Form(layers.LSTM, {"peephole": True, "coupled_gates": True}, "LSTM", {"input_forget": 1}),
     "gru": Form(layers.GRU, {}, "GRU", {"linear_before_reset": 1}),
     "gru_reset_before": Form(layers.GRU, {"reset_after": False}, "GRU", {}),
     "rnn_tanh": Form(layers.RNN, {}, "RNN", {"activations": ["Tanh"]}),

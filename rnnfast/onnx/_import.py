@@ -16,7 +16,7 @@ from ._forms import FORMS
 from ._graphs import KEEPS, behind, check_order, constants_of, opset_of
 from ._nodes import RecurrentNode
 from ._operators import KINDS
-from ._protos import check, operator_of, name_of, title_of
+from ._protos import check, name_of, operator_of, title_of
 
 
 def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = None) -> Any:
@@ -40,8 +40,8 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     Raises
     ------
     ModelError
-        If the nodes are not a stack, if the model is malformed, or if a node does what a layer does not: peepholes,
-        `clip`, `input_forget`, other activation functions, the direction reverse alone, weights that are no constants.
+        If the nodes are not a stack, if the model is malformed, or if a node does what a layer does not: `clip`,
+        other activation functions, the direction reverse alone, weights that are no constants.
     TypeError, ValueError
         If there is no such node.
 
@@ -87,7 +87,7 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     given = {
         name: a
         for k, each in enumerate(chosen)
-        for names, weights in zip(layer_names(k, D), each.weights or (), strict=True)
+        for names, weights in zip(layer_names(layer.cell, k, D), each.weights or (), strict=True)
         for name, a in zip(names, weights[: len(names)], strict=True)
     }
     zero = {name: np.zeros_like(p) for name, p in layer.parameters.items()}
@@ -123,9 +123,7 @@ def _check_is_layer(node: RecurrentNode) -> None:
     attributes, operator = node.attributes, node.operator
     checks = [
         (", ".join(node.computed), "constants", bool(node.computed), "computed values"),
-        ("P", "none", "P" in node.inputs, "peepholes"),
         ("clip", "none", "clip" in attributes, attributes.get("clip")),
-        ("input_forget", 0, bool(attributes.get("input_forget")), attributes.get("input_forget")),
         ("direction", "'forward' or 'bidirectional'", operator.backwards == (True,), "'reverse'"),
         ("activations", "those of a layer", operator.cell is None, attributes.get("activations")),
     ]

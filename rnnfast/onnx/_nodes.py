@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from .._base.arrays import Array
 from ._errors import at
 from ._memory import Room
-from ._operators import WEIGHTS, Operator
+from ._operators import KINDS, WEIGHTS, Operator
 from ._protos import alone, attributes_of, name_of, title_of
 from ._stepwise import Weights
 
@@ -40,9 +40,9 @@ class RecurrentNode:
         self.title = title_of(node)
         with at(self.title):
             self.attributes = attributes_of(node, opset)
-            self.operator = Operator(node.op_type, name_of(node), self.attributes)
-            kind = self.operator.kind
+            kind = KINDS[node.op_type]
             self.inputs = {name: given for name, given in zip(kind.inputs, node.input, strict=False) if given}
+            self.operator = Operator(node.op_type, name_of(node), self.attributes, peephole="P" in self.inputs)
             self.outputs = [*node.output] + [""] * (len(kind.outputs) - len(node.output))
             self.computed = [name for name in WEIGHTS if name in self.inputs and self.inputs[name] not in constants]
             self.weights: list[Weights] | None = None if self.computed else self._weights(constants, room)

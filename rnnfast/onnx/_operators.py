@@ -1,7 +1,7 @@
 """The recurrent operators of ONNX on arrays: LSTM, GRU and RNN, with whatever their nodes may ask for.
 
-A node that is one of our cells runs in its kernel. Any other, one with other activation functions, peepholes, a clip or
-coupled gates, runs one step at a time in NumPy: exact, but slower.
+A node that is one of our cells runs in its kernel. Any other, one with other activation functions or a clip, runs one
+step at a time in NumPy: exact, but slower.
 
 Sizes are T time steps, B sequences, I inputs, H hidden units, G gates and D directions. The gates'
 order is ours from `Operator.weights` on.
@@ -24,7 +24,8 @@ from ._stepwise import FUNCTIONS, Activation, State, Step, Weights, elman, gru, 
 class Kind(NamedTuple):
     """An operator."""
 
-    gates: tuple[int, ...]  # where ONNX has our gates
+    gates: str  # in the order of ONNX, by our letters
+    full: str  # one of our cells that has all of them
     activations: tuple[str, ...]  # by default
     step: Callable[[Step, Weights, Array, State], State]
     inputs: tuple[str, ...]
@@ -38,19 +39,23 @@ class Kind(NamedTuple):
 
 _INPUTS = "X", "W", "R", "B", "sequence_lens", "initial_h"
 KINDS = {
-    "LSTM": Kind((0, 2, 3, 1), ("sigmoid", "tanh", "tanh"), lstm, (*_INPUTS, "initial_c", "P"), ("Y", "Y_h", "Y_c")),
-    "GRU": Kind((1, 0, 2), ("sigmoid", "tanh"), gru, _INPUTS, ("Y", "Y_h")),
-    "RNN": Kind((0,), ("tanh",), elman, _INPUTS, ("Y", "Y_h")),
+    "LSTM": Kind("iofg", "lstm", ("sigmoid", "tanh", "tanh"), lstm, (*_INPUTS, "initial_c", "P"), ("Y", "Y_h", "Y_c")),
+    "GRU": Kind("zrn", "gru", ("sigmoid", "tanh"), gru, _INPUTS, ("Y", "Y_h")),
+    "RNN": Kind("", "rnn_tanh", ("tanh",), elman, _INPUTS, ("Y", "Y_h")),
 }
+PEEPHOLES = "iof"  # the order of P
 WEIGHTS = "W", "R", "B", "P"
 
-# Which of them are cells of the kernels: by operator, linear_before_reset and activations
+# Which of them are cells of the kernels: by operator, input_forget or linear_before_reset, peepholes, and activations
 CELLS = {
-    ("LSTM", False, ("sigmoid", "tanh", "tanh")): "lstm",
-    ("GRU", True, ("sigmoid", "tanh")): "gru",
-    ("GRU", False, ("sigmoid", "tanh")): "gru_reset_before",
-    ("RNN", False, ("tanh",)): "rnn_tanh",
-    ("RNN", False, ("relu",)): "rnn_relu",
+    ("LSTM", False, False, ("sigmoid", "tanh", "tanh")): "lstm",
+    ("LSTM", False, True, ("sigmoid", "tanh", "tanh")): "lstm_peephole",
+    ("LSTM", True, False, ("sigmoid", "tanh", "tanh")): "cifg",
+    ("LSTM", True, True, ("sigmoid", "tanh", "tanh")): "cifg_peephole",
+    ("GRU", True, False, ("sigmoid", "tanh")): "gru",
+    ("GRU", False, False, ("sigmoid", "tanh")): "gru_reset_before",
+    ("RNN", False, False, ("tanh",)): "rnn_tanh",
+    ("RNN", False, False, ("relu",)): "rnn_relu",
 }
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}  # which run backwards in time
@@ -71,10 +76,10 @@ class Operator:
     hidden_size : int or None
         H, where the node says it.
     cell : str or None
-        The kernels' cell that the node is, but for peepholes.
+        The kernels' cell that the node is.
     """
 
-    def __init__(self, op_type: str, name: str, attributes: Mapping[str, Any]) -> None:
+    def __init__(self, op_type: str, name: str, attributes: Mapping[str, Any], *, peephole: bool = False) -> None:
         self.name = f"{op_type} {name!r}"
         self.kind = KINDS[op_type]
         direction = self._choice(attributes, "direction", tuple(DIRECTIONS))
@@ -86,18 +91,19 @@ class Operator:
         clip = attributes.get("clip")
         if clip is not None and not clip > 0:
             raise ValueError(self._expected("clip", "a positive number", clip))
-        input_forget, reset_after = (bool(attributes.get(name)) for name in ("input_forget", "linear_before_reset"))
+        option = any(bool(attributes.get(name)) for name in ("input_forget", "linear_before_reset"))
         names, activations = self._activations(attributes)
         self._steps = [
             Step(
                 functions,
                 (lambda x: x) if clip is None else lambda x: np.clip(x, -clip, clip),
-                input_forget or reset_after,
+                option,
             )
             for functions in activations
         ]
-        cells = {CELLS.get((op_type, reset_after, of_direction)) for of_direction in names}
-        self.cell = cells.pop() if len(cells) == 1 and clip is None and not input_forget else None
+        cells = {CELLS.get((op_type, option, peephole, of_direction)) for of_direction in names}
+        self.cell = cells.pop() if len(cells) == 1 and clip is None else None
+        self._letters = _core.cells[self.cell or self.kind.full].gates
 
     def weights(self, W: object, R: object, B: object = None, P: object = None) -> list[Weights]:
         """Check the weights of a node and return those of each direction.
@@ -112,22 +118,23 @@ class Operator:
         w, r = (_core.asarray(a, f"{self.name}: {name}") for name, a in (("W", W), ("R", R)))
         if w.dtype not in (np.float32, np.float64):
             raise TypeError(self._expected("W", "dtype float32 or float64", w.dtype))
-        D, G = len(self.backwards), len(self.kind.gates)
+        D, G = len(self.backwards), max(len(self.kind.gates), 1)
         for name, a in (("W", w), ("R", r)):
             if a.ndim != 3 or a.shape[2] < 1:
                 raise ValueError(self._expected(name, f"shape (D, {G}·H, {'I' if a is w else 'H'})", a.shape))
         I, H = w.shape[2], r.shape[2] if self.hidden_size is None else self.hidden_size
         w, r = self._checked(w, "W", (D, G * H, I), w.dtype), self._checked(r, "R", (D, G * H, H), w.dtype)
         b = None if B is None else self._checked(B, "B", (D, 2 * G * H), w.dtype).reshape(D, 2, G * H)
-        p = None if P is None else self._checked(P, "P", (D, 3 * H), w.dtype).reshape(D, 3, H)
-        order = self.kind.gates
+        p = None if P is None else self._checked(P, "P", (D, 3 * H), w.dtype)
+        order = [self.kind.gates.index(letter) for letter in self._letters] or [0]
+        seeing = [PEEPHOLES.index(letter) for letter in self._letters if letter in PEEPHOLES]
         return [
             Weights(
-                reordered(w[d], order),
-                reordered(r[d], order),
-                None if b is None else reordered(b[d, 0], order),
-                None if b is None else reordered(b[d, 1], order),
-                None if p is None else p[d],
+                reordered(w[d], order, G),
+                reordered(r[d], order, G),
+                None if b is None else reordered(b[d, 0], order, G),
+                None if b is None else reordered(b[d, 1], order, G),
+                None if p is None else reordered(p[d], seeing, len(PEEPHOLES)),
             )
             for d in range(D)
         ]
@@ -165,7 +172,7 @@ class Operator:
                 raise ValueError(self._expected("sequence_lens", f"0 to {T}", lengths))
         if T * B == 0:
             y, last = np.zeros((T, B, D, H), dtype), [np.zeros((D, B, H), dtype) for _ in state]
-        elif self.cell is not None and weights[0].peepholes is None:
+        elif self.cell is not None:
             y, *last = self._fused(self.cell, weights, x, lengths, state)
         else:
             y, *last = self._stepwise(weights, x, lengths, state)
@@ -180,7 +187,7 @@ class Operator:
         """Run the kernel: return h of each step [T,B,D·H] and the last state, each part [D,B,H]."""
         _, layout = layout_of(x, lengths, x.shape[2], batch_first=False, embedded=False, dtype=x.dtype)
         first = each(layout.take_state, tuple(state))
-        parameters = [w[:4] for w in weights]
+        parameters = [w[: 4 + len(_core.cells[cell].parameters)] for w in weights]
         reverse = self.backwards == (True,)
         sizes = layout.batch_sizes
         y, last = _core.inference(cell, layout.take(x), parameters, first, batch_sizes=sizes, reverse=reverse)

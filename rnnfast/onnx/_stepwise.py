@@ -47,7 +47,7 @@ class Weights(NamedTuple):
     w_hh: Array  # [G·H,H]
     b_ih: Array | None  # [G·H]
     b_hh: Array | None
-    peepholes: Array | None  # p_i, p_o, p_f [3,H]
+    peephole: Array | None  # p_i, p_f, p_o [3·H], those of the gates that there are
 
 
 class Step(NamedTuple):
@@ -74,7 +74,7 @@ def lstm(step: Step, w: Weights, gates_x: Array, state: State) -> State:
     """
     (s, g_of, h_of), clip = step.activations, step.clip
     h, c = state
-    p_i, p_o, p_f = np.zeros(3, c.dtype) if w.peepholes is None else w.peepholes
+    p_i, p_f, p_o = np.zeros(3, c.dtype) if w.peephole is None else np.split(w.peephole, 3)
     i, f, g, o = np.split(gates_x + linear(h, w.w_hh, w.b_hh), 4, axis=-1)
     i = s(clip(i + p_i * c))
     f = 1 - i if step.option else s(clip(f + p_f * c))

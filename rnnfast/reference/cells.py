@@ -11,6 +11,14 @@ lstm
     Hochreiter & Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; with the forget gate of
     Gers, Schmidhuber & Cummins, "Learning to Forget", Neural Computation 12(10), 2000.
 
+lstm_peephole
+    i, f, o = s(i + p_i * c'), s(f + p_f * c'), s(o + p_o * c) in place of s(i), s(f), s(o); p = [p_i p_f p_o] [3·H]
+    Gers, Schraudolph & Schmidhuber, "Learning Precise Timing with LSTM Recurrent Networks", JMLR 3, 2002.
+
+cifg, cifg_peephole
+    f = 1 - i, of the gates [i g o]; with peepholes p = [p_i p_o] [2·H]
+    Greff et al., "LSTM: A Search Space Odyssey", 2015 (arXiv:1503.04069).
+
 gru
     r = s(a_r + W_hr h' + b_hr)
     z = s(a_z + W_hz h' + b_hz)
@@ -28,6 +36,10 @@ rnn_tanh, rnn_relu
     h = tanh(a + W_hh h' + b_hh), or max(0, .) in place of tanh
     Elman, "Finding Structure in Time", Cognitive Science 14(2), 1990.
 
+rnn_tanh_leaky, rnn_relu_leaky
+    h = (1 - leak) * h' + leak * f, where f is the h of rnn_tanh or rnn_relu; leak [H]
+    Jaeger, "The Echo State Approach to Analysing and Training Recurrent Neural Networks", GMD Report 148, 2001.
+
 Each backward step is its forward step read from bottom to top. A gate that is held at a value has that value
 forward, and its pre-activation the gradient 0: the same substitution, by name, in both. A new cell is one pair of
 functions and one row in `CELLS`.
@@ -35,6 +47,7 @@ functions and one row in `CELLS`.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -45,7 +58,7 @@ State: TypeAlias = tuple[Array, ...]  # a part for each of the cell's states, h 
 Kept: TypeAlias = tuple[Array, ...]  # what a step keeps for its backward: its previous state, its gates, and more
 Hold: TypeAlias = Callable[[str, Array], Array]  # returns what it is given for a gate, or what that is held at
 Forward: TypeAlias = tuple[State, Kept]
-Backward: TypeAlias = tuple[Array, State, State, tuple[Array, Array]]  # da, all of dstate, the previous one, (dw, db)
+Backward: TypeAlias = tuple[Array, State, State, tuple[Array, ...]]  # da, all of dstate, the previous one, (dw, db, ..)
 
 
 def sigmoid(x: Array) -> Array:
@@ -69,32 +82,71 @@ def hold(held: Mapping[str, ArrayLike], gate: str, value: Array) -> Array:
     return np.full_like(value, held[gate]) if gate in held else value
 
 
-# One step of each cell, forward and backward: a and da are [B,G·H], states [B,H]; w and b are w_hh and b_hh. "All of
-# dstate" has in dc also what reaches c by way of h.
+# One step of each cell, forward and backward: a and da are [B,G·H], states [B,H]; w and b are w_hh and b_hh. What else
+# a cell has comes last, and so do its gradients. "All of dstate" has in dc also what reaches c by way of h.
 
 
-def lstm(a: Array, state: State, w: Array, b: Array | None, hold: Hold) -> Forward:
+def split(peephole: Array | None, n: int) -> tuple[Array | None, ...]:
+    """Return the vectors [H] of peepholes, None for each where a cell has none."""
+    return (None,) * n if peephole is None else tuple(np.split(peephole, n))
+
+
+def seen(p: Array | None, c: Array) -> Array | float:
+    """Return what a gate sees of c through its peephole, and c of the gate's gradient."""
+    return 0.0 if p is None else p * c
+
+
+def lstm(a: Array, state: State, w: Array, b: Array | None, hold: Hold, peephole: Array | None = None) -> Forward:
     """Make h, c from h', c'."""
     h, c = state
+    p_i, p_f, p_o = split(peephole, 3)
     i, f, g, o = np.split(a + linear(h, w, b), 4, axis=1)
-    i, f, g, o = hold("i", sigmoid(i)), hold("f", sigmoid(f)), hold("g", np.tanh(g)), hold("o", sigmoid(o))
+    i, f, g = hold("i", sigmoid(i + seen(p_i, c))), hold("f", sigmoid(f + seen(p_f, c))), hold("g", np.tanh(g))
     c_next = f * c + i * g
+    o = hold("o", sigmoid(o + seen(p_o, c_next)))
     tanh_c = np.tanh(c_next)
-    return (o * tanh_c, c_next), (h, c, i, f, g, o, tanh_c)
+    return (o * tanh_c, c_next), (h, c, i, f, g, o, c_next, tanh_c)
 
 
-def lstm_backward(dstate: State, kept: Kept, w: Array, hold: Hold) -> Backward:
+def lstm_backward(dstate: State, kept: Kept, w: Array, hold: Hold, peephole: Array | None = None) -> Backward:
     """Make dh', dc' from dh, dc."""
     dh, dc = dstate
-    h, c, i, f, g, o, tanh_c = kept
-    do = dh * tanh_c
-    dc = dc + dh * o * (1 - tanh_c**2)
+    h, c, i, f, g, o, c_next, tanh_c = kept
+    p_i, p_f, p_o = split(peephole, 3)
+    da_o = hold("o", dh * tanh_c * o * (1 - o))
+    dc = dc + dh * o * (1 - tanh_c**2) + seen(p_o, da_o)
     di, df, dg = dc * g, dc * c, dc * i
-    da_i, da_f = hold("i", di * i * (1 - i)), hold("f", df * f * (1 - f))
-    da_g, da_o = hold("g", dg * (1 - g**2)), hold("o", do * o * (1 - o))
+    da_i, da_f, da_g = hold("i", di * i * (1 - i)), hold("f", df * f * (1 - f)), hold("g", dg * (1 - g**2))
     da = np.hstack([da_i, da_f, da_g, da_o])
     dh_u, dw, db = linear_backward(da, h, w)
-    return da, (dh, dc), (dh_u, dc * f), (dw, db)
+    dp = () if peephole is None else (np.hstack([da_i * c, da_f * c, da_o * c_next]).sum(axis=0),)
+    return da, (dh, dc), (dh_u, dc * f + seen(p_i, da_i) + seen(p_f, da_f)), (dw, db, *dp)
+
+
+def cifg(a: Array, state: State, w: Array, b: Array | None, hold: Hold, peephole: Array | None = None) -> Forward:
+    """Make h, c from h', c', with coupled gates."""
+    h, c = state
+    p_i, p_o = split(peephole, 2)
+    i, g, o = np.split(a + linear(h, w, b), 3, axis=1)
+    i, g = hold("i", sigmoid(i + seen(p_i, c))), hold("g", np.tanh(g))
+    c_next = (1 - i) * c + i * g
+    o = hold("o", sigmoid(o + seen(p_o, c_next)))
+    tanh_c = np.tanh(c_next)
+    return (o * tanh_c, c_next), (h, c, i, g, o, c_next, tanh_c)
+
+
+def cifg_backward(dstate: State, kept: Kept, w: Array, hold: Hold, peephole: Array | None = None) -> Backward:
+    """Make dh', dc' from dh, dc."""
+    dh, dc = dstate
+    h, c, i, g, o, c_next, tanh_c = kept
+    p_i, p_o = split(peephole, 2)
+    da_o = hold("o", dh * tanh_c * o * (1 - o))
+    dc = dc + dh * o * (1 - tanh_c**2) + seen(p_o, da_o)
+    da_i, da_g = hold("i", dc * (g - c) * i * (1 - i)), hold("g", dc * i * (1 - g**2))
+    da = np.hstack([da_i, da_g, da_o])
+    dh_u, dw, db = linear_backward(da, h, w)
+    dp = () if peephole is None else (np.hstack([da_i * c, da_o * c_next]).sum(axis=0),)
+    return da, (dh, dc), (dh_u, dc * (1 - i) + seen(p_i, da_i)), (dw, db, *dp)
 
 
 def gru(a: Array, state: State, w: Array, b: Array | None, hold: Hold) -> Forward:
@@ -161,6 +213,26 @@ def elman_backward(df: Callable[[Array, Array], Array], dstate: State, kept: Kep
     return da, dstate, (dh,), (dw, db)
 
 
+def leaky(
+    f_of: Callable[[Array], Array], a: Array, state: State, w: Array, b: Array | None, _: Hold, leak: Array
+) -> Forward:
+    """Make h from h', with the activation f_of."""
+    (h,) = state
+    f = f_of(a + linear(h, w, b))
+    return ((1 - leak) * h + leak * f,), (h, f)
+
+
+def leaky_backward(
+    df: Callable[[Array, Array], Array], dstate: State, kept: Kept, w: Array, _: Hold, leak: Array
+) -> Backward:
+    """Make dh' from dh, where df(df, f) is a gradient through the activation."""
+    (dh,) = dstate
+    h, f = kept
+    da = df(dh * leak, f)
+    dh_u, dw, db = linear_backward(da, h, w)
+    return da, dstate, (dh * (1 - leak) + dh_u,), (dw, db, (dh * (f - h)).sum(axis=0))
+
+
 def tanh_backward(dh: Array, h: Array) -> Array:
     """Return the gradient of a where h = tanh(a)."""
     return dh * (1 - h**2)
@@ -181,14 +253,20 @@ class Cell(NamedTuple):
 
     states: tuple[str, ...]  # h first, which the cell puts out
     gates: str  # a letter each, as they are kept; Elman has none
-    forward: Callable[[Array, State, Array, Array | None, Hold], Forward]
-    backward: Callable[[State, Kept, Array, Hold], Backward]
+    forward: Callable[..., Forward]
+    backward: Callable[..., Backward]
+    parameters: Mapping[str, int] = MappingProxyType({})  # what else it has, and how many vectors [H] each consists of
 
 
 CELLS = {
     "lstm": Cell(("h", "c"), "ifgo", lstm, lstm_backward),
+    "lstm_peephole": Cell(("h", "c"), "ifgo", lstm, lstm_backward, {"peephole": 3}),
+    "cifg": Cell(("h", "c"), "igo", cifg, cifg_backward),
+    "cifg_peephole": Cell(("h", "c"), "igo", cifg, cifg_backward, {"peephole": 2}),
     "gru": Cell(("h",), "rzn", gru, gru_backward),
     "gru_reset_before": Cell(("h",), "rzn", gru_reset_before, gru_reset_before_backward),
     "rnn_tanh": Cell(("h",), "", partial(elman, np.tanh), partial(elman_backward, tanh_backward)),
     "rnn_relu": Cell(("h",), "", partial(elman, relu), partial(elman_backward, relu_backward)),
+    "rnn_tanh_leaky": Cell(("h",), "", partial(leaky, np.tanh), partial(leaky_backward, tanh_backward), {"leak": 1}),
+    "rnn_relu_leaky": Cell(("h",), "", partial(leaky, relu), partial(leaky_backward, relu_backward), {"leak": 1}),
 }

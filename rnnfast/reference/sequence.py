@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from .cells import CELLS, Array, Cell, Kept, State, hold, linear, linear_backward
 
 StateLike: TypeAlias = tuple[ArrayLike | None, ...]
-Parameters: TypeAlias = tuple[Array, Array, Array | None, Array | None]  # w_ih, w_hh, b_ih, b_hh
+Parameters: TypeAlias = tuple[Any, ...]  # w_ih, w_hh, b_ih or None, b_hh or None, and what else the cell has
 
 
 class Tape(NamedTuple):
@@ -53,7 +53,8 @@ def forward(
     x : array_like [T,B,I], or of integers [T,B]
         The input, or its tokens.
     parameters : sequence of D tuples
-        w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None of each direction.
+        w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None of each direction, and the other parameters
+        that the cell has.
     state0 : tuple of array_like [D,B,H] or None, optional
         The initial state, an entry for each of the cell's states; zero where not given.
     embedding : array_like [V,I], optional
@@ -65,7 +66,8 @@ def forward(
         Where an episode starts: before the step the state is the initial one again. The second direction comes from
         the other side: for it the steps before these start anew.
     gate_override : mapping, optional
-        The value that a gate is held at, by the gate's name: i, f, g, o of the LSTM, r, z, n of the GRU.
+        The value that a gate is held at, by the gate's name: i, f, g, o of the LSTM (without f where gates are
+        coupled), r, z, n of the GRU.
 
     Returns
     -------
@@ -126,12 +128,13 @@ def forward(
         embedding=rows,
     )
     first, last = _filled("state0", state0, step.states, (D, B, H)), []
-    for d, (w_ih, w_hh, b_ih, b_hh) in enumerate(weights):
+    for d, (w_ih, w_hh, b_ih, b_hh, *vectors) in enumerate(weights):
         initial: State = tuple(s[d] for s in first)
         state = initial
         for t in _times(T, d):
             state = _where(tape.anew[d][t], initial, state)
-            made, tape.kept[d][t] = step.forward(linear(x[t], w_ih, b_ih), state, w_hh, b_hh, partial(hold, held))
+            a = linear(x[t], w_ih, b_ih)
+            made, tape.kept[d][t] = step.forward(a, state, w_hh, b_hh, partial(hold, held), *vectors)
             for s, part in zip(tape.steps, made, strict=True):
                 s[t, :, d * H : (d + 1) * H] = np.where(tape.real[t], part, 0)
             state = _where(tape.real[t], made, state)
@@ -191,7 +194,7 @@ def gradients(
     dstate0 : tuple of ndarray [D,B,H]
         The gradient of the initial state, summed over the episodes.
     grads : list of D tuples
-        dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias.
+        dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias, and those of the other parameters.
     dsteps : tuple of ndarray [T,B,D·H]
         All of the gradient with respect to the states of every step, h among them: what is given, what comes through
         time, and what comes through the step's h. Zero in the padding.
@@ -210,32 +213,34 @@ def gradients(
     dx: Any = np.zeros_like(x)
     dlast = _filled("dstate", dstate, step.states, (D, B, H))
     dfirst, grads = [], []
-    for d, (w_ih, w_hh, b_ih, b_hh) in enumerate(weights):
+    for d, (w_ih, w_hh, b_ih, b_hh, *vectors) in enumerate(weights):
         dnext: State = tuple(ds[d] for ds in dlast)
         none: State = tuple(np.zeros((B, H)) for _ in dnext)
         dinitial = none
         dw_ih, dw_hh = np.zeros_like(w_ih), np.zeros_like(w_hh)
         db_ih, db_hh = np.zeros(len(w_ih)), np.zeros(len(w_hh))
+        dvectors = [np.zeros_like(v) for v in vectors]
         for t in reversed(_times(T, d)):
             real, anew = tape.real[t], tape.anew[d][t]
             here = tuple(ds[t, :, d * H : (d + 1) * H] for ds in total)
             waits = _where(real, none, dnext)
             dmade = _where(real, _add(dnext, here), none)
-            da, dmade, dbefore, (dw, db) = step.backward(dmade, tape.kept[d][t], w_hh, partial(hold, zero))
+            da, dmade, dbefore, new = step.backward(dmade, tape.kept[d][t], w_hh, partial(hold, zero), *vectors)
             for ds, made in zip(here, dmade, strict=True):
                 ds[:] = made
             if clip_dh is not None:
                 dbefore = tuple(np.clip(ds, -clip_dh, clip_dh) for ds in dbefore)
             dinitial = _add(dinitial, _where(anew, dbefore, none))
             dnext = _add(_where(anew, none, dbefore), waits)
-            dw_hh += dw
-            db_hh += db
+            for total_of, d_new in zip((dw_hh, db_hh, *dvectors), new, strict=True):
+                total_of += d_new
             dx_t, dw, db = linear_backward(da, x[t], w_ih)
             dx[t] += dx_t
             dw_ih += dw
             db_ih += db
         dfirst.append(_add(dinitial, dnext))
-        grads.append((dw_ih, dw_hh, None if b_ih is None else db_ih, None if b_hh is None else db_hh))
+        biases = None if b_ih is None else db_ih, None if b_hh is None else db_hh
+        grads.append((dw_ih, dw_hh, *biases, *dvectors))
     if tape.one_hot is not None:
         dx = None if tape.embedding is None else np.einsum("tbv,tbi->vi", tape.one_hot, dx)
     return Gradients(dx, _stacked(dfirst), grads, total)
@@ -256,9 +261,7 @@ def _times(T: int, d: int) -> range:
 
 
 def _float64(parameters: Sequence[Any]) -> Parameters:
-    w_ih, w_hh, *biases = parameters
-    b_ih, b_hh = (None if b is None else np.asarray(b, np.float64) for b in biases)
-    return np.asarray(w_ih, np.float64), np.asarray(w_hh, np.float64), b_ih, b_hh
+    return tuple(None if p is None else np.asarray(p, np.float64) for p in parameters)
 
 
 def _filled(name: str, given: Any, states: Sequence[str], shape: tuple[int, ...]) -> State:

@@ -121,6 +121,7 @@ def seed_of_folding() -> Model:
 
 SEEDS: dict[str, Callable[[], Model]] = {
     "stack": lambda: to_onnx(rnnfast.LSTM(I, H, num_layers=2, bidirectional=True, seed=0), state=True),
+    "peepholes": lambda: to_onnx(rnnfast.LSTM(I, H, peephole=True, coupled_gates=True, seed=0)),
     "learned": lambda: to_onnx(rnnfast.GRU(I, H, batch_first=True, learn_initial_state=True, seed=0)),
     "one": lambda: to_onnx(rnnfast.RNN(I, H, nonlinearity="relu", bias=False, seed=0)),
     "lengths": seed_of_lengths,

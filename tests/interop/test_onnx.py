@@ -37,7 +37,7 @@ from rnnfast.onnx import (  # noqa: E402
 Array = np.ndarray[Any, np.dtype[Any]]
 Inputs = dict[str, Array]
 
-OPERATORS = {form.operator: cell for cell, form in _forms.FORMS.items()}  # and a cell of each
+OPERATORS = {form.operator: cell for cell, form in reversed(_forms.FORMS.items())}  # and the first cell of each
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 INPUTS = "X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"
 OUTPUTS = "Y", "Y_h", "Y_c"
@@ -679,9 +679,7 @@ def test_a_bias_that_one_layer_has_is_zero_in_the_others() -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    "peepholes": ("LSTM", {}, {"P": True}, "P: expected none"),
     "clip": ("GRU", {"clip": 1.0}, {}, "clip: expected none, as a layer has, got 1.0"),
-    "coupled gates": ("LSTM", {"input_forget": 1}, {}, "input_forget: expected 0, as a layer has, got 1"),
     "reverse": (
         "RNN",
         {"direction": "reverse"},

@@ -28,7 +28,8 @@ struct CellList {
   static constexpr CellFunctions<Real> functions[] = {functions_of<Real, Cells>()...};
 };
 
-using AllCells = CellList<Lstm, Gru, GruResetBefore, Elman<Tanh>, Elman<Relu>>;
+using AllCells = CellList<Lstm, LstmPeephole, Cifg, CifgPeephole, Gru, GruResetBefore, Elman<Tanh>, Elman<Relu>,
+                          LeakyElman<Tanh>, LeakyElman<Relu>>;
 
 template <class Real>
 RNNFAST_INLINE const CellFunctions<Real>& functions_of(const CellShape& cell) {

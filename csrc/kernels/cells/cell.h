@@ -4,7 +4,7 @@
 //   name, gates                 of the cell, and the letters of its gates as w_ih and w_hh have them ("": no names)
 //   held                        letters of the gates that can be held at a value
 //   states                      names of its states, h first
-//   parameters                  names of what it has beside w_ih, w_hh, b_ih, b_hh, with spaces between
+//   parameters                  vectors of units that it has beside w_ih, w_hh, b_ih, b_hh; left out where it has none
 //   gate_count                  G, the gates of w_ih and w_hh
 //   slot_count                  vectors per row and unit block that it keeps: its gates, and for the GRU hn
 //   input_gates                 which gate of w_ih the last G slots hold
@@ -45,27 +45,53 @@ constexpr int state_count = int(sizeof(Cell::states) / sizeof(const char*));
 template <class Cell>
 constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
 
+template <class Cell>
+constexpr int parameter_count = 0;
+
+template <class Cell>
+requires requires { Cell::parameters; }
+constexpr int parameter_count<Cell> = int(sizeof(Cell::parameters) / sizeof(UnitVectors));
+
+// Of all its parameters.
+template <class Cell>
+constexpr int vector_count = [] {
+  int count = 0;
+  if constexpr (parameter_count < Cell >> 0)
+    for (const UnitVectors& parameter : Cell::parameters) count += parameter.count;
+  return count;
+}();
+
 // ---- A cell's points ------------------------------------------------------------------------------------------------
 
 // One row of one unit block. gate: squashed where the cell says so, else pre-activations on entry and activations on
 // return. before: the states that the cell reads. after: the states, which the last phase makes. reset_h: what the
-// first phase makes of h' for the product of the second. What a cell does not read is not set.
+// first phase makes of h' for the product of the second. vector: the cell's vectors of units, one parameter after the
+// other. What a cell does not read is not set.
 template <class S, class Cell>
 struct ForwardPoint {
   typename S::V gate[Cell::slot_count], before[state_count<Cell>], after[state_count<Cell>], reset_h;
+  typename S::V vector[max_index(vector_count<Cell>, 1)];
   const Held<typename S::Real>* held;
 };
 
 // dstate: on entry gradients of the states after the step, with what the loss brings to h; on return of those before
 // it, that of h' without the product. dgate: of the pre-activations. flow: all that reaches a state after the step, but
-// h. dreset_h: of reset_h. Phases come in reverse; each makes its dgate, and the first one, which comes last, dstate
-// and flow.
+// h. dreset_h: of reset_h. dvector: what the row adds to the gradients of the vectors. Phases come in reverse; each
+// makes its dgate, and the first one, which comes last, dstate, flow and dvector.
 template <class S, class Cell>
 struct BackwardPoint {
   typename S::V gate[Cell::slot_count], before[state_count<Cell>], after[state_count<Cell>];
   typename S::V dgate[Cell::slot_count], dstate[state_count<Cell>], flow[state_count<Cell>], dreset_h;
+  typename S::V vector[max_index(vector_count<Cell>, 1)], dvector[max_index(vector_count<Cell>, 1)];
   const Held<typename S::Real>* held;
 };
+
+// The cell's vectors at a unit block, from all of them as [unit block][vector x lanes].
+template <class S, class Point, class Real>
+RNNFAST_INLINE void load_vectors(const Real* vectors, int count, Index unit, Point& p) {
+#pragma GCC unroll 4
+  for (int i = 0; i < count; ++i) p.vector[i] = S::load(vectors + unit * count + i * S::lanes);
+}
 
 // ---- A step's rows --------------------------------------------------------------------------------------------------
 
@@ -76,6 +102,7 @@ struct ForwardStep {
   Index gate_row;
   View<const Real> x, before[most_states];
   View<Real> after[most_states], reset_h;
+  const Real* vectors;  // the cell's, [unit block][vector x lanes]
   const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
   Index rows;
   Span units;
@@ -88,8 +115,9 @@ struct ForwardStep {
 template <class Real>
 struct BackwardStep {
   Gates<const Real> gates;
-  Gates<Real> dgates;
-  Index gate_row, dgate_row;
+  Gates<Real> dgates, dvectors;  // of dvectors, slots are what rows add to the gradients of the cell's vectors
+  Index gate_row, dgate_row;     // the second is that of dvectors too
+  const Real* vectors;           // the cell's, [unit block][vector x lanes]
   View<const Real> before[most_states], after[most_states];
   View<const Real> dy;  // what a loss brings to h
   View<Real> dstate[most_states], flow[most_states], dreset_h;
@@ -133,6 +161,7 @@ RNNFAST_INLINE void forward_row(const ForwardStep<Real>& s, Real* gates, Index u
 #pragma GCC unroll 4
   for (int i = 0; i < states; ++i)
     if (Cell::reads_before[i]) p.before[i] = load_lanes<S>(s.before[i].data + row * s.before[i].stride + unit, valid);
+  load_vectors<S>(s.vectors, vector_count<Cell>, unit, p);
   Cell::template forward<S, phase>(p);
   if (s.store_gates) {
 #pragma GCC unroll 8
@@ -193,6 +222,7 @@ RNNFAST_INLINE void backward_row(const BackwardStep<Real>& s, Index unit, int va
     if (i > 0) p.dstate[i] = load(s.dstate[i]);
   }
   if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
+  load_vectors<S>(s.vectors, vector_count<Cell>, unit, p);
   Cell::template backward<S, phase>(p);
   Real* dgates = gates_at(s.dgates, unit, s.dgate_row + row, S::lanes, slots);
 #pragma GCC unroll 8
@@ -204,6 +234,11 @@ RNNFAST_INLINE void backward_row(const BackwardStep<Real>& s, Index unit, int va
     for (int i = 1; i < states; ++i) {
       if (s.flow[i].data) store(s.flow[i], p.flow[i]);
       store(s.dstate[i], p.dstate[i]);
+    }
+    if constexpr (vector_count < Cell >> 0) {
+      Real* dvectors = gates_at(s.dvectors, unit, s.dgate_row + row, S::lanes, vector_count<Cell>);
+#pragma GCC unroll 4
+      for (int i = 0; i < vector_count<Cell>; ++i) S::store(dvectors + i * S::lanes, p.dvector[i]);
     }
   }
 }
@@ -229,12 +264,12 @@ constexpr int length_of(const T (&)[n]) {
 template <class Cell>
 constexpr bool is_sound() {
   constexpr int G = Cell::gate_count, slots = Cell::slot_count, phases = phase_count<Cell>;
-  bool sound = slots <= most_slots && phases <= most_phases && state_count<Cell> <= most_states;
+  bool sound = slots <= most_slots && phases <= most_phases && state_count<Cell> <= most_states &&
+               parameter_count<Cell> <= most_parameters;
   sound = sound && length_of(Cell::squashes) == slots && length_of(Cell::input_gates) == G &&
           length_of(Cell::recurrent_gates) == G && length_of(Cell::reads_before) == state_count<Cell> &&
           length_of(Cell::reads_after) == state_count<Cell>;
-  sound = sound && !*Cell::parameters;  // which calls have yet to carry
-  int next = 0;                         // phases take the slots in turn
+  int next = 0;  // phases take the slots in turn
   for (const Phase& phase : Cell::phases) {
     sound = sound && phase.slot == next && phase.gate == next;
     sound = sound && (phase.slots == phase.gates || (phase.slots == 4 && phase.gates == 3 && phases == 1));
@@ -249,10 +284,13 @@ template <class Cell>
 constexpr CellShape shape_of(int index) {
   static_assert(is_sound<Cell>());
   CellShape shape = {};
-  shape.name = Cell::name, shape.gates = Cell::gates, shape.held = Cell::held, shape.parameters = Cell::parameters;
+  shape.name = Cell::name, shape.gates = Cell::gates, shape.held = Cell::held;
   shape.index = index;
   shape.gate_count = Cell::gate_count, shape.slot_count = Cell::slot_count;
   shape.state_count = state_count<Cell>, shape.phase_count = phase_count<Cell>;
+  shape.parameter_count = parameter_count<Cell>, shape.vector_count = vector_count<Cell>;
+  if constexpr (parameter_count < Cell >> 0)
+    for (int i = 0; i < shape.parameter_count; ++i) shape.parameters[i] = Cell::parameters[i];
   for (int i = 0; i < shape.state_count; ++i) {
     shape.states[i] = Cell::states[i];
     shape.reads_before[i] = Cell::reads_before[i];

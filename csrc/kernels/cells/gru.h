@@ -16,7 +16,7 @@ namespace {
 // Slots: hn = w_hn h' + b_hn, r, z, n. The recurrent product fills the first three, the input product the last three,
 // and so do their gradients: dn reaches w_ih as it is, but w_hh multiplied by r.
 struct Gru {
-  static constexpr const char *name = "gru", *gates = "rzn", *held = gates, *parameters = "";
+  static constexpr const char *name = "gru", *gates = "rzn", *held = gates;
   static constexpr const char* states[] = {"h"};
   static constexpr int gate_count = 3, slot_count = 4;
   static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {2, 0, 1};
@@ -46,7 +46,7 @@ struct Gru {
 
 // Two phases: r and z from h', then n from r h'.
 struct GruResetBefore {
-  static constexpr const char *name = "gru_reset_before", *gates = "rzn", *held = gates, *parameters = "";
+  static constexpr const char *name = "gru_reset_before", *gates = "rzn", *held = gates;
   static constexpr const char* states[] = {"h"};
   static constexpr int gate_count = 3, slot_count = 3;
   static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {0, 1, 2};

@@ -93,7 +93,21 @@ void unpack(const Panels<Real>& p, Index k, const GateRows<Real>& w, Span span) 
   });
 }
 
-// The same matrix for products that go the other way, gates times w: [group of blocks of K][row][block x lanes], where
+// The cell's vectors of units, as [unit block][vector x lanes]; padding is zero.
+template <class Real>
+void pack_vectors(const CellShape& cell, const Parameters<const Real>& parameters, const Blocks& units, Index H,
+                  Span span, Real* to) {
+  for (Index block = span.first; block < span.last; ++block) {
+    const BlockWidth width = width_of<Real>(units, block);
+    Real* at = to + width.unit * cell.vector_count;
+    for (int i = 0; i < cell.parameter_count; ++i)
+      for (int vector = 0; vector < cell.parameters[i].count; ++vector)
+        for (Index lane = 0; lane < width.lanes; ++lane)
+          *at++ = lane < width.valid ? parameters.vectors[i][vector * H + width.unit + lane] : Real(0);
+  }
+}
+
+// A matrix for products that go the other way, gates times w: [group of blocks of K][row][block x lanes], where
 // the rows run over (unit block, gate, lane) as the gates are stored. Rows of padding are zero. Groups are of four
 // blocks, and of two and one at the end.
 template <class Real>

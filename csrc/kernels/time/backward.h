@@ -31,7 +31,8 @@ struct BackwardScratch {
     Panels<Real> thin_w_ih;              // instead of w_ih
     Panels<Real> dw_ih, dw_hh;           // the last row is that of the bias
     Columns<Real> x, h_before, reset_h;  // of one chunk; x of tokens: of the embedding
-    Gates<Real> dgates;                  // of one chunk
+    Real* vectors;                       // [unit block][vector x lanes]
+    Gates<Real> dgates, dvectors;        // of one chunk
     Gates<Real> table;                   // dgates summed by token
     Real* dreset_h;                      // [B,H], of each window
     Real* mixed[most_states];            // the state before a step, [B,H], where some rows start anew
@@ -82,6 +83,8 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
     direction.h_before = columns(p.H, rows);
     if (resets_h(cell)) direction.reset_h = columns(p.H, rows);
+    direction.vectors = take(arena, gates_size(cell.vector_count, 1, units));
+    direction.dvectors = {.data = take(arena, gates_size(cell.vector_count, rows, units)), .rows = rows};
     direction.dgates = {.data = take(arena, gates_size(cell.slot_count, rows, units)), .rows = rows};
     direction.table = {.data = take(arena, gates_size(cell.slot_count, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
@@ -261,7 +264,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
       s.gates = {.data = direction.tape.gates + gates_size(cell.slot_count, tape_row, scratch.w_hh.units),
                  .rows = row_of(p, chunk_start(p, chunk.chunk + 1)) - tape_row};
     s.gate_row = row - tape_row;
-    s.dgates = scratch.dgates;
+    s.dgates = scratch.dgates, s.dvectors = scratch.dvectors, s.vectors = scratch.vectors;
     s.dgate_row = row - row_of(p, chunk.t);
     s.dy = at(dy, row - run_row);
     for (int i = 0; i < states; ++i) {
@@ -466,6 +469,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
                       pack_transposed(w_ih, scratch.directions[d].w_ih, span);
                   });
   for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
+    pack_vectors(cell, args.directions[d].parameters, sizes.w_hh.units, p.H, span, scratch.directions[d].vectors);
     const TableBlocks<Real> table = {.table = scratch.directions[d].table, .units = sizes.w_hh.units, .span = span};
     fill(table, cell.slot_count, static_cast<const Real*>(nullptr));
     if (p.input == InputKind::one_hot && args.accumulate)
@@ -537,6 +541,10 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
         weight_gradients(args, scratch, chunk[d], span, team);
       else
         unpacked_weight_gradients(args, scratch, d, span);
+      add_vector_sums(
+          VectorSums<Real>{
+              .rows_of = direction.dvectors, .rows = chunk[d].rows, .add = !chunk[d].first || args.accumulate},
+          cell, direction.w_hh.units, p.H, span, args.directions[d].gradients);
       if (!dense)
         sum_by_token(TableBlocks<Real>{.table = direction.table, .units = direction.w_hh.units, .span = span}, cell,
                      direction.dgates, args.tokens, RowRange{.first = row_of(p, chunk[d].t), .count = chunk[d].rows});

@@ -23,8 +23,9 @@ namespace {
 template <class Real>
 struct PackedWeights {
   Panels<Real> w_ih, w_hh;
-  Real* bias;   // [unit block][slot x lanes]
-  Real* zeros;  // [H], the initial state where none is given
+  Real* bias;     // [unit block][slot x lanes]
+  Real* vectors;  // [unit block][vector x lanes]
+  Real* zeros;    // [H], the initial state where none is given
 };
 
 template <class Real>
@@ -33,10 +34,12 @@ PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, Arena<
   PackedWeights<Real> to = {.w_ih = {.data = nullptr, .units = units, .K = input_columns(p), .gates = cell.gate_count},
                             .w_hh = {.data = nullptr, .units = units, .K = p.H, .gates = cell.gate_count},
                             .bias = nullptr,
+                            .vectors = nullptr,
                             .zeros = nullptr};
   to.w_ih.data = take(arena, size(to.w_ih));
   to.w_hh.data = take(arena, size(to.w_hh));
   to.bias = take(arena, gates_size(cell.slot_count, 1, units));
+  to.vectors = take(arena, gates_size(cell.vector_count, 1, units));
   to.zeros = take(arena, p.H);
   return to;
 }
@@ -111,7 +114,7 @@ void pack_bias(const CellShape& cell, const Parameters<const Real>& parameters, 
   }
 }
 
-// For the unit blocks of the span; the biases alone if not the weights.
+// For the unit blocks of the span; the biases and vectors alone if not the weights.
 template <class Real>
 void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
                     Span span, bool weights = true) {
@@ -120,6 +123,7 @@ void pack_direction(const Problem& p, const Parameters<const Real>& parameters, 
     pack(recurrent_rows(p, parameters), to.w_hh, 0, span);
   }
   pack_bias(*p.cell, parameters, to.w_hh, p.H, span, to.bias);
+  pack_vectors(*p.cell, parameters, to.w_hh.units, p.H, span, to.vectors);
   if (span.first == 0)
     for (Index j = 0; j < p.H; ++j) to.zeros[j] = 0;
 }
@@ -302,6 +306,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (item.joined && p.D == 2) mixes = mixes || mixes_rows(p, 1 - item.direction, p.run.first + p.run.last - 1 - t);
       if (mixes && !meet(item, team)) return;
       if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
+      s.vectors = scratch.weights.vectors;
       s.rows = rows_of_item(p, item, t), s.units = item.units;
       s.store_gates = tapes_gates || resets_h(cell);
       s.shared_gates = !s.store_gates && !projects && s.rows > 1;

@@ -24,6 +24,7 @@ namespace {
 template <class Real>
 struct WindowScratch {
   Gates<Real> dgates;         // two times [most·B]
+  Gates<Real> dvectors;       // likewise
   Real* dstate[most_states];  // [most·B,H]
   const Real* zeros;          // [H]
 };
@@ -35,8 +36,11 @@ template <class Real>
 WindowScratch<Real> lay_out_windows(const Problem& p, const Windows& w, const Real* zeros, Arena<Real>& arena) {
   if (!w.k1) return {};
   const Index rows = w.most * p.B;
-  WindowScratch<Real> s = {.dgates = {.data = nullptr, .rows = 2 * rows}, .dstate = {}, .zeros = zeros};
-  s.dgates.data = take(arena, gates_size(p.cell->slot_count, s.dgates.rows, blocks_of<Real>(p.H)));
+  const auto slots = [&](int count) {
+    return Gates<Real>{.data = take(arena, gates_size(count, 2 * rows, blocks_of<Real>(p.H))), .rows = 2 * rows};
+  };
+  WindowScratch<Real> s = {
+      .dgates = slots(p.cell->slot_count), .dvectors = slots(p.cell->vector_count), .dstate = {}, .zeros = zeros};
   for (int i = 0; i < p.cell->state_count; ++i) s.dstate[i] = take(arena, rows * p.H);
   return s;
 }
@@ -85,7 +89,7 @@ struct StepWindows {
   Index count;
   View<const Real> other_dy;  // that of window i > 0 from row i·dy_rows on
   Index dy_rows;
-  Gates<Real> dgates;  // the sum of all, from `dgate_row` on
+  Gates<Real> dgates, dvectors;  // the sums of all, from `dgate_row` on
   Index dgate_row;
 };
 
@@ -117,6 +121,7 @@ StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScra
                                .other_dy = {scratch.zeros, 0},
                                .dy_rows = 0,
                                .dgates = s.dgates,
+                               .dvectors = s.dvectors,
                                .dgate_row = s.dgate_row};
   for (int i = 0; i < p.cell->state_count; ++i) {
     s.dstate[i] = {scratch.dstate[i] + first * p.H, p.H};
@@ -125,12 +130,15 @@ StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScra
   if (w.each_dy) s.dy = at(args.directions[0].dsteps[0], t * w.most * p.B + item.first), windows.dy_rows = p.B;
   if (w.each_dy || w.all_losses) windows.other_dy = s.dy;
   // Alone, a window's dgates are the sum. Joined members may still read those of the step after this one.
-  if (windows.count > 1) s.dgates = scratch.dgates, s.dgate_row = first + (item.joined ? t % 2 : 0) * w.most * p.B;
+  if (windows.count > 1) {
+    s.dgates = scratch.dgates, s.dvectors = scratch.dvectors;
+    s.dgate_row = first + (item.joined ? t % 2 : 0) * w.most * p.B;
+  }
   return windows;
 }
 
-// What remains of them after it: the sum of their dgates, and after the first step of all that of their gradients of
-// the states.
+// What remains of them after it: the sums of their dgates and dvectors, and after the first step of all that of their
+// gradients of the states.
 template <class Real>
 void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& windows, const Item& item, Index t,
                    const BackwardStep<Real>& s, const Blocks& blocks) {
@@ -138,11 +146,12 @@ void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& wind
   if (windows.count != 1)
     for (Index block = s.units.first; block < s.units.last; ++block) {
       const BlockWidth width = width_of<Real>(blocks, block);
-      const auto rows = [&](const Gates<Real>& gates, Index row) {
-        return gates_at(gates, width.unit, row, width.lanes, cell.slot_count);
+      const auto sum = [&](const Gates<Real>& from, const Gates<Real>& to, int slots) {
+        sum_windows(gates_at(from, width.unit, s.dgate_row, width.lanes, slots), windows.count,
+                    s.rows * width.lanes * slots, gates_at(to, width.unit, windows.dgate_row, width.lanes, slots));
       };
-      const Index n = s.rows * width.lanes * cell.slot_count;
-      sum_windows(rows(s.dgates, s.dgate_row), windows.count, n, rows(windows.dgates, windows.dgate_row));
+      sum(s.dgates, windows.dgates, cell.slot_count);
+      sum(s.dvectors, windows.dvectors, cell.vector_count);
     }
   if (t > 0) return;
   const BackwardDirection<Real>& direction = args.directions[0];
