@@ -45,6 +45,7 @@ from problems import (
 import rnnfast
 from rnnfast import _core, functional, reference
 from rnnfast.hopfield import Hopfield, Mode, ModernHopfield, Rule
+from rnnfast.reservoir import ESN, State
 
 Rng = np.random.Generator
 
@@ -914,16 +915,54 @@ def modern_memory(rng: Rng) -> Attempt:
     return Attempt("ModernHopfield", call, slots, bad=bad, expected=expected)
 
 
+def echo_states(rng: Rng) -> Attempt:
+    """Fit a readout to the states of a reservoir with feedback, and run on."""
+    T, B, I, O = (int(n) for n in rng.integers(2, 8, 4))
+    dtype, seed, H = choose(rng, DTYPES), int(rng.integers(2**31)), choose(rng, (5, (3, 2)))
+    esn: Any = ESN(I, H, density=1, leak=choose(rng, (1, 0.5)), feedback_size=O, dtype=dtype, rng=seed)
+    slots: dict[str, Any] = {"x": normal((T, B, I), dtype, seed), "y": normal((T, B, O), dtype, seed + 1)}
+    x, y = (a.astype(np.float64) for a in slots.values())
+    options: dict[str, Any] = {"warmup": int(rng.integers(T)), "ridge": 0.5, "state": None, "lengths": None}
+    online, bad = rng.random() < 0.5, ""
+    if rng.random() < 0.2:
+        numbers: tuple[Any, ...] = (-1, np.nan, "x", True, [1.0])
+        wrong: dict[str, tuple[Any, ...]] = {
+            "warmup": (*numbers, None, T, 2**70),
+            "ridge": (*numbers, None, np.inf),
+            "state": (*BROKEN[1:], State((), None), State((x[0],), None), State(x[0], y[0])),
+            "lengths": (3, "x", [T + 1] * B, [1] * (B + 1), [0.5] * B, [0] * B),
+        }
+        bad = choose(rng, list(wrong))
+        options[bad] = choose(rng, wrong[bad])
+
+    def call() -> Results:
+        state = (esn.partial_fit if online else esn.fit)(slots["x"], slots["y"], **options)
+        assert esn.generate(T, state, x.astype(dtype))[0].shape == (T, B, O)
+        return named(weight=esn.readout.weight, bias=esn.readout.bias)
+
+    def expected() -> Results:
+        states, _ = esn.states(x.astype(dtype), y=y.astype(dtype))
+        rows = states[options["warmup"] :].reshape(-1, 5).astype(np.float64)
+        targets = y[options["warmup"] :].reshape(-1, O)
+        rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+        penalty = 0.5 * np.diag([1.0] * 5 + [float(online)])
+        w = np.linalg.solve(rows.T @ rows + penalty, rows.T @ targets).T
+        return named(weight=w[:, :5], bias=w[:, 5])
+
+    return Attempt("ESN", call, slots, bad=bad, expected=expected, watched=[*esn.parameters.values()])
+
+
 def constructor(rng: Rng) -> Attempt:
     """Construct something of arguments that may be anything."""
     odd = (0, -1, 2**60, 2**62, 2**64, 3.0, None, "3", True, np.int64(3), np.float32(2), [3], np.nan)
     sizes = [choose(rng, odd) if rng.random() < 0.3 else int(rng.integers(1, 9)) for _ in range(2)]
     names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "dtype", "seed", "learn_initial_state")
     options = {name: choose(rng, (*odd, "float64", "f2", -0.5, 0.5, False)) for name in names if rng.random() < 0.15}
-    kind = choose(rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear", "Hopfield"))
+    kind = choose(rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear", "ESN", "Hopfield"))
 
     def call() -> Results:
-        made: Any = Hopfield(sizes[0], **options) if kind == "Hopfield" else getattr(rnnfast, kind)(*sizes, **options)
+        made: Any = {"ESN": ESN, "Hopfield": Hopfield}.get(kind) or getattr(rnnfast, kind)
+        made = made(*(sizes[:1] if made is Hopfield else sizes), **options)
         if rng.random() < 0.5:
             scheme = choose(rng, ("torch", "xavier", "orthogonal", "identity", "zeros", 3, None, ["torch"]))
             rnnfast.initialize(
@@ -944,6 +983,7 @@ TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     constructor,
     associative_memory,
     modern_memory,
+    echo_states,
 )
 
 

@@ -37,6 +37,8 @@ from rnnfast._base import names
 from rnnfast._base.arrays import ArrayLike
 from rnnfast.functional import Array, State
 from rnnfast.hopfield import Hopfield, ModernHopfield
+from rnnfast.reservoir import ESN
+from rnnfast.reservoir import State as ReservoirState
 from rnnfast.stream import Stream
 
 Pair = tuple[Array, Array]
@@ -133,6 +135,18 @@ def test_a_recall_is_a_named_tuple() -> None:
     assert steps.shape == period.shape == (1,)
 
 
+def test_an_echo_state_network_hands_states_on() -> None:
+    esn = ESN(3, [4, np.int64(5)], leak=np.float32(0.5), density=1, rng=0)
+    state = esn.fit(X, X, lengths=[5, 4])
+    assert_type(state, ReservoirState)
+    y, state = esn.predict(X, state)
+    assert_type(y, Array)
+    assert_type(esn.generate(3, state)[0], Array)
+    assert_type(esn.readout, Linear | None)
+    assert_type(esn.reservoirs, tuple[RNN, ...])
+    assert y.shape == X.shape
+
+
 def test_a_loaded_layer_is_a_module(tmp_path: Path) -> None:
     LSTM(3, 4).save(tmp_path / "lstm")
     module = rnnfast.load(tmp_path / "lstm")
@@ -186,6 +200,10 @@ def test_what_no_call_takes_is_an_error_to_type_checkers() -> None:
         Hopfield(3).energy("no array")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rule"):
         Hopfield(3).store([1, 1, 1], "hebb")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        ESN(3, 4, density=1).states("no array")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="arrangement"):
+        ESN(3, 4, arrangement="ring")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode"):
         Hopfield(3).recall([1, 1, 1], "both")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
