@@ -17,7 +17,7 @@ except ImportError as error:
     error.name = error.name or __name__  # of a bad RNNFAST_*: `python -m rnnfast` then says it in one line
     raise
 
-from . import functional, truncation
+from . import functional, hopfield, reservoir, truncation
 from ._base.module import Module, initialize, num_parameters
 from ._base.scalars import Integer, int64
 from .cells import GRUCell, LSTMCell, RNNCell
@@ -52,12 +52,14 @@ __all__ = [
     "get_include",
     "get_num_threads",
     "gradient_flow",
+    "hopfield",
     "initialize",
     "length_bucketed_batches",
     "load",
     "num_parameters",
     "pack_padded",
     "pad_packed",
+    "reservoir",
     "set_num_threads",
     "show_config",
     "tbptt",

@@ -39,7 +39,7 @@ from . import _core
 from ._base.arrays import Array, ArrayLike, checked, checked_floats, checked_target, quiet
 from ._base.module import Stateful, parameters_of
 from ._base.named import check_apart, checked_keys, checked_values
-from ._base.scalars import Integer, Number, choice, int64, number
+from ._base.scalars import Integer, Number, choice, int64, not_negative, number, positive
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
 
@@ -150,7 +150,7 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: Number) -> float:
     >>> grads["b"].round(5)
     array([0.8])
     """
-    bound = _positive(max_norm, "max_norm")
+    bound = positive(max_norm, "max_norm")
     targets = _targets(grads, "grads")
     norm = math.sqrt(sum(map(_core.sum_of_squares, targets.values())))
     scale = bound / (norm + 1e-6)
@@ -183,7 +183,7 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: Number) -> None:
     >>> grads["w"]
     array([ 0.5, -1. ])
     """
-    bound = _positive(max_value, "max_value")
+    bound = positive(max_value, "max_value")
     targets = _targets(grads, "grads")
     for g in targets.values():
         np.clip(g, -bound, bound, out=g)  # a bound that the dtype cannot hold bounds nothing
@@ -204,7 +204,7 @@ class Optimizer:
         targets = _targets(arrays, "params")
         check_apart(targets, "params")
         self.params = dict(arrays)
-        self._lr = np.array(_not_negative(lr, "lr"))
+        self._lr = np.array(not_negative(lr, "lr"))
         self._carried = {kind: {name: np.zeros_like(p) for name, p in targets.items()} for kind in carried}
 
     @property
@@ -213,7 +213,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, lr: float) -> None:
-        self._lr[...] = _not_negative(lr, "lr")
+        self._lr[...] = not_negative(lr, "lr")
 
     def __repr__(self) -> str:
         """Return the constructor's call, with the parameters as their number, without what is at its default."""
@@ -251,7 +251,7 @@ class Optimizer:
             del own["lr"]
         values = checked_values(given, own, "state_dict")
         for key in values.keys() & {"lr", "t"}:
-            _not_negative(values[key].item(), key)
+            not_negative(values[key].item(), key)
         for key, value in values.items():
             np.copyto(own[key], value)
 
@@ -301,7 +301,7 @@ class SGD(Optimizer):
     """
 
     def __init__(self, params: Stateful | Mapping[str, Array], lr: Number, *, momentum: Number = 0.0) -> None:
-        self.momentum = _not_negative(momentum, "momentum")
+        self.momentum = not_negative(momentum, "momentum")
         super().__init__(params, lr, ("v",) if self.momentum else ())
 
     def step(self, grads: Mapping[str, Array]) -> None:
@@ -318,7 +318,7 @@ class SGD(Optimizer):
             If they do not fit. Then nothing has been changed.
         """
         self._check(grads)
-        lr, v = _not_negative(self.lr, "lr"), self._carried.get("v", {})
+        lr, v = not_negative(self.lr, "lr"), self._carried.get("v", {})
         for name, p in self.params.items():
             _core.sgd_step(p, grads[name], v.get(name), lr, self.momentum)
 
@@ -370,7 +370,7 @@ class Adam(Optimizer):
         eps: Number = 1e-8,
     ) -> None:
         self.betas = _two_decays(betas)
-        self.eps = _not_negative(eps, "eps")
+        self.eps = not_negative(eps, "eps")
         super().__init__(params, lr, ("m", "v"))
         self._t = np.zeros((), np.int64)
 
@@ -392,7 +392,7 @@ class Adam(Optimizer):
             If they do not fit. Then nothing has been changed.
         """
         self._check(grads)
-        rate = _not_negative(self.lr, "lr")
+        rate = not_negative(self.lr, "lr")
         self._t += 1
         b1, b2 = self.betas
         # The corrections of m and v as two scalars, which saves two operations on each element
@@ -405,22 +405,6 @@ class Adam(Optimizer):
 
 def _is_mean(reduction: Reduction) -> bool:
     return choice(reduction, "reduction", ("mean", "sum")) == "mean"
-
-
-def _positive(value: Number, name: str) -> float:
-    result = number(value, name)
-    if not result > 0:
-        msg = f"{name}: expected more than 0, got {result}"
-        raise ValueError(msg)
-    return result
-
-
-def _not_negative(value: Number, name: str) -> float:
-    result = number(value, name)
-    if not result >= 0:
-        msg = f"{name}: expected at least 0, got {result}"
-        raise ValueError(msg)
-    return result
 
 
 def _two_decays(betas: object) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import capi
 import modules
@@ -46,6 +46,8 @@ from problems import (
 
 import rnnfast
 from rnnfast import _core, functional, reference
+from rnnfast.hopfield import Hopfield, Mode, ModernHopfield, Rule
+from rnnfast.reservoir import ESN, State
 
 Rng = np.random.Generator
 
@@ -828,24 +830,149 @@ def state_dict(rng: Rng) -> Attempt:
     return Attempt("load_state_dict", call, slots, expected=lambda: originals, watched=[*layer.parameters.values()])
 
 
+def associative_memory(rng: Rng) -> Attempt:
+    """Store patterns of signs, and recall."""
+    M, N = (int(n) for n in rng.integers(2, 12, 2))  # of one pattern or unit, arrays of two ranks are legal
+    dtype, seed, rule = choose(rng, DTYPES), int(rng.integers(2**31)), choose(rng, get_args(Rule))
+    network: Any = Hopfield(N, dtype=dtype, rng=seed)
+    slots: dict[str, Any] = {"patterns": rng.choice([-1, 1], (M, N)).astype(dtype)}
+    x, states = slots["patterns"].astype(np.float64), rng.choice([-1, 1], (int(rng.integers(4)), N))
+    options: dict[str, Any] = {"mode": choose(rng, get_args(Mode)), "max_steps": int(rng.integers(9)), "rng": seed}
+    bad = ""
+    if rng.random() < 0.2:
+        wrong: dict[str, tuple[Any, ...]] = {
+            "states": (
+                *BROKEN[1:],
+                states[:, 1:],
+                np.zeros((1, N), dtype),
+                states.astype("f2"),
+                np.full((1, N), np.nan, dtype),
+            ),
+            "mode": ("cyclic", None, 3),
+            "max_steps": (-1, -(2**70), 2.5, "x", True, None),
+            "rng": (-1, "x", 2.5, [-1]),
+            "rule": ("hebb", None, 3, b"hebbian"),
+            "threshold": (np.nan, np.inf),
+        }
+        bad = choose(rng, list(wrong))
+        options[bad] = choose(rng, wrong[bad])
+    rule, states, threshold = options.pop("rule", rule), options.pop("states", states), options.pop("threshold", 0.0)
+
+    def call() -> Results:
+        network.store(slots["patterns"], rule)
+        network.threshold.fill(threshold)
+        try:
+            recalled = network.recall(states, **options)
+        finally:
+            weight = network.weight.copy()
+            network.weight, network.threshold = np.zeros_like(weight), np.zeros(N, dtype)
+        assert set(np.unique(recalled.states)) <= {-1, 1}
+        return named(weight=weight)
+
+    def expected() -> Results:
+        if rule == "pseudo_inverse":
+            return named(weight=x.T @ np.linalg.pinv(x.T))
+        w = np.zeros((N, N))
+        for s in x:
+            f = w @ s if rule == "storkey" else np.zeros(N)
+            own = 2 * w if rule == "storkey" else 0
+            w = w + (np.outer(s, s) - np.outer(s, f) - np.outer(f, s) + own) / N
+            np.fill_diagonal(w, 0)
+        return named(weight=w)
+
+    watched = [*network.parameters.values()]
+    return Attempt("Hopfield", call, slots, bad=bad, expected=expected, watched=watched)
+
+
+def modern_memory(rng: Rng) -> Attempt:
+    """Keep patterns, and update states by them."""
+    M, N, B = (int(n) for n in rng.integers(2, 12, 3))
+    dtype, seed, beta = choose(rng, DTYPES), int(rng.integers(2**31)), float(rng.uniform(0.1, 2))
+    slots: dict[str, Any] = {"patterns": normal((M, N), dtype, seed)}
+    states = normal((B, N), dtype, seed + 1)
+    x, s = slots["patterns"].astype(np.float64), states.astype(np.float64)
+    options: dict[str, Any] = {"states": choose(rng, READABLE)(states), "beta": beta, "max_steps": 1, "tolerance": 0}
+    bad = ""
+    if rng.random() < 0.2:
+        numbers = (-1, np.nan, "x", True, None, [1.0])
+        wrong = (*BROKEN[1:], states[:, 1:], states.astype("f2"), states + np.nan, states + np.inf)
+        bad = choose(rng, list(options))
+        options[bad] = choose(rng, wrong if bad == "states" else numbers)
+    beta = options.pop("beta")
+
+    def call() -> Results:
+        network = ModernHopfield(slots["patterns"], beta=beta, dtype=dtype)
+        recalled = network.recall(**options)
+        return named(states=recalled.states, energy=network.energy(options["states"]))
+
+    def expected() -> Results:
+        z = beta * s @ x.T
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        lse = np.log(e.sum(axis=1)) + z.max(axis=1)
+        constant = np.log(M) / beta + (x * x).sum(axis=1).max() / 2
+        energy = (s * s).sum(axis=1) / 2 - lse / beta + constant
+        return named(states=e / e.sum(axis=1, keepdims=True) @ x, energy=energy)
+
+    return Attempt("ModernHopfield", call, slots, bad=bad, expected=expected)
+
+
+def echo_states(rng: Rng) -> Attempt:
+    """Fit a readout to the states of a reservoir with feedback, and run on."""
+    T, B, I, O = (int(n) for n in rng.integers(2, 8, 4))
+    dtype, seed, H = choose(rng, DTYPES), int(rng.integers(2**31)), choose(rng, (5, (3, 2)))
+    esn: Any = ESN(I, H, density=1, leak=choose(rng, (1, 0.5)), feedback_size=O, dtype=dtype, rng=seed)
+    slots: dict[str, Any] = {"x": normal((T, B, I), dtype, seed), "y": normal((T, B, O), dtype, seed + 1)}
+    x, y = (a.astype(np.float64) for a in slots.values())
+    options: dict[str, Any] = {"warmup": int(rng.integers(T)), "ridge": 0.5, "state": None, "lengths": None}
+    online, bad = rng.random() < 0.5, ""
+    if rng.random() < 0.2:
+        numbers: tuple[Any, ...] = (-1, np.nan, "x", True, [1.0])
+        wrong: dict[str, tuple[Any, ...]] = {
+            "warmup": (*numbers, None, T, 2**70),
+            "ridge": (*numbers, None, np.inf),
+            "state": (*BROKEN[1:], State((), None), State((x[0],), None), State(x[0], y[0])),
+            "lengths": (3, "x", [T + 1] * B, [1] * (B + 1), [0.5] * B, [0] * B),
+        }
+        bad = choose(rng, list(wrong))
+        options[bad] = choose(rng, wrong[bad])
+
+    def call() -> Results:
+        state = (esn.partial_fit if online else esn.fit)(slots["x"], slots["y"], **options)
+        assert esn.generate(T, state, x.astype(dtype))[0].shape == (T, B, O)
+        return named(weight=esn.readout.weight, bias=esn.readout.bias)
+
+    def expected() -> Results:
+        states, _ = esn.states(x.astype(dtype), y=y.astype(dtype))
+        rows = states[options["warmup"] :].reshape(-1, 5).astype(np.float64)
+        targets = y[options["warmup"] :].reshape(-1, O)
+        rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+        penalty = 0.5 * np.diag([1.0] * 5 + [float(online)])
+        w = np.linalg.solve(rows.T @ rows + penalty, rows.T @ targets).T
+        return named(weight=w[:, :5], bias=w[:, 5])
+
+    return Attempt("ESN", call, slots, bad=bad, expected=expected, watched=[*esn.parameters.values()])
+
+
 def constructor(rng: Rng) -> Attempt:
     """Construct something of arguments that may be anything."""
     odd = (0, -1, 2**60, 2**62, 2**64, 3.0, None, "3", True, np.int64(3), np.float32(2), [3], np.nan)
     sizes = [choose(rng, odd) if rng.random() < 0.3 else int(rng.integers(1, 9)) for _ in range(2)]
-    kind = choose(rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear"))
-    _, _, *names = inspect.signature(getattr(rnnfast, kind)).parameters
+    kind = choose(rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear", "ESN", "Hopfield"))
+    made: Any = {"ESN": ESN, "Hopfield": Hopfield}.get(kind) or getattr(rnnfast, kind)
+    sizes = sizes[:1] if made is Hopfield else sizes
+    names = list(inspect.signature(made).parameters)[len(sizes) :]
     values = (*odd, "float64", "f2", "relu", -0.5, 0.5, False, [0.5] * 4, np.array([1, np.nan]))
     options = {name: choose(rng, values) for name in names if rng.random() < 0.15}
 
     def call() -> Results:
-        made = getattr(rnnfast, kind)(*sizes, **options)
+        module = made(*sizes, **options)
         if rng.random() < 0.5:
             scheme = choose(rng, ("torch", "xavier", "orthogonal", "identity", "zeros", 3, None, ["torch"]))
             rnnfast.initialize(
-                made, scheme, forget_bias=choose(rng, (None, None, 1.0, "1", True)), seed=choose(rng, (None, 3, -1))
+                module, scheme, forget_bias=choose(rng, (None, None, 1.0, "1", True)), seed=choose(rng, (None, 3, -1))
             )
-        repr(made)
-        rnnfast.num_parameters(made)
+        repr(module)
+        rnnfast.num_parameters(module)
         return {}
 
     return Attempt("constructor", call, free=True)
@@ -857,6 +984,9 @@ TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     adam_step,
     state_dict,
     constructor,
+    associative_memory,
+    modern_memory,
+    echo_states,
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rnnfast
-from benchmarks import build_worker, builds, machine, peers, report
+from benchmarks import build_worker, builds, capacity, machine, peers, report
 from benchmarks.limits import Level, Limits, best_of
 from benchmarks.plot import roofline
 from benchmarks.problems import CELLS, FORWARD, GRIDS, ODD, PACKED, TRAINING, TRAINING_NO_DX, WORKS, Problem
@@ -241,6 +241,20 @@ def test_the_roofline_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason='matplotlib is not installed (pip install ".[plot]")')
     roofline(a_run(), tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_errors_of_hopfield_networks_are_printed_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason='matplotlib is not installed (pip install ".[plot]")')
+    picture = tmp_path / "capacity.svg"
+    for _ in range(2):
+        before = picture.read_bytes() if picture.exists() else None
+        capacity.main(["--units", "20", "--networks", "1", "--plot", str(picture)])
+        assert before in (None, picture.read_bytes())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines[1:7:2]] == ["hebbian", "storkey", "pseudo_inverse"]
+    assert set(lines[5].split()[-len(capacity.LOADS) :]) == {"0.00"}
 
 
 # Two builds

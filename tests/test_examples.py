@@ -16,6 +16,12 @@ RUNS = {
     "adding.py": ("--steps 2", None, r"1: loss 0\.1667\nGRU: loss [\d.]+\nIRNN: loss [\d.]+\ntanh: loss [\d.]+\n"),
     "digits.py": ("--steps 2", "sklearn", rf"test accuracy: {PERCENT}\n"),
     "distributed.py": ("--steps 2", "torch", r"1 x \d+ threads: .*\n([\d.]+) bits per character of unseen text\n"),
+    "hopfield_digits.py": (
+        "",
+        "sklearn",
+        rf"noisy +: +{PERCENT} .*\n(?:.*\n)+modern +: +{PERCENT} of the pixels wrong\n",
+    ),
+    "mackey_glass.py": ("--units 100", None, r"one step .*: ([\d.]+)\n84 steps .*: ([\d.]+)\n"),
     "naming.py": ("--steps 2", "sklearn", rf"named right: {PERCENT}\n"),
     "ragged_digits.py": ("--epochs 1", "sklearn", rf"( +[1-8] +{PERCENT}  #*\n){{8}}"),
     "reversal.py": ("--steps 2", None, rf"greedy: {PERCENT} right, .*\nsampled: {PERCENT} right, .*\n"),
@@ -55,3 +61,21 @@ def test_digits_are_recognized() -> None:
 def test_the_forecast_of_sunspots_is_better_than_guesses() -> None:
     last_value, seasonal_mean, gru = map(float, result("sunspots.py", "").groups())
     assert gru < min(last_value, seasonal_mean)
+
+
+def test_an_echo_state_network_goes_on_by_itself(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason='matplotlib is not installed (pip install ".[examples]")')
+    picture = tmp_path / "series.png"
+    one_step, many = map(float, result("mackey_glass.py", f"--picture {picture}").groups())
+    assert one_step < 0.001
+    assert many < 0.02
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_hopfield_networks_repair_digits(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason='matplotlib is not installed (pip install ".[examples]")')
+    picture = tmp_path / "digits.png"
+    noisy, modern = map(float, result("hopfield_digits.py", f"--picture {picture}").groups())
+    assert noisy > 10
+    assert modern < 1
+    assert picture.read_bytes().startswith(b"\x89PNG")

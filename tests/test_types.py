@@ -36,6 +36,9 @@ from rnnfast import (
 from rnnfast._base import names
 from rnnfast._base.arrays import ArrayLike
 from rnnfast.functional import Array, State
+from rnnfast.hopfield import Hopfield, ModernHopfield
+from rnnfast.reservoir import ESN
+from rnnfast.reservoir import State as ReservoirState
 from rnnfast.stream import Stream
 
 Pair = tuple[Array, Array]
@@ -119,8 +122,31 @@ def test_parameters_are_attributes() -> None:
     assert_type(LSTMCell(3, 4, peephole=True).peephole, Array | None)
     assert_type(Linear(3, 4).weight, Array)
     assert_type(LSTMCell(3, 4).bias_hh, Array)
+    assert_type(Hopfield(3).threshold, Array)
+    assert_type(ModernHopfield(X[0]).patterns, Array)
     hints = {name for kind in type(lstm).__mro__ for name in inspect.get_annotations(kind)}
     assert hints >= lstm.parameters.keys()
+
+
+def test_a_recall_is_a_named_tuple() -> None:
+    states, steps, period = Hopfield(3).recall([[1, -1, 1]], "synchronous", np.int64(3), rng=0)
+    assert_type(states, Array)
+    assert_type(ModernHopfield(X[0], beta=np.float32(2)).recall(X[1]).states, Array)
+    assert_type(Hopfield(3).energy([1, 1, 1]), Array)
+    assert states.shape == (1, 3)
+    assert steps.shape == period.shape == (1,)
+
+
+def test_an_echo_state_network_hands_states_on() -> None:
+    esn = ESN(3, [4, np.int64(5)], leak=np.float32(0.5), density=1, rng=0)
+    state = esn.fit(X, X, lengths=[5, 4])
+    assert_type(state, ReservoirState)
+    y, state = esn.predict(X, state)
+    assert_type(y, Array)
+    assert_type(esn.generate(3, state)[0], Array)
+    assert_type(esn.readout, Linear | None)
+    assert_type(esn.reservoirs, tuple[RNN, ...])
+    assert y.shape == X.shape
 
 
 def test_a_loaded_layer_is_a_module(tmp_path: Path) -> None:
@@ -173,6 +199,16 @@ def test_what_no_call_takes_is_an_error_to_type_checkers() -> None:
     with pytest.raises(TypeError):
         functional.tanh("no array")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
+        Hopfield(3).energy("no array")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rule"):
+        Hopfield(3).store([1, 1, 1], "hebb")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        ESN(3, 4, density=1).states("no array")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="arrangement"):
+        ESN(3, 4, arrangement="ring")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mode"):
+        Hopfield(3).recall([1, 1, 1], "both")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
         GRU(3.5, 4)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         GRU(3, 4, bidirectional="yes")  # type: ignore[arg-type]
@@ -199,7 +235,9 @@ def test_generic_classes_take_their_state_in_annotations() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [LSTM(3, 4, 2, bidirectional=True, learn_initial_state=True), RNNCell(3, 4), Linear(3, 4)], ids=repr
+    "layer",
+    [LSTM(3, 4, 2, bidirectional=True, learn_initial_state=True), RNNCell(3, 4), Linear(3, 4), Hopfield(3)],
+    ids=repr,
 )
 def test_a_layer_lists_its_parameters(layer: Module) -> None:
     assert {*dir(layer)} >= {*layer.parameters, "parameters", "dtype", "state_dict"}

@@ -56,6 +56,14 @@ def checked_floats(a: object, name: str) -> Array:
     return array
 
 
+def check_finite(a: Array, name: str) -> None:
+    """Refuse infinity and NaN."""
+    others = a[~np.isfinite(a)]
+    if others.size:
+        msg = f"{name}: expected finite numbers, got {others[0]}"
+        raise ValueError(msg)
+
+
 def float_dtype(dtype: Any) -> np.dtype[Any]:
     """Return float32 or float64, by whatever name."""
     try:

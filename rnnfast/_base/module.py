@@ -20,7 +20,8 @@ from .names import parameter_names
 from .scalars import Flag, Number, choice, flag, generator, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
-MADE = "parameters", "fixed", "rng", "fan", "gates", "directions", "cell"  # what constructors make of their arguments
+# What constructors make of their arguments
+MADE = "parameters", "fixed", "rng", "fan", "gates", "directions", "cell", "reservoirs", "readout"
 PACKAGE = __name__.partition(".")[0]
 
 
@@ -108,7 +109,7 @@ class Stateful(ABC):
 
 
 class Module(Stateful):
-    """The base of layers, cells and `Linear`: named parameters, and the constructor's arguments as attributes.
+    """The base of layers, cells, `Linear` and Hopfield networks: named parameters; constructor arguments as attributes.
 
     Attributes
     ----------
@@ -118,19 +119,20 @@ class Module(Stateful):
     dtype : dtype
         float32 or float64.
     rng : numpy.random.Generator
-        Draws the initial weights and, in layers, the dropout masks.
+        Draws the initial weights and, in layers, the dropout masks; in a `Hopfield`, the orders of updates.
     """
 
     parameters: dict[str, Array]
     gates = 1  # blocks of rows in each parameter
-    fan: int  # H; in `Linear`, I
+    fan: int | None  # H; in `Linear`, I; None where all parameters start at zero
+    kept_as = "seed"  # the argument of the constructor in whose place a copy gets what is `Kept`
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if is_own(cls):
             CLASSES[cls.__name__] = cls
 
-    def __init__(self, shapes: Iterable[Shape], fan: int, dtype: object, seed: Any) -> None:
+    def __init__(self, shapes: Iterable[Shape], fan: int | None, dtype: object, seed: Any) -> None:
         self.dtype = float_dtype(dtype)
         self.fan = fan
         if isinstance(seed, Kept):
@@ -139,7 +141,8 @@ class Module(Stateful):
             return
         self.rng = generator(seed)
         self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes}
-        initialize(self, "torch")
+        if fan is not None:
+            initialize(self, "torch")
 
     if not TYPE_CHECKING:  # type checkers know the parameters' names by the classes' annotations, and would take any
 
@@ -179,7 +182,8 @@ class Module(Stateful):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         kept = Kept(dict(state["state_dict"]), state["rng"])
-        kind_of(self).__init__(self, **state["arguments"], seed=kept)
+        kind = kind_of(self)
+        kind.__init__(self, **state["arguments"], **{kind.kept_as: kept})
         self.parameters |= kept.tensors  # those that a user's class has added
         vars(self).update(state["attributes"])
 
@@ -208,8 +212,9 @@ def kind_of(module: Module) -> Any:
 
 
 def arguments_of(module: Module) -> dict[str, Any]:
-    """Return the constructor's arguments, but for the seed."""
-    arguments = {name: getattr(module, name) for name in parameters_of(kind_of(module)) if name != "seed"}
+    """Return the constructor's arguments, but for the one in whose place a copy gets what is kept."""
+    kind = kind_of(module)
+    arguments = {name: getattr(module, name) for name in parameters_of(kind) if name != kind.kept_as}
     # The bias of a `Linear` and the peephole of a cell are the array itself or None.
     flags = {name: arguments[name] for name in ("bias", "peephole") if name in arguments}
     has = {name: value is not None and value is not False for name, value in flags.items()}
@@ -231,13 +236,15 @@ def description_of(module: Any) -> dict[str, Any]:
 
 def described(description: Mapping[str, Any], tensors: dict[str, Any]) -> Any:
     """Make the module that `description_of` describes, of parameters that it takes out of `tensors`."""
-    return CLASSES[description["class"]](**description["arguments"], seed=Kept(tensors))
+    kind: Any = CLASSES[description["class"]]
+    return kind(**description["arguments"], **{kind.kept_as: Kept(tensors)})
 
 
 def copy_of(module: Module) -> Any:
     """Return this package's module with these parameters, copied."""
     kept = Kept({name: np.array(p) for name, p in module.parameters.items()}, module.rng)
-    return kind_of(module)(**arguments_of(module), seed=kept)
+    kind = kind_of(module)
+    return kind(**arguments_of(module), **{kind.kept_as: kept})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -385,7 +392,8 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
-    if not isinstance(layer, Module):
+    given: object = layer
+    if not isinstance(given, Module) or layer.fan is None:
         msg = f"layer: expected a layer, a cell or Linear, got {type(layer).__name__}"
         raise TypeError(msg)
     choice(scheme, "scheme", ("torch", *SCHEMES))

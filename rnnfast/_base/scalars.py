@@ -58,10 +58,19 @@ def size(value: Any, name: str) -> int:
     return n
 
 
-def addressable(count: int, sizes: str, what: str = "parameters") -> None:
+def count(value: Any, name: str) -> int:
+    """Return an integer that is not negative."""
+    n = integer(value, name)
+    if n < 0:
+        msg = f"{name}: expected at least 0, got {shown(n)}"
+        raise ValueError(msg)
+    return n
+
+
+def addressable(total: int, sizes: str, what: str = "parameters") -> None:
     """Refuse sizes that make more numbers than 64-bit addresses reach, before anything is allocated."""
-    if count > np.iinfo(np.intp).max // 8:
-        msg = f"{sizes}: expected sizes that fit the address space, got {shown(count)} {what}"
+    if total > np.iinfo(np.intp).max // 8:
+        msg = f"{sizes}: expected sizes that fit the address space, got {shown(total)} {what}"
         raise ValueError(msg)
 
 
@@ -77,6 +86,24 @@ def number(value: object, name: str, dtype: type[np.floating[Any]] = np.float64)
         result = math.inf
     if abs(result) > LARGEST[dtype] and abs(scalar) != math.inf:
         msg = f"{name}: expected a number within the range of {dtype.__name__}, got {shown(scalar)}"
+        raise ValueError(msg)
+    return result
+
+
+def positive(value: object, name: str) -> float:
+    """Return a number above 0 as a float."""
+    result = number(value, name)
+    if not result > 0:
+        msg = f"{name}: expected more than 0, got {result}"
+        raise ValueError(msg)
+    return result
+
+
+def not_negative(value: object, name: str) -> float:
+    """Return a number of at least 0 as a float."""
+    result = number(value, name)
+    if not result >= 0:
+        msg = f"{name}: expected at least 0, got {result}"
         raise ValueError(msg)
     return result
 
@@ -99,12 +126,12 @@ def held(value: Any) -> Any:
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
-def generator(seed: Any) -> np.random.Generator:
+def generator(seed: Any, name: str = "seed") -> np.random.Generator:
     """Return the generator of a seed."""
     try:
         return np.random.default_rng(held(seed))
     except (TypeError, ValueError) as error:
-        msg = f"seed: {error}"
+        msg = f"{name}: {error}"
         raise type(error)(msg) from None
 
 
