@@ -431,7 +431,7 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
 
 }  // namespace
 
-// Arguments by name cost pybind11 2 µs a call: what calls without options have comes first, and torch gives it in order.
+// Arguments by name cost pybind11 2 µs a call: what calls without other options have comes first, in order.
 void bind_layers(py::module_& m) {
   const auto def_forward = [&](const char* name, auto function) {
     m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "state0"_a = py::none(), "out"_a = py::none(),
