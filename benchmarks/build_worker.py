@@ -23,7 +23,16 @@ import rnnfast.stream
 from rnnfast import _core, functional
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
 
-FORMS: list[dict[str, Any]] = [{}, {"reset_after": False}, {"nonlinearity": "relu"}]  # options that choose the cell
+FORMS: list[dict[str, Any]] = [  # options that choose the cell
+    {},
+    {"peephole": True},
+    {"coupled_gates": True},
+    {"peephole": True, "coupled_gates": True},
+    {"reset_after": False},
+    {"nonlinearity": "relu"},
+    {"leak": 0.3},
+    {"nonlinearity": "relu", "leak": 0.3},
+]
 V = 50  # tokens
 Given: TypeAlias = Callable[["Case", "Numbers"], dict[str, Any]]
 

@@ -135,10 +135,13 @@ CONSTRUCTORS = {
     "coupled_gates": Case(lambda _: rf.LSTM(3, 4, coupled_gates="no"), TypeError, "coupled_gates: expected a bool"),
     **{
         f"leak_{leak}": Case(rnn_of(leak), ValueError, "leak: expected numbers above 0 and up to 1, got")
-        for leak in (0, -0.5, 1.5, float("nan"), float("inf"), 1e-60, (0.5, 0.5, 0.5, 0), [1, 1, 1, 2])
+        for leak in (0, -0.5, 1.5, float("nan"), float("inf"), 1e-60, 1e300, (0.5, 0.5, 0.5, 0), [1, 1, 1, 1e300])
     },
     "leak_long": Case(lambda _: rf.RNN(3, 4, leak=[0.5] * 3), ValueError, r"leak: expected shape \(4,\), got \(3,\)"),
     "leak_square": Case(lambda _: rf.RNNCell(3, 4, leak=np.ones((4, 4))), ValueError, r"leak: expected shape \(4,\)"),
+    "leak_of_many": Case(
+        lambda _: rf.RNN(3, 2**40, leak=0.5), ValueError, "hidden_size: expected sizes that fit the address space"
+    ),
     "leak_str": Case(lambda _: rf.RNN(3, 4, leak="x"), TypeError, "leak: expected a number, got str"),
     "leak_none": Case(lambda _: rf.RNN(3, 4, leak=None), TypeError, "leak: expected a number, got NoneType"),
     "leak_bool": Case(lambda _: rf.RNN(3, 4, leak=True), TypeError, "leak: expected a number, got bool"),

@@ -57,9 +57,7 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
   require(64 * units * (double(read.I) + units) < most_elements,
           "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
   require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
-  for (Index d = 0; layer->weights && d < read.D; ++d) {
-    read.weights[d] = read_weights(layer->weights[d], *read.cell);
-  }
+  for (Index d = 0; layer->weights && d < read.D; ++d) read.weights[d] = read_weights(layer->weights[d], *read.cell);
   return read;
 }
 

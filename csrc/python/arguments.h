@@ -44,9 +44,10 @@ constexpr const char* parameter_name(const CellShape& cell, std::size_t i) {
 }
 
 inline std::string parameter_content(const CellShape& cell) {
-  std::string names = weight_names[0];
-  for (std::size_t i = 1; i < parameter_count(cell); ++i) names += ", " + std::string(parameter_name(cell, i));
-  return "(" + names + ")";
+  std::string content = "(";
+  content.reserve(64);  // every call needs it
+  for (std::size_t i = 0; i < parameter_count(cell); ++i) content.append(i ? ", " : "").append(parameter_name(cell, i));
+  return content.append(")");
 }
 
 constexpr bool is_bias(std::size_t i) { return i == 2 || i == 3; }
@@ -57,16 +58,15 @@ using ParameterArrays = std::vector<std::optional<Array>>;
 
 inline ParameterArrays read_parameters(const CellShape& cell, const py::object& parameters) {
   const std::size_t count = parameter_count(cell);
+  const std::string content = parameter_content(cell);
   if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
-    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + parameter_content(cell) + ", got " +
-                         type_name(parameters));
+    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + content + ", got " + type_name(parameters));
   const py::tuple directions(parameters);
   if (directions.size() != 1 && directions.size() != 2)
     throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
   ParameterArrays arrays;
   arrays.reserve(count * directions.size());
   for (const py::handle direction : directions) {
-    const auto content = parameter_content(cell);
     const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), count, content);
     if (!given) throw py::type_error("parameters: expected a tuple " + content + ", got None");
     for (std::size_t i = 0; i < count; ++i) {

@@ -5,18 +5,20 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .. import _core
-from .arrays import Array, ArrayLike, checked, float_dtype
-from .scalars import Integer, Number, held, number, size
+from .arrays import Array, ArrayLike, checked, float_dtype, quiet
+from .scalars import Integer, Number, addressable, held, number, size
 
 Leak: TypeAlias = Number | ArrayLike
 
 
+@quiet
 def leak_of(leak: Leak, hidden_size: Integer, dtype: object) -> tuple[float | Array, dict[str, Array]]:
     """Return a leak as a number, or as a read-only array of each unit's, and the kernels' vectors of it.
 
     Where nothing leaks, there are none.
     """
     H, kind = size(hidden_size, "hidden_size"), float_dtype(dtype)
+    addressable(H * H, "hidden_size")  # the elements of w_hh, before any are made
     value: Any = held(leak)
     if isinstance(value, list | tuple) or np.ndim(value):
         given = _core.asarray(value, "leak")
