@@ -90,7 +90,9 @@ struct Layer {
     flops_x = 2.0 * double(rows * gates * I), flops_h = 2.0 * double(rows * gates * H);
     weight_bytes = double(gates * (I + H)) * sizeof(Real), vectors = double(rows * count(units));
 
-    const Parameters<const Real> parameters = {memory(gates * I), memory(gates * H), memory(gates), memory(gates)};
+    Real* const own = memory(cell.vector_count * H);
+    const Parameters<const Real> parameters = {
+        memory(gates * I), memory(gates * H), memory(gates), memory(gates), {own}};
     const View<const Real> x = read_only(matrix(rows, I)), dy = read_only(matrix(rows, H));
     const View<Real> y = matrix(rows, H);
     inference.problem = p, inference.x = x;
@@ -119,7 +121,7 @@ struct Layer {
       backward.initial[i] = forward.initial[i], backward.start[i] = forward.start[i];
       backward.tape.states[i] = read_only(tape.states[i]), backward.dstate[i] = matrix(p.B, H);
     }
-    backward.gradients = {memory(gates * I), memory(gates * H), memory(gates), memory(gates)};
+    backward.gradients = {memory(gates * I), memory(gates * H), memory(gates), memory(gates), {own}};
     arena = {nullptr, 0};
     lay_out_backward(p, back.dx, true, {}, arena);
     back.scratch = memory(arena.used);

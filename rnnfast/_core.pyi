@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 
 _Array: TypeAlias = NDArray[Any]
 _Parameters: TypeAlias = Sequence[Sequence[object]]
-_Grads: TypeAlias = list[tuple[_Array, _Array, _Array | None, _Array | None]]
+_Grads: TypeAlias = list[tuple[Any, ...]]  # arrays, or None where there is no bias
 
 _C_API: Any  # the capsule of csrc/c/capi.h
 

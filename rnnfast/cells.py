@@ -134,7 +134,10 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
             raise ValueError(msg)
         shape = (*x.shape[:-1], self.hidden_size)
         first = self._checked_state(state, "state", shape)
-        y, last, *kept = run(self.cell, _one_step(x), [self.with_fixed(self._tuple(self.parameters))], first)
+        parameters = self._tuple(self.parameters)
+        if self.fixed:
+            parameters = self.with_fixed(parameters)
+        y, last, *kept = run(self.cell, _one_step(x), [parameters], first)
         return state_of(_as_given(last, shape)), CellTape(self, x, y.reshape(shape), first, tuple(kept))
 
     def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Parts:
@@ -187,8 +190,8 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     weight_hh : ndarray [4·H,H]
     bias_ih, bias_hh : ndarray [4·H]
         The gates' order is i, f, g, o; with `coupled_gates` there are three, i, g, o.
-    peephole : ndarray [3·H]
-        With `peephole`, the vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
+    peephole : ndarray [3·H] or None
+        The vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
 
     Raises
     ------
@@ -208,6 +211,8 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     ((2, 4), (2, 4))
     """
 
+    peephole: Array | None
+
     def __init__(
         self,
         input_size: Integer,
@@ -219,9 +224,11 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
         peephole: Flag = False,
         coupled_gates: Flag = False,
     ) -> None:
-        self.peephole = flag(peephole, "peephole")
+        has_peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
-        self.cell = lstm_cell(self.peephole, self.coupled_gates)
+        self.cell = lstm_cell(has_peephole, self.coupled_gates)
+        if not has_peephole:
+            self.peephole = None
         super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
 
 

@@ -5,8 +5,9 @@ runs backwards in time). The parameters of one direction are the tuple
 
     w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None
 
-with the gates' blocks of H rows in the order in which the equations name them. ``'`` marks the previous step,
-``*`` is elementwise, ``s`` is the logistic sigmoid and ``x_k = W_ik x + b_ik`` is the input's part of gate k:
+and what else the cell has. The gates' blocks of H rows are in the order in which the equations name them. ``'`` marks
+the previous step, ``*`` is elementwise, ``s`` is the logistic sigmoid and ``x_k = W_ik x + b_ik`` is the input's part
+of gate k:
 
 ``"lstm"``, G = 4 [1]_ [2]_
     ::
@@ -17,6 +18,21 @@ with the gates' blocks of H rows in the order in which the equations name them. 
         o = s(x_o + W_ho h' + b_ho)
         c = f * c' + i * g
         h = o * tanh(c)
+
+``"lstm_peephole"``, G = 4, and p [3·H] [6]_
+    The gates see c through the vectors p_i, p_f, p_o, in this order in p; g, c and h as above::
+
+        i = s(x_i + W_hi h' + b_hi + p_i * c')
+        f = s(x_f + W_hf h' + b_hf + p_f * c')
+        o = s(x_o + W_ho h' + b_ho + p_o * c)
+
+``"cifg"``, G = 3 [7]_
+    With coupled gates, in the order i, g, o; the equations of ``"lstm"`` but for::
+
+        f = 1 - i
+
+``"cifg_peephole"``, G = 3, and p [2·H]
+    Likewise, where i and o see c through p_i, p_o.
 
 ``"gru"``, G = 3 [3]_
     The reset gate acts after the recurrent product, as in torch and cuDNN::
@@ -37,7 +53,12 @@ with the gates' blocks of H rows in the order in which the equations name them. 
         h = tanh(x_h + W_hh h' + b_hh)
         h = max(0, x_h + W_hh h' + b_hh)
 
-A state is ``(h, c)`` for the LSTM and ``h`` for the others, [D,B,H] each.
+``"rnn_tanh_leaky"``, ``"rnn_relu_leaky"``, G = 1, and l [H] [8]_
+    Of leaky units, where f is the h of ``"rnn_tanh"`` or ``"rnn_relu"``::
+
+        h = (1 - l) * h' + l * f
+
+A state is ``(h, c)`` for the four LSTMs and ``h`` for the others, [D,B,H] each.
 
 In place of x, tokens [T,B] of any integer dtype select the rows of an embedding [V,I]; without one they are
 one-hot, and I = V. Nothing is multiplied by zeros, nor is one token's row multiplied twice: ``W_ih x + b_ih`` is
@@ -77,6 +98,11 @@ References
    Translation", EMNLP 2014 (arXiv:1406.1078v3).
 .. [5] Elman, "Finding Structure in Time", Cognitive Science 14(2), 1990; with max(0, .): Le, Jaitly, Hinton,
    "A Simple Way to Initialize Recurrent Networks of Rectified Linear Units", arXiv:1504.00941, 2015.
+.. [6] Gers, Schraudolph, Schmidhuber, "Learning Precise Timing with LSTM Recurrent Networks", Journal of Machine
+   Learning Research 3, 2002.
+.. [7] Greff, Srivastava, Koutník, Steunebrink, Schmidhuber, "LSTM: A Search Space Odyssey", arXiv:1503.04069,
+   2015.
+.. [8] Jaeger, "The Echo State Approach to Analysing and Training Recurrent Neural Networks", GMD Report 148, 2001.
 
 Examples
 --------
@@ -167,7 +193,7 @@ def inference(
     x : array [T,B,I], or of integers [T,B]
         The input, or its tokens; T is at least 1, B may be 0. With `batch_sizes` [N,I] or [N].
     parameters : sequence of D tuples
-        w_ih, w_hh, b_ih, b_hh of each direction.
+        w_ih, w_hh, b_ih, b_hh of each direction, and what else the cell has.
     state : array [D,B,H] or pair of such, optional
         The initial state, h or (h, c); zero where it or a part of it is None.
     embedding : array [V,I], optional
@@ -177,7 +203,8 @@ def inference(
     resets : array of bools [T,B], or [N] with `batch_sizes`, optional
         Where a state is the initial one again.
     gate_override : dict, optional
-        From letters, of i, f, g, o or r, z, n, to the numbers that these gates are held at.
+        From letters, of i, f, g, o (i, g, o where they are coupled) or r, z, n, to the numbers that these gates are
+        held at.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -313,7 +340,8 @@ def backward(
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
     grads : sequence of D tuples, optional
-        dw_ih, dw_hh, db_ih, db_hh of each direction: the gradients are added into these arrays.
+        dw_ih, dw_hh, db_ih, db_hh of each direction, and of what else the cell has the gradients that are wanted, else
+        None: the gradients are added into these arrays.
     flow : pair of arrays [T,B,D·H], optional
         Filled with the gradients of h and c of every step, all that reaches them: from dy and dc, and through time.
         What is None is not computed; only the LSTM has a second.
@@ -327,7 +355,7 @@ def backward(
     dstate0 : ndarray [D,B,H] or pair of such
         The gradient of the initial state, dh0 or (dh0, dc0).
     grads : list of D tuples
-        dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias.
+        dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias, and of what else the cell has.
 
     Raises
     ------

@@ -9,6 +9,7 @@ Each call has a random generator of its own, so that any one can be repeated:
 
 import argparse
 import contextlib
+import inspect
 import sys
 import traceback
 import warnings
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import capi
+import modules
 import numpy as np
 from modules import KINDS, ONE_STEP, make_layer, normal, oracle, results, swap
 from problems import (
@@ -734,7 +736,7 @@ def one_cell(rng: Rng) -> Attempt:
     names = *state_names(cell.cell), *state_names(cell.cell, "d{}")
     slots: dict[str, Any] = {"x": x, **{name: normal((*batch, H), dtype, seed + k) for k, name in enumerate(names, 1)}}
     shaped = {name: a.reshape(1, -1 if a.size else 0, a.shape[-1]) for name, a in slots.items()}
-    parameters = [tuple(cell.parameters.get(n) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))]
+    parameters = [modules.parameters_of(cell, cell.parameters)]
 
     def call() -> Results:
         last, tape = cell.forward(slots["x"], state_of(state_in(slots, cell.cell, "{}")))
@@ -745,8 +747,7 @@ def one_cell(rng: Rng) -> Attempt:
         _, last, tape = reference.forward(cell.cell, shaped["x"], parameters, state_in(shaped, cell.cell, "{}"))
         dx, dstate0, [grads] = reference.backward(tape, None, state_in(shaped, cell.cell, "d{}"))
         lasts, firsts = (tuple(s.reshape(*batch, H) for s in ss) for ss in (last, dstate0))
-        gradients = zip(cell.parameters, (g for g in grads if g is not None), strict=True)
-        return results(None, lasts, dx.reshape(x.shape), firsts, dict(gradients))
+        return results(None, lasts, dx.reshape(x.shape), firsts, modules.named_parameters(cell, grads))
 
     return Attempt(type(cell).__name__, call, slots, expected=expected, watched=[*cell.parameters.values()])
 
@@ -956,13 +957,15 @@ def constructor(rng: Rng) -> Attempt:
     """Construct something of arguments that may be anything."""
     odd = (0, -1, 2**60, 2**62, 2**64, 3.0, None, "3", True, np.int64(3), np.float32(2), [3], np.nan)
     sizes = [choose(rng, odd) if rng.random() < 0.3 else int(rng.integers(1, 9)) for _ in range(2)]
-    names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "dtype", "seed", "learn_initial_state")
-    options = {name: choose(rng, (*odd, "float64", "f2", -0.5, 0.5, False)) for name in names if rng.random() < 0.15}
-    kind = choose(rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear", "ESN", "Hopfield"))
+    names = "LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear"
+    kind: Any = choose(rng, [ESN, Hopfield, *(getattr(rnnfast, name) for name in names)])
+    sizes = sizes[: 1 if kind is Hopfield else 2]
+    _, *others = [*inspect.signature(kind).parameters][len(sizes) - 1 :]
+    values = (*odd, "float64", "f2", "relu", -0.5, 0.5, False, [0.5] * 4, np.array([1, np.nan]))
+    options = {name: choose(rng, values) for name in others if rng.random() < 0.15}
 
     def call() -> Results:
-        made: Any = {"ESN": ESN, "Hopfield": Hopfield}.get(kind) or getattr(rnnfast, kind)
-        made = made(*(sizes[:1] if made is Hopfield else sizes), **options)
+        made = kind(*sizes, **options)
         if rng.random() < 0.5:
             scheme = choose(rng, ("torch", "xavier", "orthogonal", "identity", "zeros", 3, None, ["torch"]))
             rnnfast.initialize(

@@ -104,6 +104,10 @@ class Lies:
         raise RuntimeError(msg)
 
 
+def rnn_of(leak: Any) -> Callable[[World], Any]:
+    return lambda _: rf.RNN(3, 4, leak=leak)
+
+
 def lstm_of(dtype: Any) -> Callable[[World], Any]:
     return lambda _: rf.LSTM(3, 4, dtype=dtype)
 
@@ -126,6 +130,19 @@ CONSTRUCTORS = {
     "batch_first": Case(lambda _: rf.GRU(3, 4, batch_first=1), TypeError, "batch_first: expected a bool, got int"),
     "bidirectional": Case(lambda _: rf.GRU(3, 4, bidirectional=2), TypeError, "bidirectional: expected a bool"),
     "learned": Case(lambda _: rf.GRU(3, 4, learn_initial_state=0), TypeError, "learn_initial_state: expected a bo"),
+    "peephole": Case(lambda _: rf.LSTM(3, 4, peephole=1), TypeError, "peephole: expected a bool, got int"),
+    "peephole_cell": Case(lambda _: rf.LSTMCell(3, 4, peephole=None), TypeError, "peephole: expected a bool"),
+    "coupled_gates": Case(lambda _: rf.LSTM(3, 4, coupled_gates="no"), TypeError, "coupled_gates: expected a bool"),
+    **{
+        f"leak_{leak}": Case(rnn_of(leak), ValueError, "leak: expected numbers above 0 and up to 1, got")
+        for leak in (0, -0.5, 1.5, float("nan"), float("inf"), 1e-60, (0.5, 0.5, 0.5, 0), [1, 1, 1, 2])
+    },
+    "leak_long": Case(lambda _: rf.RNN(3, 4, leak=[0.5] * 3), ValueError, r"leak: expected shape \(4,\), got \(3,\)"),
+    "leak_square": Case(lambda _: rf.RNNCell(3, 4, leak=np.ones((4, 4))), ValueError, r"leak: expected shape \(4,\)"),
+    "leak_str": Case(lambda _: rf.RNN(3, 4, leak="x"), TypeError, "leak: expected a number, got str"),
+    "leak_none": Case(lambda _: rf.RNN(3, 4, leak=None), TypeError, "leak: expected a number, got NoneType"),
+    "leak_bool": Case(lambda _: rf.RNN(3, 4, leak=True), TypeError, "leak: expected a number, got bool"),
+    "leak_bools": Case(lambda _: rf.RNN(3, 4, leak=[True] * 4), TypeError, "leak: expected numbers, got bool"),
     "reset_after": Case(lambda _: rf.GRU(3, 4, reset_after=None), TypeError, "reset_after: expected a bool"),
     "dropout_-0.1": Case(lambda _: rf.LSTM(3, 4, dropout=-0.1), ValueError, r"dropout: expected .*, got -0.1"),
     "dropout_2": Case(lambda _: rf.LSTM(3, 4, dropout=2), ValueError, r"dropout: expected .*, got 2"),
@@ -916,6 +933,11 @@ OTHERS = {
         ValueError,
         "forget_bias: expected None .*Linear",
     ),
+    "forget_bias_coupled": Case(
+        lambda _: rf.initialize(rf.LSTM(3, 4, coupled_gates=True), "torch", forget_bias=1),
+        ValueError,
+        "forget_bias: expected None .*coupled_gates=True",
+    ),
     "forget_bias_none": Case(
         lambda _: rf.initialize(rf.LSTM(3, 4, bias=False), "torch", forget_bias=1),
         ValueError,
@@ -983,10 +1005,20 @@ def test_a_bad_call_says_so_and_changes_nothing(case: Case) -> None:
 def test_what_a_cell_does_not_have_is_refused(cell: str) -> None:
     p: Any = make_problem(cell, "float32", Shape(T, B, I, H))
     G, [weights] = _core.cells[cell].num_gates, p.parameters
-    for k, name in enumerate(("w_ih", "w_hh", "b_ih", "b_hh")):
-        more = [(*weights[:k], np.zeros(((G + 1) * H, *weights[k].shape[1:]), np.float32), *weights[k + 1 :])]
-        with pytest.raises(ValueError, match=rf"^{name}: expected shape .*, got \({(G + 1) * H},"):
-            F.forward(cell, p.x, more)
+    rows = dict.fromkeys(("w_ih", "w_hh", "b_ih", "b_hh"), G) | _core.cells[cell].parameters
+    *_, tape = F.forward(cell, p.x, p.parameters)
+    for k, (name, n) in enumerate(rows.items()):
+        longer = np.zeros(((n + 1) * H, *weights[k].shape[1:]), np.float32)
+        with pytest.raises(ValueError, match=rf"^{name}: expected shape .*, got \({(n + 1) * H},"):
+            F.forward(cell, p.x, [(*weights[:k], longer, *weights[k + 1 :])])
+        with pytest.raises(ValueError, match=rf"^grads\[0\]: {name}: expected shape .*, got \({(n + 1) * H},"):
+            F.backward(tape, p.dy, grads=[(*weights[:k], longer, *weights[k + 1 :])])
+    for k in {0, 1, *range(4, len(rows))}:
+        with pytest.raises(TypeError, match=rf"^{[*rows][k]}: expected an array, got NoneType"):
+            F.forward(cell, p.x, [(*weights[:k], None, *weights[k + 1 :])])
+    for wrong in (weights[:-1], (*weights, weights[-1])):
+        with pytest.raises(ValueError, match=rf"^parameters: expected {len(rows)} .*, got {len(wrong)}$"):
+            F.forward(cell, p.x, [wrong])
     states = num_states(cell)
     for wrong in ((*p.state0, None), p.state0[0] if states > 1 else p.state0):
         with pytest.raises((TypeError, ValueError), match=r"^state: expected "):

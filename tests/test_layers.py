@@ -17,6 +17,7 @@ from problems import DTYPES, Array, Results, assert_close, assert_same_bits, par
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
+from rnnfast import training
 
 FORMS: dict[str, dict[str, Any]] = {
     "one": {},
@@ -719,3 +720,71 @@ def test_a_torch_state_dict_gives_torchs_results(cell: str, form: str, unbatched
         {name: p.grad.numpy() for name, p in theirs.named_parameters()},
     )
     assert_close(run(layer, x.detach(), state, dy, dstate), expected)
+
+
+# Options of single classes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_lstm_with_peepholes_of_zero_has_the_bits_of_one_without(dtype: str) -> None:
+    plain, seeing = (
+        make_layer(cell, dtype=dtype, num_layers=2, bidirectional=True) for cell in ("lstm", "lstm_peephole")
+    )
+    zeros = {name: np.zeros_like(p) for name, p in seeing.parameters.items() if name.startswith("peephole")}
+    seeing.load_state_dict({**plain.parameters, **zeros})
+    x = normal((T, B, I), dtype, 1)
+    found: list[Results] = []
+    for layer in (plain, seeing):
+        y, state, tape = layer.forward(x)
+        dx, dstate0, grads = layer.backward(tape, y, state)
+        found.append(results(y, state, dx, dstate0, {name: g for name, g in grads.items() if name not in zeros}))
+        assert all(grads[name].any() for name in zeros if name in grads)
+    assert_same_bits(*found)
+
+
+def test_coupled_gates_are_an_lstm_whose_forget_gate_mirrors_the_input_gate() -> None:
+    coupled, plain = make_layer("cifg", dtype="float64"), make_layer("lstm", dtype="float64")
+    for name, p in coupled.parameters.items():
+        i, g, o = np.split(p, 3)
+        plain.parameters[name][...] = np.concatenate([i, -i, g, o])
+    x = normal((T, B, I), "float64", 1)
+    assert_close({"y": coupled(x)[0]}, {"y": plain(x)[0]})
+
+
+def test_a_leak_is_one_number_or_one_for_each_unit() -> None:
+    x = normal((T, B, I), "float32", 1)
+    plain, same, each = (rnnfast.RNN(I, H, seed=0, leak=leak) for leak in (1, np.float32(0.3), [0.3] * H))
+    assert plain.leak == 1
+    assert np.array_equal(plain(x)[0], rnnfast.RNN(I, H, seed=0)(x)[0])
+    assert np.array_equal(same(x)[0], each(x)[0])
+    assert not np.array_equal(same(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize("leak", [0.3, np.linspace(0.1, 1, H)], ids=["number", "array"])
+def test_a_leak_is_kept_with_its_layer_and_not_learned(leak: Any, tmp_path: Path) -> None:
+    layer: Any = rnnfast.RNN(I, H, num_layers=2, seed=0, leak=leak)
+    x = normal((T, B, I), "float32", 1)
+    y, _, tape = layer.forward(x)
+    _, _, grads = layer.backward(tape, y)
+    assert grads.keys() == layer.parameters.keys()
+    assert not any("leak" in name for name in grads)
+    layer.save(tmp_path / "rnn")
+    copies: list[Any] = [rnnfast.load(tmp_path / "rnn"), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    for copied in copies:
+        assert repr(copied) == repr(layer)
+        assert np.array_equal(copied(x)[0], y)
+    before = np.copy(layer.leak)
+    training.SGD(layer, 0.1).step(grads)
+    assert np.array_equal(layer.leak, before)
+    if np.ndim(leak):
+        with pytest.raises(ValueError, match="read-only"):
+            layer.leak[0] = 1
+
+
+def test_peepholes_start_like_biases() -> None:
+    layer = rnnfast.LSTM(I, H, peephole=True, seed=0)
+    assert layer.peephole_l0.shape == (3 * H,)
+    assert 0 < np.abs(layer.peephole_l0).max() <= H**-0.5
+    rnnfast.initialize(layer, "orthogonal", forget_bias=1)
+    assert not layer.peephole_l0.any()
+    assert (layer.bias_ih_l0[H : 2 * H] == 1).all()

@@ -115,9 +115,11 @@ def test_the_cells_that_type_checkers_know_have_as_many_states() -> None:
 
 
 def test_parameters_are_attributes() -> None:
-    lstm = LSTM(3, 4, 4, bidirectional=True, learn_initial_state=True)
+    lstm = LSTM(3, 4, 4, bidirectional=True, learn_initial_state=True, peephole=True)
     assert_type(lstm.weight_hh_l3_reverse, Array)
     assert_type(lstm.initial_c, Array)
+    assert_type(lstm.peephole_l0, Array)
+    assert_type(LSTMCell(3, 4, peephole=True).peephole, Array | None)
     assert_type(Linear(3, 4).weight, Array)
     assert_type(LSTMCell(3, 4).bias_hh, Array)
     assert_type(Hopfield(3).threshold, Array)

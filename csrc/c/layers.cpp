@@ -154,7 +154,9 @@ class Arrays {
   };
 
   static std::string text(const Name& name) {
-    return name.state == no_state ? name.argument : name.argument + ("[" + std::to_string(name.state) + "]");
+    std::string words = name.argument;
+    if (name.state != no_state) words.append("[").append(std::to_string(name.state)).append("]");
+    return words;
   }
 
   void add(const Name& name, const void* data, Index elements, bool is_written) {

@@ -203,7 +203,7 @@ class RecurrentModule(Module):
 
     def with_fixed(self, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
         """Return one direction's parameters with what is fixed in its place."""
-        return tuple(map(self.fixed.get, parameter_names(self.cell), arrays)) if self.fixed else arrays
+        return tuple(map(self.fixed.get, parameter_names(self.cell), arrays))
 
 
 def kind_of(module: Module) -> Any:
@@ -215,10 +215,10 @@ def arguments_of(module: Module) -> dict[str, Any]:
     """Return the constructor's arguments, but for the one in whose place a copy gets what is kept."""
     kind = kind_of(module)
     arguments = {name: getattr(module, name) for name in parameters_of(kind) if name != kind.kept_as}
-    if "bias" in arguments:
-        bias = arguments["bias"]  # of a `Linear`, the array itself or None
-        arguments["bias"] = bias is not None and bias is not False
-    return arguments | {"dtype": str(module.dtype)}
+    # The bias of a `Linear` and the peephole of a cell are the array itself or None.
+    flags = {name: arguments[name] for name in ("bias", "peephole") if name in arguments}
+    has = {name: value is not None and value is not False for name, value in flags.items()}
+    return arguments | {"dtype": str(module.dtype)} | has
 
 
 @singledispatch

@@ -77,8 +77,8 @@ class Recurrent(Stack[StateT]):
         embedding : array [V,I], optional
             What the tokens x select rows of. By default they are one-hot: from 0 to I - 1.
         gate_override : dict, or sequence of L of them, optional
-            Values that gates are held at, by their letters: i, f, g, o of the LSTM, r, z, n of the GRU. A dict is for
-            all layers, in a sequence None is for none.
+            Values that gates are held at, by their letters: i, f, g, o of the LSTM (i, g, o where gates are coupled),
+            r, z, n of the GRU. A dict is for all layers, in a sequence None is for none.
 
         Returns
         -------

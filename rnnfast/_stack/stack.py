@@ -68,7 +68,8 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
 
     def of_layer(self, layer: int) -> list[tuple[Array | None, ...]]:
         """Return the parameters of a layer as the kernels take them."""
-        return [self.with_fixed(arrays) for arrays in of_layer(self.parameters, self.cell, layer, self.directions)]
+        directions = of_layer(self.parameters, self.cell, layer, self.directions)
+        return [self.with_fixed(arrays) for arrays in directions] if self.fixed else directions
 
 
 # States

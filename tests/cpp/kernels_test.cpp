@@ -79,7 +79,8 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
 
   const Index each = s.windows.k1 ? s.windows.most : 1;
   const Numbers x = draw(generator, rows * s.I), dy = draw(generator, each * rows * width);
-  const Index G = cell.gate_count, count = G * s.H * (s.I + s.H + 2), state = s.B * s.H;
+  const Index G = cell.gate_count, state = s.B * s.H;
+  const Index count = G * s.H * (s.I + s.H + 2) + cell.vector_count * s.H;
   const Numbers weights = draw(generator, s.D * count);
   const int S = cell.state_count;
   std::vector<Numbers> state0;
@@ -100,8 +101,9 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
   Real* const y = take(rows * width);
   for (Index d = 0; d < s.D; ++d) {
     const auto parameters = [&](auto* w) {
-      return Parameters<std::remove_pointer_t<decltype(w)>>{w, w + G * s.H * s.I, w + G * s.H * (s.I + s.H),
-                                                            w + G * s.H * (s.I + s.H + 1)};
+      auto* const more = w + G * s.H * (s.I + s.H + 2);
+      return Parameters<std::remove_pointer_t<decltype(w)>>{
+          w, w + G * s.H * s.I, w + G * s.H * (s.I + s.H), w + G * s.H * (s.I + s.H + 1), {more}};
     };
     const auto fill = [&](auto& views, auto&& data) {
       for (int i = 0; i < S; ++i) views[i] = {data(i), s.H};

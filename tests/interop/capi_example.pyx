@@ -46,9 +46,14 @@ def train(object call, int passes=1, bint packed=False):
     cell, H = p.cell.encode(), p.parameters[0][1].shape[1]
     cdef rnnfast_weights[2] weights
     cdef rnnfast_gradients[2] gradients
-    for d, (ws, gs) in enumerate(zip(p.parameters, call.grads)):
-        weights[d] = rnnfast_weights(data(ws[0]), data(ws[1]), data(ws[2]), data(ws[3]))
-        gradients[d] = rnnfast_gradients(data(gs[0]), data(gs[1]), data(gs[2]), data(gs[3]))
+    more = [(pointers(ws[4:]), pointers(gs[4:])) for ws, gs in zip(p.parameters, call.grads)]
+    for d, (ws, gs, (of_w, of_g)) in enumerate(zip(p.parameters, call.grads, more)):
+        weights[d] = rnnfast_weights(
+            data(ws[0]), data(ws[1]), data(ws[2]), data(ws[3]), <const void* const*> data(of_w)
+        )
+        gradients[d] = rnnfast_gradients(
+            data(gs[0]), data(gs[1]), data(gs[2]), data(gs[3]), <void* const*> data(of_g)
+        )
     cdef rnnfast_layer layer = rnnfast_layer(
         sizeof(rnnfast_layer), cell, dtype, p.x.shape[-1], H, len(p.parameters), &weights[0]
     )
@@ -86,10 +91,12 @@ def train(object call, int passes=1, bint packed=False):
 def stream(object layer, object x, object y):
     """Feed x [T,B,I] step by step through a stack, and write y [T,B,H]."""
     cdef rnnfast_weights[8] weights
-    names = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
-    for k in range(layer.num_layers):
-        ws = [layer.parameters.get(f"{name}_l{k}") for name in names]
-        weights[k] = rnnfast_weights(data(ws[0]), data(ws[1]), data(ws[2]), data(ws[3]))
+    layers = [layer.of_layer(k)[0] for k in range(layer.num_layers)]
+    more = [pointers(ws[4:]) for ws in layers]
+    for k, ws in enumerate(layers):
+        weights[k] = rnnfast_weights(
+            data(ws[0]), data(ws[1]), data(ws[2]), data(ws[3]), <const void* const*> data(more[k])
+        )
     dtype = RNNFAST_FLOAT32 if x.itemsize == 4 else RNNFAST_FLOAT64
     cell = layer.cell.encode()
     cdef rnnfast_stack stack = rnnfast_stack(

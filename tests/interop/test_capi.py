@@ -446,6 +446,25 @@ def entry_of(array: str, s: int, change: Callable[[int], int]) -> Callable[[Any]
 
 SOME = np.ones(100).ctypes.data
 REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
+    "more": ("lstm_peephole", "layer", first_of("weights", more=None), "peephole: expected an array, got NULL"),
+    "peephole": (
+        "cifg_peephole",
+        "layer",
+        first_of("weights", more=capi.state_of(None)),
+        "peephole: expected an array, got NULL",
+    ),
+    "peephole: alignment": (
+        "lstm_peephole",
+        "layer",
+        first_of("weights", more=(ctypes.c_void_p * 1)(misaligned(SOME))),
+        "peephole: expected an array aligned to its elements",
+    ),
+    "dmore": (
+        "lstm_peephole",
+        "backward",
+        lambda s: entry_of("dmore", 0, lambda _: s.dx)(s.gradients[0]),
+        "dmore: expected memory of its own, got an array that overlaps dx|dx: .* overlaps dmore",
+    ),
     "layer: no size": ("lstm", "layer", set_fields(size=0), "layer->size: expected 56, got 0"),
     "layer: other size": ("lstm", "layer", set_fields(size=64), "layer->size: expected 56, got 64"),
     "cell: NULL": ("lstm", "layer", set_fields(cell=None), "cell: expected the name of a cell, got NULL"),
@@ -581,6 +600,17 @@ def test_a_gradient_of_a_bias_that_there_is_not_is_refused() -> None:
         call.solve(Handle())
 
 
+@pytest.mark.parametrize("dmore", [None, capi.state_of(None)], ids=["NULL", "of NULL"])
+def test_a_gradient_of_another_parameter_may_be_unwanted(dmore: Any) -> None:
+    problem = make_problem("lstm_peephole", "float32", Shape(5, 3, 7, 6))
+    call, expected = Call(problem), Call(problem)
+    call.backward.gradients[0].dmore = dmore
+    wanted = {name: a for name, a in expected.solve(Handle()).items() if name != "dmore[0]"}
+    actual = call.solve(Handle())
+    assert (actual.pop("dmore[0]") == 7).all()  # as it was
+    assert_same_bits(actual, wanted)
+
+
 def test_a_stream_says_what_does_not_fit() -> None:
     layer = make_layer("gru")
     c = SOME
@@ -598,6 +628,11 @@ def test_a_stream_says_what_does_not_fit() -> None:
         set_fields(**change)(stack)
         assert API.stream_create(stack, B, stream) == INVALID
         assert API.message().decode() == message
+    seeing = make_layer("lstm_peephole")
+    peephole = capi.stack_of(seeing)
+    peephole.layers[0].more = None
+    assert API.stream_create(peephole, 1, stream) == INVALID
+    assert API.message().decode() == "peephole: expected an array, got NULL"
     stack = capi.stack_of(layer)
     assert API.stream_create(stack, 2**48, stream) == capi.NO_MEMORY
     assert API.stream_create(None, 1, stream) == INVALID

@@ -320,6 +320,11 @@ def test_what_torch_computes_otherwise_is_refused(torch: Any, case: str) -> None
         ("GRU(3, 4, reset_after=False)", ValueError),
         ("GRUCell(3, 4, reset_after=False)", ValueError),
         ("RNN(3, 4, learn_initial_state=True)", ValueError),
+        ("LSTM(3, 4, peephole=True)", ValueError),
+        ("LSTMCell(3, 4, peephole=True)", ValueError),
+        ("LSTM(3, 4, coupled_gates=True)", ValueError),
+        ("RNN(3, 4, leak=0.5)", ValueError),
+        ("RNNCell(3, 4, leak=[0.5] * 4)", ValueError),
         ("Linear(3, 4)", TypeError),
     ],
 )

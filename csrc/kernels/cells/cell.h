@@ -46,17 +46,18 @@ template <class Cell>
 constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
 
 template <class Cell>
-constexpr int parameter_count = 0;
-
-template <class Cell>
-requires requires { Cell::parameters; }
-constexpr int parameter_count<Cell> = int(sizeof(Cell::parameters) / sizeof(UnitVectors));
+constexpr int parameter_count = [] {
+  if constexpr (requires { Cell::parameters; })
+    return int(sizeof(Cell::parameters) / sizeof(UnitVectors));
+  else
+    return 0;
+}();
 
 // Of all its parameters.
 template <class Cell>
 constexpr int vector_count = [] {
   int count = 0;
-  if constexpr (parameter_count < Cell >> 0)
+  if constexpr (parameter_count<Cell> != 0)
     for (const UnitVectors& parameter : Cell::parameters) count += parameter.count;
   return count;
 }();
@@ -235,7 +236,7 @@ RNNFAST_INLINE void backward_row(const BackwardStep<Real>& s, Index unit, int va
       if (s.flow[i].data) store(s.flow[i], p.flow[i]);
       store(s.dstate[i], p.dstate[i]);
     }
-    if constexpr (vector_count < Cell >> 0) {
+    if constexpr (vector_count<Cell> != 0) {
       Real* dvectors = gates_at(s.dvectors, unit, s.dgate_row + row, S::lanes, vector_count<Cell>);
 #pragma GCC unroll 4
       for (int i = 0; i < vector_count<Cell>; ++i) S::store(dvectors + i * S::lanes, p.dvector[i]);
@@ -289,7 +290,7 @@ constexpr CellShape shape_of(int index) {
   shape.gate_count = Cell::gate_count, shape.slot_count = Cell::slot_count;
   shape.state_count = state_count<Cell>, shape.phase_count = phase_count<Cell>;
   shape.parameter_count = parameter_count<Cell>, shape.vector_count = vector_count<Cell>;
-  if constexpr (parameter_count < Cell >> 0)
+  if constexpr (parameter_count<Cell> != 0)
     for (int i = 0; i < shape.parameter_count; ++i) shape.parameters[i] = Cell::parameters[i];
   for (int i = 0; i < shape.state_count; ++i) {
     shape.states[i] = Cell::states[i];

@@ -38,7 +38,7 @@ struct LstmEquations {
 
   template <class S, int phase>
   static RNNFAST_INLINE void forward(ForwardPoint<S, Form>& p) {
-    constexpr bool has_f = Form::f != Form::i, has_peepholes = vector_count < Form >> 0;
+    constexpr bool has_f = Form::f != Form::i, has_peepholes = vector_count<Form> != 0;
     if constexpr (has_peepholes) p.gate[Form::i] = see(p, Form::i, 0, p.before[c]);
     if constexpr (has_peepholes && has_f) p.gate[Form::f] = see(p, Form::f, 1, p.before[c]);
     const auto i = p.gate[Form::i], f = has_f ? p.gate[Form::f] : 1 - i, g = p.gate[Form::g];
@@ -49,7 +49,7 @@ struct LstmEquations {
 
   template <class S, int phase>
   static RNNFAST_INLINE void backward(BackwardPoint<S, Form>& p) {
-    constexpr bool has_f = Form::f != Form::i, has_peepholes = vector_count < Form >> 0;
+    constexpr bool has_f = Form::f != Form::i, has_peepholes = vector_count<Form> != 0;
     const auto i = p.gate[Form::i], f = has_f ? p.gate[Form::f] : 1 - i, g = p.gate[Form::g], o = p.gate[Form::o];
     const auto tanh_c = tanh<S>(p.after[c]);
     const auto d_o = p.dstate[h] * tanh_c;
@@ -67,12 +67,14 @@ struct LstmEquations {
     if constexpr (has_f) p.dgate[Form::f] = dc * p.before[c] * (f * (1 - f));
     p.dgate[Form::g] = dc * i * (1 - g * g);
     p.dstate[c] = dc * f;
-    if constexpr (has_peepholes)
+    if constexpr (has_peepholes) {
+#pragma GCC unroll 2
       for (int gate = Form::i; gate <= Form::f; ++gate) {  // of i alone where there is no f
         const auto da = passing(p, gate);
         p.dvector[gate] = da * p.before[c];
         p.dstate[c] = fma(da, p.vector[gate], p.dstate[c]);
       }
+    }
   }
 };
 

@@ -213,34 +213,34 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
   }
 }
 
-// The gradients of a cell's vectors of units: sums over rows of what each adds to them, in the chains of the products.
+// The gradients of a cell's vectors of units: sums of what each row adds to them, in the chains of the products.
 template <class Real>
 struct VectorSums {
-  Gates<Real> rows_of;  // slots are vectors
+  Gates<Real> terms;  // slots are vectors
+  Blocks units;
   Index rows;
   bool add;
 };
 
 template <class Real>
-void add_vector_sums(const VectorSums<Real>& s, const CellShape& cell, const Blocks& units, Index H, Span span,
-                     const Parameters<Real>& gradients) {
+void sum_vectors(const Problem& p, const VectorSums<Real>& s, Span span, const Parameters<Real>& gradients) {
+  const CellShape& cell = *p.cell;
   const Index chains = chain_count(s.rows), length = (s.rows + chains - 1) / chains;
-  for_each_block<Real>(units, span, [&]<class S>(const BlockRange& range) {
-    int slot = 0;
-    for (int i = 0; i < cell.parameter_count; ++i)
-      for (int vector = 0; vector < cell.parameters[i].count; ++vector, ++slot) {
-        if (!gradients.vectors[i]) continue;
-        typename S::V total = {};
-        for (Index high = s.rows; high > 0; high -= length) {
-          typename S::V sum = {};
-          for (Index row = high; row-- > max_index(high - length, 0);)
-            sum = sum + S::load(gates_at(s.rows_of, range.unit, row, S::lanes, cell.vector_count) + slot * S::lanes);
-          total = total + sum;
-        }
-        Real* const to = gradients.vectors[i] + vector * H + range.unit;
-        store_lanes<S>(to, s.add ? total + load_lanes<S>(to, range.valid) : total, range.valid);
-      }
-  });
+  const auto sum_block = [&]<class S>(const BlockRange& range, int slot, Real* out) {
+    typename S::V total = {};
+    for (Index high = s.rows; high > 0; high -= length) {
+      typename S::V sum = {};
+      for (Index row = high; row-- > max_index(high - length, 0);)
+        sum = sum + S::load(gates_at(s.terms, range.unit, row, S::lanes, cell.vector_count) + slot * S::lanes);
+      total = total + sum;
+    }
+    store_lanes<S>(out, s.add ? total + load_lanes<S>(out, range.valid) : total, range.valid);
+  };
+  for (int i = 0, slot = 0; i < cell.parameter_count; slot += cell.parameters[i++].count)
+    for (int vector = 0; gradients.vectors[i] && vector < cell.parameters[i].count; ++vector)
+      for_each_block<Real>(s.units, span, [&]<class S>(const BlockRange& range) {
+        sum_block.template operator()<S>(range, slot + vector, gradients.vectors[i] + vector * p.H + range.unit);
+      });
 }
 
 }  // namespace

@@ -541,10 +541,12 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
         weight_gradients(args, scratch, chunk[d], span, team);
       else
         unpacked_weight_gradients(args, scratch, d, span);
-      add_vector_sums(
-          VectorSums<Real>{
-              .rows_of = direction.dvectors, .rows = chunk[d].rows, .add = !chunk[d].first || args.accumulate},
-          cell, direction.w_hh.units, p.H, span, args.directions[d].gradients);
+      sum_vectors(p,
+                  VectorSums<Real>{.terms = direction.dvectors,
+                                   .units = direction.w_hh.units,
+                                   .rows = chunk[d].rows,
+                                   .add = !chunk[d].first || args.accumulate},
+                  span, args.directions[d].gradients);
       if (!dense)
         sum_by_token(TableBlocks<Real>{.table = direction.table, .units = direction.w_hh.units, .span = span}, cell,
                      direction.dgates, args.tokens, RowRange{.first = row_of(p, chunk[d].t), .count = chunk[d].rows});
