@@ -174,6 +174,7 @@ def test_calls_go_on_where_others_ended(form: str, dtype: str, leak: float) -> N
     first, state = esn.generate(4, end)
     second, _ = esn.generate(5, state)
     assert np.array_equal(np.concatenate([first, second]), esn.generate(9, end)[0])
+    assert np.array_equal(esn.generate(9, esn.states(x)[1])[0], esn.generate(9, end)[0])
     nothing, same = esn.generate(0, end)
     assert nothing.shape == (0, 3, I)
     assert np.array_equal(same.h[0], end.h[0])

@@ -66,8 +66,8 @@ class ESN(Module):
         y_t = W_out x_t + b_out
 
     W is drawn from the normal distribution and scaled to its spectral radius, W_in and b are +-1 times their scaling.
-    All three have a connection at a place with the probability `density`, b at all of them. With feedback, u_t is
-    followed by y_{t-1}, in fitting by the target in its place.
+    An element of W or W_in is not zero with the probability `density`. With feedback, u_t is followed by y_{t-1}, and
+    in fitting by the target in its place.
 
     Parameters
     ----------
@@ -253,6 +253,8 @@ class ESN(Module):
         """
         run = self._run(x, y, lengths, state, targets=self.feedback_size > 0)
         [(states, _)] = self._driven(run, len(run.x))
+        if not self.feedback_size:
+            run.last = None  # that of an earlier step
         return run.sequences(states), run.state()
 
     @quiet
@@ -444,6 +446,8 @@ class ESN(Module):
             raise ValueError(msg)
         batch = () if state is None or np.ndim(_h_of(state)[0]) == 1 else (len(_h_of(state)[0]),)
         run = self._run(np.zeros((1, *batch, self.input_size), self.dtype), None, None, state, targets=False)
+        if run.last is None and state is not None:
+            run.last = readout(np.concatenate(run.h, axis=-1)[0])
         return run.sequences(self._free(run, steps, None)), run.state()
 
     # What calls share
