@@ -296,7 +296,8 @@ def parameter_slots(parameters: Any, name: str) -> dict[str, Any]:
 
 
 def parameters_of(slots: dict[str, Any], name: str, D: int) -> Any:
-    return [tuple(slots[f"{name}[{d}][{i}]"] for i in range(4)) for d in range(D)]
+    counts = [sum(slot.startswith(f"{name}[{d}]") for slot in slots) for d in range(D)]
+    return [tuple(slots[f"{name}[{d}][{i}]"] for i in range(n)) for d, n in enumerate(counts)]
 
 
 def state_slots(cell: str, state: Any, form: str) -> dict[str, Any]:
