@@ -67,11 +67,12 @@ def backward(
 ) -> tuple[Array | None, Any, dict[str, Array]]:
     """Return dx and the gradients of the initial state and of the parameters."""
     dx, dfirst, new = _core.backward(tape.kept[0], dy, parts_of(stack.cell, dstate, "dstate"), need_dx)
+    own = stack.parameters
     grads = {
         name: array
         for names, arrays in zip(layer_names(stack.cell, 0, stack.directions), new, strict=True)
         for name, array in zip(names, arrays, strict=True)
-        if array is not None and name in stack.parameters
+        if array is not None and name in own
     }
     return dx, state_of(dfirst), grads
 
