@@ -216,8 +216,9 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
 
 def _check_plain(layer: Any, framework: str, options: Mapping[str, Any]) -> None:
     """Refuse a layer that has other values of some options, which the framework lacks."""
+    arguments = arguments_of(layer)
     for name, value in options.items():
-        given = getattr(layer, name, value)
+        given = arguments.get(name, value)
         if np.ndim(given) or given != value:
             msg = f"layer: expected {name}={value!r}, as {framework} has it, got {layer!r}"
             raise ValueError(msg)

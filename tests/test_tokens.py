@@ -100,7 +100,8 @@ def test_gradients_are_added_into_given_arrays(cell: str, dtype: str, embedded: 
     *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0, embedding=p.embedding)
     expected = solve(reference, p)
     gradients(_core, tape, p, grads=given)
-    assert_close(named_grads(given), {name: a + expected[name] for name, a in named_grads(start).items()})
+    # What is there is rounded as well as what is added: two errors, as of two layers.
+    assert_close(named_grads(given), {name: a + expected[name] for name, a in named_grads(start).items()}, layers=2)
 
 
 @by_form
