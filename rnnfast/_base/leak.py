@@ -18,7 +18,6 @@ def leak_of(leak: Leak, hidden_size: Integer, dtype: object) -> tuple[float | Ar
     Where nothing leaks, there are none.
     """
     H, kind = size(hidden_size, "hidden_size"), float_dtype(dtype)
-    addressable(H * H, "hidden_size")  # the elements of w_hh, before any are made
     value: Any = held(leak)
     if isinstance(value, list | tuple) or np.ndim(value):
         given = _core.asarray(value, "leak")
@@ -31,6 +30,7 @@ def leak_of(leak: Leak, hidden_size: Integer, dtype: object) -> tuple[float | Ar
         value = number(value, "leak")
         if value == 1:
             return value, {}
+        addressable(H * H, "hidden_size")  # the elements of w_hh, before any are made
         vector = np.full(H, value, kind)
     if not ((vector > 0) & (vector <= 1)).all():
         msg = f"leak: expected numbers above 0 and up to 1, got {value}"
