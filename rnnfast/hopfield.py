@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from . import _core
-from ._base.arrays import Array, ArrayLike, check_finite, float_dtype, quiet
+from ._base.arrays import Array, ArrayLike, check_finite, float_dtype, quiet, sum_of_products
 from ._base.module import Kept, Module
 from ._base.scalars import Integer, Number, addressable, choice, count, generator, not_negative, positive, size
 
@@ -253,13 +253,8 @@ class Hopfield(Module):
 
     # How patterns are stored: each returns the new weights
 
-    def _sum_of_products(self, a: Array, b: Array) -> Array:
-        """Return the sum of ``a_m b_m^T`` over rows m, [N,N]."""
-        _, (products, _) = _core.linear_backward(b, self.weight, None, a, need_dx=False)
-        return products
-
     def _hebbian(self, x: Array) -> Array:
-        change = self._sum_of_products(x, x) / self.units
+        change = sum_of_products(x, x) / self.units
         np.fill_diagonal(change, 0)
         return self.weight + change
 
@@ -284,7 +279,7 @@ class Hopfield(Module):
                 f = growth**k * first[k] + _core.linear(factors.reshape(-1), rows) - diagonal * pattern
                 u[k] = rows[:, K + k] = pattern / 2 - f
                 diagonal = growth * diagonal + 2 * pattern * u[k] / N
-            half = self._sum_of_products(ages[::-1, np.newaxis] * block, u)
+            half = sum_of_products(ages[::-1, np.newaxis] * block, u)
             w = growth**K * w + (half + half.T)
         np.fill_diagonal(w, self.weight.diagonal())
         return w
@@ -301,7 +296,7 @@ class Hopfield(Module):
         # What rounding leaves of patterns that are held already, and of those that depend on others
         noise = max(4 * self.units * eps, max(x.shape) * np.finfo(np.float64).eps * lengths.max(initial=0))
         axes = axes[lengths > noise].astype(self.dtype)
-        return w + self._sum_of_products(axes, axes)
+        return w + sum_of_products(axes, axes)
 
     # How states are updated: [B,N], and `ties` [N] are the fields that count as 0
 

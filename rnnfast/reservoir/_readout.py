@@ -10,18 +10,11 @@ from typing import TypeAlias
 import numpy as np
 
 from .. import _core
-from .._base.arrays import Array
+from .._base.arrays import Array, sum_of_products
 
 Rows: TypeAlias = Iterable[tuple[Array, Array]]
 
 AT_ONCE = 64  # rows that recursive least squares takes in by one system of equations
-
-
-def sum_of_products(a: Array, b: Array) -> Array:
-    """Return ``a^T b`` of rows."""
-    place = np.empty((a.shape[1], b.shape[1]))  # of the shape of the sum, and not read
-    _, (products, _) = _core.linear_backward(b, place, None, a, need_dx=False)
-    return products
 
 
 def ridge_regression(rows: Rows, F: int, O: int, penalty: float) -> tuple[Array, Array]:

@@ -39,11 +39,11 @@ class Call(NamedTuple):
         """Return a step as a layer's call."""
         return self._replace(x=self.x[None], states=[state[None] for state in self.states])
 
-    def run(self, kernel: Callable[..., Any], **options: Any) -> list[Any]:
+    def run(self, kernel: Callable[..., Any], out: Any = None, **options: Any) -> list[Any]:
         """Return y, the S last states and a tape, as far as one of `_core.forward` and `_core.inference` has them."""
         step, n = self.is_step, 4 if self.bias else 2
         weights = [w.numpy(force=True) for w in self.weights]
-        out, sizes = options.pop("out", None), array_of(self.batch_sizes)
+        sizes = array_of(self.batch_sizes)
         y, last, *tape = kernel(
             self.cell,
             array_of(self.x, step),
