@@ -931,7 +931,7 @@ def echo_states(rng: Rng) -> Attempt:
         wrong: dict[str, tuple[Any, ...]] = {
             "warmup": (*numbers, None, T, 2**70),
             "ridge": (*numbers, None, np.inf),
-            "state": (*BROKEN[1:], State((), None), State((x[0],), None), State(x[0], y[0])),
+            "state": (*BROKEN[1:], State((), None), State((x[0, :, :1],), None), State(x[0, :, :1], y[0])),
             "lengths": (3, "x", [T + 1] * B, [1] * (B + 1), [0.5] * B, [0] * B),
         }
         bad = choose(rng, list(wrong))
