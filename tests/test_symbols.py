@@ -1,7 +1,7 @@
 """The one-definition rule: nothing that was compiled for one instruction set can be linked into another's place.
 
 A weak symbol (a template, an inline function) may exist in the objects of several instruction sets, and the linker
-keeps any one of them, for everyone. So the objects of the kernels must have none, and one export: their table.
+keeps any one of them, for everyone. So the objects of the kernels must have none, and one export each: their table.
 """
 
 import os
@@ -20,11 +20,11 @@ RUNTIME = {"memcpy", "memmove", "memset", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_
 
 
 def kernel_objects() -> dict[str, list[Path]]:
-    """Return the kernels' objects under the build folder by instruction set."""
+    """Return the kernels' objects under the build folder by instruction set, one for each dtype."""
     objects: dict[str, list[Path]] = {}
     for path in sorted(BUILD.glob("**/kernels_*.dir/**/*.o")):
         folder = next(part for part in path.parts if part.startswith("kernels_"))
-        objects.setdefault(folder.removeprefix("kernels_").removesuffix(".dir"), []).append(path)
+        objects.setdefault(folder.split("_")[1], []).append(path)
     return objects
 
 
@@ -41,6 +41,7 @@ def test_the_objects_of_an_instruction_set_share_nothing_and_export_their_table(
         pytest.skip(f"no objects of kernels under {BUILD}: built elsewhere, or installed from a wheel")
     assert "baseline" in objects, f"no objects of kernels under {BUILD}"
     for isa, paths in objects.items():
+        assert len(paths) % 2 == 0, f"expected one of each dtype, got {paths}"
         for path in paths:
             found = symbols(path)
             assert [name for kind, name in found if kind in "VvWwu"] == [], f"weak in {path}"
