@@ -297,10 +297,16 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         project(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units, team);
       }
 
+    // What the steps of the chunk have in common.
+    ForwardStep<Real> s = {};
+    s.gates = gates;
+    s.vectors = scratch.weights.vectors;
+    s.units = item.units;
+    s.store_gates = tapes_gates || resets_h(cell);
+    s.held = &args.held;
     for (Index step = 0; step < chunk.last - chunk.first; ++step) {
       const Index t = order.reverse ? chunk.last - 1 - step : chunk.first + step, row = row_of(p, t) + item.first;
-      ForwardStep<Real> s = {};
-      s.gates = gates, s.gate_row = gate_row(row);
+      s.gate_row = gate_row(row);
       if (p.input == InputKind::dense)
         s.x = at(args.x, row);
       else
@@ -314,12 +320,9 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (item.joined && p.D == 2) mixes = mixes || mixes_rows(p, 1 - item.direction, p.run.first + p.run.last - 1 - t);
       if (mixes && !meet(item, team)) return;
       if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
-      s.vectors = scratch.weights.vectors;
-      s.rows = rows_of_item(p, item, t), s.units = item.units;
-      s.store_gates = tapes_gates || resets_h(cell);
+      s.rows = rows_of_item(p, item, t);
       s.shared_gates = !s.store_gates && !projects && s.rows > 1;
       s.backwards = turns_back(t) != args.turned;
-      s.held = &args.held;
       if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, team);
       for (int phase = 0; phase < cell.phase_count; ++phase) {
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
