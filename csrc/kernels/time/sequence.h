@@ -95,11 +95,10 @@ inline bool mixes_rows(const Problem& p, int direction, Index t) {
   return false;
 }
 
-// The rows of an item before step t. `mixes` becomes true if they had to be brought together, in the units of the item.
+// As `state_before`, where some rows may start anew.
 template <class Real>
-View<const Real> state_before(const Problem& p, const StateBefore<Real>& state, const Item& item, Index t,
-                              bool& mixes) {
-  if (!p.starts[item.direction]) return at(carried_before(p, item.direction, state, t), item.first);
+View<const Real> pieces_before(const Problem& p, const StateBefore<Real>& state, const Item& item, Index t,
+                               bool& mixes) {
   const RowRange rows = {.first = item.first, .count = rows_of_item(p, item, t)};
   View<const Real> all = {};
   Index pieces = 0;
@@ -116,6 +115,14 @@ View<const Real> state_before(const Problem& p, const StateBefore<Real>& state, 
                         std::size_t(span.last - span.first) * sizeof(Real));
   });
   return {state.mixed + item.first * p.H, p.H};
+}
+
+// The rows of an item before step t. `mixes` becomes true if they had to be brought together, in the units of the item.
+template <class Real>
+RNNFAST_INLINE View<const Real> state_before(const Problem& p, const StateBefore<Real>& state, const Item& item,
+                                             Index t, bool& mixes) {
+  if (!p.starts[item.direction]) return at(carried_before(p, item.direction, state, t), item.first);
+  return pieces_before(p, state, item, t, mixes);
 }
 
 }  // namespace
