@@ -278,7 +278,7 @@ def functions(module: Any, *state: Any) -> Iterator[tuple[Callable[..., Any], tu
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}], ids=str)
 @by_layer
 def test_first_and_second_derivatives_are_those_of_finite_differences(layer: str, options: dict[str, Any]) -> None:
-    _, module = twins(layer, sizes=(3, 2), **options, dtype=torch.float64)
+    _, module = twins(layer, sizes=(3, 4 if layer == "LSTM projected" else 2), **options, dtype=torch.float64)
     state = flat(state_of(module, torch.zeros((), dtype=torch.float64), 2))
     for function, arguments in functions(module, *state):
         assert torch.autograd.gradcheck(function, arguments)
@@ -299,9 +299,10 @@ def test_second_derivatives_of_cells(kind: str) -> None:
 @by_dtype
 def test_a_gradient_penalty_trains_as_with_torch(layer: str, dtype: Any) -> None:
     found = []
-    for module in twins(layer, sizes=(H, H), num_layers=2, dtype=dtype):
+    width = LAYERS[layer][1].get("proj_size", H)
+    for module in twins(layer, sizes=(width, H), num_layers=2, dtype=dtype):
         torch.manual_seed(2)
-        x = torch.randn(T, B, H, dtype=dtype, requires_grad=True)
+        x = torch.randn(T, B, width, dtype=dtype, requires_grad=True)
         with without_onednn:  # torch's LSTM has no second derivatives otherwise
             y, _ = module(module(x)[0])  # the second time, x depends on the weights
             (dx, dw) = torch.autograd.grad(y.square().sum(), (x, module.weight_hh_l0), create_graph=True)
@@ -694,6 +695,7 @@ def saved_and_loaded(module: Any) -> Any:
 
 def loaded_from_torch(module: Any) -> Any:
     own = {"nonlinearity": module.nonlinearity} if isinstance(module, torch.nn.RNN) else {}
+    own |= {"proj_size": module.proj_size} if module.proj_size else {}
     other = type(module)(I, H, 2, bidirectional=True, **own)
     other.load_state_dict(ours.restore(copy.deepcopy(module)).state_dict())
     return other
