@@ -103,7 +103,7 @@ struct Layer {
       forward.last[i] = matrix(p.B, H);
     }
     Arena<Real> arena = {nullptr, 0};
-    lay_out_packed(p, units, arena);
+    lay_out_packed(p, units, {}, arena);
     packed = memory(arena.used);
     lay_out_forward(p, arena);
     inference.scratch = memory(arena.used);
@@ -186,9 +186,9 @@ void time_forward_parts(const Layer& layer) {
   const Parameters<const Real>& parameters = layer.training.directions[0].parameters;
   Arena<Real> to = {layer.packed, 0}, rest = {layer.training.scratch, 0};
   Arena<const Real> from = {layer.packed, 0};
-  const PackedWeights<Real> packed = lay_out_packed(p, layer.units, to);
+  const PackedWeights<Real> packed = lay_out_packed(p, layer.units, {}, to);
   auto scratch = lay_out_forward(p, rest).directions[0];
-  scratch.weights = lay_out_packed(p, layer.units, from);
+  scratch.weights = lay_out_packed(p, layer.units, {}, from);
 
   print("packing", seconds([&] { pack_direction(p, parameters, packed, all(layer.units)); }), layer.weight_bytes,
         Unit::bytes);
@@ -235,7 +235,7 @@ void time_backward_parts(const Layer& layer) {
             [&] { regroup_chunk(args, scratch, chunk, layer.team); });
   scratch.directions[0].w_hh.columns = {};  // without dh
   time_part(layer, "pointwise", layer.vectors, Unit::vectors, [&] {
-    backward_chunk(args, scratch, Item{0, 0, p.B, all(layer.units), false}, chunk, layer.team);
+    backward_chunk(args, scratch, Item{0, 0, p.B, all(layer.units), all(layer.units), false}, chunk, layer.team);
   });
 }
 
@@ -256,12 +256,12 @@ int run(int count, char** arguments) {
   for (const CellShape& cell : AllCells::shapes.of) {
     if (count < 3 || std::strcmp(arguments[1], cell.name)) continue;
     for (int i = 2; i < count; ++i) {
-      Problem p = {.T = 0, .B = 0, .I = 0, .H = 0, .D = 1, .cell = &cell, .input = InputKind::dense, .U = 0};
+      Problem p = {.T = 0, .B = 0, .I = 0, .H = 0, .P = 0, .D = 1, .cell = &cell, .input = InputKind::dense, .U = 0};
       char rest;
       if (std::sscanf(arguments[i], "%td,%td,%td,%td%c", &p.T, &p.B, &p.I, &p.H, &rest) != 4 ||
           std::min({p.T, p.B, p.I, p.H}) < 1)
         break;
-      p.run = {0, p.T};
+      p.P = p.H, p.run = {0, p.T};
       if (is_unpacked(p, Windows{})) break;  // few rows have no such parts
       std::printf("%s T,B,I,H = %s\n", cell.name, arguments[i]);
       time_layer(p);

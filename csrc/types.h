@@ -1,6 +1,8 @@
 // The vocabulary of the library: one letter, one meaning, everywhere.
 //
-//   T time steps   B batch   I input size   H hidden size   G gates   D directions   V vocabulary size
+//   T time steps   B batch   I input size   H hidden size   P size of h   G gates   D directions   V vocabulary size
+//
+// P is H, or less where h is a projection of what the cell makes.
 //
 // Everything here is a plain aggregate without member functions, because this header is compiled once per
 // instruction set and must not leave a function behind that the linker could share between them.
@@ -41,7 +43,7 @@ struct CellShape {
   int vector_count;  // of all parameters together
   Phase phases[most_phases];
   int input_gates[most_slots], recurrent_gates[most_slots];
-  bool keeps_gates, leaves_dh;
+  bool keeps_gates, leaves_dh, projects;  // the last: h can be a projection
   bool reads_before[most_states];
 };
 
@@ -59,7 +61,7 @@ struct Steps {
 // Rows are (t, b) pairs in ascending order. Where sequences end early they are ordered by descending length, so that a
 // step has the first of them, and B is the number that has the first step.
 struct Problem {
-  Index T, B, I, H, D;
+  Index T, B, I, H, P, D;
   const CellShape* cell;
   InputKind input;
   Index U;               // different tokens that occur
@@ -86,19 +88,20 @@ struct View {
   Index stride;
 };
 
-// w_ih [G·H,I], w_hh [G·H,H], b_ih and b_hh [G·H] as torch stores them; a bias may be null. Also their gradients, of
+// w_ih [G·H,I], w_hh [G·H,P], b_ih and b_hh [G·H] as torch stores them; a bias may be null. Also their gradients, of
 // which those of the vectors of units may be null: not wanted.
 template <class Real>
 struct Parameters {
   Real *w_ih, *w_hh, *b_ih, *b_hh;
   Real* vectors[most_parameters];  // of each of the cell's own parameters, [count·H]
+  Real* w_hr = nullptr;            // [P,H], the projection; null where there is none
 };
 
 // What a training forward keeps for its backward, beside x and y. Null where the cell needs nothing.
 template <class Real>
 struct Tape {
   Real* gates;                     // activated gates, [chunk of time][unit block][row][slot x lanes]
-  View<Real> states[most_states];  // after each step, [T·B,H]; that of h is y and not here
+  View<Real> states[most_states];  // after each step, [T·B,H]; that of h is y, and here is what h is a projection of
   Real* reset_h;                   // what a second phase has as operand, as r * h_{t-1}, [T·B,H]
 };
 
@@ -106,10 +109,10 @@ template <class Real>
 struct ForwardDirection {
   Parameters<const Real> parameters;
   const Real* packed;                     // the same from `pack`, for all directions or none; null: packed into scratch
-  View<const Real> initial[most_states];  // states before the first step, [B,H]; null: zeros
+  View<const Real> initial[most_states];  // states before the first step, [B,H], of h [B,P]; null: zeros
   View<const Real> start[most_states];    // of rows that start anew, likewise
-  View<Real> y;                           // h after each step, [T·B,H]
-  View<Real> last[most_states];           // states after the last step, [B,H]; may be the initial ones
+  View<Real> y;                           // h after each step, [T·B,P]
+  View<Real> last[most_states];           // states after the last step, likewise; may be the initial ones
   Tape<Real> tape;
 };
 
@@ -135,12 +138,12 @@ template <class Real>
 struct BackwardDirection {
   Parameters<const Real> parameters;
   View<const Real> initial[most_states], start[most_states];  // as in forward
-  View<const Real> y;                                         // [T·B,H]
+  View<const Real> y;                                         // [T·B,P]
   View<const Real> dsteps[most_states];                       // of the states after each of the run's steps: of h, dy;
                                                               // null: zeros
   Tape<const Real> tape;
-  View<Real> dstate[most_states];  // [B,H]; gradients of the last states on entry, of the initial ones on return
-  View<Real> dstart[most_states];  // [B,H]; those of `start` are added; null where no row starts anew
+  View<Real> dstate[most_states];  // [B,H], of h [B,P]; of the last states on entry, of the initial ones on return
+  View<Real> dstart[most_states];  // likewise; those of `start` are added; null where no row starts anew
   View<Real> flow[most_states];    // all that reaches the states after each of the run's steps; null: not wanted
   Parameters<Real> gradients;
 };

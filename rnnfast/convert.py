@@ -11,7 +11,7 @@ import numpy as np
 
 from ._base.arrays import Array, quiet
 from ._base.module import arguments_of, kind_of, parameters_of
-from ._base.names import layer_names, reordered
+from ._base.names import reordered
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
 
@@ -82,7 +82,7 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     made = kind(w_ih.shape[1], num_layers=len(stack), batch_first=True, dtype=w_ih.dtype, **options)
     state_dict: dict[str, Array] = {}
     for k, part in enumerate(stack):
-        for names, arrays in zip(layer_names(made.cell, k, made.directions), part.weights, strict=True):
+        for names, arrays in zip(made.names_of(k), part.weights, strict=True):
             state_dict |= zip(names, arrays, strict=False)
     made.load_state_dict(state_dict)
     return made
@@ -96,7 +96,7 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     ----------
     layer : LSTM, GRU or RNN
         With one layer, L = 1, and without what Keras lacks: `learn_initial_state`, `peephole`, `coupled_gates`,
-        `leak`.
+        `leak`, `proj_size`.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     if not isinstance(layer, LSTM | GRU | RNN):
         msg = f"layer: expected LSTM, GRU or RNN, got {type(layer).__name__}"
         raise TypeError(msg)
-    _check_plain(layer, "Keras", {**PLAIN, "num_layers": 1})
+    _check_plain(layer, "Keras", {**PLAIN, "num_layers": 1, "proj_size": 0})
     kind = kind_of(layer)
     two_biases = getattr(layer, "reset_after", False)  # in one array
     weights: list[Array] = []
@@ -147,7 +147,7 @@ def from_torch(module: Any) -> LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell:
     Raises
     ------
     TypeError, ValueError
-        If it is another module, has projections, another dtype or parameters on another device.
+        If it is another module, has another dtype or parameters on another device.
 
     See Also
     --------
@@ -160,15 +160,12 @@ def from_torch(module: Any) -> LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell:
     if kind is None or "forward" in vars(module) or type(module).forward is not bases[0].forward:
         msg = f"module: expected {', '.join(TORCH)} of torch.nn with its own forward, got {type(module).__name__}"
         raise TypeError(msg)
-    if getattr(module, "proj_size", 0):
-        msg = f"module: expected no projections, got proj_size={module.proj_size}"
-        raise ValueError(msg)
     first = next(module.parameters())
     if first.device.type != "cpu":
         msg = f"module: expected parameters on the CPU, where module.cpu() moves them, got {first.device}"
         raise ValueError(msg)
-    shared = (name for name, p in parameters_of(kind).items() if p.kind is p.POSITIONAL_OR_KEYWORD)
-    arguments = {name: getattr(module, name) for name in shared}
+    shared = [name for name, p in parameters_of(kind).items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    arguments = {name: getattr(module, name) for name in (*shared, *(["proj_size"] if kind is LSTM else []))}
     made: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell
     made = kind(**arguments, dtype=str(first.dtype).removeprefix("torch."))
     made.load_state_dict({name: getattr(module, name).detach() for name in made.parameters})

@@ -60,6 +60,10 @@ of gate k:
 
 A state is ``(h, c)`` for the four LSTMs and ``h`` for the others, [D,B,H] each.
 
+Where one more parameter comes last, w_hr [P,H] with P < H, the LSTMs, ``"rnn_tanh"`` and ``"rnn_relu"`` have a
+projection [9]_: h is ``W_hr u``, where u is the h of the equations above. Then w_hh is [G·H,P], and wherever an array
+of h, or of its gradient, is described with H, it has P instead: y [T,B,D·P], h [D,B,P].
+
 In place of x, tokens [T,B] of any integer dtype select the rows of an embedding [V,I]; without one they are
 one-hot, and I = V. Nothing is multiplied by zeros, nor is one token's row multiplied twice: ``W_ih x + b_ih`` is
 formed once for each token that occurs, and the gradients of the gates are summed by token before they meet w_ih.
@@ -103,6 +107,8 @@ References
 .. [7] Greff, Srivastava, Koutník, Steunebrink, Schmidhuber, "LSTM: A Search Space Odyssey", arXiv:1503.04069,
    2015.
 .. [8] Jaeger, "The Echo State Approach to Analysing and Training Recurrent Neural Networks", GMD Report 148, 2001.
+.. [9] Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
+   Modeling", Interspeech 2014.
 
 Examples
 --------
@@ -193,7 +199,7 @@ def inference(
     x : array [T,B,I], or of integers [T,B]
         The input, or its tokens; T is at least 1, B may be 0. With `batch_sizes` [N,I] or [N].
     parameters : sequence of D tuples
-        w_ih, w_hh, b_ih, b_hh of each direction, and what else the cell has.
+        w_ih, w_hh, b_ih, b_hh of each direction, what else the cell has, and with a projection w_hr.
     state : array [D,B,H] or pair of such, optional
         The initial state, h or (h, c); zero where it or a part of it is None.
     embedding : array [V,I], optional
@@ -340,8 +346,8 @@ def backward(
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
     grads : sequence of D tuples, optional
-        dw_ih, dw_hh, db_ih, db_hh of each direction, and of what else the cell has the gradients that are wanted, else
-        None: the gradients are added into these arrays.
+        dw_ih, dw_hh, db_ih, db_hh of each direction, of what else the cell has the gradients that are wanted, else
+        None, and with a projection dw_hr: the gradients are added into these arrays.
     flow : pair of arrays [T,B,D·H], optional
         Filled with the gradients of h and c of every step, all that reaches them: from dy and dc, and through time.
         What is None is not computed; only the LSTM has a second.
@@ -355,7 +361,8 @@ def backward(
     dstate0 : ndarray [D,B,H] or pair of such
         The gradient of the initial state, dh0 or (dh0, dc0).
     grads : list of D tuples
-        dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias, and of what else the cell has.
+        dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias, of what else the cell has, and with
+        a projection dw_hr.
 
     Raises
     ------

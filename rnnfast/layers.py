@@ -49,16 +49,21 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         True: the gates see c, each unit its own [3]_: i and f the one before the step, o the one after it.
     coupled_gates : bool, optional
         True: f = 1 - i, and there are three gates [4]_.
+    proj_size : int, optional
+        P, less than H: h is a projection to P elements, ``W_hr (o * tanh(c))``, in the state, the output and the
+        recurrent product [5]_. By default, 0, there is none, and P is H.
 
     Attributes
     ----------
-    weight_ih_l{k} : ndarray [4·H,I], for k > 0 [4·H,D·H]
-    weight_hh_l{k} : ndarray [4·H,H]
+    weight_ih_l{k} : ndarray [4·H,I], for k > 0 [4·H,D·P]
+    weight_hh_l{k} : ndarray [4·H,P]
     bias_ih_l{k}, bias_hh_l{k} : ndarray [4·H]
         Of layer k; those of its backward direction have the suffix ``_reverse``. The gates' order is i, f, g,
         o; with `coupled_gates` there are three, i, g, o.
     peephole_l{k} : ndarray [3·H]
         With `peephole`, the vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
+    weight_hr_l{k} : ndarray [P,H]
+        With `proj_size`, the projection.
 
     Raises
     ------
@@ -74,6 +79,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
        Machine Learning Research 3, 2002.
     .. [4] Greff, Srivastava, Koutník, Steunebrink, Schmidhuber, "LSTM: A Search Space Odyssey",
        arXiv:1503.04069, 2015.
+    .. [5] Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale
+       Acoustic Modeling", Interspeech 2014.
 
     Examples
     --------
@@ -96,6 +103,12 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     >>> dx, (dh0, dc0), grads = lstm.backward(tape, np.ones_like(y))
     >>> dx, grads["embedding"].shape
     (None, (1000, 28))
+
+    With a projection h is smaller than c:
+
+    >>> y, (h, c) = rnnfast.LSTM(28, 128, proj_size=32)(x)
+    >>> y.shape, h.shape, c.shape
+    ((50, 32, 32), (1, 32, 32), (1, 32, 128))
     """
 
     initial_c: Array
@@ -115,6 +128,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         learn_initial_state: Flag = False,
         peephole: Flag = False,
         coupled_gates: Flag = False,
+        proj_size: Integer = 0,
     ) -> None:
         self.peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
@@ -130,6 +144,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             dtype=dtype,
             seed=seed,
             learn_initial_state=learn_initial_state,
+            proj_size=proj_size,
         )
 
 

@@ -31,8 +31,8 @@ from . import _core
 from ._base.arrays import checked, checked_target
 from ._base.module import copy_of
 from ._base.scalars import addressable, size
-from ._base.state import STATES, initial_names, parts_of, state_of
-from ._stack.stack import Stack
+from ._base.state import initial_names, parts_of, state_of
+from ._stack.stack import Stack, state_shapes
 
 __all__ = ["Stream"]
 
@@ -114,7 +114,8 @@ cdef class Stream:
     ----------
     batch_size : int
     state : ndarray [L,B,H] or pair of such
-        h or (h, c) after the last step, a copy; may be assigned. A part that is None is zero.
+        h or (h, c) after the last step, a copy; may be assigned. A part that is None is zero. With a projection to P
+        elements h is [L,B,P], and y has P in place of H.
 
     Raises
     ------
@@ -136,7 +137,7 @@ cdef class Stream:
 
     cdef rnnfast_stream* stream
     cdef readonly Py_ssize_t batch_size
-    cdef Py_ssize_t num_layers, input_size, hidden_size
+    cdef Py_ssize_t num_layers, input_size, h_size
     cdef int typenum
     cdef bint batch_first
     cdef double flops  # of a step
@@ -155,7 +156,7 @@ cdef class Stream:
         addressable(sequences * (layer.input_size + layer.hidden_size), "batch_size", "elements of a step")
         self.batch_size = sequences
         layer = self.layer = copy_of(layer)
-        self.num_layers, self.input_size, self.hidden_size = layer.num_layers, layer.input_size, layer.hidden_size
+        self.num_layers, self.input_size, self.h_size = layer.num_layers, layer.input_size, layer.h_size
         self.batch_first, self.cell, self.dtype = layer.batch_first, layer.cell, layer.dtype
         self.typenum = cnp.NPY_FLOAT if self.dtype == np.float32 else cnp.NPY_DOUBLE
 
@@ -169,7 +170,8 @@ cdef class Stream:
         cdef rnnfast_stack stack
         stack.cell = cell
         stack.dtype = RNNFAST_FLOAT32 if self.typenum == cnp.NPY_FLOAT else RNNFAST_FLOAT64
-        stack.num_layers, stack.input_size, stack.hidden_size = self.num_layers, self.input_size, self.hidden_size
+        stack.num_layers, stack.input_size, stack.hidden_size = self.num_layers, self.input_size, layer.hidden_size
+        stack.proj_size = layer.proj_size
         stack.layers = weights
         cdef cnp.ndarray state0 = pointers(list(map(arrays.get, initial_names(self.cell))))
         stack.state0 = <const void* const*> cnp.PyArray_DATA(state0)
@@ -270,20 +272,20 @@ cdef class Stream:
 
     @property
     def state(self):
-        shape = self.num_layers, self.batch_size, self.hidden_size
-        parts = tuple([np.empty(shape, self.dtype) for _ in STATES[self.cell]])
+        parts = tuple([np.empty(shape, self.dtype) for shape in state_shapes(self.layer, self.batch_size)])
         cdef cnp.ndarray targets = pointers(parts)
         check(api.stream_get_state(self.stream, <void* const*> cnp.PyArray_DATA(targets)))
         return state_of(parts)
 
     @state.setter
     def state(self, object value):
-        parts = [self.part(part) for part in parts_of(self.cell, value, "state")]
+        shapes = state_shapes(self.layer, self.batch_size)
+        given = parts_of(self.cell, value, "state")
+        parts = [self.part(part, shape) for part, shape in zip(given, shapes, strict=True)]
         cdef cnp.ndarray sources = pointers(parts)
         check(api.stream_set_state(self.stream, <const void* const*> cnp.PyArray_DATA(sources)))
 
-    cdef object part(self, object a):
-        shape = self.num_layers, self.batch_size, self.hidden_size
+    cdef object part(self, object a, tuple shape):
         return np.zeros(shape, self.dtype) if a is None else readable(checked(a, "state", shape, self.dtype))
 
     cdef object mask(self, object rows):
@@ -322,7 +324,7 @@ cdef class Stream:
             source = readable(source)
         cdef cnp.npy_intp[3] y_shape
         y_shape[0], y_shape[1] = cnp.PyArray_DIMS(source)[0], cnp.PyArray_DIMS(source)[1] if ndim == 3 else 1
-        y_shape[ndim - 1] = self.hidden_size
+        y_shape[ndim - 1] = self.h_size
         cdef const char* x_data = cnp.PyArray_BYTES(source)  # now: to check `out` may run code that changes x
         cdef cnp.ndarray y, target
         if out is not None and not transposed and self.fits(out, ndim, y_shape, source):
@@ -330,7 +332,7 @@ cdef class Stream:
             self.steps(T, x_data, cnp.PyArray_BYTES(y))
             return y
         if out is not None:
-            target = checked_target(out, "out", (*dimensions(given)[:-1], self.hidden_size), self.dtype)
+            target = checked_target(out, "out", (*dimensions(given)[:-1], self.h_size), self.dtype)
         y = cnp.PyArray_EMPTY(ndim, y_shape, self.typenum, 0)
         self.steps(T, x_data, cnp.PyArray_BYTES(y))
         cdef cnp.ndarray result = cnp.PyArray_SwapAxes(y, 0, 1) if transposed else y

@@ -11,14 +11,13 @@ import numpy as np
 
 from . import _core
 from ._base.arrays import Array, ArrayLike, quiet
-from ._base.names import layer_names
 from ._base.scalars import Flag, Integer, choice, flag
-from ._base.state import StateLike, StateT, initial_names, state_of
+from ._base.state import StateLike, StateT, initial_names
 from ._stack import whole
 from ._stack.call import checked_call
 from ._stack.recurrent import Recurrent
 from ._stack.stack import new_state, state_of_layer
-from ._stack.windows import Input, Options, Run, Window, as_stack, check_truncation, chunks_of, given_parts, given_shape
+from ._stack.windows import Input, Options, Run, Window, as_stack, check_truncation, chunks_of, given_parts, given_state
 from .cells import RecurrentCell
 
 __all__ = ["Window", "tbptt", "tbptt_gradient"]
@@ -194,7 +193,7 @@ def tbptt_gradient(
     if layout.packed is not None:
         msg = "x: expected an array, since all windows end at the same steps, got a PackedSequence"
         raise TypeError(msg)
-    d: Any = layout.checked(dy, "dy", (stack.hidden_size,), stack.dtype)
+    d: Any = layout.checked(dy, "dy", (stack.h_size,), stack.dtype)
     if state is not None:
         first = given_parts(stack, state, layout)
         call = call._replace(first=first, state=first, learned=False)
@@ -212,12 +211,11 @@ def tbptt_gradient(
         )
         if d is not None and k and masks:  # d is [T,B,H], or [T,r,B,H] with what does not exist left as it is
             d *= masks[k - 1].reshape(layout.T, *(1,) * (d.ndim - 3), layout.B, -1)
-        made |= zip(layer_names(stack.cell, k, 1)[0], new, strict=True)
+        made |= zip(stack.names_of(k)[0], new, strict=True)
     if call.learned:
         made |= {name: part.sum(axis=1) for name, part in zip(initial_names(stack.cell), dfirst, strict=True)}
     suffix = "" if stack is layer else "_l0"  # that the stack's names have more than the cell's
     made |= {name: np.zeros_like(p) for name, p in stack.parameters.items() if name not in made}
     grads = {name: made[name + suffix] for name in layer.parameters}
-    shape = given_shape(stack, layout)
     dx = None if d is None else layout.give(d)
-    return dx, state_of(tuple(part.reshape(shape) for part in dfirst)), grads
+    return dx, given_state(stack, dfirst, layout), grads

@@ -37,6 +37,7 @@ class Stack(Structure):
         *sizes("num_layers", "input_size", "hidden_size"),
         ("layers", POINTER(Weights)),
         ("state0", POINTER(c_void_p)),
+        *sizes("proj_size"),
     ]
 
 
@@ -49,6 +50,7 @@ class Layer(Structure):
         ("dtype", c_int),
         *sizes("input_size", "hidden_size", "num_directions"),
         ("weights", POINTER(Weights)),
+        *sizes("proj_size"),
     ]
 
 
@@ -148,7 +150,9 @@ def stack_of(layer: Any) -> Stack:
     """Return the description of a stack of one direction; the layer keeps the arrays."""
     weights = weights_of([layer.of_layer(k)[0] for k in range(layer.num_layers)])
     dtype = layer.dtype == np.float64
-    return Stack(layer.cell.encode(), dtype, layer.num_layers, layer.input_size, layer.hidden_size, weights)
+    described = Stack(layer.cell.encode(), dtype, layer.num_layers, layer.input_size, layer.hidden_size, weights)
+    described.proj_size = getattr(layer, "proj_size", 0)
+    return described
 
 
 def in_rows(problem: Problem, batch_sizes: Array) -> Problem:
@@ -168,22 +172,22 @@ class Call:
         p: Any = problem
         rows = p.x if batch_sizes is None else batch_sizes
         T, B = len(rows), p.x.shape[1] if batch_sizes is None else int(rows[0])
-        D, H, I = len(p.parameters), p.parameters[0][1].shape[1], p.x.shape[-1]
+        D, H, P, I = len(p.parameters), p.hidden_size, p.state_sizes[0], p.x.shape[-1]
 
         def new(*shape: int) -> Array:
             return np.full(shape, 7, p.x.dtype)
 
         def new_state() -> list[Array]:
-            return [new(D, B, H) for _ in _core.cells[p.cell].states]
+            return [new(D, B, n) for n in p.state_sizes]
 
         self.problem, self.batch_sizes, self.resets = problem, batch_sizes, resets
-        self.y, self.state = new(*p.x.shape[:-1], D * H), new_state()
+        self.y, self.state = new(*p.x.shape[:-1], D * P), new_state()
         self.dx, self.dstate0 = new(*p.x.shape), new_state()
         self.grads = [tuple(None if w is None else new(*w.shape) for w in ws) for ws in p.parameters]
 
-        self.layer = Layer(
-            ctypes.sizeof(Layer), p.cell.encode(), p.x.dtype == np.float64, I, H, D, weights_of(p.parameters)
-        )
+        weights, proj_size = weights_of(p.parameters), P if P < H else 0
+        dtype = p.x.dtype == np.float64
+        self.layer = Layer(ctypes.sizeof(Layer), p.cell.encode(), dtype, I, H, D, weights, proj_size)
         nothing = (None,) * num_states(p.cell)
         self.state0, self.dstate = p.state0 or nothing, p.dstate or nothing
         self.forward = ForwardArgs(

@@ -284,11 +284,23 @@ def bare_problem(rng: Rng) -> Any:
     elif rng.random() < 0.02:
         shape = shape._replace(**{"TBIH"[rng.integers(4)]: 40})
     cell, dtype, bias = choose(rng, CELLS), choose(rng, DTYPES), bool(rng.random() < 0.8)
+    shape = shape._replace(P=projection(rng, cell, shape.H))
     problem: Any = make_problem(cell, dtype, shape, bias=bias, seed=int(rng.integers(2**31)))
     if rng.random() < 0.05:  # I = 0
         parameters = [(w_ih[:, :0], *others) for w_ih, *others in problem.parameters]
         problem = replace(problem, x=problem.x[..., :0], parameters=parameters)
     return problem.without(*(part for part in ALL_PARTS if rng.random() < 0.3))
+
+
+def projection(rng: Rng, cell: str, H: int) -> int:
+    """Draw the size of a projection of h, mostly 0 for none."""
+    return int(rng.integers(1, H)) if _core.cells[cell].projects and H > 1 and rng.random() < 0.3 else 0
+
+
+def layer_projection(rng: Rng, kind: str, H: int) -> dict[str, int]:
+    """Draw the option of a layer."""
+    P = projection(rng, kind, H) if KINDS[kind][0] == "LSTM" else 0
+    return {"proj_size": P} if P else {}
 
 
 def parameter_slots(parameters: Any, name: str) -> dict[str, Any]:
@@ -311,8 +323,9 @@ def state_in(slots: dict[str, Any], cell: str, form: str) -> tuple[Any, ...]:
 def bare_forward(rng: Rng) -> Attempt:
     """Call forward or inference, of the extension or of `functional`."""
     p = bare_problem(rng)
-    (T, B, _), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
-    shapes = {"out y": (T, B, D * H), **dict.fromkeys(state_names(p.cell, "out {}"), (D, B, H))}
+    (T, B, _), D = p.x.shape, len(p.parameters)
+    states = zip(state_names(p.cell, "out {}"), p.state_sizes, strict=True)
+    shapes = {"out y": (T, B, D * p.state_sizes[0]), **{name: (D, B, n) for name, n in states}}
     outs = {name: np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for name, s in shapes.items()}
     slots = {"x": p.x, **state_slots(p.cell, p.state0, "{}0"), **parameter_slots(p.parameters, "w"), **outs}
     run, core = choose(rng, ("forward", "inference")), rng.random() < 0.5
@@ -338,10 +351,11 @@ def bare_forward(rng: Rng) -> Attempt:
 def bare_backward(rng: Rng) -> Attempt:
     """Call backward, of the extension or of `functional`."""
     p = bare_problem(rng)
-    (T, B, I), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
+    (T, B, I), D = p.x.shape, len(p.parameters)
     *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
     need_dx, core, given = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.5
-    shapes = {"out dx": (T, B, I), **dict.fromkeys(state_names(p.cell, "out {}"), (D, B, H))}
+    states = zip(state_names(p.cell, "out {}"), p.state_sizes, strict=True)
+    shapes = {"out dx": (T, B, I), **{name: (D, B, n) for name, n in states}}
     outs = {name: np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for name, s in shapes.items()}
     outs["out dx"] = outs["out dx"] if need_dx else None
     slots = {"dy": p.dy, **state_slots(p.cell, p.dstate, "d{}"), **outs}
@@ -472,15 +486,21 @@ def whole_layer(rng: Rng) -> Attempt:
     given_rows, steps, bad = sequence_options(rng, kind, T, batch)
     plain = given_rows["lengths"] is None and given_rows["checkpoint"] is None  # only then are the masks [T,B,D·H]
     options["dropout"] = 0.5 if L > 1 and plain and rng.random() < 0.3 else 0.0
-    layer = make_layer(kind, (I, H), **options)
+    layer = make_layer(kind, (I, H), **options, **layer_projection(rng, kind, H))
+    sizes, D = modules.state_sizes(layer), layer.directions
     last = given_rows["outputs"] == "last"
     slots = {
         name: normal(shape, layer.dtype, int(rng.integers(2**31)))
         for name, shape in {
             "x": (T, *batch, I),
-            "dy": (*(() if last else (T,)), *batch, layer.directions * H),
-            **dict.fromkeys(("dc_steps", "dh_layers"), (L, T, *batch, layer.directions * H)),
-            **dict.fromkeys((*state_names(kind), *state_names(kind, "d{}")), (L * layer.directions, *batch, H)),
+            "dy": (*(() if last else (T,)), *batch, D * sizes[0]),
+            "dc_steps": (L, T, *batch, D * H),
+            "dh_layers": (L, T, *batch, D * sizes[0]),
+            **{
+                name: (L * D, *batch, n)
+                for form in ("{}", "d{}")
+                for name, n in zip(state_names(kind, form), sizes, strict=True)
+            },
         }.items()
     }
     slots["resets"] = rng.random((T, *batch)) < 0.2
@@ -523,7 +543,7 @@ def whole_layer(rng: Rng) -> Attempt:
         if last:
             dh, *others = dstate
             dh = dh.copy()
-            dh[-layer.directions :] += values["dy"].reshape(-1, layer.directions, H).swapaxes(0, 1)
+            dh[-D:] += values["dy"].reshape(-1, D, sizes[0]).swapaxes(0, 1)
             dstate = (dh, *others)
         every = {"dc": values.get("dc_steps"), "dh_layers": values.get("dh_layers"), **steps}
         rows = {"lengths": given_rows["lengths"]}
@@ -532,7 +552,7 @@ def whole_layer(rng: Rng) -> Attempt:
         held = [given_rows["gate_override"]] * L
         wanted = oracle(layer, values["x"], state, dy, dstate, tuple(masks), held=held, **every, **rows)
         if last:
-            wanted["y"] = wanted["h0"][-layer.directions :].swapaxes(0, 1).reshape(-1, layer.directions * H)
+            wanted["y"] = wanted["h0"][-D:].swapaxes(0, 1).reshape(-1, D * sizes[0])
         if not need_dx:
             del wanted["dx"]
         sequences = {name: a for name, a in wanted.items() if name in ("y", "dx")}
@@ -584,7 +604,8 @@ def unequal_rows(rng: Rng) -> Attempt:
     D, (I, H) = int(rng.integers(1, 3)), (int(n) for n in rng.integers(1, 8, 2))
     sizes = np.sort(rng.integers(1, 6, rng.integers(1, 9)))[::-1].astype(choose(rng, ("i8", "i4", "u1", "u8")))
     N, cell, dtype = int(sizes.sum()), choose(rng, CELLS), choose(rng, DTYPES)
-    p: Any = make_problem(cell, dtype, Shape(1, N, I, H, D), seed=int(rng.integers(2**31)))
+    shape = Shape(1, N, I, H, D, projection(rng, cell, H))
+    p: Any = make_problem(cell, dtype, shape, seed=int(rng.integers(2**31)))
     bad, given = "", sizes.copy()
     if rng.random() < 0.4:
         wide = sizes.astype("i8")
@@ -606,6 +627,7 @@ TAPE = capi.Handle()  # holds what the calls before have left
 UNFIT: tuple[tuple[str, str, Any], ...] = (
     *[(struct, "size", n) for struct in ("layer", "forward", "backward") for n in (0, 2**63)],
     *[("layer", name, n) for name in ("input_size", "hidden_size", "num_directions") for n in (0, -1, 2**62, -(2**63))],
+    *[("layer", "proj_size", n) for n in (-1, 2**62, -(2**63))],
     *[("layer", "dtype", n) for n in (2, -1)],
     *[("layer", "cell", name) for name in (None, b"", b"lstm\xff" * 99)],
     *[("layer", "weights", None), ("backward", "gradients", None)],
@@ -623,7 +645,9 @@ def c_interface(rng: Rng) -> Attempt:
     if sizes is not None:
         T, B = 1, int(sizes.sum())
     shape, seed = Shape(T, B, I, H, int(rng.integers(1, 3))), int(rng.integers(2**31))
-    p: Any = make_problem(choose(rng, CELLS), choose(rng, DTYPES), shape, bias=rng.random() < 0.8, seed=seed)
+    cell = choose(rng, CELLS)
+    shape = shape._replace(P=projection(rng, cell, H))
+    p: Any = make_problem(cell, choose(rng, DTYPES), shape, bias=rng.random() < 0.8, seed=seed)
     if sizes is not None:
         p = capi.in_rows(p, sizes)
     p = p.without(*(name for name in ("h0", "c0", "dh", "dc") if rng.random() < 0.3))
@@ -700,13 +724,14 @@ def streaming(rng: Rng) -> Attempt:
     L, (T, B, I, H) = int(rng.integers(1, 4)), (int(n) for n in rng.integers(1, 8, 4))
     options: dict[str, Any] = {name: bool(rng.random() < 0.5) for name in ("bias", "batch_first")}
     options |= {"num_layers": L, "dtype": choose(rng, DTYPES), "seed": int(rng.integers(2**31))}
-    layer = make_layer(choose(rng, list(KINDS)), (I, H), **options)
+    kind = choose(rng, list(KINDS))
+    layer = make_layer(kind, (I, H), **options, **layer_projection(rng, kind, H))
     stream = layer.stream(B + 1)  # of one sequence, arrays of two ranks are legal
     x = normal((2 + T, B + 1, I), layer.dtype, int(rng.integers(2**31)))
     stream.run(swap(x[:2], layer))
     steps = rng.random() < 0.5
     slots: dict[str, Any] = {"x": swap(x[2:], layer).copy() if steps else x[2].copy()}
-    slots["out"] = np.zeros((*slots["x"].shape[:-1], H), layer.dtype)
+    slots["out"] = np.zeros((*slots["x"].shape[:-1], modules.state_sizes(layer)[0]), layer.dtype)
     before = stream.state
 
     def call() -> Results:
@@ -820,7 +845,8 @@ def activation(rng: Rng) -> Attempt:
 
 def state_dict(rng: Rng) -> Attempt:
     """Load parameters."""
-    layer = make_layer(choose(rng, list(KINDS)), (3, 4), num_layers=int(rng.integers(1, 3)), dtype=choose(rng, DTYPES))
+    kind, L = choose(rng, list(KINDS)), int(rng.integers(1, 3))
+    layer = make_layer(kind, (3, 4), num_layers=L, dtype=choose(rng, DTYPES), **layer_projection(rng, kind, 4))
     slots: dict[str, Any] = {n: normal(p.shape, p.dtype, k) for k, (n, p) in enumerate(layer.parameters.items())}
     originals = dict(slots)
 

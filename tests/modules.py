@@ -61,23 +61,34 @@ def normal(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:
 
 
 def make_state(module: Any, batch: tuple[int, ...], seed: int) -> Any:
-    """Draw a state, for each part [L·D,*batch,H] of a layer, [*batch,H] of a cell."""
+    """Draw a state, for each part [L·D,*batch,H] of a layer, [*batch,H] of a cell; P in place of H for a projection."""
     rows = (module.num_layers * module.directions,) if hasattr(module, "num_layers") else ()
-    shape = *rows, *batch, module.hidden_size
-    return state_of(tuple(normal(shape, module.dtype, seed + k) for k in range(num_states(module.cell))))
+    sizes = state_sizes(module)
+    return state_of(tuple(normal((*rows, *batch, n), module.dtype, seed + k) for k, n in enumerate(sizes)))
+
+
+def state_sizes(module: Any) -> list[int]:
+    """Return the sizes of the parts of a state: P of h where that is a projection, else H."""
+    H = module.hidden_size
+    return [getattr(module, "proj_size", 0) or H, *[H] * (num_states(module.cell) - 1)]
+
+
+def names_of(module: Any) -> tuple[str, ...]:
+    """Return the names of one direction's parameters as the kernels take them."""
+    projection = ("weight_hr",) if getattr(module, "proj_size", 0) else ()
+    return *PARAMETERS, *_core.cells[module.cell].parameters, *projection
 
 
 def parameters_of(module: Any, arrays: Results, end: str = "") -> tuple[Array | None, ...]:
     """Return one direction's parameters, or arrays like them, as the kernels take them; the leak is the module's."""
-    names = (*PARAMETERS, *_core.cells[module.cell].parameters)
+    names = names_of(module)
     leak = np.broadcast_to(np.asarray(getattr(module, "leak", 1), module.dtype), module.hidden_size)
     return tuple(leak if name == "leak" else arrays.get(name + end) for name in names)
 
 
 def named_parameters(module: Any, arrays: Any, end: str = "") -> Results:
     """Return what the kernels have of one direction by name, as far as it is of the module's parameters."""
-    names = (*PARAMETERS, *_core.cells[module.cell].parameters)
-    found = zip((name + end for name in names), arrays, strict=True)
+    found = zip((name + end for name in names_of(module)), arrays, strict=True)
     return {name: a for name, a in found if name in module.parameters}
 
 

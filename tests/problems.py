@@ -45,13 +45,14 @@ REPRESENTATIVES = representatives()
 
 
 class Shape(NamedTuple):
-    """Sizes: T time steps, B sequences, I inputs, H hidden units, D directions."""
+    """Sizes: T time steps, B sequences, I inputs, H hidden units, D directions; P of h where that is a projection."""
 
     T: int
     B: int
     I: int
     H: int
     D: int = 1
+    P: int = 0
 
 
 def num_states(cell: str) -> int:
@@ -83,7 +84,7 @@ def mapped(f: Callable[[Any], Any], a: Any) -> Any:
 
 def identify(shape: Shape) -> str:
     """Return the name of a shape in a test's name."""
-    return "-".join(f"{letter}{n}" for letter, n in shape._asdict().items())
+    return "-".join(f"{letter}{n}" for letter, n in shape._asdict().items() if n)
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ class Problem:
 
     cell: str
     x: Array  # [T,B,I], or tokens [T,B]
-    parameters: list[tuple[Array | None, ...]]  # D tuples: w_ih [G·H,I], w_hh [G·H,H], b_ih, b_hh [G·H] or None, ..
-    state0: State | None  # [D,B,H] each
-    dy: Array | None  # [T,B,D·H]
-    dstate: State | None  # [D,B,H] each
+    parameters: list[tuple[Array | None, ...]]  # D tuples: w_ih [G·H,I], w_hh [G·H,P], b_ih, b_hh [G·H] or None, ..
+    state0: State | None  # [D,B,H] each, of h [D,B,P]
+    dy: Array | None  # [T,B,D·P]
+    dstate: State | None  # [D,B,H] each, of h [D,B,P]
     embedding: Array | None = None  # [V,I]
     lengths: Array | None = None  # [B]
     resets: Array | None = None  # [T,B]
@@ -123,6 +124,18 @@ class Problem:
         return replace(self, **{name: mapped(f, getattr(self, name)) for name in names})
 
     @property
+    def hidden_size(self) -> int:
+        """H."""
+        w_ih: Any = self.parameters[0][0]
+        return len(w_ih) // _core.cells[self.cell].num_gates
+
+    @property
+    def state_sizes(self) -> list[int]:
+        """The sizes of the states: P of h where that is a projection, else H."""
+        w_hh: Any = self.parameters[0][1]
+        return [w_hh.shape[1], *[self.hidden_size] * (num_states(self.cell) - 1)]
+
+    @property
     def real(self) -> Array:
         """Whether a step of a sequence is real, [T,B,1]; the others are padding."""
         T, B = self.x.shape[:2]
@@ -135,8 +148,9 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
     Where I > H, x is scaled down so that few units saturate: there 1 - h^2 is rounding, in any implementation.
     """
     rng = np.random.default_rng(seed)
-    T, B, I, H, D = shape
-    G, states = _core.cells[cell].num_gates, _core.cells[cell].states
+    T, B, I, H, D, proj_size = shape
+    P, G = proj_size or H, _core.cells[cell].num_gates
+    sizes = [P, *[H] * (num_states(cell) - 1)]
 
     def uniform(*size: int) -> Array:
         return np.asarray(rng.uniform(-1, 1, size) / np.sqrt(H), dtype)
@@ -148,17 +162,19 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
         cell=cell,
         x=normal(T, B, I) * np.asarray(min(1, np.sqrt(H / I)), dtype),
         parameters=[
-            (uniform(G * H, I), uniform(G * H, H), *((uniform(G * H), uniform(G * H)) if bias else (None, None)))
+            (uniform(G * H, I), uniform(G * H, P), *((uniform(G * H), uniform(G * H)) if bias else (None, None)))
             for _ in range(D)
         ],
-        state0=tuple(normal(D, B, H) for _ in states),
-        dy=normal(T, B, D * H),
-        dstate=tuple(normal(D, B, H) for _ in states),
+        state0=tuple(normal(D, B, n) for n in sizes),
+        dy=normal(T, B, D * P),
+        dstate=tuple(normal(D, B, n) for n in sizes),
     )
     for name, n in _core.cells[cell].parameters.items():
         # A leak is within (0, 1]: past it the state would grow.
         new = [np.asarray(1 - 0.9 * rng.random(n * H), dtype) if name == "leak" else uniform(n * H) for _ in range(D)]
         problem = replace(problem, parameters=[(*ws, w) for ws, w in zip(problem.parameters, new, strict=True)])
+    if proj_size:
+        problem = replace(problem, parameters=[(*ws, uniform(P, H)) for ws in problem.parameters])
     return problem
 
 
@@ -199,9 +215,10 @@ def with_resets(problem: Problem, share: float = 0.3, seed: int = 0) -> Problem:
 
 def with_dsteps(problem: Problem, seed: int = 0) -> Problem:
     """Return the problem with a gradient of every step's states beside h, as many as the cell has."""
-    rng, dy, others = np.random.default_rng(seed), problem.dy, num_states(problem.cell) - 1
+    rng, dy = np.random.default_rng(seed), problem.dy
     assert dy is not None
-    return replace(problem, dsteps=tuple(rng.standard_normal(dy.shape).astype(dy.dtype) for _ in range(others)))
+    shapes = [(*dy.shape[:2], len(problem.parameters) * n) for n in problem.state_sizes[1:]]
+    return replace(problem, dsteps=tuple(rng.standard_normal(shape).astype(dy.dtype) for shape in shapes))
 
 
 def laid_out(problem: Problem, layout: Layout) -> Problem:
@@ -251,7 +268,7 @@ def of_states(cell: str) -> set[str]:
 
 def named_grads(grads: Any) -> Results:
     """Return the D tuples (dw_ih, dw_hh, db_ih, db_hh, and what the cell has more) by name."""
-    names = ("dw_ih", "dw_hh", "db_ih", "db_hh", "dmore")
+    names = ("dw_ih", "dw_hh", "db_ih", "db_hh", "dmore", "dmore_too")
     return named(**{f"{n}[{d}]": g for d, gs in enumerate(grads) for n, g in zip(names, gs, strict=False)})
 
 

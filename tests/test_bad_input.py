@@ -1019,7 +1019,8 @@ def test_what_a_cell_does_not_have_is_refused(cell: str) -> None:
     for k in {0, 1, *range(4, len(rows))}:
         with pytest.raises(TypeError, match=rf"^{[*rows][k]}: expected an array, got NoneType"):
             F.forward(cell, p.x, [(*weights[:k], None, *weights[k + 1 :])])
-    for wrong in (weights[:-1], (*weights, weights[-1])):
+    # One more than there are would be a projection, where the cell can have one.
+    for wrong in (weights[:-1], (*weights, *weights[-1:] * (1 + _core.cells[cell].projects))):
         with pytest.raises(ValueError, match=rf"^parameters: expected {len(rows)} .*, got {len(wrong)}$"):
             F.forward(cell, p.x, [wrong])
     states = num_states(cell)

@@ -116,6 +116,13 @@ def test_backward_is_the_gradient_of_forward_whatever_the_sequences(cell: str, f
     assert_gradients(problem, solve(reference, problem))
 
 
+@by_form
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if _core.cells[cell].projects])
+def test_backward_is_the_gradient_of_forward_where_h_is_a_projection(cell: str, form: Any) -> None:
+    problem = form(make_problem(cell, np.float64, Shape(T=4, B=3, I=1, H=3, D=2, P=2)))
+    assert_gradients(problem, solve(reference, problem))
+
+
 HELD = [(cell, gate) for cell in CELLS for gate in _core.cells[cell].held]
 
 

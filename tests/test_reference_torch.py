@@ -39,7 +39,8 @@ def tensor(a: Any) -> Any:
 def make(cell: str, suffix: str, parameters: Any, **options: Any) -> Any:
     """Return torch's layer or cell with the D tuples of parameters."""
     name, own = KINDS[cell]
-    H, I = parameters[0][1].shape[1], parameters[0][0].shape[1]
+    w_ih, w_hh, *more = parameters[0]
+    H, I = (more[-1] if "proj_size" in options else w_hh).shape[1], w_ih.shape[1]
     module = getattr(torch.nn, name + suffix)(I, H, **own, **options, dtype=torch.float64)
     for p, w in zip(module.parameters(), (w for ws in parameters for w in ws), strict=True):
         p.data = torch.from_numpy(w.copy())
@@ -54,7 +55,8 @@ def grad(a: Any) -> Array:
 def collected(cell: str, module: Any, x: Any, first: tuple[Any, ...]) -> Results:
     """Return the gradients that came to x, the initial state and the parameters, by name."""
     grads = [grad(w) for w in module.parameters()]
-    directions = [grads[k : k + 4] for k in range(0, len(grads), 4)]
+    n = 5 if getattr(module, "proj_size", 0) else 4
+    directions = [grads[k : k + n] for k in range(0, len(grads), n)]
     return named_gradients(cell, grad(x), mapped(grad, first), directions)
 
 
@@ -64,10 +66,10 @@ def outputs(cell: str, y: Any, last: Any) -> Results:
 
 
 @pytest.mark.parametrize("D", [1, 2])
-@by_cell
-def test_a_ragged_batch_is_a_packed_sequence(cell: str, D: int) -> None:
-    p: Any = ragged(make_problem(cell, np.float64, Shape(T=6, B=4, I=3, H=5, D=D)), 4, 6, 1, 4)
-    module = make(cell, "", p.parameters, bidirectional=D == 2)
+@pytest.mark.parametrize(("cell", "P"), [*((cell, 0) for cell in IN_TORCH), ("lstm", 2)])
+def test_a_ragged_batch_is_a_packed_sequence(cell: str, P: int, D: int) -> None:
+    p: Any = ragged(make_problem(cell, np.float64, Shape(T=6, B=4, I=3, H=5, D=D, P=P)), 4, 6, 1, 4)
+    module = make(cell, "", p.parameters, bidirectional=D == 2, **({"proj_size": P} if P else {}))
     x, first = tensor(np.where(p.real, p.x, 0)), mapped(tensor, p.state0)
     rows = torch.nn.utils.rnn.pack_padded_sequence(x, torch.from_numpy(p.lengths), enforce_sorted=False)
     y, last = module(rows, state_of(first))

@@ -12,7 +12,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modules import KINDS, B, H, I, T, initial, make_layer, make_state, named_states, normal, oracle, results
+from modules import (
+    KINDS,
+    B,
+    H,
+    I,
+    T,
+    initial,
+    make_layer,
+    make_state,
+    named_states,
+    normal,
+    oracle,
+    results,
+    state_sizes,
+)
 from problems import CELLS, DTYPES, REPRESENTATIVES, Array, Results, assert_close, assert_same_bits, parts, state_of
 from tolerances import TOLERANCE, relative_error
 
@@ -98,15 +112,17 @@ def make_job(
     seed: int = 0,
 ) -> Job:
     """Draw a job; `resets` is the share of the steps at which an episode begins."""
-    (T, B), L, width = sizes, layer.num_layers, layer.directions * layer.hidden_size
+    (T, B), L, D = sizes, layer.num_layers, layer.directions
+    widths = dict(zip(("dh_layers", "dc"), (D * n for n in state_sizes(layer)), strict=False))
+    width = widths["dh_layers"]
     rows: dict[str, Any] = {} if lengths is None else {"lengths": np.array(lengths, int)}
     if resets is not None:
         rows["resets"] = np.random.default_rng(seed).random((T, B)) < resets
     gates = held_gates(layer.cell)
     if learned:
         layer.learn_initial_state = True
-        for name in initial(layer.cell):
-            layer.parameters[name] = normal((L * layer.directions, layer.hidden_size), layer.dtype, seed + 9)
+        for name, n in zip(initial(layer.cell), state_sizes(layer), strict=True):
+            layer.parameters[name] = normal((L * D, n), layer.dtype, seed + 9)
     job = Job(
         layer,
         normal((T, B, layer.input_size), layer.dtype, seed + 1),
@@ -117,7 +133,7 @@ def make_job(
         outputs,
         None if held is None else gates[0] if held == "all" else [gates[k % 2] for k in range(L)],
         {
-            name: normal((L, T, B, width), layer.dtype, seed + 7)
+            name: normal((L, T, B, widths[name]), layer.dtype, seed + 7)
             for name in steps
             if name != "dc" or "c" in _core.cells[layer.cell].states
         }
@@ -257,6 +273,15 @@ def test_the_layout_changes_no_bit(
     layer = make_stack(cell, 2, 2, dtype=dtype, learn_initial_state=learns(options))
     job = make_job(layer, **{"lengths": [T] * B, **rows}, **options)
     assert_same_bits(solve(job, way), solve(job))
+
+
+@by_options
+@by_rows
+def test_sequences_of_projected_states_are_the_oracles(rows: dict[str, Any], options: dict[str, Any]) -> None:
+    for D in (1, 2):
+        layer = make_stack("lstm", 2, D, proj_size=3, learn_initial_state=learns(options))
+        job = make_job(layer, **rows, **options)
+        assert_close(solve(job), expected(job), layers=2)
 
 
 @by_rows
@@ -489,6 +514,15 @@ def test_checkpoints_change_no_bit(cell: str, L: int, D: int, rows: dict[str, An
         plain = solve(job)
         for checkpoint in checkpoints:
             assert_same_bits(solve(job, checkpoint=checkpoint), plain)
+
+
+@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["all at once"]], ids=["plain", "all at once"])
+@pytest.mark.parametrize("rows", LONG_ROWS.values(), ids=LONG_ROWS)
+def test_checkpoints_change_no_bit_of_a_projection(rows: dict[str, Any], options: dict[str, Any]) -> None:
+    for D, dtype in zip((1, 2), DTYPES, strict=True):
+        layer = make_stack("lstm", 2, D, dtype=dtype, proj_size=3, learn_initial_state=learns(options))
+        job = make_job(layer, sizes=LONG, **rows, **options)
+        assert_same_bits(solve(job, checkpoint=64), solve(job))
 
 
 @pytest.mark.parametrize(("L", "D"), [(3, 1), (3, 2)], ids=str)

@@ -31,8 +31,8 @@ def make_stream(cell: str = "lstm", B: int = 3, **arguments: Any) -> Any:
     return make_layer(cell, **arguments).stream(B)
 
 
-def whole(layer: Any, x: Array) -> Results:
-    y, state = layer(x)
+def whole(layer: Any, x: Array, state: Any = None) -> Results:
+    y, state = layer(x, state)
     return {**named(y=y), **named_states(state)}
 
 
@@ -68,6 +68,28 @@ def test_any_sizes_give_the_layers_bits(cell: str, sizes: tuple[int, int]) -> No
     x = normal((5, 2, sizes[0]), "float32", 1)
     stream = layer.stream(2)
     assert_same_bits(outcome(stream, [stream.step(x[0])[np.newaxis], stream.run(x[1:])]), whole(layer, x))
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@by_dtype
+def test_a_projection_gives_the_layers_bits(dtype: str, B: int) -> None:
+    layer = make_layer("lstm", (7, 37), num_layers=3, dtype=dtype, proj_size=17, learn_initial_state=True)
+    for name in initial(layer.cell):
+        layer.parameters[name][...] = normal(layer.parameters[name].shape, dtype, 3)
+    x = normal((300, B, 7), dtype, 1)
+    expected = whole(layer, x)
+    stream = layer.stream(B)
+    cuts = pairwise([0, 1, 2, 90, 300])
+    assert_same_bits(outcome(stream, [stream.run(x[t:u]) for t, u in cuts]), expected)
+    twin = copy.copy(stream)
+    stream.reset()
+    out = np.empty((B, 17), dtype)
+    ys = [stream.step(x_t, out).copy()[np.newaxis] for x_t in x]
+    assert_same_bits(outcome(stream, ys), expected)
+    assert_same_bits(named_states(twin.state), named_states(stream.state))
+    assert [part.shape for part in stream.state] == [(3, B, 17), (3, B, 37)]
+    stream.state = make_state(layer, (B,), 5)
+    assert_same_bits(outcome(stream, [stream.run(x)]), whole(layer, x, make_state(layer, (B,), 5)))
 
 
 @pytest.mark.parametrize("B", [1, 3])

@@ -18,6 +18,7 @@ from modules import (
     normal,
     oracle,
     parameters_of,
+    state_sizes,
 )
 from problems import DTYPES, REPRESENTATIVES, Array, Results, assert_close, assert_same_bits, named_state, parts
 
@@ -87,7 +88,7 @@ def assert_oracle(
     """Compare every window with the oracle's; the weights change after each."""
     losses = options.get("losses", "new")
     windows = reference.windows(T, k1, k2, losses)
-    dys = [normal((w.stop - w.start, B, H), layer.dtype, 100 + n) for n, w in enumerate(windows)]
+    dys = [normal((w.stop - w.start, B, state_sizes(layer)[0]), layer.dtype, 100 + n) for n, w in enumerate(windows)]
     first = None if state is None else parts(state)
     learned = [name for name in initial(layer.cell) if state is None and name in layer.parameters]
     if learned:
@@ -187,6 +188,19 @@ def test_all_forms_are_those_of_the_definition(
             setattr(layer, name, normal(layer.parameters[name].shape, "float64", 3))
     x = np.random.default_rng(4).integers(0, I, (T, B)) if form.tokens else normal((T, B, I), "float64", 1)
     assert_oracle(layer, x, k1, k2, activations=activations, chunks=form.chunks, **form.options)
+
+
+@by_activations
+@by_losses
+@by_steps((3, 7), (7, 3))
+def test_windows_of_a_projection_are_those_of_the_definition(
+    k1: int, k2: int, losses: Losses, activations: Activations
+) -> None:
+    layer = make_layer("lstm", num_layers=2, dtype="float64", proj_size=2)
+    x, state, resets = normal((T, B, I), "float64", 1), make_state(layer, (B,), 2), random_resets()
+    assert_oracle(layer, x, k1, k2, state=state, losses=losses, activations=activations, resets=resets)
+    window = next(rnnfast.tbptt(layer, x[:, 0], k1, k2))
+    assert [part.shape for part in window.state] == [(2, 2), (2, H)]
 
 
 @by_activations

@@ -73,6 +73,18 @@ def test_is_the_sum_of_separate_windows(cell: str, num_layers: int, T: int, k1: 
 
 
 @pytest.mark.parametrize("losses", ["new", "window"])
+@pytest.mark.parametrize(("T", "k1", "k2"), WINDOWS)
+def test_a_projection_has_windows_too(T: int, k1: int, k2: int, losses: str) -> None:
+    for num_layers, sizes, P in ((1, (I, H), 2), (2, (5, 33), 17)):
+        layer = make_layer("lstm", sizes, num_layers=num_layers, dtype="float64", proj_size=P)
+        x, dy = normal((T, B, sizes[0]), "float64", 1), normal((T, B, P), "float64", 2)
+        state = make_state(layer, (B,), 3)
+        assert_close(
+            gradient(layer, x, dy, k1, k2, losses=losses, state=state), oracle(layer, x, dy, k1, k2, losses, state)
+        )
+
+
+@pytest.mark.parametrize("losses", ["new", "window"])
 @by_cell
 def test_windows_may_pass_the_chunks_of_time(cell: str, losses: str) -> None:
     """Weights' gradients are summed up by about 256 rows."""

@@ -8,11 +8,12 @@
  *
  * returns the table, or NULL with an exception set.
  *
- * Sizes are T time steps, B sequences, I inputs, H hidden units, D directions and L layers, and of a cell G gates and S
- * states. The documentation of rnnfast.functional names the cells, with their equations, the order of their gates and
- * their states, of which h is the first. A state is an array of pointers to its S parts. In a struct, NULL in place of
- * the array or of a pointer in it means zeros, or that a result is not wanted. Every array is contiguous, aligned to
- * its elements and of the call's dtype. Results have the bits of the Python functions' own.
+ * Sizes are T time steps, B sequences, I inputs, H hidden units, P elements of h, which are H unless h is a projection,
+ * D directions and L layers, and of a cell G gates and S states. Of the states, h is [D,B,P], the others [D,B,H]. The
+ * documentation of rnnfast.functional names the cells, with their equations, the order of their gates and their states,
+ * of which h is the first. A state is an array of pointers to its S parts. In a struct, NULL in place of the array or
+ * of a pointer in it means zeros, or that a result is not wanted. Every array is contiguous, aligned to its elements
+ * and of the call's dtype. Results have the bits of the Python functions' own.
  *
  * Every function checks its arguments before it writes anything. Arrays that a call writes must not overlap others of
  * the call; forward and backward check that too, and how arrays are aligned, while streams leave it to the caller. In a
@@ -44,9 +45,9 @@ typedef enum rnnfast_status {
 
 typedef enum rnnfast_dtype { RNNFAST_FLOAT32 = 0, RNNFAST_FLOAT64 = 1 } rnnfast_dtype;
 
-/* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,H]; w_hh [G*H,H]; b_ih and b_hh
- * [G*H], which may be NULL; and as many pointers as the cell has other parameters, such as the peephole [3*H] of
- * "lstm_peephole", or NULL where it has none. */
+/* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,P]; w_hh [G*H,P]; b_ih and b_hh
+ * [G*H], which may be NULL; and as many pointers as there are other parameters, or NULL where there is none: those of
+ * the cell, such as the peephole [3*H] of "lstm_peephole", and last w_hr [P,H] where h is a projection. */
 typedef struct rnnfast_weights {
   const void *w_ih, *w_hh, *b_ih, *b_hh;
   const void* const* more;
@@ -60,7 +61,8 @@ typedef struct rnnfast_stack {
   rnnfast_dtype dtype;
   ptrdiff_t num_layers, input_size, hidden_size; /* L, I and H; I alone is a macro of complex.h */
   const rnnfast_weights* layers;                 /* [L] */
-  const void* const* state0;                     /* [S] of [L,H], where every sequence starts */
+  const void* const* state0;                     /* [S] of [L,H], of h [L,P], where every sequence starts */
+  ptrdiff_t proj_size;                           /* P of a projection, less than H; 0: there is none */
 } rnnfast_stack;
 
 /* B sequences on their way through a stack. */
@@ -75,6 +77,7 @@ typedef struct rnnfast_layer {
   rnnfast_dtype dtype;
   ptrdiff_t input_size, hidden_size, num_directions; /* I, H and D, which is 1 or 2 */
   const rnnfast_weights* weights; /* [D]; may be NULL for a forward with packed weights and without a tape */
+  ptrdiff_t proj_size;            /* as in a stack */
 } rnnfast_layer;
 
 /* A layer's weights as the kernels read them. Any number of calls may use it at once. */
@@ -91,8 +94,8 @@ typedef struct rnnfast_forward_args {
   size_t size;                  /* sizeof(rnnfast_forward_args) */
   ptrdiff_t T, B;               /* at least 1 */
   const void* x;                /* [T,B,I] */
-  const void* const* state0;    /* [S] of [D,B,H], the initial state */
-  void* y;                      /* [T,B,D*H], h of every step */
+  const void* const* state0;    /* [S] of [D,B,H], the initial state; h is [D,B,P] in all of them */
+  void* y;                      /* [T,B,D*P], h of every step */
   void* const* state;           /* [S] of [D,B,H], the state after the last step */
   const ptrdiff_t* batch_sizes; /* [T], positive and in descending order, the first is B; NULL: all steps have B rows */
   const unsigned char* resets;  /* [T,B], not 0 where the state before the step is the initial one again; or NULL */
@@ -101,7 +104,8 @@ typedef struct rnnfast_forward_args {
 } rnnfast_forward_args;
 
 /* The gradients of one direction's weights, shaped like them; those of the biases are NULL where these are. Of the
- * other parameters, NULL in place of the array or of a pointer in it means that a gradient is not wanted. */
+ * cell's other parameters, NULL in place of the array or of a pointer in it means that a gradient is not wanted; that
+ * of w_hr is. */
 typedef struct rnnfast_gradients {
   void *dw_ih, *dw_hh, *db_ih, *db_hh;
   void* const* dmore;
@@ -110,7 +114,7 @@ typedef struct rnnfast_gradients {
 /* d<name> is the gradient of a loss with respect to <name>. Some of dy and dstate is given. */
 typedef struct rnnfast_backward_args {
   size_t size;                        /* sizeof(rnnfast_backward_args) */
-  const void* dy;                     /* [T,B,D*H]; NULL: zeros */
+  const void* dy;                     /* [T,B,D*P]; NULL: zeros */
   const void* const* dstate;          /* [S] of [D,B,H], of the last state */
   void* dx;                           /* [T,B,I]; NULL: not computed */
   void* const* dstate0;               /* [S] of [D,B,H] */
@@ -135,14 +139,14 @@ typedef struct rnnfast_api {
   /* Frees a stream that is in no call; NULL is allowed. */
   void (*stream_destroy)(rnnfast_stream* stream);
 
-  /* Runs T >= 0 steps through all layers, x [T,B,I] -> y [T,B,H], which must not overlap. Allocates nothing. Small work
+  /* Runs T >= 0 steps through all layers, x [T,B,I] -> y [T,B,P], which must not overlap. Allocates nothing. Small work
    * stays on the calling thread. */
   rnnfast_status (*stream_run)(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y);
 
   /* Takes the sequences b with rows[b] != 0, all if rows is NULL, back to the initial state. */
   rnnfast_status (*stream_reset)(rnnfast_stream* stream, const unsigned char* rows);
 
-  /* Copy the state, [S] of [L,B,H], out of a stream and into it. */
+  /* Copy the state, [S] of [L,B,H], of h [L,B,P], out of a stream and into it. */
   rnnfast_status (*stream_get_state)(rnnfast_stream* stream, void* const* state);
   rnnfast_status (*stream_set_state)(rnnfast_stream* stream, const void* const* state);
 

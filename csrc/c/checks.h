@@ -52,14 +52,25 @@ inline void require_dtype(const rnnfast_dtype& dtype) {
           "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got %d", number);
 }
 
+// P, of a layer that has a projection or none.
+inline Index read_size_of_h(const CellShape& cell, Index H, Index proj_size) {
+  require(proj_size == 0 || cell.projects, "proj_size: expected 0 for %s, got %td", cell.name, proj_size);
+  require(proj_size >= 0 && proj_size < H, "proj_size: expected 0 to %td, less than H, got %td", H - 1, proj_size);
+  return proj_size ? proj_size : H;
+}
+
 // One direction's weights, of which only a bias may be missing.
-inline Parameters<const void> read_weights(const rnnfast_weights& weights, const CellShape& cell) {
+inline Parameters<const void> read_weights(const rnnfast_weights& weights, const CellShape& cell, bool projected) {
   require(weights.w_ih && weights.w_hh, "w_ih, w_hh: expected arrays, got NULL");
   Parameters<const void> read = {
       .w_ih = weights.w_ih, .w_hh = weights.w_hh, .b_ih = weights.b_ih, .b_hh = weights.b_hh, .vectors = {}};
   for (int i = 0; i < cell.parameter_count; ++i) {
     require(weights.more && weights.more[i], "%s: expected an array, got NULL", cell.parameters[i].name);
     read.vectors[i] = weights.more[i];
+  }
+  if (projected) {
+    require(weights.more && weights.more[cell.parameter_count], "w_hr: expected an array, got NULL");
+    read.w_hr = weights.more[cell.parameter_count];
   }
   return read;
 }
@@ -74,6 +85,7 @@ Parameters<Real> with_type(const Parameters<Void>& given) {
                                  .b_hh = array(given.b_hh),
                                  .vectors = {}};
   for (int i = 0; i < most_parameters; ++i) parameters.vectors[i] = array(given.vectors[i]);
+  parameters.w_hr = array(given.w_hr);
   return parameters;
 }
 

@@ -27,12 +27,12 @@ namespace {
 struct Layer {
   const CellShape* cell;
   rnnfast_dtype dtype;
-  Index I, H, D;
+  Index I, H, P, D;
   Parameters<const void> weights[2];
 };
 
 bool same_sizes(const Layer& a, const Layer& b) {
-  return a.cell == b.cell && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.D == b.D;
+  return a.cell == b.cell && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.P == b.P && a.D == b.D;
 }
 
 template <class Args>
@@ -49,15 +49,18 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
                 .dtype = layer->dtype,
                 .I = layer->input_size,
                 .H = layer->hidden_size,
+                .P = 0,
                 .D = layer->num_directions,
                 .weights = {}};
   require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
   require(read.D == 1 || read.D == 2, "D: expected 1 or 2, got %td", read.D);
+  read.P = read_size_of_h(*read.cell, read.H, layer->proj_size);
   const double units = double(read.H) + 64;
   require(64 * units * (double(read.I) + units) < most_elements,
           "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
   require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
-  for (Index d = 0; layer->weights && d < read.D; ++d) read.weights[d] = read_weights(layer->weights[d], *read.cell);
+  for (Index d = 0; layer->weights && d < read.D; ++d)
+    read.weights[d] = read_weights(layer->weights[d], *read.cell, read.P < read.H);
   return read;
 }
 
@@ -97,6 +100,9 @@ namespace {
 
 // ---- Arrays --------------------------------------------------------------------------------------------------------
 
+// Of [D,B,H], of h [D,B,P].
+Index elements_of_state(const Problem& p, std::size_t state) { return p.D * p.B * state_size(p, state); }
+
 // Those of a call: none that is written may overlap another.
 class Arrays {
  public:
@@ -109,21 +115,24 @@ class Arrays {
     add({.argument = name, .state = no_state}, data, elements, true);
   }
 
-  void read(const char* name, const StatePointers<const void>& states, Index elements) {
-    for (std::size_t s = 0; s < most_states; ++s) add({.argument = name, .state = int(s)}, states[s], elements, false);
+  void read(const char* name, const StatePointers<const void>& states, const Problem& p) {
+    for (std::size_t s = 0; s < most_states; ++s)
+      add({.argument = name, .state = int(s)}, states[s], elements_of_state(p, s), false);
   }
-  void written(const char* name, const StatePointers<void>& states, Index elements) {
-    for (std::size_t s = 0; s < most_states; ++s) add({.argument = name, .state = int(s)}, states[s], elements, true);
+  void written(const char* name, const StatePointers<void>& states, const Problem& p) {
+    for (std::size_t s = 0; s < most_states; ++s)
+      add({.argument = name, .state = int(s)}, states[s], elements_of_state(p, s), true);
   }
 
   void read(const Layer& layer) {
     for (Index d = 0; d < layer.D; ++d) {
       const Parameters<const void>& w = layer.weights[d];
       const Index rows = layer.cell->gate_count * layer.H;
-      read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * layer.H);
+      read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * layer.P);
       read("b_ih", w.b_ih, rows), read("b_hh", w.b_hh, rows);
       for (int i = 0; i < layer.cell->parameter_count; ++i)
         read(layer.cell->parameters[i].name, w.vectors[i], layer.cell->parameters[i].count * layer.H);
+      read("w_hr", w.w_hr, layer.P * layer.H);
     }
   }
 
@@ -167,14 +176,12 @@ class Arrays {
   }
 
   // Of a backward with two directions: weights and their gradients, x, y, dx and dy, and three arrays of states.
-  static constexpr int most_entries = 4 * (4 + most_parameters) + 4 + 3 * most_states;
+  static constexpr int most_entries = 4 * (5 + most_parameters) + 4 + 3 * most_states;
 
   std::size_t item_;
   Entry entries_[most_entries];
   int count_ = 0;
 };
-
-Index state_size(const Problem& p) { return p.D * p.B * p.H; }
 
 // ---- Views ---------------------------------------------------------------------------------------------------------
 
@@ -185,9 +192,9 @@ View<Real> view_of(Void* data, Index n) {
 }
 
 template <class Real, class Void>
-StateViews<Real> views_of(const StatePointers<Void>& states, Index H) {
+StateViews<Real> views_of(const StatePointers<Void>& states, const Problem& p) {
   StateViews<Real> views;
-  for (std::size_t s = 0; s < most_states; ++s) views[s] = view_of<Real>(states[s], H);
+  for (std::size_t s = 0; s < most_states; ++s) views[s] = view_of<Real>(states[s], state_size(p, s));
   return views;
 }
 
@@ -217,7 +224,7 @@ bool never() { return false; }
 // ---- Packed weights ------------------------------------------------------------------------------------------------
 
 Problem problem_of(const Layer& layer, Index T, Index B) {
-  return problem_of(*layer.cell, {.T = T, .B = B, .I = layer.I, .H = layer.H, .D = layer.D});
+  return problem_of(*layer.cell, {.T = T, .B = B, .I = layer.I, .H = layer.H, .D = layer.D, .P = layer.P});
 }
 
 void fill(rnnfast_pack& pack, const Layer& layer) {
@@ -275,9 +282,9 @@ void prepare(rnnfast_tape& tape) {
   Arrays arrays(layer.dtype);
   arrays.read(layer);
   arrays.read("x", args.x, row_count(p) * p.I);
-  arrays.read("state0", tape.state0, state_size(p));
-  arrays.written("y", args.y, row_count(p) * p.D * p.H);
-  arrays.written("state", read_states(args.state, *layer.cell), state_size(p));
+  arrays.read("state0", tape.state0, p);
+  arrays.written("y", args.y, row_count(p) * p.D * p.P);
+  arrays.written("state", read_states(args.state, *layer.cell), p);
   arrays.check();
 }
 
@@ -286,21 +293,21 @@ void run_forward(rnnfast_tape& tape) {
   const Problem& p = tape.problem;
   const rnnfast_forward_args& args = tape.forward;
   if (args.tape) grow<Real>(tape.memory, p);
-  const Index states = state_size(p);
+  const Index states = p.D * p.B * p.H;  // the most of a state
   const auto scratch =
       grow_scratch<Real>(tape.scratch, kernels<Real>().forward_scratch(p, args.pack), p.cell->state_count * states);
   StatePointers<void> last = read_states(args.state, *p.cell);
   for (int s = 0; s < p.cell->state_count; ++s)
     if (void*& state = last[std::size_t(s)]; !state) state = scratch.states + s * states;
-  const auto state0 = views_of<const Real>(tape.state0, p.H);
+  const auto state0 = views_of<const Real>(tape.state0, p);
   ForwardArgs<Real> forward = {
       .problem = p, .x = view_of<const Real>(args.x, p.I), .directions = {}, .scratch = scratch.kernel};
   const ForwardArrays<Real> arrays = {.parameters = parameters_of<Real>(tape.layer),
                                       .packed = args.pack ? static_cast<const Real*>(args.pack->data.data()) : nullptr,
                                       .initial = state0,
                                       .start = state0,
-                                      .y = view_of<Real>(args.y, p.D * p.H),
-                                      .last = views_of<Real>(last, p.H)};
+                                      .y = view_of<Real>(args.y, p.D * p.P),
+                                      .last = views_of<Real>(last, p)};
   set_directions(forward, arrays, tape.memory);
   run_parallel(
       forward_threads(p), [&](const Team& team) { kernels<Real>().forward(forward, team); }, never);
@@ -357,18 +364,18 @@ struct StateGradients {
 void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args, const StateGradients& dstates) {
   const Layer& layer = tape.layer;
   const Problem& p = tape.problem;
-  const Index rows = row_count(p), states = state_size(p), G = layer.cell->gate_count;
+  const Index rows = row_count(p), G = layer.cell->gate_count;
   const auto is_given = [](const void* state) { return state != nullptr; };
   require(args.dy || std::ranges::any_of(dstates.last, is_given),
           "dy, dstate: expected at least one gradient, got NULL");
   require(args.gradients, "gradients: expected an array, got NULL");
   Arrays arrays(layer.dtype);
   arrays.read(layer);
-  arrays.read("x", tape.forward.x, rows * p.I), arrays.read("y", tape.forward.y, rows * p.D * p.H);
-  arrays.read("state0", tape.state0, states);
-  arrays.read("dy", args.dy, rows * p.D * p.H), arrays.read("dstate", dstates.last, states);
+  arrays.read("x", tape.forward.x, rows * p.I), arrays.read("y", tape.forward.y, rows * p.D * p.P);
+  arrays.read("state0", tape.state0, p);
+  arrays.read("dy", args.dy, rows * p.D * p.P), arrays.read("dstate", dstates.last, p);
   arrays.written("dx", args.dx, rows * p.I);
-  arrays.written("dstate0", dstates.first, states);
+  arrays.written("dstate0", dstates.first, p);
   for (Index d = 0; d < p.D; ++d) {
     const Parameters<const void>& w = layer.weights[d];
     const rnnfast_gradients& g = args.gradients[d];
@@ -377,10 +384,13 @@ void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args, c
               weight ? "an array, got NULL" : "NULL as the bias is, got an array");
       arrays.written(name, data, G * p.H * columns);
     };
-    gradient("dw_ih", g.dw_ih, w.w_ih, p.I), gradient("dw_hh", g.dw_hh, w.w_hh, p.H);
+    gradient("dw_ih", g.dw_ih, w.w_ih, p.I), gradient("dw_hh", g.dw_hh, w.w_hh, p.P);
     gradient("db_ih", g.db_ih, w.b_ih, 1), gradient("db_hh", g.db_hh, w.b_hh, 1);
     for (int i = 0; g.dmore && i < layer.cell->parameter_count; ++i)
       arrays.written("dmore", g.dmore[i], layer.cell->parameters[i].count * p.H);
+    if (!w.w_hr) continue;
+    require(g.dmore && g.dmore[layer.cell->parameter_count], "dw_hr: expected an array, got NULL");
+    arrays.written("dw_hr", g.dmore[layer.cell->parameter_count], p.P * p.H);
   }
   arrays.check();
 }
@@ -397,7 +407,7 @@ void start(Real* state, const void* from, Index n) {
 template <class Real>
 void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args, const StateGradients& dstates) {
   const Problem& p = tape.problem;
-  const Index states = state_size(p), S = p.cell->state_count;
+  const Index states = p.D * p.B * p.H, S = p.cell->state_count;
   const bool restarts = p.starts[0] || p.starts[1];
   const auto scratch =
       grow_scratch<Real>(tape.scratch, kernels<Real>().backward_scratch(p, args.dx, {}), 2 * S * states);
@@ -405,12 +415,12 @@ void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args, const S
   for (Index s = 0; s < S; ++s) {
     const auto state = std::size_t(s);
     if (!dstate[state]) dstate[state] = scratch.states + s * states;
-    start(static_cast<Real*>(dstate[state]), dstates.last[state], states);
+    start(static_cast<Real*>(dstate[state]), dstates.last[state], elements_of_state(p, state));
     if (!restarts) continue;
     dstart[state] = scratch.states + (S + s) * states;
     start(static_cast<Real*>(dstart[state]), nullptr, states);
   }
-  const auto state0 = views_of<const Real>(tape.state0, p.H);
+  const auto state0 = views_of<const Real>(tape.state0, p);
   BackwardArgs<Real> backward = {.problem = p,
                                  .x = view_of<const Real>(tape.forward.x, p.I),
                                  .dx = view_of<Real>(args.dx, p.I),
@@ -420,23 +430,24 @@ void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args, const S
   BackwardArrays<Real> arrays = {.parameters = parameters_of<Real>(tape.layer),
                                  .initial = state0,
                                  .start = state0,
-                                 .y = view_of<const Real>(tape.forward.y, p.D * p.H),
-                                 .dsteps = {view_of<const Real>(args.dy, p.D * p.H)},
-                                 .dstate = views_of<Real>(dstate, p.H),
-                                 .dstart = views_of<Real>(dstart, p.H),
+                                 .y = view_of<const Real>(tape.forward.y, p.D * p.P),
+                                 .dsteps = {view_of<const Real>(args.dy, p.D * p.P)},
+                                 .dstate = views_of<Real>(dstate, p),
+                                 .dstart = views_of<Real>(dstart, p),
                                  .flow = {},
                                  .gradients = {}};
   for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
     const rnnfast_gradients& g = args.gradients[d];
     Parameters<void> given = {.w_ih = g.dw_ih, .w_hh = g.dw_hh, .b_ih = g.db_ih, .b_hh = g.db_hh, .vectors = {}};
     for (int i = 0; g.dmore && i < p.cell->parameter_count; ++i) given.vectors[i] = g.dmore[i];
+    if (is_projected(p)) given.w_hr = g.dmore[p.cell->parameter_count];
     arrays.gradients[d] = with_type<Real>(given);
   }
   set_directions(backward, arrays, tape.memory);
   run_parallel(
       backward_threads(p, args.dx), [&](const Team& team) { kernels<Real>().backward(backward, team); }, never);
   for (std::size_t s = 0; restarts && s < std::size_t(S); ++s)
-    for (Index i = 0; i < states; ++i) arrays.dstate[s].data[i] += arrays.dstart[s].data[i];
+    for (Index i = 0; i < elements_of_state(p, s); ++i) arrays.dstate[s].data[i] += arrays.dstart[s].data[i];
 }
 
 }  // namespace

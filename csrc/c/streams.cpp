@@ -63,19 +63,20 @@ class Stream final : public rnnfast_stream {
         B_(B),
         I_(stack.input_size),
         H_(stack.hidden_size),
+        P_(read_size_of_h(shape, stack.hidden_size, stack.proj_size)),
         chunk_(std::max<Index>(chunk_rows / B, 1)),
         layers_(std::size_t(L_)) {
     for (std::size_t s = 0; s < states(); ++s) {
-      initial_[s] = copied(stack.state0 ? stack.state0[s] : nullptr);
-      state_[s].resize(std::size_t(L_ * B_ * H_));
+      initial_[s] = copied(stack.state0 ? stack.state0[s] : nullptr, L_ * size_of(s));
+      state_[s].resize(std::size_t(L_ * B_ * size_of(s)));
     }
-    for (Index l = 0; l < std::min<Index>(L_ - 1, 2); ++l) between_[l] = buffer(chunk_ * B_ * H_);
+    for (Index l = 0; l < std::min<Index>(L_ - 1, 2); ++l) between_[l] = buffer(chunk_ * B_ * P_);
     Index scratch = 0;
     for (Index l = 0; l < L_; ++l) {
       ForwardArgs<Real>& layer = layers_[std::size_t(l)];
-      layer.problem = problem_of(cell, {.T = chunk_, .B = B_, .I = l == 0 ? I_ : H_, .H = H_, .D = 1});
+      layer.problem = problem_of(cell, {.T = chunk_, .B = B_, .I = l == 0 ? I_ : P_, .H = H_, .D = 1, .P = P_});
       set_direction(layer, stack.layers[l], l);
-      if (l > 0) layer.x = {data(between_[(l - 1) % 2]), H_};
+      if (l > 0) layer.x = {data(between_[(l - 1) % 2]), P_};
       scratch = std::max(scratch, kernels_.forward_scratch(layer.problem, true));
       flops_per_step_ += flops(layer.problem) / double(chunk_);
     }
@@ -95,7 +96,7 @@ class Stream final : public rnnfast_stream {
         if (stop.function(stop.context, t)) return false;
         asked = t;
       }
-      run_chunk(std::min(piece, T - t), static_cast<const Real*>(x) + t * B_ * I_, static_cast<Real*>(y) + t * B_ * H_);
+      run_chunk(std::min(piece, T - t), static_cast<const Real*>(x) + t * B_ * I_, static_cast<Real*>(y) + t * B_ * P_);
     }
     return true;
   }
@@ -104,7 +105,8 @@ class Stream final : public rnnfast_stream {
     for (std::size_t s = 0; s < states(); ++s)
       for (Index l = 0; l < L_; ++l)
         for (Index b = 0; b < B_; ++b)
-          if (!rows || rows[b]) std::copy_n(&initial_[s][std::size_t(l * H_)], H_, state_of_layer(s, l) + b * H_);
+          if (!rows || rows[b])
+            std::copy_n(&initial_[s][std::size_t(l * size_of(s))], size_of(s), state_of_layer(s, l) + b * size_of(s));
   }
 
   void get_state(void* const* state) const override {
@@ -123,26 +125,29 @@ class Stream final : public rnnfast_stream {
 
   std::size_t states() const { return std::size_t(cell.state_count); }
 
-  std::vector<Real> copied(const void* state) const {
+  // Of a state; h is the first.
+  Index size_of(std::size_t s) const { return s == 0 ? P_ : H_; }
+
+  static std::vector<Real> copied(const void* state, Index elements) {
     const auto* given = static_cast<const Real*>(state);
-    return given ? std::vector<Real>(given, given + L_ * H_) : std::vector<Real>(std::size_t(L_ * H_));
+    return given ? std::vector<Real>(given, given + elements) : std::vector<Real>(std::size_t(elements));
   }
 
-  Real* state_of_layer(std::size_t s, Index l) { return &state_[s][std::size_t(l * B_ * H_)]; }
+  Real* state_of_layer(std::size_t s, Index l) { return &state_[s][std::size_t(l * B_ * size_of(s))]; }
 
   // Of a layer whose problem is known. The state is advanced in place.
   void set_direction(ForwardArgs<Real>& layer, const rnnfast_weights& weights, Index l) {
     const Buffer& packed = packed_.emplace_back(buffer(kernels_.packed_size(layer.problem)));
-    kernels_.pack(layer.problem, with_type<const Real>(read_weights(weights, cell)), data(packed));
+    kernels_.pack(layer.problem, with_type<const Real>(read_weights(weights, cell, P_ < H_)), data(packed));
     ForwardArrays<Real> arrays = {.parameters = {},
                                   .packed = data(packed),
                                   .initial = {},
                                   .start = {},
-                                  .y = {l + 1 < L_ ? data(between_[l % 2]) : nullptr, H_},
+                                  .y = {l + 1 < L_ ? data(between_[l % 2]) : nullptr, P_},
                                   .last = {}};
     for (std::size_t s = 0; s < states(); ++s) {
-      arrays.last[s] = {state_of_layer(s, l), H_};
-      arrays.initial[s] = {state_of_layer(s, l), H_};
+      arrays.last[s] = {state_of_layer(s, l), size_of(s)};
+      arrays.initial[s] = {state_of_layer(s, l), size_of(s)};
     }
     set_directions(layer, arrays, TapeMemory<>{});
   }
@@ -150,7 +155,7 @@ class Stream final : public rnnfast_stream {
   void run_chunk(Index T, const Real* x, Real* y) {
     for (ForwardArgs<Real>& layer : layers_) layer.problem.T = layer.problem.run.last = T;
     layers_.front().x = {x, I_};
-    layers_.back().directions[0].y = {y, H_};
+    layers_.back().directions[0].y = {y, P_};
     const Index threads = team_size(flops_per_step_ * double(T), most_members(layers_.front().problem));
     if (threads == 1)
       run_layers(alone);
@@ -175,8 +180,8 @@ class Stream final : public rnnfast_stream {
                                  .context = nullptr};
 
   const Kernels<Real>& kernels_;
-  const Index L_, B_, I_, H_, chunk_;
-  std::array<std::vector<Real>, most_states> initial_, state_;  // of each of the cell's states, [L,H] and [L,B,H]
+  const Index L_, B_, I_, H_, P_, chunk_;
+  std::array<std::vector<Real>, most_states> initial_, state_;  // of each of the states, [L,H] and [L,B,H]
   std::vector<Buffer> packed_;                                  // the weights of each layer
   Buffer between_[2], scratch_;                                 // outputs of a layer for the next one, [chunk,B,H]
   std::vector<ForwardArgs<Real>> layers_;
@@ -218,7 +223,8 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
     const double rows = std::max(double(B), double(chunk_rows)), units = double(stack->hidden_size) + 64;
     require(double(stack->num_layers) * units * (4 * (double(stack->input_size) + units) + rows) * 8 < most_elements,
             "L, I, H, B: expected sizes that fit the address space, got more");
-    for (Index l = 0; l < stack->num_layers; ++l) read_weights(stack->layers[l], cell);
+    const bool projected = read_size_of_h(cell, stack->hidden_size, stack->proj_size) < stack->hidden_size;
+    for (Index l = 0; l < stack->num_layers; ++l) read_weights(stack->layers[l], cell, projected);
     with_real(stack->dtype, [&]<class Real> { *stream = new Stream<Real>(cell, *stack, B); });
   });
 }

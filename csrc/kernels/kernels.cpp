@@ -23,14 +23,14 @@ TapeSize tape_size(const Problem& p) {
   const CellShape& cell = *p.cell;
   const Index rows = row_of(p, p.T);
   return {.gates = cell.keeps_gates ? gates_size(cell.slot_count, rows, blocks_of<Real>(p.H)) : 0,
-          .states = (cell.state_count - 1) * rows * p.H,
+          .states = (cell.state_count - !is_projected(p)) * rows * p.H,
           .reset_h = resets_h(cell) ? rows * p.H : 0};
 }
 
 template <class Real>
 Index packed_size(const Problem& p) {
   Arena<Real> arena = {.base = nullptr, .used = 0};
-  lay_out_packed(p, blocks_of<Real>(p.H), arena);
+  lay_out_packed(p, blocks_of<Real>(p.H), projected_blocks<Real>(p), arena);
   return arena.used;
 }
 
@@ -39,7 +39,9 @@ void pack_weights(const Problem& p, const Parameters<const Real>& parameters, Re
   const FloatingPointMode mode;
   const Blocks units = blocks_of<Real>(p.H);
   Arena<Real> arena = {.base = packed, .used = 0};
-  pack_direction(p, parameters, lay_out_packed(p, units, arena), all(units));
+  const PackedWeights<Real> to = lay_out_packed(p, units, projected_blocks<Real>(p), arena);
+  pack_direction(p, parameters, to, all(units));
+  if (is_projected(p)) pack(projection_rows(p, parameters), to.w_hr, 0, all(to.w_hr.units));
 }
 
 template <class Real>

@@ -36,17 +36,23 @@ inline const CellShape& cell_named(const py::object& name) {
 constexpr const char* weight_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
 constexpr std::size_t weight_count = std::size(weight_names);
 
-// Of one direction: the weights, and what else the cell has.
-inline std::size_t parameter_count(const CellShape& cell) { return weight_count + std::size_t(cell.parameter_count); }
-
-constexpr const char* parameter_name(const CellShape& cell, std::size_t i) {
-  return i < weight_count ? weight_names[i] : cell.parameters[i - weight_count].name;
+// Of one direction: the weights, what else the cell has, and w_hr last where h is a projection.
+constexpr std::size_t parameter_count(const CellShape& cell, bool projected) {
+  return weight_count + std::size_t(cell.parameter_count) + projected;
 }
 
-inline std::string parameter_content(const CellShape& cell) {
+inline std::size_t parameter_count(const Problem& p) { return parameter_count(*p.cell, is_projected(p)); }
+
+constexpr const char* parameter_name(const CellShape& cell, std::size_t i) {
+  if (i < weight_count) return weight_names[i];
+  return i < parameter_count(cell, false) ? cell.parameters[i - weight_count].name : "w_hr";
+}
+
+inline std::string parameter_content(const CellShape& cell, bool projected) {
   std::string content = "(";
   content.reserve(64);  // every call needs it
-  for (std::size_t i = 0; i < parameter_count(cell); ++i) content.append(i ? ", " : "").append(parameter_name(cell, i));
+  for (std::size_t i = 0; i < parameter_count(cell, projected); ++i)
+    content.append(i ? ", " : "").append(parameter_name(cell, i));
   return content.append(")");
 }
 
@@ -56,14 +62,24 @@ constexpr bool is_bias(std::size_t i) { return i == 2 || i == 3; }
 // time.
 using ParameterArrays = std::vector<std::optional<Array>>;
 
+// Whether there is one parameter more than those of a cell, which can only be w_hr.
+inline bool has_projection(const CellShape& cell, const py::tuple& directions) {
+  const py::object first = directions[0];
+  return cell.projects && (py::isinstance<py::tuple>(first) || py::isinstance<py::list>(first)) &&
+         py::len(first) == parameter_count(cell, true);
+}
+
 inline ParameterArrays read_parameters(const CellShape& cell, const py::object& parameters) {
-  const std::size_t count = parameter_count(cell);
-  const std::string content = parameter_content(cell);
+  const std::string all_content = parameter_content(cell, false);
   if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
-    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + content + ", got " + type_name(parameters));
+    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + all_content + ", got " +
+                         type_name(parameters));
   const py::tuple directions(parameters);
   if (directions.size() != 1 && directions.size() != 2)
     throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
+  const bool projected = has_projection(cell, directions);
+  const std::size_t count = parameter_count(cell, projected);
+  const std::string content = projected ? parameter_content(cell, true) : all_content;
   ParameterArrays arrays;
   arrays.reserve(count * directions.size());
   for (const py::handle direction : directions) {
@@ -83,27 +99,31 @@ using LayerParameters = std::vector<std::optional<Input<Real>>>;  // likewise
 
 // Of each direction, what views of its inputs or outputs point to.
 template <class Real, class Arrays>
-std::array<Parameters<Real>, 2> parameters_of(const CellShape& cell, const Arrays& arrays) {
+std::array<Parameters<Real>, 2> parameters_of(const Problem& p, const Arrays& arrays) {
   const auto data = [&](std::size_t i) { return arrays[i] ? arrays[i]->view().data : nullptr; };
+  const std::size_t count = parameter_count(p);
   std::array<Parameters<Real>, 2> parameters = {};
-  for (std::size_t d = 0, i = 0; i < arrays.size(); ++d, i += parameter_count(cell)) {
+  for (std::size_t d = 0, i = 0; i < arrays.size(); ++d, i += count) {
     parameters[d] = {.w_ih = data(i), .w_hh = data(i + 1), .b_ih = data(i + 2), .b_hh = data(i + 3), .vectors = {}};
-    for (int k = 0; k < cell.parameter_count; ++k) parameters[d].vectors[k] = data(i + weight_count + std::size_t(k));
+    for (int k = 0; k < p.cell->parameter_count; ++k)
+      parameters[d].vectors[k] = data(i + weight_count + std::size_t(k));
+    if (is_projected(p)) parameters[d].w_hr = data(i + count - 1);
   }
   return parameters;
 }
 
 inline Shape parameter_shape(const Problem& p, std::size_t i) {
+  if (i == parameter_count(*p.cell, false)) return {p.P, p.H};
   if (i >= weight_count) return {p.cell->parameters[i - weight_count].count * p.H};
   const Index rows = p.cell->gate_count * p.H;
-  return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.H} : Shape{rows};
+  return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.P} : Shape{rows};
 }
 
 template <class Real>
 LayerParameters<Real> check_parameters(const Problem& p, ParameterArrays arrays) {
   LayerParameters<Real> parameters(arrays.size());
   for (std::size_t i = 0; i < arrays.size(); ++i) {
-    const std::size_t own = i % parameter_count(*p.cell);
+    const std::size_t own = i % parameter_count(p);
     if (arrays[i])
       parameters[i] =
           contiguous_input<Real>(parameter_name(*p.cell, own), std::move(*arrays[i]), parameter_shape(p, own));
@@ -156,21 +176,28 @@ using StateInputs = std::array<std::optional<Input<Real>>, most_states>;
 template <class Real>
 using StateOutputs = std::array<std::optional<Output<Real>>, most_states>;
 
+// [D,B,H], of h [D,B,P].
+inline Shape shape_of_state(const Problem& p, std::size_t s) { return {p.D, p.B, state_size(p, s)}; }
+
 template <class Real>
-StateInputs<Real> state_inputs(const CellShape& cell, const StateNames& names, const StateObjects& objects,
-                               const Shape& shape) {
+StateInputs<Real> state_inputs(const Problem& p, const StateNames& names, const StateObjects& objects) {
   StateInputs<Real> inputs;
-  for (int s = names.first; s < cell.state_count; ++s)
-    inputs[std::size_t(s)] = optional_input<Real>(names.of(cell, s), objects[std::size_t(s)], shape);
+  for (int i = names.first; i < p.cell->state_count; ++i) {
+    const auto s = std::size_t(i);
+    inputs[s] = optional_input<Real>(names.of(*p.cell, i), objects[s], shape_of_state(p, s));
+  }
   return inputs;
 }
 
 template <class Real>
-StateOutputs<Real> state_outputs(const CellShape& cell, const StateNames& names, const StateObjects& objects,
-                                 const Shape& shape, bool keep_values = false) {
+StateOutputs<Real> state_outputs(const Problem& p, const StateNames& names, const py::object& tuple,
+                                 bool keep_values = false) {
+  const StateObjects objects = state_objects(*p.cell, names, tuple);
   StateOutputs<Real> outputs;
-  for (int s = names.first; s < cell.state_count; ++s)
-    outputs[std::size_t(s)] = output<Real>(names.of(cell, s), objects[std::size_t(s)], shape, keep_values);
+  for (int i = names.first; i < p.cell->state_count; ++i) {
+    const auto s = std::size_t(i);
+    outputs[s] = output<Real>(names.of(*p.cell, i), objects[s], shape_of_state(p, s), keep_values);
+  }
   return outputs;
 }
 
@@ -241,6 +268,16 @@ inline void read_resets(const Sequences& sequences, const Shape& rows, Problem& 
   find_starts(p, begins.data(), ends.data(), schedule);
 }
 
+// H and P, from the shape of w_hh.
+inline void read_units(const Array& w_hh, bool projected, Problem& p) {
+  const Index gates = p.cell->gate_count, rows = w_hh.ndim() == 2 ? w_hh.shape(0) : 0;
+  p.H = rows / gates;
+  p.P = w_hh.ndim() == 2 ? w_hh.shape(1) : 0;
+  if (rows % gates == 0 && p.P >= 1 && (projected ? is_projected(p) : p.P == p.H)) return;
+  const std::string all = gates == 1 ? "(H, " : "(" + std::to_string(gates) + "·H, ";
+  wrong_shape("w_hh", all + (projected ? "P) with 1 <= P < H, since there is a w_hr" : "H) with H >= 1"), w_hh);
+}
+
 // The sizes of a call, from the shapes of x and of the first direction's weights.
 inline Problem read_problem(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                             const ParameterArrays& arrays, Schedule& schedule) {
@@ -250,15 +287,10 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
   const Index row_axes = packed ? 1 : 2;
   if (packed) schedule.first_row = read_batch_sizes(sequences.batch_sizes);
   p.input = input_kind_of(in, row_axes);
-  p.D = Index(arrays.size() / parameter_count(cell));
-  const Array &w_ih = *arrays[0], &w_hh = *arrays[1];
-  if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / cell.gate_count != w_hh.shape(1) ||
-      w_hh.shape(0) % cell.gate_count)
-    wrong_shape(
-        "w_hh",
-        cell.gate_count == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(cell.gate_count) + "·H, H) with H >= 1",
-        w_hh);
-  p.H = w_hh.shape(1);
+  const bool projected = arrays.size() % parameter_count(cell, false) != 0;
+  p.D = Index(arrays.size() / parameter_count(cell, projected));
+  const Array& w_ih = *arrays[0];
+  read_units(*arrays[1], projected, p);
   if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(cell.gate_count * p.H) + ", I)", w_ih);
   p.I = w_ih.shape(1);
   const bool dense = p.input == InputKind::dense;

@@ -44,9 +44,6 @@ View<const Real> rows_of_input(const Saved<Real>& saved) {
   return rows ? rows->view() : View<const Real>{};
 }
 
-// States [D,B,H] of a call, their axes.
-Shape shape_of_states(const Problem& p) { return {p.D, p.B, p.H}; }
-
 template <class Real>
 void read_states(OverlapCheck& check, const CellShape& cell, const StateNames& names, const StateInputs<Real>& states) {
   for (int s = names.first; s < cell.state_count; ++s) check.read(names.of(cell, s), states[std::size_t(s)]);
@@ -59,13 +56,14 @@ void write_states(OverlapCheck& check, const CellShape& cell, const StateNames& 
 }
 
 template <class Real>
-void read_all(OverlapCheck& check, const CellShape& cell, const Saved<Real>& saved) {
+void read_all(OverlapCheck& check, const Problem& p, const Saved<Real>& saved) {
+  const CellShape& cell = *p.cell;
   check.read("x", saved.x);
   check.read("embedding", saved.embedding);
   read_states(check, cell, state0_names, saved.initial);
   if (saved.start) read_states(check, cell, start_names, *saved.start);
   for (std::size_t i = 0; i < saved.parameters.size(); ++i)
-    check.read(parameter_name(cell, i % parameter_count(cell)), saved.parameters[i]);
+    check.read(parameter_name(cell, i % parameter_count(p)), saved.parameters[i]);
 }
 
 // The arrays that a forward starts from and ends in.
@@ -96,11 +94,11 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                             .tokens = view(tokens, TokenLinks{}),
                             .held = held_as<Real>(tape.held)};
   const StateViews<const Real> initial = views_of(saved.initial);
-  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(*p.cell, saved.parameters),
+  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(p, saved.parameters),
                                       .packed = nullptr,
                                       .initial = initial,
                                       .start = saved.start ? views_of(*saved.start) : initial,
-                                      .y = {static_cast<Real*>(saved.y.data()), p.D * p.H},
+                                      .y = {static_cast<Real*>(saved.y.data()), p.D * p.P},
                                       .last = views_of(last)};
   set_directions(args, arrays, tape.memory);
   call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
@@ -134,10 +132,9 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   p.run = read_steps(steps, p);
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
-  const Shape state_shape = shape_of_states(p);
   Saved<Real> saved;
   const auto states = [&](const StateNames& names, const py::object& tuple) {
-    return state_inputs<Real>(cell, names, state_objects(cell, names, tuple), state_shape);
+    return state_inputs<Real>(p, names, state_objects(cell, names, tuple));
   };
   saved.initial = states(state0_names, given.state0);
   if (!given.start.is_none()) saved.start = states(start_names, given.start);
@@ -153,11 +150,11 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   p.U = Index(tape->tokens.token.size());
 
   const auto outs = tuple_of("out", given.out, 2, "(y, state)");
-  std::optional<Output<Real>> y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.H), later);
-  const auto last = state_outputs<Real>(cell, out_names, state_objects(cell, out_names, entry(outs, 1)), state_shape);
+  std::optional<Output<Real>> y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.P), later);
+  const auto last = state_outputs<Real>(p, out_names, entry(outs, 1));
   if (outs) {
     OverlapCheck check;
-    read_all(check, cell, saved);
+    read_all(check, p, saved);
     if (p.input != InputKind::dense) check.read("x", in.x);
     check.written("out[0]", y);
     write_states(check, cell, out_names, last);
@@ -237,17 +234,19 @@ struct GradientOutputs {
 template <class Real>
 GradientOutputs<Real> gradient_outputs(const py::object& grads, const Problem& p, const Saved<Real>& saved) {
   const CellShape& cell = *p.cell;
-  const std::size_t count = parameter_count(cell);
+  const std::size_t count = parameter_count(p);
+  const std::string content = parameter_content(cell, is_projected(p));
   const auto given = tuple_of("grads", grads, std::size_t(p.D), "(one tuple for each direction)");
   GradientOutputs<Real> gradients = {.arrays = {}, .names = {}, .are_given = given.has_value()};
   for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
-    const auto direction = given ? tuple_of("grads", (*given)[d], count, parameter_content(cell)) : std::nullopt;
-    if (given && !direction) throw py::type_error("grads: expected a tuple " + parameter_content(cell) + ", got None");
+    const auto direction = given ? tuple_of("grads", (*given)[d], count, content) : std::nullopt;
+    if (given && !direction) throw py::type_error("grads: expected a tuple " + content + ", got None");
     for (std::size_t i = 0; i < count; ++i) {
       const py::object array = entry(direction, i);
       const std::string& name =
           gradients.names.emplace_back("grads[" + std::to_string(d) + "]: " + parameter_name(cell, i));
-      const bool is_unwanted = given && i >= weight_count && array.is_none();
+      const bool is_own = i >= weight_count && i < parameter_count(cell, false);  // the cell's
+      const bool is_unwanted = given && is_own && array.is_none();
       const bool exists = saved.parameters[count * d + i].has_value() && !is_unwanted;
       if (given && !is_unwanted && exists == array.is_none())
         throw py::type_error(name + ": expected " + (exists ? "an array, got None" : "None, got an array"));
@@ -268,7 +267,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   if (p.run.first == p.run.last) throw py::value_error("steps: expected at least one step, got none");
   const Windows windows = read_windows(given, p);
   const auto of_each_window = [&](Index n) { return Shape{p.T, windows.most, p.B, n}; };
-  const Shape state_shape = shape_of_states(p), run_shape = shape_of_run(p, p.D * p.H);
+  const auto steps_shape = [&](std::size_t s) { return shape_of_run(p, p.D * state_size(p, s)); };
   StateObjects dsteps_objects = state_objects(cell, dsteps_names, given.dsteps);
   dsteps_objects[0] = given.dy;
   const StateObjects dstate_objects = state_objects(cell, dstate_names, given.dstate);
@@ -277,10 +276,11 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   const Real clip = Real(given.clip);
   if (!(clip >= 0) || (clip == 0 && given.clip != 0))
     throw py::value_error("clip_dh: expected a positive bound, got " + text(py::float_(given.clip)));
-  const Shape dsteps_shape = windows.each_dy ? of_each_window(p.H) : run_shape;
-  auto dsteps = state_inputs<Real>(cell, dsteps_names, dsteps_objects, dsteps_shape);
-  dsteps[0] = optional_input<Real>("dy", given.dy, dsteps_shape);
-  const auto dlast = state_inputs<Real>(cell, dstate_names, dstate_objects, state_shape);
+  StateInputs<Real> dsteps;
+  dsteps[0] = optional_input<Real>("dy", given.dy, windows.each_dy ? of_each_window(p.P) : steps_shape(0));
+  for (std::size_t s = 1; s < std::size_t(cell.state_count); ++s)
+    dsteps[s] = optional_input<Real>(dsteps_names.of(cell, int(s)), dsteps_objects[s], steps_shape(s));
+  const auto dlast = state_inputs<Real>(p, dstate_names, dstate_objects);
 
   TokenArrays own;
   if (tape.x) own = tokens_of_run(*tape.x, p, saved);
@@ -295,22 +295,20 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                          : saved.embedding ? saved.embedding->array().shape()
                                            : shape_of_run(p, p.I);
   if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
-  const auto dstate0 =
-      state_outputs<Real>(cell, out_names, state_objects(cell, out_names, entry(outs, 1)), state_shape);
+  const auto dstate0 = state_outputs<Real>(p, out_names, entry(outs, 1));
 
   const StateObjects flow_objects = state_objects(cell, flow_names, given.flow);
   StateOutputs<Real> flow, dstart;
   for (std::size_t s = 0; s < most_states; ++s)
-    if (!flow_objects[s].is_none()) flow[s] = output<Real>(flow_names.of(cell, int(s)), flow_objects[s], run_shape);
+    if (!flow_objects[s].is_none())
+      flow[s] = output<Real>(flow_names.of(cell, int(s)), flow_objects[s], steps_shape(s));
   const bool adds_to_start = !given.dstart.is_none(), restarts = p.starts[0] || p.starts[1];
-  if (adds_to_start || restarts)
-    dstart =
-        state_outputs<Real>(cell, dstart_names, state_objects(cell, dstart_names, given.dstart), state_shape, true);
+  if (adds_to_start || restarts) dstart = state_outputs<Real>(p, dstart_names, given.dstart, true);
 
   const GradientOutputs<Real> gradients = gradient_outputs(given.grads, p, saved);
   if (outs || gradients.are_given || !given.flow.is_none() || adds_to_start) {
     OverlapCheck check;
-    read_all(check, cell, saved);
+    read_all(check, p, saved);
     check.read("y", saved.y);
     check.read("dy", dsteps[0]);
     read_states(check, cell, dsteps_names, dsteps);
@@ -332,7 +330,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
     // The kernels write what belongs to tokens that occur.
     if (saved.embedding) set<Real>(dx);
     for (std::size_t d = 0; d < std::size_t(p.D) && p.input == InputKind::one_hot && !gradients.are_given; ++d)
-      set<Real>(gradients.arrays[parameter_count(cell) * d]);
+      set<Real>(gradients.arrays[parameter_count(p) * d]);
   };
 
   const Index most = checked_threads(given.threads);
@@ -350,15 +348,15 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                .clip = clip,
                                .windows = windows};
     const StateViews<const Real> initial = views_of(saved.initial);
-    const BackwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(cell, saved.parameters),
+    const BackwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(p, saved.parameters),
                                          .initial = initial,
                                          .start = saved.start ? views_of(*saved.start) : initial,
-                                         .y = {static_cast<const Real*>(saved.y.data()), p.D * p.H},
+                                         .y = {static_cast<const Real*>(saved.y.data()), p.D * p.P},
                                          .dsteps = views_of(dsteps),
                                          .dstate = views_of(dstate0),
                                          .dstart = views_of(dstart),
                                          .flow = views_of(flow),
-                                         .gradients = parameters_of<Real>(cell, gradients.arrays)};
+                                         .gradients = parameters_of<Real>(p, gradients.arrays)};
     set_directions(args, arrays, tape.memory);
     call(
         backward_threads(p, need_dx, most), [&](const Team& team) { kernels<Real>().backward(args, team); },
@@ -379,7 +377,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
 
   py::list by_direction;
   for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
-    py::tuple direction(parameter_count(cell));
+    py::tuple direction(parameter_count(p));
     for (std::size_t i = 0; i < direction.size(); ++i)
       direction[i] = finish(gradients.arrays[direction.size() * d + i]);
     by_direction.append(direction);
@@ -406,8 +404,7 @@ py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& ste
   if (tape.x) tokens = tokens_of_run(*tape.x, p, saved);
   p.U = Index(tokens.token.size());
   const CellShape& cell = *p.cell;
-  const auto last =
-      state_outputs<Real>(cell, out_names, state_objects(cell, out_names, py::none()), shape_of_states(p));
+  const auto last = state_outputs<Real>(p, out_names, py::none());
   if (p.run.last > p.run.first) run_forward(p, tape, saved, tokens, last);
   return finish(cell, last);
 }

@@ -114,6 +114,7 @@ void bind_cells(py::module_& m) {
                                  counts[cell.parameters[i].name] = cell.parameters[i].count;
                                return counts;
                              })
+      .def_readonly("projects", &CellShape::projects)
       .def("__repr__", [](const CellShape& cell) { return py::str("<CellShape of {}>").format(cell.name); });
   py::dict all;
   for (const CellShape& cell : cells()) all[cell.name] = py::cast(&cell, py::return_value_policy::reference);

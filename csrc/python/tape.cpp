@@ -72,9 +72,10 @@ py::array_t<Index> chunks(const py::object& batch_sizes, Index T, Index B, Index
 }
 
 // Elements of a tape's memory for one row of one direction.
-py::tuple tape_row(const py::object& cell, Index H, const py::object& dtype) {
+py::tuple tape_row(const py::object& cell, Index H, const py::object& dtype, Index P) {
   if (H < 1 || double(H) > most_elements) throw py::value_error("H: expected a size, got " + std::to_string(H));
-  const Problem p = problem_of(cell_named(cell), {.T = 1, .B = 1, .I = 1, .H = H, .D = 1});
+  if (P < 0 || P > H) throw py::value_error("P: expected 0 to " + std::to_string(H) + ", got " + std::to_string(P));
+  const Problem p = problem_of(cell_named(cell), {.T = 1, .B = 1, .I = 1, .H = H, .D = 1, .P = P});
   const py::dtype type = py::dtype::from_args(dtype);
   const bool is_float = type.equal(py::dtype::of<float>());
   if (!is_float && !type.equal(py::dtype::of<double>()))
@@ -130,7 +131,9 @@ void bind_tape(py::module_& m) {
       .def("__repr__",
            [](const TapeObject& tape) {
              const Problem& p = tape.problem;
-             return py::str("<Tape of {}, T={}, B={}, I={}, H={}, D={}>").format(p.cell->name, p.T, p.B, p.I, p.H, p.D);
+             const py::str sizes = py::str("T={}, B={}, I={}, H={}, D={}").format(p.T, p.B, p.I, p.H, p.D);
+             return py::str("<Tape of {}, {}{}>")
+                 .format(p.cell->name, sizes, is_projected(p) ? ", P=" + std::to_string(p.P) : "");
            })
       .def_property_readonly("cell", [](const TapeObject& tape) { return tape.problem.cell->name; })
       .def_property_readonly("gates", [](const TapeObject& tape) { return tape.problem.cell->gates; })
@@ -166,7 +169,7 @@ void bind_tape(py::module_& m) {
         with_tape(object, [&](TapeObject& tape, auto& saved) { shift_of(tape, saved, steps); });
       },
       "tape"_a, "steps"_a);
-  m.def("tape_row", &tape_row, "cell"_a, "H"_a, "dtype"_a);
+  m.def("tape_row", &tape_row, "cell"_a, "H"_a, "dtype"_a, "P"_a = 0);
   m.def("chunks", &chunks, "batch_sizes"_a, "T"_a, "B"_a, "H"_a);
 }
 

@@ -19,6 +19,7 @@ namespace rnnfast {
 
 struct Sizes {
   Index T, B, I, H, D;
+  Index P = 0;  // where h is a projection
 };
 
 // All steps are run, of B rows each, and x is dense; what is not so, the caller sets.
@@ -27,12 +28,19 @@ constexpr Problem problem_of(const CellShape& cell, const Sizes& sizes) {
           .B = sizes.B,
           .I = sizes.I,
           .H = sizes.H,
+          .P = sizes.P ? sizes.P : sizes.H,
           .D = sizes.D,
           .cell = &cell,
           .input = InputKind::dense,
           .U = 0,
           .run = {.first = 0, .last = sizes.T}};
 }
+
+// Whether h is a projection, which has fewer elements.
+constexpr bool is_projected(const Problem& p) { return p.P < p.H; }
+
+// A state's size; h is the first.
+constexpr Index state_size(const Problem& p, std::size_t state) { return state == 0 ? p.P : p.H; }
 
 // Elements of all arrays of a call but the parameters, with scratch, stay below this, so that no size overflows.
 constexpr double most_elements = double(std::int64_t{1} << 58);
@@ -48,7 +56,8 @@ constexpr bool fits_address_space(const Problem& p, double rows) {
 constexpr double flops(const Problem& p) {
   const double rows = double(p.run.last - p.run.first) / double(p.T) * double(row_count(p));
   const double inputs = p.input == InputKind::dense ? rows : p.input == InputKind::embedded ? double(p.U) : 0;
-  return 2.0 * double(p.D) * double(p.cell->gate_count) * double(p.H) * (inputs * double(p.I) + rows * double(p.H));
+  const double gates = double(p.cell->gate_count) * (inputs * double(p.I) + rows * double(p.P));
+  return 2.0 * double(p.D) * double(p.H) * (gates + (is_projected(p) ? rows * double(p.P) : 0));
 }
 
 // In how many pieces a call can be had: rows of the batch, or groups of units, which have 32 at least.
@@ -66,8 +75,8 @@ inline Index backward_threads(const Problem& p, bool need_dx, Index most = 0) {
 
 // ---- Tapes ---------------------------------------------------------------------------------------------------------
 
-// Of all directions; states of both lie side by side, as y does, one state after the other. Memory is a Buffer, or what
-// has its data().
+// Of all directions; states of both lie side by side, as y does, one state after the other, and last what h is a
+// projection of. Memory is a Buffer, or what has its data().
 template <class Memory = Buffer>
 struct TapeMemory {
   Memory gates, states, reset_h;
@@ -98,9 +107,10 @@ Tape<Real> tape_of(const TapeMemory<Memory>& memory, const Problem& p, Index d) 
   Tape<Real> tape = {.gates = at(memory.gates, size.gates, d * size.gates),
                      .states = {},
                      .reset_h = at(memory.reset_h, size.reset_h, d * size.reset_h)};
-  const int kept = p.cell->state_count - 1;  // all but h
+  const int beside_h = p.cell->state_count - 1, kept = beside_h + is_projected(p);
   for (int s = 0; s < kept; ++s)
-    tape.states[s + 1] = {at(memory.states, size.states, s * p.D * (size.states / kept) + d * p.H), p.D * p.H};
+    tape.states[s < beside_h ? s + 1 : 0] = {at(memory.states, size.states, s * p.D * (size.states / kept) + d * p.H),
+                                             p.D * p.H};
   return tape;
 }
 
@@ -110,8 +120,8 @@ Tape<Real> tape_of(const TapeMemory<Memory>& memory, const Problem& p, Index d) 
 template <class Real>
 using StateViews = std::array<View<Real>, most_states>;
 
-// What the directions of a call are made of: rows [N,D·H] and states [D,B,H] of all of them. Null stands for what it
-// does in ForwardDirection and BackwardDirection.
+// What the directions of a call are made of: rows [N,D·H] and states [D,B,H] of all of them; of h, [N,D·P] and [D,B,P].
+// Null stands for what it does in ForwardDirection and BackwardDirection.
 template <class Real>
 struct ForwardArrays {
   std::array<Parameters<const Real>, 2> parameters;
@@ -132,10 +142,10 @@ struct BackwardArrays {
   std::array<Parameters<Real>, 2> gradients;
 };
 
-// A direction's columns of rows.
+// A direction's columns of rows of a state.
 template <class Real>
-View<Real> columns_of_direction(const View<Real>& rows, const Problem& p, Index d) {
-  return {rows.data ? rows.data + d * p.H : nullptr, rows.stride};
+View<Real> columns_of_direction(const View<Real>& rows, const Problem& p, std::size_t state, Index d) {
+  return {rows.data ? rows.data + d * state_size(p, state) : nullptr, rows.stride};
 }
 
 // A direction's [B,H] of states.
@@ -154,7 +164,7 @@ void set_directions(ForwardArgs<Real>& args, const ForwardArrays<Real>& arrays, 
                  .packed = arrays.packed ? arrays.packed + d * packed_size : nullptr,
                  .initial = {},
                  .start = {},
-                 .y = columns_of_direction(arrays.y, p, d),
+                 .y = columns_of_direction(arrays.y, p, 0, d),
                  .last = {},
                  .tape = tape_of<Real>(tape, p, d)};
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
@@ -173,7 +183,7 @@ void set_directions(BackwardArgs<Real>& args, const BackwardArrays<Real>& arrays
     direction = {.parameters = arrays.parameters[std::size_t(d)],
                  .initial = {},
                  .start = {},
-                 .y = columns_of_direction(arrays.y, p, d),
+                 .y = columns_of_direction(arrays.y, p, 0, d),
                  .dsteps = {},
                  .tape = tape_of<const Real>(tape, p, d),
                  .dstate = {},
@@ -183,10 +193,10 @@ void set_directions(BackwardArgs<Real>& args, const BackwardArrays<Real>& arrays
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
       direction.initial[s] = state_of_direction(arrays.initial[s], p, d);
       direction.start[s] = state_of_direction(arrays.start[s], p, d);
-      direction.dsteps[s] = columns_of_direction(arrays.dsteps[s], p, d);
+      direction.dsteps[s] = columns_of_direction(arrays.dsteps[s], p, s, d);
       direction.dstate[s] = state_of_direction(arrays.dstate[s], p, d);
       direction.dstart[s] = state_of_direction(arrays.dstart[s], p, d);
-      direction.flow[s] = columns_of_direction(arrays.flow[s], p, d);
+      direction.flow[s] = columns_of_direction(arrays.flow[s], p, s, d);
     }
   }
 }

@@ -16,12 +16,15 @@ from .. import _core
 from . import files
 from .arrays import Array, ArrayLike, checked, float_dtype, quiet
 from .named import checked_values
-from .names import parameter_names
+from .names import PROJECTION, parameter_names
 from .scalars import Flag, Number, choice, flag, generator, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
 # What constructors make of their arguments
-MADE = "parameters", "fixed", "rng", "fan", "gates", "directions", "cell", "reservoirs", "readout"
+MADE = (
+    *("parameters", "fixed", "rng", "fan", "gates", "directions", "cell"),
+    *("proj_size", "h_size", "state_sizes", "reservoirs", "readout"),
+)
 PACKAGE = __name__.partition(".")[0]
 
 
@@ -344,8 +347,8 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     """Draw the parameters of a layer anew, in place.
 
     The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]. The weight [O,I] of a
-    `Linear` is treated like a w_ih. U is the uniform, N the normal distribution. Peepholes start as biases do,
-    learned initial states at zero.
+    `Linear` is treated like a w_ih, and so is the projection w_hr [P,H]; w_hh is then [H,P], and orthogonal in its
+    columns. U is the uniform, N the normal distribution. Peepholes start as biases do, learned initial states at zero.
 
     ================ ================================ ================================ =============
     scheme           w_ih                             w_hh                             b_ih and b_hh
@@ -414,7 +417,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
             parameter.fill(0)
         else:
             fill = SCHEMES[scheme][name.startswith("weight_hh")]
-            for block in np.split(parameter, layer.gates):
+            for block in np.split(parameter, 1 if name.startswith(PROJECTION) else layer.gates):
                 block[...] = fill(rng, *block.shape)
         if forget_bias is not None and name.startswith("bias"):
             np.split(parameter, layer.gates)[letters.index("f")].fill(forget_bias if name.startswith("bias_ih") else 0)

@@ -19,21 +19,23 @@ TwoStateCell: TypeAlias = Literal["lstm", "lstm_peephole", "cifg", "cifg_peephol
 
 WEIGHTS = "weight_ih", "weight_hh"
 BIASES = "bias_ih", "bias_hh"
+PROJECTION = "weight_hr"
 
 
 @cache
-def parameter_names(cell: str) -> tuple[str, ...]:
+def parameter_names(cell: str, projected: bool = False) -> tuple[str, ...]:
     """Return the names of one direction's parameters in the order of the kernels."""
-    return (*WEIGHTS, *BIASES, *_core.cells[cell].parameters)
+    return (*WEIGHTS, *BIASES, *_core.cells[cell].parameters, *((PROJECTION,) if projected else ()))
 
 
-def recurrent_shapes(cell: str, I: int, H: int, bias: bool) -> dict[str, tuple[int, ...]]:
+def recurrent_shapes(cell: str, I: int, H: int, bias: bool, proj_size: int = 0) -> dict[str, tuple[int, ...]]:
     """Return the shapes of one direction's parameters."""
     G = _core.cells[cell].num_gates
-    shapes: dict[str, tuple[int, ...]] = dict(zip(WEIGHTS, ((G * H, I), (G * H, H)), strict=True))
+    shapes: dict[str, tuple[int, ...]] = dict(zip(WEIGHTS, ((G * H, I), (G * H, proj_size or H)), strict=True))
     if bias:
         shapes |= dict.fromkeys(BIASES, (G * H,))
-    return shapes | {name: (n * H,) for name, n in _core.cells[cell].parameters.items()}
+    shapes |= {name: (n * H,) for name, n in _core.cells[cell].parameters.items()}
+    return shapes | ({PROJECTION: (proj_size, H)} if proj_size else {})
 
 
 def ends_of(layer: int, directions: int) -> tuple[str, ...]:
@@ -42,14 +44,14 @@ def ends_of(layer: int, directions: int) -> tuple[str, ...]:
 
 
 @cache
-def layer_names(cell: str, layer: int, directions: int) -> tuple[tuple[str, ...], ...]:
+def layer_names(cell: str, layer: int, directions: int, projected: bool = False) -> tuple[tuple[str, ...], ...]:
     """Return the names of the parameters of one layer of a stack, for each direction."""
-    return tuple(tuple(name + end for name in parameter_names(cell)) for end in ends_of(layer, directions))
+    return tuple(tuple(name + end for name in parameter_names(cell, projected)) for end in ends_of(layer, directions))
 
 
-def of_layer(arrays: Mapping[str, Array], cell: str, layer: int, directions: int) -> list[tuple[Array | None, ...]]:
-    """Return what a layer has of the parameters, or of arrays like them, as the kernels take it."""
-    return [tuple(map(arrays.get, names)) for names in layer_names(cell, layer, directions)]
+def by_direction(arrays: Mapping[str, Array], names: Sequence[Sequence[str]]) -> list[tuple[Array | None, ...]]:
+    """Return what has these names of the parameters, or of arrays like them, as the kernels take it."""
+    return [tuple(map(arrays.get, of_direction)) for of_direction in names]
 
 
 def lstm_cell(peephole: bool, coupled_gates: bool) -> str:

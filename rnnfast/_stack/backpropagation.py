@@ -11,7 +11,7 @@ from .._base.state import Parts, add_to_initial, beside_h, each, state_of
 from . import segments, whole
 from .call import Flow, Given, checked_steps
 from .layout import Layout
-from .stack import Stack, checked_state, new_state, state_shape
+from .stack import Stack, checked_state, new_state, state_shapes
 from .tape import Checkpoints, LayerTape
 
 
@@ -37,18 +37,19 @@ def backward(
         raise ValueError(msg)
     beside = beside_h(stack.cell, dc, "dc")
     dlast = checked_state(stack, dstate, "dstate", layout)
-    width = stack.directions * stack.hidden_size
+    width = stack.directions * stack.h_size
     d = None
     if call.outputs == "last" and dy is not None:
         rows_of_last = () if layout.unbatched else (layout.B,)
         dlast = _with_top(stack, layout, dlast, checked(dy, "dy", (*rows_of_last, width), stack.dtype))
     elif dy is not None:
         d = layout.checked(dy, "dy", (width,), stack.dtype)
+    H = stack.hidden_size
     given = Given(
         d,
         each(layout.take_state, dlast),
-        None if beside is None else _by_layer([checked_steps(stack, part, "dc", layout) for part in beside]),
-        checked_steps(stack, dh_layers, "dh_layers", layout),
+        None if beside is None else _by_layer([checked_steps(stack, part, "dc", layout, H) for part in beside]),
+        checked_steps(stack, dh_layers, "dh_layers", layout, stack.h_size),
         bound(clip_dh),
         need_dx,
         flow,
@@ -82,7 +83,7 @@ def _by_layer(beside: list[list[Array] | None]) -> list[Parts]:
 
 def _with_top(stack: Stack[Any], layout: Layout, dlast: Parts, dy: Array) -> Parts:
     """Return the gradients of the last state with dy, of the top layer's h, added."""
-    shape, D = state_shape(stack, layout.B), stack.directions
-    whole = tuple(np.zeros(shape, stack.dtype) if part is None else np.array(part) for part in dlast)
-    whole[0][-D:] += dy.reshape(layout.B, D, stack.hidden_size).swapaxes(0, 1)
+    parts, D = zip(dlast, state_shapes(stack, layout.B), strict=True), stack.directions
+    whole = tuple(np.zeros(shape, stack.dtype) if part is None else np.array(part) for part, shape in parts)
+    whole[0][-D:] += dy.reshape(layout.B, D, stack.h_size).swapaxes(0, 1)
     return whole

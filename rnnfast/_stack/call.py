@@ -103,11 +103,11 @@ def checked_call(
     return Call(layout, x, layout.take(x), first, taken, resets, outputs, list(held), rows, learned)
 
 
-def checked_steps(stack: Stack[Any], a: object, name: str, layout: Layout) -> list[Array] | None:
-    """Return what is given of each step of each layer as the kernels see it."""
+def checked_steps(stack: Stack[Any], a: object, name: str, layout: Layout, units: int) -> list[Array] | None:
+    """Return what is given of so many units of each step of each layer as the kernels see it."""
     if a is None:
         return None
-    shape = (stack.num_layers, *layout.axes, stack.directions * stack.hidden_size)
+    shape = (stack.num_layers, *layout.axes, stack.directions * units)
     return [layout.take(of_layer) for of_layer in checked(a, name, shape, stack.dtype)]
 
 
@@ -120,5 +120,5 @@ def results(stack: Stack[Any], call: Call, hidden: tuple[Array, ...], last: Part
     if call.outputs == "all":
         return layout.give(hidden[-1]), state
     h, D = last[0], stack.directions
-    top = h[-D:].swapaxes(0, 1).reshape(layout.B, D * stack.hidden_size)
+    top = h[-D:].swapaxes(0, 1).reshape(layout.B, D * stack.h_size)
     return top[0] if layout.unbatched else top, state

@@ -10,7 +10,6 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array
-from .._base.names import layer_names
 from .._base.state import parts_if_plain, parts_of, state_of
 from .call import Call
 from .layout import Layout
@@ -70,7 +69,7 @@ def backward(
     own = stack.parameters
     grads = {
         name: array
-        for names, arrays in zip(layer_names(stack.cell, 0, stack.directions), new, strict=True)
+        for names, arrays in zip(stack.names_of(0), new, strict=True)
         for name, array in zip(names, arrays, strict=True)
         if array is not None and name in own
     }
@@ -84,8 +83,8 @@ def _is_state(stack: Stack[Any], state: object, B: int) -> bool:
     parts = parts_if_plain(stack.cell, state)
     if parts is None:
         return False
-    shape = stack.directions, B, stack.hidden_size
-    for part in parts:
+    for part, n in zip(parts, stack.state_sizes, strict=True):
+        shape = stack.directions, B, n
         if part is not None and not (type(part) is np.ndarray and part.dtype is stack.dtype and part.shape == shape):
             return False
     return True

@@ -1,6 +1,7 @@
 """`Recurrent`: the calls of LSTM, GRU and RNN layers.
 
-Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D directions.
+Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D directions. Arrays of h, y among them, and
+of its gradients have P in place of H where h is a projection.
 """
 
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -57,6 +58,8 @@ class Recurrent(Stack[StateT]):
         gate_override: Override = None,
     ) -> tuple[Any, StateT]:
         """Run over whole sequences and keep nothing; no dropout.
+
+        With a projection, `proj_size`, arrays of h, y among them, have P in place of H, here and in all other calls.
 
         Parameters
         ----------

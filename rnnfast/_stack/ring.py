@@ -15,7 +15,7 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array, quiet
 from .._base.state import Parts, each, initial_names
-from .stack import Stack, mask, state_of_layer
+from .stack import Stack, mask, state_of_layer, state_shapes
 
 
 class Steps:
@@ -116,7 +116,7 @@ class Ring:
         self.learns = initial is None
         room, B, H = *x.shape[:2], stack.hidden_size
         if initial is None:
-            initial = tuple(np.empty((stack.num_layers, B, H), stack.dtype) for _ in self._learned())
+            initial = tuple(np.empty(shape, stack.dtype) for shape in state_shapes(stack, B))
         self.initial = initial
         self.history: list[tuple[int, Parts]] = []  # of the learned initial states [L,H], by the first step with them
         self.first = self.stop = 0
@@ -226,7 +226,7 @@ class Ring:
             return self._initial(k)
         at = slice(step - self.first - 1, step - self.first)
         y = self.ys[k]
-        return y[at], *(part.reshape(y.shape)[at] for part in self.tapes[k].states)
+        return y[at], *(part.reshape(*y.shape[:2], part.shape[-1])[at] for part in self.tapes[k].states)
 
     # Initial states: a learned one may change, as the weights do. New episodes begin with that of their time.
 

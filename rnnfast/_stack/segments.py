@@ -15,7 +15,6 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, quiet
-from .._base.names import layer_names
 from .._base.scalars import Integer, size
 from .._base.state import Parts, each, fill
 from .call import Call, Given
@@ -132,7 +131,7 @@ def _cut(stack: Stack[Any], call: Call, k: int, least_rows: int = 0) -> list[Seg
 
 def _room_for_y(stack: Stack[Any], call: Call) -> Array:
     """Return room for y of all steps."""
-    return np.empty((*call.layout.row_shape, stack.directions * stack.hidden_size), stack.dtype)
+    return np.empty((*call.layout.row_shape, stack.directions * stack.h_size), stack.dtype)
 
 
 def _of_strand(stack: Stack[Any], state: Parts, strand: Strand) -> list[Parts]:
@@ -196,8 +195,7 @@ def _forward_strand(
     keep: bool = False,
 ) -> tuple[list[list[Parts]], list[_core.Tape]]:
     """Fill y and the last state; return the states before each segment, and the tapes of the last one if wanted."""
-    H = stack.hidden_size
-    units = slice(strand.direction * H, (strand.direction + 1) * H)
+    units = _units(strand, stack.h_size)
     states = _of_strand(stack, last, strand)
     for parts, initial in zip(states, _of_strand(stack, call.state, strand), strict=True):
         fill(parts, initial)
@@ -230,7 +228,7 @@ def _backward_strand(
 ) -> Array | None:
     """Add to the gradients of the parameters in `made`, or put them there; fill dfirst and return dx."""
     kept, call, H = tape.kept, tape.call, stack.hidden_size
-    units = slice(strand.direction * H, (strand.direction + 1) * H)
+    units = _units(strand, stack.h_size)
     dstates, dstarts = _of_strand(stack, dfirst, strand), []
     for parts, values in zip(dstates, _of_strand(stack, given.dlast, strand), strict=True):
         fill(parts, values)
@@ -254,7 +252,7 @@ def _backward_strand(
             if k < strand.layers.stop - 1:
                 d_n = d_n * _mask(stack, drawn[k], d_n.shape) if drawn else d_n
                 d_n = d_n if given.dh is None else d_n + own(given.dh[k])
-            names = layer_names(stack.cell, k, stack.directions)[strand.direction]
+            names = stack.names_of(k)[strand.direction]
             into = tuple(made.get(name) for name in names)
             dparts, dstart = (_first(segment.B, parts[k - bottom]) for parts in (dstates, dstarts))
             out = (dx[segment.rows], None) if dx is not None and k == bottom else None
@@ -265,7 +263,9 @@ def _backward_strand(
                 need_dx or k > bottom,
                 None if into[0] is None else [into],
                 out,
-                dsteps=None if given.dsteps is None else each(own, given.dsteps[k]),
+                dsteps=None
+                if given.dsteps is None
+                else each(partial(_own, segment, _units(strand, H)), given.dsteps[k]),
                 clip_dh=given.clip_dh,
                 dstart=dstart,
             )
@@ -280,6 +280,11 @@ def _backward_strand(
             if restarts:
                 part += start
     return dembedding if tokens else dx
+
+
+def _units(strand: Strand, n: int) -> slice:
+    """Return the columns of a direction, which has n of them."""
+    return slice(strand.direction * n, (strand.direction + 1) * n)
 
 
 def _own(segment: Segment, units: slice, rows: Array) -> Array:
@@ -298,7 +303,7 @@ def _draw(stack: Stack[Any], call: Call, segments: list[Segment]) -> list[list[A
     """Draw the dropout after each layer but the last, a bit for each unit: what the whole sequence would draw."""
     if not stack.dropout:
         return []
-    shape = (*call.layout.row_shape, stack.directions * stack.hidden_size)
+    shape = (*call.layout.row_shape, stack.directions * stack.h_size)
     shapes = [(segment.rows.stop - segment.rows.start, *shape[1:]) for segment in segments]
     return [
         [np.packbits(stack.rng.random(shape, np.float32) >= stack.dropout) for shape in shapes]

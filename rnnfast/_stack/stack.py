@@ -1,10 +1,11 @@
 """The stack of layers as its runs see it: sizes, options, parameters, states and dropout.
 
-Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D directions. A state has parts [L·D,B,H].
+Sizes are T time steps, B sequences, I inputs, H hidden units, P elements of h (H unless it is a projection), L layers
+and D directions. A state has parts [L·D,B,H]; that of h is [L·D,B,P].
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Generic
 
 import numpy as np
@@ -12,9 +13,9 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array, checked
 from .._base.module import Kept, RecurrentModule, Shape
-from .._base.names import ends_of, of_layer, recurrent_shapes
-from .._base.scalars import Flag, Integer, Number, addressable, flag, number, size
-from .._base.state import Parts, StateT, each, initial_names, parts_of
+from .._base.names import by_direction, ends_of, layer_names, recurrent_shapes
+from .._base.scalars import Flag, Integer, Number, addressable, count, flag, number, shown, size
+from .._base.state import STATES, Parts, StateT, each, initial_names, parts_of
 from .attributes import StackAttributes
 from .layout import Layout
 
@@ -35,9 +36,19 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         dtype: Any = "float32",
         seed: Any = None,
         learn_initial_state: Flag = False,
+        proj_size: Integer = 0,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
+        self.proj_size = count(proj_size, "proj_size")
+        if self.proj_size >= self.hidden_size:
+            msg = (
+                f"proj_size: expected 0, for none, to {shown(self.hidden_size - 1)}, less than hidden_size, "
+                f"got {shown(self.proj_size)}"
+            )
+            raise ValueError(msg)
+        self.h_size = self.proj_size or self.hidden_size
+        self.state_sizes = (self.h_size, *[self.hidden_size] * (len(STATES[self.cell]) - 1))
         self.num_layers = size(num_layers, "num_layers")
         self.bias = flag(bias, "bias")
         self.batch_first = flag(batch_first, "batch_first")
@@ -58,26 +69,30 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         super().__init__(self._shapes(), H, dtype, seed)
 
     def _shapes(self) -> Iterator[Shape]:
-        H, L, D = self.hidden_size, self.num_layers, self.directions
+        H, P, L, D = self.hidden_size, self.h_size, self.num_layers, self.directions
         for k in range(L):
-            shapes = recurrent_shapes(self.cell, D * H if k else self.input_size, H, self.bias)
+            shapes = recurrent_shapes(self.cell, D * P if k else self.input_size, H, self.bias, self.proj_size)
             own = [(name, shape) for name, shape in shapes.items() if name not in self.fixed]
             yield from ((name + end, shape) for end in ends_of(k, D) for name, shape in own)
         if self.learn_initial_state:
-            yield from ((name, (L * D, H)) for name in initial_names(self.cell))
+            yield from zip(initial_names(self.cell), ((L * D, n) for n in self.state_sizes), strict=True)
+
+    def names_of(self, layer: int) -> tuple[tuple[str, ...], ...]:
+        """Return the names of the parameters of a layer, for each direction."""
+        return layer_names(self.cell, layer, self.directions, self.proj_size > 0)
 
     def of_layer(self, layer: int) -> list[tuple[Array | None, ...]]:
         """Return the parameters of a layer as the kernels take them."""
-        directions = of_layer(self.parameters, self.cell, layer, self.directions)
+        directions = by_direction(self.parameters, self.names_of(layer))
         return [self.with_fixed(arrays) for arrays in directions] if self.fixed else directions
 
 
 # States
 
 
-def state_shape(stack: Stack[Any], B: int) -> tuple[int, int, int]:
-    """Return the shape of each part of a state."""
-    return stack.num_layers * stack.directions, B, stack.hidden_size
+def state_shapes(stack: Stack[Any], B: int) -> list[tuple[int, int, int]]:
+    """Return the shapes of the parts of a state."""
+    return [(stack.num_layers * stack.directions, B, n) for n in stack.state_sizes]
 
 
 def state_of_layer(stack: Stack[Any], state: Parts, layer: int) -> Parts:
@@ -90,22 +105,31 @@ def state_of_layer(stack: Stack[Any], state: Parts, layer: int) -> Parts:
 
 def checked_state(stack: Stack[Any], state: object, name: str, layout: Layout) -> Parts:
     """Return a state that the caller gives."""
-    units, _, H = shape = state_shape(stack, layout.B)
-    given = (units, H) if layout.unbatched else shape
-    parts = parts_of(stack.cell, state, name)
-    return each(lambda part: checked(part, name, given, stack.dtype).reshape(shape), parts)
+    shapes = state_shapes(stack, layout.B)
+    given = [(shape[0], shape[2]) if layout.unbatched else shape for shape in shapes]
+    return checked_parts(stack, parts_of(stack.cell, state, name), name, given, shapes)
+
+
+def checked_parts(
+    stack: Stack[Any], parts: Parts, name: str, given: Iterable[tuple[int, ...]], shapes: Iterable[tuple[int, ...]]
+) -> Parts:
+    """Return parts that the caller gives with some shapes in others."""
+    return tuple(
+        None if part is None else checked(part, name, own, stack.dtype).reshape(shape)
+        for part, own, shape in zip(parts, given, shapes, strict=True)
+    )
 
 
 def learned_state(stack: Stack[Any], B: int) -> Parts:
     """Return the initial state that the stack learns."""
-    parameters, shape = stack.parameters, state_shape(stack, B)
-    return tuple(np.broadcast_to(parameters[name][:, None], shape) for name in initial_names(stack.cell))
+    named = zip(initial_names(stack.cell), state_shapes(stack, B), strict=True)
+    return tuple(np.broadcast_to(stack.parameters[name][:, None], shape) for name, shape in named)
 
 
 def new_state(stack: Stack[Any], layout: Layout) -> Parts:
     """Return room for a state of the sequences that have a step."""
-    shape = state_shape(stack, layout.B if layout.running is None else len(layout.running))
-    return tuple(np.empty(shape, stack.dtype) for _ in initial_names(stack.cell))
+    B = layout.B if layout.running is None else len(layout.running)
+    return tuple(np.empty(shape, stack.dtype) for shape in state_shapes(stack, B))
 
 
 # Dropout

@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, quiet
-from .._base.names import layer_names, of_layer
+from .._base.names import by_direction
 from .._base.state import Parts
 from .call import Call, Given
 from .stack import Stack, mask, state_of_layer
@@ -63,17 +63,16 @@ def backward(
 ) -> tuple[Array | None, dict[str, Array]]:
     """Run the layers backwards; fill dfirst, return dx and the gradients of the parameters."""
     d: Any = given.dy
-    D = stack.directions
     made: dict[str, Array] = {}
     for k in reversed(range(stack.num_layers)):
         d = given.with_layer(d, k)
-        flow: Parts = () if given.flow is None else tuple(np.empty_like(tape.hidden[k]) for _ in dfirst)
+        flow: Parts = () if given.flow is None else _room_for_steps(stack, tape.hidden[k])
         d, _, new = _core.backward(
             tape.kept[k],
             d,
             state_of_layer(stack, given.dlast, k),
             given.need_dx or k > 0,
-            None if grads is None else of_layer(grads, stack.cell, k, D),
+            None if grads is None else by_direction(grads, stack.names_of(k)),
             (None, state_of_layer(stack, dfirst, k)),
             dsteps=None if given.dsteps is None else given.dsteps[k],
             clip_dh=given.clip_dh,
@@ -83,6 +82,11 @@ def backward(
             given.flow(k, flow)
         if k and tape.masks:
             d *= tape.masks[k - 1]
-        for names, arrays in zip(layer_names(stack.cell, k, D), new, strict=True):
+        for names, arrays in zip(stack.names_of(k), new, strict=True):
             made |= {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
     return d, made
+
+
+def _room_for_steps(stack: Stack[Any], h: Array) -> Parts:
+    """Return room for each part of the states of every step, where h is that of every step."""
+    return tuple(np.empty((*h.shape[:-1], stack.directions * n), stack.dtype) for n in stack.state_sizes)

@@ -13,12 +13,12 @@ from .. import _core
 from .._base.arrays import Array, ArrayLike, checked, checked_target, quiet
 from .._base.module import Kept, RecurrentModule
 from .._base.named import checked_grads
-from .._base.names import layer_names, of_layer
+from .._base.names import by_direction
 from .._base.scalars import Integer, choice, size
-from .._base.state import Parts, StateT, add_to_initial, each, fill, initial_names, out_parts, parts_of, state_of
+from .._base.state import Parts, StateT, add_to_initial, fill, initial_names, out_parts, parts_of, state_of
 from .layout import Layout, layout_of
 from .ring import Ring, Steps, Turns
-from .stack import Stack, state_shape
+from .stack import Stack, checked_parts, state_shapes
 
 MANY_STEPS = 1024  # more than a chunk of the kernels has
 
@@ -112,17 +112,21 @@ def as_stack(module: Any) -> Stack[Any]:
     return module if isinstance(module, Stack) else CellAsStack(module)
 
 
-def given_shape(stack: Stack[Any], layout: Layout) -> tuple[int, ...]:
-    """Return the shape that the parts of a state have where the caller has them, as the layer or cell takes them."""
+def given_shapes(stack: Stack[Any], layout: Layout) -> list[tuple[int, ...]]:
+    """Return the shapes that the parts of a state have where the caller has them, as the layer or cell takes them."""
     layers = () if isinstance(stack, CellAsStack) else (stack.num_layers,)
-    return (*layers, *(() if layout.unbatched else (layout.B,)), stack.hidden_size)
+    return [(*layers, *(() if layout.unbatched else (layout.B,)), n) for n in stack.state_sizes]
+
+
+def given_state(stack: Stack[Any], parts: Parts, layout: Layout) -> Any:
+    """Return a state [L,B,H] as the caller gets it."""
+    return state_of(tuple(map(np.reshape, parts, given_shapes(stack, layout))))
 
 
 def given_parts(stack: Stack[Any], state: object, layout: Layout) -> Parts:
     """Return the parts [L,B,H] of an initial state that the caller gives."""
-    given, shape = given_shape(stack, layout), state_shape(stack, layout.B)
     parts = parts_of(stack.cell, state, "state")
-    return each(lambda part: checked(part, "state", given, stack.dtype).reshape(shape), parts)
+    return checked_parts(stack, parts, "state", given_shapes(stack, layout), state_shapes(stack, layout.B))
 
 
 class Options(NamedTuple):
@@ -215,7 +219,7 @@ class Run:
     def _first(self, state: object) -> Parts:
         """Return a copy of the given initial state as [L,B,H], zero where there is none."""
         given = given_parts(self.stack, state, self.layout)
-        first = tuple(np.empty(state_shape(self.stack, self.layout.B), self.stack.dtype) for _ in given)
+        first = tuple(np.empty(shape, self.stack.dtype) for shape in state_shapes(self.stack, self.layout.B))
         fill(first, given)
         return first
 
@@ -235,8 +239,7 @@ class Run:
             tau = max(0, ring.stop - options.k2)
             start = tau if options.whole else new
             y = self.layout.give(ring.ys[-1][start - ring.first : ring.stop - ring.first].copy())
-        shape = given_shape(self.stack, self.layout)
-        return Window(tau, start, ring.stop, y, state_of(tuple(part.reshape(shape) for part in state)), self)
+        return Window(tau, start, ring.stop, y, given_state(self.stack, state, self.layout), self)
 
     def _read(self) -> int:
         """Read the new steps of the next window into the ring; return their number."""
@@ -272,7 +275,7 @@ class Run:
         new: list[Any] = [None] * stack.num_layers
         if into is not None:
             named = {name + self.suffix: a for name, a in into.items()}
-            new = [of_layer(named, stack.cell, k, 1) for k in range(stack.num_layers)]
+            new = [by_direction(named, stack.names_of(k)) for k in range(stack.num_layers)]
         need_dx = dx_out is not None or ring.embedding is not None
         with self.turns.use():
             if max(tau - 1, 0) < ring.first:
@@ -303,14 +306,16 @@ class Run:
         if dx is not None:
             shape = tuple(steps if n is None else n for n in self.x.form)
             dx = checked_target(dx, "out[0]", shape, self.stack.dtype)
-        given = given_shape(self.stack, self.layout)
-        return dx, each(lambda part: checked_target(part, "out[1]", given, self.stack.dtype), dstate)
+        given = zip(dstate, given_shapes(self.stack, self.layout), strict=True)
+        return dx, tuple(
+            None if part is None else checked_target(part, "out[1]", shape, self.stack.dtype) for part, shape in given
+        )
 
     def _named(self, new: list[Any]) -> dict[str, Array]:
         """Return the layers' gradients by the module's names."""
         made: dict[str, Array] = {}
         for k, [arrays] in enumerate(new):
-            made |= zip(layer_names(self.stack.cell, k, 1)[0], arrays, strict=True)
+            made |= zip(self.stack.names_of(k)[0], arrays, strict=True)
         initial = initial_names(self.stack.cell)
         made |= {name: np.zeros_like(p) for name, p in self.module.parameters.items() if name in initial}
         return {name: made[name + self.suffix] for name in self.module.parameters}

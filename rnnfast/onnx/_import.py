@@ -9,7 +9,6 @@ import onnx
 from onnx import helper
 
 from .._base.arrays import Array
-from .._base.names import layer_names
 from .._base.scalars import integer
 from ._errors import ModelError, at
 from ._forms import FORMS
@@ -87,7 +86,7 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     given = {
         name: a
         for k, each in enumerate(chosen)
-        for names, weights in zip(layer_names(layer.cell, k, D), each.weights or (), strict=True)
+        for names, weights in zip(layer.names_of(k), each.weights or (), strict=True)
         for name, a in zip(names, weights[: len(names)], strict=True)
     }
     zero = {name: np.zeros_like(p) for name, p in layer.parameters.items()}

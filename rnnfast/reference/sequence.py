@@ -1,7 +1,11 @@
 """Whole sequences, for any cell of the oracle: the loop over time, forward and backward.
 
 Sizes are T time steps, B sequences, I inputs, H hidden units, G gates and D directions (1 or 2; the second runs
-backwards in time).
+backwards in time). With a projection W_hr [P,H], h is ``W_hr u``, where u is what the cell makes, and so h' has P
+elements; else P = H. Of the arrays of states below, those of h have P in place of H.
+
+Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
+Modeling", Interspeech 2014.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from .cells import CELLS, Array, Cell, Kept, State, hold, linear, linear_backward
 
 StateLike: TypeAlias = tuple[ArrayLike | None, ...]
-Parameters: TypeAlias = tuple[Any, ...]  # w_ih, w_hh, b_ih or None, b_hh or None, and what else the cell has
+Parameters: TypeAlias = tuple[Any, ...]  # w_ih, w_hh, b_ih or None, b_hh or None, what else the cell has, maybe w_hr
 
 
 class Tape(NamedTuple):
@@ -24,6 +28,7 @@ class Tape(NamedTuple):
     x: Array
     parameters: list[Parameters]
     kept: list[list[Kept]]
+    u: list[list[Any]]  # likewise what h is a projection of, [B,H]
     steps: State  # the states of every step, [T,B,D·H] each, 0 in the padding
     real: NDArray[np.bool_]  # [T,B,1], False in the padding
     anew: list[NDArray[np.bool_]]  # [T,B,1], by direction: the step starts from the initial state
@@ -53,8 +58,8 @@ def forward(
     x : array_like [T,B,I], or of integers [T,B]
         The input, or its tokens.
     parameters : sequence of D tuples
-        w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None of each direction, and the other parameters
-        that the cell has.
+        w_ih [G·H,I], w_hh [G·H,P], b_ih [G·H] or None, b_hh [G·H] or None of each direction, the other parameters
+        that the cell has, and with a projection w_hr [P,H].
     state0 : tuple of array_like [D,B,H] or None, optional
         The initial state, an entry for each of the cell's states; zero where not given.
     embedding : array_like [V,I], optional
@@ -71,7 +76,7 @@ def forward(
 
     Returns
     -------
-    y : ndarray [T,B,D·H]
+    y : ndarray [T,B,D·P]
         h of every step, the directions side by side.
     state : tuple of ndarray [D,B,H]
         The last state.
@@ -114,29 +119,34 @@ def forward(
         one_hot = np.eye(weights[0][0].shape[1] if rows is None else len(rows))[x]
         x = one_hot if rows is None else one_hot @ rows
     x = np.asarray(x, np.float64)
-    D, H = len(weights), weights[0][1].shape[1]
+    D, sizes = len(weights), _sizes(step, weights[0])
     tape = Tape(
         cell=step,
         x=x,
         parameters=weights,
         kept=[[()] * T for _ in weights],
-        steps=tuple(np.zeros((T, B, D * H)) for _ in step.states),
+        u=[[None] * T for _ in weights],
+        steps=tuple(np.zeros((T, B, D * n)) for n in sizes),
         real=real[..., None],
         anew=[starts[..., None], ends[..., None]],
         held=held,
         one_hot=one_hot,
         embedding=rows,
     )
-    first, last = _filled("state0", state0, step.states, (D, B, H)), []
-    for d, (w_ih, w_hh, b_ih, b_hh, *vectors) in enumerate(weights):
+    first, last = _filled("state0", state0, step.states, [(D, B, n) for n in sizes]), []
+    for d, (w_ih, w_hh, b_ih, b_hh, *more) in enumerate(weights):
+        vectors, w_hr = _own(step, more)
         initial: State = tuple(s[d] for s in first)
         state = initial
         for t in _times(T, d):
             state = _where(tape.anew[d][t], initial, state)
             a = linear(x[t], w_ih, b_ih)
             made, tape.kept[d][t] = step.forward(a, state, w_hh, b_hh, partial(hold, held), *vectors)
-            for s, part in zip(tape.steps, made, strict=True):
-                s[t, :, d * H : (d + 1) * H] = np.where(tape.real[t], part, 0)
+            if w_hr is not None:
+                tape.u[d][t] = made[0]
+                made = (linear(made[0], w_hr, None), *made[1:])
+            for s, part in zip(_columns(tape.steps, t, d, sizes), made, strict=True):
+                s[:] = np.where(tape.real[t], part, 0)
             state = _where(tape.real[t], made, state)
         last.append(state)
     return tape.steps[0].copy(), _stacked(last), tape
@@ -178,7 +188,7 @@ def gradients(
     ----------
     tape : Tape
         From `forward`.
-    dy : array_like [T,B,D·H], optional
+    dy : array_like [T,B,D·P], optional
         The gradient of y, zero where not given; what it holds in the padding does not count.
     dstate : tuple of array_like [D,B,H] or None, optional
         The gradient of the last state, an entry for each of the cell's states; zero where not given.
@@ -205,27 +215,36 @@ def gradients(
         If dstate or dsteps is no such tuple.
     """
     step, x, weights = tape.cell, tape.x, tape.parameters
-    T, B, D, H = *x.shape[:2], len(weights), weights[0][1].shape[1]
+    T, B, D, sizes = *x.shape[:2], len(weights), _sizes(step, weights[0])
     zero = dict.fromkeys(tape.held, 0.0)
     h, *others = step.states
-    given = _filled("dy", (dy,), [h], (T, B, D * H)) + _filled("dsteps", dsteps, others, (T, B, D * H))
+    shape_h, *shapes = [(T, B, D * n) for n in sizes]
+    given = _filled("dy", (dy,), [h], [shape_h]) + _filled("dsteps", dsteps, others, shapes)
     total = tuple(ds.copy() for ds in given)  # to each step is added what comes through time
     dx: Any = np.zeros_like(x)
-    dlast = _filled("dstate", dstate, step.states, (D, B, H))
+    dlast = _filled("dstate", dstate, step.states, [(D, B, n) for n in sizes])
     dfirst, grads = [], []
-    for d, (w_ih, w_hh, b_ih, b_hh, *vectors) in enumerate(weights):
+    for d, (w_ih, w_hh, b_ih, b_hh, *more) in enumerate(weights):
+        vectors, w_hr = _own(step, more)
+        dw_hr = np.zeros(() if w_hr is None else w_hr.shape)
         dnext: State = tuple(ds[d] for ds in dlast)
-        none: State = tuple(np.zeros((B, H)) for _ in dnext)
+        none: State = tuple(np.zeros_like(ds) for ds in dnext)
         dinitial = none
         dw_ih, dw_hh = np.zeros_like(w_ih), np.zeros_like(w_hh)
         db_ih, db_hh = np.zeros(len(w_ih)), np.zeros(len(w_hh))
         dvectors = [np.zeros_like(v) for v in vectors]
         for t in reversed(_times(T, d)):
             real, anew = tape.real[t], tape.anew[d][t]
-            here = tuple(ds[t, :, d * H : (d + 1) * H] for ds in total)
+            here = _columns(total, t, d, sizes)
             waits = _where(real, none, dnext)
             dmade = _where(real, _add(dnext, here), none)
+            dh = dmade[0]
+            if w_hr is not None:
+                du, dw, _ = linear_backward(dh, tape.u[d][t], w_hr)
+                dw_hr += dw
+                dmade = (du, *dmade[1:])
             da, dmade, dbefore, new = step.backward(dmade, tape.kept[d][t], w_hh, partial(hold, zero), *vectors)
+            dmade = (dh, *dmade[1:])
             for ds, made in zip(here, dmade, strict=True):
                 ds[:] = made
             if clip_dh is not None:
@@ -240,7 +259,7 @@ def gradients(
             db_ih += db
         dfirst.append(_add(dinitial, dnext))
         biases = None if b_ih is None else db_ih, None if b_hh is None else db_hh
-        grads.append((dw_ih, dw_hh, *biases, *dvectors))
+        grads.append((dw_ih, dw_hh, *biases, *dvectors, *([] if w_hr is None else [dw_hr])))
     if tape.one_hot is not None:
         dx = None if tape.embedding is None else np.einsum("tbv,tbi->vi", tape.one_hot, dx)
     return Gradients(dx, _stacked(dfirst), grads, total)
@@ -264,14 +283,36 @@ def _float64(parameters: Sequence[Any]) -> Parameters:
     return tuple(None if p is None else np.asarray(p, np.float64) for p in parameters)
 
 
-def _filled(name: str, given: Any, states: Sequence[str], shape: tuple[int, ...]) -> State:
-    """Return what is given for the states, an array of the shape each, zeros where there is none."""
+def _sizes(step: Cell, parameters: Parameters) -> list[int]:
+    """Return the sizes of the states: P of h, H of the others."""
+    _, w_hh, _, _, *more = parameters
+    _, w_hr = _own(step, more)
+    P = w_hh.shape[1]
+    H = P if w_hr is None else w_hr.shape[1]
+    return [P, *[H] * (len(step.states) - 1)]
+
+
+def _own(step: Cell, more: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Return what the cell has beside its weights, and w_hr or None."""
+    n = len(step.parameters)
+    return list(more[:n]), more[n] if len(more) > n else None
+
+
+def _columns(steps: State, t: int, d: int, sizes: Sequence[int]) -> State:
+    """Return what belongs to a step and a direction of the states of all steps."""
+    return tuple(s[t, :, d * n : (d + 1) * n] for s, n in zip(steps, sizes, strict=True))
+
+
+def _filled(name: str, given: Any, states: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> State:
+    """Return what is given for the states, arrays of their shapes, zeros where there is none."""
     if given is None:
         given = (None,) * len(states)
     if not isinstance(given, tuple) or len(given) != len(states):
         msg = f"{name}: expected a tuple of {len(states)}, for {', '.join(states)}"
         raise ValueError(msg)
-    return tuple(np.zeros(shape) if s is None else np.asarray(s, np.float64) for s in given)
+    return tuple(
+        np.zeros(shape) if s is None else np.asarray(s, np.float64) for s, shape in zip(given, shapes, strict=True)
+    )
 
 
 def _where(mask: NDArray[np.bool_], a: State, b: State) -> State:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .cells import CELLS, Array, State
-from .sequence import Parameters, StateLike, Tape, _add, _filled, _float64, _stacked, _where, backward, forward
+from .sequence import Parameters, StateLike, Tape, _add, _filled, _float64, _sizes, _stacked, _where, backward, forward
 
 Layers: TypeAlias = Sequence[Sequence[Sequence[Any]]]  # of a stack: of each layer, of each direction, the parameters
 
@@ -117,13 +117,14 @@ def tbptt(
         One of each window.
     """
     x = np.asarray(x)
-    T, B, L, H = *x.shape[:2], len(layers), np.shape(layers[0][0][1])[1]
+    T, B, L = *x.shape[:2], len(layers)
+    sizes = _sizes(CELLS[cell], _float64(layers[0][0]))
     held = [gate_override] * L if gate_override is None or isinstance(gate_override, Mapping) else gate_override
     ends = np.full(B, T) if lengths is None else np.asarray(lengths)
     anew = (np.zeros((T, B), np.bool_) if resets is None else np.asarray(resets, np.bool_))[..., None]
-    first = _filled("state0", state0, CELLS[cell].states, (L, B, H))
+    first = _filled("state0", state0, CELLS[cell].states, [(L, B, n) for n in sizes])
     initial: list[State] = [tuple(s[k : k + 1] for s in first) for k in range(L)]
-    none: State = tuple(np.zeros((1, B, H)) for _ in first)
+    none: State = tuple(np.zeros((1, B, n)) for n in sizes)
 
     def run(layers: Layers, state: list[State], times: range) -> tuple[list[StackStep], list[State]]:
         """Run the stack from a state over some time steps; return these and the last state."""
@@ -175,7 +176,7 @@ def tbptt(
     for n, (window, dy) in enumerate(zip(windows(T, k1, k2, losses), dys, strict=True)):
         new, state = run(layers, state, range(len(steps), window.stop))
         steps += new
-        y = np.concatenate([np.zeros((0, B, H)), *(step.y for step in new)])
+        y = np.concatenate([np.zeros((0, B, sizes[0])), *(step.y for step in new)])
         seen = steps[window.tau :]
         if activations == "replay" and seen:
             seen, _ = run(layers, seen[0].before, range(window.tau, window.stop))

@@ -22,7 +22,7 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
         y, token = torch.from_numpy(array), torch.from_numpy(tape.memory[0])
         # A saved tensor owns the tape: it goes with the graph, or where hooks on saved tensors let go of it.
         ctx.save_for_backward(*tensors, call.batch_sizes, token)
-        ctx.cell, ctx.bias, ctx.num_weights, ctx.tape = call.cell, call.bias, len(call.weights), weakref.ref(tape)
+        ctx.kind, ctx.num_weights, ctx.tape = call[:3], len(call.weights), weakref.ref(tape)
         ctx.addresses, ctx.y = _addresses(tensors), y.detach()  # which is told of changes of y in place
         ctx.set_materialize_grads(False)
         step = call.is_step
@@ -35,7 +35,8 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
             return (None,) * (1 + len(tensors))
         n = ctx.num_weights
         weights, x, states = tensors[:n], tensors[n], tensors[n + 1 :]
-        call = Call(ctx.cell, ctx.bias, x, states, batch_sizes, weights)
+        cell, bias, projected = ctx.kind
+        call = Call(cell, bias, projected, x, states, batch_sizes, weights)
         if torch.is_grad_enabled() or any(d is not None and is_legacy_batchedtensor(d) for d in dlast):
             dx, dstates, dweights = differentiable_backward(call, dlast)
         else:

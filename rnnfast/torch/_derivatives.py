@@ -17,13 +17,25 @@ STEPS = {
 }
 
 
+def projected_lstm_step(x: Tensor, state: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *more: Tensor) -> list[Tensor]:
+    """Return h and c of one step of an LSTM whose h is a projection, which torch has of whole sequences only."""
+    h, c = state
+    *biases, w_hr = more
+    b_ih, b_hh = biases or (None, None)
+    gates = torch.nn.functional.linear(x, w_ih, b_ih) + torch.nn.functional.linear(h, w_hh, b_hh)
+    i, f, g, o = gates.chunk(4, 1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return [torch.nn.functional.linear(o.sigmoid() * c.tanh(), w_hr), c]
+
+
 def differentiable_backward(call: Call, dlast: Sequence[Tensor | None]) -> Gradients:
     """Return the gradients computed by torch's operators, so that they have gradients themselves."""
     if call.is_step:
         dx, dstates, dweights = differentiable_backward(call.as_layer(), each(itemgetter(None), dlast))
         return None if dx is None else dx[0], each(itemgetter(0), dstates), dweights
-    D, B, H = call.state_shape
-    first = call.states or [call.x.new_zeros(D, B, H)] * (len(dlast) - 1)
+    shapes, take_step = call.state_shapes, projected_lstm_step if call.projected else STEPS[call.cell]
+    D, B, P = shapes[0]
+    first = call.states or [call.x.new_zeros(shape) for shape in shapes]
     sizes = [B] * len(call.x) if call.batch_sizes is None else call.batch_sizes.tolist()
 
     def run(x: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
@@ -36,13 +48,13 @@ def differentiable_backward(call: Call, dlast: Sequence[Tensor | None]) -> Gradi
             for x_t in x.flatten(0, -2).split(sizes)[::order]:
                 n = len(x_t)  # of the longest sequences; the others' states wait, or are the last ones
                 before = [part[:n] for part in state]
-                after = STEPS[call.cell](x_t, before if len(before) > 1 else before[0], *own)
-                after = after if isinstance(after, tuple) else (after,)
+                after = take_step(x_t, before if len(before) > 1 else before[0], *own)
+                after = after if isinstance(after, tuple | list) else (after,)
                 state = [torch.cat((new, part[n:])) for new, part in zip(after, state, strict=True)]
                 h.append(after[0])
             of_directions.append([torch.cat(h[::order]), *state])
         y, *last = zip(*of_directions, strict=True)
-        return [torch.cat(y, -1).reshape(*x.shape[:-1], D * H), *map(torch.stack, last)]
+        return [torch.cat(y, -1).reshape(*x.shape[:-1], D * P), *map(torch.stack, last)]
 
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         # Views: where a weight is what x was computed from, the part of its gradient that goes through x is not ours.

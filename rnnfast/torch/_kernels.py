@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
+from .._base.state import STATES
 
 Gradients: TypeAlias = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]  # dx, dstates and dweights
 
@@ -16,10 +17,11 @@ class Call(NamedTuple):
 
     cell: str
     bias: bool
+    projected: bool
     x: Tensor  # [T,B,I], or [N,I] with batch_sizes; [B,I] of a step
-    states: Sequence[Tensor]  # S initial states [D,B,H], or [B,H] of a step; none: zero
+    states: Sequence[Tensor]  # S initial states [D,B,H], of h [D,B,P], without D of a step; none: zero
     batch_sizes: Tensor | None  # [T]
-    weights: Sequence[Tensor]  # w_ih, w_hh and, with bias, b_ih, b_hh of each direction
+    weights: Sequence[Tensor]  # w_ih, w_hh, with bias b_ih, b_hh, and if projected w_hr of each direction
 
     @property
     def is_step(self) -> bool:
@@ -27,13 +29,21 @@ class Call(NamedTuple):
         return self.batch_sizes is None and self.x.dim() == 2
 
     @property
-    def state_shape(self) -> tuple[Any, Any, Any]:
-        """D, B, H of a layer; B is that of the initial states where there are some."""
+    def of_direction(self) -> int:
+        """The number of weights of one direction."""
+        return (4 if self.bias else 2) + self.projected
+
+    @property
+    def state_shapes(self) -> list[tuple[Any, Any, Any]]:
+        """The shapes of the states of a layer; B is that of the initial states where there are some."""
         if self.states:
             B = self.states[0].shape[1]
         else:
             B = self.x.shape[1] if self.batch_sizes is None else int(self.batch_sizes[0])
-        return len(self.weights) // (4 if self.bias else 2), B, self.weights[1].shape[1]
+        P = self.weights[1].shape[1]
+        H = self.weights[self.of_direction - 1].shape[1] if self.projected else P
+        sizes = P, *[H] * (len(STATES[self.cell]) - 1)
+        return [(len(self.weights) // self.of_direction, B, n) for n in sizes]
 
     def as_layer(self) -> "Call":
         """Return a step as a layer's call."""
@@ -41,13 +51,14 @@ class Call(NamedTuple):
 
     def run(self, kernel: Callable[..., Any], out: Any = None, **options: Any) -> list[Any]:
         """Return y, the S last states and a tape, as far as one of `_core.forward` and `_core.inference` has them."""
-        step, n = self.is_step, 4 if self.bias else 2
+        step, n = self.is_step, self.of_direction
         weights = [w.numpy(force=True) for w in self.weights]
+        biases = () if self.bias else (None, None)
         sizes = array_of(self.batch_sizes)
         y, last, *tape = kernel(
             self.cell,
             array_of(self.x, step),
-            [(*weights[k : k + n], None, None)[:4] for k in range(0, len(weights), n)],
+            [(*weights[k : k + 2], *biases, *weights[k + 2 : k + n]) for k in range(0, len(weights), n)],
             tuple([array_of(state, step) for state in self.states]) or None,
             out,
             None,

@@ -14,7 +14,7 @@ def accelerate(model: Model) -> Model:
 
     Each module stays the object that it is, with its parameters, buffers, hooks and mode: only its class changes, from
     one of torch.nn to the one of the same name here. Left as they are: modules whose parameters are not float32 or
-    float64 on the CPU, those with projections, and subclasses, which may have a forward of their own.
+    float64 on the CPU, and subclasses, which may have a forward of their own.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def accelerate(model: Model) -> Model:
     """
     for module in modules_of(model):
         parameters = module.parameters(recurse=False)
-        computable = not getattr(module, "proj_size", 0) and getattr(module, "nonlinearity", "tanh") in ("tanh", "relu")
+        computable = getattr(module, "nonlinearity", "tanh") in ("tanh", "relu")
         if type(module) in OURS and computable and all(p.is_cpu and p.dtype in DTYPES for p in parameters):
             module.__class__ = OURS[type(module)]
     return model

@@ -44,7 +44,7 @@ def layer(call: Call) -> tuple[Any, ...]:
             _, *last = layer(call.as_layer())
             return None, *(state[0] for state in last)
         if call.batch_sizes is not None and not call.states:  # the operator's results have its shape
-            call = call._replace(states=[call.x.new_zeros(call.state_shape)] * len(STATES[call.cell]))
+            call = call._replace(states=[call.x.new_zeros(shape) for shape in call.state_shapes])
         *results, _, _ = forward_operator(*call, differentiable)
         return tuple(results)
     if differentiable:
@@ -54,11 +54,12 @@ def layer(call: Call) -> tuple[Any, ...]:
     return None if step else torch.from_numpy(y), *[tensor_of(a, step) for a in states]
 
 
-def prepared(weight: Tensor, x: Tensor, hx: Any, S: int, shape: tuple[int, ...] | None) -> list[Any] | None:
-    """Return x and the S states, if there are any, as autocast hands them on, or None if they do not fit.
+def prepared(weight: Tensor, x: Tensor, hx: Any, shapes: list[tuple[int, ...]]) -> list[Any] | None:
+    """Return x and the states, if there are any, as autocast hands them on, or None if they do not fit.
 
-    `shape` is that of the state that goes with x, None if x is at fault.
+    `shapes` are those of the states that go with x; none if x is at fault.
     """
+    S = len(shapes)
     if weight.dtype not in DTYPES or not (weight.is_cpu or weight.is_meta):
         msg = (
             f"weight_ih: expected dtype float32 or float64 on the CPU, got {weight.dtype} on {weight.device}; "
@@ -68,10 +69,10 @@ def prepared(weight: Tensor, x: Tensor, hx: Any, S: int, shape: tuple[int, ...] 
     given = [x] if hx is None else [x, *hx] if S > 1 else [x, hx]
     if torch.is_autocast_enabled("cpu"):
         given = [t.to(weight.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
-    if shape is None or len(given) not in (1, 1 + S) or (S > 1 and isinstance(hx, Tensor)):
+    if S == 0 or len(given) not in (1, 1 + S) or (S > 1 and isinstance(hx, Tensor)):
         return None
-    for k, t in enumerate(given):
-        if t.dtype != weight.dtype or t.device != weight.device or (k and t.shape != shape):
+    for t, shape in zip(given, (x.shape, *shapes), strict=False):
+        if t.dtype != weight.dtype or t.device != weight.device or t.shape != shape:
             return None
     return given
 
@@ -102,7 +103,7 @@ class _Recurrent(_Scriptable):
         weights = weights_of(self, self._flat_weights_names)
         cell, L, D = MODES[self.mode], self.num_layers, 1 + self.bidirectional
         S = len(STATES[cell])
-        given = prepared(weights[0], x, hx, S, self._state_shape(x.shape, batch_sizes))
+        given = prepared(weights[0], x, hx, self._state_shapes(x.shape, batch_sizes, S))
         if given is None:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
 
@@ -119,7 +120,9 @@ class _Recurrent(_Scriptable):
             if k and self.training and self.dropout:
                 x = torch.nn.functional.dropout(x, self.dropout)
             before = first if L == 1 else [state[k * D : (k + 1) * D] for state in first]
-            x, *after = layer(Call(cell, self.bias, x, before, batch_sizes, weights[k * n : (k + 1) * n]))
+            x, *after = layer(
+                Call(cell, self.bias, self.proj_size > 0, x, before, batch_sizes, weights[k * n : (k + 1) * n])
+            )
             last.append(after)
         states = last[0] if L == 1 else [torch.cat(part) for part in zip(*last, strict=True)]
 
@@ -131,16 +134,19 @@ class _Recurrent(_Scriptable):
             x, *states = (t.squeeze(1) for t in (x, *states))
         return PackedSequence(x, *input[1:]) if packed else x, tuple(states) if S > 1 else states[0]
 
-    def _state_shape(self: Any, shape: tuple[int, ...], batch_sizes: Tensor | None) -> tuple[int, ...] | None:
-        """Return the shape of a state that goes with x, None if there is none."""
+    def _state_shapes(self: Any, shape: tuple[int, ...], batch_sizes: Tensor | None, S: int) -> list[tuple[int, ...]]:
+        """Return the shapes of the S states that go with x, none if there are none."""
         size, H = self.num_layers * (1 + self.bidirectional), self.hidden_size
         axes = len(shape)
         if axes not in (2, 3) or shape[-1] != self.input_size or (axes == 3 and batch_sizes is not None):
-            return None
-        if batch_sizes is not None:
-            return size, int(batch_sizes[0]), H
+            return []
         T, B = (shape[1], shape[0]) if self.batch_first and axes == 3 else (shape[0], shape[1])
-        return None if T == 0 else (size, B, H) if axes == 3 else (size, H)
+        if batch_sizes is not None:
+            B = int(batch_sizes[0])
+        elif T == 0:
+            return []
+        rows = (size,) if axes == 2 and batch_sizes is None else (size, B)
+        return [(*rows, n) for n in (self.proj_size or H, H)[:S]]
 
 
 class _Cell(_Scriptable):
@@ -153,11 +159,11 @@ class _Cell(_Scriptable):
         weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
         shape, S = (*input.shape[:-1], self.hidden_size), len(STATES[cell])
         fits = len(shape) in (1, 2) and input.shape[-1:] == (self.input_size,)
-        given = prepared(weights[0], input, hx, S, shape if fits else None)
+        given = prepared(weights[0], input, hx, [shape] * S if fits else [])
         if given is None:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
         x, *first = given if len(shape) == 2 else (t.unsqueeze(0) for t in given)
-        _, *states = layer(Call(cell, self.bias, x, first, None, weights))
+        _, *states = layer(Call(cell, self.bias, False, x, first, None, weights))
         if len(shape) == 1:
             states = [state.squeeze(0) for state in states]
         return tuple(states) if S > 1 else states[0]
@@ -169,12 +175,10 @@ class LSTM(_Recurrent, torch.nn.LSTM):  # type: ignore[misc]
     Parameters
     ----------
     *args, **kwargs
-        Those of `torch.nn.LSTM`, without `proj_size`.
+        Those of `torch.nn.LSTM`.
 
     Raises
     ------
-    ValueError
-        If `proj_size` is not 0.
     TypeError
         In forward, if the parameters are not float32 or float64 on the CPU. All other errors are torch's.
 
@@ -189,12 +193,6 @@ class LSTM(_Recurrent, torch.nn.LSTM):  # type: ignore[misc]
     >>> lstm
     LSTM(28, 64, num_layers=2)
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.proj_size:
-            msg = f"proj_size: expected 0, as torch.nn.LSTM alone has projections, got {self.proj_size}"
-            raise ValueError(msg)
 
 
 class GRU(_Recurrent, torch.nn.GRU):  # type: ignore[misc]

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from .._base.state import STATES
 from ._derivatives import differentiable_backward
 from ._kernels import Call, array_of, run_backward, tensor_of
 
-CALL = "str cell, bool bias, Tensor x, Tensor[] states, Tensor? batch_sizes, Tensor[] weights"
+CALL = "str cell, bool bias, bool projected, Tensor x, Tensor[] states, Tensor? batch_sizes, Tensor[] weights"
 
 
 def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
@@ -37,11 +36,12 @@ def forward_operator(*arguments: Any) -> list[Tensor]:
 
 def _forward_shapes(*arguments: Any) -> list[Tensor]:
     call, training = Call(*arguments[:-1]), arguments[-1]
-    x, (D, B, H) = call.x, call.state_shape
+    x, shapes = call.x, call.state_shapes
     rows = x.shape[0] * x.shape[1] if call.batch_sizes is None else x.shape[0]
-    gates, steps, _ = _core.tape_row(call.cell, int(H), str(x.dtype).removeprefix("torch."))
-    y = x.new_empty(*x.shape[:-1], D * H)
-    states = (x.new_empty(D, B, H) for _ in STATES[call.cell])
+    D, P, H = shapes[0][0], shapes[0][2], shapes[-1][2]
+    gates, steps, _ = _core.tape_row(call.cell, int(H), str(x.dtype).removeprefix("torch."), int(P))
+    y = x.new_empty(*x.shape[:-1], D * P)
+    states = map(x.new_empty, shapes)
     memory = (x.new_empty(D * rows * n) if training else x.new_empty(0) for n in (gates, steps))
     return [y, *states, *memory]
 
@@ -63,31 +63,31 @@ def _filled_tape(call: Call, y: Tensor, gates: Tensor, steps: Tensor) -> _core.T
 
 def _backward_shapes(*arguments: Any) -> list[Tensor]:
     call, need_dx = Call(*arguments[:-5]), arguments[-1]
-    states = (call.state_shape for _ in STATES[call.cell])
-    shapes = call.x.shape if need_dx else (0,), *states, *(w.shape for w in call.weights)
+    shapes = call.x.shape if need_dx else (0,), *call.state_shapes, *(w.shape for w in call.weights)
     return [call.x.new_empty(shape) for shape in shapes]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    cell, bias, x, states, batch_sizes, weights, _ = inputs
+    *kind, x, states, batch_sizes, weights, _ = inputs
     y, *_, gates, steps = output
-    ctx.cell, ctx.bias, ctx.num_states = cell, bias, len(states)
+    ctx.kind, ctx.num_states = kind, len(states)
     ctx.save_for_backward(batch_sizes, y, gates, steps, x, *states, *weights)
     ctx.mark_non_differentiable(gates, steps)
 
 
 def _operator_backward(ctx: Any, dresults: list[Tensor]) -> tuple[Any, ...]:
     batch_sizes, y, gates, steps, x, *tensors = ctx.saved_tensors
-    call = Call(ctx.cell, ctx.bias, x, tensors[: ctx.num_states], batch_sizes, tensors[ctx.num_states :])
+    cell, bias, projected = ctx.kind
+    call = Call(cell, bias, projected, x, tensors[: ctx.num_states], batch_sizes, tensors[ctx.num_states :])
     *dlast, _, _ = dresults
     if torch.is_grad_enabled():
         dx, dstates, dweights = differentiable_backward(call, dlast)
     else:
-        need_dx = ctx.needs_input_grad[2]
+        need_dx = ctx.needs_input_grad[3]
         dx, *gradients = backward_operator(*call, y, gates, steps, dlast, need_dx)
         S = len(dlast) - 1
         dx, dstates, dweights = dx if need_dx else None, gradients[:S], gradients[S:]
-    return None, None, dx, dstates[: ctx.num_states], None, dweights, None
+    return None, None, None, dx, dstates[: ctx.num_states], None, dweights, None
 
 
 forward_operator.register_fake(_forward_shapes)

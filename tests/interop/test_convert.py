@@ -279,6 +279,23 @@ def detached_dict(module: Any) -> dict[str, Array]:
     return {name: p.detach().numpy() for name, p in module.state_dict().items()}
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@by_dtype
+def test_projections_go_to_torch_and_back(torch: Any, dtype: str, bias: bool) -> None:
+    options: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "proj_size": 2, "bias": bias}
+    theirs = torch.nn.LSTM(I, H, **options, dtype=getattr(torch, dtype))
+    ours, loaded = from_torch(theirs), rnnfast.LSTM(I, H, **options, dtype=dtype)
+    loaded.load_state_dict(detached_dict(theirs))
+    assert [*loaded.state_dict()] == [*theirs.state_dict()]
+    x = normal((T, B, I), dtype, 9)
+    (y, state), (y_torch, state_torch) = ours(x), detached(theirs(torch.from_numpy(x)))
+    agree((y, *state), (y_torch, *state_torch), dtype)
+    assert_same_bits(ours.state_dict(), loaded.state_dict())
+    back = to_torch(loaded)
+    assert repr(back) == repr(theirs)
+    assert_same_bits(detached_dict(back), loaded.state_dict())
+
+
 def test_parametrized_weights_are_those_in_effect(torch: Any) -> None:
     theirs = torch.nn.utils.parametrizations.weight_norm(torch.nn.GRU(I, H), "weight_hh_l0")
     with torch.no_grad():
@@ -300,7 +317,6 @@ NO_MODULES: dict[str, tuple[str, type[Exception], str]] = {
     "not torch": ("rnnfast.LSTM(3, 4)", TypeError, "module: expected LSTM, GRU, .* got LSTM"),
     "another class": ("nn.Linear(3, 4)", TypeError, "module: expected LSTM, .* got Linear"),
     "own forward": ("type('Own', (nn.GRU,), {'forward': abs_})(3, 4)", TypeError, "module: expected .* got Own"),
-    "projections": ("nn.LSTM(3, 4, proj_size=2)", ValueError, "module: expected no projections, got proj_size=2"),
     "half": ("nn.LSTM(3, 4).half()", TypeError, "dtype: expected float32 or float64, got 'float16'"),
     "bfloat16": ("nn.GRUCell(3, 4).bfloat16()", TypeError, "dtype: expected float32 or float64, got 'bfloat16'"),
     "elsewhere": ("nn.RNN(3, 4, device='meta')", ValueError, r"on the CPU, where module.cpu\(\) .* got meta"),

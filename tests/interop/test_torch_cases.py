@@ -28,8 +28,6 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 NAMES = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
 INFOS = {info.module_cls.__name__: info for info in common.module_db if info.name.removeprefix("nn.") in NAMES}
 DTYPES = (torch.float32, torch.float64)
-# Constructor arguments that mean something else than their default are left out, and why. They have to be refused.
-LEFT_OUT = {"proj_size": "the kernels have no projection of h, which would be one more product in each step"}
 
 
 class Case(NamedTuple):
@@ -49,7 +47,7 @@ def module_inputs(name: str, dtype: Any, training: bool = True) -> list[Any]:
     samples = list(INFOS[name].module_inputs_func(INFOS[name], **arguments, **own))
     if name == "LSTM":
         packed = [s.forward_input for s in module_inputs("GRU", dtype, training) if is_packed(s)]
-        builds = [s.constructor_input for s in samples if not left_out(s)]
+        builds = [s.constructor_input for s in samples]
         samples += [common.ModuleInput(c, f) for c, f in zip(builds, packed, strict=False)]
     return samples
 
@@ -64,15 +62,9 @@ def is_packed(sample: Any) -> bool:
     return any(isinstance(a, PackedSequence) for a in sample.forward_input.args)
 
 
-def left_out(sample: Any) -> list[str]:
-    return [option for option in LEFT_OUT if sample.constructor_input.kwargs.get(option)]
-
-
 SAMPLES = {Case(name, k): s for name in NAMES for k, s in enumerate(module_inputs(name, torch.float64))}
-RUN = [case for case, sample in SAMPLES.items() if not left_out(sample)]
-REFUSED = [case for case in SAMPLES if case not in RUN]
 ERRORS = [Case(name, k) for name in NAMES for k in range(len(error_inputs(name, torch.float64)))]
-by_case = pytest.mark.parametrize("case", RUN, ids=str)
+by_case = pytest.mark.parametrize("case", SAMPLES, ids=str)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -97,18 +89,10 @@ def make(case: Case, dtype: Any, training: bool = True) -> Made:
     return Made(ours, theirs, sample.forward_input.args, sample)
 
 
-def test_what_is_left_out_is_in_torchs_cases_and_nothing_else_is() -> None:
-    assert {option for case in REFUSED for option in left_out(SAMPLES[case])} == LEFT_OUT.keys()
-    assert {case.name for case in RUN} == {case.name for case in ERRORS} == INFOS.keys() == set(NAMES)
-    assert all(any(is_packed(SAMPLES[case]) for case in RUN if case.name == name) for name in NAMES[:3])
-
-
-@pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_what_is_left_out_is_refused_by_name(case: Case) -> None:
-    arguments = SAMPLES[case].constructor_input
-    [option] = left_out(SAMPLES[case])
-    with pytest.raises((ValueError, NotImplementedError), match=option):
-        getattr(rnnfast.torch, case.name)(*arguments.args, **arguments.kwargs)
+def test_every_class_has_cases_among_them_packed_and_projected_ones() -> None:
+    assert {case.name for case in SAMPLES} == {case.name for case in ERRORS} == INFOS.keys() == set(NAMES)
+    assert all(any(is_packed(s) for case, s in SAMPLES.items() if case.name == name) for name in NAMES[:3])
+    assert any(s.constructor_input.kwargs.get("proj_size") for s in SAMPLES.values())
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -120,7 +104,7 @@ def test_values_and_gradients_are_torchs(case: Case, dtype: Any, training: bool)
 
 
 @by_dtype
-@pytest.mark.parametrize("case", [case for case in RUN if not is_packed(SAMPLES[case])], ids=str)
+@pytest.mark.parametrize("case", [case for case, s in SAMPLES.items() if not is_packed(s)], ids=str)
 def test_without_a_batch_values_are_those_of_a_batch_of_one(case: Case, dtype: Any) -> None:
     made = make(case, dtype)
     sides = made.ours(*made.inputs), made.sample.reference_fn(made.ours, *made.inputs)

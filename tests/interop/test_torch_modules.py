@@ -31,6 +31,7 @@ T, B, I, H = 6, 3, 5, 7
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of an array's largest element; torch's own float32 rounds too
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "LSTM": ("LSTM", {}),
+    "LSTM projected": ("LSTM", {"proj_size": 3}),
     "GRU": ("GRU", {}),
     "RNN tanh": ("RNN", {}),
     "RNN relu": ("RNN", {"nonlinearity": "relu"}),
@@ -65,7 +66,8 @@ def flat(value: Any) -> list[Any]:
 def state_of(module: Any, x: Any, *batch: int) -> Any:
     """Return a state that collects its gradient."""
     rows = module.num_layers * (1 + module.bidirectional)
-    parts = [torch.randn(rows, *batch, module.hidden_size, dtype=x.dtype, requires_grad=True) for _ in range(2)]
+    sizes = module.proj_size or module.hidden_size, module.hidden_size
+    parts = [torch.randn(rows, *batch, n, dtype=x.dtype, requires_grad=True) for n in sizes]
     return tuple(parts) if isinstance(module, torch.nn.LSTM) else parts[0]
 
 
@@ -242,8 +244,6 @@ def test_errors_are_torchs(layer: str, call: Callable[[Any], Any]) -> None:
 
 
 def test_what_the_classes_do_not_compute_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match="proj_size: expected 0"):
-        ours.LSTM(I, H, proj_size=2)
     for module, x in ((ours.GRU(I, H), torch.zeros(T, B, I)), (ours.GRUCell(I, H), torch.zeros(B, I))):
         with pytest.raises(TypeError, match=r"expected dtype float32 or float64 on the CPU, got torch.bfloat16 on cpu"):
             module.bfloat16()(x.bfloat16())
@@ -278,7 +278,7 @@ def functions(module: Any, *state: Any) -> Iterator[tuple[Callable[..., Any], tu
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}], ids=str)
 @by_layer
 def test_first_and_second_derivatives_are_those_of_finite_differences(layer: str, options: dict[str, Any]) -> None:
-    _, module = twins(layer, sizes=(3, 2), **options, dtype=torch.float64)
+    _, module = twins(layer, sizes=(3, 4 if layer == "LSTM projected" else 2), **options, dtype=torch.float64)
     state = flat(state_of(module, torch.zeros((), dtype=torch.float64), 2))
     for function, arguments in functions(module, *state):
         assert torch.autograd.gradcheck(function, arguments)
@@ -299,9 +299,10 @@ def test_second_derivatives_of_cells(kind: str) -> None:
 @by_dtype
 def test_a_gradient_penalty_trains_as_with_torch(layer: str, dtype: Any) -> None:
     found = []
-    for module in twins(layer, sizes=(H, H), num_layers=2, dtype=dtype):
+    width = LAYERS[layer][1].get("proj_size", H)
+    for module in twins(layer, sizes=(width, H), num_layers=2, dtype=dtype):
         torch.manual_seed(2)
-        x = torch.randn(T, B, H, dtype=dtype, requires_grad=True)
+        x = torch.randn(T, B, width, dtype=dtype, requires_grad=True)
         with without_onednn:  # torch's LSTM has no second derivatives otherwise
             y, _ = module(module(x)[0])  # the second time, x depends on the weights
             (dx, dw) = torch.autograd.grad(y.square().sum(), (x, module.weight_hh_l0), create_graph=True)
@@ -562,8 +563,8 @@ def test_one_graph_serves_all_numbers_of_steps_and_sequences(layer: str) -> None
 
 
 SAMPLES = [
-    (cell, dtype, D, bias, packed)
-    for cell in MODES.values()
+    (cell, dtype, D, bias, packed, P)
+    for cell, P in (*((cell, 0) for cell in MODES.values()), ("lstm", 3))
     for dtype, D, bias, packed in (
         (torch.float32, 1, True, False),
         (torch.float64, 2, False, False),
@@ -572,15 +573,18 @@ SAMPLES = [
 ]
 
 
-@pytest.mark.parametrize(("cell", "dtype", "D", "bias", "packed"), SAMPLES, ids=str)
-def test_the_operator_keeps_to_the_rules_of_operators(cell: str, dtype: Any, D: int, bias: bool, packed: bool) -> None:
+@pytest.mark.parametrize(("cell", "dtype", "D", "bias", "packed", "P"), SAMPLES, ids=str)
+def test_the_operator_keeps_to_the_rules_of_operators(
+    cell: str, dtype: Any, D: int, bias: bool, packed: bool, P: int
+) -> None:
     G = _core.cells[cell].num_gates
-    shapes = [(G * H, I), (G * H, H), *([(G * H,)] * 2 if bias else [])] * D
+    shapes = [(G * H, I), (G * H, P or H), *([(G * H,)] * 2 if bias else []), *([(P, H)] if P else [])] * D
     weights = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     x = torch.randn((6, I) if packed else (2, B, I), dtype=dtype, requires_grad=True)
-    states = [torch.randn(D, B, H, dtype=dtype, requires_grad=True) for _ in _core.cells[cell].states]
+    sizes = P or H, *[H] * (len(_core.cells[cell].states) - 1)
+    states = [torch.randn(D, B, n, dtype=dtype, requires_grad=True) for n in sizes]
     batch_sizes = torch.tensor([3, 2, 1]) if packed else None
-    call = (cell, bias, x, states, batch_sizes, weights, True)
+    call = (cell, bias, P > 0, x, states, batch_sizes, weights, True)
     torch.library.opcheck(torch.ops.rnnfast.forward.default, call)
 
 
@@ -691,6 +695,7 @@ def saved_and_loaded(module: Any) -> Any:
 
 def loaded_from_torch(module: Any) -> Any:
     own = {"nonlinearity": module.nonlinearity} if isinstance(module, torch.nn.RNN) else {}
+    own |= {"proj_size": module.proj_size} if module.proj_size else {}
     other = type(module)(I, H, 2, bidirectional=True, **own)
     other.load_state_dict(ours.restore(copy.deepcopy(module)).state_dict())
     return other
@@ -784,7 +789,6 @@ class Own(torch.nn.LSTM):  # type: ignore[misc]
 
 
 LEFT: dict[str, Callable[[], Any]] = {
-    "projections": lambda: torch.nn.LSTM(I, H, proj_size=2),
     "half precision": lambda: torch.nn.GRU(I, H).bfloat16(),
     "no memory yet": lambda: torch.nn.GRU(I, H, device="meta"),
     "subclass": lambda: Own(I, H),

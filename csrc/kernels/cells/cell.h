@@ -117,11 +117,14 @@ template <class Real>
 struct BackwardStep {
   Gates<const Real> gates;
   Gates<Real> dgates, dvectors;  // of dvectors, slots are what rows add to the gradients of the cell's vectors
-  Index gate_row, dgate_row;     // the second is that of dvectors too
+  Gates<Real> dh;                // of h, where that is a projection
+  Index gate_row, dgate_row;     // the second is that of dvectors and dh too
   const Real* vectors;           // the cell's, [unit block][vector x lanes]
   View<const Real> before[most_states], after[most_states];
   View<const Real> dy;  // what a loss brings to h
   View<Real> dstate[most_states], flow[most_states], dreset_h;
+  View<Real> dh_before;  // where the product of the first phase goes
+  View<Real> du;         // of what h is a projection of
   Index rows;
   Span units;
   bool backwards;  // through the weights
@@ -302,6 +305,8 @@ constexpr CellShape shape_of(int index) {
     shape.recurrent_gates[i] = Cell::recurrent_gates[i];
   }
   shape.keeps_gates = Cell::keeps_gates, shape.leaves_dh = Cell::leaves_dh;
+  // Where h' reaches h unit by unit, it has as many.
+  shape.projects = shape.phase_count == 1 && !shape.reads_before[0] && !shape.leaves_dh;
   return shape;
 }
 

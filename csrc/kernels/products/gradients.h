@@ -71,6 +71,13 @@ void multiply(const Product<Real>& p, int slots, const Factor& factor, const Tra
   }
 }
 
+// The padding of dgates meets zero rows of the packed weights; it must not be NaN.
+template <class Real>
+void clear_padding(const Gates<Real>& dgates, int slots, const Blocks& units) {
+  Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * slots;
+  for (Index j = 0; j < dgates.rows * slots * units.tail; ++j) tail[j] = 0;
+}
+
 // Up to so many inputs, the tiles of dx would be mostly padding.
 constexpr bool is_thin(Index I) { return I <= 4; }
 

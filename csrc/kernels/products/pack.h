@@ -16,6 +16,11 @@ struct GateRows {
   const int* order;
 };
 
+template <class Real>
+RNNFAST_INLINE GateRows<const Real> read_only(const GateRows<Real>& w) {
+  return {.data = w.data, .H = w.H, .K = w.K, .order = w.order};
+}
+
 // f<gates>() for as many gates as a cell can have.
 static_assert(most_slots == 4);
 template <class F>
@@ -44,6 +49,11 @@ constexpr Index size(const Panels<Real>& p) {
 template <class Real>
 RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
   return p.data + (unit - p.first) * p.K * p.gates;
+}
+
+template <class Real>
+RNNFAST_INLINE Panels<const Real> read_only(const Panels<Real>& p) {
+  return {.data = p.data, .units = p.units, .K = p.K, .gates = p.gates, .first = p.first};
 }
 
 // f(rows of the matrix, the place of their first k in the panel, the panel's stride of k) for each gate of each block.

@@ -13,6 +13,7 @@
 #include "kernels/products/pack.h"
 #include "kernels/products/unpacked.h"
 #include "kernels/time/chunks.h"
+#include "kernels/time/projection.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
 #include "kernels/time/windows.h"
@@ -39,6 +40,7 @@ struct BackwardScratch {
     View<Real> dx;  // of the run's rows: the caller's for the first direction, own memory for the second;
                     // of tokens [U,I], own memory
   } directions[2];
+  ProjectionScratch<Real> projections[2];
   WindowScratch<Real> windows;
   Real* zeros;
 };
@@ -57,7 +59,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
-    direction.w_hh = {.data = nullptr, .columns = units, .units = units, .gates = cell.gate_count};
+    direction.w_hh = {.data = nullptr, .columns = blocks_of<Real>(p.P), .units = units, .gates = cell.gate_count};
     direction.w_hh.data = take(arena, packs * size(direction.w_hh));
     if (need_dx) {
       direction.thin_w_ih = {.data = nullptr, .units = units, .K = is_thin(p.I) ? p.I : 0, .gates = cell.gate_count};
@@ -79,16 +81,17 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       return columns;
     };
     direction.dw_ih = gradient(I);
-    direction.dw_hh = gradient(p.H);
+    direction.dw_hh = gradient(p.P);
     direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
-    direction.h_before = columns(p.H, rows);
+    direction.h_before = columns(p.P, rows);
     if (resets_h(cell)) direction.reset_h = columns(p.H, rows);
     direction.vectors = take(arena, gates_size(cell.vector_count, 1, units));
     direction.dvectors = {.data = take(arena, gates_size(cell.vector_count, rows, units)), .rows = rows};
     direction.dgates = {.data = take(arena, gates_size(cell.slot_count, rows, units)), .rows = rows};
     direction.table = {.data = take(arena, gates_size(cell.slot_count, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
-    for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * p.H);
+    s.projections[d] = lay_out_projection(p, packs, windows, arena);
+    for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * state_size(p, i));
   }
   s.zeros = take(arena, p.H);
   s.windows = lay_out_windows(p, windows, s.zeros, arena);
@@ -117,10 +120,10 @@ __attribute__((noinline)) void clear_held(const BackwardStep<Real>& s, int slots
   }
 }
 
-// f() is asked between the gates' gradients of all units and what is made of them: false ends the step.
-template <class Real, class StepWindowsOrWhole, class F>
+// Members meet between the gates' gradients of all units and what is made of them. False: the call was interrupted.
+template <class Real, class StepWindowsOrWhole>
 bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const StepWindowsOrWhole& windows,
-                   const typename BackwardScratch<Real>::Direction& scratch, const Team& team, F&& f) {
+                   const typename BackwardScratch<Real>::Direction& scratch, const Item& item, const Team& team) {
   const Blocks& units = scratch.w_hh.units;
   for (int phase = cell.phase_count - 1; phase >= 0; --phase) {
     const Phase& part = cell.phases[phase];
@@ -133,9 +136,9 @@ bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const Ste
       });
     }
     if (s.held->slots) clear_held(s, cell.slot_count, part, units, windows.count * s.rows);
-    if (!f()) return false;
+    if (!meet(item, team)) return false;
     const Factor factor = {.slot = part.slot, .gate = part.gate, .gates = part.gates};
-    const View<Real> out = part.reset_h ? s.dreset_h : s.dstate[0];
+    const View<Real> out = part.reset_h ? s.dreset_h : s.dh_before;
     const bool from_dh = cell.leaves_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
     const Product<Real> product = {.dgates = s.dgates,
@@ -143,7 +146,7 @@ bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const Ste
                                    .init = init,
                                    .out = out,
                                    .rows = windows.count * s.rows,
-                                   .columns = s.units,
+                                   .columns = part.reset_h ? s.units : item.of_h,
                                    .backwards = s.backwards};
     if (scratch.unpacked_w_hh.data)
       multiply_unpacked(product, factor, cell.slot_count, scratch.unpacked_w_hh);
@@ -177,17 +180,10 @@ void end_episodes(const unsigned char* starts, const View<Real>& d, const View<R
     }
 }
 
-// Steps [t, t + steps), finished by all members.
-struct Chunk {
-  int direction;
-  Index chunk, t, steps, rows;
-  Index rounds;  // steps of the direction that takes more: joined members wait for each other in all of them
-  bool first;    // in the order of backward
-};
-
 // Where the i-th state before a step is found.
 template <class Real>
-StateBefore<Real> place_before(const BackwardDirection<Real>& direction, int i, const Real* zeros, Real* mixed) {
+StateBefore<Real> place_before(const BackwardDirection<Real>& direction, int i, const Real* zeros,
+                               const View<Real>& mixed = {}) {
   const View<const Real> after = i == 0 ? direction.y : direction.tape.states[i];
   return {.initial = or_zeros(direction.initial[i], zeros),
           .start = or_zeros(direction.start[i], zeros),
@@ -218,8 +214,12 @@ __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args
   const Problem& p = args.problem;
   const CellShape& cell = *p.cell;
   const auto& scratch = whole.directions[0];
-  const StepWindows<Real> windows = enter_windows(args, whole.windows, item, t, s);
-  if (!backward_step(cell, s, windows, scratch, team, [&] { return meet(item, team); })) return false;
+  StepWindows<Real> windows = enter_windows(args, whole.windows, item, t, s);
+  if (is_projected(p)) {
+    if (!backward_projection(whole.projections[0], s, windows, item, team)) return false;
+    s.dy = windows.other_dy = {whole.zeros, 0}, windows.dy_rows = 0;
+  }
+  if (!backward_step(cell, s, windows, scratch, item, team)) return false;
   if (args.windows.each_dx) {
     const Index at_once = item.rows == p.B ? windows.count : 1, rows = at_once * s.rows;  // their rows of dx adjoin
     const Index first = item.joined ? share(rows, team.rank, team.size) : 0;
@@ -237,7 +237,7 @@ __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args
                      scratch, team);
     }
   }
-  leave_windows(args, windows, item, t, s, scratch.w_hh.units);
+  leave_windows(args, windows, item, t, s);
   return true;
 }
 
@@ -252,9 +252,11 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
   const TimeOrder order = time_order(p, item.direction);
   const View<const Real> dy = or_zeros(direction.dsteps[0], whole.zeros);
   StateBefore<Real> before[most_states];
-  for (int i = 0; i < states; ++i) before[i] = place_before(direction, i, whole.zeros, scratch.mixed[i]);
+  for (int i = 0; i < states; ++i)
+    before[i] = place_before(direction, i, whole.zeros, View<Real>{scratch.mixed[i], state_size(p, i)});
   const Index tape_row = row_of(p, chunk_start(p, chunk.chunk)), run_row = row_of(p, p.run.first);
-  const Span units = units_of<Real>(p, item);
+  Span elements[most_states];  // the item's
+  for (int i = 0; i < states; ++i) elements[i] = elements_of<Real>(p, item, i);
 
   for (Index step = 0; step < chunk.steps; ++step) {
     const Index t = chunk.t + (order.reverse ? step : chunk.steps - 1 - step), row = row_of(p, t) + item.first;
@@ -268,7 +270,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.dgate_row = row - row_of(p, chunk.t);
     s.dy = at(dy, row - run_row);
     for (int i = 0; i < states; ++i) {
-      if (cell.reads_before[i]) s.before[i] = state_before(p, before[i], item, t, mixes);
+      if (cell.reads_before[i]) s.before[i] = state_before(p, before[i], item, t, elements[i], mixes);
       s.after[i] = at(before[i].sequence, row);
       s.dstate[i] = at(direction.dstate[i], item.first);
       if (direction.flow[i].data) s.flow[i] = at(direction.flow[i], row - run_row);
@@ -277,22 +279,34 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.rows = rows_of_item(p, item, t), s.units = item.units;
     s.backwards = turns_back(t);
     s.held = &args.held;
-    if (s.flow[0].data) add_rows(read_only(s.dstate[0]), s.dy, s.flow[0], s.rows, units);
+    s.dh_before = s.dstate[0];
+    if (s.flow[0].data) add_rows(read_only(s.dstate[0]), s.dy, s.flow[0], s.rows, elements[0]);
     for (int i = 1; i < states; ++i)
       if (direction.dsteps[i].data)
-        add_rows(read_only(s.dstate[i]), at(direction.dsteps[i], row - run_row), s.dstate[i], s.rows, units);
+        add_rows(read_only(s.dstate[i]), at(direction.dsteps[i], row - run_row), s.dstate[i], s.rows, elements[i]);
+    if (is_projected(p)) {
+      s.after[0] = at(direction.tape.states[0], row);
+      s.dh = whole.projections[item.direction].dh;
+      s.du = {whole.projections[item.direction].du + most_deltas(args.windows) * item.first * p.H, p.H};
+    }
     if (args.windows.k1) {
       if (!windows_step(args, whole, item, t, team, s)) return;
       continue;
     }
-    if (!backward_step(cell, s, WholeSequence(), scratch, team, [&] { return meet(item, team); })) return;
+    if (is_projected(p)) {
+      if (!backward_projection(whole.projections[item.direction], s, WholeSequence(), item, team)) return;
+      s.dy = {whole.zeros, 0};
+    }
+    if (!backward_step(cell, s, WholeSequence(), scratch, item, team)) return;
+    s.dstate[0] = s.dh_before;
     const unsigned char* starts = p.starts[item.direction];
     for (int i = 0; i < states; ++i) {
-      if (args.clip > 0) clip_rows(s.dstate[i], s.rows, units, args.clip);
-      if (starts) end_episodes(starts + row, s.dstate[i], at(direction.dstart[i], item.first), s.rows, units);
+      if (args.clip > 0) clip_rows(s.dstate[i], s.rows, elements[i], args.clip);
+      if (starts) end_episodes(starts + row, s.dstate[i], at(direction.dstart[i], item.first), s.rows, elements[i]);
     }
   }
-  for (Index meeting = chunk.steps * cell.phase_count; meeting < chunk.rounds * cell.phase_count; ++meeting)
+  const Index meetings = cell.phase_count + is_projected(p);  // of a step
+  for (Index meeting = chunk.steps * meetings; meeting < chunk.rounds * meetings; ++meeting)
     if (!meet(item, team)) return;
 }
 
@@ -303,7 +317,7 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[chunk.direction];
   const auto& scratch = whole.directions[chunk.direction];
-  const StateBefore<Real> before_h = place_before<Real>(direction, 0, whole.zeros, nullptr);
+  const StateBefore<Real> before_h = place_before<Real>(direction, 0, whole.zeros);
   const View<const Real> reset_h = {direction.tape.reset_h, p.H};
   for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
        ++step) {
@@ -315,6 +329,7 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
                      regroup(piece, {.first = first + range.first, .count = range.count}, scratch.h_before, team);
                    });
     if (resets_h(*p.cell)) regroup(at(reset_h, row), rows, scratch.reset_h, team);
+    if (is_projected(p)) regroup(at(direction.tape.states[0], row), rows, whole.projections[chunk.direction].u, team);
   }
 }
 
@@ -347,7 +362,7 @@ __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real
   const Problem& p = args.problem;
   const CellShape& cell = *p.cell;
   const BackwardDirection<Real>& direction = args.directions[d];
-  const StateBefore<Real> before_h = place_before<Real>(direction, 0, whole.zeros, nullptr);
+  const StateBefore<Real> before_h = place_before<Real>(direction, 0, whole.zeros);
   const View<const Real> reset_h = {direction.tape.reset_h, p.H};
   const Index first = row_of(p, p.run.first);
   UnpackedWeightProduct<Real> product = {};
@@ -428,14 +443,14 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
 template <class Real, class F>
 RNNFAST_INLINE void for_each_gradient(const Problem& p, const Parameters<Real>& gradients,
                                       const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
-  const Index H = p.H, I = input_columns(p);
+  const Index I = input_columns(p);
   const auto bias = [&](Real* data, const int* order) {
-    return GateRows<Real>{.data = data, .H = H, .K = 1, .order = order};
+    return GateRows<Real>{.data = data, .H = p.H, .K = 1, .order = order};
   };
   if (I > 0) f(input_rows(p, gradients), scratch.dw_ih, 0);
   f(recurrent_rows(p, gradients), scratch.dw_hh, 0);
   if (gradients.b_ih) f(bias(gradients.b_ih, p.cell->input_gates), scratch.dw_ih, I);
-  if (gradients.b_hh) f(bias(gradients.b_hh, p.cell->recurrent_gates), scratch.dw_hh, H);
+  if (gradients.b_hh) f(bias(gradients.b_hh, p.cell->recurrent_gates), scratch.dw_hh, p.P);
 }
 
 template <class Real>
@@ -444,14 +459,14 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   const CellShape& cell = *p.cell;
   if (team.rank == 0) {
     for (Index j = 0; j < p.H; ++j) scratch.zeros[j] = 0;
-    // The padding of dgates meets zero rows of the packed weights; it must not be NaN.
-    const auto clear = [&](const Gates<Real>& dgates) {
-      const Blocks& units = scratch.directions[0].w_hh.units;
-      Real* tail = dgates.data + units.full * Widest<Real>::lanes * dgates.rows * cell.slot_count;
-      for (Index j = 0; j < dgates.rows * cell.slot_count * units.tail; ++j) tail[j] = 0;
-    };
-    for (Index d = 0; d < p.D; ++d) clear(scratch.directions[d].dgates);
-    if (args.windows.k1) clear(scratch.windows.dgates);
+    for (Index d = 0; d < p.D; ++d) {
+      clear_padding(scratch.directions[d].dgates, cell.slot_count, scratch.directions[d].w_hh.units);
+      clear_padding(scratch.projections[d].dh, 1, scratch.projections[d].of_h);
+    }
+    if (args.windows.k1) {
+      clear_padding(scratch.windows.dgates, cell.slot_count, scratch.directions[0].w_hh.units);
+      clear_padding(scratch.windows.dh, 1, scratch.projections[0].of_h);
+    }
   }
   const auto& sizes = scratch.directions[0];
   const bool thin = is_thin(p.I), packs = !is_unpacked(p, args.windows);
@@ -459,6 +474,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
       pack_transposed(recurrent_rows(p, args.directions[d].parameters), scratch.directions[d].w_hh, span);
     });
+  if (packs && is_projected(p)) prepare_projections(args, scratch.projections, team);
   if (args.dx.data && (packs || thin))
     for_my_blocks(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih.columns), p.D, team,
                   [&](int d, Span span) {
@@ -480,8 +496,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
       for_each_gradient(p, args.directions[d].gradients, scratch.directions[d],
                         [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
-                          pack({.data = gradient.data, .H = gradient.H, .K = gradient.K, .order = gradient.order},
-                               panels, k, span);
+                          pack(read_only(gradient), panels, k, span);
                         });
     });
 }
@@ -499,6 +514,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
     const Parameters<const Real>& parameters = args.directions[d].parameters;
     scratch.directions[d].unpacked_w_ih = input_rows(p, parameters);
     scratch.directions[d].unpacked_w_hh = recurrent_rows(p, parameters);
+    if (is_projected(p)) scratch.projections[d].caller = projection_rows(p, parameters);
   }
   backward_prepare(args, scratch, team);
   if (!team.barrier(team)) return;
@@ -551,6 +567,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
         sum_by_token(TableBlocks<Real>{.table = direction.table, .units = direction.w_hh.units, .span = span}, cell,
                      direction.dgates, args.tokens, RowRange{.first = row_of(p, chunk[d].t), .count = chunk[d].rows});
     });
+    if (is_projected(p)) projection_gradients(args, scratch.projections, chunk, team);
     if (!team.barrier(team)) return;
   }
   if (!dense && !table_gradients(args, scratch, team)) return;
@@ -562,6 +579,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
                           unpack(panels, k, gradient, span);
                         });
     });
+  if (packs && is_projected(p)) unpack_projections(args, scratch.projections, team);
   if (args.dx.data && (p.D == 2 || !dense)) {
     const Index rows = dense ? run_rows(p) : p.U;
     for (Index row = share(rows, team.rank, team.size); row < share(rows, team.rank + 1, team.size); ++row) {

@@ -79,15 +79,36 @@ constexpr GateRows<Real> input_rows(const Problem& p, const Parameters<Real>& pa
 
 template <class Real>
 constexpr GateRows<Real> recurrent_rows(const Problem& p, const Parameters<Real>& parameters) {
-  return {.data = parameters.w_hh, .H = p.H, .K = p.H, .order = p.cell->recurrent_gates};
+  return {.data = parameters.w_hh, .H = p.H, .K = p.P, .order = p.cell->recurrent_gates};
 }
 
+// Whether h is a projection of what the cell makes. It is then as if a layer of P units with one gate and no activation
+// followed at each step.
+constexpr bool is_projected(const Problem& p) { return p.P != p.H; }
+
+constexpr int projection_gate[] = {0};
+
+template <class Real>
+constexpr GateRows<Real> projection_rows(const Problem& p, const Parameters<Real>& parameters) {
+  return {.data = parameters.w_hr, .H = p.P, .K = p.H, .order = projection_gate};
+}
+
+// The blocks of h where it is one, else none.
+template <class Real>
+constexpr Blocks projected_blocks(const Problem& p) {
+  return is_projected(p) ? blocks_of<Real>(p.P) : Blocks{};
+}
+
+// A state's size; h is the first.
+constexpr Index state_size(const Problem& p, int state) { return state == 0 ? p.P : p.H; }
+
 // What a member of a team takes through time: one direction, rows [first, first + rows) of the batch, and of them some
-// of the units. Members that divide the units among them wait for each other at each product: they are joined.
+// of the units, and of the elements of h, which are the units where it is no projection. Members that divide the units
+// among them wait for each other at each product: they are joined.
 struct Item {
   int direction;
   Index first, rows;
-  Span units;
+  Span units, of_h;
   bool joined;
 };
 
@@ -98,10 +119,18 @@ constexpr Index least_share = 1 << 16;
 // its own share of w_hh in its own cache. Units are dealt in groups, as `multiply` has them.
 template <class Real>
 RNNFAST_INLINE bool divides_units(const Problem& p, Index threads) {
-  const Index parts = threads / p.D, bytes = p.cell->gate_count * p.H * p.H * Index(sizeof(Real));
+  const Index parts = threads / p.D, bytes = p.cell->gate_count * p.H * p.P * Index(sizeof(Real));
   return parts > 1 && p.H > group_of_columns * Widest<Real>::lanes && bytes / parts >= least_share &&
          (p.B < few_rows * parts || bytes > near_bytes);
 }
+
+// Steps [t, t + steps) of a direction, which a backward has gone through.
+struct Chunk {
+  int direction;
+  Index chunk, t, steps, rows;
+  Index rounds;  // steps of the direction that takes more: joined members wait for each other in all of them
+  bool first;    // in the order of backward
+};
 
 // Joined members wait for all. False: the call was interrupted.
 RNNFAST_INLINE bool meet(const Item& item, const Team& team) { return !item.joined || team.barrier(team); }
@@ -109,20 +138,23 @@ RNNFAST_INLINE bool meet(const Item& item, const Team& team) { return !item.join
 // f(Item) for what falls to this member.
 template <class Real, class F>
 RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
-  const Blocks units = blocks_of<Real>(p.H);
+  const Blocks units = blocks_of<Real>(p.H), of_h = blocks_of<Real>(p.P);
   if (team.size * p.D == 1)  // without a division, as above
-    return f(Item{.direction = 0, .first = 0, .rows = p.B, .units = all(units), .joined = false});
+    return f(Item{.direction = 0, .first = 0, .rows = p.B, .units = all(units), .of_h = all(of_h), .joined = false});
   Index parts = max_index(team.size / p.D, 1);
   if (divides_units<Real>(p, team.size)) {
     // A member too many has no units, but is waited for like the others.
-    const Index groups = group_count(units), part = team.rank % parts;
-    const Index mine = team.rank < parts * p.D ? groups : 0;
-    const Span span = {.first = share(mine, part, parts) * group_of_columns,
-                       .last = share(mine, part + 1, parts) * group_of_columns};
+    const Index part = team.rank % parts;
+    const auto mine = [&](const Blocks& blocks) {
+      const Index groups = team.rank < parts * p.D ? group_count(blocks) : 0;
+      return Span{.first = share(groups, part, parts) * group_of_columns,
+                  .last = min_index(share(groups, part + 1, parts) * group_of_columns, count(blocks))};
+    };
     return f(Item{.direction = int(team.rank / parts % p.D),
                   .first = 0,
                   .rows = p.B,
-                  .units = {.first = span.first, .last = min_index(span.last, count(units))},
+                  .units = mine(units),
+                  .of_h = mine(of_h),
                   .joined = true});
   }
   parts = max_index(min_index(parts, p.B), 1);
@@ -132,6 +164,7 @@ RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
            .first = first,
            .rows = share(p.B, part + 1, parts) - first,
            .units = all(units),
+           .of_h = all(of_h),
            .joined = false});
   }
 }

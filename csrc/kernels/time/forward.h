@@ -11,6 +11,7 @@
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
 #include "kernels/time/chunks.h"
+#include "kernels/time/projection.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
 #include "kernels/vec.h"
@@ -22,22 +23,24 @@ namespace {
 // The parameters of one direction as the products read them.
 template <class Real>
 struct PackedWeights {
-  Panels<Real> w_ih, w_hh;
+  Panels<Real> w_ih, w_hh, w_hr;
   Real* bias;     // [unit block][slot x lanes]
   Real* vectors;  // [unit block][vector x lanes]
   Real* zeros;    // [H], the initial state where none is given
 };
 
 template <class Real>
-PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, Arena<Real>& arena) {
+PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, const Blocks& projected, Arena<Real>& arena) {
   const CellShape& cell = *p.cell;
   PackedWeights<Real> to = {.w_ih = {.data = nullptr, .units = units, .K = input_columns(p), .gates = cell.gate_count},
-                            .w_hh = {.data = nullptr, .units = units, .K = p.H, .gates = cell.gate_count},
+                            .w_hh = {.data = nullptr, .units = units, .K = p.P, .gates = cell.gate_count},
+                            .w_hr = {.data = nullptr, .units = projected, .K = p.H, .gates = 1},
                             .bias = nullptr,
                             .vectors = nullptr,
                             .zeros = nullptr};
   to.w_ih.data = take(arena, size(to.w_ih));
   to.w_hh.data = take(arena, size(to.w_hh));
+  to.w_hr.data = take(arena, size(to.w_hr));
   to.bias = take(arena, gates_size(cell.slot_count, 1, units));
   to.vectors = take(arena, gates_size(cell.vector_count, 1, units));
   to.zeros = take(arena, p.H);
@@ -56,7 +59,7 @@ template <class Real>
 RNNFAST_INLINE Panels<const Real> pack_block(const GateRows<const Real>& w, Panels<Real> to, const BlockRange& range) {
   to.first = range.unit;
   pack(w, to, 0, Span{.first = range.block, .last = range.block + range.blocks});
-  return {.data = to.data, .units = to.units, .K = to.K, .gates = to.gates, .first = to.first};
+  return read_only(to);
 }
 
 template <class Real>
@@ -67,6 +70,7 @@ struct ForwardScratch {
     Gates<Real> gates;         // of one chunk, where no tape keeps them
     Gates<Real> table;         // what each token brings to the gates
     Real* reset_h;             // [B,H], likewise
+    Real* u;                   // what h is a projection of, [B,H], likewise
     Real* mixed[most_states];  // the state before a step, [B,H], where some rows start anew
   } directions[2];
   Real* embedded;  // the rows of the tokens that occur, [U,I]
@@ -88,7 +92,8 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     direction.gates = {.data = take(arena, gates_size(cell.slot_count, rows, units)), .rows = rows};
     direction.table = {.data = take(arena, gates_size(cell.slot_count, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.reset_h = take(arena, p.B * p.H);
-    for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * p.H);
+    if (is_projected(p)) direction.u = take(arena, p.B * p.H);
+    for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * state_size(p, i));
   }
   s.embedded = take(arena, p.U * input_columns(p));
   return s;
@@ -255,12 +260,16 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const bool ahead = projects && (tapes_gates || !p.first_row || item.rows == p.B);
   const Real* const zeros = scratch.weights.zeros;
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
+  const bool tapes_u = direction.tape.states[0].data;
+  const View<Real> u = tapes_u ? direction.tape.states[0] : View<Real>{scratch.u, p.H};
   // Where each state goes: that of every step into y or the tape, or that of the last step alone, which is then mixed
   // where it lies.
   View<Real> after[most_states];
   StateBefore<Real> before[most_states];
   bool keeps[most_states];
+  Span elements[most_states];  // the item's
   for (int i = 0; i < states; ++i) {
+    elements[i] = elements_of<Real>(p, item, i);
     const View<Real> sequence = i == 0 ? direction.y : direction.tape.states[i];
     keeps[i] = sequence.data;
     after[i] = keeps[i] ? sequence : direction.last[i];
@@ -268,7 +277,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
                  .start = or_zeros(direction.start[i], zeros),
                  .sequence = read_only(after[i]),
                  .every_step = keeps[i],
-                 .mixed = keeps[i] ? scratch.mixed[i] : after[i].data};
+                 .mixed = keeps[i] ? View<Real>{scratch.mixed[i], state_size(p, i)} : after[i]};
   }
 
   for (Index i = 0, chunks = run_chunks(p); i < chunks; ++i) {
@@ -313,12 +322,14 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         s.tokens = args.tokens.number + row;
       bool mixes = false;
       for (int i = 0; i < states; ++i) {
-        s.before[i] = state_before(p, before[i], item, t, mixes);
+        s.before[i] = state_before(p, before[i], item, t, elements[i], mixes);
         s.after[i] = at(after[i], keeps[i] ? row : item.first);
       }
       // Joined members wait for those of the other direction too: they meet as often, whichever of the two mixes.
       if (item.joined && p.D == 2) mixes = mixes || mixes_rows(p, 1 - item.direction, p.run.first + p.run.last - 1 - t);
       if (mixes && !meet(item, team)) return;
+      const View<Real> h = s.after[0];
+      if (is_projected(p)) s.after[0] = at(u, tapes_u ? row : item.first);
       if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = rows_of_item(p, item, t);
       s.shared_gates = !s.store_gates && !projects && s.rows > 1;
@@ -328,17 +339,19 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
         if (!meet(item, team)) return;
       }
+      if (!is_projected(p)) continue;
+      project_h(scratch.weights.w_hr, s, item, h, team);
+      if (!meet(item, team)) return;
     }
   }
 
-  const Span units = units_of<Real>(p, item);
   Index end = p.run.last;  // of the steps that a sequence has
   for (Index b = item.first; b < item.first + item.rows; ++b) {
     if ((b - item.first) % rows_at_once == 0 && skips(team, item.rows)) return;
     while (rows_at(p, end - 1) <= b) --end;
     const Index last = row_of(p, order.reverse ? p.run.first : end - 1) + b;
     for (int i = 0; i < states; ++i)
-      for (Index j = units.first; keeps[i] && j < units.last; ++j)
+      for (Index j = elements[i].first; keeps[i] && j < elements[i].last; ++j)
         at(direction.last[i], b).data[j] = at(after[i], last).data[j];
   }
 }
@@ -366,7 +379,7 @@ template <class Real>
 void forward(const ForwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
-  const Blocks units = blocks_of<Real>(p.H);
+  const Blocks units = blocks_of<Real>(p.H), projected = projected_blocks<Real>(p);
   Arena<Real> arena = {.base = args.scratch, .used = 0};
   ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
   const bool packed = args.directions[0].packed;
@@ -375,9 +388,9 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       !packed && steps_of(p.run) == 1 && p.input == InputKind::dense && !resets_h(*p.cell) && team.size == 1;
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
-    if (!packed) own[d] = lay_out_packed(p, units, arena);
+    if (!packed) own[d] = lay_out_packed(p, units, projected, arena);
     Arena<const Real> weights = {.base = packed ? args.directions[d].packed : own[d].w_ih.data, .used = 0};
-    scratch.directions[d].weights = lay_out_packed(p, units, weights);
+    scratch.directions[d].weights = lay_out_packed(p, units, projected, weights);
     const auto& parameters = args.directions[d].parameters;
     if (by_block)
       scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),
@@ -397,6 +410,10 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
                         [](Real& element, Real w) { element += w; });
       }
     });
+    if (!packed && is_projected(p))
+      for_my_blocks(count(projected), p.D, team, [&](int d, Span span) {
+        pack(projection_rows(p, args.directions[d].parameters), own[d].w_hr, 0, span);
+      });
     if (!team.barrier(team)) return;
   }
   if (p.input == InputKind::embedded) {

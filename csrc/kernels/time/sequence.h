@@ -43,21 +43,22 @@ constexpr Index rows_of_item(const Problem& p, const Item& item, Index t) {
   return max_index(min_index(rows_at(p, t) - item.first, item.rows), 0);
 }
 
-// The units of an item, those of its last block that exist.
+// The elements of a state that are an item's, those of its last block that exist.
 template <class Real>
-constexpr Span units_of(const Problem& p, const Item& item) {
+constexpr Span elements_of(const Problem& p, const Item& item, int state) {
   constexpr Index W = Widest<Real>::lanes;
-  return {.first = item.units.first * W, .last = min_index(item.units.last * W, p.H)};
+  const Span& blocks = state == 0 ? item.of_h : item.units;
+  return {.first = blocks.first * W, .last = min_index(blocks.last * W, state_size(p, state))};
 }
 
-// Where one of the states before a step is found.
+// Where one of the states before a step is found: of h, arrays of P elements.
 template <class Real>
 struct StateBefore {
   View<const Real> initial;   // before the first step of the sequence, [B,H]
   View<const Real> start;     // where a row starts anew, [B,H]
   View<const Real> sequence;  // after each step, [T·B,H]; or of the last step alone, [B,H]
   bool every_step;
-  Real* mixed;  // [B,H], for a step that finds its rows in several of these; may be the sequence of the last step
+  View<Real> mixed;  // [B,H], for a step that finds its rows in several of these; may be the sequence of the last step
 };
 
 // The rows before step t that do not start anew.
@@ -98,7 +99,7 @@ inline bool mixes_rows(const Problem& p, int direction, Index t) {
 // As `state_before`, where some rows may start anew.
 template <class Real>
 View<const Real> pieces_before(const Problem& p, const StateBefore<Real>& state, const Item& item, Index t,
-                               bool& mixes) {
+                               const Span& elements, bool& mixes) {
   const RowRange rows = {.first = item.first, .count = rows_of_item(p, item, t)};
   View<const Real> all = {};
   Index pieces = 0;
@@ -108,21 +109,20 @@ View<const Real> pieces_before(const Problem& p, const StateBefore<Real>& state,
   });
   if (pieces <= 1) return all;
   mixes = true;
-  const Span span = units_of<Real>(p, item);
   for_each_piece(p, item.direction, state, t, rows, [&](View<const Real> piece, const RowRange& range) {
     for (Index row = 0; row < range.count; ++row)
-      __builtin_memmove(state.mixed + (range.first + row) * p.H + span.first, at(piece, row).data + span.first,
-                        std::size_t(span.last - span.first) * sizeof(Real));
+      __builtin_memmove(at(state.mixed, range.first + row).data + elements.first, at(piece, row).data + elements.first,
+                        std::size_t(elements.last - elements.first) * sizeof(Real));
   });
-  return {state.mixed + item.first * p.H, p.H};
+  return read_only(at(state.mixed, item.first));
 }
 
-// The rows of an item before step t. `mixes` becomes true if they had to be brought together, in the units of the item.
+// The rows of an item before step t. `mixes` becomes true if they had to be brought together, in some elements.
 template <class Real>
 RNNFAST_INLINE View<const Real> state_before(const Problem& p, const StateBefore<Real>& state, const Item& item,
-                                             Index t, bool& mixes) {
+                                             Index t, const Span& elements, bool& mixes) {
   if (!p.starts[item.direction]) return at(carried_before(p, item.direction, state, t), item.first);
-  return pieces_before(p, state, item, t, mixes);
+  return pieces_before(p, state, item, t, elements, mixes);
 }
 
 }  // namespace

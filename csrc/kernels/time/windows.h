@@ -24,8 +24,8 @@ namespace {
 template <class Real>
 struct WindowScratch {
   Gates<Real> dgates;         // two times [most·B]
-  Gates<Real> dvectors;       // likewise
-  Real* dstate[most_states];  // [most·B,H]
+  Gates<Real> dvectors, dh;   // likewise; of h, where that is a projection
+  Real* dstate[most_states];  // [most·B,H], of h [most·B,P]
   const Real* zeros;          // [H]
 };
 
@@ -36,12 +36,15 @@ template <class Real>
 WindowScratch<Real> lay_out_windows(const Problem& p, const Windows& w, const Real* zeros, Arena<Real>& arena) {
   if (!w.k1) return {};
   const Index rows = w.most * p.B;
-  const auto slots = [&](int count) {
-    return Gates<Real>{.data = take(arena, gates_size(count, 2 * rows, blocks_of<Real>(p.H))), .rows = 2 * rows};
+  const auto slots = [&](int count, Index units) {
+    return Gates<Real>{.data = take(arena, gates_size(count, 2 * rows, blocks_of<Real>(units))), .rows = 2 * rows};
   };
-  WindowScratch<Real> s = {
-      .dgates = slots(p.cell->slot_count), .dvectors = slots(p.cell->vector_count), .dstate = {}, .zeros = zeros};
-  for (int i = 0; i < p.cell->state_count; ++i) s.dstate[i] = take(arena, rows * p.H);
+  WindowScratch<Real> s = {.dgates = slots(p.cell->slot_count, p.H),
+                           .dvectors = slots(p.cell->vector_count, p.H),
+                           .dh = slots(is_projected(p), p.P),
+                           .dstate = {},
+                           .zeros = zeros};
+  for (int i = 0; i < p.cell->state_count; ++i) s.dstate[i] = take(arena, rows * state_size(p, i));
   return s;
 }
 
@@ -89,7 +92,7 @@ struct StepWindows {
   Index count;
   View<const Real> other_dy;  // that of window i > 0 from row i·dy_rows on
   Index dy_rows;
-  Gates<Real> dgates, dvectors;  // the sums of all, from `dgate_row` on
+  Gates<Real> dgates, dvectors, dh;  // the sums of all, from `dgate_row` on
   Index dgate_row;
 };
 
@@ -116,48 +119,52 @@ StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScra
   const Problem& p = args.problem;
   const Windows& w = args.windows;
   const Index first = item.first * w.most;
-  const Span units = units_of<Real>(p, item);
   StepWindows<Real> windows = {.count = live_windows(w, p.T, t),
                                .other_dy = {scratch.zeros, 0},
                                .dy_rows = 0,
                                .dgates = s.dgates,
                                .dvectors = s.dvectors,
+                               .dh = s.dh,
                                .dgate_row = s.dgate_row};
   for (int i = 0; i < p.cell->state_count; ++i) {
-    s.dstate[i] = {scratch.dstate[i] + first * p.H, p.H};
-    if (t + 1 == p.T || (t + 1) % w.k1 == 0) add_window(s.dstate[i], windows.count, s.rows, units);
+    s.dstate[i] = {scratch.dstate[i] + first * state_size(p, i), state_size(p, i)};
+    if (t + 1 == p.T || (t + 1) % w.k1 == 0)
+      add_window(s.dstate[i], windows.count, s.rows, elements_of<Real>(p, item, i));
   }
+  s.dh_before = s.dstate[0];
   if (w.each_dy) s.dy = at(args.directions[0].dsteps[0], t * w.most * p.B + item.first), windows.dy_rows = p.B;
   if (w.each_dy || w.all_losses) windows.other_dy = s.dy;
   // Alone, a window's dgates are the sum. Joined members may still read those of the step after this one.
   if (windows.count > 1) {
-    s.dgates = scratch.dgates, s.dvectors = scratch.dvectors;
+    s.dgates = scratch.dgates, s.dvectors = scratch.dvectors, s.dh = scratch.dh;
     s.dgate_row = first + (item.joined ? t % 2 : 0) * w.most * p.B;
   }
   return windows;
 }
 
-// What remains of them after it: the sums of their dgates and dvectors, and after the first step of all that of their
-// gradients of the states.
+// What remains of them after it: the sums of their dgates, dvectors and dh, and after the first step of all that of
+// their gradients of the states.
 template <class Real>
 void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& windows, const Item& item, Index t,
-                   const BackwardStep<Real>& s, const Blocks& blocks) {
-  const CellShape& cell = *args.problem.cell;
-  if (windows.count != 1)
-    for (Index block = s.units.first; block < s.units.last; ++block) {
+                   const BackwardStep<Real>& s) {
+  const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
+  const auto sum = [&](const Gates<Real>& from, const Gates<Real>& to, int slots, const Blocks& blocks, Span span) {
+    for (Index block = span.first; block < span.last && windows.count != 1; ++block) {
       const BlockWidth width = width_of<Real>(blocks, block);
-      const auto sum = [&](const Gates<Real>& from, const Gates<Real>& to, int slots) {
-        sum_windows(gates_at(from, width.unit, s.dgate_row, width.lanes, slots), windows.count,
-                    s.rows * width.lanes * slots, gates_at(to, width.unit, windows.dgate_row, width.lanes, slots));
-      };
-      sum(s.dgates, windows.dgates, cell.slot_count);
-      sum(s.dvectors, windows.dvectors, cell.vector_count);
+      sum_windows(gates_at(from, width.unit, s.dgate_row, width.lanes, slots), windows.count,
+                  s.rows * width.lanes * slots, gates_at(to, width.unit, windows.dgate_row, width.lanes, slots));
     }
+  };
+  const Blocks units = blocks_of<Real>(p.H);
+  sum(s.dgates, windows.dgates, cell.slot_count, units, item.units);
+  sum(s.dvectors, windows.dvectors, cell.vector_count, units, item.units);
+  if (is_projected(p)) sum(s.dh, windows.dh, 1, blocks_of<Real>(p.P), item.of_h);
   if (t > 0) return;
   const BackwardDirection<Real>& direction = args.directions[0];
-  const Span units = units_of<Real>(args.problem, item);
   for (int i = 0; i < cell.state_count; ++i)
-    sum_states(s.dstate[i], windows.count, s.rows, units, at(direction.dstate[i], item.first));
+    sum_states(i == 0 ? s.dh_before : s.dstate[i], windows.count, s.rows, elements_of<Real>(p, item, i),
+               at(direction.dstate[i], item.first));
 }
 
 }  // namespace

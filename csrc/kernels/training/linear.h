@@ -5,6 +5,7 @@
 #include "kernels/products/blocks.h"
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
+#include "kernels/products/rows.h"
 #include "kernels/vec.h"
 #include "types.h"
 
@@ -38,18 +39,13 @@ void linear(const LinearArgs<Real>& args, const Team& team) {
   const Index last = share(N, team.rank + 1, team.size);
   for (Index row = share(N, team.rank, team.size); row < last; row += linear_rows) {
     const Index rows = min_index(linear_rows, last - row);
-    const View<const Real> x = at(args.x, row);
-    const View<Real> y = at(args.y, row);
-    for_each_range<Real>(w.units, all(w.units), unit_group(1, rows == 1), false, [&](const BlockRange& range) {
-      if (skips(team, rows)) return;
-      const Index lanes = range.lanes;
-      Tile<Real> t = {};
-      t.first = rows_by_panels(x, panel(w, range.unit), I, lanes);
-      if (args.b) t.init = args.b + range.unit, t.init_unit = lanes;
-      t.out = y.data + range.unit, t.out_row = y.stride, t.out_unit = lanes;
-      t.valid = range.valid;
-      tile_rows(tiles_of<Real>(1, 1, range), t, rows);
-    });
+    multiply_rows(RowProduct<Real>{.x = at(args.x, row),
+                                   .w = read_only(w),
+                                   .b = args.b,
+                                   .y = at(args.y, row),
+                                   .rows = rows,
+                                   .columns = all(w.units)},
+                  team);
   }
 }
 
