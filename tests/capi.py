@@ -37,6 +37,7 @@ class Stack(Structure):
         *sizes("num_layers", "input_size", "hidden_size"),
         ("layers", POINTER(Weights)),
         ("state0", POINTER(c_void_p)),
+        *sizes("num_heads"),
     ]
 
 
@@ -49,6 +50,7 @@ class Layer(Structure):
         ("dtype", c_int),
         *sizes("input_size", "hidden_size", "num_directions"),
         ("weights", POINTER(Weights)),
+        *sizes("num_heads"),
     ]
 
 
@@ -148,7 +150,8 @@ def stack_of(layer: Any) -> Stack:
     """Return the description of a stack of one direction; the layer keeps the arrays."""
     weights = weights_of([layer.of_layer(k)[0] for k in range(layer.num_layers)])
     dtype = layer.dtype == np.float64
-    return Stack(layer.cell.encode(), dtype, layer.num_layers, layer.input_size, layer.hidden_size, weights)
+    sizes = layer.num_layers, layer.input_size, layer.hidden_size
+    return Stack(layer.cell.encode(), dtype, *sizes, weights, None, layer.num_heads)
 
 
 def in_rows(problem: Problem, batch_sizes: Array) -> Problem:
@@ -168,7 +171,9 @@ class Call:
         p: Any = problem
         rows = p.x if batch_sizes is None else batch_sizes
         T, B = len(rows), p.x.shape[1] if batch_sizes is None else int(rows[0])
-        D, H, I = len(p.parameters), p.parameters[0][1].shape[1], p.x.shape[-1]
+        D, I, w_hh = len(p.parameters), p.x.shape[-1], p.parameters[0][1]
+        H = len(w_hh) // _core.cells[p.cell].num_gates
+        heads = H // w_hh.shape[1]
 
         def new(*shape: int) -> Array:
             return np.full(shape, 7, p.x.dtype)
@@ -182,7 +187,7 @@ class Call:
         self.grads = [tuple(None if w is None else new(*w.shape) for w in ws) for ws in p.parameters]
 
         self.layer = Layer(
-            ctypes.sizeof(Layer), p.cell.encode(), p.x.dtype == np.float64, I, H, D, weights_of(p.parameters)
+            ctypes.sizeof(Layer), p.cell.encode(), p.x.dtype == np.float64, I, H, D, weights_of(p.parameters), heads
         )
         nothing = (None,) * num_states(p.cell)
         self.state0, self.dstate = p.state0 or nothing, p.dstate or nothing

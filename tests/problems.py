@@ -69,7 +69,9 @@ class Problem:
 
     cell: str
     x: Array  # [T,B,I], or tokens [T,B]
-    parameters: list[tuple[Array | None, ...]]  # D tuples: w_ih [G·H,I], w_hh [G·H,H], b_ih, b_hh [G·H] or None, ..
+    parameters: list[
+        tuple[Array | None, ...]
+    ]  # D tuples: w_ih [G·H,I], w_hh [G·H,H/heads], b_ih, b_hh [G·H] or None, ..
     state0: State | None  # [D,B,H] each
     dy: Array | None  # [T,B,D·H]
     dstate: State | None  # [D,B,H] each
@@ -106,14 +108,20 @@ class Problem:
         return (np.arange(T)[:, None] < (np.full(B, T) if self.lengths is None else self.lengths))[..., None]
 
 
-def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True, seed: int = 0) -> Problem:
+def make_problem(
+    cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True, seed: int = 0, heads: int | None = None
+) -> Problem:
     """Draw a problem with weights as torch initialises them, U(-1/sqrt(H), 1/sqrt(H)).
+
+    By default, an sLSTM with the sigmoid has two heads where H is even. A normalizer n is above 0.
 
     Where I > H, x is scaled down so that few units saturate: there 1 - h^2 is rounding, in any implementation.
     """
     rng = np.random.default_rng(seed)
     T, B, I, H, D = shape
     G, states = _core.cells[cell].num_gates, _core.cells[cell].states
+    if heads is None:
+        heads = 2 if cell == "slstm" and H % 2 == 0 else 1
 
     def uniform(*size: int) -> Array:
         return np.asarray(rng.uniform(-1, 1, size) / np.sqrt(H), dtype)
@@ -121,20 +129,30 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
     def normal(*size: int) -> Array:
         return np.asarray(rng.standard_normal(size), dtype)
 
+    def state(name: str) -> Array:
+        return normal(D, B, H) if name != "n" else np.asarray(0.5 + rng.random((D, B, H)), dtype)
+
+    def vectors(name: str, n: int) -> Array:
+        match name:
+            case "leak":  # within (0, 1]: past it the state would grow
+                return np.asarray(1 - 0.9 * rng.random(n * H), dtype)
+            case "bounds":  # of n from below and of f from above
+                return np.asarray(rng.random(n * H) + np.repeat([0.5, 1], H), dtype)
+        return uniform(n * H)
+
     problem = Problem(
         cell=cell,
         x=normal(T, B, I) * np.asarray(min(1, np.sqrt(H / I)), dtype),
         parameters=[
-            (uniform(G * H, I), uniform(G * H, H), *((uniform(G * H), uniform(G * H)) if bias else (None, None)))
+            (uniform(G * H, I), uniform(G * H, H // heads), *(uniform(G * H) if bias else None for _ in range(2)))
             for _ in range(D)
         ],
-        state0=tuple(normal(D, B, H) for _ in states),
+        state0=tuple(map(state, states)),
         dy=normal(T, B, D * H),
         dstate=tuple(normal(D, B, H) for _ in states),
     )
     for name, n in _core.cells[cell].parameters.items():
-        # A leak is within (0, 1]: past it the state would grow.
-        new = [np.asarray(1 - 0.9 * rng.random(n * H), dtype) if name == "leak" else uniform(n * H) for _ in range(D)]
+        new = [vectors(name, n) for _ in range(D)]
         problem = replace(problem, parameters=[(*ws, w) for ws, w in zip(problem.parameters, new, strict=True)])
     return problem
 

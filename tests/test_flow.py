@@ -38,6 +38,9 @@ def loss(layer: Any, x: Array, state: Any, dy: Array, moved: tuple[int, int, int
                 h, *c = parts(after)
                 if (k, d, t) == moved and part == "h":
                     h = h + change
+                elif (k, d, t) == moved and len(c) > 1:  # h = o c / n
+                    h = h * (1 + change / c[0])
+                    c = [c[0] + change, *c[1:]]
                 elif (k, d, t) == moved:
                     o = h / np.tanh(c[0])
                     c = [c[0] + change]

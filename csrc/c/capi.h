@@ -44,8 +44,8 @@ typedef enum rnnfast_status {
 
 typedef enum rnnfast_dtype { RNNFAST_FLOAT32 = 0, RNNFAST_FLOAT64 = 1 } rnnfast_dtype;
 
-/* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,H]; w_hh [G*H,H]; b_ih and b_hh
- * [G*H], which may be NULL; and as many pointers as the cell has other parameters, such as the peephole [3*H] of
+/* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,H]; w_hh [G*H,H/heads]; b_ih,
+ * b_hh [G*H], which may be NULL; and as many pointers as the cell has other parameters, such as the peephole [3*H] of
  * "lstm_peephole", or NULL where it has none. */
 typedef struct rnnfast_weights {
   const void *w_ih, *w_hh, *b_ih, *b_hh;
@@ -61,6 +61,7 @@ typedef struct rnnfast_stack {
   ptrdiff_t num_layers, input_size, hidden_size; /* L, I and H; I alone is a macro of complex.h */
   const rnnfast_weights* layers;                 /* [L] */
   const void* const* state0;                     /* [S] of [L,H], where every sequence starts */
+  ptrdiff_t num_heads; /* of a cell that may have them, "slstm" or "slstm_exp"; 0 stands for 1 */
 } rnnfast_stack;
 
 /* B sequences on their way through a stack. */
@@ -75,6 +76,7 @@ typedef struct rnnfast_layer {
   rnnfast_dtype dtype;
   ptrdiff_t input_size, hidden_size, num_directions; /* I, H and D, which is 1 or 2 */
   const rnnfast_weights* weights; /* [D]; may be NULL for a forward with packed weights and without a tape */
+  ptrdiff_t num_heads;            /* as in a stack */
 } rnnfast_layer;
 
 /* A layer's weights as the kernels read them. Any number of calls may use it at once. */

@@ -96,7 +96,7 @@ std::array<Parameters<Real>, 2> parameters_of(const CellShape& cell, const Array
 inline Shape parameter_shape(const Problem& p, std::size_t i) {
   if (i >= weight_count) return {p.cell->parameters[i - weight_count].count * p.H};
   const Index rows = p.cell->gate_count * p.H;
-  return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.H} : Shape{rows};
+  return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.H / p.heads} : Shape{rows};
 }
 
 template <class Real>
@@ -241,6 +241,18 @@ inline void read_resets(const Sequences& sequences, const Shape& rows, Problem& 
   find_starts(p, begins.data(), ends.data(), schedule);
 }
 
+// H, and the heads where the cell may have some.
+inline void read_recurrent_sizes(const Array& w_hh, Problem& p) {
+  const Index G = p.cell->gate_count;
+  const bool is_matrix = w_hh.ndim() == 2 && w_hh.shape(0) % G == 0 && w_hh.shape(1) >= 1;
+  const Index rows = is_matrix ? w_hh.shape(0) / G : 0, columns = is_matrix ? w_hh.shape(1) : 1;
+  if (rows < 1 || (p.cell->has_heads ? rows % columns != 0 : rows != columns)) {
+    const std::string all = G == 1 ? "H" : std::to_string(G) + "·H";
+    wrong_shape("w_hh", "(" + all + (p.cell->has_heads ? ", H / heads) with H >= 1" : ", H) with H >= 1"), w_hh);
+  }
+  p.H = rows, p.heads = rows / columns;
+}
+
 // The sizes of a call, from the shapes of x and of the first direction's weights.
 inline Problem read_problem(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                             const ParameterArrays& arrays, Schedule& schedule) {
@@ -252,13 +264,7 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
   p.input = input_kind_of(in, row_axes);
   p.D = Index(arrays.size() / parameter_count(cell));
   const Array &w_ih = *arrays[0], &w_hh = *arrays[1];
-  if (w_hh.ndim() != 2 || w_hh.shape(1) < 1 || w_hh.shape(0) / cell.gate_count != w_hh.shape(1) ||
-      w_hh.shape(0) % cell.gate_count)
-    wrong_shape(
-        "w_hh",
-        cell.gate_count == 1 ? "(H, H) with H >= 1" : "(" + std::to_string(cell.gate_count) + "·H, H) with H >= 1",
-        w_hh);
-  p.H = w_hh.shape(1);
+  read_recurrent_sizes(w_hh, p);
   if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(cell.gate_count * p.H) + ", I)", w_ih);
   p.I = w_ih.shape(1);
   const bool dense = p.input == InputKind::dense;
@@ -333,8 +339,7 @@ Held<double> read_held(const CellShape& cell, const py::object& object) {
   const py::object to_number = py::module_::import("rnnfast._base.scalars").attr("number");
   if (!py::hasattr(object, "keys")) throw py::type_error("gate_override: expected a dict, got " + type_name(object));
   for (const auto& [gate, value] : py::dict(object)) {  // a copy: the caller's could change while we read it
-    const std::size_t index = py::isinstance<py::str>(gate) && py::len(gate) == 1 ? gates.find(text(gate)) : gates.npos;
-    if (index == gates.npos) {
+    if (!py::isinstance<py::str>(gate) || py::len(gate) != 1 || gates.find(text(gate)) == gates.npos) {
       std::string names;
       for (const char name : gates) names += (names.empty() ? "" : ", ") + std::string(1, name);
       throw py::value_error("gate_override: expected " +
@@ -345,7 +350,8 @@ Held<double> read_held(const CellShape& cell, const py::object& object) {
     const std::string name = "gate_override['" + text(gate) + "']";
     const double number =
         called(to_number, py::make_tuple(value, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
-    const int slot = int(index) + cell.slot_count - cell.gate_count;  // the last slots are the gates
+    // The last slots are the gates.
+    const int slot = int(std::string(cell.gates).find(text(gate))) + cell.slot_count - cell.gate_count;
     held.slots |= 1u << slot, held.value[slot] = number;
   }
   return held;

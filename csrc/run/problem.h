@@ -19,6 +19,7 @@ namespace rnnfast {
 
 struct Sizes {
   Index T, B, I, H, D;
+  Index heads = 1;
 };
 
 // All steps are run, of B rows each, and x is dense; what is not so, the caller sets.
@@ -31,6 +32,7 @@ constexpr Problem problem_of(const CellShape& cell, const Sizes& sizes) {
           .cell = &cell,
           .input = InputKind::dense,
           .U = 0,
+          .heads = sizes.heads,
           .run = {.first = 0, .last = sizes.T}};
 }
 
@@ -48,7 +50,8 @@ constexpr bool fits_address_space(const Problem& p, double rows) {
 constexpr double flops(const Problem& p) {
   const double rows = double(p.run.last - p.run.first) / double(p.T) * double(row_count(p));
   const double inputs = p.input == InputKind::dense ? rows : p.input == InputKind::embedded ? double(p.U) : 0;
-  return 2.0 * double(p.D) * double(p.cell->gate_count) * double(p.H) * (inputs * double(p.I) + rows * double(p.H));
+  return 2.0 * double(p.D) * double(p.cell->gate_count) * double(p.H) *
+         (inputs * double(p.I) + rows * double(p.H / p.heads));
 }
 
 // In how many pieces a call can be had: rows of the batch, or groups of units, which have 32 at least.

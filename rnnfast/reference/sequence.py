@@ -114,7 +114,7 @@ def forward(
         one_hot = np.eye(weights[0][0].shape[1] if rows is None else len(rows))[x]
         x = one_hot if rows is None else one_hot @ rows
     x = np.asarray(x, np.float64)
-    D, H = len(weights), weights[0][1].shape[1]
+    D, H = len(weights), len(weights[0][1]) // max(len(step.gates), 1)
     tape = Tape(
         cell=step,
         x=x,
@@ -205,7 +205,7 @@ def gradients(
         If dstate or dsteps is no such tuple.
     """
     step, x, weights = tape.cell, tape.x, tape.parameters
-    T, B, D, H = *x.shape[:2], len(weights), weights[0][1].shape[1]
+    T, B, D, H = *x.shape[:2], len(weights), len(weights[0][1]) // max(len(step.gates), 1)
     zero = dict.fromkeys(tape.held, 0.0)
     h, *others = step.states
     given = _filled("dy", (dy,), [h], (T, B, D * H)) + _filled("dsteps", dsteps, others, (T, B, D * H))

@@ -117,7 +117,7 @@ def tbptt(
         One of each window.
     """
     x = np.asarray(x)
-    T, B, L, H = *x.shape[:2], len(layers), np.shape(layers[0][0][1])[1]
+    T, B, L, H = *x.shape[:2], len(layers), len(layers[0][0][1]) // max(len(CELLS[cell].gates), 1)
     held = [gate_override] * L if gate_override is None or isinstance(gate_override, Mapping) else gate_override
     ends = np.full(B, T) if lengths is None else np.asarray(lengths)
     anew = (np.zeros((T, B), np.bool_) if resets is None else np.asarray(resets, np.bool_))[..., None]

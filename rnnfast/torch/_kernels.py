@@ -19,12 +19,17 @@ class Call(NamedTuple):
     x: Tensor  # [T,B,I], or [N,I] with batch_sizes; [B,I] of a step
     states: Sequence[Tensor]  # S initial states [D,B,H], or [B,H] of a step; none: zero
     batch_sizes: Tensor | None  # [T]
-    weights: Sequence[Tensor]  # w_ih, w_hh and, with bias, b_ih, b_hh of each direction
+    weights: Sequence[Tensor]  # w_ih, w_hh, with bias b_ih, b_hh, and what else the cell has of each direction
 
     @property
     def is_step(self) -> bool:
         """Whether x is the input of one step."""
         return self.batch_sizes is None and self.x.dim() == 2
+
+    @property
+    def weights_of_direction(self) -> int:
+        """How many of the weights are one direction's."""
+        return (4 if self.bias else 2) + len(_core.cells[self.cell].parameters)
 
     @property
     def state_shape(self) -> tuple[Any, Any, Any]:
@@ -33,7 +38,8 @@ class Call(NamedTuple):
             B = self.states[0].shape[1]
         else:
             B = self.x.shape[1] if self.batch_sizes is None else int(self.batch_sizes[0])
-        return len(self.weights) // (4 if self.bias else 2), B, self.weights[1].shape[1]
+        H = self.weights[1].shape[0] // _core.cells[self.cell].num_gates
+        return len(self.weights) // self.weights_of_direction, B, H
 
     def as_layer(self) -> "Call":
         """Return a step as a layer's call."""
@@ -41,13 +47,13 @@ class Call(NamedTuple):
 
     def run(self, kernel: Callable[..., Any], out: Any = None, **options: Any) -> list[Any]:
         """Return y, the S last states and a tape, as far as one of `_core.forward` and `_core.inference` has them."""
-        step, n = self.is_step, 4 if self.bias else 2
+        step, n, biases = self.is_step, self.weights_of_direction, () if self.bias else (None, None)
         weights = [w.numpy(force=True) for w in self.weights]
         sizes = array_of(self.batch_sizes)
         y, last, *tape = kernel(
             self.cell,
             array_of(self.x, step),
-            [(*weights[k : k + n], None, None)[:4] for k in range(0, len(weights), n)],
+            [(*weights[k : k + 2], *biases, *weights[k + 2 : k + n]) for k in range(0, len(weights), n)],
             tuple([array_of(state, step) for state in self.states]) or None,
             out,
             None,
