@@ -171,9 +171,7 @@ class Call:
         p: Any = problem
         rows = p.x if batch_sizes is None else batch_sizes
         T, B = len(rows), p.x.shape[1] if batch_sizes is None else int(rows[0])
-        D, I, w_hh = len(p.parameters), p.x.shape[-1], p.parameters[0][1]
-        H = len(w_hh) // _core.cells[p.cell].num_gates
-        heads = H // w_hh.shape[1]
+        D, H, I = len(p.parameters), p.units, p.x.shape[-1]
 
         def new(*shape: int) -> Array:
             return np.full(shape, 7, p.x.dtype)
@@ -187,8 +185,9 @@ class Call:
         self.grads = [tuple(None if w is None else new(*w.shape) for w in ws) for ws in p.parameters]
 
         self.layer = Layer(
-            ctypes.sizeof(Layer), p.cell.encode(), p.x.dtype == np.float64, I, H, D, weights_of(p.parameters), heads
+            ctypes.sizeof(Layer), p.cell.encode(), p.x.dtype == np.float64, I, H, D, weights_of(p.parameters)
         )
+        self.layer.num_heads = H // p.parameters[0][1].shape[1]
         nothing = (None,) * num_states(p.cell)
         self.state0, self.dstate = p.state0 or nothing, p.dstate or nothing
         self.forward = ForwardArgs(

@@ -37,6 +37,7 @@ from problems import (
     named_gradients,
     named_grads,
     named_state,
+    num_states,
     of_states,
     parts,
     solve,
@@ -226,9 +227,15 @@ def other_rank(rng: Rng, a: Array) -> Array:
 
 
 def other_size(rng: Rng, a: Array) -> Array:
-    """Return an array with another last axis, the one that nothing else of the call leaves open."""
+    """Return an array with another last axis, the one that nothing else of the call leaves open.
+
+    A w_hh [4·H,n] would be one of other heads where n divides H.
+    """
     n = a.shape[-1]
-    return np.zeros((*a.shape[:-1], int(rng.choice([n + 1, 2 * n + 3, n - 1 if n > 0 else 1]))), a.dtype)
+    size = int(rng.choice([n + 1, 2 * n + 3, n - 1 if n > 0 else 1]))
+    if a.ndim == 2 and size and len(a) % (4 * size) == 0:
+        size += len(a)
+    return np.zeros((*a.shape[:-1], size), a.dtype)
 
 
 def no_array(rng: Rng, a: Array) -> Any:  # noqa: ARG001
@@ -311,7 +318,7 @@ def state_in(slots: dict[str, Any], cell: str, form: str) -> tuple[Any, ...]:
 def bare_forward(rng: Rng) -> Attempt:
     """Call forward or inference, of the extension or of `functional`."""
     p = bare_problem(rng)
-    (T, B, _), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
+    (T, B, _), D, H = p.x.shape, len(p.parameters), p.units
     shapes = {"out y": (T, B, D * H), **dict.fromkeys(state_names(p.cell, "out {}"), (D, B, H))}
     outs = {name: np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for name, s in shapes.items()}
     slots = {"x": p.x, **state_slots(p.cell, p.state0, "{}0"), **parameter_slots(p.parameters, "w"), **outs}
@@ -338,7 +345,7 @@ def bare_forward(rng: Rng) -> Attempt:
 def bare_backward(rng: Rng) -> Attempt:
     """Call backward, of the extension or of `functional`."""
     p = bare_problem(rng)
-    (T, B, I), D, H = p.x.shape, len(p.parameters), p.parameters[0][1].shape[1]
+    (T, B, I), D, H = p.x.shape, len(p.parameters), p.units
     *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
     need_dx, core, given = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.5
     shapes = {"out dx": (T, B, I), **dict.fromkeys(state_names(p.cell, "out {}"), (D, B, H))}
@@ -483,6 +490,8 @@ def whole_layer(rng: Rng) -> Attempt:
             **dict.fromkeys((*state_names(kind), *state_names(kind, "d{}")), (L * layer.directions, *batch, H)),
         }.items()
     }
+    if "n" in slots:
+        slots["n"] = np.abs(slots["n"]) + slots["n"].dtype.type(0.5)
     slots["resets"] = rng.random((T, *batch)) < 0.2
     for name, unwanted in (("dc_steps", "c" not in _core.cells[kind].states), ("dh_layers", False), ("resets", False)):
         if unwanted or rng.random() < 0.7:
@@ -536,7 +545,8 @@ def whole_layer(rng: Rng) -> Attempt:
         if not need_dx:
             del wanted["dx"]
         sequences = {name: a for name, a in wanted.items() if name in ("y", "dx")}
-        states = {name: a[:, 0] if unbatched else a for name, a in wanted.items() if name in ("h0", "h1", "dh0", "dh1")}
+        part_names = {f"{d}h{k}" for d in ("", "d") for k in range(num_states(kind))}
+        states = {name: a[:, 0] if unbatched else a for name, a in wanted.items() if name in part_names}
         laid_out = {name: a[:, 0] if unbatched else swap(a, layer) for name, a in sequences.items()}
         if last:
             laid_out["y"] = wanted["y"][0] if unbatched else wanted["y"]
@@ -626,7 +636,7 @@ def c_interface(rng: Rng) -> Attempt:
     p: Any = make_problem(choose(rng, CELLS), choose(rng, DTYPES), shape, bias=rng.random() < 0.8, seed=seed)
     if sizes is not None:
         p = capi.in_rows(p, sizes)
-    p = p.without(*(name for name in ("h0", "c0", "dh", "dc") if rng.random() < 0.3))
+    p = p.without(*(name for name in ("h0", "c0", "n0", "m0", "dh", "dc", "dn", "dm") if rng.random() < 0.3))
     resets = rng.random(p.x.shape[:-1]) < 0.2 if rng.random() < 0.3 else None
     call = capi.Call(p, sizes, None if resets is None else resets.astype(np.uint8))
     unwanted = [name for name in ("dx", *sorted(of_states(p.cell))) if rng.random() < 0.2]

@@ -102,6 +102,12 @@ class Problem:
         return replace(self, **{name: mapped(f, getattr(self, name)) for name in names})
 
     @property
+    def units(self) -> int:
+        """H."""
+        w_hh: Any = self.parameters[0][1]
+        return len(w_hh) // _core.cells[self.cell].num_gates
+
+    @property
     def real(self) -> Array:
         """Whether a step of a sequence is real, [T,B,1]; the others are padding."""
         T, B = self.x.shape[:2]

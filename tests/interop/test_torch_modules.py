@@ -575,7 +575,8 @@ SAMPLES = [
 @pytest.mark.parametrize(("cell", "dtype", "D", "bias", "packed"), SAMPLES, ids=str)
 def test_the_operator_keeps_to_the_rules_of_operators(cell: str, dtype: Any, D: int, bias: bool, packed: bool) -> None:
     G = _core.cells[cell].num_gates
-    shapes = [(G * H, I), (G * H, H), *([(G * H,)] * 2 if bias else [])] * D
+    more = [(n * H,) for n in _core.cells[cell].parameters.values()]
+    shapes = [(G * H, I), (G * H, H), *([(G * H,)] * 2 if bias else []), *more] * D
     weights = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     x = torch.randn((6, I) if packed else (2, B, I), dtype=dtype, requires_grad=True)
     states = [torch.randn(D, B, H, dtype=dtype, requires_grad=True) for _ in _core.cells[cell].states]
