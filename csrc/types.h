@@ -62,9 +62,9 @@ struct Problem {
   Index T, B, I, H, D;
   const CellShape* cell;
   InputKind input;
-  Index U;               // different tokens that occur
-  Index heads = 1;       // equal parts of the units: w_hh [G·H,H/heads] is block-diagonal, a unit reads h' of its part
-  Steps run = {};        // of the T steps, those to compute
+  Index U;         // different tokens that occur
+  Index head;      // units of one; if fewer than H, w_hh [G·H,head] is block-diagonal: a unit reads h' of its head
+  Steps run = {};  // of the T steps, those to compute
   bool reverse = false;  // of a single direction: it runs backwards in time
   // Null where all T steps have B rows.
   const Index* first_row = nullptr;   // of each step, and the number of all rows; [T+1]
@@ -87,7 +87,7 @@ struct View {
   Index stride;
 };
 
-// w_ih [G·H,I], w_hh [G·H,H/heads], b_ih and b_hh [G·H] as torch stores them; a bias may be null. Also their gradients,
+// w_ih [G·H,I], w_hh [G·H,head], b_ih and b_hh [G·H] as torch stores them; a bias may be null. Also their gradients,
 // of which those of the vectors of units may be null: not wanted.
 template <class Real>
 struct Parameters {

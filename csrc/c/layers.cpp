@@ -379,7 +379,7 @@ void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args, c
               weight ? "an array, got NULL" : "NULL as the bias is, got an array");
       arrays.written(name, data, G * p.H * columns);
     };
-    gradient("dw_ih", g.dw_ih, w.w_ih, p.I), gradient("dw_hh", g.dw_hh, w.w_hh, p.H / p.heads);
+    gradient("dw_ih", g.dw_ih, w.w_ih, p.I), gradient("dw_hh", g.dw_hh, w.w_hh, p.head);
     gradient("db_ih", g.db_ih, w.b_ih, 1), gradient("db_hh", g.db_hh, w.b_hh, 1);
     for (int i = 0; g.dmore && i < layer.cell->parameter_count; ++i)
       arrays.written("dmore", g.dmore[i], layer.cell->parameters[i].count * p.H);

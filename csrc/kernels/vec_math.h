@@ -81,7 +81,7 @@ RNNFAST_INLINE Exp<S> exp_parts(typename S::V z) {
   return {reinterpret_cast<V>(scale), high + fma(r * r, q, low)};
 }
 
-// e^z for z <= 0; where that is no normal number, 0.
+// e^z for z <= 0, and up to sigmoid_high; where that is no normal number, 0.
 template <class S>
 RNNFAST_INLINE typename S::V exp_not_positive(typename S::V z) {
   using C = ExpConstants<typename S::Real>;

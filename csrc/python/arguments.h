@@ -96,7 +96,7 @@ std::array<Parameters<Real>, 2> parameters_of(const CellShape& cell, const Array
 inline Shape parameter_shape(const Problem& p, std::size_t i) {
   if (i >= weight_count) return {p.cell->parameters[i - weight_count].count * p.H};
   const Index rows = p.cell->gate_count * p.H;
-  return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.H / p.heads} : Shape{rows};
+  return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.head} : Shape{rows};
 }
 
 template <class Real>
@@ -241,7 +241,7 @@ inline void read_resets(const Sequences& sequences, const Shape& rows, Problem& 
   find_starts(p, begins.data(), ends.data(), schedule);
 }
 
-// H, and the heads where the cell may have some.
+// H, and the units of a head where the cell may have some.
 inline void read_recurrent_sizes(const Array& w_hh, Problem& p) {
   const Index G = p.cell->gate_count;
   const bool is_matrix = w_hh.ndim() == 2 && w_hh.shape(0) % G == 0 && w_hh.shape(1) >= 1;
@@ -250,7 +250,7 @@ inline void read_recurrent_sizes(const Array& w_hh, Problem& p) {
     const std::string all = G == 1 ? "H" : std::to_string(G) + "·H";
     wrong_shape("w_hh", "(" + all + (p.cell->has_heads ? ", H / heads) with H >= 1" : ", H) with H >= 1"), w_hh);
   }
-  p.H = rows, p.heads = rows / columns;
+  p.H = rows, p.head = columns;
 }
 
 // The sizes of a call, from the shapes of x and of the first direction's weights.

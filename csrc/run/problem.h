@@ -32,7 +32,7 @@ constexpr Problem problem_of(const CellShape& cell, const Sizes& sizes) {
           .cell = &cell,
           .input = InputKind::dense,
           .U = 0,
-          .heads = sizes.heads,
+          .head = sizes.heads == 1 ? sizes.H : sizes.H / sizes.heads,
           .run = {.first = 0, .last = sizes.T}};
 }
 
@@ -50,8 +50,7 @@ constexpr bool fits_address_space(const Problem& p, double rows) {
 constexpr double flops(const Problem& p) {
   const double rows = double(p.run.last - p.run.first) / double(p.T) * double(row_count(p));
   const double inputs = p.input == InputKind::dense ? rows : p.input == InputKind::embedded ? double(p.U) : 0;
-  return 2.0 * double(p.D) * double(p.cell->gate_count) * double(p.H) *
-         (inputs * double(p.I) + rows * double(p.H / p.heads));
+  return 2.0 * double(p.D) * double(p.cell->gate_count) * double(p.H) * (inputs * double(p.I) + rows * double(p.head));
 }
 
 // In how many pieces a call can be had: rows of the batch, or groups of units, which have 32 at least.

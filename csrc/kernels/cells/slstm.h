@@ -9,8 +9,8 @@
 //   h = o c / n
 //
 // a = w_ih x + b_ih + w_hh h' + b_hh;  h', c', n', m' are the state before the step. w_hh is block-diagonal: a unit
-// reads the h' of its own head. The bounds N and F >= 1 are vectors of units. i is at most 1, and so is f unless n' =
-// 0: nothing overflows, however large the gates are. (Where n' = 0 and F is large, c' is zero.)
+// reads the h' of its own head. The bounds N and F >= 1 are vectors of units. i is at most 1, and so is f but at a step
+// from n' = 0, where F bounds it: nothing overflows, however large the gates are.
 #pragma once
 
 #include "kernels/cells/cell.h"

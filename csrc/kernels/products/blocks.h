@@ -62,9 +62,8 @@ struct Reach {
 };
 
 // Of every `units` units that follow a multiple of so many.
-constexpr Reach reach_of(Index H, Index heads, Index units) {
-  if (heads == 1) return {.head = 0, .width = H};
-  const Index head = H / heads;
+constexpr Reach reach_of(Index H, Index head, Index units) {
+  if (head == H) return {.head = 0, .width = H};
   Index touched = (units + head - 2) / head + 1;
   if (head % units == 0) touched = 1;
   if (units % head == 0) touched = units / head;

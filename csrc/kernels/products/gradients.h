@@ -221,7 +221,7 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
 template <class Real>
 constexpr Panels<Real> head_gradients(const Problem& p, const Blocks& units) {
   const Index M = columns_of_tile(*p.cell);
-  Reach reach = reach_of(p.H, p.heads, Widest<Real>::lanes);
+  Reach reach = reach_of(p.H, p.head, Widest<Real>::lanes);
   reach.align = M;
   return {.data = nullptr,
           .units = units,
@@ -235,7 +235,7 @@ constexpr Panels<Real> head_gradients(const Problem& p, const Blocks& units) {
 template <class Real>
 constexpr Index bias_row(const Problem& p, const Panels<Real>& dw_hh) {
   const Index M = columns_of_tile(*p.cell);
-  return p.heads == 1 ? p.H : dw_hh.K - M + p.H % M;
+  return p.head == p.H ? p.H : dw_hh.K - M + p.H % M;
 }
 
 template <class Real>

@@ -9,18 +9,18 @@ namespace rnnfast::RNNFAST_ISA {
 namespace {
 
 // A [G·H,K] matrix of the caller's; `order` says which of its gates each gate of a panel is. A bias has K = 1. Of
-// heads, a row has the k of its own head alone: K = H / heads.
+// heads, a row has the k of its own head alone: K < H.
 template <class Real>
 struct GateRows {
   Real* data;
   Index H, K;
   const int* order;
-  Index heads = 1;
+  bool has_heads = false;
 };
 
 template <class Real>
 constexpr GateRows<const Real> read_only(const GateRows<Real>& w) {
-  return {.data = w.data, .H = w.H, .K = w.K, .order = w.order, .heads = w.heads};
+  return {.data = w.data, .H = w.H, .K = w.K, .order = w.order, .has_heads = w.has_heads};
 }
 
 // f<gates>() for as many gates as a cell can have.
@@ -107,7 +107,7 @@ __attribute__((noinline)) void unpack_heads(const Panels<Real>& p, const GateRow
 // w -> rows [k, k + w.K) of the panels, for the unit blocks of the span.
 template <class Real>
 void pack(const GateRows<const Real>& w, const Panels<Real>& p, Index k, Span span) {
-  if (w.heads > 1) return pack_heads(w, p, span);
+  if (w.has_heads) return pack_heads(w, p, span);
   for_each_panel_gate(w, p, k, span, [&]<class S>(const Real* from, int units, Real* to, Index stride) {
     for (Index column = 0; column < w.K; column += S::lanes) {
       const int columns = int(min_index(S::lanes, w.K - column));
@@ -126,7 +126,7 @@ void pack(const GateRows<const Real>& w, const Panels<Real>& p, Index k, Span sp
 // The way back: rows [k, k + w.K) of the panels -> w.
 template <class Real>
 void unpack(const Panels<Real>& p, Index k, const GateRows<Real>& w, Span span) {
-  if (w.heads > 1) return unpack_heads(p, w, span);
+  if (w.has_heads) return unpack_heads(p, w, span);
   for_each_panel_gate(w, p, k, span, [&]<class S>(Real* to, int units, const Real* from, Index stride) {
     for (Index column = 0; column < w.K; column += S::lanes) {
       const int columns = int(min_index(S::lanes, w.K - column));
@@ -241,7 +241,7 @@ void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>
     }
   };
   for_each_range<Real>(p.columns, blocks, group_of_columns, false, [&](const BlockRange& range) {
-    if (w.heads > 1) return pack_heads_transposed(w, p, range);
+    if (w.has_heads) return pack_heads_transposed(w, p, range);
     with_width<Real>(range, [&]<class S> { pack_group.template operator()<S>(range); });
   });
 }

@@ -45,7 +45,7 @@ struct BackwardScratch {
 
 // Whether the weights stay as the caller has them: few rows, all of one chunk.
 constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
-  return !windows.k1 && p.heads == 1 && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows &&
+  return !windows.k1 && p.head == p.H && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows &&
          run_chunks(p) == 1;
 }
 
@@ -62,7 +62,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
                       .columns = units,
                       .units = units,
                       .gates = cell.gate_count,
-                      .reach = reach_of(p.H, p.heads, group_of_columns * Widest<Real>::lanes)};
+                      .reach = reach_of(p.H, p.head, group_of_columns * Widest<Real>::lanes)};
     direction.w_hh.data = take(arena, packs * size(direction.w_hh));
     if (need_dx) {
       direction.thin_w_ih = {.data = nullptr, .units = units, .K = is_thin(p.I) ? p.I : 0, .gates = cell.gate_count};
@@ -86,7 +86,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       return Panels<Real>{.data = nullptr, .units = units, .K = K + 1, .gates = cell.gate_count};
     };
     direction.dw_ih = gradient(of_columns(I));
-    direction.dw_hh = gradient(p.heads == 1 ? of_columns(p.H) : head_gradients<Real>(p, units));
+    direction.dw_hh = gradient(p.head == p.H ? of_columns(p.H) : head_gradients<Real>(p, units));
     direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
     direction.h_before = columns(p.H, rows);
     if (resets_h(cell)) direction.reset_h = columns(p.H, rows);
@@ -343,7 +343,7 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
     const Phase& part = cell.phases[phase];
     product.columns = part.reset_h ? scratch.reset_h : scratch.h_before;
     product.slot = part.slot, product.gate = part.gate, product.gates = part.gates;
-    if (args.problem.heads == 1)
+    if (args.problem.head == args.problem.H)
       add_products(product, span, team);
     else
       add_head_products(product, span, team);

@@ -31,7 +31,7 @@ struct PackedWeights {
 template <class Real>
 PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, Arena<Real>& arena) {
   const CellShape& cell = *p.cell;
-  const Reach reach = reach_of(p.H, p.heads, vector_bytes / Index(sizeof(Real)));
+  const Reach reach = reach_of(p.H, p.head, vector_bytes / Index(sizeof(Real)));
   PackedWeights<Real> to = {
       .w_ih = {.data = nullptr, .units = units, .K = input_columns(p), .gates = cell.gate_count},
       .w_hh = {.data = nullptr, .units = units, .K = reach.width, .gates = cell.gate_count, .first = 0, .reach = reach},
