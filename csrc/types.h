@@ -241,8 +241,12 @@ struct TapeSize {
   Index gates, states, reset_h;
 };
 
+// What is compiled for one instruction set and dtype.
 template <class Real>
 struct Kernels {
+  const CellShape* cells;  // the same, in the same order, for all
+  int cell_count;
+  void (*set_near_bytes)(Index);  // the size of a core's second cache level, before anything else is called
   Index (*cut)(const Problem&, Index* first_step);  // fills chunks + 1 entries, at most T + 1
   TapeSize (*tape_size)(const Problem&);
   Index (*packed_size)(const Problem&);  // of one direction
@@ -265,14 +269,10 @@ struct Kernels {
   void (*adam)(const OptimizerArgs<Real>&, const AdamOptions&, const Team&);
 };
 
-// What one instruction set exports.
 struct KernelTable {
-  const char* name;
-  const CellShape* cells;
-  int cell_count;
-  void (*set_near_bytes)(Index);  // the size of a core's second cache level, before anything else is called
-  Kernels<float> f32;
-  Kernels<double> f64;
+  const char* name;  // of the instruction set
+  const Kernels<float>* f32;
+  const Kernels<double>* f64;
 };
 
 }  // namespace rnnfast

@@ -1,5 +1,6 @@
 """Shared fixtures and the profiles of hypothesis."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -16,6 +17,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # Teams of three threads and more, on a machine of two processors too.
 os.environ["RNNFAST_OVERSUBSCRIBE"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """Leave the thousands of collected tests out of every garbage collection to come."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

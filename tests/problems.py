@@ -21,6 +21,29 @@ PARTS = {"state0": "{}0", "dstate": "d{}"}  # how the parts of a problem's state
 ALL_PARTS = sorted({form.format(s) for cell in _core.cells.values() for s in cell.states for form in PARTS.values()})
 
 
+def representatives() -> tuple[str, ...]:
+    """Return cells among which each fact that loops over time know of a cell occurs.
+
+    Where loops, layers or windows are tested, and not what a cell computes, these stand for all.
+    """
+    seen: set[tuple[str, object]] = set()
+    chosen = []
+    for name, cell in _core.cells.items():
+        facts = {
+            ("gates", cell.num_gates),
+            ("states", cell.states),
+            ("phases", cell.num_phases),
+            ("vectors", bool(cell.parameters)),
+        }
+        if facts - seen:
+            chosen.append(name)
+        seen |= facts
+    return tuple(chosen)
+
+
+REPRESENTATIVES = representatives()
+
+
 class Shape(NamedTuple):
     """Sizes: T time steps, B sequences, I inputs, H hidden units, D directions."""
 

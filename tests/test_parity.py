@@ -1,6 +1,7 @@
 """The kernels against the oracle: cell x dtype x shape, then every form in which a layer can be called."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from problems import (
     ALL_PARTS,
     CELLS,
     DTYPES,
+    REPRESENTATIVES,
     Array,
     Layout,
     Shape,
@@ -41,9 +43,12 @@ SHAPES = (
     Shape(1, 1, 20, 33, D=2),
     Shape(1, 9, 16, 8),
     Shape(40, 1, 3, 20, D=2),
-    # Several chunks of time, blocks of a few hundred rows, panels longer than a tile.
+    # Several chunks of time.
     Shape(300, 1, 1, 20),
     Shape(90, 7, 3, 24, D=2),
+)
+LARGE_SHAPES = (
+    # Several chunks of time, blocks of a few hundred rows, panels longer than a tile.
     Shape(20, 13, 130, 200),
     Shape(3, 40, 300, 131, D=2),
     Shape(3, 180, 5, 520),
@@ -57,9 +62,12 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 ODD = Shape(T=5, B=3, I=7, H=19, D=2)  # no size is a multiple of another, nor of a vector
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=identify)
+@pytest.mark.parametrize(
+    ("cell", "shape"),
+    [*product(CELLS, SHAPES), *product(REPRESENTATIVES, LARGE_SHAPES)],
+    ids=lambda value: identify(value) if isinstance(value, Shape) else value,
+)
 @by_dtype
-@by_cell
 def test_every_shape(cell: str, dtype: str, shape: Shape) -> None:
     problem = make_problem(cell, dtype, shape)
     assert_parity(solve(_core, problem), problem)

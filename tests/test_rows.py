@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from problems import (
-    CELLS,
     DTYPES,
+    REPRESENTATIVES,
     Array,
     Problem,
     Results,
@@ -54,7 +54,7 @@ SHAPES = (
 
 Form = Callable[[Problem], Problem]
 
-by_cell = pytest.mark.parametrize("cell", CELLS)
+by_cell = pytest.mark.parametrize("cell", REPRESENTATIVES)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 

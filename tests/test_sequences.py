@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from modules import KINDS, B, H, I, T, initial, make_layer, make_state, named_states, normal, oracle, results
-from problems import CELLS, DTYPES, Array, Results, assert_close, assert_same_bits, parts, state_of
+from problems import CELLS, DTYPES, REPRESENTATIVES, Array, Results, assert_close, assert_same_bits, parts, state_of
 from tolerances import TOLERANCE, relative_error
 
 from rnnfast import _core, pack_padded, pad_packed, reference
@@ -22,7 +22,7 @@ from rnnfast._stack import segments
 STACKS = [(1, 1), (1, 2), (2, 1), (2, 2)]  # L, D
 EVERY: tuple[str, ...] = ("dc", "dh_layers")
 
-by_cell = pytest.mark.parametrize("cell", KINDS)
+by_cell = pytest.mark.parametrize("cell", REPRESENTATIVES)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 by_stack = pytest.mark.parametrize(("L", "D"), STACKS, ids=lambda n: str(n))
 

@@ -1,7 +1,7 @@
 """The one-definition rule: nothing that was compiled for one instruction set can be linked into another's place.
 
 A weak symbol (a template, an inline function) may exist in the objects of several instruction sets, and the linker
-keeps any one of them, for everyone. So the objects of the kernels must have none, and one export: their table.
+keeps any one of them, for everyone. So the objects of the kernels must have none, and one export each: their table.
 """
 
 import os
@@ -20,11 +20,11 @@ RUNTIME = {"memcpy", "memmove", "memset", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_
 
 
 def kernel_objects() -> dict[str, list[Path]]:
-    """Return the kernels' objects under the build folder by instruction set."""
+    """Return the kernels' objects under the build folder by instruction set, one for each dtype."""
     objects: dict[str, list[Path]] = {}
     for path in sorted(BUILD.glob("**/kernels_*.dir/**/*.o")):
         folder = next(part for part in path.parts if part.startswith("kernels_"))
-        objects.setdefault(folder.removeprefix("kernels_").removesuffix(".dir"), []).append(path)
+        objects.setdefault(folder.removesuffix(".dir").split("_")[1], []).append(path)
     return objects
 
 

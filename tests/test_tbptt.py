@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import pytest
 from modules import (
-    KINDS,
     ONE_STEP,
     H,
     I,
@@ -20,7 +19,7 @@ from modules import (
     oracle,
     parameters_of,
 )
-from problems import DTYPES, Array, Results, assert_close, assert_same_bits, named_state, parts
+from problems import DTYPES, REPRESENTATIVES, Array, Results, assert_close, assert_same_bits, named_state, parts
 
 import rnnfast
 from rnnfast import reference
@@ -33,7 +32,7 @@ STEPS = ((1, 1), (4, 4), (3, 7), (2, 9), (7, 3), (5, 1), (13, 40), (50, 60))
 Losses: TypeAlias = Literal["new", "window"]
 Activations: TypeAlias = Literal["stored", "replay"]
 
-by_cell = pytest.mark.parametrize("cell", KINDS)
+by_cell = pytest.mark.parametrize("cell", REPRESENTATIVES)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 by_losses = pytest.mark.parametrize("losses", ["new", "window"])
 by_activations = pytest.mark.parametrize("activations", ["stored", "replay"])

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from modules import (
-    KINDS,
     ONE_STEP,
     make_cell,
     make_layer,
@@ -17,7 +16,7 @@ from modules import (
     normal,
     parameters_of,
 )
-from problems import Array, Results, assert_close, assert_same_bits, mapped, named, parts, state_of
+from problems import REPRESENTATIVES, Array, Results, assert_close, assert_same_bits, mapped, named, parts, state_of
 
 import rnnfast
 from rnnfast import _core, reference
@@ -42,6 +41,8 @@ WINDOWS = [
     (1, 1, 1),
 ]
 
+by_cell = pytest.mark.parametrize("cell", REPRESENTATIVES)
+
 
 def gradient(module: Any, *arguments: Any, **options: Any) -> Results:
     """Return what tbptt_gradient returns by name, without what is None."""
@@ -62,7 +63,7 @@ def oracle(layer: Any, x: Array, dy: Array, k1: int, k2: int, losses: Any = "new
 @pytest.mark.parametrize("losses", ["new", "window"])
 @pytest.mark.parametrize(("T", "k1", "k2"), WINDOWS)
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_is_the_sum_of_separate_windows(cell: str, num_layers: int, T: int, k1: int, k2: int, losses: str) -> None:
     layer = make_layer(cell, num_layers=num_layers, dtype="float64")
     x, dy, state = normal((T, B, I), "float64", 1), normal((T, B, H), "float64", 2), make_state(layer, (B,), 3)
@@ -72,7 +73,7 @@ def test_is_the_sum_of_separate_windows(cell: str, num_layers: int, T: int, k1: 
 
 
 @pytest.mark.parametrize("losses", ["new", "window"])
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_windows_may_pass_the_chunks_of_time(cell: str, losses: str) -> None:
     """Weights' gradients are summed up by about 256 rows."""
     layer = make_layer(cell, num_layers=2, dtype="float64")
@@ -81,14 +82,14 @@ def test_windows_may_pass_the_chunks_of_time(cell: str, losses: str) -> None:
 
 
 @pytest.mark.parametrize(("sizes", "num_layers"), [((1, 1), 3), ((3, 4), 2), ((40, 17), 2), ((5, 33), 2)])
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_odd_sizes_are_padded(cell: str, sizes: tuple[int, int], num_layers: int) -> None:
     layer = make_layer(cell, sizes, num_layers=num_layers, dtype="float64")
     x, dy = normal((11, B, sizes[0]), "float64", 1), normal((11, B, sizes[1]), "float64", 2)
     assert_close(gradient(layer, x, dy, 2, 5), oracle(layer, x, dy, 2, 5))
 
 
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_float32_is_as_near_as_the_plain_gradient(cell: str) -> None:
     layer = make_layer(cell, (64, 96), num_layers=2)
     x, dy = normal((50, 8, 64), "float32", 1), normal((50, 8, 96), "float32", 2)
@@ -97,7 +98,7 @@ def test_float32_is_as_near_as_the_plain_gradient(cell: str) -> None:
 
 @pytest.mark.parametrize("losses", ["new", "window"])
 @pytest.mark.parametrize("k", [70, 1000])
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_one_window_is_the_plain_backward_bit_for_bit(cell: str, k: int, losses: str) -> None:
     layer = make_layer(cell, num_layers=2)
     x, dy, state = normal((70, 16, I), "float32", 1), normal((70, 16, H), "float32", 2), make_state(layer, (16,), 3)
@@ -108,7 +109,7 @@ def test_one_window_is_the_plain_backward_bit_for_bit(cell: str, k: int, losses:
 
 
 @pytest.mark.parametrize("k1", [5, 16])
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_windows_side_by_side_are_runs_that_carry_the_state(cell: str, k1: int) -> None:
     T = 4 * k1
     layer = make_layer(cell, num_layers=2, dtype="float64")
@@ -123,7 +124,7 @@ def test_windows_side_by_side_are_runs_that_carry_the_state(cell: str, k1: int) 
 
 # Rows and units are divided among members: few large layers divide their units
 @pytest.mark.parametrize(("sizes", "batch"), [((24, 48), 16), ((24, 48), 5), ((40, 200), 2), ((3, 200), 1)])
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_bits_do_not_depend_on_threads(cell: str, sizes: tuple[int, int], batch: int) -> None:
     layer = make_layer(cell, sizes, num_layers=2)
     x, dy = normal((40, batch, sizes[0]), "float32", 1), normal((40, batch, sizes[1]), "float32", 2)
@@ -161,7 +162,7 @@ def test_a_cell_is_a_layer(cell: str) -> None:
     )
 
 
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_arrays_lie_as_the_layer_has_them(cell: str) -> None:
     layer, first = (make_layer(cell, num_layers=2, batch_first=b) for b in (False, True))
     x, dy = normal((9, B, I), "float32", 1), normal((9, B, H), "float32", 2)
@@ -175,7 +176,7 @@ def test_arrays_lie_as_the_layer_has_them(cell: str) -> None:
         )
 
 
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_a_learned_initial_state_has_a_gradient(cell: str) -> None:
     layer = make_layer(cell, num_layers=2, learn_initial_state=True, dtype="float64")
     names = [name for name in layer.parameters if name.startswith("initial")]
@@ -190,7 +191,7 @@ def test_a_learned_initial_state_has_a_gradient(cell: str) -> None:
     assert_close(given, expected | {name: np.zeros((2, H)) for name in names})
 
 
-@pytest.mark.parametrize("cell", KINDS)
+@by_cell
 def test_tokens_are_one_hot_rows(cell: str) -> None:
     layer = make_layer(cell, num_layers=2, dtype="float64")
     x, dy = np.random.default_rng(1).integers(0, I, (40, B)), normal((40, B, H), "float64", 2)

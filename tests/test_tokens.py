@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from modules import KINDS, make_layer, normal, results
 from problems import (
-    CELLS,
     DTYPES,
+    REPRESENTATIVES,
     Array,
     Problem,
     Results,
@@ -34,7 +34,7 @@ from tolerances import TOLERANCE, relative_error
 import rnnfast
 from rnnfast import _core, reference
 
-by_cell = pytest.mark.parametrize("cell", CELLS)
+by_cell = pytest.mark.parametrize("cell", REPRESENTATIVES)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 by_form = pytest.mark.parametrize("embedded", [False, True], ids=["one-hot", "embedded"])
 

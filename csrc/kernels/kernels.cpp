@@ -1,5 +1,5 @@
-// Instantiates the kernels for one instruction set: CMake compiles this file once per row of its table, with
-// RNNFAST_ISA as the name of the namespace. The table is the only symbol that leaves it.
+// Instantiates the kernels for one instruction set and dtype: CMake compiles this file once per row of its table and
+// RNNFAST_REAL, with RNNFAST_ISA as the name of the namespace. The table at the end is the only symbol that leaves it.
 #include "kernels/cells/all.h"
 #include "kernels/cells/cell.h"
 #include "kernels/layout.h"
@@ -99,7 +99,10 @@ Index linear_backward_scratch(const LinearSize& n) {
 void set_near_bytes(Index bytes) { near_bytes = bytes; }
 
 template <class Real>
-constexpr Kernels<Real> kernels = {.cut = cut_into_chunks,
+constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,
+                                   .cell_count = AllCells::count,
+                                   .set_near_bytes = set_near_bytes,
+                                   .cut = cut_into_chunks,
                                    .tape_size = tape_size<Real>,
                                    .packed_size = packed_size<Real>,
                                    .pack = pack_weights<Real>,
@@ -122,14 +125,9 @@ constexpr Kernels<Real> kernels = {.cut = cut_into_chunks,
 
 }  // namespace
 
-#define RNNFAST_NAME_OF(isa) #isa
-#define RNNFAST_NAME(isa) RNNFAST_NAME_OF(isa)
-extern const KernelTable table;
-const KernelTable table = {.name = RNNFAST_NAME(RNNFAST_ISA),
-                           .cells = AllCells::shapes.of,
-                           .cell_count = AllCells::count,
-                           .set_near_bytes = set_near_bytes,
-                           .f32 = kernels<float>,
-                           .f64 = kernels<double>};
+#define RNNFAST_JOIN(a, b) a##b
+#define RNNFAST_KERNELS_OF(real) RNNFAST_JOIN(kernels_, real)
+extern const Kernels<RNNFAST_REAL> RNNFAST_KERNELS_OF(RNNFAST_REAL);
+const Kernels<RNNFAST_REAL> RNNFAST_KERNELS_OF(RNNFAST_REAL) = kernels<RNNFAST_REAL>;
 
 }  // namespace rnnfast::RNNFAST_ISA

@@ -98,6 +98,7 @@ void bind_cells(py::module_& m) {
   py::class_<CellShape>(m, "CellShape", py::is_final(), "What a cell's file says of it. Read-only.")
       .def_readonly("name", &CellShape::name)
       .def_readonly("num_gates", &CellShape::gate_count)
+      .def_readonly("num_phases", &CellShape::phase_count)
       .def_readonly("gates", &CellShape::gates)
       .def_readonly("held", &CellShape::held)
       .def_property_readonly("states",

@@ -11,16 +11,17 @@ namespace rnnfast {
 
 const KernelTable* kernel_table = nullptr;
 
-namespace baseline {
-extern const KernelTable table;
-}
+#define RNNFAST_TABLE(isa)                                                                 \
+  namespace isa {                                                                          \
+  extern const Kernels<float> kernels_float;                                               \
+  extern const Kernels<double> kernels_double;                                             \
+  const KernelTable table = {.name = #isa, .f32 = &kernels_float, .f64 = &kernels_double}; \
+  }
+
+RNNFAST_TABLE(baseline)
 #if RNNFAST_X86
-namespace avx2 {
-extern const KernelTable table;
-}
-namespace avx512 {
-extern const KernelTable table;
-}
+RNNFAST_TABLE(avx2)
+RNNFAST_TABLE(avx512)
 #endif
 
 namespace {
@@ -49,7 +50,10 @@ std::vector<const KernelTable*> available_kernels() {
 const KernelTable& choose_kernels() {
   const auto available = available_kernels();
   if (const Index bytes = second_cache_level())
-    for (const KernelTable* table : available) table->set_near_bytes(bytes);
+    for (const KernelTable* table : available) {
+      table->f32->set_near_bytes(bytes);
+      table->f64->set_near_bytes(bytes);
+    }
   const char* wanted = std::getenv("RNNFAST_ISA");
   if (!wanted || !*wanted) return *available.back();
   std::string names;

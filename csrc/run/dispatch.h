@@ -16,15 +16,17 @@ template <class Real>
 const Kernels<Real>& kernels();
 template <>
 inline const Kernels<float>& kernels<float>() {
-  return kernel_table->f32;
+  return *kernel_table->f32;
 }
 template <>
 inline const Kernels<double>& kernels<double>() {
-  return kernel_table->f64;
+  return *kernel_table->f64;
 }
 
 // All cells that the kernels know; those of every instruction set are the same.
-inline std::span<const CellShape> cells() { return {kernel_table->cells, std::size_t(kernel_table->cell_count)}; }
+inline std::span<const CellShape> cells() {
+  return {kernel_table->f32->cells, std::size_t(kernel_table->f32->cell_count)};
+}
 
 // Throws std::runtime_error if RNNFAST_ISA asks for what this machine lacks.
 const KernelTable& choose_kernels();

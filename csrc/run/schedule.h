@@ -38,7 +38,7 @@ inline void find_first_rows(const Index* batch_sizes, Index T, std::vector<Index
 inline void point_to_rows(Problem& p, Schedule& schedule) {
   p.first_row = schedule.first_row.data();
   schedule.first_step.resize(std::size_t(p.T) + 1);
-  p.chunks = kernel_table->f32.cut(p, schedule.first_step.data());
+  p.chunks = kernel_table->f32->cut(p, schedule.first_step.data());
   p.first_step = schedule.first_step.data();
 }
 

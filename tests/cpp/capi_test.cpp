@@ -23,9 +23,11 @@
 namespace rnnfast {
 
 namespace baseline {
-extern const KernelTable table;
-}
-const KernelTable* kernel_table = &baseline::table;
+extern const Kernels<float> kernels_float;
+extern const Kernels<double> kernels_double;
+}  // namespace baseline
+constexpr KernelTable table = {.name = "baseline", .f32 = &baseline::kernels_float, .f64 = &baseline::kernels_double};
+const KernelTable* kernel_table = &table;
 }  // namespace rnnfast
 
 namespace {

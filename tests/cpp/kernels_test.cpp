@@ -16,7 +16,7 @@
 #include "types.h"
 
 namespace rnnfast::baseline {
-extern const KernelTable table;
+extern const Kernels<float> kernels_float;
 }
 
 namespace {
@@ -25,7 +25,7 @@ using namespace rnnfast;
 using Real = float;
 using Numbers = std::vector<Real>;
 
-const Kernels<Real>& kernels = baseline::table.f32;
+const Kernels<Real>& kernels = baseline::kernels_float;
 
 struct Shape {
   Index T, B, I, H, D;
@@ -161,12 +161,12 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
 }  // namespace
 
 int main() {
-  for (const CellShape& cell : std::span(baseline::table.cells, std::size_t(baseline::table.cell_count)))
+  for (const CellShape& cell : std::span(kernels.cells, std::size_t(kernels.cell_count)))
     for (const Shape& shape : shapes) {
       const Numbers expected = solve(cell, shape, 1);
       for (const Index near_bytes : {1 << 10, 1 << 30, 1 << 20})
         for (const Index threads : {1, 2, 3, 4}) {
-          baseline::table.set_near_bytes(near_bytes);
+          kernels.set_near_bytes(near_bytes);
           const Numbers actual = solve(cell, shape, threads);
           if (std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(Real)) == 0) continue;
           std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td, with %td bytes near\n",
