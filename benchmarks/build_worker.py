@@ -32,6 +32,7 @@ FORMS: list[dict[str, Any]] = [  # options that choose the cell
     {"nonlinearity": "relu"},
     {"leak": 0.3},
     {"nonlinearity": "relu", "leak": 0.3},
+    {"forget_gate": "exp"},
 ]
 V = 50  # tokens
 Given: TypeAlias = Callable[["Case", "Numbers"], dict[str, Any]]

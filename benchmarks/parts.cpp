@@ -256,12 +256,13 @@ int run(int count, char** arguments) {
   for (const CellShape& cell : AllCells::shapes.of) {
     if (count < 3 || std::strcmp(arguments[1], cell.name)) continue;
     for (int i = 2; i < count; ++i) {
-      Problem p = {.T = 0, .B = 0, .I = 0, .H = 0, .P = 0, .D = 1, .cell = &cell, .input = InputKind::dense, .U = 0};
+      Problem p = {
+          .T = 0, .B = 0, .I = 0, .H = 0, .P = 0, .D = 1, .cell = &cell, .input = InputKind::dense, .U = 0, .head = 0};
       char rest;
       if (std::sscanf(arguments[i], "%td,%td,%td,%td%c", &p.T, &p.B, &p.I, &p.H, &rest) != 4 ||
           std::min({p.T, p.B, p.I, p.H}) < 1)
         break;
-      p.P = p.H, p.run = {0, p.T};
+      p.P = p.head = p.H, p.run = {0, p.T};
       if (is_unpacked(p, Windows{})) break;  // few rows have no such parts
       std::printf("%s T,B,I,H = %s\n", cell.name, arguments[i]);
       time_layer(p);

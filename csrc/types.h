@@ -15,7 +15,7 @@ namespace rnnfast {
 using Index = std::ptrdiff_t;
 
 // What a cell has at most: states (h first), slots (vectors that it keeps for a row and a unit block), phases.
-constexpr int most_states = 2, most_slots = 4, most_phases = 2, most_parameters = 1;
+constexpr int most_states = 4, most_slots = 4, most_phases = 2, most_parameters = 1;
 
 // One recurrent product: it fills `slots` slots from `slot` on; the gates from `gate` on of packed w_hh take part in
 // it, `gates` of them, with h' (or r h') as operand.
@@ -43,7 +43,8 @@ struct CellShape {
   int vector_count;  // of all parameters together
   Phase phases[most_phases];
   int input_gates[most_slots], recurrent_gates[most_slots];
-  bool keeps_gates, leaves_dh, projects;  // the last: h can be a projection
+  bool keeps_gates, leaves_dh;
+  bool has_heads, projects;  // w_hh can be block-diagonal; h can be a projection
   bool reads_before[most_states];
 };
 
@@ -65,6 +66,7 @@ struct Problem {
   const CellShape* cell;
   InputKind input;
   Index U;               // different tokens that occur
+  Index head;            // elements of h' that a unit reads: P, or where w_hh [G·H,head] is block-diagonal its head's
   Steps run = {};        // of the T steps, those to compute
   bool reverse = false;  // of a single direction: it runs backwards in time
   // Null where all T steps have B rows.
@@ -88,7 +90,7 @@ struct View {
   Index stride;
 };
 
-// w_ih [G·H,I], w_hh [G·H,P], b_ih and b_hh [G·H] as torch stores them; a bias may be null. Also their gradients, of
+// w_ih [G·H,I], w_hh [G·H,head], b_ih and b_hh [G·H] as torch stores them; a bias may be null. Also their gradients, of
 // which those of the vectors of units may be null: not wanted.
 template <class Real>
 struct Parameters {

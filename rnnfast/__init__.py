@@ -23,7 +23,7 @@ from ._base.scalars import Integer, int64
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import Modules, load
 from .flow import GradientFlow, gradient_flow
-from .layers import GRU, LSTM, RNN, Linear
+from .layers import GRU, LSTM, RNN, SLSTM, Linear
 from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
 from .truncation import tbptt, tbptt_gradient
 
@@ -40,6 +40,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "GRUCell",
     "GradientFlow",
     "LSTMCell",

@@ -37,7 +37,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         Py_ssize_t hidden_size
         const rnnfast_weights* layers
         const void* const* state0
-        Py_ssize_t proj_size
+        Py_ssize_t proj_size, num_heads
 
     ctypedef struct rnnfast_stream:
         pass
@@ -50,7 +50,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         Py_ssize_t hidden_size
         Py_ssize_t num_directions
         const rnnfast_weights* weights
-        Py_ssize_t proj_size
+        Py_ssize_t proj_size, num_heads
 
     ctypedef struct rnnfast_pack:
         pass

@@ -25,7 +25,7 @@ class GradientFlow(NamedTuple):
     h : ndarray [L,D,T]
         Of dE/dh_t.
     c : ndarray [L,D,T] or None
-        Of dE/dc_t, for the LSTM.
+        Of dE/dc_t, for the LSTM and the SLSTM.
     """
 
     h: Array
@@ -51,7 +51,7 @@ def gradient_flow(
 
     Parameters
     ----------
-    layer : LSTM, GRU or RNN
+    layer : LSTM, GRU, RNN or SLSTM
         Runs without dropout.
     x : array
         As a call of the layer takes it, or tokens.
@@ -87,7 +87,7 @@ def gradient_flow(
     array([[[0.125, 0.25 , 0.5  , 1.   ]]])
     """
     if not isinstance(layer, Recurrent):
-        msg = f"layer: expected an LSTM, GRU or RNN, got {type(layer).__name__}"
+        msg = f"layer: expected an LSTM, GRU, RNN or SLSTM, got {type(layer).__name__}"
         raise TypeError(msg)
     L, D = layer.num_layers, layer.directions
     call = checked_call(layer, x, state, lengths, resets, "all", embedding, None)

@@ -58,7 +58,23 @@ of gate k:
 
         h = (1 - l) * h' + l * f
 
-A state is ``(h, c)`` for the four LSTMs and ``h`` for the others, [D,B,H] each.
+``"slstm"``, ``"slstm_exp"``, G = 4, and bounds [2·H] [9]_
+    The sLSTM, in the order i, f, z, o, with a_k = x_k + W_hk h' + b_hk. Its bounds are the least n and the largest f of
+    each unit, in this order: -infinity and 1, say. The second is at least 1::
+
+        l = m' + log s(a_f)
+        l = m' + a_f                                    "slstm_exp"
+        m = a_i where n' = 0, else max(a_i, l)
+        i = exp(a_i - m)
+        f = min(exp(l - m), largest f)
+        c = f * c' + i * tanh(a_z)
+        n = max(f * n' + i, least n)
+        h = s(a_o) * c / n
+
+    W_hh may be block-diagonal, [G·H,H/heads]: the units form heads of H/heads neighbours, and the row of a unit meets
+    the h' of its own head.
+
+A state is ``(h, c)`` for the four LSTMs, ``(h, c, n, m)`` for the sLSTMs and ``h`` for the others, [D,B,H] each.
 
 Where one more parameter comes last, w_hr [P,H] with P < H, the LSTMs, ``"rnn_tanh"`` and ``"rnn_relu"`` have a
 projection [9]_: h is ``W_hr u``, where u is the h of the equations above. Then w_hh is [G·H,P], and wherever an array
@@ -109,6 +125,7 @@ References
 .. [8] Jaeger, "The Echo State Approach to Analysing and Training Recurrent Neural Networks", GMD Report 148, 2001.
 .. [9] Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
    Modeling", Interspeech 2014.
+.. [10] Beck et al., "xLSTM: Extended Long Short-Term Memory", arXiv:2405.04517, 2024.
 
 Examples
 --------
@@ -132,11 +149,11 @@ from typing import Any, TypedDict, Unpack, overload
 from . import _core
 from ._base.arrays import Array as Array
 from ._base.arrays import ArrayLike
+from ._base.names import FourStateCell, OneStateCell, TwoStateCell
 from ._base.names import Grads as Grads
-from ._base.names import OneStateCell, TwoStateCell
 from ._base.names import Parameters as Parameters
 from ._base.scalars import Flag, Number, bound, flag
-from ._base.state import STATES, Parts, beside_h, out_parts, parts_of, state_of
+from ._base.state import STATES, FourStates, Parts, beside_h, out_parts, parts_of, state_of
 from ._base.state import State as State
 from ._base.state import StateLike as StateLike
 from ._base.state import StateT as StateT
@@ -162,6 +179,14 @@ def inference(
     state: StateLike | None = None,
     **options: Unpack[_Options],
 ) -> tuple[Array, tuple[Array, Array]]: ...
+@overload
+def inference(
+    cell: FourStateCell,
+    x: ArrayLike,
+    parameters: Parameters,
+    state: StateLike | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Array, FourStates]: ...
 @overload
 def inference(
     cell: OneStateCell,
@@ -200,8 +225,8 @@ def inference(
         The input, or its tokens; T is at least 1, B may be 0. With `batch_sizes` [N,I] or [N].
     parameters : sequence of D tuples
         w_ih, w_hh, b_ih, b_hh of each direction, what else the cell has, and with a projection w_hr.
-    state : array [D,B,H] or pair of such, optional
-        The initial state, h or (h, c); zero where it or a part of it is None.
+    state : array [D,B,H] or tuple of such, optional
+        The initial state, h, (h, c) or (h, c, n, m); zero where it or a part of it is None.
     embedding : array [V,I], optional
         What the tokens x select rows of. By default they are one-hot.
     batch_sizes : array of integers [T], optional
@@ -209,8 +234,8 @@ def inference(
     resets : array of bools [T,B], or [N] with `batch_sizes`, optional
         Where a state is the initial one again.
     gate_override : dict, optional
-        From letters, of i, f, g, o (i, g, o where they are coupled) or r, z, n, to the numbers that these gates are
-        held at.
+        From letters, of i, f, g, o (i, g, o where they are coupled), r, z, n or z, o of the sLSTM, to the numbers that
+        these gates are held at.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -218,7 +243,7 @@ def inference(
     -------
     y : ndarray [T,B,D·H]
         h of every step, the directions side by side.
-    state : ndarray [D,B,H] or pair of such
+    state : ndarray [D,B,H] or tuple of such
         The state after the last step, for the backward direction after the step at time 0.
 
     Raises
@@ -249,6 +274,14 @@ def forward(
     state: StateLike | None = None,
     **options: Unpack[_Options],
 ) -> tuple[Array, tuple[Array, Array], _core.Tape[tuple[Array, Array]]]: ...
+@overload
+def forward(
+    cell: FourStateCell,
+    x: ArrayLike,
+    parameters: Parameters,
+    state: StateLike | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Array, FourStates, _core.Tape[FourStates]]: ...
 @overload
 def forward(
     cell: OneStateCell,
@@ -334,14 +367,14 @@ def backward(
         From `forward`. It is only read: any number of backwards may use it.
     dy : array [T,B,D·H], optional
         The gradient of y, zero if None.
-    dstate : array [D,B,H] or pair of such, optional
-        The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least one of
-        dy, dstate and dc is required.
+    dstate : array [D,B,H] or tuple of such, optional
+        The gradient of the last state, dh, (dh, dc) or (dh, dc, dn, dm); zero where it or a part of it is None. At
+        least one of dy, dstate and dc is required.
     dc : array [T,B,D·H], optional
-        For the LSTM, the gradient of c of every step.
+        For the LSTM and the sLSTM, the gradient of c of every step.
     clip_dh : float, optional
-        A positive number: what a step passes to the one before, dh' and the LSTM's dc', is bounded to
-        [-clip_dh, clip_dh], element by element; also what the first step of each episode passes to
+        A positive number: what a step passes to the one before, dh' and the gradients of its other states, is
+        bounded to [-clip_dh, clip_dh], element by element; also what the first step of each episode passes to
         dstate0, whose sum is not bounded. NaN passes.
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
@@ -350,7 +383,7 @@ def backward(
         None, and with a projection dw_hr: the gradients are added into these arrays.
     flow : pair of arrays [T,B,D·H], optional
         Filled with the gradients of h and c of every step, all that reaches them: from dy and dc, and through time.
-        What is None is not computed; only the LSTM has a second.
+        What is None is not computed; only the LSTM and the sLSTM have a second.
     out : pair (dx, dstate0), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -358,8 +391,8 @@ def backward(
     -------
     dx : ndarray [T,B,I] or None
         Of tokens, the gradient of their embedding, [V,I]; None if they have none.
-    dstate0 : ndarray [D,B,H] or pair of such
-        The gradient of the initial state, dh0 or (dh0, dc0).
+    dstate0 : ndarray [D,B,H] or tuple of such
+        The gradient of the initial state, dh0, (dh0, dc0) or (dh0, dc0, dn0, dm0).
     grads : list of D tuples
         dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias, of what else the cell has, and with
         a projection dw_hr.

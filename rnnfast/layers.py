@@ -1,4 +1,4 @@
-"""Recurrent layers with the constructors, parameter names and shapes of torch's, and a linear readout.
+"""Recurrent layers with the constructors, parameter names and shapes of torch's, the sLSTM and a linear readout.
 
 Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D directions. The equations and
 the order of the gates are in `rnnfast.functional`.
@@ -8,14 +8,16 @@ from typing import Any
 
 from . import _core
 from ._base.arrays import Array, ArrayLike, checked
+from ._base.bounds import bounds_of
 from ._base.leak import Leak, leak_of
 from ._base.module import Module, Tape, check_tape
 from ._base.named import checked_grads
-from ._base.names import elman_cell, gru_cell, lstm_cell
-from ._base.scalars import Flag, Integer, Number, addressable, flag, size
+from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
+from ._base.scalars import Flag, Integer, Number, addressable, flag, head_count, size
+from ._base.state import FourStates
 from ._stack.recurrent import Recurrent
 
-__all__ = ["GRU", "LSTM", "RNN", "Linear"]
+__all__ = ["GRU", "LSTM", "RNN", "SLSTM", "Linear"]
 
 
 class LSTM(Recurrent[tuple[Array, Array]]):
@@ -284,6 +286,120 @@ class RNN(Recurrent[Array]):
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
         self.cell = elman_cell(nonlinearity, bool(self.fixed))
         self.nonlinearity = str(nonlinearity)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype=dtype,
+            seed=seed,
+            learn_initial_state=learn_initial_state,
+        )
+
+
+class SLSTM(Recurrent[FourStates]):
+    """Scalar LSTM with exponential gates and a normalizer, sLSTM [1]_.
+
+    Its state is ``(h, c, n, m)``: c is a sum of candidates z, weighted by the input gates and the forget gates since, n
+    is the sum of the weights, and m is the logarithm of a scale that both share. With ``i, f, z, o`` before their
+    functions written as a_i, a_f, a_z, a_o and ``'`` for the step before::
+
+        l = m' + log sigmoid(a_f)                    forget_gate="sigmoid"
+        l = m' + a_f                                 forget_gate="exp"
+        m = a_i where n' = 0, else max(a_i, l)
+        i = exp(a_i - m)    f = exp(l - m)    z = tanh(a_z)    o = sigmoid(a_o)
+        c = f c' + i z
+        n = f n' + i
+        h = o c / n
+
+    Nothing overflows: i and f are at most 1 once there is a state, and the gates may be as large as 1e4 and more.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        As for `LSTM`.
+    num_heads : int, optional
+        Into how many heads the units are divided. Those of a head read the h' of the same head alone: w_hh is
+        block-diagonal. It divides H.
+    num_layers, bias, batch_first, dropout, bidirectional
+        As for `LSTM`.
+    dtype, seed
+        As for `LSTM`.
+    learn_initial_state : bool, optional
+        As for `LSTM`, with the four parameters initial_h, initial_c, initial_n and initial_m.
+    forget_gate : {"sigmoid", "exp"}, optional
+        The function of the forget gate.
+    min_n : float, optional
+        What n is at least: ``n = max(f n' + i, min_n)``. By default it has no bound.
+    clamp_gates : bool, optional
+        True: i and f are at most 1 also where n' = 0, where f is at most 2**64 otherwise. Results differ only from a
+        state with n = 0 and another c, and in the gradient of a zero initial state.
+
+    Attributes
+    ----------
+    weight_ih_l{k} : ndarray [4·H,I], for k > 0 [4·H,D·H]
+    weight_hh_l{k} : ndarray [4·H,H/num_heads]
+        Row j of each gate meets the h' of the head of unit j.
+    bias_ih_l{k}, bias_hh_l{k} : ndarray [4·H]
+        The gates' order is i, f, z, o.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Notes
+    -----
+    `backward` returns the exact gradient, that by way of m included: dm of the last state counts, and dm of the initial
+    one comes back. Where n' = 0, it is that of the equations with m = a_i. Of the gates, z and o can be held by
+    `gate_override`; i and f are what they are on the scale of m alone.
+
+    References
+    ----------
+    .. [1] Beck et al., "xLSTM: Extended Long Short-Term Memory", arXiv:2405.04517, 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> slstm = rnnfast.SLSTM(16, 32, num_heads=4)
+    >>> y, (h, c, n, m), tape = slstm.forward(np.zeros((50, 8, 16), np.float32))
+    >>> y.shape, m.shape, slstm.weight_hh_l0.shape
+    ((50, 8, 32), (1, 8, 32), (128, 8))
+    >>> dx, (dh0, dc0, dn0, dm0), grads = slstm.backward(tape, np.ones_like(y))
+    >>> dx.shape, dm0.shape
+    ((50, 8, 16), (1, 8, 32))
+    """
+
+    initial_c: Array
+    initial_n: Array
+    initial_m: Array
+
+    def __init__(
+        self,
+        input_size: Integer,
+        hidden_size: Integer,
+        num_heads: Integer = 1,
+        num_layers: Integer = 1,
+        bias: Flag = True,
+        batch_first: Flag = False,
+        dropout: Number = 0.0,
+        bidirectional: Flag = False,
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
+        learn_initial_state: Flag = False,
+        forget_gate: str = "sigmoid",
+        min_n: Number | None = None,
+        clamp_gates: Flag = False,
+    ) -> None:
+        self.num_heads = head_count(num_heads, hidden_size)
+        self.cell = slstm_cell(forget_gate)
+        self.forget_gate = str(forget_gate)
+        self.min_n, self.clamp_gates, self.fixed = bounds_of(min_n, clamp_gates, hidden_size, dtype)
         super().__init__(
             input_size,
             hidden_size,

@@ -105,7 +105,7 @@ cdef class Stream:
 
     Parameters
     ----------
-    layer : LSTM, GRU or RNN
+    layer : LSTM, GRU, RNN or SLSTM
         With one direction: the backward direction would need the end of the sequences.
     batch_size : int, optional
         B.
@@ -113,9 +113,9 @@ cdef class Stream:
     Attributes
     ----------
     batch_size : int
-    state : ndarray [L,B,H] or pair of such
-        h or (h, c) after the last step, a copy; may be assigned. A part that is None is zero. With a projection to P
-        elements h is [L,B,P], and y has P in place of H.
+    state : ndarray [L,B,H] or tuple of such
+        h, (h, c) or (h, c, n, m) after the last step, a copy; may be assigned. A part that is None is zero. With a
+        projection to P elements h is [L,B,P], and y has P in place of H.
 
     Raises
     ------
@@ -149,7 +149,7 @@ cdef class Stream:
 
     def __cinit__(self, object layer, object batch_size=1):
         if not isinstance(layer, Stack):
-            raise TypeError(f"layer: expected LSTM, GRU or RNN, got {type(layer).__name__}")
+            raise TypeError(f"layer: expected LSTM, GRU, RNN or SLSTM, got {type(layer).__name__}")
         if layer.bidirectional:
             raise ValueError(f"layer: expected one direction, as the other starts at the end, got {layer!r}")
         sequences = size(batch_size, "batch_size")
@@ -171,7 +171,7 @@ cdef class Stream:
         stack.cell = cell
         stack.dtype = RNNFAST_FLOAT32 if self.typenum == cnp.NPY_FLOAT else RNNFAST_FLOAT64
         stack.num_layers, stack.input_size, stack.hidden_size = self.num_layers, self.input_size, layer.hidden_size
-        stack.proj_size = layer.proj_size
+        stack.proj_size, stack.num_heads = layer.proj_size, layer.num_heads
         stack.layers = weights
         cdef cnp.ndarray state0 = pointers(list(map(arrays.get, initial_names(self.cell))))
         stack.state0 = <const void* const*> cnp.PyArray_DATA(state0)

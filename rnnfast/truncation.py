@@ -52,7 +52,7 @@ def tbptt(
         Steps from the end of one window to that of the next.
     k2 : int
         Steps that a window reaches back; less than, equal to or more than k1.
-    state : array [L,B,H] or pair of such, optional
+    state : array [L,B,H] or tuple of such, optional
         The initial state, as the layer takes it; [B,H] of a cell. It is copied.
     losses : {"new", "window"}
         Whether the y and dy of a window are of its new steps, those since the end of the one before, or of all its
@@ -143,7 +143,7 @@ def tbptt_gradient(
         The gradient of the top layer's y.
     k1, k2 : int
         Steps from one window's end to that of the next, and steps that a window reaches back.
-    state : array [L,B,H] or pair of such, optional
+    state : array [L,B,H] or tuple of such, optional
         The initial state, as the layer takes it; [B,H] of a cell, without B for one sequence.
     losses : {"new", "window"}
         Whether dy_t counts in the first window that ends behind t, if it reaches back to t, or in each that goes
@@ -155,7 +155,7 @@ def tbptt_gradient(
     -------
     dx : ndarray like x, or None
         None for tokens.
-    dstate0 : ndarray or pair of ndarrays like state
+    dstate0 : ndarray or tuple of ndarrays like state
         The gradient of the initial state, of the windows that reach back to it.
     grads : dict of ndarrays
         The gradients of the parameters, by the keys of `state_dict()`. That of a learned initial state is the sum of

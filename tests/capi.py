@@ -37,7 +37,7 @@ class Stack(Structure):
         *sizes("num_layers", "input_size", "hidden_size"),
         ("layers", POINTER(Weights)),
         ("state0", POINTER(c_void_p)),
-        *sizes("proj_size"),
+        *sizes("proj_size", "num_heads"),
     ]
 
 
@@ -50,7 +50,7 @@ class Layer(Structure):
         ("dtype", c_int),
         *sizes("input_size", "hidden_size", "num_directions"),
         ("weights", POINTER(Weights)),
-        *sizes("proj_size"),
+        *sizes("proj_size", "num_heads"),
     ]
 
 
@@ -150,9 +150,8 @@ def stack_of(layer: Any) -> Stack:
     """Return the description of a stack of one direction; the layer keeps the arrays."""
     weights = weights_of([layer.of_layer(k)[0] for k in range(layer.num_layers)])
     dtype = layer.dtype == np.float64
-    described = Stack(layer.cell.encode(), dtype, layer.num_layers, layer.input_size, layer.hidden_size, weights)
-    described.proj_size = getattr(layer, "proj_size", 0)
-    return described
+    sizes = layer.num_layers, layer.input_size, layer.hidden_size
+    return Stack(layer.cell.encode(), dtype, *sizes, weights, None, layer.proj_size, layer.num_heads)
 
 
 def in_rows(problem: Problem, batch_sizes: Array) -> Problem:
@@ -185,9 +184,9 @@ class Call:
         self.dx, self.dstate0 = new(*p.x.shape), new_state()
         self.grads = [tuple(None if w is None else new(*w.shape) for w in ws) for ws in p.parameters]
 
-        weights, proj_size = weights_of(p.parameters), P if P < H else 0
-        dtype = p.x.dtype == np.float64
-        self.layer = Layer(ctypes.sizeof(Layer), p.cell.encode(), dtype, I, H, D, weights, proj_size)
+        weights, dtype = weights_of(p.parameters), p.x.dtype == np.float64
+        projected, heads = P if P < H else 0, P // p.parameters[0][1].shape[1]
+        self.layer = Layer(ctypes.sizeof(Layer), p.cell.encode(), dtype, I, H, D, weights, projected, heads)
         nothing = (None,) * num_states(p.cell)
         self.state0, self.dstate = p.state0 or nothing, p.dstate or nothing
         self.forward = ForwardArgs(

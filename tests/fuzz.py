@@ -37,6 +37,7 @@ from problems import (
     named_gradients,
     named_grads,
     named_state,
+    num_states,
     of_states,
     parts,
     solve,
@@ -226,9 +227,15 @@ def other_rank(rng: Rng, a: Array) -> Array:
 
 
 def other_size(rng: Rng, a: Array) -> Array:
-    """Return an array with another last axis, the one that nothing else of the call leaves open."""
+    """Return an array with another last axis, the one that nothing else of the call leaves open.
+
+    A w_hh [4·H,n] would be one of other heads where n divides H.
+    """
     n = a.shape[-1]
-    return np.zeros((*a.shape[:-1], int(rng.choice([n + 1, 2 * n + 3, n - 1 if n > 0 else 1]))), a.dtype)
+    size = int(rng.choice([n + 1, 2 * n + 3, n - 1 if n > 0 else 1]))
+    if a.ndim == 2 and size and len(a) % (4 * size) == 0:
+        size += len(a)
+    return np.zeros((*a.shape[:-1], size), a.dtype)
 
 
 def no_array(rng: Rng, a: Array) -> Any:  # noqa: ARG001
@@ -503,6 +510,8 @@ def whole_layer(rng: Rng) -> Attempt:
             },
         }.items()
     }
+    if "n" in slots:
+        slots["n"] = np.abs(slots["n"]) + slots["n"].dtype.type(0.5)
     slots["resets"] = rng.random((T, *batch)) < 0.2
     for name, unwanted in (("dc_steps", "c" not in _core.cells[kind].states), ("dh_layers", False), ("resets", False)):
         if unwanted or rng.random() < 0.7:
@@ -556,7 +565,8 @@ def whole_layer(rng: Rng) -> Attempt:
         if not need_dx:
             del wanted["dx"]
         sequences = {name: a for name, a in wanted.items() if name in ("y", "dx")}
-        states = {name: a[:, 0] if unbatched else a for name, a in wanted.items() if name in ("h0", "h1", "dh0", "dh1")}
+        part_names = {f"{d}h{k}" for d in ("", "d") for k in range(num_states(kind))}
+        states = {name: a[:, 0] if unbatched else a for name, a in wanted.items() if name in part_names}
         laid_out = {name: a[:, 0] if unbatched else swap(a, layer) for name, a in sequences.items()}
         if last:
             laid_out["y"] = wanted["y"][0] if unbatched else wanted["y"]
@@ -650,7 +660,7 @@ def c_interface(rng: Rng) -> Attempt:
     p: Any = make_problem(cell, choose(rng, DTYPES), shape, bias=rng.random() < 0.8, seed=seed)
     if sizes is not None:
         p = capi.in_rows(p, sizes)
-    p = p.without(*(name for name in ("h0", "c0", "dh", "dc") if rng.random() < 0.3))
+    p = p.without(*(name for name in ("h0", "c0", "n0", "m0", "dh", "dc", "dn", "dm") if rng.random() < 0.3))
     resets = rng.random(p.x.shape[:-1]) < 0.2 if rng.random() < 0.3 else None
     call = capi.Call(p, sizes, None if resets is None else resets.astype(np.uint8))
     unwanted = [name for name in ("dx", *sorted(of_states(p.cell))) if rng.random() < 0.2]

@@ -19,6 +19,7 @@ FORMS: list[dict[str, Any]] = [  # of a class of layers
     {"nonlinearity": "relu"},
     {"leak": 0.3},
     {"nonlinearity": "relu", "leak": 0.3},
+    {"forget_gate": "exp", "num_heads": 2, "min_n": 1.5, "clamp_gates": True},
 ]
 
 
@@ -30,7 +31,7 @@ def kinds() -> dict[str, tuple[str, dict[str, Any]]]:
         if hasattr(kind, "stream"):
             for form in FORMS:
                 if form.keys() <= inspect.signature(kind).parameters.keys():
-                    found.setdefault(kind(1, 1, **form).cell, (name, form))
+                    found.setdefault(kind(2, 2, **form).cell, (name, form))
     return {cell: found[cell] for cell in CELLS}
 
 
@@ -46,6 +47,8 @@ T, B, I, H = 5, 3, 7, 6
 def make_layer(cell: str, sizes: tuple[int, int] = (I, H), **arguments: Any) -> Any:
     """Return a layer of the cell."""
     kind, own = KINDS[cell]
+    if sizes[1] % own.get("num_heads", 1):
+        own = {name: value for name, value in own.items() if name != "num_heads"}
     return getattr(rnnfast, kind)(*sizes, **{"seed": 0, **own, **arguments})
 
 
@@ -63,8 +66,13 @@ def normal(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:
 def make_state(module: Any, batch: tuple[int, ...], seed: int) -> Any:
     """Draw a state, for each part [L·D,*batch,H] of a layer, [*batch,H] of a cell; P in place of H for a projection."""
     rows = (module.num_layers * module.directions,) if hasattr(module, "num_layers") else ()
-    sizes = state_sizes(module)
-    return state_of(tuple(normal((*rows, *batch, n), module.dtype, seed + k) for k, n in enumerate(sizes)))
+    drawn = {
+        name: normal((*rows, *batch, n), module.dtype, seed + k)
+        for k, (name, n) in enumerate(zip(_core.cells[module.cell].states, state_sizes(module), strict=True))
+    }
+    if "n" in drawn:  # a sum of weights
+        drawn["n"] = np.abs(drawn["n"]) + module.dtype.type(0.5)
+    return state_of(tuple(drawn.values()))
 
 
 def state_sizes(module: Any) -> list[int]:
@@ -80,10 +88,15 @@ def names_of(module: Any) -> tuple[str, ...]:
 
 
 def parameters_of(module: Any, arrays: Results, end: str = "") -> tuple[Array | None, ...]:
-    """Return one direction's parameters, or arrays like them, as the kernels take them; the leak is the module's."""
-    names = names_of(module)
-    leak = np.broadcast_to(np.asarray(getattr(module, "leak", 1), module.dtype), module.hidden_size)
-    return tuple(leak if name == "leak" else arrays.get(name + end) for name in names)
+    """Return one direction's parameters, or arrays like them, as the kernels take them; what is fixed, the module's."""
+    names, fixed = names_of(module), {}
+    if "leak" in names:
+        fixed["leak"] = np.broadcast_to(np.asarray(module.leak, module.dtype), module.hidden_size)
+    if "bounds" in names:
+        least = -np.inf if module.min_n is None else module.min_n
+        bounds = [least, 1 if module.clamp_gates else 2.0**64]
+        fixed["bounds"] = np.repeat(np.asarray(bounds, module.dtype), module.hidden_size)
+    return tuple(fixed[name] if name in fixed else arrays.get(name + end) for name in names)
 
 
 def named_parameters(module: Any, arrays: Any, end: str = "") -> Results:
@@ -110,6 +123,11 @@ def swap(a: Array, layer: Any) -> Array:
 def results(y: Any, state: Any, dx: Any, dstate0: Any, grads: Results) -> Results:
     """Return everything that came by name, without what is None."""
     return {**named(y=y, dx=dx), **named_states(state, dstate0), **grads}
+
+
+def of_c(cell: str, dc: Array | None, k: int) -> tuple[Array | None, ...] | None:
+    """Return the gradients of a layer's states of every step but h, of which that of c is given."""
+    return None if dc is None else tuple(dc[k] if name == "c" else None for name in _core.cells[cell].states[1:])
 
 
 def oracle(
@@ -158,7 +176,7 @@ def oracle(
     for k in reversed(range(L)):
         if dh_layers is not None:
             d = dh_layers[k] if d is None else d + dh_layers[k]
-        dstate_k, dsteps = mapped(itemgetter(here[k]), parts(dstate)), None if dc is None else (dc[k],)
+        dstate_k, dsteps = mapped(itemgetter(here[k]), parts(dstate)), of_c(layer.cell, dc, k)
         d, dstate0_k, new = reference.backward(tapes[k], d, dstate_k, dsteps=dsteps, clip_dh=clip_dh)
         if k and masks:
             d = d * masks[k - 1]

@@ -93,7 +93,8 @@ class Problem:
 
     cell: str
     x: Array  # [T,B,I], or tokens [T,B]
-    parameters: list[tuple[Array | None, ...]]  # D tuples: w_ih [G·H,I], w_hh [G·H,P], b_ih, b_hh [G·H] or None, ..
+    # D tuples: w_ih [G·H,I], w_hh [G·H,P] or [G·H,H/heads], b_ih, b_hh [G·H] or None, ..
+    parameters: list[tuple[Array | None, ...]]
     state0: State | None  # [D,B,H] each, of h [D,B,P]
     dy: Array | None  # [T,B,D·P]
     dstate: State | None  # [D,B,H] each, of h [D,B,P]
@@ -132,8 +133,9 @@ class Problem:
     @property
     def state_sizes(self) -> list[int]:
         """The sizes of the states: P of h where that is a projection, else H."""
-        w_hh: Any = self.parameters[0][1]
-        return [w_hh.shape[1], *[self.hidden_size] * (num_states(self.cell) - 1)]
+        H, own = self.hidden_size, 4 + len(_core.cells[self.cell].parameters)
+        projection: Any = self.parameters[0][own:]
+        return [len(projection[0]) if projection else H, *[H] * (num_states(self.cell) - 1)]
 
     @property
     def real(self) -> Array:
@@ -142,15 +144,21 @@ class Problem:
         return (np.arange(T)[:, None] < (np.full(B, T) if self.lengths is None else self.lengths))[..., None]
 
 
-def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True, seed: int = 0) -> Problem:
+def make_problem(
+    cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True, seed: int = 0, heads: int | None = None
+) -> Problem:
     """Draw a problem with weights as torch initialises them, U(-1/sqrt(H), 1/sqrt(H)).
+
+    By default, an sLSTM with the sigmoid has two heads where H is even. A normalizer n is above 0.
 
     Where I > H, x is scaled down so that few units saturate: there 1 - h^2 is rounding, in any implementation.
     """
     rng = np.random.default_rng(seed)
     T, B, I, H, D, proj_size = shape
-    P, G = proj_size or H, _core.cells[cell].num_gates
-    sizes = [P, *[H] * (num_states(cell) - 1)]
+    P, G, states = proj_size or H, _core.cells[cell].num_gates, _core.cells[cell].states
+    if heads is None:
+        heads = 2 if cell == "slstm" and H % 2 == 0 else 1
+    sizes = [P, *[H] * (len(states) - 1)]
 
     def uniform(*size: int) -> Array:
         return np.asarray(rng.uniform(-1, 1, size) / np.sqrt(H), dtype)
@@ -158,20 +166,30 @@ def make_problem(cell: str, dtype: DTypeLike, shape: Shape, *, bias: bool = True
     def normal(*size: int) -> Array:
         return np.asarray(rng.standard_normal(size), dtype)
 
+    def state(name: str, n: int) -> Array:
+        return normal(D, B, n) if name != "n" else np.asarray(0.5 + rng.random((D, B, n)), dtype)
+
+    def vectors(name: str, n: int) -> Array:
+        match name:
+            case "leak":  # within (0, 1]: past it the state would grow
+                return np.asarray(1 - 0.9 * rng.random(n * H), dtype)
+            case "bounds":  # of n from below and of f from above
+                return np.asarray(rng.random(n * H) + np.repeat([0.5, 1], H), dtype)
+        return uniform(n * H)
+
     problem = Problem(
         cell=cell,
         x=normal(T, B, I) * np.asarray(min(1, np.sqrt(H / I)), dtype),
         parameters=[
-            (uniform(G * H, I), uniform(G * H, P), *((uniform(G * H), uniform(G * H)) if bias else (None, None)))
+            (uniform(G * H, I), uniform(G * H, P // heads), *(uniform(G * H) if bias else None for _ in range(2)))
             for _ in range(D)
         ],
-        state0=tuple(normal(D, B, n) for n in sizes),
+        state0=tuple(map(state, states, sizes)),
         dy=normal(T, B, D * P),
         dstate=tuple(normal(D, B, n) for n in sizes),
     )
     for name, n in _core.cells[cell].parameters.items():
-        # A leak is within (0, 1]: past it the state would grow.
-        new = [np.asarray(1 - 0.9 * rng.random(n * H), dtype) if name == "leak" else uniform(n * H) for _ in range(D)]
+        new = [vectors(name, n) for _ in range(D)]
         problem = replace(problem, parameters=[(*ws, w) for ws, w in zip(problem.parameters, new, strict=True)])
     if proj_size:
         problem = replace(problem, parameters=[(*ws, uniform(P, H)) for ws in problem.parameters])

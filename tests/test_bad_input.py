@@ -108,11 +108,17 @@ def rnn_of(leak: Any) -> Callable[[World], Any]:
     return lambda _: rf.RNN(3, 4, leak=leak)
 
 
+def slstm_of(**options: Any) -> Callable[[World], Any]:
+    return lambda _: rf.SLSTM(3, 4, **options)
+
+
 def lstm_of(dtype: Any) -> Callable[[World], Any]:
     return lambda _: rf.LSTM(3, 4, dtype=dtype)
 
 
 SIZES = r"input_size, hidden_size, num_layers: expected sizes that fit the address space"
+
+X = np.ones((2, 1, 3))
 
 CONSTRUCTORS = {
     "input_size_0": Case(lambda _: rf.LSTM(0, 4), ValueError, "input_size: expected at least 1, got 0"),
@@ -146,6 +152,42 @@ CONSTRUCTORS = {
     "leak_none": Case(lambda _: rf.RNN(3, 4, leak=None), TypeError, "leak: expected a number, got NoneType"),
     "leak_bool": Case(lambda _: rf.RNN(3, 4, leak=True), TypeError, "leak: expected a number, got bool"),
     "leak_bools": Case(lambda _: rf.RNN(3, 4, leak=[True] * 4), TypeError, "leak: expected numbers, got bool"),
+    **{
+        f"num_heads_{heads}": Case(slstm_of(num_heads=heads), ValueError, f"num_heads: {expected}")
+        for heads, expected in {
+            0: "expected at least 1, got 0",
+            3: "expected a number that divides hidden_size, 4, got 3",
+            8: "expected a number that divides hidden_size, 4, got 8",
+        }.items()
+    },
+    "num_heads_float": Case(slstm_of(num_heads=2.0), TypeError, "num_heads: expected an int, got float"),
+    "forget_gate": Case(
+        slstm_of(forget_gate="tanh"), ValueError, "forget_gate: expected 'sigmoid' or 'exp', got 'tanh'"
+    ),
+    **{
+        f"min_n_{n}": Case(slstm_of(min_n=n), ValueError, "min_n: expected")
+        for n in (0, -1.0, float("nan"), float("inf"), 1e-60, 1e300)
+    },
+    "min_n_str": Case(slstm_of(min_n="1"), TypeError, "min_n: expected a number, got str"),
+    "clamp_gates": Case(slstm_of(clamp_gates=1), TypeError, "clamp_gates: expected a bool, got int"),
+    "slstm_huge": Case(
+        lambda _: rf.SLSTM(3, 2**40), ValueError, "hidden_size: expected sizes that fit the address space"
+    ),
+    "slstm_holds_f": Case(
+        lambda _: rf.SLSTM(3, 4)(np.zeros((2, 1, 3), np.float32), gate_override={"f": 1.0}),
+        ValueError,
+        "gate_override: expected gates of slstm, z, o, got 'f'",
+    ),
+    "heads_of_w_hh": Case(
+        lambda _: rf.functional.inference("slstm", X, [(np.ones((16, 3)), np.ones((16, 3)), None, None, np.ones(8))]),
+        ValueError,
+        r"w_hh: expected shape \(4·H, H / heads\) with H >= 1, got \(16, 3\)",
+    ),
+    "heads_of_lstm": Case(
+        lambda _: rf.functional.inference("lstm", X, [(np.ones((16, 3)), np.ones((16, 2)), None, None)]),
+        ValueError,
+        r"w_hh: expected shape \(4·H, H\) with H >= 1, got \(16, 2\)",
+    ),
     "reset_after": Case(lambda _: rf.GRU(3, 4, reset_after=None), TypeError, "reset_after: expected a bool"),
     "dropout_-0.1": Case(lambda _: rf.LSTM(3, 4, dropout=-0.1), ValueError, r"dropout: expected .*, got -0.1"),
     "dropout_2": Case(lambda _: rf.LSTM(3, 4, dropout=2), ValueError, r"dropout: expected .*, got 2"),
@@ -586,7 +628,9 @@ SEQUENCES = {
     "clip_bare_complex": Case(bare_clip(1j), TypeError, "clip_dh: expected a number, got complex"),
     "tape_layer": Case(lambda w: w.tape.h(5), ValueError, "layer: expected -2 to 1, got 5"),
     "tape_layer_type": Case(lambda w: w.tape.gates("l0"), TypeError, "layer: expected an int, got str"),
-    "tape_c_gru": Case(lambda w: w.gru_tape.c(0), ValueError, "layer: expected one of an LSTM, got one of GRU"),
+    "tape_c_gru": Case(
+        lambda w: w.gru_tape.c(0), ValueError, "layer: expected one of an LSTM or an SLSTM, got one of GRU"
+    ),
     "tape_saving": Case(
         lambda w: w.saving_tape.gates(0), ValueError, "tape: expected one with every step, got .* checkp"
     ),

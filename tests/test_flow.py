@@ -38,6 +38,9 @@ def loss(layer: Any, x: Array, state: Any, dy: Array, moved: tuple[int, int, int
                 h, *c = parts(after)
                 if (k, d, t) == moved and part == "h":
                     h = h + change
+                elif (k, d, t) == moved and len(c) > 1:  # h = o c / n
+                    h = h * (1 + change / c[0])
+                    c = [c[0] + change, *c[1:]]
                 elif (k, d, t) == moved:
                     o = h / np.tanh(c[0])
                     c = [c[0] + change]
@@ -202,7 +205,12 @@ X32, DY32 = X.astype(np.float32), DY[..., :H].astype(np.float32)
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((rnnfast.LSTMCell(I, H), X32, DY32), {}, TypeError, "layer: expected an LSTM, GRU or RNN, got LSTMCell"),
+        (
+            (rnnfast.LSTMCell(I, H), X32, DY32),
+            {},
+            TypeError,
+            "layer: expected an LSTM, GRU, RNN or SLSTM, got LSTMCell",
+        ),
         ((rnnfast.GRU(I, H), X32[..., 1:], DY32), {}, ValueError, rf"x: expected shape \(T, B, {I}\) .* got"),
         ((rnnfast.GRU(I, H), X, DY32), {}, TypeError, "x: expected dtype float32, got float64"),
         ((rnnfast.GRU(I, H), X32, DY32[1:]), {}, ValueError, r"dy: expected shape \(5, 2, 6\), got \(4, 2, 6\)"),

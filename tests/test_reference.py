@@ -176,6 +176,14 @@ def scalar_step(cell: str, x: float, state: list[float], w: list[float]) -> list
             return [h + more[0] * (math.tanh(a[0] + u[0]) - h)]
         case "rnn_relu_leaky":
             return [h + more[0] * (max(0, a[0] + u[0]) - h)]
+        case "slstm" | "slstm_exp":
+            c, n, m = others
+            raw = [a_k + u_k for a_k, u_k in zip(a, u, strict=True)]
+            l = m + (math.log(s(raw[1])) if cell == "slstm" else raw[1])
+            scale = raw[0] if n == 0 else max(raw[0], l)
+            i, f = math.exp(raw[0] - scale), min(math.exp(l - scale), more[1])
+            c, n = f * c + i * math.tanh(raw[2]), max(f * n + i, more[0])
+            return [s(raw[3]) * c / n, c, n, scale]
         case "gru" | "gru_reset_before":
             r, z = s(a[0] + u[0]), s(a[1] + u[1])
             u_n = r * u[2] if cell == "gru" else w[5] * r * h + w[11]
@@ -329,7 +337,10 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
     assert all(not np.where(p.real, 0, a).any() for a in (*gates.values(), *c))
     before = np.concatenate([p.state0[0][:1], h[:-1, :, :4]])
     w_ih, w_hh, b_ih, b_hh, *more = p.parameters[0]
-    a, u = np.split(p.x @ w_ih.T + b_ih, len(gates) or 1, -1), np.split(before @ w_hh.T + b_hh, len(gates) or 1, -1)
+    G, heads = len(gates) or 1, 4 // w_hh.shape[1]
+    of_heads = zip(np.split(before, heads, -1), np.split(w_hh.reshape(G, 4, -1), heads, 1), strict=True)
+    product = np.concatenate([np.einsum("tbk,gjk->gtbj", v, w) for v, w in of_heads], -1)
+    a, u = np.split(p.x @ w_ih.T + b_ih, G, -1), product + b_hh.reshape(-1, 1, 1, 4)
     expected: Results = {}
     match cell:
         case "lstm":
@@ -346,6 +357,15 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
                 raw = a[k] + u[k] + seen.get(name, 0)
                 expected[name] = np.tanh(raw) if name == "g" else reference.sigmoid(raw)
             assert_equal_to_rounding({"h": h[..., :4]}, {"h": gates["o"] * np.tanh(c[0][..., :4])})
+        case "slstm" | "slstm_exp":
+            after_c, n, m = (part[..., :4] for part in c)
+            raw = [a_k + u_k for a_k, u_k in zip(a, u, strict=True)]
+            log_f = -np.log1p(np.exp(-raw[1])) if cell == "slstm" else raw[1]
+            l = np.concatenate([p.state0[3][:1], m[:-1]]) + log_f
+            f = np.minimum(np.exp(l - m), more[0][4:])
+            expected = {"i": np.exp(raw[0] - m), "f": f, "z": np.tanh(raw[2]), "o": reference.sigmoid(raw[3])}
+            assert_equal_to_rounding({"m": m}, {"m": np.where(p.real, np.maximum(raw[0], l), 0)})
+            assert_equal_to_rounding({"h": h[..., :4]}, {"h": gates["o"] * after_c / np.where(p.real, n, 1)})
         case "gru" | "gru_reset_before":
             expected = {name: reference.sigmoid(a[k] + u[k]) for k, name in enumerate("rz")}
             of_n = (h[..., :4] - gates["z"] * before) / np.where(p.real, 1 - gates["z"], 1)
@@ -365,7 +385,11 @@ def test_gradients_of_a_step_are_those_of_the_loss_as_a_function_of_its_state(ce
         after = replace(p.with_each(itemgetter(np.s_[t + 1 :]), "x", "dy", "dsteps"), state0=state)
         given = (p.dy, *p.dsteps)
         expected = [central_difference(after, s) + ds[t] for s, ds in zip(state, given, strict=True)]
-        if len(state) == 2:  # the step's c makes its h
+        if "n" in _core.cells[cell].states:  # the step's c and n make its h
+            h, _, n, _ = state
+            expected[1] += expected[0] * reference.gates(tape)[0]["o"][t] / n
+            expected[2] -= expected[0] * h / n
+        elif len(state) == 2:  # the step's c makes its h
             o, tanh_c, more = reference.gates(tape)[0]["o"][t], np.tanh(state[1]), p.parameters[0][4:]
             expected[1] += expected[0] * o * (1 - tanh_c**2)
             if more:  # and through p_o its o

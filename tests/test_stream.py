@@ -373,7 +373,7 @@ def test_a_refused_call_changes_nothing(call: Callable[[Any], Any], error: type[
         (
             lambda: rf.stream.Stream(rnnfast.Linear(2, 3)),
             TypeError,
-            "layer: expected LSTM, GRU or RNN, got Linear",
+            "layer: expected LSTM, GRU, RNN or SLSTM, got Linear",
         ),
     ],
 )

@@ -79,7 +79,7 @@ def gradients(window: Any, dy: Array, layer: Any, x: Array) -> Results:
 
 def by_part(name: str, state: Any) -> Results:
     """Return the parts of a state, each by the name with its letter in it."""
-    return {name.format(letter): part for letter, part in zip("hc", parts(state), strict=False)}
+    return {name.format(letter): part for letter, part in zip("hcnm", parts(state), strict=False)}
 
 
 def assert_oracle(
@@ -185,7 +185,8 @@ def test_all_forms_are_those_of_the_definition(
     layer = make_layer(cell, dtype="float64", **form.layer)
     for name in initial(layer.cell):
         if name in layer.parameters:
-            setattr(layer, name, normal(layer.parameters[name].shape, "float64", 3))
+            values = normal(layer.parameters[name].shape, "float64", 3)
+            setattr(layer, name, np.abs(values) if name == "initial_n" else values)
     x = np.random.default_rng(4).integers(0, I, (T, B)) if form.tokens else normal((T, B, I), "float64", 1)
     assert_oracle(layer, x, k1, k2, activations=activations, chunks=form.chunks, **form.options)
 

@@ -110,7 +110,7 @@ def test_a_function_has_the_state_of_its_cell() -> None:
 
 
 def test_the_cells_that_type_checkers_know_have_as_many_states() -> None:
-    for cells, states in ((names.OneStateCell, 1), (names.TwoStateCell, 2)):
+    for cells, states in ((names.OneStateCell, 1), (names.TwoStateCell, 2), (names.FourStateCell, 4)):
         assert {len(_core.cells[cell].states) for cell in typing.get_args(cells)} == {states}
 
 

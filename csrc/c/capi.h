@@ -45,9 +45,10 @@ typedef enum rnnfast_status {
 
 typedef enum rnnfast_dtype { RNNFAST_FLOAT32 = 0, RNNFAST_FLOAT64 = 1 } rnnfast_dtype;
 
-/* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,P]; w_hh [G*H,P]; b_ih and b_hh
- * [G*H], which may be NULL; and as many pointers as there are other parameters, or NULL where there is none: those of
- * the cell, such as the peephole [3*H] of "lstm_peephole", and last w_hr [P,H] where h is a projection. */
+/* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,P]; w_hh [G*H,P], of several
+ * heads [G*H,H/heads]; b_ih and b_hh [G*H], which may be NULL; and as many pointers as there are other parameters, or
+ * NULL where there is none: those of the cell, such as the peephole [3*H] of "lstm_peephole", and last w_hr [P,H] where
+ * h is a projection. */
 typedef struct rnnfast_weights {
   const void *w_ih, *w_hh, *b_ih, *b_hh;
   const void* const* more;
@@ -63,6 +64,7 @@ typedef struct rnnfast_stack {
   const rnnfast_weights* layers;                 /* [L] */
   const void* const* state0;                     /* [S] of [L,H], of h [L,P], where every sequence starts */
   ptrdiff_t proj_size;                           /* P of a projection, less than H; 0: there is none */
+  ptrdiff_t num_heads; /* of a cell that may have them, "slstm" or "slstm_exp"; 0 stands for 1 */
 } rnnfast_stack;
 
 /* B sequences on their way through a stack. */
@@ -77,7 +79,7 @@ typedef struct rnnfast_layer {
   rnnfast_dtype dtype;
   ptrdiff_t input_size, hidden_size, num_directions; /* I, H and D, which is 1 or 2 */
   const rnnfast_weights* weights; /* [D]; may be NULL for a forward with packed weights and without a tape */
-  ptrdiff_t proj_size;            /* as in a stack */
+  ptrdiff_t proj_size, num_heads; /* as in a stack */
 } rnnfast_layer;
 
 /* A layer's weights as the kernels read them. Any number of calls may use it at once. */

@@ -59,6 +59,14 @@ inline Index read_size_of_h(const CellShape& cell, Index H, Index proj_size) {
   return proj_size ? proj_size : H;
 }
 
+// The heads of a cell with so many units.
+inline Index read_heads(const CellShape& cell, Index H, Index given) {
+  const Index heads = given == 0 ? 1 : given;
+  require(heads == 1 || cell.has_heads, "num_heads: expected 0 or 1 for %s, got %td", cell.name, given);
+  require(heads >= 1 && H % heads == 0, "num_heads: expected a number that divides H, %td, got %td", H, given);
+  return heads;
+}
+
 // One direction's weights, of which only a bias may be missing.
 inline Parameters<const void> read_weights(const rnnfast_weights& weights, const CellShape& cell, bool projected) {
   require(weights.w_ih && weights.w_hh, "w_ih, w_hh: expected arrays, got NULL");

@@ -27,12 +27,13 @@ namespace {
 struct Layer {
   const CellShape* cell;
   rnnfast_dtype dtype;
-  Index I, H, P, D;
+  Index I, H, P, D, heads;
   Parameters<const void> weights[2];
 };
 
 bool same_sizes(const Layer& a, const Layer& b) {
-  return a.cell == b.cell && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.P == b.P && a.D == b.D;
+  return a.cell == b.cell && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.P == b.P && a.D == b.D &&
+         a.heads == b.heads;
 }
 
 template <class Args>
@@ -51,6 +52,7 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
                 .H = layer->hidden_size,
                 .P = 0,
                 .D = layer->num_directions,
+                .heads = 1,
                 .weights = {}};
   require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
   require(read.D == 1 || read.D == 2, "D: expected 1 or 2, got %td", read.D);
@@ -58,6 +60,7 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
   const double units = double(read.H) + 64;
   require(64 * units * (double(read.I) + units) < most_elements,
           "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
+  read.heads = read_heads(*read.cell, read.H, layer->num_heads);
   require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
   for (Index d = 0; layer->weights && d < read.D; ++d)
     read.weights[d] = read_weights(layer->weights[d], *read.cell, read.P < read.H);
@@ -128,7 +131,7 @@ class Arrays {
     for (Index d = 0; d < layer.D; ++d) {
       const Parameters<const void>& w = layer.weights[d];
       const Index rows = layer.cell->gate_count * layer.H;
-      read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * layer.P);
+      read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * (layer.P / layer.heads));
       read("b_ih", w.b_ih, rows), read("b_hh", w.b_hh, rows);
       for (int i = 0; i < layer.cell->parameter_count; ++i)
         read(layer.cell->parameters[i].name, w.vectors[i], layer.cell->parameters[i].count * layer.H);
@@ -224,7 +227,8 @@ bool never() { return false; }
 // ---- Packed weights ------------------------------------------------------------------------------------------------
 
 Problem problem_of(const Layer& layer, Index T, Index B) {
-  return problem_of(*layer.cell, {.T = T, .B = B, .I = layer.I, .H = layer.H, .D = layer.D, .P = layer.P});
+  return problem_of(*layer.cell,
+                    {.T = T, .B = B, .I = layer.I, .H = layer.H, .D = layer.D, .P = layer.P, .heads = layer.heads});
 }
 
 void fill(rnnfast_pack& pack, const Layer& layer) {
@@ -384,7 +388,7 @@ void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args, c
               weight ? "an array, got NULL" : "NULL as the bias is, got an array");
       arrays.written(name, data, G * p.H * columns);
     };
-    gradient("dw_ih", g.dw_ih, w.w_ih, p.I), gradient("dw_hh", g.dw_hh, w.w_hh, p.P);
+    gradient("dw_ih", g.dw_ih, w.w_ih, p.I), gradient("dw_hh", g.dw_hh, w.w_hh, p.head);
     gradient("db_ih", g.db_ih, w.b_ih, 1), gradient("db_hh", g.db_hh, w.b_hh, 1);
     for (int i = 0; g.dmore && i < layer.cell->parameter_count; ++i)
       arrays.written("dmore", g.dmore[i], layer.cell->parameters[i].count * p.H);

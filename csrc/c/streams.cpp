@@ -74,7 +74,13 @@ class Stream final : public rnnfast_stream {
     Index scratch = 0;
     for (Index l = 0; l < L_; ++l) {
       ForwardArgs<Real>& layer = layers_[std::size_t(l)];
-      layer.problem = problem_of(cell, {.T = chunk_, .B = B_, .I = l == 0 ? I_ : P_, .H = H_, .D = 1, .P = P_});
+      layer.problem = problem_of(cell, {.T = chunk_,
+                                        .B = B_,
+                                        .I = l == 0 ? I_ : P_,
+                                        .H = H_,
+                                        .D = 1,
+                                        .P = P_,
+                                        .heads = read_heads(cell, H_, stack.num_heads)});
       set_direction(layer, stack.layers[l], l);
       if (l > 0) layer.x = {data(between_[(l - 1) % 2]), P_};
       scratch = std::max(scratch, kernels_.forward_scratch(layer.problem, true));
@@ -224,6 +230,7 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
     require(double(stack->num_layers) * units * (4 * (double(stack->input_size) + units) + rows) * 8 < most_elements,
             "L, I, H, B: expected sizes that fit the address space, got more");
     const bool projected = read_size_of_h(cell, stack->hidden_size, stack->proj_size) < stack->hidden_size;
+    read_heads(cell, stack->hidden_size, stack->num_heads);
     for (Index l = 0; l < stack->num_layers; ++l) read_weights(stack->layers[l], cell, projected);
     with_real(stack->dtype, [&]<class Real> { *stream = new Stream<Real>(cell, *stack, B); });
   });

@@ -1,4 +1,5 @@
-// Logistic sigmoid and tanh on vectors, each within 2 ULP over all inputs (tests/ulp.py measures it).
+// Logistic sigmoid and tanh on vectors, each within 2 ULP over all inputs (tests/ulp.py measures it), and exp and log
+// as cells and losses need them.
 //
 // Where the processor looks up entries of a table in registers, both start from these. Elsewhere they go through
 // e^z = 2^n (1 + p) with n = round(z / ln 2), r = z - n ln 2 in [-ln 2 / 2, ln 2 / 2] and p = e^r - 1 = r + r^2 q(r).
@@ -80,12 +81,39 @@ RNNFAST_INLINE Exp<S> exp_parts(typename S::V z) {
   return {reinterpret_cast<V>(scale), high + fma(r * r, q, low)};
 }
 
-// e^z for z <= 0; where that is no normal number, 0.
+// e^z for z <= 0, and up to sigmoid_high; where that is no normal number, 0.
 template <class S>
 RNNFAST_INLINE typename S::V exp_not_positive(typename S::V z) {
   using C = ExpConstants<typename S::Real>;
   const Exp<S> e = exp_parts<S>(max(S::broadcast(C::sigmoid_low), z));
   return z < C::sigmoid_low ? typename S::V{} : fma(e.scale, e.p, e.scale);
+}
+
+// e^z; where that is no normal number, 0, or the largest that is computed.
+template <class S>
+RNNFAST_INLINE typename S::V exp(typename S::V z) {
+  return exp_not_positive<S>(min(S::broadcast(ExpConstants<typename S::Real>::sigmoid_high), z));
+}
+
+// log(1 + t) for t in [0, 1]. With 1 + t = u, or 2 u where t is large, u in [sqrt(1/2), sqrt(2)), and
+// s = (u - 1) / (u + 1) it is log u = 2 (s + s^3 / 3 + s^5 / 5 + ...), or ln 2 more; the terms left out are below 3e-9
+// s in float, 3e-17 s in double.
+template <class S>
+RNNFAST_INLINE typename S::V log_one_plus(typename S::V t) {
+  using Real = typename S::Real;
+  constexpr Real ln2 = Real(0x1.62e42fefa39efp-1), large = Real(0.41421356237309503);
+  constexpr int last = sizeof(Real) == sizeof(float) ? 9 : 19;
+  const auto is_large = t > large;
+  const auto s = (is_large ? t - 1 : t) / (is_large ? t + 3 : t + 2), s2 = s * s;
+  auto q = typename S::V{};
+#pragma GCC unroll 16
+  for (int odd = last; odd > 1; odd -= 2) q = (q + 1 / Real(odd)) * s2;
+  return (is_large ? S::broadcast(ln2) : typename S::V{}) + 2 * fma(s, q, s);
+}
+
+template <class S>
+RNNFAST_INLINE typename S::V log_sigmoid(typename S::V x) {
+  return min(S::broadcast(0), x) - log_one_plus<S>(exp_not_positive<S>(-magnitude<S>(x)));
 }
 
 // log x for x >= 1. With x = 2^n m, m in [sqrt(1/2), sqrt(2)) and s = (m - 1) / (m + 1) it is

@@ -116,7 +116,7 @@ inline Shape parameter_shape(const Problem& p, std::size_t i) {
   if (i == parameter_count(*p.cell, false)) return {p.P, p.H};
   if (i >= weight_count) return {p.cell->parameters[i - weight_count].count * p.H};
   const Index rows = p.cell->gate_count * p.H;
-  return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.P} : Shape{rows};
+  return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.head} : Shape{rows};
 }
 
 template <class Real>
@@ -268,14 +268,20 @@ inline void read_resets(const Sequences& sequences, const Shape& rows, Problem& 
   find_starts(p, begins.data(), ends.data(), schedule);
 }
 
-// H and P, from the shape of w_hh.
-inline void read_units(const Array& w_hh, bool projected, Problem& p) {
-  const Index gates = p.cell->gate_count, rows = w_hh.ndim() == 2 ? w_hh.shape(0) : 0;
-  p.H = rows / gates;
-  p.P = w_hh.ndim() == 2 ? w_hh.shape(1) : 0;
-  if (rows % gates == 0 && p.P >= 1 && (projected ? is_projected(p) : p.P == p.H)) return;
-  const std::string all = gates == 1 ? "(H, " : "(" + std::to_string(gates) + "·H, ";
-  wrong_shape("w_hh", all + (projected ? "P) with 1 <= P < H, since there is a w_hr" : "H) with H >= 1"), w_hh);
+// H; P where h is a projection, and else the units of a head where the cell may have some.
+inline void read_recurrent_sizes(const Array& w_hh, bool projected, Problem& p) {
+  const Index G = p.cell->gate_count, rows = w_hh.ndim() == 2 ? w_hh.shape(0) : 0;
+  const bool heads = p.cell->has_heads && !projected;
+  p.H = rows / G;
+  p.head = w_hh.ndim() == 2 ? w_hh.shape(1) : 0;
+  p.P = projected ? p.head : p.H;
+  const bool fits = projected ? is_projected(p) : heads ? p.head >= 1 && p.H % p.head == 0 : p.head == p.H;
+  if (p.H >= 1 && p.head >= 1 && rows % G == 0 && fits) return;
+  const std::string all = G == 1 ? "(H, " : "(" + std::to_string(G) + "·H, ";
+  const char* columns = projected ? "P) with 1 <= P < H, since there is a w_hr"
+                        : heads   ? "H / heads) with H >= 1"
+                                  : "H) with H >= 1";
+  wrong_shape("w_hh", all + columns, w_hh);
 }
 
 // The sizes of a call, from the shapes of x and of the first direction's weights.
@@ -290,7 +296,7 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
   const bool projected = arrays.size() % parameter_count(cell, false) != 0;
   p.D = Index(arrays.size() / parameter_count(cell, projected));
   const Array& w_ih = *arrays[0];
-  read_units(*arrays[1], projected, p);
+  read_recurrent_sizes(*arrays[1], projected, p);
   if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(cell.gate_count * p.H) + ", I)", w_ih);
   p.I = w_ih.shape(1);
   const bool dense = p.input == InputKind::dense;
@@ -365,8 +371,7 @@ Held<double> read_held(const CellShape& cell, const py::object& object) {
   const py::object to_number = py::module_::import("rnnfast._base.scalars").attr("number");
   if (!py::hasattr(object, "keys")) throw py::type_error("gate_override: expected a dict, got " + type_name(object));
   for (const auto& [gate, value] : py::dict(object)) {  // a copy: the caller's could change while we read it
-    const std::size_t index = py::isinstance<py::str>(gate) && py::len(gate) == 1 ? gates.find(text(gate)) : gates.npos;
-    if (index == gates.npos) {
+    if (!py::isinstance<py::str>(gate) || py::len(gate) != 1 || gates.find(text(gate)) == gates.npos) {
       std::string names;
       for (const char name : gates) names += (names.empty() ? "" : ", ") + std::string(1, name);
       throw py::value_error("gate_override: expected " +
@@ -377,7 +382,8 @@ Held<double> read_held(const CellShape& cell, const py::object& object) {
     const std::string name = "gate_override['" + text(gate) + "']";
     const double number =
         called(to_number, py::make_tuple(value, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
-    const int slot = int(index) + cell.slot_count - cell.gate_count;  // the last slots are the gates
+    // The last slots are the gates.
+    const int slot = int(std::string(cell.gates).find(text(gate))) + cell.slot_count - cell.gate_count;
     held.slots |= 1u << slot, held.value[slot] = number;
   }
   return held;

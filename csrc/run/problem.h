@@ -20,19 +20,22 @@ namespace rnnfast {
 struct Sizes {
   Index T, B, I, H, D;
   Index P = 0;  // where h is a projection
+  Index heads = 1;
 };
 
 // All steps are run, of B rows each, and x is dense; what is not so, the caller sets.
 constexpr Problem problem_of(const CellShape& cell, const Sizes& sizes) {
+  const Index P = sizes.P ? sizes.P : sizes.H;
   return {.T = sizes.T,
           .B = sizes.B,
           .I = sizes.I,
           .H = sizes.H,
-          .P = sizes.P ? sizes.P : sizes.H,
+          .P = P,
           .D = sizes.D,
           .cell = &cell,
           .input = InputKind::dense,
           .U = 0,
+          .head = sizes.heads == 1 ? P : P / sizes.heads,
           .run = {.first = 0, .last = sizes.T}};
 }
 
@@ -56,7 +59,7 @@ constexpr bool fits_address_space(const Problem& p, double rows) {
 constexpr double flops(const Problem& p) {
   const double rows = double(p.run.last - p.run.first) / double(p.T) * double(row_count(p));
   const double inputs = p.input == InputKind::dense ? rows : p.input == InputKind::embedded ? double(p.U) : 0;
-  const double gates = double(p.cell->gate_count) * (inputs * double(p.I) + rows * double(p.P));
+  const double gates = double(p.cell->gate_count) * (inputs * double(p.I) + rows * double(p.head));
   return 2.0 * double(p.D) * double(p.H) * (gates + (is_projected(p) ? rows * double(p.P) : 0));
 }
 

@@ -202,6 +202,7 @@ class RecurrentModule(Module):
     fixed: Mapping[str, Array] = MappingProxyType({})  # by the kernels' names, what of their parameters is not learned
     input_size: int
     hidden_size: int
+    num_heads: int = 1  # into which the units are divided for the recurrent product
     bias: bool
 
     def with_fixed(self, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
@@ -346,9 +347,10 @@ SCHEMES: dict[str, tuple[Fill, Fill]] = {
 def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None, seed: Any = None) -> None:
     """Draw the parameters of a layer anew, in place.
 
-    The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]. The weight [O,I] of a
-    `Linear` is treated like a w_ih, and so is the projection w_hr [P,H]; w_hh is then [H,P], and orthogonal in its
-    columns. U is the uniform, N the normal distribution. Peepholes start as biases do, learned initial states at zero.
+    The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]; w_hh of several heads is a block
+    [H/heads,H/heads] for each. The weight [O,I] of a `Linear` is treated like a w_ih, and so is the projection w_hr
+    [P,H]; w_hh is then [H,P], and orthogonal in its columns. U is the uniform, N the normal distribution. Peepholes
+    start as biases do, learned initial states at zero.
 
     ================ ================================ ================================ =============
     scheme           w_ih                             w_hh                             b_ih and b_hh
@@ -367,7 +369,8 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     scheme : {"torch", "xavier", "orthogonal", "identity"}
         ``"identity"`` on an ``RNN(..., nonlinearity="relu")`` is the IRNN [3]_.
     forget_bias : float, optional
-        For the LSTM without coupled gates: what the bias of the forget gate starts with, b_ih being this and b_hh 0.
+        For the LSTM without coupled gates and the SLSTM: what the bias of the forget gate starts with, b_ih being
+        this and b_hh 0.
     seed : int, Generator or what `numpy.random.default_rng` takes, optional
         By default the layer's own generator goes on.
 
@@ -416,8 +419,9 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
         elif parameter.ndim == 1:
             parameter.fill(0)
         else:
-            fill = SCHEMES[scheme][name.startswith("weight_hh")]
-            for block in np.split(parameter, 1 if name.startswith(PROJECTION) else layer.gates):
+            recurrent = name.startswith("weight_hh")
+            fill, heads = SCHEMES[scheme][recurrent], getattr(layer, "num_heads", 1) if recurrent else 1
+            for block in np.split(parameter, 1 if name.startswith(PROJECTION) else layer.gates * heads):
                 block[...] = fill(rng, *block.shape)
         if forget_bias is not None and name.startswith("bias"):
             np.split(parameter, layer.gates)[letters.index("f")].fill(forget_bias if name.startswith("bias_ih") else 0)

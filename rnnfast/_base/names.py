@@ -16,6 +16,7 @@ Grads: TypeAlias = list[tuple[Any, ...]]  # likewise, arrays; None where there i
 # Of these cells type checkers know how many states they have.
 OneStateCell: TypeAlias = Literal["gru", "gru_reset_before", "rnn_tanh", "rnn_relu", "rnn_tanh_leaky", "rnn_relu_leaky"]
 TwoStateCell: TypeAlias = Literal["lstm", "lstm_peephole", "cifg", "cifg_peephole"]
+FourStateCell: TypeAlias = Literal["slstm", "slstm_exp"]
 
 WEIGHTS = "weight_ih", "weight_hh"
 BIASES = "bias_ih", "bias_hh"
@@ -28,10 +29,12 @@ def parameter_names(cell: str, projected: bool = False) -> tuple[str, ...]:
     return (*WEIGHTS, *BIASES, *_core.cells[cell].parameters, *((PROJECTION,) if projected else ()))
 
 
-def recurrent_shapes(cell: str, I: int, H: int, bias: bool, proj_size: int = 0) -> dict[str, tuple[int, ...]]:
+def recurrent_shapes(
+    cell: str, I: int, H: int, bias: bool, proj_size: int = 0, heads: int = 1
+) -> dict[str, tuple[int, ...]]:
     """Return the shapes of one direction's parameters."""
-    G = _core.cells[cell].num_gates
-    shapes: dict[str, tuple[int, ...]] = dict(zip(WEIGHTS, ((G * H, I), (G * H, proj_size or H)), strict=True))
+    G, columns = _core.cells[cell].num_gates, (proj_size or H) // heads
+    shapes: dict[str, tuple[int, ...]] = dict(zip(WEIGHTS, ((G * H, I), (G * H, columns)), strict=True))
     if bias:
         shapes |= dict.fromkeys(BIASES, (G * H,))
     shapes |= {name: (n * H,) for name, n in _core.cells[cell].parameters.items()}
@@ -67,6 +70,11 @@ def gru_cell(reset_after: bool) -> str:
 def elman_cell(nonlinearity: str, leaky: bool) -> str:
     """Return the kernels' name of an Elman network."""
     return "rnn_" + choice(nonlinearity, "nonlinearity", ("tanh", "relu")) + ("_leaky" if leaky else "")
+
+
+def slstm_cell(forget_gate: str) -> str:
+    """Return the kernels' name of an sLSTM."""
+    return {"sigmoid": "slstm", "exp": "slstm_exp"}[choice(forget_gate, "forget_gate", ("sigmoid", "exp"))]
 
 
 def reordered(a: Array, order: Sequence[int], count: int | None = None) -> Array:

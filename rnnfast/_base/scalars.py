@@ -67,6 +67,15 @@ def count(value: Any, name: str) -> int:
     return n
 
 
+def head_count(num_heads: Any, hidden_size: Any) -> int:
+    """Return a number of heads into which the units can be divided."""
+    heads, H = size(num_heads, "num_heads"), size(hidden_size, "hidden_size")
+    if H % heads:
+        msg = f"num_heads: expected a number that divides hidden_size, {shown(H)}, got {shown(heads)}"
+        raise ValueError(msg)
+    return heads
+
+
 def addressable(total: int, sizes: str, what: str = "parameters") -> None:
     """Refuse sizes that make more numbers than 64-bit addresses reach, before anything is allocated."""
     if total > np.iinfo(np.intp).max // 8:

@@ -1,8 +1,8 @@
 """The states of a cell: which parts they have, as users give and get them, and as everything inside passes them on.
 
 Inside, a state is a tuple with a place for each part, in the order of the cell's own file; None stands for zeros. Users
-have a state of one part as an array, h, and one of several as a tuple, (h, c). No other module knows which cell has
-which.
+have a state of one part as an array, h, and one of several as a tuple, (h, c) or (h, c, n, m). No other
+module knows which cell has which.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,14 @@ from typing import Any, TypeAlias, TypeVar
 from .. import _core
 from .arrays import Array, ArrayLike
 
-State: TypeAlias = Array | tuple[Array, Array]
-StateT = TypeVar("StateT", bound=State)  # which of the two it is, to type checkers
-StateLike: TypeAlias = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
+FourStates: TypeAlias = tuple[Array, Array, Array, Array]
+State: TypeAlias = Array | tuple[Array, Array] | FourStates
+StateT = TypeVar("StateT", bound=State)  # which of them it is, to type checkers
+StateLike: TypeAlias = (
+    ArrayLike
+    | tuple[ArrayLike | None, ArrayLike | None]
+    | tuple[ArrayLike | None, ArrayLike | None, ArrayLike | None, ArrayLike | None]
+)
 Parts: TypeAlias = tuple[Any, ...]
 
 SEVERAL = tuple, list  # what a state of several parts may be; the union `tuple | list` would be made at each call

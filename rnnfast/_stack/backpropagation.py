@@ -7,7 +7,7 @@ import numpy as np
 from .._base.arrays import Array, checked, quiet
 from .._base.named import checked_grads
 from .._base.scalars import bound, flag
-from .._base.state import Parts, add_to_initial, beside_h, each, state_of
+from .._base.state import Parts, add_to_initial, beside_h, each, parts_of, state_of
 from . import segments, whole
 from .call import Flow, Given, checked_steps
 from .layout import Layout
@@ -55,8 +55,9 @@ def backward(
         flow,
     )
     others = {} if call.embedding is None or not need_dx else {"embedding": call.embedding}
-    steps = given.dsteps or (), given.dh or ()
-    read = call.x, call.first, call.embedding, dy, dstate  # the last two are copied on some ways to `given`
+    steps = tuple(given.dsteps or ()), given.dh or ()
+    given_parts = parts_of(stack.cell, dstate, "dstate")
+    read = call.x, call.first, call.embedding, dy, given_parts  # the last two are copied on some ways to `given`
     into = checked_grads(grads, stack.parameters, read, tape.hidden, given[:2], steps, **others)
     dfirst = new_state(stack, layout)
     run = segments.backward if isinstance(tape.kept, Checkpoints) else whole.backward

@@ -65,9 +65,9 @@ class Recurrent(Stack[StateT]):
         ----------
         x : array [T,B,I], [B,T,I] if `batch_first`, or [T,I] for one sequence; or a `PackedSequence`
             The input; T is at least 1, B may be 0. An array of integers, [T,B], [B,T] or [T], holds tokens.
-        state : array [L·D,B,H] or pair of such, optional
-            The initial state, h or (h, c); [L·D,H] for one sequence. By default, the learned one of a layer
-            with `learn_initial_state`, else zero; a part of it that is None is zero.
+        state : array [L·D,B,H] or tuple of such, optional
+            The initial state, h, (h, c) or (h, c, n, m); [L·D,H] for one sequence. By default, the learned one of a
+            layer with `learn_initial_state`, else zero; a part of it that is None is zero.
         lengths : integers [B], optional
             How many steps of each sequence are real, from 0 to T, in any order. What x holds beyond is not read. y is
             zero there, the last state is that of the last real step, or the initial one, and the backward direction
@@ -81,7 +81,7 @@ class Recurrent(Stack[StateT]):
             What the tokens x select rows of. By default they are one-hot: from 0 to I - 1.
         gate_override : dict, or sequence of L of them, optional
             Values that gates are held at, by their letters: i, f, g, o of the LSTM (i, g, o where gates are coupled),
-            r, z, n of the GRU. A dict is for all layers, in a sequence None is for none.
+            r, z, n of the GRU, z, o of the SLSTM. A dict is for all layers, in a sequence None is for none.
 
         Returns
         -------
@@ -197,14 +197,15 @@ class Recurrent(Stack[StateT]):
             From this layer's `forward`. It is only read: any number of backwards may use it.
         dy : array like y, optional
             The gradient of y, zero if None. What it holds beyond a sequence's length is not read.
-        dstate : array or pair of arrays like state, optional
-            The gradient of the last state, dh or (dh, dc); zero where it or a part of it is None. At least
-            one of dy, dstate, dc and dh_layers is required.
+        dstate : array or tuple of arrays like state, optional
+            The gradient of the last state, dh, (dh, dc) or (dh, dc, dn, dm); zero where it or a part of it is None. At
+            least one of dy, dstate, dc and dh_layers is required.
         dc, dh_layers : array [L,T,B,D·H], [L,B,T,D·H] if `batch_first`, [L,T,D·H] or [L,N,D·H], optional
-            The gradients of c and of h of every step of every layer; dc is the LSTM's.
+            The gradients of c and of h of every step of every layer; dc is the LSTM's and the SLSTM's.
         clip_dh : float, optional
-            What a step passes to the one before, dh and the LSTM's dc, is bounded to [-clip_dh, clip_dh], element by
-            element; also what the first step of each episode passes to dstate0, whose sum is not bounded.
+            What a step passes to the one before, dh and the gradients of its other states, is bounded to
+            [-clip_dh, clip_dh], element by element; also what the first step of each episode passes to dstate0, whose
+            sum is not bounded.
         need_dx : bool, optional
             If False, dx is not computed and None is returned for it; nor is the gradient of an embedding.
         grads : dict of ndarrays, optional
@@ -215,8 +216,9 @@ class Recurrent(Stack[StateT]):
         -------
         dx : like x, or None
             None for tokens. Zero beyond a sequence's length.
-        dstate0 : ndarray or pair of ndarrays like state
-            The gradient of the initial state, dh0 or (dh0, dc0), summed over the episodes that start from it.
+        dstate0 : ndarray or tuple of ndarrays like state
+            The gradient of the initial state, dh0, (dh0, dc0) or (dh0, dc0, dn0, dm0), summed over the episodes that
+            start from it.
         grads : dict of ndarrays
             The gradients of the parameters, by the keys of `state_dict()`; `grads` itself if it was given. With
             an embedding, ``grads["embedding"]`` [V,I] is its gradient. That of a learned initial state is the sum

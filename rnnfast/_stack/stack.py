@@ -71,7 +71,8 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
     def _shapes(self) -> Iterator[Shape]:
         H, P, L, D = self.hidden_size, self.h_size, self.num_layers, self.directions
         for k in range(L):
-            shapes = recurrent_shapes(self.cell, D * P if k else self.input_size, H, self.bias, self.proj_size)
+            I = D * P if k else self.input_size
+            shapes = recurrent_shapes(self.cell, I, H, self.bias, self.proj_size, self.num_heads)
             own = [(name, shape) for name, shape in shapes.items() if name not in self.fixed]
             yield from ((name + end, shape) for end in ends_of(k, D) for name, shape in own)
         if self.learn_initial_state:

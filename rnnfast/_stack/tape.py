@@ -55,12 +55,16 @@ class LayerTape(Tape):
         return self.call.layout.give(rows)
 
     def c(self, layer: int) -> Any:
-        """Return c of every step of a layer of an LSTM, as `h` does."""
-        parts = STATES[self.owner.cell]
-        if "c" not in parts:
-            msg = f"layer: expected one of an LSTM, got one of {self.owner!r}"
-            raise ValueError(msg)
-        return self._given(self._of(self.kept, layer).states[parts.index("c") - 1])
+        """Return c of every step of a layer of an LSTM or an SLSTM, as `h` does."""
+        return self._state("c", layer, "an LSTM or an SLSTM")
+
+    def n(self, layer: int) -> Any:
+        """Return n of every step of a layer of an SLSTM, as `h` does."""
+        return self._state("n", layer, "an SLSTM")
+
+    def m(self, layer: int) -> Any:
+        """Return m of every step of a layer of an SLSTM, as `h` does."""
+        return self._state("m", layer, "an SLSTM")
 
     def gates(self, layer: int) -> dict[str, Any]:
         """Return the activated gates of every step of a layer by their letters, laid out as h is.
@@ -69,6 +73,14 @@ class LayerTape(Tape):
         """
         kept = self._of(self.kept, layer)
         return {name: self._given(kept.gate(name)) for name in kept.gates}
+
+    def _state(self, name: str, layer: int, owner: str) -> Any:
+        """Return a state beside h of every step of a layer, which some owner has."""
+        parts = STATES[self.owner.cell]
+        if name not in parts:
+            msg = f"layer: expected one of {owner}, got one of {self.owner!r}"
+            raise ValueError(msg)
+        return self._given(self._of(self.kept, layer).states[parts.index(name) - 1])
 
     def _of(self, of_layers: Any, layer: int) -> Any:
         L = self.owner.num_layers

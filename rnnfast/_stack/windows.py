@@ -35,7 +35,7 @@ class Window(Generic[StateT]):
         The steps that y and dy are of.
     y : ndarray [stop - start,B,H], laid out as x is
         h of the top layer, as it was computed.
-    state : ndarray [L,B,H] or pair of such
+    state : ndarray [L,B,H] or tuple of such
         The state after the last step; [B,H] of a cell, without B for one sequence.
     """
 

@@ -40,6 +40,17 @@ rnn_tanh_leaky, rnn_relu_leaky
     h = (1 - leak) * h' + leak * f, where f is the h of rnn_tanh or rnn_relu; leak [H]
     Jaeger, "The Echo State Approach to Analysing and Training Recurrent Neural Networks", GMD Report 148, 2001.
 
+slstm, slstm_exp
+    [a_i a_f a_z a_o] = a + W_hh h' + b_hh, where a head's rows of W_hh [G·H,H/heads] meet the h' of its own units
+    l = m' + log s(a_f), or m' + a_f
+    m = a_i where n' = 0, else max(a_i, l)
+    i, f, z, o = exp(a_i - m), min(exp(l - m), F), tanh(a_z), s(a_o)
+    c = f * c' + i * z
+    n = max(f * n' + i, N)
+    h = o * c / n
+    N and F, in this order in bounds [2·H], are the least n and the largest f.
+    Beck et al., "xLSTM: Extended Long Short-Term Memory", 2024 (arXiv:2405.04517).
+
 Each backward step is its forward step read from bottom to top. A gate that is held at a value has that value
 forward, and its pre-activation the gradient 0: the same substitution, by name, in both. A new cell is one pair of
 functions and one row in `CELLS`.
@@ -48,14 +59,14 @@ functions and one row in `CELLS`.
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 State: TypeAlias = tuple[Array, ...]  # a part for each of the cell's states, h first; each [B,H]
-Kept: TypeAlias = tuple[Array, ...]  # what a step keeps for its backward: its previous state, its gates, and more
+Kept: TypeAlias = tuple[Any, ...]  # arrays: what a step keeps for its backward: its previous state, its gates, and more
 Hold: TypeAlias = Callable[[str, Array], Array]  # returns what it is given for a gate, or what that is held at
 Forward: TypeAlias = tuple[State, Kept]
 Backward: TypeAlias = tuple[Array, State, State, tuple[Array, ...]]  # da, all of dstate, the previous one, (dw, db, ..)
@@ -233,6 +244,65 @@ def leaky_backward(
     return da, dstate, (dh * (1 - leak) + dh_u,), (dw, db, (dh * (f - h)).sum(axis=0))
 
 
+def dense(w: Array) -> Array:
+    """Return w_hh [4·H,H/heads] of units in heads as [4·H,H], with zeros between the heads."""
+    H, size = len(w) // 4, w.shape[1]
+    full = np.zeros((4, H // size, size, H // size, size))
+    for head, rows in enumerate(np.moveaxis(w.reshape(4, H // size, size, size), 1, 0)):
+        full[:, head, :, head] = rows
+    return full.reshape(4 * H, H)
+
+
+def of_heads(w: Array, size: int) -> Array:
+    """Return of w [4·H,H] what `dense` has from w_hh."""
+    heads = len(w) // 4 // size
+    blocks = w.reshape(4, heads, size, heads, size)
+    return np.stack([blocks[:, head, :, head] for head in range(heads)], axis=1).reshape(-1, size)
+
+
+def log_sigmoid(x: Array) -> Array:
+    """Return log(1 / (1 + exp(-x))), elementwise."""
+    return -np.logaddexp(0, -x)
+
+
+def slstm(
+    log_f: Callable[[Array], Array], a: Array, state: State, w: Array, b: Array | None, hold: Hold, bounds: Array
+) -> Forward:
+    """Make h, c, n, m from h', c', n', m', where log_f is the logarithm of the forget gate before it is scaled."""
+    h, c, n, m = state
+    least_n, most_f = np.split(bounds, 2)
+    a_i, a_f, a_z, a_o = np.split(a + linear(h, dense(w), b), 4, axis=1)
+    l = m + log_f(a_f)
+    is_i = (n == 0) | (a_i > l)
+    m_next = np.where(is_i, a_i, l)
+    i, f = np.exp(a_i - m_next), np.minimum(np.exp(l - m_next), most_f)
+    z, o = hold("z", np.tanh(a_z)), hold("o", sigmoid(a_o))
+    c_next, sum_n = f * c + i * z, f * n + i
+    n_next = np.maximum(sum_n, least_n)
+    is_free = np.exp(l - m_next) < most_f, sum_n > least_n
+    return (o * c_next / n_next, c_next, n_next, m_next), (h, c, n, m, i, f, z, o, c_next, n_next, a_f, is_i, *is_free)
+
+
+def slstm_backward(
+    dlog_f: Callable[[Array], Array], dstate: State, kept: Kept, w: Array, hold: Hold, _bounds: Array
+) -> Backward:
+    """Make dh', dc', dn', dm' from dh, dc, dn, dm, where dlog_f is the derivative of log_f."""
+    dh, dc, dn, dm = dstate
+    h, c, n, _, i, f, z, o, c_next, n_next, a_f, is_i, f_is_free, n_is_free = kept
+    da_o = hold("o", dh * c_next / n_next * o * (1 - o))
+    dc, dn = dc + dh * o / n_next, dn - dh * o * c_next / n_next**2
+    dsum_n = np.where(n_is_free, dn, 0)
+    da_z = hold("z", dc * i * (1 - z**2))
+    df = dc * c + dsum_n * n
+    by_i, by_f = (dc * z + dsum_n) * i, np.where(f_is_free, df * f, 0)  # of a_i - m and of l - m
+    through_m = dm - by_i - by_f
+    da_i, dl = by_i + np.where(is_i, through_m, 0), by_f + np.where(is_i, 0, through_m)
+    da = np.hstack([da_i, dl * dlog_f(a_f), da_z, da_o])
+    dh_u, dw, db = linear_backward(da, h, dense(w))
+    dbounds = np.hstack([dn - dsum_n, np.where(f_is_free, 0, df)]).sum(axis=0)
+    return da, (dh, dc, dn, dm), (dh_u, dc * f, dsum_n * f, dl), (of_heads(dw, w.shape[1]), db, dbounds)
+
+
 def tanh_backward(dh: Array, h: Array) -> Array:
     """Return the gradient of a where h = tanh(a)."""
     return dh * (1 - h**2)
@@ -269,4 +339,14 @@ CELLS = {
     "rnn_relu": Cell(("h",), "", partial(elman, relu), partial(elman_backward, relu_backward)),
     "rnn_tanh_leaky": Cell(("h",), "", partial(leaky, np.tanh), partial(leaky_backward, tanh_backward), {"leak": 1}),
     "rnn_relu_leaky": Cell(("h",), "", partial(leaky, relu), partial(leaky_backward, relu_backward), {"leak": 1}),
+    "slstm": Cell(
+        ("h", "c", "n", "m"),
+        "ifzo",
+        partial(slstm, log_sigmoid),
+        partial(slstm_backward, lambda a_f: sigmoid(-a_f)),
+        {"bounds": 2},
+    ),
+    "slstm_exp": Cell(
+        ("h", "c", "n", "m"), "ifzo", partial(slstm, np.copy), partial(slstm_backward, np.ones_like), {"bounds": 2}
+    ),
 }

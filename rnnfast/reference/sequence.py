@@ -287,8 +287,8 @@ def _sizes(step: Cell, parameters: Parameters) -> list[int]:
     """Return the sizes of the states: P of h, H of the others."""
     _, w_hh, _, _, *more = parameters
     _, w_hr = _own(step, more)
-    P = w_hh.shape[1]
-    H = P if w_hr is None else w_hr.shape[1]
+    H = len(w_hh) // max(len(step.gates), 1)
+    P = H if w_hr is None else len(w_hr)
     return [P, *[H] * (len(step.states) - 1)]
 
 

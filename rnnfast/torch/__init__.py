@@ -1,7 +1,8 @@
 """The recurrent modules of `torch.nn` on rnnfast's kernels, forward and backward, without copying contiguous tensors.
 
 `accelerate` changes the modules of a model in place. The classes are those of `torch.nn` with a forward of their own:
-constructors, parameters, errors, ``state_dict``, ``repr`` and ``isinstance`` are torch's.
+constructors, parameters, errors, ``state_dict``, ``repr`` and ``isinstance`` are torch's. `SLSTM`, which torch lacks,
+is a module in the same manner.
 
 What is computed here are float32 and float64 tensors on the CPU. Left to torch's operators, correct though slower, are
 second derivatives and calls under `torch.func`, forward-mode differentiation and ``torch.jit.trace``.
@@ -32,10 +33,11 @@ except ModuleNotFoundError as error:
 
 from ._models import accelerate, restore
 from ._modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from ._slstm import SLSTM
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "restore"]
+__all__ = ["GRU", "LSTM", "RNN", "SLSTM", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "restore"]
 
 torch._dynamo.config.allow_rnn = True
 
-for _kind in (GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell):
+for _kind in (GRU, LSTM, RNN, SLSTM, GRUCell, LSTMCell, RNNCell):
     _kind.__module__ = __name__  # where pickles look for them

@@ -21,7 +21,9 @@ class Call(NamedTuple):
     x: Tensor  # [T,B,I], or [N,I] with batch_sizes; [B,I] of a step
     states: Sequence[Tensor]  # S initial states [D,B,H], of h [D,B,P], without D of a step; none: zero
     batch_sizes: Tensor | None  # [T]
-    weights: Sequence[Tensor]  # w_ih, w_hh, with bias b_ih, b_hh, and if projected w_hr of each direction
+    weights: Sequence[Tensor]  # of each direction w_ih, w_hh, with bias b_ih, b_hh, what the cell has beside, and w_hr
+        Tensor
+    ]  # of each direction w_ih, w_hh, with bias b_ih, b_hh, what else the cell has, projected w_hr
 
     @property
     def is_step(self) -> bool:
@@ -31,7 +33,7 @@ class Call(NamedTuple):
     @property
     def of_direction(self) -> int:
         """The number of weights of one direction."""
-        return (4 if self.bias else 2) + self.projected
+        return (4 if self.bias else 2) + len(_core.cells[self.cell].parameters) + self.projected
 
     @property
     def state_shapes(self) -> list[tuple[Any, Any, Any]]:
@@ -40,8 +42,8 @@ class Call(NamedTuple):
             B = self.states[0].shape[1]
         else:
             B = self.x.shape[1] if self.batch_sizes is None else int(self.batch_sizes[0])
-        P = self.weights[1].shape[1]
-        H = self.weights[self.of_direction - 1].shape[1] if self.projected else P
+        H = self.weights[1].shape[0] // _core.cells[self.cell].num_gates
+        P = self.weights[self.of_direction - 1].shape[0] if self.projected else H
         sizes = P, *[H] * (len(STATES[self.cell]) - 1)
         return [(len(self.weights) // self.of_direction, B, n) for n in sizes]
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _core
 from .._base.state import STATES
 from ._autograd import followed
-from ._derivatives import STEPS, without_onednn
+from ._derivatives import STEPS, by_steps, without_onednn
 from ._kernels import Call, tensor_of
 from ._operators import forward_operator
 
@@ -37,6 +37,8 @@ def left_to_torch() -> bool:
 
 def layer(call: Call) -> tuple[Any, ...]:
     """Return y, None of a step, and the last states."""
+    if left_to_torch():  # of a cell that torch lacks
+        return tuple(by_steps(call))
     tensors = call.x, *call.states, *call.weights
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if is_watched() or type(call.x) not in (Tensor, torch.nn.Parameter) or not call.x.is_cpu:
@@ -91,11 +93,12 @@ class _Scriptable:
         return module
 
 
-class _Recurrent(_Scriptable):
+class Recurrent(_Scriptable):
     """The forward of LSTM, GRU and RNN."""
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
-        if left_to_torch() or not isinstance(input, Tensor | PackedSequence):
+        is_theirs = isinstance(self, torch.nn.RNNBase)
+        if (is_theirs and left_to_torch()) or not isinstance(input, Tensor | PackedSequence):
             with without_onednn if self.mode == "LSTM" else nullcontext():
                 return super().forward(input, hx)  # type: ignore[misc]
         packed = isinstance(input, PackedSequence)
@@ -169,7 +172,7 @@ class _Cell(_Scriptable):
         return tuple(states) if S > 1 else states[0]
 
 
-class LSTM(_Recurrent, torch.nn.LSTM):  # type: ignore[misc]
+class LSTM(Recurrent, torch.nn.LSTM):  # type: ignore[misc]
     """`torch.nn.LSTM` on rnnfast's kernels.
 
     Parameters
@@ -195,11 +198,11 @@ class LSTM(_Recurrent, torch.nn.LSTM):  # type: ignore[misc]
     """
 
 
-class GRU(_Recurrent, torch.nn.GRU):  # type: ignore[misc]
+class GRU(Recurrent, torch.nn.GRU):  # type: ignore[misc]
     """`torch.nn.GRU` on rnnfast's kernels. Takes and raises what `LSTM` does."""
 
 
-class RNN(_Recurrent, torch.nn.RNN):  # type: ignore[misc]
+class RNN(Recurrent, torch.nn.RNN):  # type: ignore[misc]
     """`torch.nn.RNN` on rnnfast's kernels. Takes and raises what `LSTM` does, and `nonlinearity`."""
 
 

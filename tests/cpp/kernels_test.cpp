@@ -60,8 +60,16 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
   for (Index t = 0; t < s.T; ++t) first_row.push_back(first_row.back() + (s.ragged ? s.B - t * (s.B - 1) / s.T : s.B));
   const Index rows = first_row.back(), width = s.D * s.H;
   std::vector<unsigned char> starts[2];
-  Problem p = {
-      .T = s.T, .B = s.B, .I = s.I, .H = s.H, .P = s.H, .D = s.D, .cell = &cell, .input = InputKind::dense, .U = 0};
+  Problem p = {.T = s.T,
+               .B = s.B,
+               .I = s.I,
+               .H = s.H,
+               .P = s.H,
+               .D = s.D,
+               .cell = &cell,
+               .input = InputKind::dense,
+               .U = 0,
+               .head = s.H};
   p.run = {0, s.T};
   if (s.ragged) {
     p.first_row = first_row.data();

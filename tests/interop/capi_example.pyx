@@ -43,7 +43,7 @@ def train(object call, int passes=1, bint packed=False):
     """Go forward and back this many times, the gradients of the weights summed up, and write call.results."""
     p = call.problem
     dtype = RNNFAST_FLOAT32 if p.x.itemsize == 4 else RNNFAST_FLOAT64
-    cell = p.cell.encode()
+    cell, H, heads = p.cell.encode(), p.hidden_size, call.layer.num_heads
     cdef rnnfast_weights[2] weights
     cdef rnnfast_gradients[2] gradients
     more = [(pointers(ws[4:]), pointers(gs[4:])) for ws, gs in zip(p.parameters, call.grads)]
@@ -55,8 +55,8 @@ def train(object call, int passes=1, bint packed=False):
             data(gs[0]), data(gs[1]), data(gs[2]), data(gs[3]), <void* const*> data(of_g)
         )
     cdef rnnfast_layer layer = rnnfast_layer(
-        sizeof(rnnfast_layer), cell, dtype, p.x.shape[-1], p.hidden_size, len(p.parameters), &weights[0],
-        call.layer.proj_size,
+        sizeof(rnnfast_layer), cell, dtype, p.x.shape[-1], H, len(p.parameters), &weights[0],
+        call.layer.proj_size, heads
     )
     sizes = call.batch_sizes
     states = [pointers(arrays) for arrays in (call.state0, call.state, call.dstate, call.dstate0)]
@@ -102,7 +102,7 @@ def stream(object layer, object x, object y):
     cell = layer.cell.encode()
     cdef rnnfast_stack stack = rnnfast_stack(
         cell, dtype, layer.num_layers, layer.input_size, layer.hidden_size, &weights[0], NULL,
-        layer.proj_size,
+        layer.proj_size, layer.num_heads
     )
     cdef Py_ssize_t t, T = x.shape[0], x_step = x[0].nbytes, y_step = y[0].nbytes
     cdef const char* source = <const char*> data(x)

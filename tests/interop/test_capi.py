@@ -445,6 +445,7 @@ def entry_of(array: str, s: int, change: Callable[[int], int]) -> Callable[[Any]
 
 
 SOME = np.ones(100).ctypes.data
+LAYER_SIZE = ctypes.sizeof(capi.Layer)
 REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
     "more": ("lstm_peephole", "layer", first_of("weights", more=None), "peephole: expected an array, got NULL"),
     "peephole": (
@@ -465,8 +466,8 @@ REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
         lambda s: entry_of("dmore", 0, lambda _: s.dx)(s.gradients[0]),
         "dmore: expected memory of its own, got an array that overlaps dx|dx: .* overlaps dmore",
     ),
-    "layer: no size": ("lstm", "layer", set_fields(size=0), "layer->size: expected 56, got 0"),
-    "layer: other size": ("lstm", "layer", set_fields(size=64), "layer->size: expected 56, got 64"),
+    "layer: no size": ("lstm", "layer", set_fields(size=0), f"layer->size: expected {LAYER_SIZE}, got 0"),
+    "layer: other size": ("lstm", "layer", set_fields(size=56), f"layer->size: expected {LAYER_SIZE}, got 56"),
     "cell: NULL": ("lstm", "layer", set_fields(cell=None), "cell: expected the name of a cell, got NULL"),
     "cell: none": ("lstm", "layer", set_fields(cell=b"gro"), "cell: expected the name of a cell, got 'gro'"),
     "cell: long": ("lstm", "layer", set_fields(cell=b"g" * 999), "cell: expected the name of a cell, got 'ggg"),
@@ -475,6 +476,14 @@ REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
     "H: negative": ("lstm", "layer", set_fields(hidden_size=-6), "I, H: expected at least 1, got 7, -6"),
     "D: none": ("lstm", "layer", set_fields(num_directions=0), "D: expected 1 or 2, got 0"),
     "D: three": ("lstm", "layer", set_fields(num_directions=3), "D: expected 1 or 2, got 3"),
+    "heads: of an LSTM": ("lstm", "layer", set_fields(num_heads=2), "num_heads: expected 0 or 1 for lstm, got 2"),
+    "heads: rest": ("slstm", "layer", set_fields(num_heads=4), "num_heads: expected a number that divides H, 6, got 4"),
+    "heads: negative": (
+        "slstm",
+        "layer",
+        set_fields(num_heads=-2),
+        "num_heads: expected a number that divides H, 6, got -2",
+    ),
     "H: huge": ("lstm", "layer", set_fields(hidden_size=2**40), "I, H: expected sizes that fit the address space"),
     "I: huge": ("lstm", "layer", set_fields(input_size=2**62), "I, H: expected sizes that fit the address space"),
     "weights": ("lstm", "layer", set_fields(weights=None), "weights: expected an array, got NULL"),

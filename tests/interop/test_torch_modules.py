@@ -578,7 +578,8 @@ def test_the_operator_keeps_to_the_rules_of_operators(
     cell: str, dtype: Any, D: int, bias: bool, packed: bool, P: int
 ) -> None:
     G = _core.cells[cell].num_gates
-    shapes = [(G * H, I), (G * H, P or H), *([(G * H,)] * 2 if bias else []), *([(P, H)] if P else [])] * D
+    more = [(n * H,) for n in _core.cells[cell].parameters.values()] + ([(P, H)] if P else [])
+    shapes = [(G * H, I), (G * H, P or H), *([(G * H,)] * 2 if bias else []), *more] * D
     weights = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     x = torch.randn((6, I) if packed else (2, B, I), dtype=dtype, requires_grad=True)
     sizes = P or H, *[H] * (len(_core.cells[cell].states) - 1)

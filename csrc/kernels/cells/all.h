@@ -5,6 +5,7 @@
 #include "kernels/cells/elman.h"
 #include "kernels/cells/gru.h"
 #include "kernels/cells/lstm.h"
+#include "kernels/cells/slstm.h"
 #include "kernels/vec.h"
 #include "types.h"
 
@@ -29,7 +30,7 @@ struct CellList {
 };
 
 using AllCells = CellList<Lstm, LstmPeephole, Cifg, CifgPeephole, Gru, GruResetBefore, Elman<Tanh>, Elman<Relu>,
-                          LeakyElman<Tanh>, LeakyElman<Relu>>;
+                          LeakyElman<Tanh>, LeakyElman<Relu>, Slstm<SigmoidForget>, Slstm<ExpForget>>;
 
 template <class Real>
 RNNFAST_INLINE const CellFunctions<Real>& functions_of(const CellShape& cell) {

@@ -5,6 +5,7 @@
 //   held                        letters of the gates that can be held at a value
 //   states                      names of its states, h first
 //   parameters                  vectors of units that it has beside w_ih, w_hh, b_ih, b_hh; left out where it has none
+//   has_heads                   whether w_hh may be block-diagonal; left out where not
 //   gate_count                  G, the gates of w_ih and w_hh
 //   slot_count                  vectors per row and unit block that it keeps: its gates, and for the GRU hn
 //   input_gates                 which gate of w_ih the last G slots hold
@@ -305,8 +306,9 @@ constexpr CellShape shape_of(int index) {
     shape.recurrent_gates[i] = Cell::recurrent_gates[i];
   }
   shape.keeps_gates = Cell::keeps_gates, shape.leaves_dh = Cell::leaves_dh;
-  // Where h' reaches h unit by unit, it has as many.
-  shape.projects = shape.phase_count == 1 && !shape.reads_before[0] && !shape.leaves_dh;
+  if constexpr (requires { Cell::has_heads; }) shape.has_heads = Cell::has_heads;
+  // Where h' reaches h unit by unit, or a unit by its head, it has as many.
+  shape.projects = shape.phase_count == 1 && !shape.reads_before[0] && !shape.leaves_dh && !shape.has_heads;
   return shape;
 }
 

@@ -49,6 +49,32 @@ constexpr BlockWidth width_of(const Blocks& blocks, Index block) {
   return {.unit = block * W, .lanes = W, .valid = W};
 }
 
+// ---- Heads ----------------------------------------------------------------------------------------------------------
+
+// Where w_hh is block-diagonal, the units of a head read the h' of these alone, and some neighbours all that their
+// heads read: `width` elements of h', the same number for all, from first_read() on. What lies among them but belongs
+// to no head of a unit meets zeros.
+struct Reach {
+  Index head = 0;   // units of one; 0: all units read all
+  Index width = 0;  // H where all read all
+  Index last = 0;   // the last place to begin
+  Index align = 1;  // places to begin are multiples of it
+};
+
+// Of every `units` units that follow a multiple of so many.
+constexpr Reach reach_of(Index H, Index head, Index units) {
+  if (head == H) return {.head = 0, .width = H};
+  Index touched = (units + head - 2) / head + 1;
+  if (head % units == 0) touched = 1;
+  if (units % head == 0) touched = units / head;
+  const Index width = min_index(touched * head, H);
+  return {.head = head, .width = width, .last = H - width};
+}
+
+constexpr Index first_read(const Reach& reach, Index unit) {
+  return reach.last ? min_index(unit / reach.head * reach.head, reach.last) / reach.align * reach.align : 0;
+}
+
 // Consecutive unit blocks of the same width.
 struct BlockRange {
   Index block, blocks;  // first and how many

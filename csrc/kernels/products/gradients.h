@@ -32,21 +32,24 @@ template <class Real>
 void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w) {
   constexpr Index W = Widest<Real>::lanes;
   const Index K = panel_rows(w), full = w.units.full * W;
-  for_each_range<Real>(w.columns, p.columns, unit_group(1, p.rows == 1), p.backwards, [&](const BlockRange& range) {
+  // The groups of a tile meet the same dgates.
+  const int at_once = w.reach.head ? group_of_columns : unit_group(1, p.rows == 1);
+  for_each_range<Real>(w.columns, p.columns, at_once, p.backwards, [&](const BlockRange& range) {
     const Index group = min_index(range.blocks, group_of_columns);
+    const Index first = first_block(w, range.unit), last = first + block_count(w);
     const auto operand = [&](Index unit, Index lanes, Index n) {
       Operand<Real> o = {};
       if (n == 0) return o;
       o.a = gates_at(p.dgates, unit, p.gate_row, lanes, slots) + factor.slot * lanes;
       o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * p.dgates.rows * slots;
       o.panel_k = group * range.lanes, o.panel_unit = K * o.panel_k, o.panel_block = lanes * w.gates * o.panel_k;
-      o.panel = w.data + range.unit * K + (unit * w.gates + factor.gate * lanes) * o.panel_k;
+      o.panel = w.data + range.unit * K + ((unit - first * W) * w.gates + factor.gate * lanes) * o.panel_k;
       o.K = factor.gates * lanes, o.blocks = n;
       return o;
     };
     Tile<Real> t = {};
-    t.first = operand(0, W, w.units.full);
-    t.second = operand(full, w.units.tail, w.units.tail ? 1 : 0);
+    t.first = operand(first * W, W, min_index(last, w.units.full) - first);
+    t.second = operand(full, w.units.tail, last > w.units.full ? 1 : 0);
     t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = group * range.lanes;
     if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = t.out_unit;
     t.valid = range.valid;
@@ -217,6 +220,45 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
             add_vectors(sums + i * sum_unit + column * sum_row, sum_row, total + i * total_unit + column * total_row);
       });
     }
+  }
+}
+
+// The gradient of w_hh of heads: of a unit block, the columns that it reads, from the start of a tile on, and behind
+// them the tile that ends with the bias.
+template <class Real>
+constexpr Panels<Real> head_gradients(const Problem& p, const Blocks& units) {
+  const Index M = columns_of_tile(*p.cell);
+  Reach reach = reach_of(p.P, p.head, Widest<Real>::lanes);
+  reach.align = M;
+  return {.data = nullptr,
+          .units = units,
+          .K = reach.width + M - 1 + M,
+          .gates = p.cell->gate_count,
+          .first = 0,
+          .reach = reach};
+}
+
+// The row of the bias in a gradient of w_hh.
+template <class Real>
+constexpr Index bias_row(const Problem& p, const Panels<Real>& dw_hh) {
+  const Index M = columns_of_tile(*p.cell);
+  return p.head == p.P ? p.P : dw_hh.K - M + p.P % M;
+}
+
+template <class Real>
+void add_head_products(const WeightProduct<Real>& w, Span span, const Team& team) {
+  const Index M = w.columns.width, H = w.columns.count - 1, tile = H / M * M;
+  for (Index block = span.first; block < span.last; ++block) {
+    const BlockWidth width = width_of<Real>(w.dw.units, block);
+    const Index first = first_read(w.dw.reach, width.unit), most = w.dw.K - M;
+    const auto add = [&](Index column, Index count, Index row) {
+      WeightProduct<Real> part = w;
+      part.columns.data += column * part.columns.rows, part.columns.count = count;
+      part.dw.data += row * part.dw.gates * width.lanes;
+      add_products(part, Span{.first = block, .last = block + 1}, team);
+    };
+    add(first, min_index(most, H - first), 0);
+    add(tile, H + 1 - tile, most);
   }
 }
 

@@ -8,17 +8,19 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// A [G·H,K] matrix of the caller's; `order` says which of its gates each gate of a panel is. A bias has K = 1.
+// A [G·H,K] matrix of the caller's; `order` says which of its gates each gate of a panel is. A bias has K = 1. Of
+// heads, a row has the k of its own head alone: K < H.
 template <class Real>
 struct GateRows {
   Real* data;
   Index H, K;
   const int* order;
+  bool has_heads = false;
 };
 
 template <class Real>
-RNNFAST_INLINE GateRows<const Real> read_only(const GateRows<Real>& w) {
-  return {.data = w.data, .H = w.H, .K = w.K, .order = w.order};
+constexpr GateRows<const Real> read_only(const GateRows<Real>& w) {
+  return {.data = w.data, .H = w.H, .K = w.K, .order = w.order, .has_heads = w.has_heads};
 }
 
 // f<gates>() for as many gates as a cell can have.
@@ -38,7 +40,8 @@ struct Panels {
   Blocks units;
   Index K;
   int gates;
-  Index first = 0;  // the unit that data begins with
+  Index first = 0;   // the unit that data begins with
+  Reach reach = {};  // which of all k the panel of a unit block has
 };
 
 template <class Real>
@@ -67,9 +70,49 @@ RNNFAST_INLINE void for_each_panel_gate(const GateRows<From>& w, const Panels<Re
   });
 }
 
+// f(rows of a head, their number, the place of the first one's first k) for each gate of each head that a block has
+// units of.
+template <class Real, class From, class F>
+void for_each_head_rows(const GateRows<From>& w, const Panels<Real>& p, Index block, F&& f) {
+  const BlockWidth width = width_of<Real>(p.units, block);
+  const Index end = width.unit + width.valid, row = p.gates * width.lanes;
+  for (Index unit = width.unit, next; unit < end; unit = next) {
+    const Index head = unit / w.K * w.K;
+    next = min_index(head + w.K, end);
+    for (int gate = 0; gate < p.gates; ++gate)
+      f(w.data + (w.order[gate] * w.H + unit) * w.K, next - unit,
+        panel(p, width.unit) + (head - first_read(p.reach, width.unit)) * row + gate * width.lanes + unit - width.unit,
+        row);
+  }
+}
+
+// pack() and unpack() of heads.
+template <class Real>
+__attribute__((noinline)) void pack_heads(const GateRows<const Real>& w, const Panels<Real>& p, Span span) {
+  for (Index block = span.first; block < span.last; ++block) {
+    const BlockWidth width = width_of<Real>(p.units, block);
+    Real* const all = panel(p, width.unit);
+    for (Index i = 0; i < p.K * p.gates * width.lanes; ++i) all[i] = 0;
+    for_each_head_rows(w, p, block, [&](const Real* from, Index units, Real* to, Index stride) {
+      for (Index unit = 0; unit < units; ++unit)
+        for (Index k = 0; k < w.K; ++k) to[k * stride + unit] = from[unit * w.K + k];
+    });
+  }
+}
+
+template <class Real>
+__attribute__((noinline)) void unpack_heads(const Panels<Real>& p, const GateRows<Real>& w, Span span) {
+  for (Index block = span.first; block < span.last; ++block)
+    for_each_head_rows(w, p, block, [&](Real* to, Index units, const Real* from, Index stride) {
+      for (Index unit = 0; unit < units; ++unit)
+        for (Index k = 0; k < w.K; ++k) to[unit * w.K + k] = from[k * stride + unit];
+    });
+}
+
 // w -> rows [k, k + w.K) of the panels, for the unit blocks of the span.
 template <class Real>
 void pack(const GateRows<const Real>& w, const Panels<Real>& p, Index k, Span span) {
+  if (w.has_heads) return pack_heads(w, p, span);
   for_each_panel_gate(w, p, k, span, [&]<class S>(const Real* from, int units, Real* to, Index stride) {
     for (Index column = 0; column < w.K; column += S::lanes) {
       const int columns = int(min_index(S::lanes, w.K - column));
@@ -88,6 +131,7 @@ void pack(const GateRows<const Real>& w, const Panels<Real>& p, Index k, Span sp
 // The way back: rows [k, k + w.K) of the panels -> w.
 template <class Real>
 void unpack(const Panels<Real>& p, Index k, const GateRows<Real>& w, Span span) {
+  if (w.has_heads) return unpack_heads(p, w, span);
   for_each_panel_gate(w, p, k, span, [&]<class S>(Real* to, int units, const Real* from, Index stride) {
     for (Index column = 0; column < w.K; column += S::lanes) {
       const int columns = int(min_index(S::lanes, w.K - column));
@@ -119,18 +163,35 @@ void pack_vectors(const CellShape& cell, const Parameters<const Real>& parameter
 
 // A matrix for products that go the other way, gates times w: [group of blocks of K][row][block x lanes], where
 // the rows run over (unit block, gate, lane) as the gates are stored. Rows of padding are zero. Groups are of four
-// blocks, and of two and one at the end.
+// blocks, and of two and one at the end. Of heads, a group has the rows of the unit blocks that touch its heads.
 template <class Real>
 struct TransposedPanels {
   Real* data;
   Blocks columns;  // of K
   Blocks units;    // of H
   int gates;
+  Reach reach = {};  // of a group's columns; they and the units are the same
 };
+
+// Unit blocks that a group has, and the first of the one whose columns begin with `column`.
+template <class Real>
+constexpr Index block_count(const TransposedPanels<Real>& p) {
+  constexpr Index W = Widest<Real>::lanes;
+  const Index whole = count(p.units), width = p.reach.width;
+  if (!p.reach.head) return whole;
+  return min_index(p.reach.head % W == 0 ? width / W : (width + W - 2) / W + 1, whole);
+}
+
+template <class Real>
+constexpr Index first_block(const TransposedPanels<Real>& p, Index column) {
+  if (!p.reach.head) return 0;
+  const Index head = column / p.reach.head * p.reach.head;
+  return min_index(head / Widest<Real>::lanes, count(p.units) - block_count(p));
+}
 
 template <class Real>
 constexpr Index panel_rows(const TransposedPanels<Real>& p) {
-  return p.units.units * p.gates;
+  return min_index(block_count(p) * Widest<Real>::lanes, p.units.units) * p.gates;
 }
 
 template <class Real>
@@ -142,6 +203,25 @@ constexpr int group_of_columns = 4;
 
 constexpr Index group_count(const Blocks& columns) {
   return (count(columns) + group_of_columns - 1) / group_of_columns;
+}
+
+// The same of heads.
+template <class Real>
+void pack_heads_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>& p, const BlockRange& range) {
+  Real* to = p.data + range.unit * panel_rows(p);
+  const Index first = first_block(p, range.unit), columns = range.blocks * range.lanes;
+  for (Index block = first; block < first + block_count(p); ++block) {
+    const BlockWidth width = width_of<Real>(p.units, block);
+    for (int gate = 0; gate < p.gates; ++gate)
+      for (Index unit = width.unit; unit < width.unit + width.lanes; ++unit, to += columns) {
+        const Index head = unit / w.K * w.K;
+        const Real* from = w.data + (w.order[gate] * w.H + unit) * w.K;
+        for (Index i = 0; i < columns; ++i) {
+          const Index k = range.unit + i - head;
+          to[i] = unit < w.H && k >= 0 && k < w.K ? from[k] : Real(0);
+        }
+      }
+  }
 }
 
 // For the groups of the span.
@@ -166,6 +246,7 @@ void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>
     }
   };
   for_each_range<Real>(p.columns, blocks, group_of_columns, false, [&](const BlockRange& range) {
+    if (w.has_heads) return pack_heads_transposed(w, p, range);
     with_width<Real>(range, [&]<class S> { pack_group.template operator()<S>(range); });
   });
 }

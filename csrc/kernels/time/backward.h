@@ -47,7 +47,8 @@ struct BackwardScratch {
 
 // Whether the weights stay as the caller has them: few rows, all of one chunk.
 constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
-  return !windows.k1 && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows && run_chunks(p) == 1;
+  return !windows.k1 && p.head == p.P && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows &&
+         run_chunks(p) == 1;
 }
 
 template <class Real>
@@ -59,7 +60,11 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
-    direction.w_hh = {.data = nullptr, .columns = blocks_of<Real>(p.P), .units = units, .gates = cell.gate_count};
+    direction.w_hh = {.data = nullptr,
+                      .columns = blocks_of<Real>(p.P),
+                      .units = units,
+                      .gates = cell.gate_count,
+                      .reach = reach_of(p.P, p.head, group_of_columns * Widest<Real>::lanes)};
     direction.w_hh.data = take(arena, packs * size(direction.w_hh));
     if (need_dx) {
       direction.thin_w_ih = {.data = nullptr, .units = units, .K = is_thin(p.I) ? p.I : 0, .gates = cell.gate_count};
@@ -70,8 +75,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? run_rows(p) : p.U) * p.I), p.I};
     }
     const Index I = input_columns(p), rows = most_chunk_rows(p);
-    const auto gradient = [&](Index K) {
-      Panels<Real> panels = {.data = nullptr, .units = units, .K = K + 1, .gates = cell.gate_count};
+    const auto gradient = [&](Panels<Real> panels) {
       panels.data = take(arena, packs * size(panels));
       return panels;
     };
@@ -80,8 +84,11 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       columns.data = take(arena, packs * size(columns));
       return columns;
     };
-    direction.dw_ih = gradient(I);
-    direction.dw_hh = gradient(p.P);
+    const auto of_columns = [&](Index K) {
+      return Panels<Real>{.data = nullptr, .units = units, .K = K + 1, .gates = cell.gate_count};
+    };
+    direction.dw_ih = gradient(of_columns(I));
+    direction.dw_hh = gradient(p.head == p.P ? of_columns(p.P) : head_gradients<Real>(p, units));
     direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
     direction.h_before = columns(p.P, rows);
     if (resets_h(cell)) direction.reset_h = columns(p.H, rows);
@@ -351,7 +358,10 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
     const Phase& part = cell.phases[phase];
     product.columns = part.reset_h ? scratch.reset_h : scratch.h_before;
     product.slot = part.slot, product.gate = part.gate, product.gates = part.gates;
-    add_products(product, span, team);
+    if (args.problem.head == args.problem.P)
+      add_products(product, span, team);
+    else
+      add_head_products(product, span, team);
   }
 }
 
@@ -450,7 +460,7 @@ RNNFAST_INLINE void for_each_gradient(const Problem& p, const Parameters<Real>& 
   if (I > 0) f(input_rows(p, gradients), scratch.dw_ih, 0);
   f(recurrent_rows(p, gradients), scratch.dw_hh, 0);
   if (gradients.b_ih) f(bias(gradients.b_ih, p.cell->input_gates), scratch.dw_ih, I);
-  if (gradients.b_hh) f(bias(gradients.b_hh, p.cell->recurrent_gates), scratch.dw_hh, p.P);
+  if (gradients.b_hh) f(bias(gradients.b_hh, p.cell->recurrent_gates), scratch.dw_hh, bias_row(p, scratch.dw_hh));
 }
 
 template <class Real>

@@ -79,7 +79,7 @@ constexpr GateRows<Real> input_rows(const Problem& p, const Parameters<Real>& pa
 
 template <class Real>
 constexpr GateRows<Real> recurrent_rows(const Problem& p, const Parameters<Real>& parameters) {
-  return {.data = parameters.w_hh, .H = p.H, .K = p.P, .order = p.cell->recurrent_gates};
+  return {.data = parameters.w_hh, .H = p.H, .K = p.head, .order = p.cell->recurrent_gates, .has_heads = p.head != p.P};
 }
 
 // Whether h is a projection of what the cell makes. It is then as if a layer of P units with one gate and no activation
@@ -119,7 +119,7 @@ constexpr Index least_share = 1 << 16;
 // its own share of w_hh in its own cache. Units are dealt in groups, as `multiply` has them.
 template <class Real>
 RNNFAST_INLINE bool divides_units(const Problem& p, Index threads) {
-  const Index parts = threads / p.D, bytes = p.cell->gate_count * p.H * p.P * Index(sizeof(Real));
+  const Index parts = threads / p.D, bytes = p.cell->gate_count * p.H * p.head * Index(sizeof(Real));
   return parts > 1 && p.H > group_of_columns * Widest<Real>::lanes && bytes / parts >= least_share &&
          (p.B < few_rows * parts || bytes > near_bytes);
 }

@@ -32,12 +32,14 @@ struct PackedWeights {
 template <class Real>
 PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, const Blocks& projected, Arena<Real>& arena) {
   const CellShape& cell = *p.cell;
-  PackedWeights<Real> to = {.w_ih = {.data = nullptr, .units = units, .K = input_columns(p), .gates = cell.gate_count},
-                            .w_hh = {.data = nullptr, .units = units, .K = p.P, .gates = cell.gate_count},
-                            .w_hr = {.data = nullptr, .units = projected, .K = p.H, .gates = 1},
-                            .bias = nullptr,
-                            .vectors = nullptr,
-                            .zeros = nullptr};
+  const Reach reach = reach_of(p.P, p.head, vector_bytes / Index(sizeof(Real)));
+  PackedWeights<Real> to = {
+      .w_ih = {.data = nullptr, .units = units, .K = input_columns(p), .gates = cell.gate_count},
+      .w_hh = {.data = nullptr, .units = units, .K = reach.width, .gates = cell.gate_count, .first = 0, .reach = reach},
+      .w_hr = {.data = nullptr, .units = projected, .K = p.H, .gates = 1},
+      .bias = nullptr,
+      .vectors = nullptr,
+      .zeros = nullptr};
   to.w_ih.data = take(arena, size(to.w_ih));
   to.w_hh.data = take(arena, size(to.w_hh));
   to.w_hr.data = take(arena, size(to.w_hr));
@@ -169,8 +171,9 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   // The points of one row wait for the products of all its unit blocks, so that more than one chain of operations is
   // under way. Where a phase has one slot, a tile has blocks enough.
   const bool waits = s.rows == 1 && slots > 1;
+  const bool apart = weights.w_hh.reach.last;  // unit blocks with heads of their own share no tile
   for_each_range<Real>(
-      weights.w_hh.units, s.units, unit_group(slots, s.rows == 1), s.backwards, [&](const BlockRange& range) {
+      weights.w_hh.units, s.units, unit_group(slots, s.rows == 1 && !apart), s.backwards, [&](const BlockRange& range) {
         if (skips(team, s.rows)) return;
         const Index lanes = range.lanes, width = cell.gate_count * lanes, offset = part.gate * lanes;
         Real* const gates = gates_of(range);
@@ -192,7 +195,8 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         if (products != Products::input) {
           const Panels<const Real> w_hh =
               unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
-          t.second = rows_by_panels(h, panel(w_hh, range.unit) + offset, w_hh.K, width);
+          const View<const Real> read = {h.data + first_read(w_hh.reach, range.unit), h.stride};
+          t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width);
         }
         if (products == Products::recurrent && s.tokens)
           for (Index block = 0; block < range.blocks; ++block)
