@@ -12,7 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import IN_TORCH, KINDS, B, H, I, T, initial, make_layer, make_state, normal, oracle, results, swap
+from modules import (
+    IN_TORCH,
+    KINDS,
+    B,
+    H,
+    I,
+    T,
+    initial,
+    make_layer,
+    make_state,
+    named_states,
+    normal,
+    oracle,
+    results,
+    swap,
+)
 from problems import DTYPES, Array, Results, assert_close, assert_same_bits, parts, state_of
 from tolerances import TOLERANCE, relative_error
 
@@ -109,9 +124,8 @@ def test_one_sequence_is_a_batch_of_one(cell: str, form: str) -> None:
     batch = run(twin, np.expand_dims(x, axis), batched(state), np.expand_dims(dy, axis), batched(dstate))
     for name in {"y", "dx"} & batch.keys():
         batch[name] = batch[name].squeeze(axis)
-    for name in ("h0", "h1", "dh0", "dh1"):
-        if name in batch:
-            batch[name] = batch[name][:, 0]
+    for name in named_states(state, state):
+        batch[name] = batch[name][:, 0]
     assert_same_bits(single, batch)
 
 
@@ -165,7 +179,7 @@ def test_only_dy_or_only_dstate(cell: str) -> None:
     both = results(y, last, *layer.backward(tape, dy, dstate))
     only_dy = results(y, last, *layer.backward(tape, dy))
     only_dstate = results(y, last, *layer.backward(tape, dstate=dstate))
-    outputs = {"y", "h0", "h1"}
+    outputs = {"y", *named_states(last)}
     assert_close(both, {n: a if n in outputs else a + only_dstate[n] for n, a in only_dy.items()})
 
 
@@ -294,7 +308,7 @@ def test_a_learned_state_is_a_state_with_a_summed_gradient(cell: str) -> None:
     x = normal((T, B, I), "float64", 9)
     state = tuple(np.repeat(layer.parameters[name][:, None], B, axis=1) for name in names)
     y, _, tape = layer.forward(x)
-    y_given, _, tape_given = layer.forward(x, state if len(state) == 2 else state[0])
+    y_given, _, tape_given = layer.forward(x, state_of(state))
     _, dstate0, grads = layer.backward(tape, y)
     _, dstate0_given, grads_given = layer.backward(tape_given, y)
     assert np.array_equal(y, y_given)
@@ -541,8 +555,9 @@ def test_num_parameters_counts_every_array(cell: str, form: str) -> None:
 
 
 def blocks(layer: Any, prefix: str) -> list[Array]:
-    """Return the gates' blocks of all parameters with the prefix."""
-    return [b for n, p in layer.parameters.items() if n.startswith(prefix) for b in np.split(p, layer.gates)]
+    """Return the blocks of the gates, and of their heads, of all parameters with the prefix."""
+    count = layer.gates * (layer.num_heads if prefix == "weight_hh" else 1)
+    return [b for n, p in layer.parameters.items() if n.startswith(prefix) for b in np.split(p, count)]
 
 
 def is_uniform(a: Array, bound: float) -> bool:
@@ -569,7 +584,7 @@ def test_xavier_draws_each_gate_by_its_own_size(cell: str) -> None:
     layer = make_layer(cell, (30, 64))
     rnnfast.initialize(layer, "xavier", seed=1)
     assert all(is_uniform(b, np.sqrt(6 / (30 + 64))) for b in blocks(layer, "weight_ih"))
-    assert all(is_uniform(b, np.sqrt(6 / (64 + 64))) for b in blocks(layer, "weight_hh"))
+    assert all(is_uniform(b, np.sqrt(6 / sum(b.shape))) for b in blocks(layer, "weight_hh"))
     assert not any(b.any() for b in blocks(layer, "bias"))
 
 
@@ -579,9 +594,9 @@ def test_orthogonal_blocks_are_orthogonal(cell: str, dtype: str) -> None:
     layer = make_layer(cell, num_layers=2, bidirectional=True, dtype=dtype)
     rnnfast.initialize(layer, "orthogonal", seed=1)
     recurrent = blocks(layer, "weight_hh")
-    assert len(recurrent) == 4 * layer.gates
+    assert len(recurrent) == 4 * layer.gates * layer.num_heads
     for block in recurrent:
-        assert relative_error(block @ block.T, np.eye(H)) < 10 * TOLERANCE[np.dtype(dtype)]
+        assert relative_error(block @ block.T, np.eye(H // layer.num_heads)) < 10 * TOLERANCE[np.dtype(dtype)]
         assert not np.allclose(block, recurrent[0]) or block is recurrent[0]
     assert np.abs(layer.weight_ih_l0).max() <= np.sqrt(6 / (I + H))
     assert np.abs(layer.weight_ih_l1).max() <= np.sqrt(6 / (2 * H + H))

@@ -354,7 +354,7 @@ def test_layouts_change_the_view_only(cell: str) -> None:
     swapped = everything(turned, x.swapaxes(0, 1), 3, 7)
     assert_same_bits({name: a.swapaxes(0, 1) if name[0] == "y" else a for name, a in swapped.items()}, whole)
     batch, single = everything(layer, x[:, :1], 3, 7), everything(layer, x[:, 0], 3, 7)
-    axis = {"y": 1, "h": 1, "c": 1}
+    axis = dict.fromkeys("yhcnm", 1)
     assert_same_bits(single, {name: a.squeeze(axis[name[0]]) if name[1] == "[" else a for name, a in batch.items()})
     for module, sequence in ((turned, x.swapaxes(0, 1)), (layer, x[:, 0])):
         for window in rnnfast.tbptt(module, sequence, 4, 7):

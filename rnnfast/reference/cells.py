@@ -295,8 +295,7 @@ def slstm_backward(
     da_z = hold("z", dc * i * (1 - z**2))
     df = dc * c + dsum_n * n
     by_i, by_f = (dc * z + dsum_n) * i, np.where(f_is_free, df * f, 0)  # of a_i - m and of l - m
-    through_m = dm - by_i - by_f
-    da_i, dl = by_i + np.where(is_i, through_m, 0), by_f + np.where(is_i, 0, through_m)
+    da_i, dl = np.where(is_i, dm - by_f, by_i), np.where(is_i, by_f, dm - by_i)  # m is a_i or l, and passes dm on
     da = np.hstack([da_i, dl * dlog_f(a_f), da_z, da_o])
     dh_u, dw, db = linear_backward(da, h, dense(w))
     dbounds = np.hstack([dn - dsum_n, np.where(f_is_free, 0, df)]).sum(axis=0)

@@ -341,6 +341,7 @@ def test_what_torch_computes_otherwise_is_refused(torch: Any, case: str) -> None
         ("LSTM(3, 4, coupled_gates=True)", ValueError),
         ("RNN(3, 4, leak=0.5)", ValueError),
         ("RNNCell(3, 4, leak=[0.5] * 4)", ValueError),
+        ("SLSTM(3, 4)", TypeError),
         ("Linear(3, 4)", TypeError),
     ],
 )

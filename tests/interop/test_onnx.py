@@ -745,9 +745,10 @@ def test_what_is_no_layer_and_no_model_is_refused() -> None:
     for take in (prepare, from_onnx):
         with pytest.raises(TypeError, match=r"^model: expected an onnx\.ModelProto, got str$"):
             take("model.onnx")
-    linear: Any = rnnfast.Linear(I, H)
-    with pytest.raises(TypeError, match=r"^layer: expected an LSTM, a GRU or an RNN, got Linear$"):
-        to_onnx(linear)
+    others: list[Any] = [rnnfast.Linear(I, H), rnnfast.SLSTM(I, H)]
+    for other in others:
+        with pytest.raises(TypeError, match=rf"^layer: expected an LSTM, a GRU or an RNN, got {type(other).__name__}$"):
+            to_onnx(other)
     with pytest.raises(ValueError, match=r"^model: expected a node LSTM, GRU, RNN, got none$"):
         from_onnx(model_of(helper.make_node("Identity", ["X"], ["Y"]), make_inputs("RNN")))
 
