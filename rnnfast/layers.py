@@ -14,6 +14,7 @@ from ._base.named import checked_grads
 from ._base.names import elman_cell, gru_cell, lstm_cell
 from ._base.scalars import Flag, Integer, Number, addressable, flag, size
 from ._stack.recurrent import Recurrent
+from ._stack.stack import WeightDropout
 
 __all__ = ["GRU", "LSTM", "RNN", "Linear"]
 
@@ -45,6 +46,9 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     learn_initial_state : bool, optional
         True: two more parameters, initial_h and initial_c [L·D,H], zero at first, are where sequences start
         for which no state is given.
+    weight_dropout : float or ("rows", float), optional
+        The probability, less than 1, with which `forward` leaves out each element of every w_hh, or each row, scaling
+        the others by 1 / (1 - weight_dropout) [5]_ [6]_. Each call draws one mask for all of its steps and sequences.
     peephole : bool, optional
         True: the gates see c, each unit its own [3]_: i and f the one before the step, o the one after it.
     coupled_gates : bool, optional
@@ -74,6 +78,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
        Machine Learning Research 3, 2002.
     .. [4] Greff, Srivastava, Koutník, Steunebrink, Schmidhuber, "LSTM: A Search Space Odyssey",
        arXiv:1503.04069, 2015.
+    .. [5] Wan, Zeiler, Zhang, LeCun, Fergus, "Regularization of Neural Networks using DropConnect", ICML 2013.
+    .. [6] Merity, Keskar, Socher, "Regularizing and Optimizing LSTM Language Models", arXiv:1708.02182, 2017.
 
     Examples
     --------
@@ -113,6 +119,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         dtype: Any = "float32",
         seed: Any = None,
         learn_initial_state: Flag = False,
+        weight_dropout: WeightDropout = 0.0,
         peephole: Flag = False,
         coupled_gates: Flag = False,
     ) -> None:
@@ -130,6 +137,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             dtype=dtype,
             seed=seed,
             learn_initial_state=learn_initial_state,
+            weight_dropout=weight_dropout,
         )
 
 
@@ -144,6 +152,8 @@ class GRU(Recurrent[Array]):
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
+    weight_dropout : float or ("rows", float), optional
+        As for `LSTM`.
     reset_after : bool, optional
         Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
         published (False).
@@ -186,6 +196,7 @@ class GRU(Recurrent[Array]):
         dtype: Any = "float32",
         seed: Any = None,
         learn_initial_state: Flag = False,
+        weight_dropout: WeightDropout = 0.0,
         reset_after: Flag = True,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
@@ -201,6 +212,7 @@ class GRU(Recurrent[Array]):
             dtype=dtype,
             seed=seed,
             learn_initial_state=learn_initial_state,
+            weight_dropout=weight_dropout,
         )
 
 
@@ -219,6 +231,8 @@ class RNN(Recurrent[Array]):
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
+    weight_dropout : float or ("rows", float), optional
+        As for `LSTM`.
     leak : float or array [H], optional
         How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
         the unit would be without. The same in all layers and directions. It is no parameter: optimizers leave it
@@ -264,6 +278,7 @@ class RNN(Recurrent[Array]):
         dtype: Any = "float32",
         seed: Any = None,
         learn_initial_state: Flag = False,
+        weight_dropout: WeightDropout = 0.0,
         leak: Leak = 1.0,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
@@ -280,6 +295,7 @@ class RNN(Recurrent[Array]):
             dtype=dtype,
             seed=seed,
             learn_initial_state=learn_initial_state,
+            weight_dropout=weight_dropout,
         )
 
 
