@@ -252,7 +252,8 @@ def test_dropout_of_one_layer_has_nothing_to_act_between() -> None:
 
 @by_cell
 def test_gradients_with_dropout_are_those_of_the_same_mask(cell: str) -> None:
-    layer = make_layer(cell, (2, 3), num_layers=2, dropout=0.5, dtype="float64", learn_initial_state=True)
+    rates = {"dropout": 0.5, "weight_dropout": 0.4}
+    layer = make_layer(cell, (2, 3), num_layers=2, **rates, dtype="float64", learn_initial_state=True)
     x, dy = normal((4, 2, 2), "float64", 1), normal((4, 2, 3), "float64", 2)
     for name in layer.parameters.keys() & {*initial(cell)}:
         layer.parameters[name][...] = normal((2, 3), "float64", 7)
@@ -363,9 +364,9 @@ def test_constructors_have_torchs_order() -> None:
 REPRESENTATIONS = (
     "LSTM(3, 4)",
     "LSTM(3, 4, num_layers=2, bias=False, batch_first=True, dropout=0.5, bidirectional=True)",
-    "LSTM(3, 4, dtype='float64')",
+    "LSTM(3, 4, dtype='float64', weight_dropout=0.5)",
     "GRU(3, 4, learn_initial_state=True, reset_after=False)",
-    "RNN(3, 4, nonlinearity='relu')",
+    "RNN(3, 4, nonlinearity='relu', weight_dropout=('rows', 0.25))",
     "LSTMCell(3, 4)",
     "GRUCell(3, 4, bias=False, reset_after=False)",
     "RNNCell(3, 4, nonlinearity='relu', dtype='float64')",
@@ -399,6 +400,7 @@ OTHER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "double": {"dtype": "float64"},
     "overflow": {"num_layers": 2, "dropout": 10**400},
     "nan": {"num_layers": 2, "dropout": float("nan")},
+    "columns": {"weight_dropout": ["columns", 0.5]},
     "unbiased": {"bias": False},  # less than there is
 }
 TAMPERED = {
