@@ -182,7 +182,7 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     ----------
     layer : LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
         Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`; of GRUs, those that reset
-        after the product.
+        after the product. `weight_dropout`, which acts in training only, is not carried.
 
     Returns
     -------

@@ -252,8 +252,7 @@ def test_dropout_of_one_layer_has_nothing_to_act_between() -> None:
 
 @by_cell
 def test_gradients_with_dropout_are_those_of_the_same_mask(cell: str) -> None:
-    rates = {"dropout": 0.5, "weight_dropout": 0.4}
-    layer = make_layer(cell, (2, 3), num_layers=2, **rates, dtype="float64", learn_initial_state=True)
+    layer = make_layer(cell, (2, 3), num_layers=2, dropout=0.5, dtype="float64", learn_initial_state=True)
     x, dy = normal((4, 2, 2), "float64", 1), normal((4, 2, 3), "float64", 2)
     for name in layer.parameters.keys() & {*initial(cell)}:
         layer.parameters[name][...] = normal((2, 3), "float64", 7)

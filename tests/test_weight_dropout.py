@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from modules import B, H, I, T, make_layer, normal, results
 from problems import Array, Results, assert_same_bits
+from test_layers import central_differences
+from tolerances import relative_error
 
 import rnnfast
 from rnnfast.training import SGD
@@ -107,6 +109,20 @@ def test_a_tape_gives_the_same_gradients_any_number_of_times(rate: Any) -> None:
     for name, mask in tape.weight_masks.items():
         assert not expected[name][~mask].any()
         assert expected[name][mask].all()
+
+
+@by_rate
+def test_gradients_are_those_of_the_raw_weights(rate: Any) -> None:
+    layer = layer_of(rate, dtype="float64")
+    x, dy = X.astype(np.float64), normal((T, B, 2 * H), "float64", 2)
+    _, _, tape = layer.forward(x)
+    grads = layer.backward(tape, dy)[2]
+
+    def loss() -> float:
+        return float((dy * layer.forward(x, masks=tape.weight_masks)[0]).sum())
+
+    for name in tape.weight_masks:
+        assert relative_error(central_differences(loss, layer.parameters[name]), grads[name]) < 1e-7
 
 
 @by_rate
