@@ -179,7 +179,7 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     ----------
     layer : LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
         Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`; of GRUs, those that reset
-        after the product.
+        after the product. `weight_dropout`, which acts in training only, is not carried.
 
     Returns
     -------
@@ -204,7 +204,7 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
         raise TypeError(msg)
     arguments = arguments_of(layer)
     _check_plain(layer, "torch", {**PLAIN, "reset_after": True})
-    arguments = {name: a for name, a in arguments.items() if name not in {*PLAIN, "reset_after"}}
+    arguments = {name: a for name, a in arguments.items() if name not in {*PLAIN, "reset_after", "weight_dropout"}}
     dtype = getattr(torch, arguments.pop("dtype"))
     module = getattr(torch.nn, kind_of(layer).__name__)(**arguments, dtype=dtype, device="meta").to_empty(device="cpu")
     module.load_state_dict({name: torch.from_numpy(p) for name, p in layer.parameters.items()})

@@ -58,7 +58,7 @@ of gate k:
 
         h = (1 - l) * h' + l * f
 
-``"slstm"``, ``"slstm_exp"``, G = 4, and bounds [2·H] [9]_
+``"slstm"``, ``"slstm_exp"``, G = 4, and bounds [2·H] [10]_
     The sLSTM, in the order i, f, z, o, with a_k = x_k + W_hk h' + b_hk. Its bounds are the least n and the largest f of
     each unit, in this order: -infinity and 1, say. The second is at least 1::
 

@@ -16,6 +16,7 @@ from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
 from ._base.scalars import Flag, Integer, Number, addressable, flag, head_count, size
 from ._base.state import FourStates
 from ._stack.recurrent import Recurrent
+from ._stack.stack import WeightDropout
 
 __all__ = ["GRU", "LSTM", "RNN", "SLSTM", "Linear"]
 
@@ -47,6 +48,9 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     learn_initial_state : bool, optional
         True: two more parameters, initial_h and initial_c [L·D,H], zero at first, are where sequences start
         for which no state is given.
+    weight_dropout : float or ("rows", float), optional
+        The probability, less than 1, with which `forward` leaves out each element of every w_hh, or each row, scaling
+        the others by 1 / (1 - weight_dropout) [6]_ [7]_. Each call draws one mask for all of its steps and sequences.
     peephole : bool, optional
         True: the gates see c, each unit its own [3]_: i and f the one before the step, o the one after it.
     coupled_gates : bool, optional
@@ -83,6 +87,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
        arXiv:1503.04069, 2015.
     .. [5] Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale
        Acoustic Modeling", Interspeech 2014.
+    .. [6] Wan, Zeiler, Zhang, LeCun, Fergus, "Regularization of Neural Networks using DropConnect", ICML 2013.
+    .. [7] Merity, Keskar, Socher, "Regularizing and Optimizing LSTM Language Models", arXiv:1708.02182, 2017.
 
     Examples
     --------
@@ -128,6 +134,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         dtype: Any = "float32",
         seed: Any = None,
         learn_initial_state: Flag = False,
+        weight_dropout: WeightDropout = 0.0,
         peephole: Flag = False,
         coupled_gates: Flag = False,
         proj_size: Integer = 0,
@@ -147,6 +154,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             seed=seed,
             learn_initial_state=learn_initial_state,
             proj_size=proj_size,
+            weight_dropout=weight_dropout,
         )
 
 
@@ -161,6 +169,8 @@ class GRU(Recurrent[Array]):
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
+    weight_dropout : float or ("rows", float), optional
+        As for `LSTM`.
     reset_after : bool, optional
         Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
         published (False).
@@ -203,6 +213,7 @@ class GRU(Recurrent[Array]):
         dtype: Any = "float32",
         seed: Any = None,
         learn_initial_state: Flag = False,
+        weight_dropout: WeightDropout = 0.0,
         reset_after: Flag = True,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
@@ -218,6 +229,7 @@ class GRU(Recurrent[Array]):
             dtype=dtype,
             seed=seed,
             learn_initial_state=learn_initial_state,
+            weight_dropout=weight_dropout,
         )
 
 
@@ -236,6 +248,8 @@ class RNN(Recurrent[Array]):
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
+    weight_dropout : float or ("rows", float), optional
+        As for `LSTM`.
     leak : float or array [H], optional
         How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
         the unit would be without. The same in all layers and directions. It is no parameter: optimizers leave it
@@ -281,6 +295,7 @@ class RNN(Recurrent[Array]):
         dtype: Any = "float32",
         seed: Any = None,
         learn_initial_state: Flag = False,
+        weight_dropout: WeightDropout = 0.0,
         leak: Leak = 1.0,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
@@ -297,6 +312,7 @@ class RNN(Recurrent[Array]):
             dtype=dtype,
             seed=seed,
             learn_initial_state=learn_initial_state,
+            weight_dropout=weight_dropout,
         )
 
 

@@ -86,6 +86,7 @@ RANGES = {
     "lr": RATE,
     "clip": NORM,
     "dropout": PROBABILITY,
+    "weight_dropout": PROBABILITY,
     "seed": SEED,
 }
 
@@ -117,6 +118,8 @@ class Options:
         The largest norm of the gradient.
     dropout : float, optional
         The probability of dropout between layers.
+    weight_dropout : float, optional
+        The probability of dropout of the elements of the recurrent weights.
     seed : int, optional
         The seed of the weights and the dropout.
 
@@ -137,6 +140,7 @@ class Options:
     lr: float = 3e-3
     clip: float = 1.0
     dropout: float = 0.0
+    weight_dropout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -163,7 +167,7 @@ class CharLM:
     vocabulary : str
         V different characters; a token is the index of one.
     options : Options
-        Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropout and the seed.
+        Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts and the seed.
     parameters : mapping of ndarrays, optional
         By the names of `state_dict`, used without a copy. By default new ones are drawn.
 
@@ -207,7 +211,8 @@ class CharLM:
         else:
             embedding, rnn, readout = (Kept(_part(parameters, part), self.rng) for part in PARTS)
             self.embedding = embedding.take([("weight", (V, E))], FLOAT)["weight"]
-        self.rnn = LAYERS[options.cell](E, H, L, dropout=options.dropout, seed=rnn)
+        rates = {"dropout": options.dropout, "weight_dropout": options.weight_dropout}
+        self.rnn = LAYERS[options.cell](E, H, L, **rates, seed=rnn)
         self.readout = Linear(H, V, seed=readout)
         if parameters is not None:
             _check_keys(parameters, self.state_dict())

@@ -23,7 +23,7 @@ from typing import Any, get_args
 import capi
 import modules
 import numpy as np
-from modules import KINDS, ONE_STEP, make_layer, normal, oracle, results, swap
+from modules import KINDS, ONE_STEP, make_layer, normal, oracle, results, swap, with_gradients_of, without
 from problems import (
     ALL_PARTS,
     CELLS,
@@ -493,6 +493,7 @@ def whole_layer(rng: Rng) -> Attempt:
     given_rows, steps, bad = sequence_options(rng, kind, T, batch)
     plain = given_rows["lengths"] is None and given_rows["checkpoint"] is None  # only then are the masks [T,B,D·H]
     options["dropout"] = 0.5 if L > 1 and plain and rng.random() < 0.3 else 0.0
+    options["weight_dropout"] = choose(rng, (0.4, ("rows", 0.4))) if rng.random() < 0.3 else 0.0
     layer = make_layer(kind, (I, H), **options, **layer_projection(rng, kind, H))
     sizes, D = modules.state_sizes(layer), layer.directions
     last = given_rows["outputs"] == "last"
@@ -527,6 +528,7 @@ def whole_layer(rng: Rng) -> Attempt:
     if given:
         slots |= {f"g {name}": np.zeros_like(p) for name, p in layer.parameters.items()}
     masks: list[Array] = []
+    of_weights: Results = {}
 
     for name in () if stateful else state_names(kind):
         del slots[name]
@@ -535,6 +537,7 @@ def whole_layer(rng: Rng) -> Attempt:
         state = state_of(state_in(slots, kind, "{}")) if stateful else None
         y, after, tape = layer.forward(slots["x"], state, resets=slots.get("resets"), **given_rows)
         masks[:] = tape.masks
+        of_weights.update(tape.weight_masks)
         grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
         dstate = state_of(state_in(slots, kind, "d{}"))
         every = {"dc": slots.get("dc_steps"), "dh_layers": slots.get("dh_layers"), **steps}
@@ -559,7 +562,9 @@ def whole_layer(rng: Rng) -> Attempt:
         if "resets" in originals:
             rows["resets"] = originals["resets"].reshape(T, -1) if originals["resets"].size else np.zeros((T, 0), bool)
         held = [given_rows["gate_override"]] * L
-        wanted = oracle(layer, values["x"], state, dy, dstate, tuple(masks), held=held, **every, **rows)
+        twin, factors = without(layer, of_weights)
+        wanted = oracle(twin, values["x"], state, dy, dstate, tuple(masks), held=held, **every, **rows)
+        wanted = with_gradients_of(factors, wanted)
         if last:
             wanted["y"] = wanted["h0"][-D:].swapaxes(0, 1).reshape(-1, D * sizes[0])
         if not need_dx:
@@ -585,6 +590,7 @@ def sequence_options(rng: Rng, kind: str, T: int, batch: tuple[int, ...]) -> tup
         "outputs": "last" if rng.random() < 0.2 else "all",
         "checkpoint": choose(rng, (1, 3, 1000, "auto")) if rng.random() < 0.2 else None,
         "gate_override": {choose(rng, gates): 0.375} if gates and rng.random() < 0.2 else None,
+        "masks": {} if rng.random() < 0.2 else None,
     }
     backward: dict[str, Any] = {"clip_dh": 0.25 if rng.random() < 0.2 else None}
     if rng.random() > 0.1:
@@ -602,6 +608,7 @@ def sequence_options(rng: Rng, kind: str, T: int, batch: tuple[int, ...]) -> tup
         "outputs": ("first", None, 3),
         "checkpoint": (0, -1, 2.5, "x", True, -(2**70), [3]),
         "gate_override": ({"q": 0.0}, {"if": 0.0}, {0: 1.0}, "f", 3, [None] * 9, {next(iter(gates), "f"): "x"}),
+        "masks": (3, "x", [True], {"weight_hh_l0": None}, {"weight_ih_l0": np.ones((1, 1), bool)}, {0: True}),
         "clip_dh": (0, -1, np.nan, "x", True, [1.0]),
     }
     name = choose(rng, list(wrong))
@@ -998,7 +1005,7 @@ def constructor(rng: Rng) -> Attempt:
     made: Any = {"ESN": ESN, "Hopfield": Hopfield}.get(kind) or getattr(rnnfast, kind)
     sizes = sizes[:1] if made is Hopfield else sizes
     names = list(inspect.signature(made).parameters)[len(sizes) :]
-    values = (*odd, "float64", "f2", "relu", -0.5, 0.5, False, [0.5] * 4, np.array([1, np.nan]))
+    values = (*odd, "float64", "f2", "relu", -0.5, 0.5, False, ("rows", 0.5), [0.5] * 4, np.array([1, np.nan]))
     options = {name: choose(rng, values) for name in names if rng.random() < 0.15}
 
     def call() -> Results:

@@ -1,5 +1,6 @@
 """Layers and cells to test, their arguments, and their results by name."""
 
+import copy
 import inspect
 from operator import itemgetter
 from typing import Any
@@ -128,6 +129,23 @@ def results(y: Any, state: Any, dx: Any, dstate0: Any, grads: Results) -> Result
 def of_c(cell: str, dc: Array | None, k: int) -> tuple[Array | None, ...] | None:
     """Return the gradients of a layer's states of every step but h, of which that of c is given."""
     return None if dc is None else tuple(dc[k] if name == "c" else None for name in _core.cells[cell].states[1:])
+
+
+def without(layer: Any, masks: Results) -> tuple[Any, Results]:
+    """Return a copy of a layer with the w_hh of a forward with these masks, and the factors of their gradients."""
+    rate = layer.weight_dropout[1] if isinstance(layer.weight_dropout, tuple) else layer.weight_dropout
+    twin = copy.deepcopy(layer)
+    factors = {
+        name: np.where(mask if mask.ndim == 2 else mask[:, None], 1 / (1 - rate), 0) for name, mask in masks.items()
+    }
+    for name, factor in factors.items():
+        twin.parameters[name] = (twin.parameters[name] * factor).astype(layer.dtype)
+    return twin, factors
+
+
+def with_gradients_of(factors: Results, values: Results) -> Results:
+    """Return results with the gradients of the w_hh multiplied."""
+    return {name: a * factors[name] if name in factors else a for name, a in values.items()}
 
 
 def oracle(

@@ -1,6 +1,7 @@
 """What does not fit is refused: the error names the argument, what was expected and what came; nothing changes."""
 
 import copy
+import math
 import os
 import re
 import string
@@ -116,6 +117,17 @@ def lstm_of(dtype: Any) -> Callable[[World], Any]:
     return lambda _: rf.LSTM(3, 4, dtype=dtype)
 
 
+def weight_dropout(rate: Any) -> Callable[[World], Any]:
+    return lambda _: rf.LSTM(3, 4, weight_dropout=rate)
+
+
+KEPT = np.ones((H, H), bool)
+
+
+def masks(given: Any) -> Callable[[World], Any]:
+    return lambda w: rf.RNN(I, H, weight_dropout=0.5).forward(w.x, masks=given)
+
+
 SIZES = r"input_size, hidden_size, num_layers: expected sizes that fit the address space"
 
 X = np.ones((2, 1, 3))
@@ -194,6 +206,44 @@ CONSTRUCTORS = {
     "dropout_nan": Case(lambda _: rf.LSTM(3, 4, dropout=np.nan), ValueError, r"dropout: expected .*, got nan"),
     "dropout_str": Case(lambda _: rf.LSTM(3, 4, dropout="x"), TypeError, "dropout: expected a number, got str"),
     "dropout_bool": Case(lambda _: rf.LSTM(3, 4, dropout=True), TypeError, "dropout: expected a number, got bool"),
+    **{
+        f"weight_dropout_{rate}": Case(weight_dropout(rate), ValueError, f"weight_dropout: expected .*{words}")
+        for rate, words in {
+            -0.1: "less than 1, got -0.1",
+            1: "less than 1, got 1.0",
+            math.nan: "got nan",
+            ("rows", 1): "got 1.0",
+            ("rows",): r"a probability or \('rows', probability\), got \('rows',\)",
+            ("columns", 0.5): r"a probability or .*got \('columns', 0.5\)",
+            (0.5, 0.5): r"a probability or .*got \(0.5, 0.5\)",
+        }.items()
+    },
+    "weight_dropout_str": Case(weight_dropout("rows"), TypeError, "weight_dropout: expected a number, got str"),
+    "weight_dropout_bool": Case(weight_dropout(True), TypeError, "weight_dropout: expected a number, got bool"),
+    "weight_dropout_rows_str": Case(weight_dropout(("rows", "x")), TypeError, "weight_dropout: expected a number"),
+    "masks_list": Case(masks([True]), TypeError, "masks: expected a mapping of names to arrays of bools, got list"),
+    "masks_name": Case(
+        masks({"weight_ih_l0": KEPT}), ValueError, r"masks: expected names among \['weight_hh_l0'\], got"
+    ),
+    "masks_int": Case(masks({0: KEPT}), ValueError, r"masks: expected names among .*, got \[0\]"),
+    "masks_shape": Case(masks({"weight_hh_l0": KEPT[1:]}), ValueError, r"masks\['weight_hh_l0'\]: expected shape"),
+    "masks_rows": Case(
+        lambda w: rf.RNN(I, H, weight_dropout=("rows", 0.5)).forward(w.x, masks={"weight_hh_l0": KEPT}),
+        ValueError,
+        rf"masks\['weight_hh_l0'\]: expected shape \({H},\), got \({H}, {H}\)",
+    ),
+    "masks_scaled": Case(
+        masks({"weight_hh_l0": KEPT * 2.0}), ValueError, r"masks\['weight_hh_l0'\]: expected bools, or 0 and 1, got 2"
+    ),
+    "masks_str": Case(
+        masks({"weight_hh_l0": KEPT.astype("S")}), TypeError, r"masks\['weight_hh_l0'\]: expected dtype bo"
+    ),
+    "masks_none": Case(masks({"weight_hh_l0": None}), TypeError, r"masks\['weight_hh_l0'\]: expected an array"),
+    "masks_plain": Case(
+        lambda w: w.lstm.forward(w.x, masks={"weight_hh_l0": KEPT}),
+        ValueError,
+        r"masks: expected none for a layer without weight_dropout, got \['weight_hh_l0'\]",
+    ),
     "nonlinearity": Case(lambda _: rf.RNN(3, 4, 1, "elu"), ValueError, "nonlinearity: expected .*, got 'elu'"),
     "nonlinearity_bool": Case(lambda _: rf.RNN(3, 4, 1, True), ValueError, "nonlinearity: expected .*, got True"),
     **{

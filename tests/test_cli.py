@@ -94,7 +94,8 @@ def test_train_without_a_text_takes_pythons_own(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_train_takes_each_cell(cell: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(f"train {{small}} --cell {cell} --layers 2 --dropout 0.1 --epochs 2 --lr 0.01 --clip 5 --seed 3") == 0
+    rates = "--dropout 0.1 --weight-dropout 0.1 --lr 0.01"
+    assert run(f"train {{small}} --cell {cell} --layers 2 {rates} --epochs 2 --clip 5 --seed 3") == 0
     checkpoint = Checkpoint.read(Path("charlm.safetensors"))
     assert checkpoint.options.cell == cell
     assert checkpoint.steps == 2 * Training(TEXT, checkpoint.options).steps_per_epoch
@@ -251,7 +252,7 @@ def _signals_as_in_a_terminal() -> Iterator[None]:
 
 
 @by_signal
-@pytest.mark.parametrize("dropout", ["", "--layers 2 --dropout 0.2"])
+@pytest.mark.parametrize("dropout", ["", "--layers 2 --dropout 0.2 --weight-dropout 0.2"])
 def test_a_signal_saves_a_run_that_resumed_ends_with_the_same_bits(
     dropout: str, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -582,6 +583,7 @@ ERRORS = {
     "train --lr inf": "--lr: expected a number above 0, got 'inf'",
     "train --clip nan": "--clip: expected a number above 0, got 'nan'",
     "train --dropout 1 --layers 2": "--dropout: expected a number of at least 0 and less than 1, got '1'",
+    "train --weight-dropout -1": "--weight-dropout: expected a number of at least 0 and less than 1, got '-1'",
     "train --dropout 0.5": "--dropout acts between layers: it needs --layers of at least 2",
     "train --seed -1": "--seed: expected an integer of at least 0, got '-1'",
     "train {small} --hidden 900000000": "not enough memory; lower --hidden",

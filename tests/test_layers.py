@@ -377,9 +377,9 @@ def test_constructors_have_torchs_order() -> None:
 REPRESENTATIONS = (
     "LSTM(3, 4)",
     "LSTM(3, 4, num_layers=2, bias=False, batch_first=True, dropout=0.5, bidirectional=True)",
-    "LSTM(3, 4, dtype='float64')",
+    "LSTM(3, 4, dtype='float64', weight_dropout=0.5)",
     "GRU(3, 4, learn_initial_state=True, reset_after=False)",
-    "RNN(3, 4, nonlinearity='relu')",
+    "RNN(3, 4, nonlinearity='relu', weight_dropout=('rows', 0.25))",
     "LSTMCell(3, 4)",
     "GRUCell(3, 4, bias=False, reset_after=False)",
     "RNNCell(3, 4, nonlinearity='relu', dtype='float64')",
@@ -413,6 +413,7 @@ OTHER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "double": {"dtype": "float64"},
     "overflow": {"num_layers": 2, "dropout": 10**400},
     "nan": {"num_layers": 2, "dropout": float("nan")},
+    "columns": {"weight_dropout": ["columns", 0.5]},
     "unbiased": {"bias": False},  # less than there is
 }
 TAMPERED = {

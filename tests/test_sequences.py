@@ -26,6 +26,8 @@ from modules import (
     oracle,
     results,
     state_sizes,
+    with_gradients_of,
+    without,
 )
 from problems import CELLS, DTYPES, REPRESENTATIVES, Array, Results, assert_close, assert_same_bits, parts, state_of
 from tolerances import TOLERANCE, relative_error
@@ -179,7 +181,13 @@ WAYS: dict[str, Way] = {
 
 
 def solve(
-    job: Job, way: str = "time-major", *, checkpoint: Any = None, grads: Any = None, need_dx: bool = True
+    job: Job,
+    way: str = "time-major",
+    *,
+    checkpoint: Any = None,
+    masks: Any = None,
+    grads: Any = None,
+    need_dx: bool = True,
 ) -> Results:
     """Run the layer forwards and backwards; everything that came, time-major."""
     (give, take), rows, outputs = WAYS[way], dict(job.rows), job.outputs
@@ -188,7 +196,7 @@ def solve(
         del rows["lengths"]
     if "resets" in rows:
         rows["resets"] = give(rows["resets"], job)
-    options = {**rows, "outputs": outputs, "gate_override": job.held}
+    options = {**rows, "outputs": outputs, "gate_override": job.held, "masks": masks}
     y, last, tape = job.layer.forward(give(job.x, job), job.state, checkpoint=checkpoint, **options)
 
     def of_layers(a: Any) -> Any:
@@ -528,11 +536,58 @@ def test_checkpoints_change_no_bit_of_a_projection(rows: dict[str, Any], options
 @pytest.mark.parametrize(("L", "D"), [(3, 1), (3, 2)], ids=str)
 @pytest.mark.parametrize("rows", LONG_ROWS.values(), ids=LONG_ROWS)
 def test_checkpoints_draw_the_same_dropout(L: int, D: int, rows: dict[str, Any]) -> None:
-    plain, saving = (
-        solve(make_job(make_stack("lstm", L, D, dropout=0.4), sizes=LONG, **rows, steps=EVERY), checkpoint=k)
-        for k in (None, 70)
-    )
+    def layer() -> Any:
+        return make_stack("lstm", L, D, dropout=0.4, weight_dropout=0.3)
+
+    plain, saving = (solve(make_job(layer(), sizes=LONG, **rows, steps=EVERY), checkpoint=k) for k in (None, 70))
     assert_same_bits(saving, plain)
+
+
+# Weight dropout
+
+
+@pytest.mark.parametrize("weight_dropout", [0.4, ("rows", 0.25)], ids=str)
+@pytest.mark.parametrize("checkpoint", [None, 64])
+@pytest.mark.parametrize("options", [{}, OPTIONS["all at once"]], ids=["plain", "all at once"])
+@pytest.mark.parametrize(
+    "rows", [LONG_ROWS["whole"], LONG_ROWS["lengths and resets"]], ids=["whole", "lengths and resets"]
+)
+@by_cell
+def test_weights_that_are_left_out_are_the_oracles(
+    cell: str, rows: dict[str, Any], options: dict[str, Any], checkpoint: Any, weight_dropout: Any
+) -> None:
+    for dtype, D in zip(DTYPES, (1, 2), strict=True):
+        layer = make_stack(cell, 2, D, dtype=dtype, weight_dropout=weight_dropout, learn_initial_state=learns(options))
+        job = make_job(layer, sizes=LONG, **rows, **options)
+        w_hh = {name: p for name, p in layer.parameters.items() if name.startswith("weight_hh")}
+        masks = {
+            name: np.random.default_rng(k).random(p.shape[: 1 if isinstance(weight_dropout, tuple) else 2]) < 0.7
+            for k, (name, p) in enumerate(w_hh.items())
+        }
+        twin, factors = without(layer, masks)
+        wanted = with_gradients_of(factors, expected(replace(job, layer=twin)))
+        assert_close(solve(job, checkpoint=checkpoint, masks=masks), wanted, 2)
+
+
+@pytest.mark.parametrize("checkpoint", [None, 64])
+@by_cell
+def test_gradients_of_masked_weights_are_added_to_those_given(cell: str, checkpoint: Any) -> None:
+    layer = make_stack(cell, 2, 2, weight_dropout=0.5, learn_initial_state=True)
+    job, masks = make_job(layer, learned=True), layer.forward(normal((1, 1, I), "float64", 0))[2].weight_masks
+    made = solve(job, masks=masks)
+    grads = {name: np.ones_like(p) for name, p in layer.parameters.items()}
+    solve(job, checkpoint=checkpoint, masks=masks, grads=grads)
+    assert_close(grads, {name: 1 + made[name] for name in grads})
+    again = {name: np.zeros_like(p) for name, p in layer.parameters.items()}
+    solve(job, checkpoint=checkpoint, masks=masks, grads=again)
+    assert_same_bits(again, {name: made[name] for name in again})
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_weights_that_are_left_out_do_not_depend_on_the_layout(way: str) -> None:
+    layers = [make_stack("gru", 2, 2, weight_dropout=0.5) for _ in range(2)]
+    one, other = (make_job(layer, lengths=[3, 5, 2]) for layer in layers)
+    assert_same_bits(solve(one, way), solve(other))
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (257, 1), (65, 4)], ids=str)

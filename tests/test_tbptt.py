@@ -505,6 +505,11 @@ BAD: tuple[tuple[Callable[[], Any], type[Exception], str], ...] = (
     (lambda: tb(layer(), X, 3.0, 4), TypeError, "k1: expected an int, got float"),
     (lambda: tb(layer(), X, 3, None), TypeError, "k2: expected an int, got NoneType"),
     (lambda: tb(make_layer("gru", bidirectional=True), X, 3, 4), ValueError, "layer: expected one direction, since"),
+    (
+        lambda: tb(make_layer("gru", weight_dropout=0.5), X, 3, 4),
+        ValueError,
+        "layer: expected no weight_dropout, since",
+    ),
     (lambda: tb(rnnfast.Linear(I, H), X, 3, 4), TypeError, "layer: expected a recurrent layer or cell, got Linear"),
     (lambda: tb(layer(), X, 3, 4, losses="all"), ValueError, "losses: expected 'new' or 'window', got 'all'"),
     (lambda: tb(layer(), X, 3, 4, activations=0), ValueError, "activations: expected 'stored' or 'replay', got 0"),

@@ -50,6 +50,7 @@ TRAIN = (
     ("lr", "RATE", "learning rate of Adam"),
     ("clip", "NORM", "largest norm of the gradient"),
     ("dropout", "P", "probability of dropout between layers"),
+    ("weight_dropout", "P", "probability of dropout of recurrent weights"),
     ("seed", "N", "seed of the weights and the dropout"),
 )
 SAMPLE = (

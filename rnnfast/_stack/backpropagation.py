@@ -61,13 +61,20 @@ def backward(
     into = checked_grads(grads, stack.parameters, read, tape.hidden, given[:2], steps, **others)
     dfirst = new_state(stack, layout)
     run = segments.backward if isinstance(tape.kept, Checkpoints) else whole.backward
-    dx, made = run(stack, tape, given, into, dfirst)
+    masks = () if call.dropped is None else call.dropped.kept
+    # The kernels' gradients of w_hh are still to be masked, and are not added to those that are there.
+    targets = into if into is None else into | {name: np.zeros_like(into[name]) for name in masks}
+    dx, made = run(stack, tape, given, targets, dfirst)
+    if call.dropped is not None:
+        made |= {name: call.dropped.masked(name, made[name]) for name in masks}
     first = tuple(map(layout.whole_state, dfirst, dlast))
     if grads is None or into is None:
         made |= {name: dx for name in others if dx is not None}
         made |= {name: np.zeros_like(p) for name, p in stack.parameters.items() if name not in made}
         grads = into = {name: made[name] for name in (*stack.parameters, *others)}
     else:
+        for name in masks:
+            into[name] += made[name]
         for name in others:
             into[name] += dx
     if call.learned:

@@ -11,6 +11,7 @@ from .._base.scalars import Integer, Number, choice
 from .._base.state import Parts, each, state_of
 from .layout import Layout, layout_of
 from .stack import Stack, checked_state, learned_state
+from .weight_dropout import Dropped
 
 Held: TypeAlias = Mapping[str, Number]
 Override: TypeAlias = Held | Sequence[Held | None] | None
@@ -32,6 +33,11 @@ class Call(NamedTuple):
     embedding: Array | None
     learned: bool  # the sequences started from initial_h, initial_c
     plain: bool = False  # see plain.py
+    dropped: Dropped | None = None  # the w_hh, where they are not the stack's
+
+    def of_layer(self, stack: Stack[Any], layer: int) -> list[tuple[Array | None, ...]]:
+        """Return the parameters of a layer in this call as the kernels take them."""
+        return stack.of_layer(layer, self.dropped and self.dropped.weights)
 
     @property
     def is_tokens(self) -> bool:
@@ -70,6 +76,7 @@ class ForwardOptions(CallOptions, total=False):
     """What `forward` takes by name, beside `outputs`."""
 
     checkpoint: Integer | str | None
+    masks: Mapping[str, ArrayLike] | None
 
 
 def checked_call(

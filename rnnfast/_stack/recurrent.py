@@ -4,6 +4,7 @@ Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D di
 of its gradients have P in place of H where h is a projection.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from .._base.arrays import Array, ArrayLike, Integers
@@ -14,8 +15,9 @@ from .._base.state import StateLike, StateT
 from . import plain, segments, whole
 from .backpropagation import backward
 from .call import CallOptions, ForwardOptions, Outputs, Override, checked_call, results
-from .stack import Stack
+from .stack import Stack, drawing
 from .tape import LayerTape
+from .weight_dropout import dropped
 
 if TYPE_CHECKING:
     from ..stream import Stream
@@ -142,8 +144,9 @@ class Recurrent(Stack[StateT]):
         checkpoint: Integer | str | None = None,
         embedding: ArrayLike | None = None,
         gate_override: Override = None,
+        masks: Mapping[str, ArrayLike] | None = None,
     ) -> tuple[Any, StateT, LayerTape]:
-        """Run over whole sequences and keep what `backward` needs; with dropout between layers.
+        """Run over whole sequences and keep what `backward` needs; with dropout between layers and of weights.
 
         Takes and raises what a call of the layer does, and
 
@@ -153,6 +156,9 @@ class Recurrent(Stack[StateT]):
             k: of k steps only one state is kept, and backward runs the others again, k at a time; k is rounded up to
             whole blocks of the sums of the weights' gradients, so that the gradients have the same bits, and to 1024
             rows (t, b), so that what each segment costs does not show. "auto" is the square root of T.
+        masks : mapping of arrays of bools, or 0 and 1, optional
+            For a layer with `weight_dropout`: which elements [G·H,H], or rows [G·H], of the parameters weight_hh_l{k}
+            are kept, by the names of these. The masks of names that are not there are drawn.
 
         Returns
         -------
@@ -160,22 +166,27 @@ class Recurrent(Stack[StateT]):
             As from a call of the layer; without dropout the same bits.
         tape : LayerTape
             For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy
-            them: they must not change before the last backward.
+            them: they must not change before the last backward. `tape.weight_masks` are the masks, as `masks` takes
+            them.
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
-        if no_options and checkpoint is None and plain.fits(x, self, state, outputs):
+        all_weights = masks is None and not self.weight_dropout
+        if no_options and all_weights and checkpoint is None and plain.fits(x, self, state, outputs):
             return plain.forward(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
+        k = None if checkpoint is None else segments.checked_length(checkpoint, call.layout.T)
         kept: Any
-        masks: tuple[Array, ...] = ()
-        if checkpoint is None:
-            hidden, last, kept, masks = whole.forward(self, call)
-        else:
-            hidden, last, kept = segments.forward(self, call, segments.checked_length(checkpoint, call.layout.T))
+        between: tuple[Array, ...] = ()
+        with drawing(self):
+            call = call if all_weights else call._replace(dropped=dropped(self, masks))
+            if k is None:
+                hidden, last, kept, between = whole.forward(self, call)
+            else:
+                hidden, last, kept = segments.forward(self, call, k)
         given, after = results(self, call, hidden, last)
         if hidden and given is hidden[-1]:
             hidden = *hidden[:-1], given.view()  # the caller can give y another shape
-        return given, after, LayerTape(self, call.x, given, call, hidden, kept, masks)
+        return given, after, LayerTape(self, call.x, given, call, hidden, kept, between)
 
     def backward(
         self,

@@ -48,19 +48,9 @@ def infer(stack: Stack[Any], call: Call) -> tuple[tuple[()], Parts]:
     return (), last
 
 
+@quiet
 def forward(stack: Stack[Any], call: Call, k: int) -> tuple[tuple[Array, ...], Parts, Checkpoints]:
     """Return y of the top layer, or nothing if it is not wanted, the last state, and checkpoints."""
-    generator = stack.rng.bit_generator
-    before = generator.state
-    try:
-        return _forward(stack, call, k)
-    except BaseException:
-        generator.state = before  # tokens are checked when their segment is run, after the dropout has been drawn
-        raise
-
-
-@quiet
-def _forward(stack: Stack[Any], call: Call, k: int) -> tuple[tuple[Array, ...], Parts, Checkpoints]:
     segments = _cut(stack, call, k, LEAST_ROWS)
     last = new_state(stack, call.layout)
     kept = Checkpoints(segments, {}, [], _draw(stack, call, segments), {})
@@ -167,7 +157,7 @@ def _run(
         result = run(
             stack.cell,
             y,
-            [stack.of_layer(k)[strand.direction]],
+            [call.of_layer(stack, k)[strand.direction]],
             state,
             None if outs is None else outs[n],
             None if k else call.embedding,

@@ -1,12 +1,13 @@
-"""The stack of layers as its runs see it: sizes, options, parameters, states and dropout.
+"""The stack of layers as its runs see it: sizes, options, parameters, states and dropout between layers.
 
 Sizes are T time steps, B sequences, I inputs, H hidden units, P elements of h (H unless it is a projection), L layers
 and D directions. A state has parts [L·D,B,H]; that of h is [L·D,B,P].
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any, Generic
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from .._base.scalars import Flag, Integer, Number, addressable, count, flag, num
 from .._base.state import STATES, Parts, StateT, each, initial_names, parts_of
 from .attributes import StackAttributes
 from .layout import Layout
+
+WeightDropout: TypeAlias = Number | tuple[Literal["rows"], Number]
 
 
 class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
@@ -37,6 +40,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         seed: Any = None,
         learn_initial_state: Flag = False,
         proj_size: Integer = 0,
+        weight_dropout: WeightDropout = 0.0,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
@@ -55,6 +59,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         self.dropout = number(dropout, "dropout")
         self.bidirectional = flag(bidirectional, "bidirectional")
         self.learn_initial_state = flag(learn_initial_state, "learn_initial_state")
+        self.weight_dropout = _weight_dropout(weight_dropout)
         if not 0 <= self.dropout <= 1:
             msg = f"dropout: expected a probability, got {self.dropout}"
             raise ValueError(msg)
@@ -82,10 +87,24 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         """Return the names of the parameters of a layer, for each direction."""
         return layer_names(self.cell, layer, self.directions, self.proj_size > 0)
 
-    def of_layer(self, layer: int) -> list[tuple[Array | None, ...]]:
-        """Return the parameters of a layer as the kernels take them."""
-        directions = by_direction(self.parameters, self.names_of(layer))
+    def of_layer(self, layer: int, others: Mapping[str, Array] | None = None) -> list[tuple[Array | None, ...]]:
+        """Return the parameters of a layer as the kernels take them, others in the place of those of their names."""
+        parameters = {**self.parameters, **others} if others else self.parameters
+        directions = by_direction(parameters, self.names_of(layer))
         return [self.with_fixed(arrays) for arrays in directions] if self.fixed else directions
+
+
+def _weight_dropout(value: Any) -> float | tuple[Literal["rows"], float]:
+    """Return a probability, or that of rows."""
+    of_rows = isinstance(value, tuple | list)  # a list, from a file
+    if of_rows and not (len(value) == 2 and isinstance(value[0], str) and value[0] == "rows"):
+        msg = f"weight_dropout: expected a probability or ('rows', probability), got {value!r}"
+        raise ValueError(msg)
+    rate = number(value[1] if of_rows else value, "weight_dropout")
+    if not 0 <= rate < 1:
+        msg = f"weight_dropout: expected a probability of less than 1, got {rate}"
+        raise ValueError(msg)
+    return ("rows", rate) if of_rows and rate else rate
 
 
 # States
@@ -134,6 +153,21 @@ def new_state(stack: Stack[Any], layout: Layout) -> Parts:
 
 
 # Dropout
+
+
+@contextmanager
+def drawing(stack: Stack[Any]) -> Iterator[None]:
+    """Put the generator back where a run fails: tokens are checked when their steps are run, after draws."""
+    if not (stack.dropout or stack.weight_dropout):
+        yield
+        return
+    generator = stack.rng.bit_generator
+    before = generator.state
+    try:
+        yield
+    except BaseException:
+        generator.state = before
+        raise
 
 
 def mask(stack: Stack[Any], shape: tuple[int, ...]) -> Array:

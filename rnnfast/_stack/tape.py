@@ -48,6 +48,11 @@ class LayerTape(Tape):
     kept: Any  # the kernels' tape of each layer, or checkpoints
     masks: tuple[Array, ...]  # the factors of dropout after each layer but the last
 
+    @property
+    def weight_masks(self) -> dict[str, Array]:
+        """Which elements, or rows, of each w_hh were kept, by the names of the parameters; empty where all were."""
+        return {} if self.call.dropped is None else dict(self.call.dropped.kept)
+
     def h(self, layer: int) -> Any:
         """Return h of every step of a layer, [T,B,D·H], laid out as x is: the tape's own, or a copy with padding."""
         rows: Array = self._of(self.hidden, layer).view()

@@ -43,7 +43,7 @@ def _run(
         y, after, *tape = run(
             stack.cell,
             y,
-            stack.of_layer(k),
+            call.of_layer(stack, k),
             state_of_layer(stack, call.state, k),
             None,
             None if k else call.embedding,

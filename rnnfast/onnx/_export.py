@@ -24,7 +24,7 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
     Parameters
     ----------
     layer : LSTM, GRU or RNN
-        Its dropout is left out, as in a call of the layer.
+        Its dropout, of weights too, is left out, as in a call of the layer.
     state : bool, optional
         True: the initial state is an input of the model. By default it is zero, or the learned one of a layer with
         `learn_initial_state`.

@@ -21,9 +21,7 @@ class Call(NamedTuple):
     x: Tensor  # [T,B,I], or [N,I] with batch_sizes; [B,I] of a step
     states: Sequence[Tensor]  # S initial states [D,B,H], of h [D,B,P], without D of a step; none: zero
     batch_sizes: Tensor | None  # [T]
-    weights: Sequence[Tensor]  # of each direction w_ih, w_hh, with bias b_ih, b_hh, what the cell has beside, and w_hr
-        Tensor
-    ]  # of each direction w_ih, w_hh, with bias b_ih, b_hh, what else the cell has, projected w_hr
+    weights: Sequence[Tensor]  # of each direction w_ih, w_hh, with bias b_ih, b_hh, and what else there is
 
     @property
     def is_step(self) -> bool:

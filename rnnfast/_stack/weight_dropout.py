@@ -1,0 +1,82 @@
+"""Weight dropout, or DropConnect on the recurrent weights: what of each w_hh a forward leaves out.
+
+Wan, Zeiler, Zhang, LeCun, Fergus, "Regularization of Neural Networks using DropConnect", ICML 2013; Merity, Keskar,
+Socher, "Regularizing and Optimizing LSTM Language Models", arXiv:1708.02182, 2017.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._base.arrays import Array, checked, quiet
+from .._base.names import WEIGHTS, ends_of
+from .stack import Stack
+
+
+class Dropped(NamedTuple):
+    """The w_hh of one forward, by the names of the parameters."""
+
+    kept: dict[str, Array]  # bools, of elements [G·H,H] or of rows [G·H]
+    scale: float  # of what is kept
+    weights: dict[str, Array]
+
+    @quiet
+    def masked(self, name: str, a: Array) -> Array:
+        """Return w_hh or its gradient with zeros for what is left out, the rest scaled."""
+        kept = self.kept[name]
+        result: Array = a * kept.reshape(len(kept), -1)
+        result *= self.scale
+        result += 0  # no zero is a negative one, as there is none in sums
+        return result
+
+
+def dropped(stack: Stack[Any], masks: object) -> Dropped | None:
+    """Return the w_hh of a forward, if it leaves out any: by the masks that are given, the others drawn.
+
+    The stack's generator draws the key of the call. Each layer and direction has a place of its own in the stream of
+    that key, so that no mask depends on another.
+    """
+    given = _checked(stack, masks)
+    if not stack.weight_dropout:
+        return None
+    rate = stack.weight_dropout[1] if isinstance(stack.weight_dropout, tuple) else stack.weight_dropout
+    shape, key = _shape(stack), stack.rng.integers(2**64, size=2, dtype=np.uint64)
+    made = Dropped({}, 1 / (1 - rate), {})
+    for k in range(stack.num_layers):
+        for direction, end in enumerate(ends_of(k, stack.directions)):
+            name = WEIGHTS[1] + end
+            kept = given.get(name)
+            if kept is None:
+                n = math.prod(shape)
+                bits = np.random.Philox(key=key, counter=[0, 0, direction, k]).random_raw(-(-n // 2))
+                kept = (bits.astype("<u8").view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
+            kept.flags.writeable = False
+            made.kept[name] = kept
+            made.weights[name] = made.masked(name, stack.parameters[name])
+    return made
+
+
+def _shape(stack: Stack[Any]) -> tuple[int, ...]:
+    """Return the shape of the mask of a w_hh."""
+    rows = stack.gates * stack.hidden_size
+    return (rows,) if isinstance(stack.weight_dropout, tuple) else (rows, stack.hidden_size)
+
+
+def _checked(stack: Stack[Any], masks: object) -> dict[str, Array]:
+    """Return copies of the masks that the caller gives."""
+    if masks is None:
+        return {}
+    if not isinstance(masks, Mapping):
+        msg = f"masks: expected a mapping of names to arrays of bools, got {type(masks).__name__}"
+        raise TypeError(msg)
+    if masks and not stack.weight_dropout:
+        msg = f"masks: expected none for a layer without weight_dropout, got {sorted(masks, key=str)}"
+        raise ValueError(msg)
+    names = [WEIGHTS[1] + end for k in range(stack.num_layers) for end in ends_of(k, stack.directions)]
+    if unknown := sorted(masks.keys() - names, key=str):
+        msg = f"masks: expected names among {names}, got {unknown}"
+        raise ValueError(msg)
+    shape, dtype = _shape(stack), np.dtype(bool)
+    return {name: np.array(checked(mask, f"masks[{name!r}]", shape, dtype)) for name, mask in masks.items()}
