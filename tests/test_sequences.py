@@ -546,19 +546,23 @@ def test_checkpoints_draw_the_same_dropout(L: int, D: int, rows: dict[str, Any])
 # Weight dropout
 
 
-@pytest.mark.parametrize("weight_dropout", [0.4, ("rows", 0.25)], ids=str)
-@pytest.mark.parametrize("checkpoint", [None, 64])
-@pytest.mark.parametrize("options", [{}, OPTIONS["all at once"]], ids=["plain", "all at once"])
 @pytest.mark.parametrize(
-    "rows", [LONG_ROWS["whole"], LONG_ROWS["lengths and resets"]], ids=["whole", "lengths and resets"]
+    ("rows", "options", "checkpoint", "weight_dropout"),
+    [
+        ("whole", "plain", None, 0.4),
+        ("whole", "plain", 64, ("rows", 0.25)),
+        ("lengths and resets", "all at once", None, ("rows", 0.25)),
+        ("lengths and resets", "all at once", 64, 0.4),
+    ],
 )
 @by_cell
 def test_weights_that_are_left_out_are_the_oracles(
-    cell: str, rows: dict[str, Any], options: dict[str, Any], checkpoint: Any, weight_dropout: Any
+    cell: str, rows: str, options: str, checkpoint: Any, weight_dropout: Any
 ) -> None:
+    own, learned = OPTIONS[options], learns(OPTIONS[options])
     for dtype, D in zip(DTYPES, (1, 2), strict=True):
-        layer = make_stack(cell, 2, D, dtype=dtype, weight_dropout=weight_dropout, learn_initial_state=learns(options))
-        job = make_job(layer, sizes=LONG, **rows, **options)
+        layer = make_stack(cell, 2, D, dtype=dtype, weight_dropout=weight_dropout, learn_initial_state=learned)
+        job = make_job(layer, sizes=LONG, **LONG_ROWS[rows], **own)
         w_hh = {name: p for name, p in layer.parameters.items() if name.startswith("weight_hh")}
         masks = {
             name: np.random.default_rng(k).random(p.shape[: 1 if isinstance(weight_dropout, tuple) else 2]) < 0.7

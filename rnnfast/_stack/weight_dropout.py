@@ -38,23 +38,26 @@ def dropped(stack: Stack[Any], masks: object) -> Dropped | None:
     The stack's generator draws the key of the call. Each layer and direction has a place of its own in the stream of
     that key, so that no mask depends on another.
     """
-    given = _checked(stack, masks)
+    places = {
+        WEIGHTS[1] + end: (direction, layer)
+        for layer in range(stack.num_layers)
+        for direction, end in enumerate(ends_of(layer, stack.directions))
+    }
+    given = _checked(stack, masks, [*places])
     if not stack.weight_dropout:
         return None
     rate = stack.weight_dropout[1] if isinstance(stack.weight_dropout, tuple) else stack.weight_dropout
     shape, key = _shape(stack), stack.rng.integers(2**64, size=2, dtype=np.uint64)
+    n = math.prod(shape)
     made = Dropped({}, 1 / (1 - rate), {})
-    for k in range(stack.num_layers):
-        for direction, end in enumerate(ends_of(k, stack.directions)):
-            name = WEIGHTS[1] + end
-            kept = given.get(name)
-            if kept is None:
-                n = math.prod(shape)
-                bits = np.random.Philox(key=key, counter=[0, 0, direction, k]).random_raw(-(-n // 2))
-                kept = (bits.astype("<u8").view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
-            kept.flags.writeable = False
-            made.kept[name] = kept
-            made.weights[name] = made.masked(name, stack.parameters[name])
+    for name, place in places.items():
+        kept = given.get(name)
+        if kept is None:
+            bits = np.random.Philox(key=key, counter=[0, 0, *place]).random_raw((n + 1) // 2)
+            kept = (bits.astype("<u8").view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
+        kept.flags.writeable = False
+        made.kept[name] = kept
+        made.weights[name] = made.masked(name, stack.parameters[name])
     return made
 
 
@@ -64,7 +67,7 @@ def _shape(stack: Stack[Any]) -> tuple[int, ...]:
     return (rows,) if isinstance(stack.weight_dropout, tuple) else (rows, stack.hidden_size)
 
 
-def _checked(stack: Stack[Any], masks: object) -> dict[str, Array]:
+def _checked(stack: Stack[Any], masks: object, names: list[str]) -> dict[str, Array]:
     """Return copies of the masks that the caller gives."""
     if masks is None:
         return {}
@@ -74,7 +77,6 @@ def _checked(stack: Stack[Any], masks: object) -> dict[str, Array]:
     if masks and not stack.weight_dropout:
         msg = f"masks: expected none for a layer without weight_dropout, got {sorted(masks, key=str)}"
         raise ValueError(msg)
-    names = [WEIGHTS[1] + end for k in range(stack.num_layers) for end in ends_of(k, stack.directions)]
     if unknown := sorted(masks.keys() - names, key=str):
         msg = f"masks: expected names among {names}, got {unknown}"
         raise ValueError(msg)

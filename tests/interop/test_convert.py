@@ -275,6 +275,14 @@ def test_layers_come_back_from_torch_bit_for_bit(torch: Any, cell: str, dtype: s
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.usefixtures("torch")
+def test_weight_dropout_acts_in_training_only_and_is_not_carried() -> None:
+    layer = make_layer("lstm", weight_dropout=0.5)
+    back: Any = from_torch(to_torch(layer))
+    assert back.weight_dropout == 0
+    assert_same_bits(back.state_dict(), layer.state_dict())
+
+
 def detached_dict(module: Any) -> dict[str, Array]:
     return {name: p.detach().numpy() for name, p in module.state_dict().items()}
 
