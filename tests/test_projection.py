@@ -55,8 +55,9 @@ def by_shape(*shapes: Shape) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("shape", shapes, ids=identify)
 
 
-def test_where_h_reaches_h_unit_by_unit_there_is_no_projection() -> None:
-    assert set(_core.cells) - set(PROJECTED) == {"gru", "gru_reset_before", "rnn_tanh_leaky", "rnn_relu_leaky"}
+def test_where_h_reaches_h_unit_by_unit_or_by_heads_there_is_no_projection() -> None:
+    others = {"gru", "gru_reset_before", "rnn_tanh_leaky", "rnn_relu_leaky", "slstm", "slstm_exp"}
+    assert set(_core.cells) - set(PROJECTED) == others
 
 
 @by_shape(*SHAPES)

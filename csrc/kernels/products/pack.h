@@ -56,7 +56,7 @@ RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
 
 template <class Real>
 RNNFAST_INLINE Panels<const Real> read_only(const Panels<Real>& p) {
-  return {.data = p.data, .units = p.units, .K = p.K, .gates = p.gates, .first = p.first};
+  return {.data = p.data, .units = p.units, .K = p.K, .gates = p.gates, .first = p.first, .reach = p.reach};
 }
 
 // f(rows of the matrix, the place of their first k in the panel, the panel's stride of k) for each gate of each block.
