@@ -346,6 +346,8 @@ class SLSTM(Recurrent[FourStates]):
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the four parameters initial_h, initial_c, initial_n and initial_m.
+    weight_dropout : float or ("rows", float), optional
+        As for `LSTM`.
     forget_gate : {"sigmoid", "exp"}, optional
         The function of the forget gate.
     min_n : float, optional
@@ -408,6 +410,7 @@ class SLSTM(Recurrent[FourStates]):
         dtype: Any = "float32",
         seed: Any = None,
         learn_initial_state: Flag = False,
+        weight_dropout: WeightDropout = 0.0,
         forget_gate: str = "sigmoid",
         min_n: Number | None = None,
         clamp_gates: Flag = False,
@@ -427,6 +430,7 @@ class SLSTM(Recurrent[FourStates]):
             dtype=dtype,
             seed=seed,
             learn_initial_state=learn_initial_state,
+            weight_dropout=weight_dropout,
         )
 
 

@@ -18,7 +18,7 @@ from .stack import Stack
 class Dropped(NamedTuple):
     """The w_hh of one forward, by the names of the parameters."""
 
-    kept: dict[str, Array]  # bools, of elements [G·H,H] or of rows [G·H]
+    kept: dict[str, Array]  # bools, of elements [G·H,P] or of rows [G·H]
     scale: float  # of what is kept
     weights: dict[str, Array]
 
@@ -63,8 +63,8 @@ def dropped(stack: Stack[Any], masks: object) -> Dropped | None:
 
 def _shape(stack: Stack[Any]) -> tuple[int, ...]:
     """Return the shape of the mask of a w_hh."""
-    rows = stack.gates * stack.hidden_size
-    return (rows,) if isinstance(stack.weight_dropout, tuple) else (rows, stack.hidden_size)
+    shape = stack.parameters[f"{WEIGHTS[1]}_l0"].shape
+    return shape[:1] if isinstance(stack.weight_dropout, tuple) else shape
 
 
 def _checked(stack: Stack[Any], masks: object, names: list[str]) -> dict[str, Array]:

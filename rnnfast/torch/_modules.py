@@ -149,7 +149,7 @@ class Recurrent(_Scriptable):
         elif T == 0:
             return []
         rows = (size,) if axes == 2 and batch_sizes is None else (size, B)
-        return [(*rows, n) for n in (self.proj_size or H, H)[:S]]
+        return [(*rows, n) for n in (self.proj_size or H, *[H] * (S - 1))]
 
 
 class _Cell(_Scriptable):

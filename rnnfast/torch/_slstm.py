@@ -24,8 +24,8 @@ class _Unfit(torch.nn.Module):  # type: ignore[misc]
             msg = f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}"
             raise TypeError(msg)
         dtype, shape = self.weight_ih_l0.dtype, tuple(x.shape)
-        state = self._state_shape(shape, None if x is input else input[1])
-        if state is None:
+        states = self._state_shapes(shape, None if x is input else input[1], len(STATES[MODES[self.mode]]))
+        if not states:
             I = self.input_size
             msg = f"input: expected shape (T, B, {I}), (B, T, {I}) with batch_first or (T, {I}), T >= 1, got {shape}"
             raise ValueError(msg)
@@ -33,6 +33,7 @@ class _Unfit(torch.nn.Module):  # type: ignore[misc]
         if x.dtype == dtype and (not isinstance(hx, tuple | list) or len(hx) != len(parts)):
             msg = f"hx: expected a tuple ({', '.join(parts)}), got {type(hx).__name__}"
             raise TypeError(msg)
+        state = states[0]  # as all of them
         wrong = [t for t in hx or () if not isinstance(t, Tensor) or t.dtype != dtype or tuple(t.shape) != state]
         if x.dtype == dtype and wrong:
             t = wrong[0]
@@ -86,6 +87,7 @@ class SLSTM(Recurrent, _Unfit):
     """
 
     bounds: Tensor
+    proj_size = 0
 
     def __init__(
         self,

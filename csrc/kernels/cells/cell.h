@@ -258,6 +258,20 @@ void backward_rows(const BackwardStep<typename S::Real>& s, const BlockRange& ra
   }
 }
 
+// The pre-activations of held gates have no gradient.
+template <class Real>
+__attribute__((noinline)) void clear_held(const BackwardStep<Real>& s, int slots, const Phase& part,
+                                          const Blocks& units, Index rows) {
+  for (Index block = s.units.first; block < s.units.last; ++block) {
+    const BlockWidth width = width_of<Real>(units, block);
+    Real* dgates = gates_at(s.dgates, width.unit, s.dgate_row, width.lanes, slots);
+    for (Index row = 0; row < rows; ++row, dgates += slots * width.lanes)
+      for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
+        for (Index lane = 0; is_held(*s.held, slot) && lane < width.lanes; ++lane)
+          dgates[slot * width.lanes + lane] = 0;
+  }
+}
+
 // ---- What the loops know of a cell ----------------------------------------------------------------------------------
 
 template <class T, std::size_t n>

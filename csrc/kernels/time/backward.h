@@ -113,20 +113,6 @@ __attribute__((noinline)) void add_rows(const View<const Real>& a, const View<co
     for (Index j = units.first; j < units.last; ++j) at(out, row).data[j] = at(a, row).data[j] + at(b, row).data[j];
 }
 
-// The pre-activations of held gates have no gradient.
-template <class Real>
-__attribute__((noinline)) void clear_held(const BackwardStep<Real>& s, int slots, const Phase& part,
-                                          const Blocks& units, Index rows) {
-  for (Index block = s.units.first; block < s.units.last; ++block) {
-    const BlockWidth width = width_of<Real>(units, block);
-    Real* dgates = gates_at(s.dgates, width.unit, s.dgate_row, width.lanes, slots);
-    for (Index row = 0; row < rows; ++row, dgates += slots * width.lanes)
-      for (int slot = part.slot; slot < part.slot + part.slots; ++slot)
-        for (Index lane = 0; is_held(*s.held, slot) && lane < width.lanes; ++lane)
-          dgates[slot * width.lanes + lane] = 0;
-  }
-}
-
 // Members meet between the gates' gradients of all units and what is made of them. False: the call was interrupted.
 template <class Real, class StepWindowsOrWhole>
 bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const StepWindowsOrWhole& windows,
