@@ -319,6 +319,7 @@ def test_arguments_stay_as_they_were(cell: str) -> None:
         I=st.integers(1, 40),
         H=st.integers(1, 40),
         D=st.integers(1, 2),
+        P=st.just(0),
     ),
     bias=st.booleans(),
     missing=st.sets(st.sampled_from([name for name in ALL_PARTS if name != "dh"])),
