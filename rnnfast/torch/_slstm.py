@@ -124,7 +124,7 @@ class SLSTM(Recurrent, _Unfit):
         D = 1 + self.bidirectional
         for k in range(self.num_layers):
             I = D * self.hidden_size if k else self.input_size
-            shapes = recurrent_shapes(MODES[self.mode], I, self.hidden_size, self.bias, self.num_heads)
+            shapes = recurrent_shapes(MODES[self.mode], I, self.hidden_size, self.bias, heads=self.num_heads)
             own = [*WEIGHTS, *(BIASES if self.bias else ())]
             for end in ends_of(k, D):
                 for name in own:
