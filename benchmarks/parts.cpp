@@ -162,9 +162,9 @@ void forward_steps(const Layer& layer, Products products, const ForwardScratch<R
   StateBefore<Real> before[most_states];
   for (int i = 0; i < cell.state_count; ++i) {
     after[i] = i == 0 ? direction.y : direction.tape.states[i];
-    before[i] = {direction.initial[i], {}, read_only(after[i]), true, nullptr};
+    before[i] = {direction.initial[i], {}, read_only(after[i]), true, {}};
   }
-  const Item item = {0, 0, B, all(layer.units), false};
+  const Item item = {0, 0, B, all(layer.units), all(layer.units), false};
   bool mixes = false;
   for (Index t = 0; t < layer.chunk; t += at_once) {
     const Index row = t * B;
@@ -172,7 +172,7 @@ void forward_steps(const Layer& layer, Products products, const ForwardScratch<R
     s.gates = scratch.gates, s.gate_row = row, s.held = &layer.training.held;
     s.x = at(layer.training.x, row);
     for (int i = 0; i < cell.state_count; ++i) {
-      s.before[i] = state_before(layer.p, before[i], item, t, mixes);
+      s.before[i] = state_before(layer.p, before[i], item, t, Span{0, H}, mixes);
       s.after[i] = at(after[i], row);
     }
     if (resets_h(cell)) s.reset_h = at(reset_h, row);
