@@ -70,16 +70,15 @@ inline bool has_projection(const CellShape& cell, const py::tuple& directions) {
 }
 
 inline ParameterArrays read_parameters(const CellShape& cell, const py::object& parameters) {
-  const std::string all_content = parameter_content(cell, false);
   if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
-    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + all_content + ", got " +
+    throw py::type_error("parameters: expected a list of 1 or 2 tuples " + parameter_content(cell, false) + ", got " +
                          type_name(parameters));
   const py::tuple directions(parameters);
   if (directions.size() != 1 && directions.size() != 2)
     throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
   const bool projected = has_projection(cell, directions);
   const std::size_t count = parameter_count(cell, projected);
-  const std::string content = projected ? parameter_content(cell, true) : all_content;
+  const std::string content = parameter_content(cell, projected);
   ParameterArrays arrays;
   arrays.reserve(count * directions.size());
   for (const py::handle direction : directions) {
