@@ -196,3 +196,15 @@ def test_a_layer_learns_with_dropped_weights() -> None:
         dy[:, :1] = 2 * error / len(error)
         sgd.step(layer.backward(tape, dy)[2])
     assert np.mean(losses[-20:]) < 0.25 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize(("kind", "own"), [("LSTM", {"proj_size": 3}), ("SLSTM", {"num_heads": 2})])
+def test_masks_have_the_shape_of_their_weights(kind: str, own: dict[str, Any]) -> None:
+    layer: Any = getattr(rnnfast, kind)(X.shape[-1], 4, weight_dropout=0.5, seed=0, **own)
+    y, _, tape = layer.forward(X)
+    kept = tape.weight_masks["weight_hh_l0"]
+    assert kept.shape == layer.weight_hh_l0.shape
+    grads = layer.backward(tape, np.ones_like(y))[2]
+    assert not grads["weight_hh_l0"][~kept].any()
+    assert grads["weight_hh_l0"][kept].all()
+    assert np.array_equal(layer.forward(X, masks={"weight_hh_l0": kept})[0], y)

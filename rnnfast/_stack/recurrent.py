@@ -157,8 +157,8 @@ class Recurrent(Stack[StateT]):
             whole blocks of the sums of the weights' gradients, so that the gradients have the same bits, and to 1024
             rows (t, b), so that what each segment costs does not show. "auto" is the square root of T.
         masks : mapping of arrays of bools, or 0 and 1, optional
-            For a layer with `weight_dropout`: which elements [G·H,H], or rows [G·H], of the parameters weight_hh_l{k}
-            are kept, by the names of these. The masks of names that are not there are drawn.
+            For a layer with `weight_dropout`: which elements, in the shape of the parameter, or which rows [G·H] of the
+            weight_hh_l{k} are kept, by the names of these. The masks of names that are not there are drawn.
 
         Returns
         -------
