@@ -37,17 +37,17 @@ AROUND_LANES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49)
 
 SHAPES = (
     *(Shape(3, 3, I, H, D=1 + k % 2) for k, (I, H) in enumerate(zip(AROUND_LANES[::-1], AROUND_LANES, strict=True))),
-    # A tile has up to 8 rows or a few more: every remainder, as sequences and as rows of a projection.
-    *(Shape(2, B, 4, 5, D=1 + B % 2) for B in (1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 25)),
     Shape(1, 1, 1, 1),
     Shape(1, 1, 20, 33, D=2),
-    Shape(1, 9, 16, 8),
     Shape(40, 1, 3, 20, D=2),
+)
+SHAPES_OF_LOOPS = (
+    # A tile has up to 8 rows or a few more: every remainder, as sequences and as rows of a projection.
+    *(Shape(2, B, 4, 5, D=1 + B % 2) for B in (1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 25)),
+    Shape(1, 9, 16, 8),
     # Several chunks of time.
     Shape(300, 1, 1, 20),
     Shape(90, 7, 3, 24, D=2),
-)
-LARGE_SHAPES = (
     # Several chunks of time, blocks of a few hundred rows, panels longer than a tile.
     Shape(20, 13, 130, 200),
     Shape(3, 40, 300, 131, D=2),
@@ -64,7 +64,7 @@ ODD = Shape(T=5, B=3, I=7, H=19, D=2)  # no size is a multiple of another, nor o
 
 @pytest.mark.parametrize(
     ("cell", "shape"),
-    [*product(CELLS, SHAPES), *product(REPRESENTATIVES, LARGE_SHAPES)],
+    [*product(CELLS, SHAPES), *product(REPRESENTATIVES, SHAPES_OF_LOOPS)],
     ids=lambda value: identify(value) if isinstance(value, Shape) else value,
 )
 @by_dtype

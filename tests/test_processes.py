@@ -1,6 +1,7 @@
 """Processes: how they end, fork and are signalled while a call runs, what they take from their environment."""
 
 import sys
+from itertools import product
 
 import pytest
 from scripts import ENDS, run_script
@@ -64,8 +65,9 @@ def call():
 """
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
-@pytest.mark.parametrize("call", [*PURE, *OTHERS, *COPYING])
+@pytest.mark.parametrize(
+    ("call", "threads"), [*product(PURE, "12"), *product((*OTHERS, *COPYING), "2")], ids=lambda value: value
+)
 def test_a_program_ends_with_its_own_status_while_daemon_threads_compute(call: str, threads: str) -> None:
     setting = SETTING.replace("CALL", {**PURE, **OTHERS, **COPYING}[call]).replace("STEPS", "400")
     assert run_script(setting + ENDS, threads, status=3) == "done\n"
@@ -104,7 +106,7 @@ print("parent:", message)
 
 
 @needs_timer
-@pytest.mark.parametrize("threads", ["1", "2", "4"])
+@pytest.mark.parametrize("threads", ["1", "3"])
 @pytest.mark.parametrize("call", PURE)
 def test_a_child_that_a_signal_handler_forks_inside_a_call_computes_the_same(call: str, threads: str) -> None:
     steps = "4000" if call == "cross_entropy" else "1500"
@@ -177,6 +179,7 @@ def test_ctrl_c_ends_a_call_within_a_step(call: str, threads: str) -> None:
 
 SUBINTERPRETER = """
 import sys
+from itertools import product
 try:
     import _interpreters as interpreters
 except ImportError:

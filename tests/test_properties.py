@@ -13,6 +13,7 @@ import pytest
 from problems import (
     CELLS,
     DTYPES,
+    REPRESENTATIVES,
     Array,
     Problem,
     Results,
@@ -34,6 +35,7 @@ from tolerances import TOLERANCE, relative_error
 from rnnfast import _core, reference
 
 by_cell = pytest.mark.parametrize("cell", CELLS)
+by_loop = pytest.mark.parametrize("cell", REPRESENTATIVES)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -59,12 +61,12 @@ ODD = Shape(T=5, B=3, I=7, H=19, D=2)
     Shape(4, 2, 70, 264),
 )
 @by_dtype
-@by_cell
+@by_loop
 def test_any_number_of_threads_gives_the_same_bits(cell: str, dtype: str, shape: Shape) -> None:
     problem = make_problem(cell, dtype, shape)
     _core.set_num_threads(1)
     expected = solve(_core, problem)
-    for threads in (2, 3, 4, 7):
+    for threads in (2, 3, 7):
         _core.set_num_threads(threads)
         assert_same_bits(solve(_core, problem), expected)
 
@@ -78,7 +80,7 @@ def test_a_batch_may_have_more_than_a_million_sequences() -> None:
 
 @by_shape(ODD, Shape(20, 40, 30, 96))
 @by_dtype
-@by_cell
+@by_loop
 def test_every_run_gives_the_same_bits(cell: str, dtype: str, shape: Shape) -> None:
     problem = make_problem(cell, dtype, shape)
     expected = solve(_core, problem)
@@ -105,7 +107,7 @@ def per_sequence(results: Results) -> Results:
     Shape(1, 20, 70, 75),
 )
 @by_dtype
-@by_cell
+@by_loop
 def test_a_sequence_gets_the_same_bits_in_any_batch(cell: str, dtype: str, shape: Shape) -> None:
     problem = make_problem(cell, dtype, shape)
     whole = solve(_core, problem)
@@ -119,7 +121,7 @@ def test_a_sequence_gets_the_same_bits_in_any_batch(cell: str, dtype: str, shape
 # Few rows, whose weights stay as they are, beside many, whose weights are packed.
 @by_shape(Shape(1, 40, 37, 50, D=2), Shape(4, 13, 5, 83), Shape(2, 20, 1, 16, D=2), Shape(1, 70, 130, 96))
 @by_dtype
-@by_cell
+@by_loop
 def test_sequences_without_a_gradient_add_nothing(cell: str, dtype: str, shape: Shape) -> None:
     problem = make_problem(cell, dtype, shape)
     some = slice(4, 7)
@@ -168,7 +170,7 @@ def solve_in_chunks(problem: Problem, starts: tuple[int, ...]) -> Results:
     ids=str,
 )
 @by_dtype
-@by_cell
+@by_loop
 def test_chunks_with_carried_state_give_the_bits_of_the_whole(
     cell: str, dtype: str, shape: Shape, starts: tuple[int, ...]
 ) -> None:
@@ -185,12 +187,12 @@ def test_chunks_with_carried_state_give_the_bits_of_the_whole(
         (Shape(300, 4, 5, 24), (0, 128, 256)),
         (Shape(600, 1, 1, 40), (0, 512)),
         (Shape(23, 100, 9, 40), (0, 10, 20)),
-        (Shape(20, 64, 3, 520), (0, 8, 16)),
+        (Shape(12, 64, 3, 520), (0, 8)),
     ],
     ids=str,
 )
 @by_dtype
-@by_cell
+@by_loop
 def test_chunks_of_whole_blocks_give_the_bits_of_every_gradient(
     cell: str, dtype: str, shape: Shape, starts: tuple[int, ...]
 ) -> None:

@@ -145,7 +145,7 @@ def test_inference_gives_the_bits_of_forward(cell: str, dtype: str, embedded: bo
     assert_same_bits({"y": y_inferred, **named_state(cell, state_inferred)}, {"y": y, **named_state(cell, state)})
 
 
-@by_shape(Shape(20, 40, 30, 96, D=2), Shape(150, 1, 80, 300), Shape(60, 7, 200, 200, D=2))
+@by_shape(Shape(20, 40, 30, 96, D=2), Shape(150, 1, 80, 300), Shape(30, 7, 200, 200, D=2))
 @by_form
 @by_dtype
 @by_cell
@@ -153,7 +153,7 @@ def test_any_number_of_threads_gives_the_same_bits(cell: str, dtype: str, embedd
     problem = make(cell, dtype, shape, embedded)
     _core.set_num_threads(1)
     expected = solve(_core, problem)
-    for threads in (2, 3, 4, 7):
+    for threads in (2, 3, 7):
         _core.set_num_threads(threads)
         assert_same_bits(solve(_core, problem), expected)
 

@@ -19,8 +19,10 @@ const KernelTable* kernel_table = nullptr;
   }
 
 RNNFAST_TABLE(baseline)
-#if RNNFAST_X86
+#ifdef RNNFAST_HAS_avx2
 RNNFAST_TABLE(avx2)
+#endif
+#ifdef RNNFAST_HAS_avx512
 RNNFAST_TABLE(avx512)
 #endif
 
@@ -29,12 +31,15 @@ namespace {
 // The checks name the same features as the compiler flags in CMakeLists.txt.
 std::vector<const KernelTable*> find_available() {
   std::vector<const KernelTable*> found = {&baseline::table};
-#if RNNFAST_X86
+#if defined(RNNFAST_HAS_avx2) || defined(RNNFAST_HAS_avx512)
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx2) found.push_back(&avx2::table);
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+#endif
+#ifdef RNNFAST_HAS_avx2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::table);
+#endif
+#ifdef RNNFAST_HAS_avx512
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     found.push_back(&avx512::table);
 #endif
   return found;
