@@ -159,6 +159,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   const int slots = products == Products::recurrent ? part.gates : part.slots;
   const PackedWeights<const Real>& weights = scratch.weights;
   const UnpackedWeights<Real>& unpacked = scratch.unpacked;
+  const Gates<Real>& table = scratch.table;
   const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.before[0];
   const Index first_unit = s.units.first * Widest<Real>::lanes;
   const auto gates_of = [&](const BlockRange& range) {
@@ -183,7 +184,14 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         t.out_unit = s.gates.rows * cell.slot_count * lanes;
         t.valid = range.lanes;
         t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
-        if (products == Products::recurrent) {
+        if (products == Products::recurrent && s.tokens && s.rows == 1 && part.slots == part.gates) {
+          t.init = gates_at(table, range.unit, s.tokens[0], lanes, cell.slot_count) + part.slot * lanes;
+          t.init_unit = table.rows * cell.slot_count * lanes;
+        } else if (products == Products::recurrent) {
+          if (s.tokens)
+            for (Index block = 0; block < range.blocks; ++block)
+              copy_tokens(s, table, cell.slot_count, part, range.unit + block * lanes, lanes,
+                          gates + block * t.out_unit);
           t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
         } else {
           t.init = weights.bias + range.unit * cell.slot_count + part.slot * lanes;
@@ -198,10 +206,6 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           const View<const Real> read = {h.data + first_read(w_hh.reach, range.unit), h.stride};
           t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width);
         }
-        if (products == Products::recurrent && s.tokens)
-          for (Index block = 0; block < range.blocks; ++block)
-            copy_tokens(s, scratch.table, cell.slot_count, part, range.unit + block * lanes, lanes,
-                        gates + block * t.out_unit);
         Index done = 0;
         tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
