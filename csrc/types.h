@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace rnnfast {
 
@@ -199,6 +200,33 @@ struct LinearBackwardArgs {
   Real* scratch;
 };
 
+// The place of an operand, in two bytes: lists of connections are read at every step, mostly from beyond the second
+// cache level.
+using Column = std::uint16_t;
+
+// A reservoir of leaky units with few connections, packed by run/reservoir.h. Its units are ordered by descending
+// number of connections and make blocks of so many as the kernels say; slot j of a block holds the j-th connection
+// of each of its units. What a unit lacks there has the weight 0 and leads to the operand that is zero.
+template <class Real>
+struct Reservoir {
+  Index H, I, blocks;
+  const Index* first;     // slot of each block, and the number of slots; [blocks+1]
+  const Real* weights;    // [slot][units of a block]
+  const Column* columns;  // likewise; units by their places [blocks · units of a block], then inputs [I], then the zero
+  const Column* place;    // of a unit, in that order; [H]
+  const Real *bias, *leak;  // by place, [blocks · units of a block]; leak may be null: all are 1
+  bool is_relu;             // f is relu, else tanh
+};
+
+template <class Real>
+struct ReservoirArgs {
+  Reservoir<Real> reservoir;
+  Index T, B;
+  View<const Real> x, h;  // [T·B,I]; the states before the first step [B,H]
+  View<Real> y;           // the states after each step [T·B,H]
+  Real* scratch;          // for each member of the team
+};
+
 constexpr Index no_class = -1;  // a row that has no target, no loss and no gradient
 
 template <class Real>
@@ -267,6 +295,9 @@ struct Kernels {
   void (*linear)(const LinearArgs<Real>&, const Team&);
   Index (*linear_backward_scratch)(const LinearSize&);
   void (*linear_backward)(const LinearBackwardArgs<Real>&, const Team&);
+  int block_units, lanes;  // units of a reservoir's block; sequences that it runs side by side
+  Index (*reservoir_scratch)(const Reservoir<Real>&, Index members);
+  void (*reservoir)(const ReservoirArgs<Real>&, const Team&);
   void (*cross_entropy)(const CrossEntropyArgs<Real>&, const Team&);
   void (*sum_of_squares)(const Real* x, Index n, double* sums, const Team&);
   void (*sgd)(const OptimizerArgs<Real>&, const SgdOptions&, const Team&);

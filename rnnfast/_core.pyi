@@ -129,6 +129,16 @@ def linear_backward(
     need_dx: bool = True,
     grads: Sequence[object] | None = None,
 ) -> tuple[_Array | None, tuple[_Array, _Array | None]]: ...
+
+@final
+class SparseReservoir:
+    """A reservoir as lists of its connections. Opaque and read-only."""
+
+    def states(self, x: object, h: object) -> _Array: ...
+
+def sparse_reservoir(
+    w_ih: object, w_hh: object, b_ih: object, b_hh: object, leak: object | None, is_relu: bool
+) -> SparseReservoir | None: ...
 def softmax_cross_entropy(
     logits: object, targets: object, mean: bool, ignore_index: int | None = None
 ) -> tuple[float, _Array]: ...

@@ -963,8 +963,10 @@ def modern_memory(rng: Rng) -> Attempt:
 def echo_states(rng: Rng) -> Attempt:
     """Fit a readout to the states of a reservoir with feedback, and run on."""
     T, B, I, O = (int(n) for n in rng.integers(2, 8, 4))
-    dtype, seed, H = choose(rng, DTYPES), int(rng.integers(2**31)), choose(rng, (5, (3, 2)))
-    esn: Any = ESN(I, H, density=1, leak=choose(rng, (1, 0.5)), feedback_size=O, dtype=dtype, rng=seed)
+    B *= choose(rng, (1, 3))
+    dtype, seed = choose(rng, DTYPES), int(rng.integers(2**31))
+    H, density = choose(rng, ((5, 1), ((3, 2), 1), (40, 0.1), ((40, 30), 0.1)))
+    esn: Any = ESN(I, H, density=density, leak=choose(rng, (1, 0.5)), feedback_size=O, dtype=dtype, rng=seed)
     slots: dict[str, Any] = {"x": normal((T, B, I), dtype, seed), "y": normal((T, B, O), dtype, seed + 1)}
     x, y = (a.astype(np.float64) for a in slots.values())
     options: dict[str, Any] = {"warmup": int(rng.integers(T)), "ridge": 0.5, "state": None, "lengths": None}
@@ -987,12 +989,13 @@ def echo_states(rng: Rng) -> Attempt:
 
     def expected() -> Results:
         states, _ = esn.states(x.astype(dtype), y=y.astype(dtype))
-        rows = states[options["warmup"] :].reshape(-1, 5).astype(np.float64)
+        F = esn.num_states
+        rows = states[options["warmup"] :].reshape(-1, F).astype(np.float64)
         targets = y[options["warmup"] :].reshape(-1, O)
         rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
-        penalty = 0.5 * np.diag([1.0] * 5 + [float(online)])
+        penalty = 0.5 * np.diag([1.0] * F + [float(online)])
         w = np.linalg.solve(rows.T @ rows + penalty, rows.T @ targets).T
-        return named(weight=w[:, :5], bias=w[:, 5])
+        return named(weight=w[:, :F], bias=w[:, F])
 
     return Attempt("ESN", call, slots, bad=bad, expected=expected, watched=[*esn.parameters.values()])
 

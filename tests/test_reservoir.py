@@ -14,6 +14,7 @@ from problems import DTYPES, Array, assert_same_bits
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
+from rnnfast import _core
 from rnnfast.reservoir import ESN, State
 from rnnfast.reservoir._esn import ROWS
 
@@ -178,6 +179,115 @@ def test_calls_go_on_where_others_ended(form: str, dtype: str, leak: float) -> N
     nothing, same = esn.generate(0, end)
     assert nothing.shape == (0, 3, I)
     assert np.array_equal(same.h[0], end.h[0])
+
+
+# Few connections
+
+
+def pruned(units: int, density: float, dtype: str, **options: Any) -> ESN:
+    """Return a network of which every density is possible, as its weights need no circle."""
+    esn = ESN(I, units, density=1, spectral_radius=0.5, bias_scaling=0.2, dtype=dtype, rng=1, **options)
+    [rnn] = esn.reservoirs
+    for w in (rnn.weight_ih_l0, rnn.weight_hh_l0):
+        w[np.random.default_rng(units).random(w.shape) >= density] = 0
+    return esn
+
+
+def packed(esn: ESN) -> _core.SparseReservoir | None:
+    [rnn] = esn.reservoirs
+    weights = (rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0)
+    return _core.sparse_reservoir(*weights, rnn.fixed.get("leak"), rnn.nonlinearity == "relu")
+
+
+@by_dtype
+@pytest.mark.parametrize("density", [0, 0.01, 0.1, 1])
+@pytest.mark.parametrize("units", [1, 3, 17, 100])
+def test_few_connections_give_what_the_full_matrix_gives(units: int, density: float, dtype: str) -> None:
+    for options in ({}, {"activation": "relu", "leak": 0.3}):
+        esn, x = pruned(units, density, dtype, **options), normal((30, 37, I), dtype, 2)
+        [rnn] = esn.reservoirs
+        if density < 0.1 or units == 100:
+            assert (packed(esn) is None) == (density == 1)
+        states, state = esn.states(x)
+        tolerance = 3 * TOLERANCE[states.dtype]
+        assert relative_error(states, rnn(x)[0]) < tolerance
+        for b in (0, 20, 36):
+            assert relative_error(states[:, b], Oracle(esn).states(x[:, b])) < tolerance
+        with rnnfast.threads(3):
+            assert np.array_equal(esn.states(x)[0], states)
+        for B in (1, 2, 33):  # vectors of units, or of sequences
+            some, middle = esn.states(x[:7, :B])
+            assert np.array_equal(some, states[:7, :B])
+            assert np.array_equal(esn.states(x[7:, :B], middle)[0], states[7:, :B])
+        assert np.array_equal(esn.states(x[:, 3])[0], states[:, 3])
+        assert np.array_equal(state.h[0], states[-1])
+
+
+@by_dtype
+def test_nan_passes_along_connections_only(dtype: str) -> None:
+    esn, x = pruned(100, 0.05, dtype, leak=0.5), normal((3, 9, I), dtype, 2)
+    [rnn] = esn.reservoirs
+    x[0, 4, 1] = np.nan
+    x[0, 5, 1] = np.inf
+    states, _ = esn.states(x)
+    reached = rnn.weight_ih_l0[:, 1] != 0
+    for t in range(3):
+        assert np.array_equal(np.isnan(states[t, 4]), reached)
+        reached = reached | (rnn.weight_hh_l0[:, reached] != 0).any(axis=1)
+    assert not reached.all()
+    assert np.array_equal(np.abs(states[0, 5]) >= 0.49, rnn.weight_ih_l0[:, 1] != 0)
+    assert np.isfinite(np.delete(states, 4, axis=1)).all()
+    assert np.array_equal(esn.states(x[:, 4])[0], states[:, 4], equal_nan=True)
+    rnn.weight_hh_l0[7, 8] = np.nan  # which is a connection
+    assert np.isnan(esn.states(x[:, 0])[0][:, 7]).all()
+
+
+def test_each_density_and_size_has_its_way() -> None:
+    def way(H: int, I: int, connections: int) -> object:
+        w_ih, w_hh, b = np.zeros((H, I)), np.zeros((H, H)), np.zeros(H)
+        w_hh.flat[:connections] = 1
+        return _core.sparse_reservoir(w_ih, w_hh, b, b, None, False)
+
+    assert way(20, 4, 60) is not None  # one of 8
+    assert way(20, 4, 61) is None
+    assert way(3, 65_000, 0) is not None
+    assert way(3, 66_000, 0) is None  # more operands than two bytes tell apart
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"w_ih": np.zeros(3)}, ValueError, r"w_ih: expected shape \(H, I\), got \(3,\)"),
+        ({"w_hh": np.zeros((9, 8))}, ValueError, r"w_hh: expected shape \(9, 9\), got \(9, 8\)"),
+        ({"w_hh": np.zeros((9, 9), "f4")}, TypeError, "w_hh: expected dtype float64, got float32"),
+        ({"b_ih": np.zeros(8)}, ValueError, r"b_ih: expected shape \(9,\), got \(8,\)"),
+        ({"b_hh": None}, TypeError, "b_hh: expected an array, got None"),
+        ({"leak": 0.5}, TypeError, "leak: expected an array, got float"),
+        ({"x": np.zeros((2, 3))}, ValueError, r"x: expected shape \(T, B, 3\), got \(2, 3\)"),
+        ({"x": np.zeros((2, 3, 3), int)}, TypeError, "x: expected dtype float64, got int64"),
+        ({"x": np.broadcast_to(0.0, (2**29, 2**28, 3))}, ValueError, "x: expected a size that fits the address space"),
+        ({"h": np.zeros((1, 9))}, ValueError, r"h: expected shape \(2, 9\), got \(1, 9\)"),
+    ],
+)
+def test_the_border_refuses_other_shapes_and_dtypes(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    b = np.zeros(9)
+    fine = {"w_ih": np.zeros((9, 3)), "w_hh": np.zeros((9, 9)), "b_ih": b, "b_hh": b, "leak": None, "is_relu": False}
+    calls: Any = [{name: arguments.get(name, a) for name, a in fine.items()}]
+    calls.append({name: arguments.get(name, a) for name, a in (("x", np.zeros((4, 2, 3))), ("h", np.zeros((2, 9))))})
+    with pytest.raises(error, match=message):
+        _core.sparse_reservoir(**calls[0]).states(**calls[1])  # type: ignore[union-attr]
+
+
+def test_arrays_of_any_strides_and_without_steps() -> None:
+    esn = pruned(17, 0.05, "float64")
+    reservoir, x, h = packed(esn), normal((6, 10, 2 * I), "float64", 1), normal((2 * 17, 10), "float64", 2)
+    assert reservoir is not None
+    turned = reservoir.states(x[::-2, :, ::2], h[::2].T)
+    assert np.array_equal(reservoir.states(x[::-2, :, ::2].copy(), h[::2].T.copy()), turned)
+    for T, B in ((0, 2), (2, 0), (0, 0)):
+        assert reservoir.states(x[:T, :B, :I], h[:17, :B].T).shape == (T, B, 17)
 
 
 # Readouts

@@ -5,6 +5,7 @@
 #include "kernels/layout.h"
 #include "kernels/limits.h"
 #include "kernels/products/blocks.h"
+#include "kernels/reservoir.h"
 #include "kernels/time/backward.h"
 #include "kernels/time/chunks.h"
 #include "kernels/time/forward.h"
@@ -120,6 +121,10 @@ constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,
                                    .linear = linear<Real>,
                                    .linear_backward_scratch = linear_backward_scratch<Real>,
                                    .linear_backward = linear_backward<Real>,
+                                   .block_units = block_units<Real>,
+                                   .lanes = Widest<Real>::lanes,
+                                   .reservoir_scratch = reservoir_scratch<Real>,
+                                   .reservoir = reservoir<Real>,
                                    .cross_entropy = cross_entropy<Real>,
                                    .sum_of_squares = sum_of_squares<Real>,
                                    .sgd = sgd<Real>,

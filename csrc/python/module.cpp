@@ -19,6 +19,7 @@ namespace rnnfast {
 
 void bind_tape(py::module_& m);
 void bind_layers(py::module_& m);
+void bind_reservoir(py::module_& m);
 void bind_training(py::module_& m);
 
 namespace {
@@ -198,6 +199,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
       "n"_a);
   m.def("get_num_threads", &get_num_threads);
   m.def("config", &config);
+  bind_reservoir(m);
   bind_training(m);
 }
 

@@ -14,6 +14,7 @@ from .._base.scalars import Integer, Number, addressable, choice, count, generat
 from ..container import joined
 from ..layers import RNN, Linear
 from ._readout import Rows, recursive_least_squares, ridge_regression
+from ._sparse import runner
 from ._weights import Each, each, rate, recurrent, scale, share, signs, values
 
 ROWS = 4096  # of states that are held at a time while the readout is fitted
@@ -504,13 +505,14 @@ class ESN(Module):
         T, B = run.x.shape[:2]
         at_once = at_once or max(1, ROWS // max(B, 1))
         fed = self._fed(run) if self.feedback_size else run.x
+        runners = [runner(rnn) for rnn in self.reservoirs]
         for start in range(0, T, at_once):
             x = fed[start : start + at_once]
             lengths = np.clip(run.lengths - start, 0, len(x))
             states, last = [], []
             inputs = x
-            for rnn, h in zip(self.reservoirs, run.h, strict=True):
-                y, h_after = rnn(inputs, h, lengths=None if (lengths == len(x)).all() else lengths)
+            for states_of, h in zip(runners, run.h, strict=True):
+                y, h_after = states_of(inputs, h, lengths=None if (lengths == len(x)).all() else lengths)
                 states.append(y)
                 last.append(h_after)
                 inputs = y if self.arrangement == "series" else x
@@ -550,7 +552,7 @@ class ESN(Module):
         B, O = run.x.shape[1], readout.out_features
         outputs = np.zeros((steps, B, O), self.dtype)
         y = np.zeros((B, O), self.dtype) if run.last is None else run.last
-        streams = [rnn.stream(max(B, 1)) for rnn in self.reservoirs] if B else []
+        streams = [runner(rnn).stream(B) for rnn in self.reservoirs] if B else []
         for stream, h in zip(streams, run.h, strict=False):
             stream.state = h
         for t in range(steps if B else 0):
