@@ -75,6 +75,7 @@ struct Problem {
   const Index* first_step = nullptr;  // of each chunk, and T; made by `cut`
   Index chunks = 0;
   const unsigned char* starts[2] = {};  // of a row: a direction's state before it is the start's; null: of none
+  int masks = 0;  // of h' in the products of all steps: none, one for all gates, or one for each of the G
 };
 
 // The tokens of a call, numbered by those that occur; absent where x is dense.
@@ -117,6 +118,7 @@ struct ForwardDirection {
   View<Real> y;                           // h after each step, [T·B,P]
   View<Real> last[most_states];           // states after the last step, likewise; may be the initial ones
   Tape<Real> tape;
+  View<const Real> factors = {};  // what h' is multiplied by before w_hh, [B,masks·H]; null: there are no masks
 };
 
 // Gates that are held at a value instead of being computed, by their slots; bit k of `slots` stands for slot k.
@@ -149,6 +151,7 @@ struct BackwardDirection {
   View<Real> dstart[most_states];  // likewise; those of `start` are added; null where no row starts anew
   View<Real> flow[most_states];    // all that reaches the states after each of the run's steps; null: not wanted
   Parameters<Real> gradients;
+  View<const Real> factors = {};  // as in forward
 };
 
 // Truncated backpropagation through time, of one direction that goes through all steps: windows end at k1, 2·k1, ...

@@ -71,6 +71,7 @@ def inference(
     reverse: bool = False,
     steps: tuple[int, int] | None = None,
     memory: Sequence[object] | None = None,
+    recurrent_factors: object | None = None,
 ) -> tuple[_Array, tuple[_Array, ...]]: ...
 def forward(
     cell: str,
@@ -89,6 +90,7 @@ def forward(
     reverse: bool = False,
     steps: tuple[int, int] | None = None,
     memory: Sequence[object] | None = None,
+    recurrent_factors: object | None = None,
 ) -> tuple[_Array, tuple[_Array, ...], Tape]: ...
 def backward(
     tape: Tape,

@@ -32,6 +32,9 @@ OWN = {LSTM: {}, GRU: {"reset_after": "reset_after"}, RNN: {"nonlinearity": "act
 # The options that neither Keras nor torch has, where they change nothing
 PLAIN: dict[str, Any] = {"learn_initial_state": False, "peephole": False, "coupled_gates": False, "leak": 1.0}
 
+# Those that do not matter after training
+IN_TRAINING = ("weight_dropout", "recurrent_dropout", "recurrent_dropout_per_gate")
+
 TORCH = {kind.__name__: kind for kind in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)}
 
 
@@ -179,7 +182,7 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     ----------
     layer : LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
         Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`; of GRUs, those that reset
-        after the product. `weight_dropout`, which acts in training only, is not carried.
+        after the product. `weight_dropout` and `recurrent_dropout`, which act in training only, are not carried.
 
     Returns
     -------
@@ -204,7 +207,7 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
         raise TypeError(msg)
     arguments = arguments_of(layer)
     _check_plain(layer, "torch", {**PLAIN, "reset_after": True})
-    arguments = {name: a for name, a in arguments.items() if name not in {*PLAIN, "reset_after", "weight_dropout"}}
+    arguments = {name: a for name, a in arguments.items() if name not in {*PLAIN, "reset_after", *IN_TRAINING}}
     dtype = getattr(torch, arguments.pop("dtype"))
     module = getattr(torch.nn, kind_of(layer).__name__)(**arguments, dtype=dtype, device="meta").to_empty(device="cpu")
     module.load_state_dict({name: torch.from_numpy(p) for name, p in layer.parameters.items()})

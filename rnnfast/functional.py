@@ -92,7 +92,9 @@ end, and the last state is that of the last step that a sequence has. ``resets``
 axis: before such a step the state is the initial one, and no gradient crosses. In the backward direction the episode
 that ends before a reset starts there.
 
-A gate of ``gate_override`` is held at its value in all steps and units; its pre-activation gets no gradient.
+A gate of ``gate_override`` is held at its value in all steps and units; its pre-activation gets no gradient. With
+``recurrent_factors`` m, the h' that a W_hh meets is m * h' (of ``"gru_reset_before"`` n has ``W_hn (r * m * h')``), not
+so with a projection or heads.
 
 All other arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones
 are used without a copy. Besides NumPy's, any object with the buffer protocol, ``__array_interface__``,
@@ -168,6 +170,7 @@ class _Options(TypedDict, total=False):
     batch_sizes: ArrayLike | None
     resets: ArrayLike | None
     gate_override: Mapping[str, Number] | None
+    recurrent_factors: ArrayLike | None
     out: tuple[Any, Any] | None
 
 
@@ -213,6 +216,7 @@ def inference(
     batch_sizes: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, Number] | None = None,
+    recurrent_factors: ArrayLike | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State]:
     """Run one layer over whole sequences and keep nothing.
@@ -236,6 +240,8 @@ def inference(
     gate_override : dict, optional
         From letters, of i, f, g, o (i, g, o where they are coupled), r, z, n or z, o of the sLSTM, to the numbers that
         these gates are held at.
+    recurrent_factors : array [D,B,H] or [D,B,G,H], optional
+        What h' is multiplied by where it meets w_hh, in all steps: for all gates alike, or for each, in w_hh's order.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -261,7 +267,7 @@ def inference(
     >>> y.ravel()
     array([1., 2., 3.])
     """
-    rows = batch_sizes, resets, gate_override
+    rows = batch_sizes, resets, gate_override, recurrent_factors
     y, last = _run(_core.inference, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last)
 
@@ -308,6 +314,7 @@ def forward(
     batch_sizes: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, Number] | None = None,
+    recurrent_factors: ArrayLike | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State, _core.Tape]:
     """Run one layer over whole sequences and keep what `backward` needs.
@@ -342,7 +349,7 @@ def forward(
     array([[2.],
            [1.]])
     """
-    rows = batch_sizes, resets, gate_override
+    rows = batch_sizes, resets, gate_override, recurrent_factors
     y, last, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last), tape
 
@@ -432,13 +439,14 @@ def _run(
     batch_sizes: object,
     resets: object,
     gate_override: object,
+    recurrent_factors: object,
 ) -> Any:
     initial = parts_of(cell, state, "state")
     results = None if out is None else out_parts(cell, out, "(y, state)")
-    if batch_sizes is None and resets is None and gate_override is None:  # arguments by name cost time
-        return run(cell, x, parameters, initial, results, embedding)
+    if batch_sizes is None and resets is None and gate_override is None and recurrent_factors is None:
+        return run(cell, x, parameters, initial, results, embedding)  # arguments by name cost time
     rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
-    return run(cell, x, parameters, initial, results, embedding, **rows)
+    return run(cell, x, parameters, initial, results, embedding, **rows, recurrent_factors=recurrent_factors)
 
 
 def _flow_parts(cell: str, flow: object) -> Parts:

@@ -51,6 +51,11 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     weight_dropout : float or ("rows", float), optional
         The probability, less than 1, with which `forward` leaves out each element of every w_hh, or each row, scaling
         the others by 1 / (1 - weight_dropout) [6]_ [7]_. Each call draws one mask for all of its steps and sequences.
+    recurrent_dropout : float, optional
+        The probability, less than 1, with which `forward` leaves out each element of h' in the recurrent product,
+        scaling the others by 1 / (1 - recurrent_dropout) [8]_. Each sequence of a call has a mask for all of its steps.
+    recurrent_dropout_per_gate : bool, optional
+        True: each gate has a mask of its own, as in Keras.
     peephole : bool, optional
         True: the gates see c, each unit its own [3]_: i and f the one before the step, o the one after it.
     coupled_gates : bool, optional
@@ -89,6 +94,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
        Acoustic Modeling", Interspeech 2014.
     .. [6] Wan, Zeiler, Zhang, LeCun, Fergus, "Regularization of Neural Networks using DropConnect", ICML 2013.
     .. [7] Merity, Keskar, Socher, "Regularizing and Optimizing LSTM Language Models", arXiv:1708.02182, 2017.
+    .. [8] Gal, Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks",
+       arXiv:1512.05287, 2016.
 
     Examples
     --------
@@ -135,6 +142,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         seed: Any = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
+        recurrent_dropout: Number = 0.0,
+        recurrent_dropout_per_gate: Flag = False,
         peephole: Flag = False,
         coupled_gates: Flag = False,
         proj_size: Integer = 0,
@@ -155,6 +164,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             learn_initial_state=learn_initial_state,
             proj_size=proj_size,
             weight_dropout=weight_dropout,
+            recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_per_gate=recurrent_dropout_per_gate,
         )
 
 
@@ -171,6 +182,8 @@ class GRU(Recurrent[Array]):
         As for `LSTM`, with the one parameter initial_h.
     weight_dropout : float or ("rows", float), optional
         As for `LSTM`.
+    recurrent_dropout, recurrent_dropout_per_gate
+        As for `LSTM`; z * h' has h' itself.
     reset_after : bool, optional
         Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
         published (False).
@@ -214,6 +227,8 @@ class GRU(Recurrent[Array]):
         seed: Any = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
+        recurrent_dropout: Number = 0.0,
+        recurrent_dropout_per_gate: Flag = False,
         reset_after: Flag = True,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
@@ -230,6 +245,8 @@ class GRU(Recurrent[Array]):
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
+            recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_per_gate=recurrent_dropout_per_gate,
         )
 
 
@@ -249,6 +266,8 @@ class RNN(Recurrent[Array]):
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
     weight_dropout : float or ("rows", float), optional
+        As for `LSTM`.
+    recurrent_dropout, recurrent_dropout_per_gate
         As for `LSTM`.
     leak : float or array [H], optional
         How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
@@ -296,6 +315,8 @@ class RNN(Recurrent[Array]):
         seed: Any = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
+        recurrent_dropout: Number = 0.0,
+        recurrent_dropout_per_gate: Flag = False,
         leak: Leak = 1.0,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
@@ -313,6 +334,8 @@ class RNN(Recurrent[Array]):
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
+            recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_per_gate=recurrent_dropout_per_gate,
         )
 
 

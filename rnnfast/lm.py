@@ -87,6 +87,7 @@ RANGES = {
     "clip": NORM,
     "dropout": PROBABILITY,
     "weight_dropout": PROBABILITY,
+    "recurrent_dropout": PROBABILITY,
     "seed": SEED,
 }
 
@@ -116,10 +117,9 @@ class Options:
         The learning rate of Adam.
     clip : float, optional
         The largest norm of the gradient.
-    dropout : float, optional
-        The probability of dropout between layers.
-    weight_dropout : float, optional
-        The probability of dropout of the elements of the recurrent weights.
+    dropout, weight_dropout, recurrent_dropout : float, optional
+        The probabilities of dropout between layers, of the elements of the recurrent weights, and of the state where it
+        meets these.
     seed : int, optional
         The seed of the weights and the dropout.
 
@@ -141,6 +141,7 @@ class Options:
     clip: float = 1.0
     dropout: float = 0.0
     weight_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -211,7 +212,7 @@ class CharLM:
         else:
             embedding, rnn, readout = (Kept(_part(parameters, part), self.rng) for part in PARTS)
             self.embedding = embedding.take([("weight", (V, E))], FLOAT)["weight"]
-        rates = {"dropout": options.dropout, "weight_dropout": options.weight_dropout}
+        rates = {name: getattr(options, name) for name in ("dropout", "weight_dropout", "recurrent_dropout")}
         self.rnn = LAYERS[options.cell](E, H, L, **rates, seed=rnn)
         self.readout = Linear(H, V, seed=readout)
         if parameters is not None:

@@ -23,7 +23,7 @@ from typing import Any, get_args
 import capi
 import modules
 import numpy as np
-from modules import KINDS, ONE_STEP, make_layer, normal, oracle, results, swap, with_gradients_of, without
+from modules import KINDS, ONE_STEP, factors_of, make_layer, normal, oracle, results, swap, with_gradients_of, without
 from problems import (
     ALL_PARTS,
     CELLS,
@@ -494,7 +494,10 @@ def whole_layer(rng: Rng) -> Attempt:
     plain = given_rows["lengths"] is None and given_rows["checkpoint"] is None  # only then are the masks [T,B,D·H]
     options["dropout"] = 0.5 if L > 1 and plain and rng.random() < 0.3 else 0.0
     options["weight_dropout"] = choose(rng, (0.4, ("rows", 0.4))) if rng.random() < 0.3 else 0.0
-    layer = make_layer(kind, (I, H), **options, **layer_projection(rng, kind, H))
+    projection = layer_projection(rng, kind, H)
+    if not projection and not kind.startswith("slstm") and rng.random() < 0.3:
+        options |= {"recurrent_dropout": 0.4, "recurrent_dropout_per_gate": bool(rng.random() < 0.5)}
+    layer = make_layer(kind, (I, H), **options, **projection)
     sizes, D = modules.state_sizes(layer), layer.directions
     last = given_rows["outputs"] == "last"
     slots = {
@@ -529,6 +532,7 @@ def whole_layer(rng: Rng) -> Attempt:
         slots |= {f"g {name}": np.zeros_like(p) for name, p in layer.parameters.items()}
     masks: list[Array] = []
     of_weights: Results = {}
+    of_h: Results = {}
 
     for name in () if stateful else state_names(kind):
         del slots[name]
@@ -538,6 +542,7 @@ def whole_layer(rng: Rng) -> Attempt:
         y, after, tape = layer.forward(slots["x"], state, resets=slots.get("resets"), **given_rows)
         masks[:] = tape.masks
         of_weights.update(tape.weight_masks)
+        of_h.update(tape.recurrent_masks)
         grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
         dstate = state_of(state_in(slots, kind, "d{}"))
         every = {"dc": slots.get("dc_steps"), "dh_layers": slots.get("dh_layers"), **steps}
@@ -563,6 +568,7 @@ def whole_layer(rng: Rng) -> Attempt:
             rows["resets"] = originals["resets"].reshape(T, -1) if originals["resets"].size else np.zeros((T, 0), bool)
         held = [given_rows["gate_override"]] * L
         twin, factors = without(layer, of_weights)
+        every["factors"] = factors_of(layer, {name: mask[None] if unbatched else mask for name, mask in of_h.items()})
         wanted = oracle(twin, values["x"], state, dy, dstate, tuple(masks), held=held, **every, **rows)
         wanted = with_gradients_of(factors, wanted)
         if last:

@@ -148,6 +148,13 @@ def with_gradients_of(factors: Results, values: Results) -> Results:
     return {name: a * factors[name] if name in factors else a for name, a in values.items()}
 
 
+def factors_of(layer: Any, masks: Results) -> list[Array] | None:
+    """Return for each layer the factors of h' [D,B,*] of a forward with these masks [B,*], if there are some."""
+    D, kept = layer.directions, list(masks.values())
+    scale = 1 / (1 - layer.recurrent_dropout)
+    return [np.stack(kept[k : k + D]) * scale for k in range(0, len(kept), D)] or None
+
+
 def oracle(
     layer: Any,
     x: Array,
@@ -160,11 +167,12 @@ def oracle(
     dc: Array | None = None,
     dh_layers: Array | None = None,
     clip_dh: float | None = None,
+    factors: list[Array] | None = None,
     **rows: Any,
 ) -> Results:
     """Run a stack of the oracle's layers with the layer's parameters; everything time-major and batched.
 
-    `held` is the gate_override of each layer, `rows` are lengths and resets.
+    `held` is the gate_override of each layer, `factors` are its factors of h', `rows` are lengths and resets.
     """
     L, D, p = layer.num_layers, layer.directions, layer.parameters
     suffixes = [[f"_l{k}", f"_l{k}_reverse"][:D] for k in range(L)]
@@ -184,6 +192,7 @@ def oracle(
             parameters,
             mapped(itemgetter(here[k]), first),
             gate_override=held and held[k],
+            recurrent_factors=factors and factors[k],
             **rows,
         )
         tapes.append(tape)

@@ -104,6 +104,7 @@ class Problem:
     gate_override: dict[str, float] | None = None
     dsteps: State | None = None  # [T,B,D·H] each, of the states beside h
     clip_dh: float | None = None
+    recurrent_factors: Array | None = None  # [D,B,H] or [D,B,G,H]
 
     def without(self, *names: str) -> "Problem":
         """Return the problem with the named fields None, or parts of states: h0 of state0, dh of dstate and so on."""
@@ -257,7 +258,7 @@ def solve(engine: Any, problem: Problem, **options: Any) -> Results:
         p.parameters,
         p.state0,
         embedding=p.embedding,
-        **p.options("lengths", "resets", "gate_override"),
+        **p.options("lengths", "resets", "gate_override", "recurrent_factors"),
     )
     return {"y": y, **named_state(p.cell, state), **gradients(engine, tape, p, **options)}
 

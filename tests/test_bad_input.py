@@ -121,6 +121,18 @@ def weight_dropout(rate: Any) -> Callable[[World], Any]:
     return lambda _: rf.LSTM(3, 4, weight_dropout=rate)
 
 
+def recurrent_dropout(rate: Any) -> Callable[[World], Any]:
+    return lambda _: rf.GRU(3, 4, recurrent_dropout=rate)
+
+
+def recurrent_masks(given: Any, **options: Any) -> Callable[[World], Any]:
+    return lambda w: rf.GRU(I, H, recurrent_dropout=0.5, **options).forward(w.x, masks={"recurrent_l0": given})
+
+
+def factors(given: Any) -> Callable[[World], Any]:
+    return lambda w: _core.forward("lstm", w.x, w.parameters, recurrent_factors=given)
+
+
 KEPT = np.ones((H, H), bool)
 
 
@@ -242,7 +254,66 @@ CONSTRUCTORS = {
     "masks_plain": Case(
         lambda w: w.lstm.forward(w.x, masks={"weight_hh_l0": KEPT}),
         ValueError,
-        r"masks: expected none for a layer without weight_dropout, got \['weight_hh_l0'\]",
+        r"masks: expected none for a layer without weight_dropout or recurrent_dropout, got \['weight_hh_l0'\]",
+    ),
+    **{
+        f"recurrent_dropout_{rate}": Case(recurrent_dropout(rate), ValueError, f"recurrent_dropout: expected .*{words}")
+        for rate, words in {-0.1: "less than 1, got -0.1", 1: "less than 1, got 1.0", math.nan: "got nan"}.items()
+    },
+    "recurrent_dropout_str": Case(recurrent_dropout("x"), TypeError, "recurrent_dropout: expected a number, got str"),
+    "recurrent_dropout_rows": Case(
+        recurrent_dropout(("rows", 0.5)), TypeError, "recurrent_dropout: expected a number, got tuple"
+    ),
+    "recurrent_dropout_per_gate": Case(
+        lambda _: rf.RNN(3, 4, recurrent_dropout_per_gate=0.5), TypeError, "recurrent_dropout_per_gate: expected a bool"
+    ),
+    "recurrent_dropout_projected": Case(
+        lambda _: rf.LSTM(3, 4, recurrent_dropout=0.5, proj_size=2),
+        ValueError,
+        "recurrent_dropout: expected 0 for a layer with proj_size, got 0.5",
+    ),
+    "recurrent_dropout_slstm": Case(slstm_of(recurrent_dropout=0.5), TypeError, ".* argument 'recurrent_dropout'"),
+    "recurrent_mask_shape": Case(
+        recurrent_masks(np.ones((B, H + 1), bool)),
+        ValueError,
+        rf"masks\['recurrent_l0'\]: expected shape \({B}, {H}\), got",
+    ),
+    "recurrent_mask_gates": Case(
+        recurrent_masks(np.ones((B, H), bool), recurrent_dropout_per_gate=True),
+        ValueError,
+        rf"masks\['recurrent_l0'\]: expected shape \({B}, 3, {H}\), got \({B}, {H}\)",
+    ),
+    "recurrent_mask_scaled": Case(
+        recurrent_masks(np.full((B, H), 2.0)), ValueError, r"masks\['recurrent_l0'\]: expected bools, or 0 and 1, got 2"
+    ),
+    "recurrent_mask_of_weights": Case(
+        masks({"recurrent_l0": np.ones((B, H), bool)}),
+        ValueError,
+        r"masks: expected names among \['weight_hh_l0'\], got",
+    ),
+    "factors_shape": Case(
+        factors(np.ones((1, B, H + 1), np.float32)), ValueError, rf"recurrent_factors: expected shape \(1, {B}, {H}\)"
+    ),
+    "factors_gates": Case(
+        factors(np.ones((1, B, 3, H), np.float32)), ValueError, rf"recurrent_factors: expected shape \(1, {B}, 4, {H}\)"
+    ),
+    "factors_dtype": Case(factors(np.ones((1, B, H), bool)), TypeError, "recurrent_factors: expected dtype float32"),
+    "factors_steps": Case(
+        lambda w: _core.forward(
+            "lstm", w.x, w.parameters, steps=(0, 0), recurrent_factors=np.ones((1, B, H), np.float32)
+        ),
+        ValueError,
+        "recurrent_factors: expected None, since steps are still to come",
+    ),
+    "factors_heads": Case(
+        lambda _: _core.forward(
+            "slstm",
+            np.ones((1, 1, 1), np.float32),
+            [(*(np.ones(shape, np.float32) for shape in ((16, 1), (16, 2))), None, None, np.ones(8, np.float32))],
+            recurrent_factors=np.ones((1, 1, 4), np.float32),
+        ),
+        ValueError,
+        "recurrent_factors: expected None, since there is a projection, or w_hh is of heads",
     ),
     "nonlinearity": Case(lambda _: rf.RNN(3, 4, 1, "elu"), ValueError, "nonlinearity: expected .*, got 'elu'"),
     "nonlinearity_bool": Case(lambda _: rf.RNN(3, 4, 1, True), ValueError, "nonlinearity: expected .*, got True"),

@@ -94,7 +94,7 @@ def test_train_without_a_text_takes_pythons_own(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_train_takes_each_cell(cell: str, capfd: pytest.CaptureFixture[str]) -> None:
-    rates = "--dropout 0.1 --weight-dropout 0.1 --lr 0.01"
+    rates = "--dropout 0.1 --weight-dropout 0.1 --recurrent-dropout 0.1 --lr 0.01"
     assert run(f"train {{small}} --cell {cell} --layers 2 {rates} --epochs 2 --clip 5 --seed 3") == 0
     checkpoint = Checkpoint.read(Path("charlm.safetensors"))
     assert checkpoint.options.cell == cell
@@ -584,6 +584,7 @@ ERRORS = {
     "train --clip nan": "--clip: expected a number above 0, got 'nan'",
     "train --dropout 1 --layers 2": "--dropout: expected a number of at least 0 and less than 1, got '1'",
     "train --weight-dropout -1": "--weight-dropout: expected a number of at least 0 and less than 1, got '-1'",
+    "train --recurrent-dropout 1": "--recurrent-dropout: expected a number of at least 0 and less than 1, got '1'",
     "train --dropout 0.5": "--dropout acts between layers: it needs --layers of at least 2",
     "train --seed -1": "--seed: expected an integer of at least 0, got '-1'",
     "train {small} --hidden 900000000": "not enough memory; lower --hidden",

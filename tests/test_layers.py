@@ -379,6 +379,7 @@ REPRESENTATIONS = (
     "LSTM(3, 4, num_layers=2, bias=False, batch_first=True, dropout=0.5, bidirectional=True)",
     "LSTM(3, 4, dtype='float64', weight_dropout=0.5)",
     "GRU(3, 4, learn_initial_state=True, reset_after=False)",
+    "GRU(3, 4, recurrent_dropout=0.5, recurrent_dropout_per_gate=True)",
     "RNN(3, 4, nonlinearity='relu', weight_dropout=('rows', 0.25))",
     "LSTMCell(3, 4)",
     "GRUCell(3, 4, bias=False, reset_after=False)",
@@ -414,6 +415,7 @@ OTHER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "overflow": {"num_layers": 2, "dropout": 10**400},
     "nan": {"num_layers": 2, "dropout": float("nan")},
     "columns": {"weight_dropout": ["columns", 0.5]},
+    "all": {"recurrent_dropout": 1},
     "unbiased": {"bias": False},  # less than there is
 }
 TAMPERED = {

@@ -18,6 +18,7 @@ from modules import (
     H,
     I,
     T,
+    factors_of,
     initial,
     make_layer,
     make_state,
@@ -212,7 +213,7 @@ def solve(
     return results(y, last, None if dx is None else take(dx, job), dstate0, new)
 
 
-def expected(job: Job, masks: tuple[Array, ...] = ()) -> Results:
+def expected(job: Job, masks: tuple[Array, ...] = (), **dropped: Any) -> Results:
     """Return what the oracle gives."""
     L, D, B = job.layer.num_layers, job.layer.directions, job.x.shape[1]
     dy: Any = job.dy
@@ -222,7 +223,7 @@ def expected(job: Job, masks: tuple[Array, ...] = ()) -> Results:
         dh[-D:] += dy.reshape(B, D, -1).swapaxes(0, 1)
         dstate, dy = (dh, *others), None
     held = job.held if job.held is None or isinstance(job.held, list) else [job.held] * L
-    wanted = oracle(job.layer, job.x, job.state, dy, dstate, masks, held=held, **job.steps, **job.rows)
+    wanted = oracle(job.layer, job.x, job.state, dy, dstate, masks, held=held, **job.steps, **job.rows, **dropped)
     if job.outputs == "last":
         wanted["y"] = wanted["h0"][-D:].swapaxes(0, 1).reshape(B, -1)
     return wanted
@@ -537,7 +538,7 @@ def test_checkpoints_change_no_bit_of_a_projection(rows: dict[str, Any], options
 @pytest.mark.parametrize("rows", LONG_ROWS.values(), ids=LONG_ROWS)
 def test_checkpoints_draw_the_same_dropout(L: int, D: int, rows: dict[str, Any]) -> None:
     def layer() -> Any:
-        return make_stack("lstm", L, D, dropout=0.4, weight_dropout=0.3)
+        return make_stack("lstm", L, D, dropout=0.4, weight_dropout=0.3, recurrent_dropout=0.3)
 
     plain, saving = (solve(make_job(layer(), sizes=LONG, **rows, steps=EVERY), checkpoint=k) for k in (None, 70))
     assert_same_bits(saving, plain)
@@ -590,6 +591,38 @@ def test_gradients_of_masked_weights_are_added_to_those_given(cell: str, checkpo
 @pytest.mark.parametrize("way", WAYS)
 def test_the_weights_that_are_left_out_do_not_depend_on_the_layout(way: str) -> None:
     layers = [make_stack("gru", 2, 2, weight_dropout=0.5) for _ in range(2)]
+    one, other = (make_job(layer, lengths=[3, 5, 2]) for layer in layers)
+    assert_same_bits(solve(one, way), solve(other))
+
+
+# Recurrent dropout
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "checkpoint", "per_gate"),
+    [
+        ("whole", "plain", 64, True),
+        ("lengths and resets", "all at once", None, True),
+        ("lengths and resets", "all at once", 64, False),
+    ],
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_what_products_do_not_see_of_h_is_the_oracles(
+    cell: str, rows: str, options: str, checkpoint: Any, per_gate: bool
+) -> None:
+    own, learned = OPTIONS[options], learns(OPTIONS[options])
+    for dtype, D in zip(DTYPES, (1, 2), strict=True):
+        rates = {"recurrent_dropout": 0.4, "recurrent_dropout_per_gate": per_gate}
+        layer = make_stack(cell, 2, D, dtype=dtype, **rates, learn_initial_state=learned)
+        job = make_job(layer, sizes=LONG, **LONG_ROWS[rows], **own)
+        masks = layer.forward(np.zeros_like(job.x))[2].recurrent_masks
+        wanted = expected(job, factors=factors_of(layer, masks))
+        assert_close(solve(job, checkpoint=checkpoint, masks=masks), wanted, 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_products_do_not_see_does_not_depend_on_the_layout(way: str) -> None:
+    layers = [make_stack("gru", 2, 2, recurrent_dropout=0.5) for _ in range(2)]
     one, other = (make_job(layer, lengths=[3, 5, 2]) for layer in layers)
     assert_same_bits(solve(one, way), solve(other))
 

@@ -510,6 +510,11 @@ BAD: tuple[tuple[Callable[[], Any], type[Exception], str], ...] = (
         ValueError,
         "layer: expected no weight_dropout, since",
     ),
+    (
+        lambda: tb(make_layer("gru", recurrent_dropout=0.5), X, 3, 4),
+        ValueError,
+        "layer: expected no recurrent_dropout, since",
+    ),
     (lambda: tb(rnnfast.Linear(I, H), X, 3, 4), TypeError, "layer: expected a recurrent layer or cell, got Linear"),
     (lambda: tb(layer(), X, 3, 4, losses="all"), ValueError, "losses: expected 'new' or 'window', got 'all'"),
     (lambda: tb(layer(), X, 3, 4, activations=0), ValueError, "activations: expected 'stored' or 'replay', got 0"),

@@ -167,6 +167,7 @@ def test_numpys_scalars_have_the_types_of_arguments() -> None:
     dropped = LSTM(3, 4, weight_dropout=("rows", np.float32(0.5)))
     _, _, tape = dropped.forward(X, masks={"weight_hh_l0": np.ones(16, bool)})
     assert_type(tape.weight_masks, dict[str, Array])
+    assert_type(GRU(3, 4, recurrent_dropout=0.5).forward(X)[2].recurrent_masks, dict[str, Array])
 
 
 def test_what_calls_read_is_an_array_to_type_checkers() -> None:

@@ -354,6 +354,22 @@ inline Index checked_threads(Index threads) {
   return threads;
 }
 
+// What h' is multiplied by in the products of all steps, one of all gates [D,B,H] or one of each [D,B,G,H]; the problem
+// is told.
+template <class Real>
+Input<Real> read_factors(const py::object& object, Problem& p) {
+  if (p.head != p.H)
+    throw py::value_error("recurrent_factors: expected None, since there is a projection, or w_hh is of heads");
+  const Array array = as_array(object, "recurrent_factors");
+  const bool by_gate = array.ndim() == 4;
+  p.masks = by_gate ? p.cell->gate_count : 1;
+  const Shape shape = by_gate ? Shape{p.D, p.B, p.cell->gate_count, p.H} : Shape{p.D, p.B, p.H};
+  if (!by_gate) return input<Real>("recurrent_factors", array, shape);
+  Input<Real> factors = contiguous_input<Real>("recurrent_factors", array, shape);
+  factors.stride = p.masks * p.H;  // the gates of a sequence are one row
+  return factors;
+}
+
 template <class Real>
 Held<Real> held_as(const Held<double>& held) {
   Held<Real> result = {.slots = held.slots, .value = {}};

@@ -60,6 +60,7 @@ void read_all(OverlapCheck& check, const Problem& p, const Saved<Real>& saved) {
   const CellShape& cell = *p.cell;
   check.read("x", saved.x);
   check.read("embedding", saved.embedding);
+  check.read("recurrent_factors", saved.factors);
   read_states(check, cell, state0_names, saved.initial);
   if (saved.start) read_states(check, cell, start_names, *saved.start);
   for (std::size_t i = 0; i < saved.parameters.size(); ++i)
@@ -69,6 +70,7 @@ void read_all(OverlapCheck& check, const Problem& p, const Saved<Real>& saved) {
 // The arrays that a forward starts from and ends in.
 struct ForwardObjects {
   py::object state0, start, out;
+  py::object factors;
   py::object memory;  // of the tape, filled: the steps have been run, and `out` holds their y; None: they are to be run
 };
 
@@ -99,7 +101,8 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                                       .initial = initial,
                                       .start = saved.start ? views_of(*saved.start) : initial,
                                       .y = {static_cast<Real*>(saved.y.data()), p.D * p.P},
-                                      .last = views_of(last)};
+                                      .last = views_of(last),
+                                      .factors = saved.factors ? saved.factors->view() : View<const Real>{}};
   set_directions(args, arrays, tape.memory);
   call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
 }
@@ -132,6 +135,8 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   p.run = read_steps(steps, p);
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
+  if (!steps.is_none() && !given.factors.is_none())
+    throw py::value_error("recurrent_factors: expected None, since steps are still to come");
   Saved<Real> saved;
   const auto states = [&](const StateNames& names, const py::object& tuple) {
     return state_inputs<Real>(p, names, state_objects(cell, names, tuple));
@@ -139,6 +144,7 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   saved.initial = states(state0_names, given.state0);
   if (!given.start.is_none()) saved.start = states(start_names, given.start);
   saved.parameters = check_parameters<Real>(p, std::move(parameters));
+  if (!given.factors.is_none()) saved.factors = read_factors<Real>(given.factors, p);
   if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
   const bool later = steps_to_come(p);
   if (p.input == InputKind::dense)
@@ -199,6 +205,7 @@ Windows read_windows(const BackwardObjects& given, const Problem& p) {
   bool plain = p.D == 1 && !p.reverse && !p.first_row && !p.starts[0];
   for (const py::object* other : {&given.dstate, &given.dsteps, &given.flow, &given.dstart, &given.steps})
     plain = plain && other->is_none();
+  if (p.masks) throw py::value_error("windows: expected None, since h' has recurrent_factors");
   if (!plain) throw py::value_error("windows: expected steps of B rows in one direction, and dy alone");
   Windows windows = {
       .k1 = steps(0), .k2 = steps(1), .most = 0, .all_losses = flag(2), .each_dy = false, .each_dx = false};
@@ -356,7 +363,8 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                          .dstate = views_of(dstate0),
                                          .dstart = views_of(dstart),
                                          .flow = views_of(flow),
-                                         .gradients = parameters_of<Real>(p, gradients.arrays)};
+                                         .gradients = parameters_of<Real>(p, gradients.arrays),
+                                         .factors = saved.factors ? saved.factors->view() : View<const Real>{}};
     set_directions(args, arrays, tape.memory);
     call(
         backward_threads(p, need_dx, most), [&](const Team& team) { kernels<Real>().backward(args, team); },
@@ -413,15 +421,17 @@ template <bool training>
 py::tuple forward(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& state0,
                   const py::object& out, const py::object& embedding, const py::object& batch_sizes, Index threads,
                   const py::object& resets, const py::object& ends, const py::object& start,
-                  const py::object& gate_override, bool reverse, const py::object& steps, const py::object& memory) {
+                  const py::object& gate_override, bool reverse, const py::object& steps, const py::object& memory,
+                  const py::object& recurrent_factors) {
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   ParameterArrays arrays = read_parameters(shape, parameters);
   const auto run = [&]<class Real> {
-    return forward_of<Real>(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
-                            std::move(arrays), {.state0 = state0, .start = start, .out = out, .memory = memory},
-                            gate_override, training, steps, threads);
+    return forward_of<Real>(
+        shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse}, std::move(arrays),
+        {.state0 = state0, .start = start, .out = out, .factors = recurrent_factors, .memory = memory}, gate_override,
+        training, steps, threads);
   };
   return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
 }
@@ -434,7 +444,7 @@ void bind_layers(py::module_& m) {
     m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "state0"_a = py::none(), "out"_a = py::none(),
           "embedding"_a = py::none(), "batch_sizes"_a = py::none(), "threads"_a = 0, py::kw_only(),
           "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
-          "reverse"_a = false, "steps"_a = py::none(), "memory"_a = py::none());
+          "reverse"_a = false, "steps"_a = py::none(), "memory"_a = py::none(), "recurrent_factors"_a = py::none());
   };
   def_forward("inference", &forward<false>);
   def_forward("forward", &forward<true>);

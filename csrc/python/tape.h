@@ -22,6 +22,7 @@ struct Saved {
   std::optional<Input<Real>> x, embedding;
   StateInputs<Real> initial;
   std::optional<StateInputs<Real>> start;  // none: rows that start anew do so from `initial`
+  std::optional<Input<Real>> factors;      // of h' in the products, [D,B,H] or [D,B,G,H]
   Array y;                                 // contiguous
 };
 

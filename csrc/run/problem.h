@@ -132,6 +132,7 @@ struct ForwardArrays {
   StateViews<const Real> initial, start;
   View<Real> y;
   StateViews<Real> last;
+  View<const Real> factors = {};  // [D,B,masks·H]
 };
 
 template <class Real>
@@ -143,6 +144,7 @@ struct BackwardArrays {
   StateViews<Real> dstate, dstart;
   StateViews<Real> flow;  // rows
   std::array<Parameters<Real>, 2> gradients;
+  View<const Real> factors = {};  // [D,B,masks·H]
 };
 
 // A direction's columns of rows of a state.
@@ -169,7 +171,8 @@ void set_directions(ForwardArgs<Real>& args, const ForwardArrays<Real>& arrays, 
                  .start = {},
                  .y = columns_of_direction(arrays.y, p, 0, d),
                  .last = {},
-                 .tape = tape_of<Real>(tape, p, d)};
+                 .tape = tape_of<Real>(tape, p, d),
+                 .factors = state_of_direction(arrays.factors, p, d)};
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
       direction.initial[s] = state_of_direction(arrays.initial[s], p, d);
       direction.start[s] = state_of_direction(arrays.start[s], p, d);
@@ -192,7 +195,8 @@ void set_directions(BackwardArgs<Real>& args, const BackwardArrays<Real>& arrays
                  .dstate = {},
                  .dstart = {},
                  .flow = {},
-                 .gradients = arrays.gradients[std::size_t(d)]};
+                 .gradients = arrays.gradients[std::size_t(d)],
+                 .factors = state_of_direction(arrays.factors, p, d)};
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
       direction.initial[s] = state_of_direction(arrays.initial[s], p, d);
       direction.start[s] = state_of_direction(arrays.start[s], p, d);

@@ -51,6 +51,7 @@ TRAIN = (
     ("clip", "NORM", "largest norm of the gradient"),
     ("dropout", "P", "probability of dropout between layers"),
     ("weight_dropout", "P", "probability of dropout of recurrent weights"),
+    ("recurrent_dropout", "P", "probability of dropout of the state in recurrent products"),
     ("seed", "N", "seed of the weights and the dropout"),
 )
 SAMPLE = (

@@ -9,9 +9,10 @@ from .. import _core
 from .._base.arrays import Array, ArrayLike, Integers, checked
 from .._base.scalars import Integer, Number, choice
 from .._base.state import Parts, each, state_of
+from . import recurrent_dropout, weight_dropout
 from .layout import Layout, layout_of
+from .masks import checked_masks
 from .stack import Stack, checked_state, learned_state
-from .weight_dropout import Dropped
 
 Held: TypeAlias = Mapping[str, Number]
 Override: TypeAlias = Held | Sequence[Held | None] | None
@@ -33,11 +34,16 @@ class Call(NamedTuple):
     embedding: Array | None
     learned: bool  # the sequences started from initial_h, initial_c
     plain: bool = False  # see plain.py
-    dropped: Dropped | None = None  # the w_hh, where they are not the stack's
+    dropped: weight_dropout.Dropped | None = None  # the w_hh, where they are not the stack's
+    dropped_h: recurrent_dropout.DroppedH | None = None  # the masks of h', where there are some
 
     def of_layer(self, stack: Stack[Any], layer: int) -> list[tuple[Array | None, ...]]:
         """Return the parameters of a layer in this call as the kernels take them."""
         return stack.of_layer(layer, self.dropped and self.dropped.weights)
+
+    def factors_of(self, layer: int) -> Array | None:
+        """Return what h' of a layer is multiplied by in the recurrent products."""
+        return None if self.dropped_h is None else self.dropped_h.factors[layer]
 
     @property
     def is_tokens(self) -> bool:
@@ -108,6 +114,14 @@ def checked_call(
         resets = layout.checked(resets, "resets", (), np.dtype(bool))
     taken = each(layout.take_state, first)
     return Call(layout, x, layout.take(x), first, taken, resets, outputs, list(held), rows, learned)
+
+
+def with_masks(stack: Stack[Any], call: Call, masks: object) -> Call:
+    """Return the call with all that the stack leaves out in training, by masks that are given or else drawn."""
+    shapes = weight_dropout.shapes_of(stack) | recurrent_dropout.shapes_of(stack, call.layout)
+    given = checked_masks(masks, shapes)
+    dropped = weight_dropout.dropped(stack, given)
+    return call._replace(dropped=dropped, dropped_h=recurrent_dropout.dropped_h(stack, call.layout, given))
 
 
 def checked_steps(stack: Stack[Any], a: object, name: str, layout: Layout, units: int) -> list[Array] | None:

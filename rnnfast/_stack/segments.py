@@ -154,6 +154,7 @@ def _run(
         if n and bits:
             y = y * _mask(stack, bits[k - 1], y.shape)
         state, start = (_first(segment.B, parts) for parts in (states[n], initial[n]))
+        factors, own = call.factors_of(k), slice(strand.direction, strand.direction + 1)
         result = run(
             stack.cell,
             y,
@@ -167,6 +168,7 @@ def _run(
             start=start,
             gate_override=call.held[k],
             reverse=strand.direction == 1,
+            recurrent_factors=None if factors is None else factors[own, : segment.B],
         )
         y = result[0]
         yield result

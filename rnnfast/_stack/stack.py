@@ -41,6 +41,8 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         learn_initial_state: Flag = False,
         proj_size: Integer = 0,
         weight_dropout: WeightDropout = 0.0,
+        recurrent_dropout: Number = 0.0,
+        recurrent_dropout_per_gate: Flag = False,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
@@ -60,6 +62,11 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         self.bidirectional = flag(bidirectional, "bidirectional")
         self.learn_initial_state = flag(learn_initial_state, "learn_initial_state")
         self.weight_dropout = _weight_dropout(weight_dropout)
+        self.recurrent_dropout = _rate(recurrent_dropout, "recurrent_dropout")
+        self.recurrent_dropout_per_gate = flag(recurrent_dropout_per_gate, "recurrent_dropout_per_gate")
+        if self.recurrent_dropout and self.proj_size:
+            msg = f"recurrent_dropout: expected 0 for a layer with proj_size, got {self.recurrent_dropout}"
+            raise ValueError(msg)
         if not 0 <= self.dropout <= 1:
             msg = f"dropout: expected a probability, got {self.dropout}"
             raise ValueError(msg)
@@ -100,11 +107,17 @@ def _weight_dropout(value: Any) -> float | tuple[Literal["rows"], float]:
     if of_rows and not (len(value) == 2 and isinstance(value[0], str) and value[0] == "rows"):
         msg = f"weight_dropout: expected a probability or ('rows', probability), got {value!r}"
         raise ValueError(msg)
-    rate = number(value[1] if of_rows else value, "weight_dropout")
-    if not 0 <= rate < 1:
-        msg = f"weight_dropout: expected a probability of less than 1, got {rate}"
-        raise ValueError(msg)
+    rate = _rate(value[1] if of_rows else value, "weight_dropout")
     return ("rows", rate) if of_rows and rate else rate
+
+
+def _rate(value: Any, name: str) -> float:
+    """Return a probability with which something is left out."""
+    rate = number(value, name)
+    if not 0 <= rate < 1:
+        msg = f"{name}: expected a probability of less than 1, got {rate}"
+        raise ValueError(msg)
+    return rate
 
 
 # States
@@ -158,7 +171,7 @@ def new_state(stack: Stack[Any], layout: Layout) -> Parts:
 @contextmanager
 def drawing(stack: Stack[Any]) -> Iterator[None]:
     """Put the generator back where a run fails: tokens are checked when their steps are run, after draws."""
-    if not (stack.dropout or stack.weight_dropout):
+    if not (stack.dropout or stack.weight_dropout or stack.recurrent_dropout):
         yield
         return
     generator = stack.rng.bit_generator

@@ -53,6 +53,11 @@ class LayerTape(Tape):
         """Which elements, or rows, of each w_hh were kept, by the names of the parameters; empty where all were."""
         return {} if self.call.dropped is None else dict(self.call.dropped.kept)
 
+    @property
+    def recurrent_masks(self) -> dict[str, Array]:
+        """Which elements of h' the recurrent products of each layer and direction saw, by name; empty where all."""
+        return {} if self.call.dropped_h is None else dict(self.call.dropped_h.kept)
+
     def h(self, layer: int) -> Any:
         """Return h of every step of a layer, [T,B,D·H], laid out as x is: the tape's own, or a copy with padding."""
         rows: Array = self._of(self.hidden, layer).view()

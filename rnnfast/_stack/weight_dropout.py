@@ -4,14 +4,14 @@ Wan, Zeiler, Zhang, LeCun, Fergus, "Regularization of Neural Networks using Drop
 Socher, "Regularizing and Optimizing LSTM Language Models", arXiv:1708.02182, 2017.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._base.arrays import Array, checked, quiet
-from .._base.names import WEIGHTS, ends_of
+from .._base.arrays import Array, quiet
+from .._base.names import WEIGHTS
+from .masks import draw, places_of
 from .stack import Stack
 
 
@@ -32,53 +32,28 @@ class Dropped(NamedTuple):
         return result
 
 
-def dropped(stack: Stack[Any], masks: object) -> Dropped | None:
+def shapes_of(stack: Stack[Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the masks that a forward has, by the names of the parameters."""
+    if not stack.weight_dropout:
+        return {}
+    shape = stack.parameters[f"{WEIGHTS[1]}_l0"].shape
+    of_rows = isinstance(stack.weight_dropout, tuple)
+    return dict.fromkeys(places_of(stack, WEIGHTS[1]), shape[:1] if of_rows else shape)
+
+
+def dropped(stack: Stack[Any], given: Mapping[str, Array]) -> Dropped | None:
     """Return the w_hh of a forward, if it leaves out any: by the masks that are given, the others drawn.
 
-    The stack's generator draws the key of the call. Each layer and direction has a place of its own in the stream of
-    that key, so that no mask depends on another.
+    The stack's generator draws the key of the call.
     """
-    places = {
-        WEIGHTS[1] + end: (direction, layer)
-        for layer in range(stack.num_layers)
-        for direction, end in enumerate(ends_of(layer, stack.directions))
-    }
-    given = _checked(stack, masks, [*places])
     if not stack.weight_dropout:
         return None
     rate = stack.weight_dropout[1] if isinstance(stack.weight_dropout, tuple) else stack.weight_dropout
-    shape, key = _shape(stack), stack.rng.integers(2**64, size=2, dtype=np.uint64)
-    n = math.prod(shape)
-    made = Dropped({}, 1 / (1 - rate), {})
-    for name, place in places.items():
-        kept = given.get(name)
-        if kept is None:
-            bits = np.random.Philox(key=key, counter=[0, 0, *place]).random_raw((n + 1) // 2)
-            kept = (bits.astype("<u8").view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
+    key = stack.rng.integers(2**64, size=2, dtype=np.uint64)
+    places, made = places_of(stack, WEIGHTS[1]), Dropped({}, 1 / (1 - rate), {})
+    for name, shape in shapes_of(stack).items():
+        kept = given[name] if name in given else draw(key, places[name], shape, rate)
         kept.flags.writeable = False
         made.kept[name] = kept
         made.weights[name] = made.masked(name, stack.parameters[name])
     return made
-
-
-def _shape(stack: Stack[Any]) -> tuple[int, ...]:
-    """Return the shape of the mask of a w_hh."""
-    shape = stack.parameters[f"{WEIGHTS[1]}_l0"].shape
-    return shape[:1] if isinstance(stack.weight_dropout, tuple) else shape
-
-
-def _checked(stack: Stack[Any], masks: object, names: list[str]) -> dict[str, Array]:
-    """Return copies of the masks that the caller gives."""
-    if masks is None:
-        return {}
-    if not isinstance(masks, Mapping):
-        msg = f"masks: expected a mapping of names to arrays of bools, got {type(masks).__name__}"
-        raise TypeError(msg)
-    if masks and not stack.weight_dropout:
-        msg = f"masks: expected none for a layer without weight_dropout, got {sorted(masks, key=str)}"
-        raise ValueError(msg)
-    if unknown := sorted(masks.keys() - names, key=str):
-        msg = f"masks: expected names among {names}, got {unknown}"
-        raise ValueError(msg)
-    shape, dtype = _shape(stack), np.dtype(bool)
-    return {name: np.array(checked(mask, f"masks[{name!r}]", shape, dtype)) for name, mask in masks.items()}

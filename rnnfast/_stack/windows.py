@@ -93,9 +93,10 @@ def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tu
             f"comes after the windows, got {layer!r}"
         )
         raise ValueError(msg)
-    if getattr(layer, "weight_dropout", 0):
-        msg = f"layer: expected no weight_dropout, since windows go over steps that ran with other masks, got {layer!r}"
-        raise ValueError(msg)
+    for name in ("weight_dropout", "recurrent_dropout"):
+        if getattr(layer, name, 0):
+            msg = f"layer: expected no {name}, since windows go over steps that ran with other masks, got {layer!r}"
+            raise ValueError(msg)
     choice(losses, "losses", ("new", "window"))
     return size(k1, "k1"), size(k2, "k2")
 

@@ -6,16 +6,22 @@ elements; else P = H. Of the arrays of states below, those of h have P in place 
 
 Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
 Modeling", Interspeech 2014.
+
+With factors of h', the recurrent product meets ``m * h'`` in place of h' (so the GRU that resets before the product has
+``r * m * h'``), where m are the same in all steps. Each sequence then has weights of its own, w_hh times its m, and
+that is how it is written here.
+
+Gal, Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks", arXiv:1512.05287, 2016.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .cells import CELLS, Array, Cell, Kept, State, hold, linear, linear_backward
+from .cells import CELLS, Array, Backward, Cell, Kept, State, hold, linear, linear_backward
 
 StateLike: TypeAlias = tuple[ArrayLike | None, ...]
 Parameters: TypeAlias = tuple[Any, ...]  # w_ih, w_hh, b_ih or None, b_hh or None, what else the cell has, maybe w_hr
@@ -35,6 +41,7 @@ class Tape(NamedTuple):
     held: Mapping[str, ArrayLike]
     one_hot: Array | None  # [T,B,V], of tokens
     embedding: Array | None
+    factors: list[Any]  # by direction, what each sequence multiplies w_hh by, [B,G·H,H], or None
 
 
 @np.errstate(all="ignore")  # infinity and NaN pass
@@ -48,6 +55,7 @@ def forward(
     lengths: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, ArrayLike] | None = None,
+    recurrent_factors: ArrayLike | None = None,
 ) -> tuple[Array, State, Tape]:
     """Run one layer over whole sequences.
 
@@ -73,6 +81,8 @@ def forward(
     gate_override : mapping, optional
         The value that a gate is held at, by the gate's name: i, f, g, o of the LSTM (without f where gates are
         coupled), r, z, n of the GRU.
+    recurrent_factors : array_like [D,B,H] or [D,B,G,H], optional
+        What h' of each sequence is multiplied by before it meets w_hh, for all gates or for each.
 
     Returns
     -------
@@ -132,6 +142,7 @@ def forward(
         held=held,
         one_hot=one_hot,
         embedding=rows,
+        factors=_by_weight(recurrent_factors, weights),
     )
     first, last = _filled("state0", state0, step.states, [(D, B, n) for n in sizes]), []
     for d, (w_ih, w_hh, b_ih, b_hh, *more) in enumerate(weights):
@@ -141,7 +152,8 @@ def forward(
         for t in _times(T, d):
             state = _where(tape.anew[d][t], initial, state)
             a = linear(x[t], w_ih, b_ih)
-            made, tape.kept[d][t] = step.forward(a, state, w_hh, b_hh, partial(hold, held), *vectors)
+            own = b_hh, partial(hold, held), *vectors
+            made, tape.kept[d][t] = _forward_step(step, tape.factors[d], a, state, w_hh, *own)
             if w_hr is not None:
                 tape.u[d][t] = made[0]
                 made = (linear(made[0], w_hr, None), *made[1:])
@@ -243,7 +255,8 @@ def gradients(
                 du, dw, _ = linear_backward(dh, tape.u[d][t], w_hr)
                 dw_hr += dw
                 dmade = (du, *dmade[1:])
-            da, dmade, dbefore, new = step.backward(dmade, tape.kept[d][t], w_hh, partial(hold, zero), *vectors)
+            own = partial(hold, zero), *vectors
+            da, dmade, dbefore, new = _backward_step(step, tape.factors[d], dmade, tape.kept[d][t], w_hh, *own)
             dmade = (dh, *dmade[1:])
             for ds, made in zip(here, dmade, strict=True):
                 ds[:] = made
@@ -272,6 +285,44 @@ def gates(tape: Tape) -> list[dict[str, Array]]:
         {name: np.where(tape.real, np.array([step[k] for step in steps]), 0) for k, name in enumerate(tape.cell.gates)}
         for steps in kept
     ]
+
+
+def _by_weight(factors: ArrayLike | None, weights: list[Parameters]) -> list[Any]:
+    """Return for each direction what the elements of w_hh are multiplied by, for each sequence."""
+    if factors is None:
+        return [None] * len(weights)
+    m = np.asarray(factors, np.float64)
+    rows = len(weights[0][1])
+    m = m[:, :, None] if m.ndim == 3 else m
+    return list(np.repeat(m, rows // m.shape[2], axis=2))
+
+
+def _forward_step(step: Cell, factors: Any, a: Array, state: State, w_hh: Array, *own: Any) -> tuple[State, Kept]:
+    """Run a step of the cell, a sequence at a time where each has its own weights."""
+    if factors is None or not len(a):
+        return step.forward(a, state, w_hh, *own)
+    rows = [slice(b, b + 1) for b in range(len(a))]
+    steps = [step.forward(a[b], tuple(s[b] for s in state), w_hh * m, *own) for b, m in zip(rows, factors, strict=True)]
+    return _concatenated(made for made, _ in steps), _concatenated(kept for _, kept in steps)
+
+
+def _backward_step(step: Cell, factors: Any, dstate: State, kept: Kept, w_hh: Array, *own: Any) -> Backward:
+    """Run it backwards."""
+    if factors is None or not len(dstate[0]):
+        return step.backward(dstate, kept, w_hh, *own)
+    steps: list[Backward] = []
+    for b, m in enumerate(factors):
+        of_b: Any = [tuple(part[b : b + 1] for part in parts) for parts in (dstate, kept)]
+        steps.append(step.backward(*of_b, w_hh * m, *own))
+    da, dmade, dbefore, new = zip(*steps, strict=True)
+    of_all = [(dw * m, *others) for (dw, *others), m in zip(new, factors, strict=True)]
+    total = tuple(np.sum(parts, axis=0) for parts in zip(*of_all, strict=True))
+    return np.concatenate(da), _concatenated(dmade), _concatenated(dbefore), total
+
+
+def _concatenated(states: Iterable[State]) -> State:
+    """Return the state of all sequences, from that of each of them."""
+    return tuple(np.concatenate(parts) for parts in zip(*states, strict=True))
 
 
 def _times(T: int, d: int) -> range:

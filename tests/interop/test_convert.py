@@ -276,10 +276,10 @@ def test_layers_come_back_from_torch_bit_for_bit(torch: Any, cell: str, dtype: s
 
 
 @pytest.mark.usefixtures("torch")
-def test_weight_dropout_acts_in_training_only_and_is_not_carried() -> None:
-    layer = make_layer("lstm", weight_dropout=0.5)
+def test_dropout_in_products_acts_in_training_only_and_is_not_carried() -> None:
+    layer = make_layer("lstm", weight_dropout=0.5, recurrent_dropout=0.5, recurrent_dropout_per_gate=True)
     back: Any = from_torch(to_torch(layer))
-    assert back.weight_dropout == 0
+    assert back.weight_dropout == back.recurrent_dropout == 0
     assert_same_bits(back.state_dict(), layer.state_dict())
 
 

@@ -104,8 +104,10 @@ struct ForwardStep {
   Index gate_row;
   View<const Real> x, before[most_states];
   View<Real> after[most_states], reset_h;
-  const Real* vectors;  // the cell's, [unit block][vector x lanes]
-  const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
+  View<const Real> dropped;  // h' times its factors, which the products of the first phase read; null: h' itself
+  int masks;                 // of these
+  const Real* vectors;       // the cell's, [unit block][vector x lanes]
+  const Index* tokens;       // the rows of the table that the gates start from; null: from what is there
   Index rows;
   Span units;
   bool store_gates;   // the activated slots are read again
@@ -124,8 +126,11 @@ struct BackwardStep {
   View<const Real> before[most_states], after[most_states];
   View<const Real> dy;  // what a loss brings to h
   View<Real> dstate[most_states], flow[most_states], dreset_h;
-  View<Real> dh_before;  // where the product of the first phase goes
-  View<Real> du;         // of what h is a projection of
+  View<Real> dh_before;      // where the product of the first phase goes
+  View<Real> du;             // of what h is a projection of
+  View<const Real> factors;  // of h'; null: none
+  View<Real> dropped;        // where products go before they meet them
+  int masks;
   Index rows;
   Span units;
   bool backwards;  // through the weights

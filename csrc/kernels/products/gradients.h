@@ -117,7 +117,9 @@ void multiply_thin(const Product<Real>& p, int slots, const Panels<Real>& w, con
 constexpr int unit_blocks_of(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 
 // Columns of a tile, the same for all products of a cell: as many as all of its tiles can have.
-constexpr int columns_of_tile(const CellShape& cell) {
+constexpr int columns_of_tile(const Problem& p) {
+  const CellShape& cell = *p.cell;
+  if (p.masks > 1) return most_rows(4);  // those of single gates
   int N = unit_blocks_of(cell.gate_count) * cell.gate_count;
   for (int i = 0; i < cell.phase_count; ++i)
     N = int(max_index(N, unit_blocks_of(cell.phases[i].gates) * cell.phases[i].gates));
@@ -227,7 +229,7 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
 // them the tile that ends with the bias.
 template <class Real>
 constexpr Panels<Real> head_gradients(const Problem& p, const Blocks& units) {
-  const Index M = columns_of_tile(*p.cell);
+  const Index M = columns_of_tile(p);
   Reach reach = reach_of(p.P, p.head, Widest<Real>::lanes);
   reach.align = M;
   return {.data = nullptr,
@@ -241,7 +243,7 @@ constexpr Panels<Real> head_gradients(const Problem& p, const Blocks& units) {
 // The row of the bias in a gradient of w_hh.
 template <class Real>
 constexpr Index bias_row(const Problem& p, const Panels<Real>& dw_hh) {
-  const Index M = columns_of_tile(*p.cell);
+  const Index M = columns_of_tile(p);
   return p.head == p.P ? p.P : dw_hh.K - M + p.P % M;
 }
 

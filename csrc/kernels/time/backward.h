@@ -13,6 +13,7 @@
 #include "kernels/products/pack.h"
 #include "kernels/products/unpacked.h"
 #include "kernels/time/chunks.h"
+#include "kernels/time/dropout.h"
 #include "kernels/time/projection.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
@@ -31,11 +32,13 @@ struct BackwardScratch {
     TransposedPanels<Real> w_ih, w_hh;
     Panels<Real> thin_w_ih;              // instead of w_ih
     Panels<Real> dw_ih, dw_hh;           // the last row is that of the bias
-    Columns<Real> x, h_before, reset_h;  // of one chunk; x of tokens: of the embedding
+    Columns<Real> x, reset_h;            // of one chunk; x of tokens: of the embedding
+    Columns<Real> h_before[most_slots];  // likewise, for each mask
     Real* vectors;                       // [unit block][vector x lanes]
     Gates<Real> dgates, dvectors;        // of one chunk
     Gates<Real> table;                   // dgates summed by token
     Real* dreset_h;                      // [B,H], of each window
+    Real* dropped;                       // [B,H], what is to meet factors
     Real* mixed[most_states];            // the state before a step, [B,H], where some rows start anew
     View<Real> dx;  // of the run's rows: the caller's for the first direction, own memory for the second;
                     // of tokens [U,I], own memory
@@ -47,7 +50,7 @@ struct BackwardScratch {
 
 // Whether the weights stay as the caller has them: few rows, all of one chunk.
 constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
-  return !windows.k1 && p.head == p.P && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows &&
+  return !windows.k1 && p.head == p.P && !p.masks && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows &&
          run_chunks(p) == 1;
 }
 
@@ -80,7 +83,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       return panels;
     };
     const auto columns = [&](Index K, Index count) {
-      Columns<Real> columns = {.data = nullptr, .count = K + 1, .rows = count, .width = columns_of_tile(cell)};
+      Columns<Real> columns = {.data = nullptr, .count = K + 1, .rows = count, .width = columns_of_tile(p)};
       columns.data = take(arena, packs * size(columns));
       return columns;
     };
@@ -90,7 +93,8 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     direction.dw_ih = gradient(of_columns(I));
     direction.dw_hh = gradient(p.head == p.P ? of_columns(p.P) : head_gradients<Real>(p, units));
     direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
-    direction.h_before = columns(p.P, rows);
+    for (int mask = 0; mask < max_index(p.masks, 1); ++mask) direction.h_before[mask] = columns(p.P, rows);
+    if (p.masks) direction.dropped = take(arena, p.B * p.H);
     if (resets_h(cell)) direction.reset_h = columns(p.H, rows);
     direction.vectors = take(arena, gates_size(cell.vector_count, 1, units));
     direction.dvectors = {.data = take(arena, gates_size(cell.vector_count, rows, units)), .rows = rows};
@@ -141,7 +145,9 @@ bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const Ste
                                    .rows = windows.count * s.rows,
                                    .columns = part.reset_h ? s.units : item.of_h,
                                    .backwards = s.backwards};
-    if (scratch.unpacked_w_hh.data)
+    if (s.masks)
+      multiply_dropped(cell, part, s, product, scratch.w_hh, team);
+    else if (scratch.unpacked_w_hh.data)
       multiply_unpacked(product, factor, cell.slot_count, scratch.unpacked_w_hh);
     else
       multiply(product, cell.slot_count, factor, scratch.w_hh, team);
@@ -171,18 +177,6 @@ void end_episodes(const unsigned char* starts, const View<Real>& d, const View<R
       at(d_start, row).data[j] += at(d, row).data[j];
       at(d, row).data[j] = 0;
     }
-}
-
-// Where the i-th state before a step is found.
-template <class Real>
-StateBefore<Real> place_before(const BackwardDirection<Real>& direction, int i, const Real* zeros,
-                               const View<Real>& mixed = {}) {
-  const View<const Real> after = i == 0 ? direction.y : direction.tape.states[i];
-  return {.initial = or_zeros(direction.initial[i], zeros),
-          .start = or_zeros(direction.start[i], zeros),
-          .sequence = after,
-          .every_step = true,
-          .mixed = mixed};
 }
 
 template <class Real>
@@ -273,6 +267,8 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.backwards = turns_back(t);
     s.held = &args.held;
     s.dh_before = s.dstate[0];
+    s.masks = p.masks;
+    if (p.masks) s.factors = at(direction.factors, item.first), s.dropped = {scratch.dropped + item.first * p.H, p.H};
     if (s.flow[0].data) add_rows(read_only(s.dstate[0]), s.dy, s.flow[0], s.rows, elements[0]);
     for (int i = 1; i < states; ++i)
       if (direction.dsteps[i].data)
@@ -319,7 +315,11 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
     if (p.input != InputKind::embedded) regroup(at(args.x, row), rows, scratch.x, team);
     for_each_piece(p, chunk.direction, before_h, t, {.first = 0, .count = rows.count},
                    [&](View<const Real> piece, const RowRange& range) {
-                     regroup(piece, {.first = first + range.first, .count = range.count}, scratch.h_before, team);
+                     const RowRange to = {.first = first + range.first, .count = range.count};
+                     if (p.masks)
+                       regroup_dropped(p, piece, at(direction.factors, range.first), to, scratch.h_before, team);
+                     else
+                       regroup(piece, to, scratch.h_before[0], team);
                    });
     if (resets_h(*p.cell)) regroup(at(reset_h, row), rows, scratch.reset_h, team);
     if (is_projected(p)) regroup(at(direction.tape.states[0], row), rows, whole.projections[chunk.direction].u, team);
@@ -331,6 +331,7 @@ template <class Real>
 void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk, Span span,
                       const Team& team) {
   const CellShape& cell = *args.problem.cell;
+  const int masks = args.problem.masks;
   const auto& scratch = whole.directions[chunk.direction];
   WeightProduct<Real> product = {};
   product.dgates = scratch.dgates;
@@ -342,12 +343,15 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   product.dw = scratch.dw_hh;
   for (int phase = 0; phase < cell.phase_count; ++phase) {
     const Phase& part = cell.phases[phase];
-    product.columns = part.reset_h ? scratch.reset_h : scratch.h_before;
-    product.slot = part.slot, product.gate = part.gate, product.gates = part.gates;
-    if (args.problem.head == args.problem.P)
-      add_products(product, span, team);
-    else
-      add_head_products(product, span, team);
+    product.gates = gates_at_once(masks, part);
+    for (int i = 0; i < part.gates; i += product.gates) {
+      product.slot = part.slot + i, product.gate = part.gate + i;
+      product.columns = part.reset_h ? scratch.reset_h : scratch.h_before[mask_of(cell, masks, product.gate)];
+      if (args.problem.head == args.problem.P)
+        add_products(product, span, team);
+      else
+        add_head_products(product, span, team);
+    }
   }
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
 #include "kernels/time/chunks.h"
+#include "kernels/time/dropout.h"
 #include "kernels/time/projection.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
@@ -73,6 +74,7 @@ struct ForwardScratch {
     Gates<Real> table;         // what each token brings to the gates
     Real* reset_h;             // [B,H], likewise
     Real* u;                   // what h is a projection of, [B,H], likewise
+    Real* dropped;             // h' times its factors, [B,masks·H]
     Real* mixed[most_states];  // the state before a step, [B,H], where some rows start anew
   } directions[2];
   Real* embedded;  // the rows of the tokens that occur, [U,I]
@@ -95,6 +97,7 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     direction.table = {.data = take(arena, gates_size(cell.slot_count, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.reset_h = take(arena, p.B * p.H);
     if (is_projected(p)) direction.u = take(arena, p.B * p.H);
+    direction.dropped = take(arena, p.B * p.masks * p.H);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * state_size(p, i));
   }
   s.embedded = take(arena, p.U * input_columns(p));
@@ -160,7 +163,8 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   const PackedWeights<const Real>& weights = scratch.weights;
   const UnpackedWeights<Real>& unpacked = scratch.unpacked;
   const Gates<Real>& table = scratch.table;
-  const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.before[0];
+  const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.masks ? s.dropped : s.before[0];
+  const bool by_gate = s.masks > 1 && !part.reset_h;
   const Index first_unit = s.units.first * Widest<Real>::lanes;
   const auto gates_of = [&](const BlockRange& range) {
     return gates_at(s.gates, s.shared_gates ? first_unit : range.unit, s.gate_row, range.lanes, cell.slot_count);
@@ -184,7 +188,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         t.out_unit = s.gates.rows * cell.slot_count * lanes;
         t.valid = range.lanes;
         t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
-        if (products == Products::recurrent && s.tokens && s.rows == 1 && part.slots == part.gates) {
+        if (products == Products::recurrent && s.tokens && s.rows == 1 && part.slots == part.gates && !by_gate) {
           t.init = gates_at(table, range.unit, s.tokens[0], lanes, cell.slot_count) + part.slot * lanes;
           t.init_unit = table.rows * cell.slot_count * lanes;
         } else if (products == Products::recurrent) {
@@ -206,6 +210,11 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           const View<const Real> read = {h.data + first_read(w_hh.reach, range.unit), h.stride};
           t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width);
         }
+        if (by_gate && products == Products::recurrent) {
+          multiply_by_gate(cell, part, s, range, t);
+          if (!waits) pointwise(range, 0, s.rows);
+          return;
+        }
         Index done = 0;
         tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
@@ -220,9 +229,9 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
 
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
 // folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is small
-// against H, and where there is one step only. Both give the same bits.
+// against H, and where there is one step only. Both give the same bits. Products that come gate by gate start from it.
 constexpr bool folds_input(const Problem& p) {
-  return p.input == InputKind::dense && (steps_of(p.run) == 1 || 8 * p.I <= p.H);
+  return p.input == InputKind::dense && p.masks <= 1 && (steps_of(p.run) == 1 || 8 * p.I <= p.H);
 }
 
 // Nothing is left to project where the gates start from a table.
@@ -268,6 +277,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
   const bool ahead = projects && (tapes_gates || !p.first_row || item.rows == p.B);
   const Real* const zeros = scratch.weights.zeros;
   const View<Real> reset_h = {direction.tape.reset_h ? direction.tape.reset_h : scratch.reset_h, p.H};
+  const View<Real> dropped = {scratch.dropped, p.masks * p.H};
   const bool tapes_u = direction.tape.states[0].data;
   const View<Real> u = tapes_u ? direction.tape.states[0] : View<Real>{scratch.u, p.H};
   // Where each state goes: that of every step into y or the tape, or that of the last step alone, which is then mixed
@@ -321,6 +331,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     s.units = item.units;
     s.store_gates = tapes_gates || resets_h(cell);
     s.held = &args.held;
+    s.masks = p.masks;
     for (Index step = 0; step < chunk.last - chunk.first; ++step) {
       const Index t = order.reverse ? chunk.last - 1 - step : chunk.first + step, row = row_of(p, t) + item.first;
       s.gate_row = gate_row(row);
@@ -335,16 +346,20 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       }
       // Joined members wait for those of the other direction too: they meet as often, whichever of the two mixes.
       if (item.joined && p.D == 2) mixes = mixes || mixes_rows(p, 1 - item.direction, p.run.first + p.run.last - 1 - t);
+      const RowRange rows = {.first = item.first, .count = rows_of_item(p, item, t)};
+      if (p.masks) s.dropped = drop_h(p, direction.factors, s.before[0], dropped, rows, elements[0]), mixes = true;
       if (mixes && !meet(item, team)) return;
       const View<Real> h = s.after[0];
       if (is_projected(p)) s.after[0] = at(u, tapes_u ? row : item.first);
       if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
-      s.rows = rows_of_item(p, item, t);
+      s.rows = rows.count;
       s.shared_gates = !s.store_gates && !projects && s.rows > 1;
       s.backwards = turns_back(t) != args.turned;
       if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, team);
       for (int phase = 0; phase < cell.phase_count; ++phase) {
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
+        if (p.masks && phase + 1 < cell.phase_count)
+          drop_reset_h(p, direction.factors, s, cell.phases[phase + 1], rows, elements[0]);
         if (!meet(item, team)) return;
       }
       if (!is_projected(p)) continue;

@@ -61,6 +61,18 @@ struct StateBefore {
   View<Real> mixed;  // [B,H], for a step that finds its rows in several of these; may be the sequence of the last step
 };
 
+// Where backward finds the i-th one.
+template <class Real>
+StateBefore<Real> place_before(const BackwardDirection<Real>& direction, int i, const Real* zeros,
+                               const View<Real>& mixed = {}) {
+  const View<const Real> after = i == 0 ? direction.y : direction.tape.states[i];
+  return {.initial = or_zeros(direction.initial[i], zeros),
+          .start = or_zeros(direction.start[i], zeros),
+          .sequence = after,
+          .every_step = true,
+          .mixed = mixed};
+}
+
 // The rows before step t that do not start anew.
 template <class Real>
 RNNFAST_INLINE View<const Real> carried_before(const Problem& p, int direction, const StateBefore<Real>& state,

@@ -1,0 +1,49 @@
+"""Masks of regularisers that leave something out of all steps of a call: how they are drawn, and given instead."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._base.arrays import Array, checked
+from .._base.names import ends_of
+from .stack import Stack
+
+
+def places_of(stack: Stack[Any], name: str) -> dict[str, tuple[int, int]]:
+    """Return the direction and the layer of each mask by its name, which begins with the one given."""
+    return {
+        name + end: (direction, layer)
+        for layer in range(stack.num_layers)
+        for direction, end in enumerate(ends_of(layer, stack.directions))
+    }
+
+
+def draw(key: Array, place: tuple[int, int], shape: tuple[int, ...], rate: float) -> Array:
+    """Draw what is kept, with the probability 1 - rate each.
+
+    Each place has a stream of its own of those that the key has, so that no mask depends on another. A shape with more
+    rows begins with the same ones.
+    """
+    n = math.prod(shape)
+    bits = np.random.Philox(key=key, counter=[0, 0, *place]).random_raw((n + 1) // 2)
+    return (bits.astype("<u8").view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
+
+
+def checked_masks(masks: object, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Return copies of the masks that the caller gives, of those that a call has."""
+    if masks is None:
+        return {}
+    if not isinstance(masks, Mapping):
+        msg = f"masks: expected a mapping of names to arrays of bools, got {type(masks).__name__}"
+        raise TypeError(msg)
+    if masks and not shapes:
+        names = sorted(masks, key=str)
+        msg = f"masks: expected none for a layer without weight_dropout or recurrent_dropout, got {names}"
+        raise ValueError(msg)
+    if unknown := sorted(masks.keys() - shapes.keys(), key=str):
+        msg = f"masks: expected names among {[*shapes]}, got {unknown}"
+        raise ValueError(msg)
+    bools = np.dtype(bool)
+    return {name: np.array(checked(mask, f"masks[{name!r}]", shapes[name], bools)) for name, mask in masks.items()}
