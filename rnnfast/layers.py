@@ -16,7 +16,7 @@ from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
 from ._base.scalars import Flag, Integer, Number, addressable, flag, head_count, size
 from ._base.state import FourStates
 from ._stack.recurrent import Recurrent
-from ._stack.stack import WeightDropout
+from ._stack.stack import WeightDropout, Zoneout
 
 __all__ = ["GRU", "LSTM", "RNN", "SLSTM", "Linear"]
 
@@ -51,6 +51,10 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     weight_dropout : float or ("rows", float), optional
         The probability, less than 1, with which `forward` leaves out each element of every w_hh, or each row, scaling
         the others by 1 / (1 - weight_dropout) [6]_ [7]_. Each call draws one mask for all of its steps and sequences.
+    zoneout : float or (float, float), optional
+        The probability, less than 1, with which `forward` lets a unit of a state keep the value that it had before a
+        step [8]_: that of h and c alike, or of h and of c. Each call draws it for every unit, step and sequence. Calls
+        of the layer and streams have the mean, ``zoneout s' + (1 - zoneout) s``. Not with `proj_size`.
     peephole : bool, optional
         True: the gates see c, each unit its own [3]_: i and f the one before the step, o the one after it.
     coupled_gates : bool, optional
@@ -89,6 +93,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
        Acoustic Modeling", Interspeech 2014.
     .. [6] Wan, Zeiler, Zhang, LeCun, Fergus, "Regularization of Neural Networks using DropConnect", ICML 2013.
     .. [7] Merity, Keskar, Socher, "Regularizing and Optimizing LSTM Language Models", arXiv:1708.02182, 2017.
+    .. [8] Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", arXiv:1606.01305,
+       2016.
 
     Examples
     --------
@@ -135,6 +141,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         seed: Any = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
+        zoneout: Zoneout = 0.0,
         peephole: Flag = False,
         coupled_gates: Flag = False,
         proj_size: Integer = 0,
@@ -155,6 +162,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             learn_initial_state=learn_initial_state,
             proj_size=proj_size,
             weight_dropout=weight_dropout,
+            zoneout=zoneout,
         )
 
 
@@ -171,6 +179,8 @@ class GRU(Recurrent[Array]):
         As for `LSTM`, with the one parameter initial_h.
     weight_dropout : float or ("rows", float), optional
         As for `LSTM`.
+    zoneout : float, optional
+        As for `LSTM`, of h.
     reset_after : bool, optional
         Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
         published (False).
@@ -214,6 +224,7 @@ class GRU(Recurrent[Array]):
         seed: Any = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
+        zoneout: Number = 0.0,
         reset_after: Flag = True,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
@@ -230,6 +241,7 @@ class GRU(Recurrent[Array]):
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
+            zoneout=zoneout,
         )
 
 
@@ -250,6 +262,8 @@ class RNN(Recurrent[Array]):
         As for `LSTM`, with the one parameter initial_h.
     weight_dropout : float or ("rows", float), optional
         As for `LSTM`.
+    zoneout : float, optional
+        As for `LSTM`, of h.
     leak : float or array [H], optional
         How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
         the unit would be without. The same in all layers and directions. It is no parameter: optimizers leave it
@@ -296,6 +310,7 @@ class RNN(Recurrent[Array]):
         seed: Any = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
+        zoneout: Number = 0.0,
         leak: Leak = 1.0,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
@@ -313,6 +328,7 @@ class RNN(Recurrent[Array]):
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
+            zoneout=zoneout,
         )
 
 

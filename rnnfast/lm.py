@@ -87,6 +87,7 @@ RANGES = {
     "clip": NORM,
     "dropout": PROBABILITY,
     "weight_dropout": PROBABILITY,
+    "zoneout": PROBABILITY,
     "seed": SEED,
 }
 
@@ -120,6 +121,8 @@ class Options:
         The probability of dropout between layers.
     weight_dropout : float, optional
         The probability of dropout of the elements of the recurrent weights.
+    zoneout : float, optional
+        The probability with which a unit of each state keeps its value in a step.
     seed : int, optional
         The seed of the weights and the dropout.
 
@@ -141,6 +144,7 @@ class Options:
     clip: float = 1.0
     dropout: float = 0.0
     weight_dropout: float = 0.0
+    zoneout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -167,7 +171,7 @@ class CharLM:
     vocabulary : str
         V different characters; a token is the index of one.
     options : Options
-        Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts and the seed.
+        Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts, zoneout and the seed.
     parameters : mapping of ndarrays, optional
         By the names of `state_dict`, used without a copy. By default new ones are drawn.
 
@@ -211,7 +215,7 @@ class CharLM:
         else:
             embedding, rnn, readout = (Kept(_part(parameters, part), self.rng) for part in PARTS)
             self.embedding = embedding.take([("weight", (V, E))], FLOAT)["weight"]
-        rates = {"dropout": options.dropout, "weight_dropout": options.weight_dropout}
+        rates = {name: getattr(options, name) for name in ("dropout", "weight_dropout", "zoneout")}
         self.rnn = LAYERS[options.cell](E, H, L, **rates, seed=rnn)
         self.readout = Linear(H, V, seed=readout)
         if parameters is not None:

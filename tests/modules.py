@@ -160,11 +160,12 @@ def oracle(
     dc: Array | None = None,
     dh_layers: Array | None = None,
     clip_dh: float | None = None,
+    zoneout: Any = None,
     **rows: Any,
 ) -> Results:
     """Run a stack of the oracle's layers with the layer's parameters; everything time-major and batched.
 
-    `held` is the gate_override of each layer, `rows` are lengths and resets.
+    `held` is the gate_override of each layer and `zoneout` what the oracle takes, `rows` are lengths and resets.
     """
     L, D, p = layer.num_layers, layer.directions, layer.parameters
     suffixes = [[f"_l{k}", f"_l{k}_reverse"][:D] for k in range(L)]
@@ -184,6 +185,7 @@ def oracle(
             parameters,
             mapped(itemgetter(here[k]), first),
             gate_override=held and held[k],
+            zoneout=zoneout and zoneout[k],
             **rows,
         )
         tapes.append(tape)

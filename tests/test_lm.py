@@ -26,7 +26,7 @@ TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
 SMALL = Options(hidden=12, embed=5, batch=3, seq_len=20, lr=0.01)
 RUNS = {
     **{cell: replace(SMALL, cell=cell) for cell in lm.LAYERS},
-    "two layers, dropout": replace(SMALL, layers=2, dropout=0.3, weight_dropout=0.2),
+    "two layers, dropout": replace(SMALL, layers=2, dropout=0.3, weight_dropout=0.2, zoneout=0.1),
 }
 by_run = pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
 
@@ -89,7 +89,7 @@ def test_the_embeddings_gradient_is_summed_by_token() -> None:
 @by_run
 def test_the_model_and_its_gradients_are_torchs(options: Options) -> None:
     torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
-    model = CharLM("".join(sorted(set(TEXT))), replace(options, dropout=0.0, weight_dropout=0.0))
+    model = CharLM("".join(sorted(set(TEXT))), replace(options, dropout=0.0, weight_dropout=0.0, zoneout=0.0))
     layer = getattr(torch.nn, type(model.rnn).__name__)
     twin = torch.nn.ModuleDict(
         {
@@ -405,6 +405,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
             "clip": (0, math.nan),
             "dropout": (-0.1, 1, math.nan),
             "weight_dropout": (1, ["rows", 0.5]),
+            "zoneout": (1, [0.5, 0.5]),
             "seed": (-1, 1.0),
         }.items()
         for value in values

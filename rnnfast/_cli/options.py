@@ -51,6 +51,7 @@ TRAIN = (
     ("clip", "NORM", "largest norm of the gradient"),
     ("dropout", "P", "probability of dropout between layers"),
     ("weight_dropout", "P", "probability of dropout of recurrent weights"),
+    ("zoneout", "P", "probability with which a unit of each state keeps its value in a step"),
     ("seed", "N", "seed of the weights and the dropout"),
 )
 SAMPLE = (

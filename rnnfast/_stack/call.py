@@ -12,6 +12,7 @@ from .._base.state import Parts, each, state_of
 from .layout import Layout, layout_of
 from .stack import Stack, checked_state, learned_state
 from .weight_dropout import Dropped
+from .zoneout import Zoned, mean_of
 
 Held: TypeAlias = Mapping[str, Number]
 Override: TypeAlias = Held | Sequence[Held | None] | None
@@ -34,10 +35,15 @@ class Call(NamedTuple):
     learned: bool  # the sequences started from initial_h, initial_c
     plain: bool = False  # see plain.py
     dropped: Dropped | None = None  # the w_hh, where they are not the stack's
+    zoneout: Zoned | None = None
 
     def of_layer(self, stack: Stack[Any], layer: int) -> list[tuple[Array | None, ...]]:
         """Return the parameters of a layer in this call as the kernels take them."""
         return stack.of_layer(layer, self.dropped and self.dropped.weights)
+
+    def zoneout_of(self, layer: int) -> tuple[Any, ...] | None:
+        """Return the rates or the bits of the states of a layer as the kernels take them."""
+        return None if self.zoneout is None else self.zoneout[layer]
 
     @property
     def is_tokens(self) -> bool:
@@ -107,7 +113,8 @@ def checked_call(
     if resets is not None:
         resets = layout.checked(resets, "resets", (), np.dtype(bool))
     taken = each(layout.take_state, first)
-    return Call(layout, x, layout.take(x), first, taken, resets, outputs, list(held), rows, learned)
+    call = Call(layout, x, layout.take(x), first, taken, resets, outputs, list(held), rows, learned)
+    return call._replace(zoneout=mean_of(stack)) if stack.zoneout else call
 
 
 def checked_steps(stack: Stack[Any], a: object, name: str, layout: Layout, units: int) -> list[Array] | None:

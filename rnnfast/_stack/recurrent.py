@@ -15,9 +15,9 @@ from .._base.state import StateLike, StateT
 from . import plain, segments, whole
 from .backpropagation import backward
 from .call import CallOptions, ForwardOptions, Outputs, Override, checked_call, results
+from .masks import with_masks
 from .stack import Stack, drawing
 from .tape import LayerTape
-from .weight_dropout import dropped
 
 if TYPE_CHECKING:
     from ..stream import Stream
@@ -59,7 +59,7 @@ class Recurrent(Stack[StateT]):
         embedding: ArrayLike | None = None,
         gate_override: Override = None,
     ) -> tuple[Any, StateT]:
-        """Run over whole sequences and keep nothing; no dropout.
+        """Run over whole sequences and keep nothing; no dropout, and the mean of what zoneout makes.
 
         With a projection, `proj_size`, arrays of h, y among them, have P in place of H, here and in all other calls.
 
@@ -146,7 +146,7 @@ class Recurrent(Stack[StateT]):
         gate_override: Override = None,
         masks: Mapping[str, ArrayLike] | None = None,
     ) -> tuple[Any, StateT, LayerTape]:
-        """Run over whole sequences and keep what `backward` needs; with dropout between layers and of weights.
+        """Run over whole sequences and keep what `backward` needs; with dropout between layers and of weights, and zoneout.
 
         Takes and raises what a call of the layer does, and
 
@@ -158,27 +158,29 @@ class Recurrent(Stack[StateT]):
             rows (t, b), so that what each segment costs does not show. "auto" is the square root of T.
         masks : mapping of arrays of bools, or 0 and 1, optional
             For a layer with `weight_dropout`: which elements, in the shape of the parameter, or which rows [G·H] of the
-            weight_hh_l{k} are kept, by the names of these. The masks of names that are not there are drawn.
+            weight_hh_l{k} are kept, by the names of these. For a layer with `zoneout`: which units have their new
+            value, by the names zoneout_h_l{k} and zoneout_c_l{k}, with the suffix ``_reverse`` of a backward direction;
+            arrays [T,B,H] laid out as x is. The masks of names that are not there are drawn.
 
         Returns
         -------
         y, state
-            As from a call of the layer; without dropout the same bits.
+            As from a call of the layer; without dropout and zoneout the same bits.
         tape : LayerTape
             For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy
-            them: they must not change before the last backward. `tape.weight_masks` are the masks, as `masks` takes
-            them.
+            them: they must not change before the last backward. `tape.weight_masks` and `tape.zoneout_masks` are the
+            masks, as `masks` takes them.
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
-        all_weights = masks is None and not self.weight_dropout
-        if no_options and all_weights and checkpoint is None and plain.fits(x, self, state, outputs):
+        no_masks = masks is None and not (self.weight_dropout or self.zoneout)
+        if no_options and no_masks and checkpoint is None and plain.fits(x, self, state, outputs):
             return plain.forward(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
         k = None if checkpoint is None else segments.checked_length(checkpoint, call.layout.T)
         kept: Any
         between: tuple[Array, ...] = ()
         with drawing(self):
-            call = call if all_weights else call._replace(dropped=dropped(self, masks))
+            call = call if no_masks else with_masks(self, call, masks)
             if k is None:
                 hidden, last, kept, between = whole.forward(self, call)
             else:

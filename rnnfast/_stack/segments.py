@@ -20,6 +20,7 @@ from .._base.state import Parts, each, fill
 from .call import Call, Given
 from .stack import Stack, factors, new_state
 from .tape import Checkpoints, LayerTape, Segment, Strand
+from .zoneout import part_of
 
 LEAST_ROWS = 1024  # of a segment to be run again, as weights and their gradients are packed for each
 
@@ -167,6 +168,7 @@ def _run(
             start=start,
             gate_override=call.held[k],
             reverse=strand.direction == 1,
+            zoneout=part_of(call.zoneout_of(k), segment.rows, strand.direction, stack.directions),
         )
         y = result[0]
         yield result

@@ -21,6 +21,7 @@ from .attributes import StackAttributes
 from .layout import Layout
 
 WeightDropout: TypeAlias = Number | tuple[Literal["rows"], Number]
+Zoneout: TypeAlias = Number | tuple[Number, Number]
 
 
 class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
@@ -41,6 +42,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         learn_initial_state: Flag = False,
         proj_size: Integer = 0,
         weight_dropout: WeightDropout = 0.0,
+        zoneout: Zoneout = 0.0,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
@@ -60,6 +62,10 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         self.bidirectional = flag(bidirectional, "bidirectional")
         self.learn_initial_state = flag(learn_initial_state, "learn_initial_state")
         self.weight_dropout = _weight_dropout(weight_dropout)
+        self.zoneout = _zoneout(zoneout, len(self.state_sizes))
+        if self.zoneout and self.proj_size:
+            msg = f"zoneout: expected 0 with proj_size, as h is then a projection, got {self.zoneout}"
+            raise ValueError(msg)
         if not 0 <= self.dropout <= 1:
             msg = f"dropout: expected a probability, got {self.dropout}"
             raise ValueError(msg)
@@ -105,6 +111,27 @@ def _weight_dropout(value: Any) -> float | tuple[Literal["rows"], float]:
         msg = f"weight_dropout: expected a probability of less than 1, got {rate}"
         raise ValueError(msg)
     return ("rows", rate) if of_rows and rate else rate
+
+
+def _zoneout(value: Any, states: int) -> float | tuple[float, float]:
+    """Return a probability, or that of each of two states."""
+    given = value if isinstance(value, tuple | list) else [value]  # a list, from a file
+    if len(given) not in (1, states):
+        pair = " or a pair (of h, of c)" if states == 2 else ""
+        msg = f"zoneout: expected a probability{pair}, got {value!r}"
+        raise ValueError(msg)
+    rates = [number(rate, "zoneout") for rate in given]
+    for rate in rates:
+        if not 0 <= rate < 1:
+            msg = f"zoneout: expected a probability of less than 1, got {rate}"
+            raise ValueError(msg)
+    return (rates[0], rates[-1]) if len(rates) > 1 and any(rates) else rates[0]
+
+
+def rates_of(stack: Stack[Any]) -> tuple[float, ...]:
+    """Return the probability with which a unit of each state keeps its value in a step."""
+    rates = stack.zoneout
+    return rates if isinstance(rates, tuple) else (rates,) * len(stack.state_sizes)
 
 
 # States
@@ -158,7 +185,7 @@ def new_state(stack: Stack[Any], layout: Layout) -> Parts:
 @contextmanager
 def drawing(stack: Stack[Any]) -> Iterator[None]:
     """Put the generator back where a run fails: tokens are checked when their steps are run, after draws."""
-    if not (stack.dropout or stack.weight_dropout):
+    if not (stack.dropout or stack.weight_dropout or stack.zoneout):
         yield
         return
     generator = stack.rng.bit_generator

@@ -32,7 +32,14 @@ class Dropped(NamedTuple):
         return result
 
 
-def dropped(stack: Stack[Any], masks: object) -> Dropped | None:
+def names_of(stack: Stack[Any]) -> list[str]:
+    """Return the names of the masks that a forward has."""
+    if not stack.weight_dropout:
+        return []
+    return [WEIGHTS[1] + end for layer in range(stack.num_layers) for end in ends_of(layer, stack.directions)]
+
+
+def dropped(stack: Stack[Any], masks: Mapping[str, object]) -> Dropped | None:
     """Return the w_hh of a forward, if it leaves out any: by the masks that are given, the others drawn.
 
     The stack's generator draws the key of the call. Each layer and direction has a place of its own in the stream of
@@ -43,7 +50,6 @@ def dropped(stack: Stack[Any], masks: object) -> Dropped | None:
         for layer in range(stack.num_layers)
         for direction, end in enumerate(ends_of(layer, stack.directions))
     }
-    given = _checked(stack, masks, [*places])
     if not stack.weight_dropout:
         return None
     rate = stack.weight_dropout[1] if isinstance(stack.weight_dropout, tuple) else stack.weight_dropout
@@ -51,8 +57,9 @@ def dropped(stack: Stack[Any], masks: object) -> Dropped | None:
     n = math.prod(shape)
     made = Dropped({}, 1 / (1 - rate), {})
     for name, place in places.items():
-        kept = given.get(name)
-        if kept is None:
+        if name in masks:  # a copy of the caller's
+            kept = np.array(checked(masks[name], f"masks[{name!r}]", shape, np.dtype(bool)))
+        else:
             bits = np.random.Philox(key=key, counter=[0, 0, *place]).random_raw((n + 1) // 2)
             kept = (bits.astype("<u8").view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
         kept.flags.writeable = False
@@ -65,20 +72,3 @@ def _shape(stack: Stack[Any]) -> tuple[int, ...]:
     """Return the shape of the mask of a w_hh."""
     shape = stack.parameters[f"{WEIGHTS[1]}_l0"].shape
     return shape[:1] if isinstance(stack.weight_dropout, tuple) else shape
-
-
-def _checked(stack: Stack[Any], masks: object, names: list[str]) -> dict[str, Array]:
-    """Return copies of the masks that the caller gives."""
-    if masks is None:
-        return {}
-    if not isinstance(masks, Mapping):
-        msg = f"masks: expected a mapping of names to arrays of bools, got {type(masks).__name__}"
-        raise TypeError(msg)
-    if masks and not stack.weight_dropout:
-        msg = f"masks: expected none for a layer without weight_dropout, got {sorted(masks, key=str)}"
-        raise ValueError(msg)
-    if unknown := sorted(masks.keys() - names, key=str):
-        msg = f"masks: expected names among {names}, got {unknown}"
-        raise ValueError(msg)
-    shape, dtype = _shape(stack), np.dtype(bool)
-    return {name: np.array(checked(mask, f"masks[{name!r}]", shape, dtype)) for name, mask in masks.items()}

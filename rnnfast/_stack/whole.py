@@ -50,6 +50,7 @@ def _run(
             batch_sizes=call.layout.batch_sizes,
             resets=call.resets,
             gate_override=call.held[k],
+            zoneout=call.zoneout_of(k),
         )
         last.append(after)
         hidden = [*hidden, y] if tape else [y]

@@ -96,6 +96,9 @@ def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tu
     if getattr(layer, "weight_dropout", 0):
         msg = f"layer: expected no weight_dropout, since windows go over steps that ran with other masks, got {layer!r}"
         raise ValueError(msg)
+    if getattr(layer, "zoneout", 0):
+        msg = f"layer: expected no zoneout, since windows go over steps that ran with other masks, got {layer!r}"
+        raise ValueError(msg)
     choice(losses, "losses", ("new", "window"))
     return size(k1, "k1"), size(k2, "k2")
 

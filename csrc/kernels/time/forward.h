@@ -14,6 +14,7 @@
 #include "kernels/time/projection.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
+#include "kernels/time/zoneout.h"
 #include "kernels/vec.h"
 #include "types.h"
 
@@ -74,6 +75,7 @@ struct ForwardScratch {
     Real* reset_h;             // [B,H], likewise
     Real* u;                   // what h is a projection of, [B,H], likewise
     Real* mixed[most_states];  // the state before a step, [B,H], where some rows start anew
+    Made<Real> made;
   } directions[2];
   Real* embedded;  // the rows of the tokens that occur, [U,I]
 };
@@ -96,6 +98,7 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     if (resets_h(cell)) direction.reset_h = take(arena, p.B * p.H);
     if (is_projected(p)) direction.u = take(arena, p.B * p.H);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * state_size(p, i));
+    direction.made = lay_out_made(p, arena);
   }
   s.embedded = take(arena, p.U * input_columns(p));
   return s;
@@ -334,6 +337,8 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (mixes && !meet(item, team)) return;
       const View<Real> h = s.after[0];
       if (is_projected(p)) s.after[0] = at(u, tapes_u ? row : item.first);
+      ZonedStates<Real> zoned;
+      if (p.zoned) zoned = enter_zones(args, item, row, scratch.made, s);
       if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = rows_of_item(p, item, t);
       s.shared_gates = !s.store_gates && !projects && s.rows > 1;
@@ -341,6 +346,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, team);
       for (int phase = 0; phase < cell.phase_count; ++phase) {
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
+        if (p.zoned && phase + 1 == cell.phase_count) leave_zones(args, item, row, s, zoned);
         if (!meet(item, team)) return;
       }
       if (!is_projected(p)) continue;
