@@ -146,7 +146,7 @@ class Recurrent(Stack[StateT]):
         gate_override: Override = None,
         masks: Mapping[str, ArrayLike] | None = None,
     ) -> tuple[Any, StateT, LayerTape]:
-        """Run over whole sequences and keep what `backward` needs; with dropout between layers and of weights, and zoneout.
+        """Run over whole sequences and keep what `backward` needs; with dropout, of weights too, and zoneout.
 
         Takes and raises what a call of the layer does, and
 
