@@ -117,12 +117,9 @@ class Options:
         The learning rate of Adam.
     clip : float, optional
         The largest norm of the gradient.
-    dropout : float, optional
-        The probability of dropout between layers.
-    weight_dropout : float, optional
-        The probability of dropout of the elements of the recurrent weights.
-    zoneout : float, optional
-        The probability with which a unit of each state keeps its value in a step.
+    dropout, weight_dropout, zoneout : float, optional
+        The probabilities of dropout between layers, of dropout of the elements of the recurrent weights, and with which
+        a unit of a state keeps its value in a step.
     seed : int, optional
         The seed of the weights and the dropout.
 
