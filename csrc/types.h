@@ -46,7 +46,7 @@ struct CellShape {
   int input_gates[most_slots], recurrent_gates[most_slots];
   bool keeps_gates, leaves_dh;
   bool has_heads, projects;  // w_hh can be block-diagonal; h can be a projection
-  bool reads_before[most_states];
+  bool reads_before[most_states], reads_after[most_states];
 };
 
 enum class Activation { sigmoid, tanh };
@@ -70,6 +70,7 @@ struct Problem {
   Index head;            // elements of h' that a unit reads: P, or where w_hh [G·H,head] is block-diagonal its head's
   Steps run = {};        // of the T steps, those to compute
   bool reverse = false;  // of a single direction: it runs backwards in time
+  unsigned zoned = 0;    // bit k stands for state k: some of its units keep their value in a step
   // Null where all T steps have B rows.
   const Index* first_row = nullptr;   // of each step, and the number of all rows; [T+1]
   const Index* first_step = nullptr;  // of each chunk, and T; made by `cut`
@@ -107,6 +108,7 @@ struct Tape {
   Real* gates;                     // activated gates, [chunk of time][unit block][row][slot x lanes]
   View<Real> states[most_states];  // after each step, [T·B,H]; that of h is y, and here is what h is a projection of
   Real* reset_h;                   // what a second phase has as operand, as r * h_{t-1}, [T·B,H]
+  View<Real> made[most_states];    // what the cell makes of states that are zoned, where backward reads it, likewise
 };
 
 template <class Real>
@@ -118,6 +120,9 @@ struct ForwardDirection {
   View<Real> y;                           // h after each step, [T·B,P]
   View<Real> last[most_states];           // states after the last step, likewise; may be the initial ones
   Tape<Real> tape;
+  // Of states that are zoned, a bit for each unit that has its new value, [T·B,ceil(H/8)], the lowest bit first; null:
+  // every unit has a part of it.
+  View<const unsigned char> renewed[most_states];
   View<const Real> factors = {};  // what h' is multiplied by before w_hh, [B,masks·H]; null: there are no masks
 };
 
@@ -137,6 +142,7 @@ struct ForwardArgs {
   Tokens tokens = {};
   Held<Real> held = {};
   bool turned = false;  // odd steps go through the weights forwards, the others backwards, instead of the reverse
+  Real zoneout[most_states] = {};  // the part of the old value in a state that is zoned, where there are no bits
 };
 
 template <class Real>
@@ -151,7 +157,8 @@ struct BackwardDirection {
   View<Real> dstart[most_states];  // likewise; those of `start` are added; null where no row starts anew
   View<Real> flow[most_states];    // all that reaches the states after each of the run's steps; null: not wanted
   Parameters<Real> gradients;
-  View<const Real> factors = {};  // as in forward
+  View<const unsigned char> renewed[most_states];  // as in forward
+  View<const Real> factors = {};                   // as in forward
 };
 
 // Truncated backpropagation through time, of one direction that goes through all steps: windows end at k1, 2·k1, ...
@@ -174,8 +181,9 @@ struct BackwardArgs {
   Real* scratch;
   Tokens tokens = {};
   Held<Real> held = {};
-  Real clip = 0;         // bounds the gradients that one step passes to the one before; 0: none
-  Windows windows = {};  // the gradients of the last states are then zero
+  Real clip = 0;                   // bounds the gradients that one step passes to the one before; 0: none
+  Windows windows = {};            // the gradients of the last states are then zero
+  Real zoneout[most_states] = {};  // as in forward
 };
 
 // y = x w^T + b, of N rows from I inputs to O outputs.

@@ -38,6 +38,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         const rnnfast_weights* layers
         const void* const* state0
         Py_ssize_t proj_size, num_heads
+        const double* zoneout
 
     ctypedef struct rnnfast_stream:
         pass

@@ -30,7 +30,13 @@ KERAS: dict[str, tuple[type[LSTM | GRU | RNN], dict[str, tuple[Any, ...]]]] = {
 OWN = {LSTM: {}, GRU: {"reset_after": "reset_after"}, RNN: {"nonlinearity": "activation"}}
 
 # The options that neither Keras nor torch has, where they change nothing
-PLAIN: dict[str, Any] = {"learn_initial_state": False, "peephole": False, "coupled_gates": False, "leak": 1.0}
+PLAIN: dict[str, Any] = {
+    "learn_initial_state": False,
+    "peephole": False,
+    "coupled_gates": False,
+    "leak": 1.0,
+    "zoneout": 0.0,
+}
 
 # Those that do not matter after training
 IN_TRAINING = ("weight_dropout", "recurrent_dropout", "recurrent_dropout_per_gate")
@@ -99,7 +105,7 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     ----------
     layer : LSTM, GRU or RNN
         With one layer, L = 1, and without what Keras lacks: `learn_initial_state`, `peephole`, `coupled_gates`,
-        `leak`, `proj_size`.
+        `leak`, `zoneout`, `proj_size`.
 
     Returns
     -------
@@ -181,8 +187,9 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     Parameters
     ----------
     layer : LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
-        Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`; of GRUs, those that reset
-        after the product. `weight_dropout` and `recurrent_dropout`, which act in training only, are not carried.
+        Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`, `zoneout`; of GRUs, those
+        that reset after the product. `weight_dropout` and `recurrent_dropout`, which act in training only, are not
+        carried.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
 from ._base.scalars import Flag, Integer, Number, addressable, flag, head_count, size
 from ._base.state import FourStates
 from ._stack.recurrent import Recurrent
-from ._stack.stack import WeightDropout
+from ._stack.stack import WeightDropout, Zoneout
 
 __all__ = ["GRU", "LSTM", "RNN", "SLSTM", "Linear"]
 
@@ -56,6 +56,10 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         scaling the others by 1 / (1 - recurrent_dropout) [8]_. Each sequence of a call has a mask for all of its steps.
     recurrent_dropout_per_gate : bool, optional
         True: each gate has a mask of its own, as in Keras.
+    zoneout : float or (float, float), optional
+        The probability, less than 1, with which `forward` lets a unit of a state keep the value that it had before a
+        step [9]_: that of h and c alike, or of h and of c. Each call draws it for every unit, step and sequence. Calls
+        of the layer and streams have the mean, ``zoneout s' + (1 - zoneout) s``. Not with `proj_size`.
     peephole : bool, optional
         True: the gates see c, each unit its own [3]_: i and f the one before the step, o the one after it.
     coupled_gates : bool, optional
@@ -96,6 +100,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     .. [7] Merity, Keskar, Socher, "Regularizing and Optimizing LSTM Language Models", arXiv:1708.02182, 2017.
     .. [8] Gal, Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks",
        arXiv:1512.05287, 2016.
+    .. [9] Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", arXiv:1606.01305,
+       2016.
 
     Examples
     --------
@@ -144,6 +150,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
         recurrent_dropout_per_gate: Flag = False,
+        zoneout: Zoneout = 0.0,
         peephole: Flag = False,
         coupled_gates: Flag = False,
         proj_size: Integer = 0,
@@ -166,6 +173,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             weight_dropout=weight_dropout,
             recurrent_dropout=recurrent_dropout,
             recurrent_dropout_per_gate=recurrent_dropout_per_gate,
+            zoneout=zoneout,
         )
 
 
@@ -184,6 +192,8 @@ class GRU(Recurrent[Array]):
         As for `LSTM`.
     recurrent_dropout, recurrent_dropout_per_gate
         As for `LSTM`; z * h' has h' itself.
+    zoneout : float, optional
+        As for `LSTM`, of h.
     reset_after : bool, optional
         Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
         published (False).
@@ -229,6 +239,7 @@ class GRU(Recurrent[Array]):
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
         recurrent_dropout_per_gate: Flag = False,
+        zoneout: Number = 0.0,
         reset_after: Flag = True,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
@@ -247,6 +258,7 @@ class GRU(Recurrent[Array]):
             weight_dropout=weight_dropout,
             recurrent_dropout=recurrent_dropout,
             recurrent_dropout_per_gate=recurrent_dropout_per_gate,
+            zoneout=zoneout,
         )
 
 
@@ -269,6 +281,8 @@ class RNN(Recurrent[Array]):
         As for `LSTM`.
     recurrent_dropout, recurrent_dropout_per_gate
         As for `LSTM`.
+    zoneout : float, optional
+        As for `LSTM`, of h.
     leak : float or array [H], optional
         How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
         the unit would be without. The same in all layers and directions. It is no parameter: optimizers leave it
@@ -317,6 +331,7 @@ class RNN(Recurrent[Array]):
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
         recurrent_dropout_per_gate: Flag = False,
+        zoneout: Number = 0.0,
         leak: Leak = 1.0,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
@@ -336,6 +351,7 @@ class RNN(Recurrent[Array]):
             weight_dropout=weight_dropout,
             recurrent_dropout=recurrent_dropout,
             recurrent_dropout_per_gate=recurrent_dropout_per_gate,
+            zoneout=zoneout,
         )
 
 

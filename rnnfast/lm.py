@@ -88,6 +88,7 @@ RANGES = {
     "dropout": PROBABILITY,
     "weight_dropout": PROBABILITY,
     "recurrent_dropout": PROBABILITY,
+    "zoneout": PROBABILITY,
     "seed": SEED,
 }
 
@@ -117,9 +118,8 @@ class Options:
         The learning rate of Adam.
     clip : float, optional
         The largest norm of the gradient.
-    dropout, weight_dropout, recurrent_dropout : float, optional
-        The probabilities of dropout between layers, of the elements of the recurrent weights, and of the state where it
-        meets these.
+    dropout, weight_dropout, recurrent_dropout, zoneout : float, optional
+        Probabilities: of dropout between layers, of recurrent weights, of h' at these; of a unit to stay as it is.
     seed : int, optional
         The seed of the weights and the dropout.
 
@@ -142,6 +142,7 @@ class Options:
     dropout: float = 0.0
     weight_dropout: float = 0.0
     recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -168,7 +169,7 @@ class CharLM:
     vocabulary : str
         V different characters; a token is the index of one.
     options : Options
-        Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts and the seed.
+        Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts, zoneout and the seed.
     parameters : mapping of ndarrays, optional
         By the names of `state_dict`, used without a copy. By default new ones are drawn.
 
@@ -212,7 +213,7 @@ class CharLM:
         else:
             embedding, rnn, readout = (Kept(_part(parameters, part), self.rng) for part in PARTS)
             self.embedding = embedding.take([("weight", (V, E))], FLOAT)["weight"]
-        rates = {name: getattr(options, name) for name in ("dropout", "weight_dropout", "recurrent_dropout")}
+        rates = {n: getattr(options, n) for n in ("dropout", "weight_dropout", "recurrent_dropout", "zoneout")}
         self.rnn = LAYERS[options.cell](E, H, L, **rates, seed=rnn)
         self.readout = Linear(H, V, seed=readout)
         if parameters is not None:

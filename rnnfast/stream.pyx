@@ -32,7 +32,7 @@ from ._base.arrays import checked, checked_target
 from ._base.module import copy_of
 from ._base.scalars import addressable, size
 from ._base.state import initial_names, parts_of, state_of
-from ._stack.stack import Stack, state_shapes
+from ._stack.stack import Stack, rates_of, state_shapes
 
 __all__ = ["Stream"]
 
@@ -99,7 +99,7 @@ cdef class Stream:
     A stream packs the weights once, when it is made: it does not see later changes of the layer's parameters. Beside
     them it keeps a copy of the parameters, from which it is copied and pickled; a copy goes on where the stream is.
     Steps and runs give the bits that the layer itself gives for whole sequences, however these are cut. A call with a
-    contiguous `out` apart from a contiguous x allocates nothing. There is no dropout.
+    contiguous `out` apart from a contiguous x allocates nothing. There is no dropout, and zoneout has its mean.
 
     One call at a time may use a stream; different streams may be used by different threads at once.
 
@@ -175,6 +175,8 @@ cdef class Stream:
         stack.layers = weights
         cdef cnp.ndarray state0 = pointers(list(map(arrays.get, initial_names(self.cell))))
         stack.state0 = <const void* const*> cnp.PyArray_DATA(state0)
+        cdef cnp.ndarray zoneout = np.array(rates_of(layer))
+        stack.zoneout = <const double*> cnp.PyArray_DATA(zoneout)
         cdef list others = []  # keeps the arrays of pointers
         for l in range(self.num_layers):
             w_ih, w_hh, b_ih, b_hh, *more = layer.of_layer(l)[0]

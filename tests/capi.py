@@ -1,7 +1,7 @@
 """The C interface seen through ctypes: its structs, its table, and the calls that solve a problem."""
 
 import ctypes
-from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int, c_size_t, c_ssize_t, c_void_p
+from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_double, c_int, c_size_t, c_ssize_t, c_void_p
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,7 @@ class Stack(Structure):
         ("layers", POINTER(Weights)),
         ("state0", POINTER(c_void_p)),
         *sizes("proj_size", "num_heads"),
+        ("zoneout", POINTER(c_double)),
     ]
 
 
@@ -151,7 +152,9 @@ def stack_of(layer: Any) -> Stack:
     weights = weights_of([layer.of_layer(k)[0] for k in range(layer.num_layers)])
     dtype = layer.dtype == np.float64
     sizes = layer.num_layers, layer.input_size, layer.hidden_size
-    return Stack(layer.cell.encode(), dtype, *sizes, weights, None, layer.proj_size, layer.num_heads)
+    rates = np.broadcast_to(layer.zoneout, len(layer.state_sizes))
+    zoneout = (c_double * len(rates))(*rates)
+    return Stack(layer.cell.encode(), dtype, *sizes, weights, None, layer.proj_size, layer.num_heads, zoneout)
 
 
 def in_rows(problem: Problem, batch_sizes: Array) -> Problem:

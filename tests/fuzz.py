@@ -497,6 +497,8 @@ def whole_layer(rng: Rng) -> Attempt:
     projection = layer_projection(rng, kind, H)
     if not projection and not kind.startswith("slstm") and rng.random() < 0.3:
         options |= {"recurrent_dropout": 0.4, "recurrent_dropout_per_gate": bool(rng.random() < 0.5)}
+    if not projection.get("proj_size") and not kind.startswith("slstm") and rng.random() < 0.3:
+        options["zoneout"] = 0.3
     layer = make_layer(kind, (I, H), **options, **projection)
     sizes, D = modules.state_sizes(layer), layer.directions
     last = given_rows["outputs"] == "last"
@@ -533,6 +535,7 @@ def whole_layer(rng: Rng) -> Attempt:
     masks: list[Array] = []
     of_weights: Results = {}
     of_h: Results = {}
+    of_states: list[Any] = []
 
     for name in () if stateful else state_names(kind):
         del slots[name]
@@ -543,6 +546,7 @@ def whole_layer(rng: Rng) -> Attempt:
         masks[:] = tape.masks
         of_weights.update(tape.weight_masks)
         of_h.update(tape.recurrent_masks)
+        of_states[:] = zoneout_of(layer, tape, (T, -1))
         grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
         dstate = state_of(state_in(slots, kind, "d{}"))
         every = {"dc": slots.get("dc_steps"), "dh_layers": slots.get("dh_layers"), **steps}
@@ -569,6 +573,7 @@ def whole_layer(rng: Rng) -> Attempt:
         held = [given_rows["gate_override"]] * L
         twin, factors = without(layer, of_weights)
         every["factors"] = factors_of(layer, {name: mask[None] if unbatched else mask for name, mask in of_h.items()})
+        every["zoneout"] = of_states or None
         wanted = oracle(twin, values["x"], state, dy, dstate, tuple(masks), held=held, **every, **rows)
         wanted = with_gradients_of(factors, wanted)
         if last:
@@ -586,6 +591,26 @@ def whole_layer(rng: Rng) -> Attempt:
     written = frozenset(name for name in slots if name.startswith("g "))
     watched = [*layer.parameters.values()]
     return Attempt(type(layer).__name__, call, slots, written, bad=bad, expected=expected, watched=watched)
+
+
+def zoneout_of(layer: Any, tape: Any, shape: tuple[int, int]) -> list[Any]:
+    """Return the masks of the states of each layer as the oracle takes them; none where there is no zoneout."""
+    found, H = tape.zoneout_masks, layer.hidden_size
+    if not found:
+        return []
+    ends = [[f"_l{k}", f"_l{k}_reverse"][: layer.directions] for k in range(layer.num_layers)]
+    B = next(iter(found.values())).size // (shape[0] * H)
+
+    def time_major(mask: Array) -> Array:
+        return (mask.swapaxes(0, 1) if layer.batch_first and mask.ndim == 3 else mask).reshape(shape[0], B, H)
+
+    return [
+        tuple(
+            np.concatenate([time_major(found[f"zoneout_{name}{end}"]) for end in of_layer], axis=-1)
+            for name in _core.cells[layer.cell].states
+        )
+        for of_layer in ends
+    ]
 
 
 def sequence_options(rng: Rng, kind: str, T: int, batch: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any], str]:

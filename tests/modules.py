@@ -168,11 +168,13 @@ def oracle(
     dh_layers: Array | None = None,
     clip_dh: float | None = None,
     factors: list[Array] | None = None,
+    zoneout: Any = None,
     **rows: Any,
 ) -> Results:
     """Run a stack of the oracle's layers with the layer's parameters; everything time-major and batched.
 
-    `held` is the gate_override of each layer, `factors` are its factors of h', `rows` are lengths and resets.
+    `held` is the gate_override of each layer, `factors` are its factors of h', `zoneout` what the oracle takes; `rows`
+    are lengths and resets.
     """
     L, D, p = layer.num_layers, layer.directions, layer.parameters
     suffixes = [[f"_l{k}", f"_l{k}_reverse"][:D] for k in range(L)]
@@ -193,6 +195,7 @@ def oracle(
             mapped(itemgetter(here[k]), first),
             gate_override=held and held[k],
             recurrent_factors=factors and factors[k],
+            zoneout=zoneout and zoneout[k],
             **rows,
         )
         tapes.append(tape)

@@ -140,6 +140,17 @@ def masks(given: Any) -> Callable[[World], Any]:
     return lambda w: rf.RNN(I, H, weight_dropout=0.5).forward(w.x, masks=given)
 
 
+RENEWED = np.ones((T, B, H), bool)
+
+
+def zoneout(rate: Any) -> Callable[[World], Any]:
+    return lambda _: rf.LSTM(3, 4, zoneout=rate)
+
+
+def zoneout_masks(given: Any) -> Callable[[World], Any]:
+    return lambda w: rf.RNN(I, H, zoneout=0.5).forward(w.x, masks=given)
+
+
 SIZES = r"input_size, hidden_size, num_layers: expected sizes that fit the address space"
 
 X = np.ones((2, 1, 3))
@@ -254,7 +265,7 @@ CONSTRUCTORS = {
     "masks_plain": Case(
         lambda w: w.lstm.forward(w.x, masks={"weight_hh_l0": KEPT}),
         ValueError,
-        r"masks: expected none for a layer without weight_dropout or recurrent_dropout, got \['weight_hh_l0'\]",
+        "masks: expected none for a layer without weight_dropout, recurrent_dropout or zoneout, got .*weight_hh_l0",
     ),
     **{
         f"recurrent_dropout_{rate}": Case(recurrent_dropout(rate), ValueError, f"recurrent_dropout: expected .*{words}")
@@ -314,6 +325,47 @@ CONSTRUCTORS = {
         ),
         ValueError,
         "recurrent_factors: expected None, since there is a projection, or w_hh is of heads",
+    ),
+    **{
+        f"zoneout_{rate}": Case(zoneout(rate), ValueError, f"zoneout: expected a probability.*{words}")
+        for rate, words in {
+            -0.1: "less than 1, got -0.1",
+            1: "less than 1, got 1.0",
+            math.nan: "got nan",
+            (0.5, 1): "got 1.0",
+            (): r"or a pair \(of h, of c\), got \(\)",
+            (0.1, 0.2, 0.3): r"or a pair \(of h, of c\), got \(0.1, 0.2, 0.3\)",
+        }.items()
+    },
+    "zoneout_str": Case(zoneout("x"), TypeError, "zoneout: expected a number, got str"),
+    "zoneout_bool": Case(zoneout(True), TypeError, "zoneout: expected a number, got bool"),
+    "zoneout_pair_str": Case(zoneout((0.1, "x")), TypeError, "zoneout: expected a number, got str"),
+    "zoneout_gru_pair": Case(
+        lambda _: rf.GRU(3, 4, zoneout=(0.1, 0.1)),
+        ValueError,
+        r"zoneout: expected a probability, got \(0.1, 0.1\)",
+    ),
+    "zoneout_proj_size": Case(
+        lambda _: rf.LSTM(3, 4, zoneout=0.1, proj_size=2),
+        ValueError,
+        "zoneout: expected 0 for a layer with proj_size, got 0.1",
+    ),
+    "zoneout_masks_name": Case(
+        zoneout_masks({"zoneout_c_l0": RENEWED}), ValueError, r"masks: expected names among \['zoneout_h_l0'\], got"
+    ),
+    "zoneout_masks_shape": Case(
+        zoneout_masks({"zoneout_h_l0": RENEWED[1:]}), ValueError, r"masks\['zoneout_h_l0'\]: expected shape"
+    ),
+    "zoneout_masks_scaled": Case(
+        zoneout_masks({"zoneout_h_l0": RENEWED * 2.0}),
+        ValueError,
+        r"masks\['zoneout_h_l0'\]: expected bools, or 0 and 1, got 2",
+    ),
+    "zoneout_masks_str": Case(
+        zoneout_masks({"zoneout_h_l0": RENEWED.astype("S")}), TypeError, r"masks\['zoneout_h_l0'\]: expected dtype bo"
+    ),
+    "zoneout_masks_none": Case(
+        zoneout_masks({"zoneout_h_l0": None}), TypeError, r"masks\['zoneout_h_l0'\]: expected an array"
     ),
     "nonlinearity": Case(lambda _: rf.RNN(3, 4, 1, "elu"), ValueError, "nonlinearity: expected .*, got 'elu'"),
     "nonlinearity_bool": Case(lambda _: rf.RNN(3, 4, 1, True), ValueError, "nonlinearity: expected .*, got True"),

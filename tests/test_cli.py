@@ -94,7 +94,7 @@ def test_train_without_a_text_takes_pythons_own(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_train_takes_each_cell(cell: str, capfd: pytest.CaptureFixture[str]) -> None:
-    rates = "--dropout 0.1 --weight-dropout 0.1 --recurrent-dropout 0.1 --lr 0.01"
+    rates = "--dropout 0.1 --weight-dropout 0.1 --recurrent-dropout 0.1 --zoneout 0.1 --lr 0.01"
     assert run(f"train {{small}} --cell {cell} --layers 2 {rates} --epochs 2 --clip 5 --seed 3") == 0
     checkpoint = Checkpoint.read(Path("charlm.safetensors"))
     assert checkpoint.options.cell == cell

@@ -505,6 +505,7 @@ BAD: tuple[tuple[Callable[[], Any], type[Exception], str], ...] = (
     (lambda: tb(layer(), X, 3.0, 4), TypeError, "k1: expected an int, got float"),
     (lambda: tb(layer(), X, 3, None), TypeError, "k2: expected an int, got NoneType"),
     (lambda: tb(make_layer("gru", bidirectional=True), X, 3, 4), ValueError, "layer: expected one direction, since"),
+    (lambda: tb(make_layer("gru", zoneout=0.5), X, 3, 4), ValueError, "layer: expected no zoneout, since"),
     (
         lambda: tb(make_layer("gru", weight_dropout=0.5), X, 3, 4),
         ValueError,

@@ -64,7 +64,9 @@ typedef struct rnnfast_stack {
   const rnnfast_weights* layers;                 /* [L] */
   const void* const* state0;                     /* [S] of [L,H], of h [L,P], where every sequence starts */
   ptrdiff_t proj_size;                           /* P of a projection, less than H; 0: there is none */
-  ptrdiff_t num_heads; /* of a cell that may have them, "slstm" or "slstm_exp"; 0 stands for 1 */
+  ptrdiff_t num_heads;   /* of a cell that may have them, "slstm" or "slstm_exp"; 0 stands for 1 */
+  const double* zoneout; /* [S], at least 0 and less than 1: the part of a state before a step in that after it; NULL:
+                          * zeros. Not with a projection. */
 } rnnfast_stack;
 
 /* B sequences on their way through a stack. */

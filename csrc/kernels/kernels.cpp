@@ -9,6 +9,7 @@
 #include "kernels/time/backward.h"
 #include "kernels/time/chunks.h"
 #include "kernels/time/forward.h"
+#include "kernels/time/zoneout.h"
 #include "kernels/training/linear.h"
 #include "kernels/training/losses.h"
 #include "kernels/training/optimizers.h"
@@ -23,8 +24,10 @@ template <class Real>
 TapeSize tape_size(const Problem& p) {
   const CellShape& cell = *p.cell;
   const Index rows = row_of(p, p.T);
+  Index kept = cell.state_count - !is_projected(p);
+  for (int i = 0; i < cell.state_count; ++i) kept += tapes_made(p, i);
   return {.gates = cell.keeps_gates ? gates_size(cell.slot_count, rows, blocks_of<Real>(p.H)) : 0,
-          .states = (cell.state_count - !is_projected(p)) * rows * p.H,
+          .states = kept * rows * p.H,
           .reset_h = resets_h(cell) ? rows * p.H : 0};
 }
 

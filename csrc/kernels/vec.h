@@ -237,6 +237,24 @@ RNNFAST_INLINE V copy_sign(V a, V b) {
   return reinterpret_cast<V>(reinterpret_cast<Bits>(a) | (reinterpret_cast<Bits>(b) & sign));
 }
 
+// a in the lanes whose bit is set, the lowest bit's first, b in the others.
+template <class S>
+RNNFAST_INLINE typename S::V select(unsigned bits, typename S::V a, typename S::V b) {
+  typename S::Bits powers;
+  for (int lane = 0; lane < S::lanes; ++lane) powers[lane] = 1 << lane;
+  return (powers & (typename S::Bits{} + typename BitsOf<typename S::Real>::type(bits))) != 0 ? a : b;
+}
+#if defined(__AVX512F__)
+template <>
+RNNFAST_INLINE F16 select<Simd<float, 16>>(unsigned bits, F16 a, F16 b) {
+  return _mm512_mask_blend_ps(__mmask16(bits), b, a);
+}
+template <>
+RNNFAST_INLINE D8 select<Simd<double, 8>>(unsigned bits, D8 a, D8 b) {
+  return _mm512_mask_blend_pd(__mmask8(bits), b, a);
+}
+#endif
+
 // table[index] in each lane. Of an index its last bits count, as many as the size of the table asks for; the others may
 // be anything. Tables have the size of a vector, or of two.
 #if defined(__AVX512F__)

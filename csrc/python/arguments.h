@@ -146,7 +146,8 @@ constexpr StateNames state0_names = {.all = "state0", .before = "", .after = "0"
                      dstate_names = {.all = "dstate", .before = "d", .after = ""},
                      dsteps_names = {.all = "dsteps", .before = "d", .after = "_steps", .first = 1},
                      dstart_names = {.all = "dstart", .before = "dstart: ", .after = ""},
-                     flow_names = {.all = "flow", .before = "flow: ", .after = ""};
+                     flow_names = {.all = "flow", .before = "flow: ", .after = ""},
+                     zoneout_names = {.all = "zoneout", .before = "zoneout: ", .after = ""};
 
 // An object for each state; None where there is none.
 using StateObjects = std::array<py::object, most_states>;
@@ -377,13 +378,19 @@ Held<Real> held_as(const Held<double>& held) {
   return result;
 }
 
-// {gate: value}, or None; finite values are finite as Real too.
+// A number, which is finite as Real too if it is finite.
+template <class Real>
+double number_of(const py::handle& object, const std::string& name) {
+  const py::object to_number = py::module_::import("rnnfast._base.scalars").attr("number");
+  return called(to_number, py::make_tuple(object, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
+}
+
+// {gate: value}, or None.
 template <class Real>
 Held<double> read_held(const CellShape& cell, const py::object& object) {
   Held<double> held = {};
   if (object.is_none()) return held;
   const std::string gates = cell.held;
-  const py::object to_number = py::module_::import("rnnfast._base.scalars").attr("number");
   if (!py::hasattr(object, "keys")) throw py::type_error("gate_override: expected a dict, got " + type_name(object));
   for (const auto& [gate, value] : py::dict(object)) {  // a copy: the caller's could change while we read it
     if (!py::isinstance<py::str>(gate) || py::len(gate) != 1 || gates.find(text(gate)) == gates.npos) {
@@ -395,8 +402,7 @@ Held<double> read_held(const CellShape& cell, const py::object& object) {
                             ", got " + text(py::reinterpret_steal<py::object>(PyObject_ASCII(gate.ptr()))));
     }
     const std::string name = "gate_override['" + text(gate) + "']";
-    const double number =
-        called(to_number, py::make_tuple(value, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
+    const double number = number_of<Real>(value, name);
     // The last slots are the gates.
     const int slot = int(std::string(cell.gates).find(text(gate))) + cell.slot_count - cell.gate_count;
     held.slots |= 1u << slot, held.value[slot] = number;

@@ -74,6 +74,36 @@ struct ForwardObjects {
   py::object memory;  // of the tape, filled: the steps have been run, and `out` holds their y; None: they are to be run
 };
 
+// For each state its rate, the bits of the units that are new [T,B,D·ceil(H/8)], or None.
+template <class Real>
+Zoneout read_zoneout(const py::object& object, Problem& p) {
+  Zoneout zoneout;
+  if (object.is_none()) return zoneout;
+  if (is_projected(p)) throw py::value_error("zoneout: expected None, since h is a projection");
+  const StateObjects objects = state_objects(*p.cell, zoneout_names, object);
+  for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
+    const py::object& given = objects[s];
+    const std::string name = zoneout_names.of(*p.cell, int(s));
+    double& rate = zoneout.rate[s];
+    if (given.is_none()) continue;
+    if (py::isinstance<py::array>(given)) {
+      const Shape rows = shape_of_rows(p, p.D * bytes_of_bits(p.H));
+      zoneout.renewed[s] = input<unsigned char>(name, as_array(given, name), rows);
+    } else if (rate = number_of<Real>(given, name); !(rate >= 0 && rate < 1)) {
+      throw py::value_error(name + ": expected a probability of less than 1, got " + text(given));
+    }
+    if (zoneout.renewed[s] || rate > 0) p.zoned |= 1u << s;
+  }
+  return zoneout;
+}
+
+StateViews<const unsigned char> bits_of(const Zoneout& zoneout) {
+  StateViews<const unsigned char> bits = {};
+  for (std::size_t s = 0; s < most_states; ++s)
+    if (zoneout.renewed[s]) bits[s] = zoneout.renewed[s]->view();
+  return bits;
+}
+
 // Of the steps to run, at their places among all rows.
 template <class Real>
 TokenArrays tokens_of_run(const Array& x, const Problem& p, const Saved<Real>& saved) {
@@ -102,7 +132,9 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                                       .start = saved.start ? views_of(*saved.start) : initial,
                                       .y = {static_cast<Real*>(saved.y.data()), p.D * p.P},
                                       .last = views_of(last),
+                                      .renewed = bits_of(tape.zoneout),
                                       .factors = saved.factors ? saved.factors->view() : View<const Real>{}};
+  for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.zoneout.rate[s]);
   set_directions(args, arrays, tape.memory);
   call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
 }
@@ -117,7 +149,7 @@ py::tuple finish(const CellShape& cell, const StateOutputs<Real>& states) {
 template <class Real>
 py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                      ParameterArrays parameters, const ForwardObjects& given, const py::object& held, bool training,
-                     const py::object& steps, Index threads) {
+                     const py::object& steps, const py::object& zoneout, Index threads) {
   // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
   // is to take over, and so would its owner here.
   TapeObject inference;
@@ -137,6 +169,9 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
   if (!steps.is_none() && !given.factors.is_none())
     throw py::value_error("recurrent_factors: expected None, since steps are still to come");
+  if (!steps.is_none() && !zoneout.is_none())
+    throw py::value_error("zoneout: expected None, since steps are still to come");
+  tape->zoneout = read_zoneout<Real>(zoneout, p);
   Saved<Real> saved;
   const auto states = [&](const StateNames& names, const py::object& tuple) {
     return state_inputs<Real>(p, names, state_objects(cell, names, tuple));
@@ -202,6 +237,7 @@ Windows read_windows(const BackwardObjects& given, const Problem& p) {
   if (given.clip > 0)
     throw py::value_error("clip_dh: expected none, since the gradients of windows are summed up before, got " +
                           std::to_string(given.clip));
+  if (p.zoned) throw py::value_error("windows: expected None, since units of the tape's states keep their value");
   bool plain = p.D == 1 && !p.reverse && !p.first_row && !p.starts[0];
   for (const py::object* other : {&given.dstate, &given.dsteps, &given.flow, &given.dstart, &given.steps})
     plain = plain && other->is_none();
@@ -364,7 +400,9 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                          .dstart = views_of(dstart),
                                          .flow = views_of(flow),
                                          .gradients = parameters_of<Real>(p, gradients.arrays),
+                                         .renewed = bits_of(tape.zoneout),
                                          .factors = saved.factors ? saved.factors->view() : View<const Real>{}};
+    for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.zoneout.rate[s]);
     set_directions(args, arrays, tape.memory);
     call(
         backward_threads(p, need_dx, most), [&](const Team& team) { kernels<Real>().backward(args, team); },
@@ -422,7 +460,7 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
                   const py::object& out, const py::object& embedding, const py::object& batch_sizes, Index threads,
                   const py::object& resets, const py::object& ends, const py::object& start,
                   const py::object& gate_override, bool reverse, const py::object& steps, const py::object& memory,
-                  const py::object& recurrent_factors) {
+                  const py::object& recurrent_factors, const py::object& zoneout) {
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
@@ -431,7 +469,7 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
     return forward_of<Real>(
         shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse}, std::move(arrays),
         {.state0 = state0, .start = start, .out = out, .factors = recurrent_factors, .memory = memory}, gate_override,
-        training, steps, threads);
+        training, steps, zoneout, threads);
   };
   return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
 }
@@ -444,7 +482,8 @@ void bind_layers(py::module_& m) {
     m.def(name, function, "cell"_a, "x"_a, "parameters"_a, "state0"_a = py::none(), "out"_a = py::none(),
           "embedding"_a = py::none(), "batch_sizes"_a = py::none(), "threads"_a = 0, py::kw_only(),
           "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
-          "reverse"_a = false, "steps"_a = py::none(), "memory"_a = py::none(), "recurrent_factors"_a = py::none());
+          "reverse"_a = false, "steps"_a = py::none(), "memory"_a = py::none(), "recurrent_factors"_a = py::none(),
+          "zoneout"_a = py::none());
   };
   def_forward("inference", &forward<false>);
   def_forward("forward", &forward<true>);

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -12,6 +13,8 @@
 #include "python/arrays.h"
 #include "python/interpreter.h"
 #include "run/dispatch.h"
+#include "run/problem.h"
+#include "run/random.h"
 #include "run/threads.h"
 #include "types.h"
 
@@ -90,6 +93,29 @@ py::dict config() {
   config["available"] = available;
   config["threads"] = get_num_threads();
   return config;
+}
+
+// ---- Random bits ---------------------------------------------------------------------------------------------------
+
+// Bits [N,ceil(n/8)], of the rows at t [N] and b [N].
+py::array random_bits(std::uint64_t key, std::uint32_t place, double rate, const py::array& t, const py::array& b,
+                      Index n) {
+  const py::array ts = as_indices(t), bs = as_indices(b);
+  if (ts.ndim() != 1 || bs.ndim() != 1 || ts.size() != bs.size())
+    throw py::value_error("t, b: expected as many integers of both, got " + shape_text(Array(ts).shape()) + " and " +
+                          shape_text(Array(bs).shape()));
+  if (n < 1) throw py::value_error("n: expected at least 1, got " + std::to_string(n));
+  if (!(rate >= 0 && rate < 1))
+    throw py::value_error("rate: expected a probability of less than 1, got " + std::to_string(rate));
+  const Index rows = ts.size(), bytes = bytes_of_bits(n);
+  const py::array bits = new_array<unsigned char>({rows, bytes});
+  auto* const to = static_cast<unsigned char*>(const_cast<void*>(bits.data()));
+  const auto *step = static_cast<const Index*>(ts.data()), *sequence = static_cast<const Index*>(bs.data());
+  const WithoutGil without_gil;
+  for (Index row = 0; row < rows; ++row)
+    draw_bits({std::uint32_t(key), std::uint32_t(key >> 32)},
+              {std::uint32_t(step[row]), std::uint32_t(sequence[row]), place}, rate, n, to + row * bytes);
+  return bits;
 }
 
 // ---- Cells ---------------------------------------------------------------------------------------------------------
@@ -200,6 +226,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   m.def("get_num_threads", &get_num_threads);
   m.def("config", &config);
   bind_reservoir(m);
+  m.def("random_bits", &random_bits, "key"_a, "place"_a, "rate"_a, "t"_a, "b"_a, "n"_a);
   bind_training(m);
 }
 

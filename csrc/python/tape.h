@@ -1,6 +1,7 @@
 // What a training forward keeps for its backward.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <optional>
 #include <variant>
@@ -26,6 +27,13 @@ struct Saved {
   Array y;                                 // contiguous
 };
 
+// What becomes of states of which some units keep their value: bits of those that are new, or their part where there
+// are no bits.
+struct Zoneout {
+  std::array<std::optional<Input<unsigned char>>, most_states> renewed;
+  std::array<double, most_states> rate = {};
+};
+
 // Memory that the kernels fill: the tape's own, or an array that holds what another tape kept.
 struct Memory {
   Buffer own;
@@ -43,6 +51,7 @@ struct TapeObject {
   std::optional<Array> x;  // tokens, where steps are still to come
   TokenArrays tokens;
   Held<double> held;
+  Zoneout zoneout;
   TapeMemory<Memory> memory;
   Index threads;  // at most; 0: as many as are set
 };

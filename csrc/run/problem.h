@@ -42,6 +42,9 @@ constexpr Problem problem_of(const CellShape& cell, const Sizes& sizes) {
 // Whether h is a projection, which has fewer elements.
 constexpr bool is_projected(const Problem& p) { return p.P < p.H; }
 
+// Whether some units of a state keep their value, and the tape has what the cell made of all.
+constexpr bool tapes_made(const Problem& p, int state) { return p.zoned >> state & 1 && p.cell->reads_after[state]; }
+
 // A state's size; h is the first.
 constexpr Index state_size(const Problem& p, std::size_t state) { return state == 0 ? p.P : p.H; }
 
@@ -79,7 +82,7 @@ inline Index backward_threads(const Problem& p, bool need_dx, Index most = 0) {
 // ---- Tapes ---------------------------------------------------------------------------------------------------------
 
 // Of all directions; states of both lie side by side, as y does, one state after the other, and last what h is a
-// projection of. Memory is a Buffer, or what has its data().
+// projection of and what the cell makes of states that are zoned. Memory is a Buffer, or what has its data().
 template <class Memory = Buffer>
 struct TapeMemory {
   Memory gates, states, reset_h;
@@ -109,11 +112,18 @@ Tape<Real> tape_of(const TapeMemory<Memory>& memory, const Problem& p, Index d) 
   };
   Tape<Real> tape = {.gates = at(memory.gates, size.gates, d * size.gates),
                      .states = {},
-                     .reset_h = at(memory.reset_h, size.reset_h, d * size.reset_h)};
-  const int beside_h = p.cell->state_count - 1, kept = beside_h + is_projected(p);
-  for (int s = 0; s < kept; ++s)
-    tape.states[s < beside_h ? s + 1 : 0] = {at(memory.states, size.states, s * p.D * (size.states / kept) + d * p.H),
-                                             p.D * p.H};
+                     .reset_h = at(memory.reset_h, size.reset_h, d * size.reset_h),
+                     .made = {}};
+  Index used = 0;
+  const auto next = [&] {
+    const View<Real> rows = {at(memory.states, size.states, used + d * p.H), p.D * p.H};
+    used += row_count(p) * p.D * p.H;
+    return rows;
+  };
+  for (int s = 1; s < p.cell->state_count; ++s) tape.states[s] = next();
+  if (is_projected(p)) tape.states[0] = next();
+  for (int s = 0; s < p.cell->state_count; ++s)
+    if (tapes_made(p, s)) tape.made[s] = next();
   return tape;
 }
 
@@ -132,7 +142,8 @@ struct ForwardArrays {
   StateViews<const Real> initial, start;
   View<Real> y;
   StateViews<Real> last;
-  View<const Real> factors = {};  // [D,B,masks·H]
+  StateViews<const unsigned char> renewed = {};  // rows [N,D·ceil(H/8)]
+  View<const Real> factors = {};                 // [D,B,masks·H]
 };
 
 template <class Real>
@@ -144,13 +155,21 @@ struct BackwardArrays {
   StateViews<Real> dstate, dstart;
   StateViews<Real> flow;  // rows
   std::array<Parameters<Real>, 2> gradients;
-  View<const Real> factors = {};  // [D,B,masks·H]
+  StateViews<const unsigned char> renewed = {};  // as in forward
+  View<const Real> factors = {};                 // [D,B,masks·H]
 };
 
 // A direction's columns of rows of a state.
 template <class Real>
 View<Real> columns_of_direction(const View<Real>& rows, const Problem& p, std::size_t state, Index d) {
   return {rows.data ? rows.data + d * state_size(p, state) : nullptr, rows.stride};
+}
+
+// Bytes with a bit for each unit.
+constexpr Index bytes_of_bits(Index H) { return (H + 7) / 8; }
+
+inline View<const unsigned char> bits_of_direction(const View<const unsigned char>& rows, const Problem& p, Index d) {
+  return {rows.data ? rows.data + d * bytes_of_bits(p.H) : nullptr, rows.stride};
 }
 
 // A direction's [B,H] of states.
@@ -172,11 +191,13 @@ void set_directions(ForwardArgs<Real>& args, const ForwardArrays<Real>& arrays, 
                  .y = columns_of_direction(arrays.y, p, 0, d),
                  .last = {},
                  .tape = tape_of<Real>(tape, p, d),
+                 .renewed = {},
                  .factors = state_of_direction(arrays.factors, p, d)};
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
       direction.initial[s] = state_of_direction(arrays.initial[s], p, d);
       direction.start[s] = state_of_direction(arrays.start[s], p, d);
       direction.last[s] = state_of_direction(arrays.last[s], p, d);
+      direction.renewed[s] = bits_of_direction(arrays.renewed[s], p, d);
     }
   }
 }
@@ -196,6 +217,7 @@ void set_directions(BackwardArgs<Real>& args, const BackwardArrays<Real>& arrays
                  .dstart = {},
                  .flow = {},
                  .gradients = arrays.gradients[std::size_t(d)],
+                 .renewed = {},
                  .factors = state_of_direction(arrays.factors, p, d)};
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
       direction.initial[s] = state_of_direction(arrays.initial[s], p, d);
@@ -204,6 +226,7 @@ void set_directions(BackwardArgs<Real>& args, const BackwardArrays<Real>& arrays
       direction.dstate[s] = state_of_direction(arrays.dstate[s], p, d);
       direction.dstart[s] = state_of_direction(arrays.dstart[s], p, d);
       direction.flow[s] = columns_of_direction(arrays.flow[s], p, s, d);
+      direction.renewed[s] = bits_of_direction(arrays.renewed[s], p, d);
     }
   }
 }

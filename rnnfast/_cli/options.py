@@ -52,6 +52,7 @@ TRAIN = (
     ("dropout", "P", "probability of dropout between layers"),
     ("weight_dropout", "P", "probability of dropout of recurrent weights"),
     ("recurrent_dropout", "P", "probability of dropout of the state in recurrent products"),
+    ("zoneout", "P", "probability with which a unit of each state keeps its value in a step"),
     ("seed", "N", "seed of the weights and the dropout"),
 )
 SAMPLE = (

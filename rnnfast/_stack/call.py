@@ -1,6 +1,7 @@
 """The arguments of a stack's forward and backward: as calls take them, and checked, as the kernels see them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
@@ -11,8 +12,9 @@ from .._base.scalars import Integer, Number, choice
 from .._base.state import Parts, each, state_of
 from . import recurrent_dropout, weight_dropout
 from .layout import Layout, layout_of
-from .masks import checked_masks
+from .masks import Check, checked_masks
 from .stack import Stack, checked_state, learned_state
+from .zoneout import Zoned, mean_of, names_of, zoned
 
 Held: TypeAlias = Mapping[str, Number]
 Override: TypeAlias = Held | Sequence[Held | None] | None
@@ -36,6 +38,7 @@ class Call(NamedTuple):
     plain: bool = False  # see plain.py
     dropped: weight_dropout.Dropped | None = None  # the w_hh, where they are not the stack's
     dropped_h: recurrent_dropout.DroppedH | None = None  # the masks of h', where there are some
+    zoneout: Zoned | None = None
 
     def of_layer(self, stack: Stack[Any], layer: int) -> list[tuple[Array | None, ...]]:
         """Return the parameters of a layer in this call as the kernels take them."""
@@ -44,6 +47,10 @@ class Call(NamedTuple):
     def factors_of(self, layer: int) -> Array | None:
         """Return what h' of a layer is multiplied by in the recurrent products."""
         return None if self.dropped_h is None else self.dropped_h.factors[layer]
+
+    def zoneout_of(self, layer: int) -> tuple[Any, ...] | None:
+        """Return the rates or the bits of the states of a layer as the kernels take them."""
+        return None if self.zoneout is None else self.zoneout[layer]
 
     @property
     def is_tokens(self) -> bool:
@@ -113,15 +120,23 @@ def checked_call(
     if resets is not None:
         resets = layout.checked(resets, "resets", (), np.dtype(bool))
     taken = each(layout.take_state, first)
-    return Call(layout, x, layout.take(x), first, taken, resets, outputs, list(held), rows, learned)
+    call = Call(layout, x, layout.take(x), first, taken, resets, outputs, list(held), rows, learned)
+    return call._replace(zoneout=mean_of(stack)) if stack.zoneout else call
 
 
 def with_masks(stack: Stack[Any], call: Call, masks: object) -> Call:
     """Return the call with all that the stack leaves out in training, by masks that are given or else drawn."""
-    shapes = weight_dropout.shapes_of(stack) | recurrent_dropout.shapes_of(stack, call.layout)
-    given = checked_masks(masks, shapes)
-    dropped = weight_dropout.dropped(stack, given)
-    return call._replace(dropped=dropped, dropped_h=recurrent_dropout.dropped_h(stack, call.layout, given))
+    layout, bools = call.layout, np.dtype(bool)
+    shapes = weight_dropout.shapes_of(stack) | recurrent_dropout.shapes_of(stack, layout)
+    checks: dict[str, Check] = {name: partial(checked, shape=shape, dtype=bools) for name, shape in shapes.items()}
+    of_rows = partial(layout.checked, features=(stack.hidden_size,), dtype=bools)
+    checks |= dict.fromkeys(names_of(stack), of_rows)
+    given = checked_masks(masks, checks)
+    return call._replace(
+        dropped=weight_dropout.dropped(stack, given),
+        dropped_h=recurrent_dropout.dropped_h(stack, layout, given),
+        zoneout=zoned(stack, layout, given),
+    )
 
 
 def checked_steps(stack: Stack[Any], a: object, name: str, layout: Layout, units: int) -> list[Array] | None:

@@ -55,6 +55,16 @@ class Layout(NamedTuple):
             return (int(self.batch_sizes.sum()),)
         return (self.T, self.B) if self.order is None else (1, 0)
 
+    @property
+    def places(self) -> tuple[Array, Array]:
+        """The step and the sequence, as the caller numbers them, of each of the kernels' rows."""
+        sizes = self.batch_sizes
+        if self.order is None or sizes is None:
+            T, B = self.row_shape
+            return np.repeat(np.arange(T), B), np.tile(np.arange(B), T)
+        first_row = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return np.repeat(np.arange(len(sizes)), sizes), self.order[np.arange(len(first_row)) - first_row]
+
     def checked(self, a: object, name: str, features: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array like x, but with other features, as the kernels see it."""
         if self.packed is not None and isinstance(a, PackedSequence):

@@ -1,14 +1,16 @@
-"""Masks of regularisers that leave something out of all steps of a call: how they are drawn, and given instead."""
+"""Masks of regularisers: how those that hold for all steps of a call are drawn, and which may be given instead."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._base.arrays import Array, checked
+from .._base.arrays import Array
 from .._base.names import ends_of
 from .stack import Stack
+
+Check: TypeAlias = Callable[[object, str], Array]  # of a mask and what messages call it
 
 
 def places_of(stack: Stack[Any], name: str) -> dict[str, tuple[int, int]]:
@@ -31,19 +33,18 @@ def draw(key: Array, place: tuple[int, int], shape: tuple[int, ...], rate: float
     return (bits.astype("<u8").view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
 
 
-def checked_masks(masks: object, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Return copies of the masks that the caller gives, of those that a call has."""
+def checked_masks(masks: object, checks: Mapping[str, Check]) -> dict[str, Array]:
+    """Return copies of the masks that the caller gives, of those that a call has: by name, how each is checked."""
     if masks is None:
         return {}
     if not isinstance(masks, Mapping):
         msg = f"masks: expected a mapping of names to arrays of bools, got {type(masks).__name__}"
         raise TypeError(msg)
-    if masks and not shapes:
+    if masks and not checks:
         names = sorted(masks, key=str)
-        msg = f"masks: expected none for a layer without weight_dropout or recurrent_dropout, got {names}"
+        msg = f"masks: expected none for a layer without weight_dropout, recurrent_dropout or zoneout, got {names}"
         raise ValueError(msg)
-    if unknown := sorted(masks.keys() - shapes.keys(), key=str):
-        msg = f"masks: expected names among {[*shapes]}, got {unknown}"
+    if unknown := sorted(masks.keys() - checks.keys(), key=str):
+        msg = f"masks: expected names among {[*checks]}, got {unknown}"
         raise ValueError(msg)
-    bools = np.dtype(bool)
-    return {name: np.array(checked(mask, f"masks[{name!r}]", shapes[name], bools)) for name, mask in masks.items()}
+    return {name: np.array(checks[name](mask, f"masks[{name!r}]")) for name, mask in masks.items()}

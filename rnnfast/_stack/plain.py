@@ -30,6 +30,7 @@ def fits(x: object, stack: Stack[Any], state: object, outputs: object) -> TypeGu
         and stack.num_layers == 1
         and not stack.batch_first
         and not stack.learn_initial_state
+        and not stack.zoneout
         and _is_state(stack, state, x.shape[1])
     )
 

@@ -58,7 +58,7 @@ class Recurrent(Stack[StateT]):
         embedding: ArrayLike | None = None,
         gate_override: Override = None,
     ) -> tuple[Any, StateT]:
-        """Run over whole sequences and keep nothing; no dropout.
+        """Run over whole sequences and keep nothing; no dropout, and the mean of what zoneout makes.
 
         With a projection, `proj_size`, arrays of h, y among them, have P in place of H, here and in all other calls.
 
@@ -145,7 +145,7 @@ class Recurrent(Stack[StateT]):
         gate_override: Override = None,
         masks: Mapping[str, ArrayLike] | None = None,
     ) -> tuple[Any, StateT, LayerTape]:
-        """Run over whole sequences and keep what `backward` needs; with dropout of all kinds.
+        """Run over whole sequences and keep what `backward` needs; with dropout of all kinds, and zoneout.
 
         Takes and raises what a call of the layer does, and
 
@@ -159,19 +159,21 @@ class Recurrent(Stack[StateT]):
             For a layer with `weight_dropout`: which elements, in the shape of the parameter, or which rows [G·H] of the
             weight_hh_l{k} are kept, by the names of these. With `recurrent_dropout`: which elements of h' the product
             sees, as recurrent_l{k}, or recurrent_l{k}_reverse, [B,H], or [B,G,H] for each gate in the order of w_hh; of
-            one sequence without B. The masks of names that are not there are drawn.
+            one sequence without B. With `zoneout`: which units have their new value, as zoneout_h_l{k} and
+            zoneout_c_l{k}, or with ``_reverse``, [T,B,H] laid out as x is. The masks of names that are not there are
+            drawn.
 
         Returns
         -------
         y, state
-            As from a call of the layer; without dropout the same bits.
+            As from a call of the layer; without dropout and zoneout the same bits.
         tape : LayerTape
             For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy
-            them: they must not change before the last backward. `tape.weight_masks` and `tape.recurrent_masks` are the
-            masks, as `masks` takes them.
+            them: they must not change before the last backward. `tape.weight_masks`, `tape.recurrent_masks` and
+            `tape.zoneout_masks` are the masks, as `masks` takes them.
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
-        is_whole = masks is None and not self.weight_dropout and not self.recurrent_dropout
+        is_whole = masks is None and not (self.weight_dropout or self.recurrent_dropout or self.zoneout)
         if no_options and is_whole and checkpoint is None and plain.fits(x, self, state, outputs):
             return plain.forward(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)

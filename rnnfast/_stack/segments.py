@@ -20,6 +20,7 @@ from .._base.state import Parts, each, fill
 from .call import Call, Given
 from .stack import Stack, factors, new_state
 from .tape import Checkpoints, LayerTape, Segment, Strand
+from .zoneout import part_of
 
 LEAST_ROWS = 1024  # of a segment to be run again, as weights and their gradients are packed for each
 
@@ -169,6 +170,7 @@ def _run(
             gate_override=call.held[k],
             reverse=strand.direction == 1,
             recurrent_factors=None if factors is None else factors[own, : segment.B],
+            zoneout=part_of(call.zoneout_of(k), segment.rows, strand.direction, stack.directions),
         )
         y = result[0]
         yield result

@@ -21,6 +21,7 @@ from .attributes import StackAttributes
 from .layout import Layout
 
 WeightDropout: TypeAlias = Number | tuple[Literal["rows"], Number]
+Zoneout: TypeAlias = Number | tuple[Number, Number]
 
 
 class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
@@ -43,6 +44,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
         recurrent_dropout_per_gate: Flag = False,
+        zoneout: Zoneout = 0.0,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
@@ -66,6 +68,10 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         self.recurrent_dropout_per_gate = flag(recurrent_dropout_per_gate, "recurrent_dropout_per_gate")
         if self.recurrent_dropout and self.proj_size:
             msg = f"recurrent_dropout: expected 0 for a layer with proj_size, got {self.recurrent_dropout}"
+            raise ValueError(msg)
+        self.zoneout = _zoneout(zoneout, len(self.state_sizes))
+        if self.zoneout and self.proj_size:
+            msg = f"zoneout: expected 0 for a layer with proj_size, got {self.zoneout}"
             raise ValueError(msg)
         if not 0 <= self.dropout <= 1:
             msg = f"dropout: expected a probability, got {self.dropout}"
@@ -112,12 +118,29 @@ def _weight_dropout(value: Any) -> float | tuple[Literal["rows"], float]:
 
 
 def _rate(value: Any, name: str) -> float:
-    """Return a probability with which something is left out."""
+    """Return a probability with which something is left out, or stays."""
     rate = number(value, name)
     if not 0 <= rate < 1:
         msg = f"{name}: expected a probability of less than 1, got {rate}"
         raise ValueError(msg)
     return rate
+
+
+def _zoneout(value: Any, states: int) -> float | tuple[float, float]:
+    """Return a probability, or that of each of two states."""
+    given = value if isinstance(value, tuple | list) else [value]  # a list, from a file
+    if len(given) not in (1, states):
+        pair = " or a pair (of h, of c)" if states == 2 else ""
+        msg = f"zoneout: expected a probability{pair}, got {value!r}"
+        raise ValueError(msg)
+    rates = [_rate(rate, "zoneout") for rate in given]
+    return (rates[0], rates[-1]) if len(rates) > 1 and any(rates) else rates[0]
+
+
+def rates_of(stack: Stack[Any]) -> tuple[float, ...]:
+    """Return the probability with which a unit of each state keeps its value in a step."""
+    rates = stack.zoneout
+    return rates if isinstance(rates, tuple) else (rates,) * len(stack.state_sizes)
 
 
 # States
@@ -171,7 +194,7 @@ def new_state(stack: Stack[Any], layout: Layout) -> Parts:
 @contextmanager
 def drawing(stack: Stack[Any]) -> Iterator[None]:
     """Put the generator back where a run fails: tokens are checked when their steps are run, after draws."""
-    if not (stack.dropout or stack.weight_dropout or stack.recurrent_dropout):
+    if not (stack.dropout or stack.weight_dropout or stack.recurrent_dropout or stack.zoneout):
         yield
         return
     generator = stack.rng.bit_generator

@@ -10,6 +10,7 @@ from .._base.scalars import integer, shown
 from .._base.state import STATES, Parts
 from .call import Call
 from .stack import Stack
+from .zoneout import masks_of
 
 
 class Strand(NamedTuple):
@@ -57,6 +58,11 @@ class LayerTape(Tape):
     def recurrent_masks(self) -> dict[str, Array]:
         """Which elements of h' the recurrent products of each layer and direction saw, by name; empty where all."""
         return {} if self.call.dropped_h is None else dict(self.call.dropped_h.kept)
+
+    @property
+    def zoneout_masks(self) -> dict[str, Any]:
+        """Which units of the states have their new value, bools [T,B,H] laid out as x is, by the names of `masks`."""
+        return {} if self.call.zoneout is None else masks_of(self.owner, self.call.layout, self.call.zoneout)
 
     def h(self, layer: int) -> Any:
         """Return h of every step of a layer, [T,B,D·H], laid out as x is: the tape's own, or a copy with padding."""

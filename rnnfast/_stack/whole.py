@@ -51,6 +51,7 @@ def _run(
             resets=call.resets,
             gate_override=call.held[k],
             recurrent_factors=call.factors_of(k),
+            zoneout=call.zoneout_of(k),
         )
         last.append(after)
         hidden = [*hidden, y] if tape else [y]

@@ -93,7 +93,7 @@ def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tu
             f"comes after the windows, got {layer!r}"
         )
         raise ValueError(msg)
-    for name in ("weight_dropout", "recurrent_dropout"):
+    for name in ("weight_dropout", "recurrent_dropout", "zoneout"):
         if getattr(layer, name, 0):
             msg = f"layer: expected no {name}, since windows go over steps that ran with other masks, got {layer!r}"
             raise ValueError(msg)

@@ -41,7 +41,7 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
     TypeError
         If an argument does not fit.
     ValueError
-        If ONNX has no such operator: none has leaky units or a projection.
+        If ONNX has no such operator: none has leaky units, zoneout or a projection.
 
     Notes
     -----
@@ -57,6 +57,9 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
         raise TypeError(msg)
     if layer.cell not in FORMS:
         msg = f"layer: expected leak=1.0, as ONNX has it, got {layer!r}"
+        raise ValueError(msg)
+    if layer.zoneout:
+        msg = f"layer: expected zoneout=0, as ONNX has it, got {layer!r}"
         raise ValueError(msg)
     if layer.proj_size:
         msg = f"layer: expected proj_size=0, as ONNX has it, got {layer!r}"

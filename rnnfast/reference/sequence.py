@@ -4,8 +4,13 @@ Sizes are T time steps, B sequences, I inputs, H hidden units, G gates and D dir
 backwards in time). With a projection W_hr [P,H], h is ``W_hr u``, where u is what the cell makes, and so h' has P
 elements; else P = H. Of the arrays of states below, those of h have P in place of H.
 
+With zoneout, a part m of a state is what the cell makes, the rest what it was: ``s = m s~ + (1 - m) s'``. In training m
+is 0 or 1, drawn for each unit, step and sequence; elsewhere it is the probability of 1. What a cell makes of the other
+states, h of the LSTM, is made of its own c.
+
 Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
-Modeling", Interspeech 2014.
+Modeling", Interspeech 2014. Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations",
+2016 (arXiv:1606.01305).
 
 With factors of h', the recurrent product meets ``m * h'`` in place of h' (so the GRU that resets before the product has
 ``r * m * h'``), where m are the same in all steps. Each sequence then has weights of its own, w_hh times its m, and
@@ -42,6 +47,7 @@ class Tape(NamedTuple):
     one_hot: Array | None  # [T,B,V], of tokens
     embedding: Array | None
     factors: list[Any]  # by direction, what each sequence multiplies w_hh by, [B,G·H,H], or None
+    new: tuple[Any, ...]  # of each state, the part that the cell makes, [T,B,D·H]; None: it has no zoneout
 
 
 @np.errstate(all="ignore")  # infinity and NaN pass
@@ -56,6 +62,7 @@ def forward(
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, ArrayLike] | None = None,
     recurrent_factors: ArrayLike | None = None,
+    zoneout: StateLike | None = None,
 ) -> tuple[Array, State, Tape]:
     """Run one layer over whole sequences.
 
@@ -83,6 +90,9 @@ def forward(
         coupled), r, z, n of the GRU.
     recurrent_factors : array_like [D,B,H] or [D,B,G,H], optional
         What h' of each sequence is multiplied by before it meets w_hh, for all gates or for each.
+    zoneout : tuple, optional
+        For each of the cell's states an array_like of bools [T,B,D·H], which units have their new value; or the
+        probability with which they keep the old one, of which the state is the mean; or None. Not with a projection.
 
     Returns
     -------
@@ -143,6 +153,7 @@ def forward(
         one_hot=one_hot,
         embedding=rows,
         factors=_by_weight(recurrent_factors, weights),
+        new=tuple(_new_part(z, (T, B, D * n)) for z, n in zip(zoneout or [None] * len(sizes), sizes, strict=True)),
     )
     first, last = _filled("state0", state0, step.states, [(D, B, n) for n in sizes]), []
     for d, (w_ih, w_hh, b_ih, b_hh, *more) in enumerate(weights):
@@ -157,6 +168,8 @@ def forward(
             if w_hr is not None:
                 tape.u[d][t] = made[0]
                 made = (linear(made[0], w_hr, None), *made[1:])
+            new = _columns(tape.new, t, d, sizes)
+            made = tuple(s if m is None else m * s + (1 - m) * old for m, s, old in zip(new, made, state, strict=True))
             for s, part in zip(_columns(tape.steps, t, d, sizes), made, strict=True):
                 s[:] = np.where(tape.real[t], part, 0)
             state = _where(tape.real[t], made, state)
@@ -250,21 +263,25 @@ def gradients(
             here = _columns(total, t, d, sizes)
             waits = _where(real, none, dnext)
             dmade = _where(real, _add(dnext, here), none)
+            new, dall = _columns(tape.new, t, d, sizes), dmade
+            dmade = tuple(ds if m is None else m * ds for m, ds in zip(new, dall, strict=True))
+            dold = tuple(0 * ds if m is None else (1 - m) * ds for m, ds in zip(new, dall, strict=True))
             dh = dmade[0]
             if w_hr is not None:
                 du, dw, _ = linear_backward(dh, tape.u[d][t], w_hr)
                 dw_hr += dw
                 dmade = (du, *dmade[1:])
             own = partial(hold, zero), *vectors
-            da, dmade, dbefore, new = _backward_step(step, tape.factors[d], dmade, tape.kept[d][t], w_hh, *own)
+            da, dmade, dbefore, dparameters = _backward_step(step, tape.factors[d], dmade, tape.kept[d][t], w_hh, *own)
             dmade = (dh, *dmade[1:])
-            for ds, made in zip(here, dmade, strict=True):
-                ds[:] = made
+            dbefore = _add(dbefore, dold)
+            for ds, m, before_zoneout, made in zip(here, new, dall, dmade, strict=True):
+                ds[:] = made if m is None else before_zoneout
             if clip_dh is not None:
                 dbefore = tuple(np.clip(ds, -clip_dh, clip_dh) for ds in dbefore)
             dinitial = _add(dinitial, _where(anew, dbefore, none))
             dnext = _add(_where(anew, none, dbefore), waits)
-            for total_of, d_new in zip((dw_hh, db_hh, *dvectors), new, strict=True):
+            for total_of, d_new in zip((dw_hh, db_hh, *dvectors), dparameters, strict=True):
                 total_of += d_new
             dx_t, dw, db = linear_backward(da, x[t], w_ih)
             dx[t] += dx_t
@@ -330,6 +347,13 @@ def _times(T: int, d: int) -> range:
     return range(T) if d == 0 else range(T - 1, -1, -1)
 
 
+def _new_part(zoneout: Any, shape: tuple[int, ...]) -> Array | None:
+    """Return the part of a state that is new: of bools they themselves, of a rate what it leaves."""
+    if zoneout is None:
+        return None
+    return np.asarray(zoneout, np.float64) if np.ndim(zoneout) else np.full(shape, 1 - zoneout)
+
+
 def _float64(parameters: Sequence[Any]) -> Parameters:
     return tuple(None if p is None else np.asarray(p, np.float64) for p in parameters)
 
@@ -349,9 +373,9 @@ def _own(step: Cell, more: Sequence[Any]) -> tuple[list[Any], Any]:
     return list(more[:n]), more[n] if len(more) > n else None
 
 
-def _columns(steps: State, t: int, d: int, sizes: Sequence[int]) -> State:
-    """Return what belongs to a step and a direction of the states of all steps."""
-    return tuple(s[t, :, d * n : (d + 1) * n] for s, n in zip(steps, sizes, strict=True))
+def _columns(steps: tuple[Any, ...], t: int, d: int, sizes: Sequence[int]) -> tuple[Any, ...]:
+    """Return what belongs to a step and a direction of the states of all steps; None where there are none."""
+    return tuple(None if s is None else s[t, :, d * n : (d + 1) * n] for s, n in zip(steps, sizes, strict=True))
 
 
 def _filled(name: str, given: Any, states: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> State:

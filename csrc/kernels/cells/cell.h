@@ -127,6 +127,7 @@ struct BackwardStep {
   View<const Real> dy;  // what a loss brings to h
   View<Real> dstate[most_states], flow[most_states], dreset_h;
   View<Real> dh_before;      // where the product of the first phase goes
+  bool adds_to_dh;           // to what is there
   View<Real> du;             // of what h is a projection of
   View<const Real> factors;  // of h'; null: none
   View<Real> dropped;        // where products go before they meet them
@@ -317,7 +318,7 @@ constexpr CellShape shape_of(int index) {
     for (int i = 0; i < shape.parameter_count; ++i) shape.parameters[i] = Cell::parameters[i];
   for (int i = 0; i < shape.state_count; ++i) {
     shape.states[i] = Cell::states[i];
-    shape.reads_before[i] = Cell::reads_before[i];
+    shape.reads_before[i] = Cell::reads_before[i], shape.reads_after[i] = Cell::reads_after[i];
   }
   for (int i = 0; i < shape.phase_count; ++i) shape.phases[i] = Cell::phases[i];
   for (int i = 0; i < shape.gate_count; ++i) {

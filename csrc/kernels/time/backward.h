@@ -18,6 +18,7 @@
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
 #include "kernels/time/windows.h"
+#include "kernels/time/zoneout.h"
 #include "kernels/vec.h"
 #include "types.h"
 
@@ -40,6 +41,7 @@ struct BackwardScratch {
     Real* dreset_h;                      // [B,H], of each window
     Real* dropped;                       // [B,H], what is to meet factors
     Real* mixed[most_states];            // the state before a step, [B,H], where some rows start anew
+    Made<Real> dmade;
     View<Real> dx;  // of the run's rows: the caller's for the first direction, own memory for the second;
                     // of tokens [U,I], own memory
   } directions[2];
@@ -103,6 +105,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     if (resets_h(cell)) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
     s.projections[d] = lay_out_projection(p, packs, windows, arena);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * state_size(p, i));
+    direction.dmade = lay_out_made(p, arena);
   }
   s.zeros = take(arena, p.H);
   s.windows = lay_out_windows(p, windows, s.zeros, arena);
@@ -136,7 +139,7 @@ bool backward_step(const CellShape& cell, const BackwardStep<Real>& s, const Ste
     if (!meet(item, team)) return false;
     const Factor factor = {.slot = part.slot, .gate = part.gate, .gates = part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh_before;
-    const bool from_dh = cell.leaves_dh && !part.reset_h;
+    const bool from_dh = s.adds_to_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
     const Product<Real> product = {.dgates = s.dgates,
                                    .gate_row = s.dgate_row,
@@ -258,7 +261,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.dy = at(dy, row - run_row);
     for (int i = 0; i < states; ++i) {
       if (cell.reads_before[i]) s.before[i] = state_before(p, before[i], item, t, elements[i], mixes);
-      s.after[i] = at(before[i].sequence, row);
+      s.after[i] = at(direction.tape.made[i].data ? direction.tape.made[i] : before[i].sequence, row);
       s.dstate[i] = at(direction.dstate[i], item.first);
       if (direction.flow[i].data) s.flow[i] = at(direction.flow[i], row - run_row);
     }
@@ -266,7 +269,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.rows = rows_of_item(p, item, t), s.units = item.units;
     s.backwards = turns_back(t);
     s.held = &args.held;
-    s.dh_before = s.dstate[0];
+    s.dh_before = s.dstate[0], s.adds_to_dh = cell.leaves_dh || is_zoned(p, 0);
     s.masks = p.masks;
     if (p.masks) s.factors = at(direction.factors, item.first), s.dropped = {scratch.dropped + item.first * p.H, p.H};
     if (s.flow[0].data) add_rows(read_only(s.dstate[0]), s.dy, s.flow[0], s.rows, elements[0]);
@@ -286,7 +289,9 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
       if (!backward_projection(whole.projections[item.direction], s, WholeSequence(), item, team)) return;
       s.dy = {whole.zeros, 0};
     }
+    if (p.zoned) divide_gradients(args, item, row, scratch.dmade, whole.zeros, s);
     if (!backward_step(cell, s, WholeSequence(), scratch, item, team)) return;
+    if (p.zoned) join_gradients(p, item, s, direction);
     s.dstate[0] = s.dh_before;
     const unsigned char* starts = p.starts[item.direction];
     for (int i = 0; i < states; ++i) {

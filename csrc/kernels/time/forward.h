@@ -15,6 +15,7 @@
 #include "kernels/time/projection.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
+#include "kernels/time/zoneout.h"
 #include "kernels/vec.h"
 #include "types.h"
 
@@ -76,6 +77,7 @@ struct ForwardScratch {
     Real* u;                   // what h is a projection of, [B,H], likewise
     Real* dropped;             // h' times its factors, [B,masks·H]
     Real* mixed[most_states];  // the state before a step, [B,H], where some rows start anew
+    Made<Real> made;
   } directions[2];
   Real* embedded;  // the rows of the tokens that occur, [U,I]
 };
@@ -99,6 +101,7 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     if (is_projected(p)) direction.u = take(arena, p.B * p.H);
     direction.dropped = take(arena, p.B * p.masks * p.H);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * state_size(p, i));
+    direction.made = lay_out_made(p, arena);
   }
   s.embedded = take(arena, p.U * input_columns(p));
   return s;
@@ -351,6 +354,8 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (mixes && !meet(item, team)) return;
       const View<Real> h = s.after[0];
       if (is_projected(p)) s.after[0] = at(u, tapes_u ? row : item.first);
+      ZonedStates<Real> zoned;
+      if (p.zoned) zoned = enter_zones(args, item, row, scratch.made, s);
       if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = rows.count;
       s.shared_gates = !s.store_gates && !projects && s.rows > 1;
@@ -360,6 +365,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
         if (p.masks && phase + 1 < cell.phase_count)
           drop_reset_h(p, direction.factors, s, cell.phases[phase + 1], rows, elements[0]);
+        if (p.zoned && phase + 1 == cell.phase_count) leave_zones(args, item, row, s, zoned);
         if (!meet(item, team)) return;
       }
       if (!is_projected(p)) continue;

@@ -1,0 +1,326 @@
+"""Zoneout: its values beside the oracle, where its masks come from, when it acts, what it leaves alone."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from modules import B, H, I, T, make_layer, make_state, normal, oracle, results
+from problems import CELLS, Array, Results, assert_same_bits, num_states, state_of
+from test_layers import central_differences
+from tolerances import TOLERANCE, relative_error
+
+import rnnfast
+from rnnfast import _core, reference
+
+ZONED = [cell for cell in CELLS if not cell.startswith("slstm")]
+CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of the layer and of forward
+    "whole": ({}, {}),
+    "two layers": ({"num_layers": 2, "bidirectional": True}, {}),
+    "checkpoint": ({"num_layers": 2}, {"checkpoint": 1}),
+    "checkpoint, two directions": ({"bidirectional": True, "num_layers": 2}, {"checkpoint": 1, "outputs": "last"}),
+    "lengths": ({"bidirectional": True, "batch_first": True}, {"lengths": [2, 5, 4]}),
+    "resets": ({"bidirectional": True}, {"resets": np.random.default_rng(2).random((T, B)) < 0.3}),
+}
+
+
+def layer_of(rate: Any = (0.3, 0.4), **options: Any) -> Any:
+    return make_layer("lstm", **{"num_layers": 2, "bidirectional": True, "zoneout": rate, **options})
+
+
+def masks_of(layer: Any, x: Any, **options: Any) -> Results:
+    masks: Results = layer.forward(x, **options)[2].zoneout_masks
+    return masks
+
+
+def solve(layer: Any, x: Any, **options: Any) -> Results:
+    y, state, tape = layer.forward(x, **options)
+    return results(y, state, *layer.backward(tape, np.ones_like(y)))
+
+
+def drawn(layer: Any, steps: int, batch: int, seed: int) -> Results:
+    """Return masks for all states that have zoneout, time-major."""
+    rng = np.random.default_rng(seed)
+    rates = np.broadcast_to(layer.zoneout, num_states(layer.cell))
+    ends = [f"_l{k}{end}" for k in range(layer.num_layers) for end in ("", "_reverse")[: layer.directions]]
+    states = [name for name, rate in zip(_core.cells[layer.cell].states, rates, strict=True) if rate]
+    return {f"zoneout_{s}{end}": rng.random((steps, batch, layer.hidden_size)) < 0.6 for end in ends for s in states}
+
+
+def of_oracle(layer: Any, masks: Results) -> list[Any]:
+    """Return the masks of each layer as the oracle takes them."""
+    ends = ("", "_reverse")[: layer.directions]
+
+    def of_state(k: int, name: str) -> Array | None:
+        if f"zoneout_{name}_l{k}" not in masks:
+            return None
+        return np.concatenate([masks[f"zoneout_{name}_l{k}{end}"] for end in ends], axis=-1)
+
+    return [tuple(of_state(k, name) for name in _core.cells[layer.cell].states) for k in range(layer.num_layers)]
+
+
+def nothing(layer: Any) -> Any:
+    """Return the gradient of a last state on which nothing depends."""
+    return state_of((None,) * num_states(layer.cell))
+
+
+X = normal((T, B, I), "float32", 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("units", [1, 3, 5, 17, 31, 64])
+@pytest.mark.parametrize("cell", ZONED)
+def test_all_that_a_layer_returns_is_the_oracles(cell: str, units: int, dtype: str) -> None:
+    layer = make_layer(cell, (I, units), zoneout=0.4, dtype=dtype, bidirectional=True)
+    x, state = normal((T, 4, I), dtype, 1), make_state(layer, (4,), 2)
+    dy, dstate = normal((T, 4, 2 * units), dtype, 5), make_state(layer, (4,), 6)
+    dc = normal((1, T, 4, 2 * units), dtype, 7) if num_states(cell) > 1 else None
+    masks = drawn(layer, T, 4, 8)
+    y, last, tape = layer.forward(x, state, masks=masks)
+    got = results(y, last, *layer.backward(tape, dy, dstate, dc=dc, clip_dh=0.7))
+    expected = oracle(layer, x, state, dy, dstate, dc=dc, clip_dh=0.7, zoneout=of_oracle(layer, masks))
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():  # with one unit, a sum of few terms that cancel
+        assert relative_error(got[name], value) < (1 if units > 1 else 10) * TOLERANCE[np.dtype(dtype)], name
+    assert_same_bits(tape.zoneout_masks, masks)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+def test_it_goes_with_other_options(cell: str, call: str) -> None:
+    own, options = CALLS[call]
+    layer = make_layer(cell, zoneout=0.3, dtype="float64", **own)
+    x, masks = normal((T, B, I), "float64", 3), drawn(layer, T, B, 4)
+    given, x_given = masks, x
+    rows = {name: options[name] for name in ("lengths", "resets") if name in options}
+    if layer.batch_first:
+        given, x_given = {name: m.swapaxes(0, 1) for name, m in masks.items()}, x.swapaxes(0, 1)
+    y, state, tape = layer.forward(x_given, masks=given, **options)
+    last = options.get("outputs") == "last"
+    dy = normal(y.shape, "float64", 5)
+    got = results(y, state, *layer.backward(tape, dy))
+    if last:
+        d = np.zeros((T, B, y.shape[-1]))
+        d[-1, :, :H], d[0, :, H:] = dy[:, :H], dy[:, H:]
+    else:
+        d = dy.swapaxes(0, 1) if layer.batch_first else dy
+    expected = oracle(layer, x, None, d, nothing(layer), zoneout=of_oracle(layer, masks), **rows)
+    if layer.batch_first:
+        got |= {name: got[name].swapaxes(0, 1) for name in ("y", "dx")}
+    for name, value in expected.items():
+        if not (last and name == "y"):
+            assert relative_error(got[name], value) < TOLERANCE[np.dtype("float64")], name
+
+
+@pytest.mark.parametrize("cell", ZONED)
+def test_the_oracles_gradients_are_central_differences(cell: str) -> None:
+    rng = np.random.default_rng(0)
+    layer = make_layer(cell, (2, 3), zoneout=0.4, dtype="float64", bidirectional=True)
+    x, dy = normal((4, 2, 2), "float64", 1), normal((4, 2, 6), "float64", 2)
+    for zoneout in (of_oracle(layer, drawn(layer, 4, 2, 3)), [(0.3,) * num_states(cell)]):
+
+        def loss(x: Array, zoneout: Any = zoneout) -> float:
+            y = oracle(layer, x, None, dy, nothing(layer), zoneout=zoneout)["y"]
+            return float((y * dy).sum())
+
+        dx = oracle(layer, x, None, dy, nothing(layer), zoneout=zoneout)["dx"]
+        direction = rng.standard_normal(x.shape)
+        step = 1e-6
+        difference = (loss(x + step * direction) - loss(x - step * direction)) / (2 * step)
+        assert abs(difference - (dx * direction).sum()) < 1e-7
+
+
+@pytest.mark.parametrize("cell", ["lstm", "cifg_peephole", "gru", "rnn_relu"])
+def test_gradients_of_parameters_are_central_differences(cell: str) -> None:
+    layer = make_layer(cell, zoneout=0.4, dtype="float64", num_layers=2)
+    x, dy = X.astype(np.float64), normal((T, B, H), "float64", 2)
+    _, _, tape = layer.forward(x)
+    grads, masks = layer.backward(tape, dy)[2], tape.zoneout_masks
+
+    def loss() -> float:
+        return float((layer.forward(x, masks=masks)[0] * dy).sum())
+
+    for name, parameter in layer.parameters.items():
+        assert relative_error(grads[name], central_differences(loss, parameter)) < 1e-6, name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", ZONED)
+def test_calls_and_streams_have_the_mean(cell: str, dtype: str) -> None:
+    rate: Any = (0.2, 0.5) if num_states(cell) == 2 else 0.3
+    layer = make_layer(cell, (I, 21), zoneout=rate, dtype=dtype, num_layers=2)
+    x, state = normal((T, B, I), dtype, 1), make_state(layer, (B,), 2)
+    zoneout = [rate if isinstance(rate, tuple) else (rate,)] * 2
+    expected = oracle(layer, x, state, None, state, zoneout=zoneout)
+    y, last = layer(x, state)
+    got = results(y, last, None, (), {})
+    for name, value in got.items():
+        assert relative_error(value, expected[name]) < TOLERANCE[np.dtype(dtype)], name
+    assert np.array_equal(layer(x, state, outputs="last")[0], y[-1])
+    stream = layer.stream(B)
+    stream.state = state
+    assert np.array_equal([stream.step(x_t) for x_t in x], y)
+    again = copy.copy(stream)
+    again.state = state
+    assert np.array_equal(again.run(x), y)
+
+
+def test_gradient_flow_is_that_of_the_mean() -> None:
+    layer = layer_of(dtype="float64", num_layers=1, bidirectional=False)
+    x, dy = X.astype(np.float64), normal((T, B, H), "float64", 2)
+    zoneout = (0.3, 0.4)
+    parameters = [tuple(layer.parameters[f"{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))]
+    _, _, tape = reference.forward("lstm", x, parameters, zoneout=zoneout)
+    expected = reference.gradients(tape, dy).dsteps
+    flow = rnnfast.gradient_flow(layer, x, dy)
+    for got, value in zip((flow.h, flow.c), expected, strict=True):
+        assert got is not None
+        assert relative_error(got[0, 0], np.sqrt((value**2).sum(axis=(1, 2)))) < 1e-12
+
+
+def test_as_many_units_keep_their_value_as_the_rate_says() -> None:
+    layer = make_layer("lstm", (1, 40), num_layers=2, bidirectional=True, zoneout=(0.1, 0.6))
+    masks = masks_of(layer, np.zeros((50, 20, 1), np.float32))
+    assert list(masks) == [f"zoneout_{s}_l{k}{end}" for k in range(2) for end in ("", "_reverse") for s in ("h", "c")]
+    for name, mask in masks.items():
+        new = 0.9 if "_h_" in name else 0.4
+        assert mask.shape == (50, 20, 40)
+        assert mask.dtype == bool
+        for axes in ((), (0,), (1,), (2,)):  # all of them, and for each of the others
+            kept = mask.mean(axis=axes or None)
+            n = mask.size // kept.size if axes else mask.size
+            assert (np.abs(kept - new) < 5 * np.sqrt(new * (1 - new) / n)).mean() > 0.999
+    one, *others = masks.values()
+    assert not any(np.array_equal(one, other) for other in others)
+
+
+def philox(counter: Array, key: int) -> Array:
+    """Return the words of Philox4x32-10 [N,4] at counters [N,4], by Salmon et al., 2011."""
+    c = counter.astype(np.uint64).T.copy()
+    low, k = np.uint64(2**32 - 1), [key & (2**32 - 1), key >> 32]
+    for _ in range(10):
+        a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = np.array([(b >> 32) ^ c[1] ^ np.uint64(k[0]), b & low, (a >> 32) ^ c[3] ^ np.uint64(k[1]), a & low])
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c.T.astype(np.uint32)
+
+
+KNOWN = [  # counter, key, words: of the known answers that come with Random123
+    ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([2**32 - 1] * 4, [2**32 - 1] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+
+
+def test_the_generator_is_philox() -> None:
+    for counter, halves, known in KNOWN:
+        assert philox(np.array([counter]), halves[0] | halves[1] << 32)[0].tolist() == known
+    for units in (1, 4, 7, 8, 31, 32, 33, 100):
+        key, place, t, b = 0x0123456789ABCDEF, 11, [0, 5, 2], [7, 0, 1]
+        bits = _core.random_bits(key, place, 0.25, np.array(t), np.array(b), units)
+        for row in range(3):
+            k = np.arange(-(-units // 4))
+            words = philox(np.stack([k, *(np.full_like(k, n) for n in (t[row], b[row], place))], axis=1), key)
+            expected = np.packbits(words.ravel()[:units] >= 2**30, bitorder="little")
+            assert np.array_equal(bits[row], expected)
+
+
+def test_masks_are_those_of_the_seed_and_of_the_call() -> None:
+    layer, again = layer_of(), layer_of()
+    first, second = masks_of(layer, X), masks_of(layer, X)
+    assert all(not np.array_equal(first[name], second[name]) for name in first)
+    assert_same_bits(masks_of(again, X), first)
+    twin = copy.deepcopy(again)
+    assert_same_bits(masks_of(again, X), second)
+    assert_same_bits(masks_of(twin, X), second)
+
+
+def test_masks_depend_on_nothing_but_key_and_place() -> None:
+    whole = masks_of(layer_of(), X)
+    assert_same_bits(masks_of(layer_of(), X[:2, :2]), {name: m[:2, :2] for name, m in whole.items()})
+    assert_same_bits(masks_of(layer_of(), X, checkpoint=1), whole)
+    assert_same_bits(masks_of(layer_of(dtype="float64"), X.astype(np.float64)), whole)
+    assert_same_bits(masks_of(layer_of(), X, gate_override={"f": 0.5}, resets=np.ones((T, B), bool)), whole)
+    lengths = np.array([2, 5, 0])
+    real = np.arange(T)[:, None] < lengths
+    padded = {name: m & real[..., None] for name, m in whole.items()}
+    assert_same_bits(masks_of(layer_of(), X, lengths=lengths), padded)
+    packed = rnnfast.pack_padded(X, [2, 5, 4])
+    for name, mask in masks_of(layer_of(), packed).items():
+        steps, sequences = (np.arange(T)[:, None] < np.array([2, 5, 4])[packed.sorted_indices]).nonzero()
+        assert np.array_equal(mask.data, whole[name][steps, packed.sorted_indices[sequences]])
+
+
+def test_results_depend_on_neither_threads_nor_checkpoints() -> None:
+    x = normal((40, 9, 33), "float32", 2)
+    for cell in ("lstm", "gru"):
+        layers = [make_layer(cell, (33, 65), num_layers=2, zoneout=0.2, dropout=0.3) for _ in range(3)]
+        with rnnfast.threads(1):
+            expected = solve(layers[0], x)
+            assert_same_bits(solve(layers[1], x, checkpoint=7), expected)
+        with rnnfast.threads(3):
+            assert_same_bits(solve(layers[2], x), expected)
+
+
+def test_units_are_divided_as_rows_are() -> None:
+    layers = [make_layer("gru", (8, 300), zoneout=0.2) for _ in range(2)]
+    x = normal((6, 1, 8), "float32", 2)
+    with rnnfast.threads(1):
+        expected = solve(layers[0], x)
+    with rnnfast.threads(4):
+        assert_same_bits(solve(layers[1], x), expected)
+
+
+def test_a_tape_gives_the_same_gradients_any_number_of_times() -> None:
+    layer = layer_of()
+    y, _, tape = layer.forward(X)
+    expected = layer.backward(tape, y)[2]
+    layer.forward(X)
+    assert_same_bits(layer.backward(tape, y)[2], expected)
+
+
+def test_given_masks_are_copied_and_leave_the_later_draws_alone() -> None:
+    layer, other = layer_of(), layer_of()
+    masks = masks_of(layer, X)
+    name = "zoneout_c_l1_reverse"
+    given = {name: ~masks[name]}
+    _, _, tape = other.forward(X, masks=given)
+    expected = masks | {name: ~masks[name]}
+    given[name][:] = True
+    assert_same_bits(tape.zoneout_masks, expected)
+    assert_same_bits(masks_of(other, X), masks_of(layer, X))
+
+
+def test_a_unit_that_keeps_its_value_does_not_see_the_new_one() -> None:
+    layer = make_layer("rnn_relu", (1, 2), zoneout=0.5)
+    layer.weight_ih_l0 = np.array([[np.inf], [1]], np.float32)
+    for name in ("weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+        layer.parameters[name][:] = 0
+    y, _, tape = layer.forward(np.ones((3, 1, 1), np.float32), masks={"zoneout_h_l0": np.array([[[0, 1]]] * 3)})
+    assert y[:, 0].tolist() == [[0, 1]] * 3
+    _, dh0, _ = layer.backward(tape, np.full_like(y, 2))
+    assert dh0.tolist() == [[[6, 0]]]
+
+
+def test_rates_of_zero_are_none() -> None:
+    plain = make_layer("lstm")
+    for rate in (0, 0.0, (0, 0), [0.0, 0.0]):
+        layer = make_layer("lstm", zoneout=rate)
+        assert layer.zoneout == 0
+        assert_same_bits(solve(layer, X), solve(plain, X))
+        assert layer.forward(X)[2].zoneout_masks == {}
+
+
+def test_a_state_without_rate_has_no_masks() -> None:
+    layer = make_layer("lstm", zoneout=(0, 0.4), dtype="float64")
+    x, masks = X.astype(np.float64), drawn(layer, T, B, 3)
+    assert list(masks) == ["zoneout_c_l0"]
+    y, state, tape = layer.forward(x, masks=masks)
+    got = results(y, state, *layer.backward(tape, np.ones_like(y)))
+    expected = oracle(layer, x, None, np.ones_like(y), nothing(layer), zoneout=of_oracle(layer, masks))
+    for name, value in expected.items():
+        assert relative_error(got[name], value) < TOLERANCE[np.dtype("float64")], name
