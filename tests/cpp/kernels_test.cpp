@@ -123,8 +123,9 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
     Tape<Real> kept = {
         .gates = size.gates ? tape.data() + d * size.gates : nullptr,
         .states = {},
-        .reset_h = size.reset_h ? tape.data() + s.D * (size.gates + size.states) + d * size.reset_h : nullptr};
-    Tape<const Real> read = {.gates = kept.gates, .states = {}, .reset_h = kept.reset_h};
+        .reset_h = size.reset_h ? tape.data() + s.D * (size.gates + size.states) + d * size.reset_h : nullptr,
+        .made = {}};
+    Tape<const Real> read = {.gates = kept.gates, .states = {}, .reset_h = kept.reset_h, .made = {}};
     for (int i = 1; i < S; ++i) {
       kept.states[i] = {tape.data() + s.D * (size.gates + (i - 1) * steps) + d * s.H, width};
       read.states[i] = {kept.states[i].data, width};
@@ -137,7 +138,8 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
              .start = {},
              .y = {y + d * s.H, width},
              .last = {},
-             .tape = kept};
+             .tape = kept,
+             .renewed = {}};
     fill(there.initial, given);
     fill(there.start, given);
     fill(there.last, written);
@@ -151,7 +153,8 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
             .dstate = {},
             .dstart = {},
             .flow = {},
-            .gradients = {}};
+            .gradients = {},
+            .renewed = {}};
     fill(back.initial, given);
     fill(back.start, given);
     fill(back.dstate, written);
