@@ -324,3 +324,13 @@ def test_a_state_without_rate_has_no_masks() -> None:
     expected = oracle(layer, x, None, np.ones_like(y), nothing(layer), zoneout=of_oracle(layer, masks))
     for name, value in expected.items():
         assert relative_error(got[name], value) < TOLERANCE[np.dtype("float64")], name
+
+
+@pytest.mark.parametrize("masks", [None, {"zoneout_h_l0": np.ones((3, 0, 4), bool)}], ids=["drawn", "given"])
+def test_there_may_be_no_sequences(masks: Any) -> None:
+    lstm = rnnfast.LSTM(2, 4, zoneout=0.5, bidirectional=True, seed=0)
+    y, _, tape = lstm.forward(np.ones((3, 0, 2), np.float32), masks=masks)
+    dx, _, grads = lstm.backward(tape, y)
+    assert dx.shape == (3, 0, 2)
+    assert not any(a.any() for a in grads.values())
+    assert {mask.shape for mask in tape.zoneout_masks.values()} == {(3, 0, 4)}

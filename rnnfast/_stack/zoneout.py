@@ -48,7 +48,8 @@ def zoned(stack: Stack[Any], layout: Layout, given: Mapping[str, Array]) -> Zone
         if name in given:
             return np.packbits(given[name], axis=-1, bitorder="little")
         place = (layer << 3) + (direction << 2) + state
-        return _core.random_bits(key, place, rate, t, b, stack.hidden_size).reshape(*layout.row_shape, -1)
+        rows = _core.random_bits(key, place, rate, t, b, stack.hidden_size)
+        return rows.reshape(*layout.row_shape, rows.shape[-1])
 
     def of_state(layer: int, state: int, name: str, rate: float) -> Array | None:
         if not rate:
