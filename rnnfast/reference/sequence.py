@@ -265,7 +265,7 @@ def gradients(
             dmade = _where(real, _add(dnext, here), none)
             new, dall = _columns(tape.new, t, d, sizes), dmade
             dmade = tuple(ds if m is None else m * ds for m, ds in zip(new, dall, strict=True))
-            dold = tuple(0 * ds if m is None else (1 - m) * ds for m, ds in zip(new, dall, strict=True))
+            dold = tuple(np.zeros_like(ds) if m is None else (1 - m) * ds for m, ds in zip(new, dall, strict=True))
             dh = dmade[0]
             if w_hr is not None:
                 du, dw, _ = linear_backward(dh, tape.u[d][t], w_hr)
