@@ -34,7 +34,8 @@ TapeSize tape_size(const Problem& p) {
 template <class Real>
 Index packed_size(const Problem& p) {
   Arena<Real> arena = {.base = nullptr, .used = 0};
-  lay_out_packed(p, blocks_of<Real>(p.H), projected_blocks<Real>(p), arena);
+  PackedWeights<Real> to;
+  lay_out_packed(p, blocks_of<Real>(p.H), projected_blocks<Real>(p), arena, to);
   return arena.used;
 }
 
@@ -43,7 +44,8 @@ void pack_weights(const Problem& p, const Parameters<const Real>& parameters, Re
   const FloatingPointMode mode;
   const Blocks units = blocks_of<Real>(p.H);
   Arena<Real> arena = {.base = packed, .used = 0};
-  const PackedWeights<Real> to = lay_out_packed(p, units, projected_blocks<Real>(p), arena);
+  PackedWeights<Real> to;
+  lay_out_packed(p, units, projected_blocks<Real>(p), arena, to);
   pack_direction(p, parameters, to, all(units));
   if (is_projected(p)) pack(projection_rows(p, parameters), to.w_hr, 0, all(to.w_hr.units));
 }

@@ -262,7 +262,7 @@ constexpr Index few_rows = 6;
 // the processor's own prefetches bring the rest in time.
 template <class Packed>
 RNNFAST_INLINE bool is_far(const Packed& p, Index rows) {
-  return rows > few_rows && size(p) * Index(sizeof(*p.data)) > 2 * near_bytes;
+  return rows > few_rows && size(p) * Index(sizeof(*p.data)) > near_bytes;
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 // row or an element is made of never depends on who computes it.
 #pragma once
 
+#include <cstddef>
+
 #include "kernels/cells/all.h"
 #include "kernels/cells/cell.h"
 #include "kernels/layout.h"
@@ -31,24 +33,23 @@ struct PackedWeights {
   Real* zeros;    // [H], the initial state where none is given
 };
 
+// Filled where it lies: copied, it would be read by wide loads before its narrow stores are done, which a stream's step
+// would feel.
 template <class Real>
-PackedWeights<Real> lay_out_packed(const Problem& p, const Blocks& units, const Blocks& projected, Arena<Real>& arena) {
+void lay_out_packed(const Problem& p, const Blocks& units, const Blocks& projected, Arena<Real>& arena,
+                    PackedWeights<Real>& to) {
   const CellShape& cell = *p.cell;
-  const Reach reach = reach_of(p.P, p.head, vector_bytes / Index(sizeof(Real)));
-  PackedWeights<Real> to = {
-      .w_ih = {.data = nullptr, .units = units, .K = input_columns(p), .gates = cell.gate_count},
-      .w_hh = {.data = nullptr, .units = units, .K = reach.width, .gates = cell.gate_count, .first = 0, .reach = reach},
-      .w_hr = {.data = nullptr, .units = projected, .K = p.H, .gates = 1},
-      .bias = nullptr,
-      .vectors = nullptr,
-      .zeros = nullptr};
+  to = {};
+  to.w_ih.units = to.w_hh.units = units, to.w_hr.units = projected;
+  to.w_ih.gates = to.w_hh.gates = cell.gate_count, to.w_hr.gates = 1;
+  to.w_hh.reach = reach_of(p.P, p.head, vector_bytes / Index(sizeof(Real)));
+  to.w_ih.K = input_columns(p), to.w_hh.K = to.w_hh.reach.width, to.w_hr.K = p.H;
   to.w_ih.data = take(arena, size(to.w_ih));
   to.w_hh.data = take(arena, size(to.w_hh));
   to.w_hr.data = take(arena, size(to.w_hr));
   to.bias = take(arena, gates_size(cell.slot_count, 1, units));
   to.vectors = take(arena, gates_size(cell.vector_count, 1, units));
   to.zeros = take(arena, p.H);
-  return to;
 }
 
 // Where there is one step, which reads each weight once: a unit block is packed when its turn comes, into memory that
@@ -154,7 +155,7 @@ enum class Products { input, recurrent, both };
 
 // The points of a column wait for so many of its rows: of fewer, too few independent operations are under way; of more,
 // the first have left the first cache level again.
-constexpr Index pointwise_rows = 24;
+constexpr Index pointwise_rows = 6;
 
 // gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
 template <class Real>
@@ -380,8 +381,9 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     while (rows_at(p, end - 1) <= b) --end;
     const Index last = row_of(p, order.reverse ? p.run.first : end - 1) + b;
     for (int i = 0; i < states; ++i)
-      for (Index j = elements[i].first; keeps[i] && j < elements[i].last; ++j)
-        at(direction.last[i], b).data[j] = at(after[i], last).data[j];
+      if (keeps[i])
+        __builtin_memcpy(at(direction.last[i], b).data + elements[i].first, at(after[i], last).data + elements[i].first,
+                         std::size_t(elements[i].last - elements[i].first) * sizeof(Real));
   }
 }
 
@@ -417,9 +419,9 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       !packed && steps_of(p.run) == 1 && p.input == InputKind::dense && !resets_h(*p.cell) && team.size == 1;
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
-    if (!packed) own[d] = lay_out_packed(p, units, projected, arena);
+    if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
     Arena<const Real> weights = {.base = packed ? args.directions[d].packed : own[d].w_ih.data, .used = 0};
-    scratch.directions[d].weights = lay_out_packed(p, units, projected, weights);
+    lay_out_packed(p, units, projected, weights, scratch.directions[d].weights);
     const auto& parameters = args.directions[d].parameters;
     if (by_block)
       scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),
