@@ -279,6 +279,12 @@ struct Team {
   void* context;
 };
 
+// What the order of the work asks of the machine, in bytes: a core's second cache level, and packed weights from which on
+// they are fetched ahead. No result depends on them.
+struct CacheSizes {
+  Index near, far;
+};
+
 // Sizes in elements.
 struct TapeSize {
   Index gates, states, reset_h;
@@ -289,7 +295,7 @@ template <class Real>
 struct Kernels {
   const CellShape* cells;  // the same, in the same order, for all
   int cell_count;
-  void (*set_near_bytes)(Index);  // the size of a core's second cache level, before anything else is called
+  void (*set_cache_sizes)(const CacheSizes&);  // before anything else is called
   Index (*cut)(const Problem&, Index* first_step);  // fills chunks + 1 entries, at most T + 1
   TapeSize (*tape_size)(const Problem&);
   Index (*packed_size)(const Problem&);  // of one direction

@@ -104,12 +104,12 @@ Index linear_backward_scratch(const LinearSize& n) {
   return arena.used;
 }
 
-void set_near_bytes(Index bytes) { near_bytes = bytes; }
+void set_cache_sizes(const CacheSizes& sizes) { cache_sizes = sizes; }
 
 template <class Real>
 constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,
                                    .cell_count = AllCells::count,
-                                   .set_near_bytes = set_near_bytes,
+                                   .set_cache_sizes = set_cache_sizes,
                                    .cut = cut_into_chunks,
                                    .tape_size = tape_size<Real>,
                                    .packed_size = packed_size<Real>,

@@ -1,5 +1,6 @@
 #include "run/dispatch.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -45,6 +46,15 @@ std::vector<const KernelTable*> find_available() {
   return found;
 }
 
+// Intel's processors bring weights from the second level too late for the multiply-adds unless they are asked for ahead;
+// others need it for what lies beyond that level, and beyond 1 MB.
+CacheSizes cache_sizes(Index second_level) {
+#if defined(RNNFAST_HAS_avx2) || defined(RNNFAST_HAS_avx512)
+  if (__builtin_cpu_is("intel")) return {.near = second_level, .far = second_level / 8};
+#endif
+  return {.near = second_level, .far = std::max(second_level, Index(1) << 20)};
+}
+
 }  // namespace
 
 std::vector<const KernelTable*> available_kernels() {
@@ -56,8 +66,8 @@ const KernelTable& choose_kernels() {
   const auto available = available_kernels();
   if (const Index bytes = second_cache_level())
     for (const KernelTable* table : available) {
-      table->f32->set_near_bytes(bytes);
-      table->f64->set_near_bytes(bytes);
+      table->f32->set_cache_sizes(cache_sizes(bytes));
+      table->f64->set_cache_sizes(cache_sizes(bytes));
     }
   const char* wanted = std::getenv("RNNFAST_ISA");
   if (!wanted || !*wanted) return *available.back();

@@ -175,13 +175,13 @@ int main() {
   for (const CellShape& cell : std::span(kernels.cells, std::size_t(kernels.cell_count)))
     for (const Shape& shape : shapes) {
       const Numbers expected = solve(cell, shape, 1);
-      for (const Index near_bytes : {1 << 10, 1 << 30, 1 << 20})
+      for (const Index bytes : {1 << 10, 1 << 30, 1 << 20})
         for (const Index threads : {1, 2, 3, 4}) {
-          kernels.set_near_bytes(near_bytes);
+          kernels.set_cache_sizes({.near = bytes, .far = bytes});
           const Numbers actual = solve(cell, shape, threads);
           if (std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(Real)) == 0) continue;
-          std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td, with %td bytes near\n",
-                       cell.name, shape.H, shape.D, threads, near_bytes);
+          std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td, with caches of %td bytes\n",
+                       cell.name, shape.H, shape.D, threads, bytes);
           return 1;
         }
     }

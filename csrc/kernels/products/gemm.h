@@ -106,7 +106,7 @@ RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const
     const Real* a = o.a + block * o.a_block;
     const Real* w = o.panel + block * o.panel_block;
     for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
-      if constexpr (prefetch) __builtin_prefetch(ahead.data, 0, 2), ahead.data += ahead.k;
+      if constexpr (prefetch) __builtin_prefetch(ahead.data, 0, 3), ahead.data += ahead.k;
       // The shorter side is held in registers, the longer one passes by.
       constexpr int N = NB * gates, outer = M > N ? M : N, inner = M > N ? N : M;
       const auto row = [&](int m) { return S::broadcast(a[m * o.a_row]); };

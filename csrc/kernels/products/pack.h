@@ -251,18 +251,16 @@ void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>
   });
 }
 
-// The size of the second cache level, which `set_near_bytes` of the table tells. It decides about the order of the work
-// alone: no result depends on it.
-Index near_bytes = 1 << 20;
+// `set_cache_sizes` of the table tells them.
+CacheSizes cache_sizes = {.near = 1 << 20, .far = 1 << 20};
 
 // So few rows read packed weights no faster than they come anyway.
 constexpr Index few_rows = 6;
 
-// Whether panels are worth prefetching. Of those of twice the second cache level a pass that turns back finds half, and
-// the processor's own prefetches bring the rest in time.
+// Whether panels are worth prefetching.
 template <class Packed>
 RNNFAST_INLINE bool is_far(const Packed& p, Index rows) {
-  return rows > few_rows && size(p) * Index(sizeof(*p.data)) > near_bytes;
+  return rows > few_rows && size(p) * Index(sizeof(*p.data)) > cache_sizes.far;
 }
 
 }  // namespace

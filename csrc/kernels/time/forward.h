@@ -245,7 +245,7 @@ constexpr bool projects_input(const Problem& p) { return p.input == InputKind::d
 // unit block passes over it.
 template <class Real>
 RNNFAST_INLINE Index projected_rows(const Problem& p) {
-  return max_index(near_bytes / max_index(2 * p.I * Index(sizeof(Real)), 1), 1);
+  return max_index(cache_sizes.near / max_index(2 * p.I * Index(sizeof(Real)), 1), 1);
 }
 
 // The input's part in the gates of a step's rows.
