@@ -191,7 +191,7 @@ def test_c_refuses_what_does_not_fit() -> None:
 
 
 def test_states_and_parameters_have_torchs_names_shapes_and_order() -> None:
-    layer = rnnfast.LSTM(7, 6, 2, bidirectional=True, proj_size=2)
+    layer = rnnfast.LSTM(7, 6, 2, bidirectional=True, proj_size=2, seed=0)
     own = {"weight_ih": (24, 7), "weight_hh": (24, 2), "bias_ih": (24,), "bias_hh": (24,), "weight_hr": (2, 6)}
     inner = own | {"weight_ih": (24, 4)}
     ends = {"_l0": own, "_l0_reverse": own, "_l1": inner, "_l1_reverse": inner}
