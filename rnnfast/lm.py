@@ -34,7 +34,8 @@ from ._base.module import Kept, Tape
 from ._base.scalars import choice, integer, number
 from ._base.state import STATES, State, parts_of, state_of
 from .container import joined
-from .layers import GRU, LSTM, RNN, Linear
+from .layers import GRU, LSTM, RNN
+from .linear import Linear
 from .training import Adam, clip_grad_norm, softmax_cross_entropy
 
 __all__ = ["CharLM", "CharLMTape", "Checkpoint", "Options", "Training", "UsageError", "default_text", "encode"]
