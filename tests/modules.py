@@ -196,7 +196,7 @@ def oracle(
             mapped(itemgetter(here[k]), first),
             gate_override=held and held[k],
             recurrent_factors=factors and factors[k],
-            candidate_dropout=candidates and candidates[k],
+            candidate_dropout=None if candidates is None else candidates[k],
             zoneout=zoneout and zoneout[k],
             **rows,
         )
