@@ -381,6 +381,8 @@ REPRESENTATIONS = (
     "GRU(3, 4, learn_initial_state=True, reset_after=False)",
     "GRU(3, 4, recurrent_dropout=0.5, recurrent_dropout_per_gate=True)",
     "LSTM(3, 4, zoneout=(0.1, 0.5))",
+    "LSTM(3, 4, candidate_dropout=0.5)",
+    "GRU(3, 4, candidate_dropout=0.5, candidate_dropout_per_sequence=True)",
     "GRU(3, 4, learn_initial_state=True, zoneout=0.25, reset_after=False)",
     "RNN(3, 4, nonlinearity='relu', weight_dropout=('rows', 0.25))",
     "LSTMCell(3, 4)",

@@ -57,7 +57,8 @@ def checked_masks(masks: object, checks: Mapping[str, Check]) -> dict[str, Array
         raise TypeError(msg)
     if masks and not checks:
         names = sorted(masks, key=str)
-        msg = f"masks: expected none for a layer without {' or '.join(MASKED)}, got {names}"
+        *others, last = MASKED
+        msg = f"masks: expected none for a layer without {', '.join(others)} or {last}, got {names}"
         raise ValueError(msg)
     if unknown := sorted(masks.keys() - checks.keys(), key=str):
         msg = f"masks: expected names among {[*checks]}, got {unknown}"
