@@ -200,7 +200,7 @@ def new_state(stack: Stack[Any], layout: Layout) -> Parts:
 
 def is_masked(stack: Stack[Any]) -> bool:
     """Return whether a forward has masks."""
-    return any(getattr(stack, name) for name in MASKED)
+    return bool(stack.weight_dropout or stack.recurrent_dropout or stack.candidate_dropout or stack.zoneout)
 
 
 @contextmanager
