@@ -111,7 +111,7 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     ----------
     layer : LSTM, GRU or RNN
         With one layer, L = 1, and without what Keras lacks: `learn_initial_state`, `peephole`, `coupled_gates`,
-        `leak`, `zoneout`, `proj_size`.
+        `leak`, `zoneout`, `proj_size`. Dropout of all kinds acts in training only, and is not carried.
 
     Returns
     -------
