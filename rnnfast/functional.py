@@ -496,8 +496,9 @@ def _zoneout_parts(cell: str, zoneout: object) -> Parts:
     """Return for each part of a state its rate, or which units are new, as bools."""
 
     def part_of(part: Any, name: str) -> Any:
-        if part is None or isinstance(held(part), Real):
-            return part
+        scalar = held(part)
+        if scalar is None or isinstance(scalar, Real):
+            return scalar
         return _core.asarray(part, f"zoneout: {name}", np.dtype(bool))
 
     parts = parts_of(cell, zoneout, "zoneout")

@@ -198,9 +198,10 @@ def test_functions_of_arrays_have_it_too(cell: str, dtype: str) -> None:
         assert_same_bits(got, solve_problem(_core, problem))
         again, _ = functional.inference(cell, p.x, p.parameters, state_of(p.state0), zoneout=state_of(zoneout))
         assert np.array_equal(again, y)
-    numbers = state_of(tuple(m.astype(int) for m in masks))
-    expected, _ = functional.inference(cell, p.x, p.parameters, zoneout=state_of(masks))
-    assert np.array_equal(functional.inference(cell, p.x, p.parameters, zoneout=numbers)[0], expected)
+    numbers = tuple(m.astype(int) for m in masks), (np.array(0.3),) * len(states)
+    for given, other in zip((masks, (0.3,) * len(states)), numbers, strict=True):
+        expected, _ = functional.inference(cell, p.x, p.parameters, zoneout=state_of(given))
+        assert np.array_equal(functional.inference(cell, p.x, p.parameters, zoneout=state_of(other))[0], expected)
 
 
 def test_functions_of_arrays_take_packed_masks() -> None:
