@@ -385,6 +385,7 @@ REPRESENTATIONS = (
     "GRU(3, 4, candidate_dropout=0.5, candidate_dropout_per_sequence=True)",
     "GRU(3, 4, learn_initial_state=True, zoneout=0.25, reset_after=False)",
     "RNN(3, 4, nonlinearity='relu', weight_dropout=('rows', 0.25))",
+    "SLSTM(3, 4, num_heads=2)",
     "LSTMCell(3, 4)",
     "GRUCell(3, 4, bias=False, reset_after=False)",
     "RNNCell(3, 4, nonlinearity='relu', dtype='float64')",
