@@ -46,6 +46,7 @@ struct CellShape {
   int input_gates[most_slots], recurrent_gates[most_slots];
   bool keeps_gates, leaves_dh;
   bool has_heads, projects;  // w_hh can be block-diagonal; h can be a projection
+  bool has_candidate;        // part of which can be dropped before it meets the state
   bool reads_before[most_states], reads_after[most_states];
 };
 
@@ -77,6 +78,7 @@ struct Problem {
   Index chunks = 0;
   const unsigned char* starts[2] = {};  // of a row: a direction's state before it is the start's; null: of none
   int masks = 0;  // of h' in the products of all steps: none, one for all gates, or one for each of the G
+  bool keeps_by_sequence = false;  // which candidates are kept is said of each sequence, for all its steps
 };
 
 // The tokens of a call, numbered by those that occur; absent where x is dense.
@@ -124,6 +126,8 @@ struct ForwardDirection {
   // every unit has a part of it.
   View<const unsigned char> renewed[most_states];
   View<const Real> factors = {};  // what h' is multiplied by before w_hh, [B,masks·H]; null: there are no masks
+  // A bit for each candidate that is kept, [T·B,ceil(H/8)], of sequences [B,ceil(H/8)]; null: all are, as they are.
+  View<const unsigned char> kept = {};
 };
 
 // Gates that are held at a value instead of being computed, by their slots; bit k of `slots` stands for slot k.
@@ -143,6 +147,7 @@ struct ForwardArgs {
   Held<Real> held = {};
   bool turned = false;  // odd steps go through the weights forwards, the others backwards, instead of the reverse
   Real zoneout[most_states] = {};  // the part of the old value in a state that is zoned, where there are no bits
+  Real candidate_scale = 1;        // of candidates that are kept, where some are not
 };
 
 template <class Real>
@@ -159,6 +164,7 @@ struct BackwardDirection {
   Parameters<Real> gradients;
   View<const unsigned char> renewed[most_states];  // as in forward
   View<const Real> factors = {};                   // as in forward
+  View<const unsigned char> kept = {};             // as in forward
 };
 
 // Truncated backpropagation through time, of one direction that goes through all steps: windows end at k1, 2·k1, ...
@@ -184,6 +190,7 @@ struct BackwardArgs {
   Real clip = 0;                   // bounds the gradients that one step passes to the one before; 0: none
   Windows windows = {};            // the gradients of the last states are then zero
   Real zoneout[most_states] = {};  // as in forward
+  Real candidate_scale = 1;        // as in forward
 };
 
 // y = x w^T + b, of N rows from I inputs to O outputs.

@@ -23,7 +23,8 @@ from ._base.scalars import Integer, int64
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import Modules, load
 from .flow import GradientFlow, gradient_flow
-from .layers import GRU, LSTM, RNN, SLSTM, Linear
+from .layers import GRU, LSTM, RNN, SLSTM
+from .linear import Linear
 from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
 from .truncation import tbptt, tbptt_gradient
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from . import _core, get_num_threads
 from ._base.arrays import Array
-from .lm import LAYERS, allocating
+from .lm import allocating
+from .lm_options import LAYERS
 
 Call: TypeAlias = Callable[[], object]
 Shape: TypeAlias = tuple[int, ...]  # T,B,I,H

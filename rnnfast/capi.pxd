@@ -52,6 +52,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         Py_ssize_t num_directions
         const rnnfast_weights* weights
         Py_ssize_t proj_size, num_heads
+        const double* zoneout
 
     ctypedef struct rnnfast_pack:
         pass
@@ -71,6 +72,12 @@ cdef extern from "rnnfast/capi.h" nogil:
         const unsigned char* resets
         const rnnfast_pack* pack
         rnnfast_tape* tape
+        const unsigned char* const* zoneout_masks
+        const void* recurrent_factors
+        int recurrent_factors_per_gate
+        const unsigned char* candidate_mask
+        int candidate_mask_per_sequence
+        double candidate_dropout
 
     ctypedef struct rnnfast_gradients:
         void* dw_ih

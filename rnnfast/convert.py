@@ -39,7 +39,13 @@ PLAIN: dict[str, Any] = {
 }
 
 # Those that do not matter after training
-IN_TRAINING = ("weight_dropout", "recurrent_dropout", "recurrent_dropout_per_gate")
+IN_TRAINING = (
+    "weight_dropout",
+    "recurrent_dropout",
+    "recurrent_dropout_per_gate",
+    "candidate_dropout",
+    "candidate_dropout_per_sequence",
+)
 
 TORCH = {kind.__name__: kind for kind in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)}
 
@@ -105,7 +111,7 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     ----------
     layer : LSTM, GRU or RNN
         With one layer, L = 1, and without what Keras lacks: `learn_initial_state`, `peephole`, `coupled_gates`,
-        `leak`, `zoneout`, `proj_size`.
+        `leak`, `zoneout`, `proj_size`. Dropout of all kinds acts in training only, and is not carried.
 
     Returns
     -------
@@ -188,8 +194,8 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     ----------
     layer : LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
         Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`, `zoneout`; of GRUs, those
-        that reset after the product. `weight_dropout` and `recurrent_dropout`, which act in training only, are not
-        carried.
+        that reset after the product. `weight_dropout`, `recurrent_dropout` and `candidate_dropout`, which act in
+        training only, are not carried.
 
     Returns
     -------

@@ -45,14 +45,16 @@ def gradient_flow(
     """Return the norm of the gradient of every state of every step, for a loss E with the gradient dE/dy = `dy`.
 
     The gradients are total: a change of h_t moves the output of its step, all later steps and all layers above; a
-    change of c_t moves ``h_t = o_t * tanh(c_t)`` and all that follows from it. Divided by the norm at the step that
-    the loss looks at, they say what of the error reaches back to step t [1]_ [2]_. The states of a backward
-    direction come from the end, and so their gradients run from time 0 on.
+    change of c_t moves ``h_t = o_t * tanh(c_t)`` and all that follows from it. With `zoneout` the states are those of
+    a call of the layer, the means of the old value and the new one: h_t is made of the new c before that is averaged,
+    and so a change of c_t moves h from step t + 1 on. Divided by the norm at the step that the loss looks at, they say
+    what of the error reaches back to step t [1]_ [2]_. The states of a backward direction come from the end, and so
+    their gradients run from time 0 on.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN or SLSTM
-        Runs without dropout.
+        Runs without dropout of any kind.
     x : array
         As a call of the layer takes it, or tokens.
     dy : array like y

@@ -94,7 +94,10 @@ that ends before a reset starts there.
 
 A gate of ``gate_override`` is held at its value in all steps and units; its pre-activation gets no gradient. With
 ``recurrent_factors`` m, the h' that a W_hh meets is m * h' (of ``"gru_reset_before"`` n has ``W_hn (r * m * h')``), not
-so with a projection or heads.
+so with a projection or heads. With ``candidate_dropout``, g of an LSTM or n of a GRU meets the state times 1 / (1 - p)
+where it is kept, elsewhere as zero [11]_. With ``zoneout``, a state is that which the cell makes where it is new, else
+the one before the step; or, with a rate, ``rate s' + (1 - rate) s`` [12]_. (Of an sLSTM c, n and m have one scale, and
+should be new together.)
 
 All other arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones
 are used without a copy. Besides NumPy's, any object with the buffer protocol, ``__array_interface__``,
@@ -128,6 +131,8 @@ References
 .. [9] Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
    Modeling", Interspeech 2014.
 .. [10] Beck et al., "xLSTM: Extended Long Short-Term Memory", arXiv:2405.04517, 2024.
+.. [11] Semeniuta, Severyn, Barth, "Recurrent Dropout without Memory Loss", arXiv:1603.05118, 2016.
+.. [12] Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", arXiv:1606.01305, 2016.
 
 Examples
 --------
@@ -146,15 +151,22 @@ Examples
 """
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, TypedDict, Unpack, overload
+
+import numpy as np
 
 from . import _core
 from ._base.arrays import Array as Array
 from ._base.arrays import ArrayLike
+from ._base.maps import linear as linear
+from ._base.maps import linear_backward as linear_backward
+from ._base.maps import sigmoid as sigmoid
+from ._base.maps import tanh as tanh
 from ._base.names import FourStateCell, OneStateCell, TwoStateCell
 from ._base.names import Grads as Grads
 from ._base.names import Parameters as Parameters
-from ._base.scalars import Flag, Number, bound, flag
+from ._base.scalars import Flag, Number, bound, flag, held
 from ._base.state import STATES, FourStates, Parts, beside_h, out_parts, parts_of, state_of
 from ._base.state import State as State
 from ._base.state import StateLike as StateLike
@@ -171,6 +183,8 @@ class _Options(TypedDict, total=False):
     resets: ArrayLike | None
     gate_override: Mapping[str, Number] | None
     recurrent_factors: ArrayLike | None
+    candidate_dropout: tuple[ArrayLike, Number] | None
+    zoneout: Any
     out: tuple[Any, Any] | None
 
 
@@ -217,6 +231,8 @@ def inference(
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, Number] | None = None,
     recurrent_factors: ArrayLike | None = None,
+    candidate_dropout: tuple[ArrayLike, Number] | None = None,
+    zoneout: Any = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State]:
     """Run one layer over whole sequences and keep nothing.
@@ -242,6 +258,12 @@ def inference(
         these gates are held at.
     recurrent_factors : array [D,B,H] or [D,B,G,H], optional
         What h' is multiplied by where it meets w_hh, in all steps: for all gates alike, or for each, in w_hh's order.
+    candidate_dropout : pair (kept, p), optional
+        Which candidates of an LSTM or a GRU are kept, bools [T,B,D·H] or [N,D·H], or in all steps the same [1,B,D·H];
+        and the probability, less than 1, of which it is that the kept ones are scaled by 1 / (1 - p).
+    zoneout : array, float or tuple of them, one for each part of a state, optional
+        Which units of a state are new in a step, bools [T,B,D·H] or [N,D·H]; or the part of the old state in each, at
+        least 0 and less than 1; or None. Not with a projection.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -267,7 +289,7 @@ def inference(
     >>> y.ravel()
     array([1., 2., 3.])
     """
-    rows = batch_sizes, resets, gate_override, recurrent_factors
+    rows = batch_sizes, resets, gate_override, recurrent_factors, candidate_dropout, zoneout
     y, last = _run(_core.inference, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last)
 
@@ -315,6 +337,8 @@ def forward(
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, Number] | None = None,
     recurrent_factors: ArrayLike | None = None,
+    candidate_dropout: tuple[ArrayLike, Number] | None = None,
+    zoneout: Any = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State, _core.Tape]:
     """Run one layer over whole sequences and keep what `backward` needs.
@@ -349,7 +373,7 @@ def forward(
     array([[2.],
            [1.]])
     """
-    rows = batch_sizes, resets, gate_override, recurrent_factors
+    rows = batch_sizes, resets, gate_override, recurrent_factors, candidate_dropout, zoneout
     y, last, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last), tape
 
@@ -440,13 +464,45 @@ def _run(
     resets: object,
     gate_override: object,
     recurrent_factors: object,
+    candidate_dropout: object,
+    zoneout: object,
 ) -> Any:
     initial = parts_of(cell, state, "state")
     results = None if out is None else out_parts(cell, out, "(y, state)")
-    if batch_sizes is None and resets is None and gate_override is None and recurrent_factors is None:
+    is_regularized = recurrent_factors is not None or candidate_dropout is not None or zoneout is not None
+    if batch_sizes is None and resets is None and gate_override is None and not is_regularized:
         return run(cell, x, parameters, initial, results, embedding)  # arguments by name cost time
     rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
-    return run(cell, x, parameters, initial, results, embedding, **rows, recurrent_factors=recurrent_factors)
+    masks = {
+        "recurrent_factors": recurrent_factors,
+        "candidate_dropout": _candidate_dropout(candidate_dropout),
+        "zoneout": None if zoneout is None else _zoneout_parts(cell, zoneout),
+    }
+    return run(cell, x, parameters, initial, results, embedding, **rows, **masks)
+
+
+def _candidate_dropout(given: object) -> tuple[Array, object] | None:
+    """Return which candidates are kept, as bools, and the rate of the others."""
+    if given is None:
+        return None
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        msg = f"candidate_dropout: expected a pair (kept, p), got {type(given).__name__}"
+        raise TypeError(msg)
+    kept, rate = given
+    return _core.asarray(kept, "candidate_dropout: kept", np.dtype(bool)), rate
+
+
+def _zoneout_parts(cell: str, zoneout: object) -> Parts:
+    """Return for each part of a state its rate, or which units are new, as bools."""
+
+    def part_of(part: Any, name: str) -> Any:
+        scalar = held(part)
+        if scalar is None or isinstance(scalar, Real):
+            return scalar
+        return _core.asarray(part, f"zoneout: {name}", np.dtype(bool))
+
+    parts = parts_of(cell, zoneout, "zoneout")
+    return tuple(map(part_of, parts, STATES.get(cell, ("h",))))
 
 
 def _flow_parts(cell: str, flow: object) -> Parts:
@@ -459,129 +515,3 @@ def _flow_parts(cell: str, flow: object) -> Parts:
         raise ValueError(msg)
     h, c = flow
     return h, *(beside_h(cell, c, "flow[1]") or (None,) * (len(STATES[cell]) - 1))
-
-
-def sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
-    """Return 1 / (1 + exp(-x)), elementwise, at most 2 ULP off, as the kernels compute it.
-
-    Parameters
-    ----------
-    x : array, float32 or float64
-    out : array like x, optional
-
-    Returns
-    -------
-    ndarray
-        `out`, or a new array of x's shape and dtype, within [0, 1].
-
-    Raises
-    ------
-    TypeError, ValueError
-        If x or `out` does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> sigmoid(np.array([-np.inf, 0.0, np.inf]))
-    array([0. , 0.5, 1. ])
-    """
-    return _core.sigmoid(x, out)
-
-
-def tanh(x: ArrayLike, *, out: Array | None = None) -> Array:
-    """Return the hyperbolic tangent, elementwise, at most 2 ULP off, as the kernels compute it.
-
-    Parameters
-    ----------
-    x : array, float32 or float64
-    out : array like x, optional
-
-    Returns
-    -------
-    ndarray
-        `out`, or a new array of x's shape and dtype, within [-1, 1].
-
-    Raises
-    ------
-    TypeError, ValueError
-        If x or `out` does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> tanh(np.array([-np.inf, 0.0, np.inf]))
-    array([-1.,  0.,  1.])
-    """
-    return _core.tanh(x, out)
-
-
-def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, out: Array | None = None) -> Array:
-    """Return ``x weight^T + bias``.
-
-    Parameters
-    ----------
-    x : array [..., I]
-    weight : array [O,I]
-    bias : array [O], optional
-    out : array [..., O], optional
-        Filled and returned.
-
-    Returns
-    -------
-    ndarray [..., O]
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> linear(np.ones((2, 3)), np.ones((1, 3)), np.array([0.5]))
-    array([[3.5],
-           [3.5]])
-    """
-    return _core.linear(x, weight, bias, out)
-
-
-def linear_backward(
-    x: ArrayLike,
-    weight: ArrayLike,
-    bias: ArrayLike | None,
-    dy: ArrayLike,
-    *,
-    need_dx: Flag = True,
-    grads: tuple[Array, Array | None] | None = None,
-) -> tuple[Array | None, tuple[Array, Array | None]]:
-    """Return the gradients of ``sum(dy * linear(x, weight, bias))``.
-
-    Parameters
-    ----------
-    x, weight, bias
-        What `linear` was given.
-    dy : array [..., O]
-        The gradient of its result.
-    need_dx : bool, optional
-        If False, dx is not computed and None is returned for it.
-    grads : pair (dweight, dbias), optional
-        The gradients are added into these arrays.
-
-    Returns
-    -------
-    dx : ndarray [..., I] or None
-    grads : pair (dweight [O,I], dbias [O] or None)
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> dx, (dweight, dbias) = linear_backward(np.ones((2, 3)), np.ones((1, 3)), np.ones(1), np.ones((2, 1)))
-    >>> dweight, dbias
-    (array([[2., 2., 2.]]), array([2.]))
-    """
-    return _core.linear_backward(x, weight, bias, dy, flag(need_dx, "need_dx"), grads)

@@ -1,4 +1,4 @@
-"""Recurrent layers with the constructors, parameter names and shapes of torch's, the sLSTM and a linear readout.
+"""Recurrent layers with the constructors, parameter names and shapes of torch's, and the sLSTM.
 
 Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D directions. The equations and
 the order of the gates are in `rnnfast.functional`.
@@ -6,17 +6,15 @@ the order of the gates are in `rnnfast.functional`.
 
 from typing import Any
 
-from . import _core
-from ._base.arrays import Array, ArrayLike, checked
+from ._base.arrays import Array
 from ._base.bounds import bounds_of
 from ._base.leak import Leak, leak_of
-from ._base.module import Module, Tape, check_tape
-from ._base.named import checked_grads
 from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
-from ._base.scalars import Flag, Integer, Number, addressable, flag, head_count, size
+from ._base.scalars import Flag, Integer, Number, flag, head_count
 from ._base.state import FourStates
 from ._stack.recurrent import Recurrent
 from ._stack.stack import WeightDropout, Zoneout
+from .linear import Linear as Linear  # where it was once
 
 __all__ = ["GRU", "LSTM", "RNN", "SLSTM", "Linear"]
 
@@ -56,6 +54,11 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         scaling the others by 1 / (1 - recurrent_dropout) [8]_. Each sequence of a call has a mask for all of its steps.
     recurrent_dropout_per_gate : bool, optional
         True: each gate has a mask of its own, as in Keras.
+    candidate_dropout : float, optional
+        The probability, less than 1, with which `forward` leaves out each unit of the candidate g where it meets c,
+        scaling the others by 1 / (1 - candidate_dropout) [10]_. Each step of each sequence has a mask of its own.
+    candidate_dropout_per_sequence : bool, optional
+        True: each sequence of a call has one mask for all of its steps.
     zoneout : float or (float, float), optional
         The probability, less than 1, with which `forward` lets a unit of a state keep the value that it had before a
         step [9]_: that of h and c alike, or of h and of c. Each call draws it for every unit, step and sequence. Calls
@@ -102,6 +105,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
        arXiv:1512.05287, 2016.
     .. [9] Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", arXiv:1606.01305,
        2016.
+    .. [10] Semeniuta, Severyn, Barth, "Recurrent Dropout without Memory Loss", arXiv:1603.05118, 2016.
 
     Examples
     --------
@@ -150,6 +154,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
         recurrent_dropout_per_gate: Flag = False,
+        candidate_dropout: Number = 0.0,
+        candidate_dropout_per_sequence: Flag = False,
         zoneout: Zoneout = 0.0,
         peephole: Flag = False,
         coupled_gates: Flag = False,
@@ -173,6 +179,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             weight_dropout=weight_dropout,
             recurrent_dropout=recurrent_dropout,
             recurrent_dropout_per_gate=recurrent_dropout_per_gate,
+            candidate_dropout=candidate_dropout,
+            candidate_dropout_per_sequence=candidate_dropout_per_sequence,
             zoneout=zoneout,
         )
 
@@ -192,6 +200,8 @@ class GRU(Recurrent[Array]):
         As for `LSTM`.
     recurrent_dropout, recurrent_dropout_per_gate
         As for `LSTM`; z * h' has h' itself.
+    candidate_dropout, candidate_dropout_per_sequence
+        As for `LSTM`, of the candidate n where it meets h.
     zoneout : float, optional
         As for `LSTM`, of h.
     reset_after : bool, optional
@@ -239,6 +249,8 @@ class GRU(Recurrent[Array]):
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
         recurrent_dropout_per_gate: Flag = False,
+        candidate_dropout: Number = 0.0,
+        candidate_dropout_per_sequence: Flag = False,
         zoneout: Number = 0.0,
         reset_after: Flag = True,
     ) -> None:
@@ -258,6 +270,8 @@ class GRU(Recurrent[Array]):
             weight_dropout=weight_dropout,
             recurrent_dropout=recurrent_dropout,
             recurrent_dropout_per_gate=recurrent_dropout_per_gate,
+            candidate_dropout=candidate_dropout,
+            candidate_dropout_per_sequence=candidate_dropout_per_sequence,
             zoneout=zoneout,
         )
 
@@ -471,123 +485,3 @@ class SLSTM(Recurrent[FourStates]):
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
         )
-
-
-class Linear(Module):
-    """The readout ``y = x weight^T + bias``, as `torch.nn.Linear`.
-
-    Parameters
-    ----------
-    in_features, out_features : int
-        I and O.
-    bias : bool, optional
-        False: no bias.
-    dtype : {"float32", "float64"}, optional
-        Of the parameters, and of all arrays that the layer takes and returns.
-    seed : int, Generator or what `numpy.random.default_rng` takes, optional
-        For the initial weights, U(-1/sqrt(I), 1/sqrt(I)).
-
-    Attributes
-    ----------
-    weight : ndarray [O,I]
-    bias : ndarray [O] or None
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import rnnfast
-    >>> readout = rnnfast.Linear(4, 2)
-    >>> y, tape = readout.forward(np.ones((5, 3, 4), np.float32))
-    >>> dx, grads = readout.backward(tape, np.ones_like(y))
-    >>> y.shape, dx.shape, grads["bias"]
-    ((5, 3, 2), (5, 3, 4), array([15., 15.], dtype=float32))
-    """
-
-    weight: Array
-    bias: Array | None
-
-    def __init__(
-        self,
-        in_features: Integer,
-        out_features: Integer,
-        bias: Flag = True,
-        *,
-        dtype: Any = "float32",
-        seed: Any = None,
-    ) -> None:
-        self.in_features = size(in_features, "in_features")
-        self.out_features = size(out_features, "out_features")
-        addressable(self.out_features * (self.in_features + 1), "in_features, out_features")
-        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
-        if flag(bias, "bias"):
-            shapes["bias"] = (self.out_features,)
-        else:
-            self.bias = None
-        super().__init__(shapes.items(), self.in_features, dtype, seed)
-
-    def __call__(self, x: ArrayLike) -> Array:
-        """Return ``x weight^T + bias``.
-
-        Parameters
-        ----------
-        x : array [..., I]
-
-        Returns
-        -------
-        y : ndarray [..., O]
-
-        Raises
-        ------
-        TypeError, ValueError
-            If x does not fit.
-        """
-        return _core.linear(x, self.weight, self.bias)
-
-    def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
-        """Return y and the tape for `backward`, which refers to x and the parameters and does not copy them.
-
-        Takes and raises what a call of the layer does.
-        """
-        x = _core.asarray(x, "x", self.dtype)
-        y = self(x)
-        return y, Tape(self, x, y.view())
-
-    def backward(
-        self, tape: Tape, dy: ArrayLike, *, need_dx: Flag = True, grads: dict[str, Array] | None = None
-    ) -> tuple[Array | None, dict[str, Array]]:
-        """Return the gradients of ``sum(dy * y)``.
-
-        Parameters
-        ----------
-        tape : Tape
-            From this layer's `forward`.
-        dy : array [..., O]
-            The gradient of y.
-        need_dx : bool, optional
-            If False, dx is not computed and None is returned for it.
-        grads : dict of ndarrays, optional
-            With the keys, shapes and dtype of `state_dict()`: the gradients are added into these arrays.
-
-        Returns
-        -------
-        dx : ndarray [..., I] or None
-        grads : dict of ndarrays
-            By the keys of `state_dict()`; `grads` itself if it was given.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument does not fit.
-        """
-        check_tape(tape, self)
-        dy = checked(dy, "dy", tape.y.shape, self.dtype)
-        into = checked_grads(grads, self.parameters, tape.x, tape.y, dy)
-        given = None if into is None else (into["weight"], into.get("bias"))
-        dx, new = _core.linear_backward(tape.x, self.weight, self.bias, dy, flag(need_dx, "need_dx"), given)
-        made = {name: d for name, d in zip(("weight", "bias"), new, strict=True) if d is not None}
-        return dx, made if grads is None else grads

@@ -20,9 +20,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,15 +31,17 @@ import numpy as np
 from ._base.arrays import Array, checked
 from ._base.files import UNREADABLE, check_readable, write
 from ._base.module import Kept, Tape
-from ._base.scalars import choice, integer, number
+from ._base.scalars import integer
 from ._base.state import STATES, State, parts_of, state_of
 from .container import joined
-from .layers import GRU, LSTM, RNN, Linear
+from .linear import Linear
+from .lm_options import DROPOUTS, SIZE, TEMPERATURE
+from .lm_options import LAYERS as LAYERS
+from .lm_options import Options as Options
 from .training import Adam, clip_grad_norm, softmax_cross_entropy
 
 __all__ = ["CharLM", "CharLMTape", "Checkpoint", "Options", "Training", "UsageError", "default_text", "encode"]
 
-LAYERS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 FORMAT = "rnnfast.lm"  # what the header of our files is found by
 PARTS = "embedding", "rnn", "readout"  # of the model
 FLOAT = np.dtype(np.float32)  # of all that is trained
@@ -50,108 +52,6 @@ CHUNK = 1024
 
 class UsageError(Exception):
     """What whoever started the run can put right; the message says how."""
-
-
-class Range(NamedTuple):
-    """The numbers that an option takes."""
-
-    kind: type[int] | type[float]
-    expected: str
-    fits: Callable[[Any], bool]
-
-    def checked(self, value: Any, name: str) -> Any:
-        """Return the value as an int or float of Python; TypeError or ValueError if it does not fit."""
-        n = integer(value, name) if self.kind is int else number(value, name)
-        if not self.fits(n):
-            msg = f"{name}: expected {self.expected}, got {value!r}"
-            raise ValueError(msg)
-        return n
-
-
-SIZE = Range(int, "an integer of at least 1", lambda n: 1 <= n <= sys.maxsize)
-SEED = Range(int, "an integer of at least 0", lambda n: n >= 0)
-RATE = Range(float, "a number above 0", lambda value: 0 < value < math.inf)
-NORM = Range(float, "a number above 0", lambda value: value > 0)
-PROBABILITY = Range(float, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
-TEMPERATURE = Range(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
-
-# Of the options that are numbers
-RANGES = {
-    "hidden": SIZE,
-    "layers": SIZE,
-    "embed": SIZE,
-    "batch": SIZE,
-    "seq_len": SIZE,
-    "steps": SIZE,
-    "lr": RATE,
-    "clip": NORM,
-    "dropout": PROBABILITY,
-    "weight_dropout": PROBABILITY,
-    "recurrent_dropout": PROBABILITY,
-    "zoneout": PROBABILITY,
-    "seed": SEED,
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of a run, by the names that ``python -m rnnfast train`` gives them.
-
-    Parameters
-    ----------
-    text : str, optional
-        The file that the text came from. It is stored and not read.
-    cell : {"lstm", "gru", "rnn"}, optional
-    hidden : int, optional
-        H, the units of a layer.
-    layers : int, optional
-        L, the layers on top of each other.
-    embed : int, optional
-        E, the size of the embedding.
-    batch : int, optional
-        B, the sequences side by side.
-    seq_len : int, optional
-        T, the steps of a window.
-    steps : int, optional
-        How many windows the whole run has. It is stored, the caller counts.
-    lr : float, optional
-        The learning rate of Adam.
-    clip : float, optional
-        The largest norm of the gradient.
-    dropout, weight_dropout, recurrent_dropout, zoneout : float, optional
-        Probabilities: of dropout between layers, of recurrent weights, of h' at these; of a unit to stay as it is.
-    seed : int, optional
-        The seed of the weights and the dropout.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an option is of another type, or out of its range.
-    """
-
-    text: str | None = None
-    cell: str = "lstm"
-    hidden: int = 256
-    layers: int = 1
-    embed: int = 64
-    batch: int = 32
-    seq_len: int = 64
-    steps: int = 1000
-    lr: float = 3e-3
-    clip: float = 1.0
-    dropout: float = 0.0
-    weight_dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.text, str | None):
-            msg = f"text: expected a str or None, got {type(self.text).__name__}"
-            raise TypeError(msg)
-        choice(self.cell, "cell", tuple(LAYERS))
-        for name, numbers in RANGES.items():
-            object.__setattr__(self, name, numbers.checked(getattr(self, name), name))
 
 
 class CharLMTape(NamedTuple):
@@ -213,7 +113,7 @@ class CharLM:
         else:
             embedding, rnn, readout = (Kept(_part(parameters, part), self.rng) for part in PARTS)
             self.embedding = embedding.take([("weight", (V, E))], FLOAT)["weight"]
-        rates = {n: getattr(options, n) for n in ("dropout", "weight_dropout", "recurrent_dropout", "zoneout")}
+        rates = {name: rate for name in DROPOUTS if (rate := getattr(options, name))}
         self.rnn = LAYERS[options.cell](E, H, L, **rates, seed=rnn)
         self.readout = Linear(H, V, seed=readout)
         if parameters is not None:

@@ -52,6 +52,7 @@ class Layer(Structure):
         *sizes("input_size", "hidden_size", "num_directions"),
         ("weights", POINTER(Weights)),
         *sizes("proj_size", "num_heads"),
+        ("zoneout", POINTER(c_double)),
     ]
 
 
@@ -66,6 +67,12 @@ class ForwardArgs(Structure):
         *pointers("y"),
         ("state", POINTER(c_void_p)),
         *pointers("batch_sizes", "resets", "pack", "tape"),
+        ("zoneout_masks", POINTER(c_void_p)),
+        *pointers("recurrent_factors"),
+        ("recurrent_factors_per_gate", c_int),
+        *pointers("candidate_mask"),
+        ("candidate_mask_per_sequence", c_int),
+        ("candidate_dropout", c_double),
     ]
 
 
@@ -203,6 +210,7 @@ class Call:
             data(batch_sizes),
             data(resets),
         )
+        self._set_masks(D, H)
         gradients = (Gradients * D)(*(Gradients(*map(data, ws[:4]), state_of(*ws[4:])) for ws in self.grads))
         self.backward = BackwardArgs(
             ctypes.sizeof(BackwardArgs),
@@ -212,6 +220,29 @@ class Call:
             state_of(*self.dstate0),
             gradients,
         )
+
+    def _set_masks(self, D: int, H: int) -> None:
+        """Set the masks that the problem has."""
+        p, forward = self.problem, self.forward
+
+        def bits(mask: Array) -> Array:
+            units = np.packbits(mask.reshape(*mask.shape[:-1], D, H), axis=-1, bitorder="little")
+            return np.ascontiguousarray(units.reshape(*mask.shape[:-1], -1))
+
+        self.masks: list[Array | None] = []  # which C refers to
+        if p.zoneout is not None:
+            rates = [0 if part is None or isinstance(part, np.ndarray) else part for part in p.zoneout]
+            self.layer.zoneout = (c_double * len(rates))(*rates)
+            self.masks += [bits(part) if isinstance(part, np.ndarray) else None for part in p.zoneout]
+            forward.zoneout_masks = state_of(*self.masks)
+        if p.recurrent_factors is not None:
+            forward.recurrent_factors = data(p.recurrent_factors)
+            forward.recurrent_factors_per_gate = p.recurrent_factors.ndim == 4
+        if p.candidate_dropout is not None:
+            kept, forward.candidate_dropout = p.candidate_dropout
+            self.masks.append(bits(kept))
+            forward.candidate_mask = data(self.masks[-1])
+            forward.candidate_mask_per_sequence = len(kept) == 1 and kept.ndim == 3
 
     @property
     def results(self) -> Results:

@@ -462,6 +462,13 @@ def structure(rng: Rng) -> Attempt:
         "core dstate": lambda: _core.backward(tape, p.dy, choose(rng, (*BROKEN[1:], p.state0[0]))),
         "core dsteps": lambda: _core.backward(tape, p.dy, dsteps=choose(rng, (*BROKEN[1:], p.dy, (p.dy,) * 4))),
         "out": lambda: F.forward(p.cell, p.x, w, out=other),
+        "candidates": lambda: F.forward(
+            p.cell, p.x, w, candidate_dropout=choose(rng, (*BROKEN[1:], (p.dy > 0, 1), (p.dy, 0.5), (p.dy[1:] > 0, 2)))
+        ),
+        "zoneout": lambda: F.forward(p.cell, p.x, w, zoneout=choose(rng, (*BROKEN[1:], 1.5, p.dy, (p.dy > 0,) * 3))),
+        "core zoneout": lambda: _core.forward(
+            p.cell, p.x, w, zoneout=choose(rng, (*BROKEN[1:], (p.dy,), (p.dy > 0,) * 5, (2.0,) * len(p.state0)))
+        ),
         "out of three": lambda: F.forward(p.cell, p.x, w, out=(None, None, None)),
         "out itself": lambda: F.forward(
             p.cell, p.x, w, out=(np.lib.stride_tricks.as_strided(p.dy, strides=(0, 4, 4)), 0)
@@ -499,6 +506,8 @@ def whole_layer(rng: Rng) -> Attempt:
         options |= {"recurrent_dropout": 0.4, "recurrent_dropout_per_gate": bool(rng.random() < 0.5)}
     if not projection.get("proj_size") and not kind.startswith("slstm") and rng.random() < 0.3:
         options["zoneout"] = 0.3
+    if _core.cells[kind].has_candidate and rng.random() < 0.3:
+        options |= {"candidate_dropout": 0.4, "candidate_dropout_per_sequence": bool(rng.random() < 0.5)}
     layer = make_layer(kind, (I, H), **options, **projection)
     sizes, D = modules.state_sizes(layer), layer.directions
     last = given_rows["outputs"] == "last"
@@ -536,6 +545,7 @@ def whole_layer(rng: Rng) -> Attempt:
     of_weights: Results = {}
     of_h: Results = {}
     of_states: list[Any] = []
+    of_candidates: list[Any] = []
 
     for name in () if stateful else state_names(kind):
         del slots[name]
@@ -546,7 +556,8 @@ def whole_layer(rng: Rng) -> Attempt:
         masks[:] = tape.masks
         of_weights.update(tape.weight_masks)
         of_h.update(tape.recurrent_masks)
-        of_states[:] = zoneout_of(layer, tape, (T, -1))
+        of_states[:] = zoneout_of(layer, tape, T)
+        of_candidates[:] = candidates_of(layer, tape, T)
         grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
         dstate = state_of(state_in(slots, kind, "d{}"))
         every = {"dc": slots.get("dc_steps"), "dh_layers": slots.get("dh_layers"), **steps}
@@ -573,7 +584,7 @@ def whole_layer(rng: Rng) -> Attempt:
         held = [given_rows["gate_override"]] * L
         twin, factors = without(layer, of_weights)
         every["factors"] = factors_of(layer, {name: mask[None] if unbatched else mask for name, mask in of_h.items()})
-        every["zoneout"] = of_states or None
+        every["zoneout"], every["candidates"] = of_states or None, of_candidates or None
         wanted = oracle(twin, values["x"], state, dy, dstate, tuple(masks), held=held, **every, **rows)
         wanted = with_gradients_of(factors, wanted)
         if last:
@@ -593,23 +604,41 @@ def whole_layer(rng: Rng) -> Attempt:
     return Attempt(type(layer).__name__, call, slots, written, bad=bad, expected=expected, watched=watched)
 
 
-def zoneout_of(layer: Any, tape: Any, shape: tuple[int, int]) -> list[Any]:
+def time_major(layer: Any, mask: Array, T: int) -> Array:
+    """Return a mask [T,B,H] of a layer whatever it is laid out like."""
+    mask = mask.swapaxes(0, 1) if layer.batch_first and mask.ndim == 3 else mask
+    return mask.reshape(T, mask.size // (T * layer.hidden_size), layer.hidden_size)
+
+
+def ends_of(layer: Any) -> list[list[str]]:
+    """Return how names of masks end, for each layer and direction."""
+    return [[f"_l{k}", f"_l{k}_reverse"][: layer.directions] for k in range(layer.num_layers)]
+
+
+def zoneout_of(layer: Any, tape: Any, T: int) -> list[Any]:
     """Return the masks of the states of each layer as the oracle takes them; none where there is no zoneout."""
-    found, H = tape.zoneout_masks, layer.hidden_size
+    found, states = tape.zoneout_masks, _core.cells[layer.cell].states
     if not found:
         return []
-    ends = [[f"_l{k}", f"_l{k}_reverse"][: layer.directions] for k in range(layer.num_layers)]
-    B = next(iter(found.values())).size // (shape[0] * H)
-
-    def time_major(mask: Array) -> Array:
-        return (mask.swapaxes(0, 1) if layer.batch_first and mask.ndim == 3 else mask).reshape(shape[0], B, H)
-
+    masks = {name: time_major(layer, mask, T) for name, mask in found.items()}
     return [
-        tuple(
-            np.concatenate([time_major(found[f"zoneout_{name}{end}"]) for end in of_layer], axis=-1)
-            for name in _core.cells[layer.cell].states
-        )
-        for of_layer in ends
+        tuple(np.concatenate([masks[f"zoneout_{name}{end}"] for end in ends], axis=-1) for name in states)
+        for ends in ends_of(layer)
+    ]
+
+
+def candidates_of(layer: Any, tape: Any, T: int) -> list[Any]:
+    """Return the dropout of candidates of each layer as the oracle takes it; none where there is none."""
+    found = tape.candidate_masks
+    if not found:
+        return []
+    of_all, H = layer.candidate_dropout_per_sequence, layer.hidden_size
+    masks = {
+        n: mask.reshape(1, mask.size // H, H) if of_all else time_major(layer, mask, T) for n, mask in found.items()
+    }
+    return [
+        (np.concatenate([masks[f"candidate{end}"] for end in ends], axis=-1), layer.candidate_dropout)
+        for ends in ends_of(layer)
     ]
 
 

@@ -168,13 +168,14 @@ def oracle(
     dh_layers: Array | None = None,
     clip_dh: float | None = None,
     factors: list[Array] | None = None,
+    candidates: list[tuple[Array, float]] | None = None,
     zoneout: Any = None,
     **rows: Any,
 ) -> Results:
     """Run a stack of the oracle's layers with the layer's parameters; everything time-major and batched.
 
-    `held` is the gate_override of each layer, `factors` are its factors of h', `zoneout` what the oracle takes; `rows`
-    are lengths and resets.
+    `held` is the gate_override of each layer, `factors` are its factors of h', `candidates` its
+    candidate_dropout, `zoneout` what the oracle takes; `rows` are lengths and resets.
     """
     L, D, p = layer.num_layers, layer.directions, layer.parameters
     suffixes = [[f"_l{k}", f"_l{k}_reverse"][:D] for k in range(L)]
@@ -195,6 +196,7 @@ def oracle(
             mapped(itemgetter(here[k]), first),
             gate_override=held and held[k],
             recurrent_factors=factors and factors[k],
+            candidate_dropout=None if candidates is None else candidates[k],
             zoneout=zoneout and zoneout[k],
             **rows,
         )

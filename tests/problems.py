@@ -105,6 +105,8 @@ class Problem:
     dsteps: State | None = None  # [T,B,D·H] each, of the states beside h
     clip_dh: float | None = None
     recurrent_factors: Array | None = None  # [D,B,H] or [D,B,G,H]
+    candidate_dropout: tuple[Array, float] | None = None  # bools [T,B,D·H] or [1,B,D·H], and the rate of what is False
+    zoneout: tuple[Any, ...] | None = None  # of each state bools [T,B,D·H], a rate, or None
 
     def without(self, *names: str) -> "Problem":
         """Return the problem with the named fields None, or parts of states: h0 of state0, dh of dstate and so on."""
@@ -258,7 +260,7 @@ def solve(engine: Any, problem: Problem, **options: Any) -> Results:
         p.parameters,
         p.state0,
         embedding=p.embedding,
-        **p.options("lengths", "resets", "gate_override", "recurrent_factors"),
+        **p.options("lengths", "resets", "gate_override", "recurrent_factors", "candidate_dropout", "zoneout"),
     )
     return {"y": y, **named_state(p.cell, state), **gradients(engine, tape, p, **options)}
 

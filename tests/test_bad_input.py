@@ -147,6 +147,22 @@ def zoneout(rate: Any) -> Callable[[World], Any]:
     return lambda _: rf.LSTM(3, 4, zoneout=rate)
 
 
+def candidate_dropout(rate: Any) -> Callable[[World], Any]:
+    return lambda _: rf.LSTM(3, 4, candidate_dropout=rate)
+
+
+def candidate_masks(given: Any, of_all: bool = False) -> Callable[[World], Any]:
+    options = {"candidate_dropout": 0.5, "candidate_dropout_per_sequence": of_all}
+    return lambda w: rf.GRU(I, H, **options).forward(w.x, masks={"candidate_l0": given})
+
+
+def of_arrays(cell: str, **options: Any) -> Callable[[World], Any]:
+    """Call `functional` with options that masks and rates are among."""
+    G = _core.cells[cell].num_gates
+    weights = [(np.ones((G * H, I), np.float32), np.ones((G * H, H), np.float32), None, None)]
+    return lambda w: rf.functional.forward(cell, w.x, weights, **options)
+
+
 def zoneout_masks(given: Any) -> Callable[[World], Any]:
     return lambda w: rf.RNN(I, H, zoneout=0.5).forward(w.x, masks=given)
 
@@ -265,7 +281,7 @@ CONSTRUCTORS = {
     "masks_plain": Case(
         lambda w: w.lstm.forward(w.x, masks={"weight_hh_l0": KEPT}),
         ValueError,
-        "masks: expected none for a layer without weight_dropout, recurrent_dropout or zoneout, got .*weight_hh_l0",
+        "masks: expected none for a layer without weight_dropout, .*dropout or zoneout, got .*weight_hh_l0",
     ),
     **{
         f"recurrent_dropout_{rate}": Case(recurrent_dropout(rate), ValueError, f"recurrent_dropout: expected .*{words}")
@@ -366,6 +382,114 @@ CONSTRUCTORS = {
     ),
     "zoneout_masks_none": Case(
         zoneout_masks({"zoneout_h_l0": None}), TypeError, r"masks\['zoneout_h_l0'\]: expected an array"
+    ),
+    **{
+        f"candidate_dropout_{rate}": Case(candidate_dropout(rate), ValueError, f"candidate_dropout: expected .*{words}")
+        for rate, words in {-0.1: "less than 1, got -0.1", 1: "less than 1, got 1.0", math.nan: "got nan"}.items()
+    },
+    "candidate_dropout_str": Case(candidate_dropout("x"), TypeError, "candidate_dropout: expected a number, got str"),
+    "candidate_dropout_per_sequence": Case(
+        lambda _: rf.GRU(3, 4, candidate_dropout_per_sequence=1),
+        TypeError,
+        "candidate_dropout_per_sequence: expected a bool, got int",
+    ),
+    "candidate_dropout_rnn": Case(
+        lambda _: rf.RNN(3, 4, candidate_dropout=0.5), TypeError, ".* argument 'candidate_dropout'"
+    ),
+    "candidate_dropout_slstm": Case(slstm_of(candidate_dropout=0.5), TypeError, ".* argument 'candidate_dropout'"),
+    "candidate_mask_shape": Case(candidate_masks(RENEWED[1:]), ValueError, r"masks\['candidate_l0'\]: expected shape"),
+    "candidate_mask_of_all": Case(
+        candidate_masks(RENEWED, of_all=True),
+        ValueError,
+        rf"masks\['candidate_l0'\]: expected shape \({B}, {H}\), got \({T}, {B}, {H}\)",
+    ),
+    "candidate_mask_scaled": Case(
+        candidate_masks(RENEWED * 2.0), ValueError, r"masks\['candidate_l0'\]: expected bools, or 0 and 1, got 2"
+    ),
+    "candidate_mask_name": Case(
+        lambda w: rf.GRU(I, H, candidate_dropout=0.5).forward(w.x, masks={"candidate_l1": RENEWED}),
+        ValueError,
+        r"masks: expected names among \['candidate_l0'\], got",
+    ),
+    "functional_candidates_rnn": Case(
+        of_arrays("rnn_tanh", candidate_dropout=(RENEWED, 0.5)),
+        ValueError,
+        "candidate_dropout: expected None, since rnn_tanh has no candidate",
+    ),
+    "functional_candidates_mask": Case(
+        of_arrays("gru", candidate_dropout=RENEWED),
+        TypeError,
+        r"candidate_dropout: expected a pair \(kept, p\), got nd",
+    ),
+    "functional_candidates_rate": Case(
+        of_arrays("gru", candidate_dropout=(RENEWED, 1)),
+        ValueError,
+        "candidate_dropout: p: expected a probability of less than 1, got 1",
+    ),
+    "functional_candidates_no_rate": Case(
+        of_arrays("gru", candidate_dropout=(RENEWED, None)),
+        TypeError,
+        "candidate_dropout: p: expected a number, got None",
+    ),
+    "functional_candidates_shape": Case(
+        of_arrays("gru", candidate_dropout=(RENEWED[..., 1:], 0.5)),
+        ValueError,
+        rf"candidate_dropout: kept: expected shape \({T}, {B}, {H}\), got \({T}, {B}, {H - 1}\)",
+    ),
+    "functional_candidates_shape_of_all": Case(
+        of_arrays("gru", candidate_dropout=(RENEWED[:1, 1:], 0.5)),
+        ValueError,
+        rf"candidate_dropout: kept: expected shape \(1, {B}, {H}\)",
+    ),
+    "functional_candidates_twos": Case(
+        of_arrays("gru", candidate_dropout=(RENEWED * 2.0, 0.5)),
+        ValueError,
+        "candidate_dropout: kept: expected bools, or 0 and 1, got 2",
+    ),
+    "functional_candidates_steps": Case(
+        lambda w: _core.forward("lstm", w.x, w.parameters, steps=(0, 0), candidate_dropout=(RENEWED, 0.5)),
+        ValueError,
+        "candidate_dropout: expected None, since steps are still to come",
+    ),
+    "functional_candidates_windows": Case(
+        lambda w: _core.backward(
+            _core.forward("lstm", w.x, w.parameters, candidate_dropout=(RENEWED, 0.5))[2],
+            np.ones((T, B, H), np.float32),
+            windows=(1, 1, False, False),
+        ),
+        ValueError,
+        "windows: expected None, since candidates are dropped",
+    ),
+    "functional_zoneout_rate": Case(
+        of_arrays("gru", zoneout=1.0), ValueError, "zoneout: h: expected a probability of less than 1, got 1.0"
+    ),
+    "functional_zoneout_bool": Case(
+        of_arrays("gru", zoneout=True), TypeError, "zoneout: h: expected a number, got bool"
+    ),
+    "functional_zoneout_str": Case(of_arrays("gru", zoneout="x"), TypeError, "zoneout: h: expected an array, got str"),
+    "functional_zoneout_tuple": Case(
+        of_arrays("gru", zoneout=(0.1,)), TypeError, "zoneout: expected one array, h, got a tuple of 1"
+    ),
+    "functional_zoneout_lstm": Case(
+        of_arrays("lstm", zoneout=0.1), TypeError, r"zoneout: expected a tuple \(h, c\), got fl"
+    ),
+    "functional_zoneout_shape": Case(
+        of_arrays("lstm", zoneout=(None, RENEWED[1:])),
+        ValueError,
+        rf"zoneout: c: expected shape \({T}, {B}, {H}\), got",
+    ),
+    "functional_zoneout_twos": Case(
+        of_arrays("lstm", zoneout=(RENEWED * 2, None)), ValueError, "zoneout: h: expected bools, or 0 and 1, got 2"
+    ),
+    "functional_zoneout_projection": Case(
+        lambda _: rf.functional.forward(
+            "rnn_tanh",
+            np.ones((1, 1, 1), np.float32),
+            [(*(np.ones(shape, np.float32) for shape in ((4, 1), (4, 2))), None, None, np.ones((2, 4), np.float32))],
+            zoneout=0.5,
+        ),
+        ValueError,
+        "zoneout: expected None, since h is a projection",
     ),
     "nonlinearity": Case(lambda _: rf.RNN(3, 4, 1, "elu"), ValueError, "nonlinearity: expected .*, got 'elu'"),
     "nonlinearity_bool": Case(lambda _: rf.RNN(3, 4, 1, True), ValueError, "nonlinearity: expected .*, got True"),

@@ -24,7 +24,8 @@ import rnnfast
 from rnnfast import bench, gradflow, lm
 from rnnfast.__main__ import main
 from rnnfast._base import files
-from rnnfast.lm import LAYERS, CharLM, Checkpoint, Training
+from rnnfast.lm import CharLM, Checkpoint, Training
+from rnnfast.lm_options import LAYERS
 
 TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
 SMALL = "--hidden 8 --embed 4 --batch 2 --seq-len 20 --text text.txt"
@@ -95,11 +96,19 @@ def test_train_without_a_text_takes_pythons_own(capfd: pytest.CaptureFixture[str
 @pytest.mark.parametrize("cell", LAYERS)
 def test_train_takes_each_cell(cell: str, capfd: pytest.CaptureFixture[str]) -> None:
     rates = "--dropout 0.1 --weight-dropout 0.1 --recurrent-dropout 0.1 --zoneout 0.1 --lr 0.01"
+    rates += " --candidate-dropout 0.1" if cell != "rnn" else ""
     assert run(f"train {{small}} --cell {cell} --layers 2 {rates} --epochs 2 --clip 5 --seed 3") == 0
     checkpoint = Checkpoint.read(Path("charlm.safetensors"))
     assert checkpoint.options.cell == cell
     assert checkpoint.steps == 2 * Training(TEXT, checkpoint.options).steps_per_epoch
     assert HELD_OUT.match(capfd.readouterr().out)
+
+
+def test_train_takes_the_rates_of_h_and_of_c() -> None:
+    assert run("train {small} --steps 2 --quiet --zoneout 0.1,0.5") == 0
+    assert Checkpoint.read(Path("charlm.safetensors")).options.zoneout == (0.1, 0.5)
+    assert run("train --resume charlm.safetensors --steps 4 --zoneout 0.1,0.25 --quiet") == 0
+    assert Checkpoint.read(Path("charlm.safetensors")).options.zoneout == (0.1, 0.25)
 
 
 def test_sample_continues_the_prompt(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -585,6 +594,12 @@ ERRORS = {
     "train --dropout 1 --layers 2": "--dropout: expected a number of at least 0 and less than 1, got '1'",
     "train --weight-dropout -1": "--weight-dropout: expected a number of at least 0 and less than 1, got '-1'",
     "train --recurrent-dropout 1": "--recurrent-dropout: expected a number of at least 0 and less than 1, got '1'",
+    "train --candidate-dropout 1": "--candidate-dropout: expected a number of at least 0 and less than 1, got '1'",
+    "train --cell rnn --candidate-dropout 0.5": "--candidate-dropout: expected 0 for rnn, which has no",
+    "train --zoneout 0.1,1": "--zoneout: expected a number of at least 0 and less than 1, or two such, got '0.1,1'",
+    "train --zoneout 0.1,0.1,0.1": "--zoneout: expected a number .*, or two such, got '0.1,0.1,0.1'",
+    "train --zoneout 0.1,": "--zoneout: expected a number .*, or two such, got '0.1,'",
+    "train --cell gru --zoneout 0.1,0.2": r"--zoneout: expected one number for gru, which has no c, got \(0.1, 0.2\)",
     "train --dropout 0.5": "--dropout acts between layers: it needs --layers of at least 2",
     "train --seed -1": "--seed: expected an integer of at least 0, got '-1'",
     "train {small} --hidden 900000000": "not enough memory; lower --hidden",

@@ -21,6 +21,7 @@ from tolerances import TOLERANCE, relative_error
 import rnnfast
 from rnnfast import lm
 from rnnfast.lm import CharLM, Checkpoint, Options, Training, UsageError, encode
+from rnnfast.lm_options import DROPOUTS
 from rnnfast.training import softmax_cross_entropy
 
 TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
@@ -28,7 +29,13 @@ SMALL = Options(hidden=12, embed=5, batch=3, seq_len=20, lr=0.01)
 RUNS = {
     **{cell: replace(SMALL, cell=cell) for cell in lm.LAYERS},
     "two layers, dropout": replace(
-        SMALL, layers=2, dropout=0.3, weight_dropout=0.2, recurrent_dropout=0.2, zoneout=0.1
+        SMALL,
+        layers=2,
+        dropout=0.3,
+        weight_dropout=0.2,
+        recurrent_dropout=0.2,
+        candidate_dropout=0.1,
+        zoneout=(0.1, 0.2),
     ),
 }
 by_run = pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
@@ -92,7 +99,8 @@ def test_the_embeddings_gradient_is_summed_by_token() -> None:
 @by_run
 def test_the_model_and_its_gradients_are_torchs(options: Options) -> None:
     torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
-    options = replace(options, dropout=0.0, weight_dropout=0.0, recurrent_dropout=0.0, zoneout=0.0)
+    none: dict[str, Any] = dict.fromkeys(DROPOUTS, 0.0)
+    options = replace(options, **none)
     model = CharLM("".join(sorted(set(TEXT))), options)
     layer = getattr(torch.nn, type(model.rnn).__name__)
     twin = torch.nn.ModuleDict(
@@ -409,7 +417,8 @@ SPOILED: dict[str, Callable[[Path], object]] = {
             "clip": (0, math.nan),
             "dropout": (-0.1, 1, math.nan),
             "weight_dropout": (1, ["rows", 0.5]),
-            "zoneout": (1, [0.5, 0.5]),
+            "candidate_dropout": (1, "x"),
+            "zoneout": (1, [0.5], [0.5, 1]),
             "seed": (-1, 1.0),
         }.items()
         for value in values

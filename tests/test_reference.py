@@ -579,6 +579,7 @@ def sliced(tape: reference.Tape, steps: slice) -> reference.Tape:
     """Return the tape of some of its steps."""
     return tape._replace(
         x=tape.x[steps],
+        candidate=[of_steps[steps] for of_steps in tape.candidate],
         kept=[kept[steps] for kept in tape.kept],
         steps=tuple(s[steps] for s in tape.steps),
         real=tape.real[steps],
@@ -590,6 +591,7 @@ def longer(a: reference.Tape, b: reference.Tape) -> reference.Tape:
     """Return the tape of the steps of both."""
     return a._replace(
         x=np.concatenate([a.x, b.x]),
+        candidate=[[*p, *q] for p, q in zip(a.candidate, b.candidate, strict=True)],
         kept=[[*p, *q] for p, q in zip(a.kept, b.kept, strict=True)],
         steps=tuple(np.concatenate(s) for s in zip(a.steps, b.steps, strict=True)),
         real=np.concatenate([a.real, b.real]),

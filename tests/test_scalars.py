@@ -235,6 +235,7 @@ NUMBERS = [
     Slot("dropout", lambda v: layer(dropout=v)),
     Slot("weight_dropout", lambda v: layer(weight_dropout=("rows", v))),
     Slot("recurrent_dropout", lambda v: layer(recurrent_dropout=v)),
+    Slot("candidate_dropout", lambda v: layer(candidate_dropout=v)),
     Slot("clip_dh", lambda v: backward(clip_dh=v)),
     Slot("clip_dh", lambda v: bare_backward(clip_dh=v)),
     Slot("forget_bias", lambda v: started(forget_bias=v)),

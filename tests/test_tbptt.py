@@ -507,6 +507,11 @@ BAD: tuple[tuple[Callable[[], Any], type[Exception], str], ...] = (
     (lambda: tb(make_layer("gru", bidirectional=True), X, 3, 4), ValueError, "layer: expected one direction, since"),
     (lambda: tb(make_layer("gru", zoneout=0.5), X, 3, 4), ValueError, "layer: expected no zoneout, since"),
     (
+        lambda: tb(make_layer("gru", candidate_dropout=0.5), X, 3, 4),
+        ValueError,
+        "layer: expected no candidate_dropout, since",
+    ),
+    (
         lambda: tb(make_layer("gru", weight_dropout=0.5), X, 3, 4),
         ValueError,
         "layer: expected no weight_dropout, since",

@@ -168,6 +168,7 @@ def test_numpys_scalars_have_the_types_of_arguments() -> None:
     _, _, tape = dropped.forward(X, masks={"weight_hh_l0": np.ones(16, bool)})
     assert_type(tape.weight_masks, dict[str, Array])
     assert_type(GRU(3, 4, recurrent_dropout=0.5).forward(X)[2].recurrent_masks, dict[str, Array])
+    assert_type(GRU(3, 4, candidate_dropout=0.5).forward(X)[2].candidate_masks, dict[str, Any])
 
 
 def test_what_calls_read_is_an_array_to_type_checkers() -> None:

@@ -1,17 +1,33 @@
 """Zoneout: its values beside the oracle, where its masks come from, when it acts, what it leaves alone."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from modules import B, H, I, T, make_layer, make_state, normal, oracle, results
-from problems import CELLS, Array, Results, assert_same_bits, num_states, state_of
+from problems import (
+    CELLS,
+    DTYPES,
+    Array,
+    Results,
+    Shape,
+    assert_parity,
+    assert_same_bits,
+    make_problem,
+    named_gradients,
+    named_state,
+    num_states,
+    parts,
+    state_of,
+)
+from problems import solve as solve_problem
 from test_layers import central_differences
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
-from rnnfast import _core, reference
+from rnnfast import _core, functional, reference
 
 ZONED = [cell for cell in CELLS if not cell.startswith("slstm")]
 CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of the layer and of forward
@@ -163,6 +179,39 @@ def test_calls_and_streams_have_the_mean(cell: str, dtype: str) -> None:
     again = copy.copy(stream)
     again.state = state
     assert np.array_equal(again.run(x), y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_functions_of_arrays_have_it_too(cell: str, dtype: str) -> None:
+    p, states = make_problem(cell, dtype, Shape(T, B, I, 12, D=2)), _core.cells[cell].states
+    masks = tuple(np.random.default_rng(4).random((T, B, 24)) < 0.6 for _ in states)
+    if "n" in states:  # c, n and m have one scale
+        masks = masks[0], *masks[1:2] * 3
+    some = masks[0], *(None for _ in states[1:])
+    for zoneout in (masks, some, (0.3,) * len(states)) if "n" not in states else (masks, some):
+        problem = replace(p, zoneout=zoneout)
+        y, last, tape = functional.forward(cell, p.x, p.parameters, state_of(p.state0), zoneout=state_of(zoneout))
+        dx, dstate0, grads = functional.backward(tape, p.dy, state_of(p.dstate))
+        got = {"y": y, **named_state(cell, parts(last)), **named_gradients(cell, dx, parts(dstate0), grads)}
+        assert_parity(got, problem)
+        assert_same_bits(got, solve_problem(_core, problem))
+        again, _ = functional.inference(cell, p.x, p.parameters, state_of(p.state0), zoneout=state_of(zoneout))
+        assert np.array_equal(again, y)
+    numbers = tuple(m.astype(int) for m in masks), (np.array(0.3),) * len(states)
+    for given, other in zip((masks, (0.3,) * len(states)), numbers, strict=True):
+        expected, _ = functional.inference(cell, p.x, p.parameters, zoneout=state_of(given))
+        assert np.array_equal(functional.inference(cell, p.x, p.parameters, zoneout=state_of(other))[0], expected)
+
+
+def test_functions_of_arrays_take_packed_masks() -> None:
+    p, rng = make_problem("gru", "float64", Shape(1, 6, I, 9, D=2)), np.random.default_rng(3)
+    new, sizes = rng.random((6, 18)) < 0.6, [3, 2, 1]
+    y, _ = functional.inference("gru", p.x[0], p.parameters, batch_sizes=sizes, zoneout=new)
+    padded, masks, rows = np.zeros((3, 3, I)), np.zeros((3, 3, 18), bool), ([0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 1, 0])
+    padded[rows], masks[rows] = p.x[0], new
+    expected, _, _ = reference.forward("gru", padded, p.parameters, lengths=[3, 2, 1], zoneout=(masks,))
+    assert relative_error(y, expected[rows]) < TOLERANCE[np.dtype("float64")]
 
 
 def test_gradient_flow_is_that_of_the_mean() -> None:

@@ -82,14 +82,15 @@ typedef struct rnnfast_layer {
   ptrdiff_t input_size, hidden_size, num_directions; /* I, H and D, which is 1 or 2 */
   const rnnfast_weights* weights; /* [D]; may be NULL for a forward with packed weights and without a tape */
   ptrdiff_t proj_size, num_heads; /* as in a stack */
+  const double* zoneout;          /* likewise; a forward may have masks in the place of rates */
 } rnnfast_layer;
 
 /* A layer's weights as the kernels read them. Any number of calls may use it at once. */
 typedef struct rnnfast_pack rnnfast_pack;
 
-/* What a forward keeps for its backward. It refers to x, y, the initial state and the weights and does not copy them:
- * they must not change before the last backward. One call at a time may use it. A tape's memory is used again by the
- * next forward: where sizes do not grow, forward and backward allocate nothing. */
+/* What a forward keeps for its backward. It refers to x, y, the initial state, the weights and masks and does not copy
+ * them: they must not change before the last backward. One call at a time may use it. A tape's memory is used again by
+ * the next forward: where sizes do not grow, forward and backward allocate nothing. */
 typedef struct rnnfast_tape rnnfast_tape;
 
 /* Where sequences differ in their number of steps, they are ordered by descending length, step t has the first
@@ -105,6 +106,18 @@ typedef struct rnnfast_forward_args {
   const unsigned char* resets;  /* [T,B], not 0 where the state before the step is the initial one again; or NULL */
   const rnnfast_pack* pack;     /* the layer's packed weights; NULL: the call packs them */
   rnnfast_tape* tape;           /* filled for backward; NULL: nothing is kept */
+
+  /* Masks of training; the caller draws them. They are bits, the lowest of a byte first, for each of H units, and those
+   * of a row begin with a byte of their own: K stands for ceil(H/8). */
+  const unsigned char* const* zoneout_masks; /* [S] of [T,B,D*K], 1 where a unit of the state has its new value; NULL,
+                                              * also in the array: the layer's rate stands. Not with a projection. */
+  const void* recurrent_factors;  /* [D,B,H], what h is multiplied by before it meets w_hh, in all steps; or NULL. Not
+                                   * with a projection or heads. */
+  int recurrent_factors_per_gate; /* not 0: recurrent_factors are [D,B,G,H], those of gates in the order of w_hh */
+  const unsigned char* candidate_mask; /* [T,B,D*K], 1 where the candidate, g of an LSTM or n of a GRU, reaches the
+                                        * state, multiplied by 1 / (1 - candidate_dropout); or NULL */
+  int candidate_mask_per_sequence;     /* not 0: candidate_mask is [B,D*K], the same in all steps */
+  double candidate_dropout;            /* at least 0 and less than 1 */
 } rnnfast_forward_args;
 
 /* The gradients of one direction's weights, shaped like them; those of the biases are NULL where these are. Of the

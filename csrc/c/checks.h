@@ -2,6 +2,7 @@
 // status and a message. No exception leaves the interface.
 #pragma once
 
+#include <array>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
@@ -81,6 +82,17 @@ inline Parameters<const void> read_weights(const rnnfast_weights& weights, const
     read.w_hr = weights.more[cell.parameter_count];
   }
   return read;
+}
+
+// The part of each state that stays in a step, in an array of the cell's states or NULL.
+inline std::array<double, most_states> read_zoneout(const double* given, const CellShape& cell, bool projected) {
+  std::array<double, most_states> rates = {};
+  for (int s = 0; s < cell.state_count && given; ++s) {
+    const double rate = rates[std::size_t(s)] = given[s];
+    require(rate >= 0 && rate < 1, "zoneout[%d]: expected at least 0 and less than 1, got %g", s, rate);
+    require(rate == 0 || !projected, "zoneout[%d]: expected 0, since h is a projection, got %g", s, rate);
+  }
+  return rates;
 }
 
 // As the kernels take them.

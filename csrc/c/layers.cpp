@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <type_traits>
 
 #include "c/capi.h"
 #include "c/checks.h"
@@ -29,6 +30,7 @@ struct Layer {
   rnnfast_dtype dtype;
   Index I, H, P, D, heads;
   Parameters<const void> weights[2];
+  std::array<double, most_states> zoneout;
 };
 
 bool same_sizes(const Layer& a, const Layer& b) {
@@ -53,7 +55,8 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
                 .P = 0,
                 .D = layer->num_directions,
                 .heads = 1,
-                .weights = {}};
+                .weights = {},
+                .zoneout = {}};
   require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
   require(read.D == 1 || read.D == 2, "D: expected 1 or 2, got %td", read.D);
   read.P = read_size_of_h(*read.cell, read.H, layer->proj_size);
@@ -61,6 +64,7 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
   require(64 * units * (double(read.I) + units) < most_elements,
           "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
   read.heads = read_heads(*read.cell, read.H, layer->num_heads);
+  read.zoneout = read_zoneout(layer->zoneout, *read.cell, read.P < read.H);
   require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
   for (Index d = 0; layer->weights && d < read.D; ++d)
     read.weights[d] = read_weights(layer->weights[d], *read.cell, read.P < read.H);
@@ -90,6 +94,7 @@ struct rnnfast_tape {
   rnnfast::Layer layer = {};
   rnnfast_forward_args forward = {};
   rnnfast::StatePointers<const void> state0 = {};
+  rnnfast::StatePointers<const unsigned char> renewed = {};
   rnnfast::Problem problem = {};
   rnnfast::Schedule schedule;
   rnnfast::TapeMemory<> memory;
@@ -106,6 +111,9 @@ namespace {
 // Of [D,B,H], of h [D,B,P].
 Index elements_of_state(const Problem& p, std::size_t state) { return p.D * p.B * state_size(p, state); }
 
+// Bytes of a row of masks.
+Index row_of_bits(const Problem& p) { return p.D * bytes_of_bits(p.H); }
+
 // Those of a call: none that is written may overlap another.
 class Arrays {
  public:
@@ -116,6 +124,18 @@ class Arrays {
   }
   void written(const char* name, const void* data, Index elements) {
     add({.argument = name, .state = no_state}, data, elements, true);
+  }
+
+  // The masks of a forward.
+  void read(const rnnfast_tape& tape) {
+    const Problem& p = tape.problem;
+    const rnnfast_forward_args& args = tape.forward;
+    const Index bytes = row_of_bits(p), rows = row_count(p);
+    for (std::size_t s = 0; s < most_states; ++s)
+      add_bytes({.argument = "zoneout_masks", .state = int(s)}, tape.renewed[s], std::size_t(rows * bytes), false);
+    read("recurrent_factors", args.recurrent_factors, p.D * p.B * p.masks * p.H);
+    add_bytes({.argument = "candidate_mask", .state = no_state}, args.candidate_mask,
+              std::size_t((p.keeps_by_sequence ? p.B : rows) * bytes), false);
   }
 
   void read(const char* name, const StatePointers<const void>& states, const Problem& p) {
@@ -174,12 +194,17 @@ class Arrays {
     const auto low = reinterpret_cast<std::uintptr_t>(data);
     if (low % item_ != 0)
       require(false, "%s: expected an array aligned to its elements, got one that is not", text(name).c_str());
-    entries_[count_++] = {
-        .name = name, .low = low, .high = low + std::size_t(elements) * item_, .is_written = is_written};
+    add_bytes(name, data, std::size_t(elements) * item_, is_written);
   }
 
-  // Of a backward with two directions: weights and their gradients, x, y, dx and dy, and three arrays of states.
-  static constexpr int most_entries = 4 * (5 + most_parameters) + 4 + 3 * most_states;
+  void add_bytes(const Name& name, const void* data, std::size_t bytes, bool is_written) {
+    if (!data) return;
+    const auto low = reinterpret_cast<std::uintptr_t>(data);
+    entries_[count_++] = {.name = name, .low = low, .high = low + bytes, .is_written = is_written};
+  }
+
+  // Of a backward with two directions: weights and their gradients, x, y, dx and dy, three arrays of states, and masks.
+  static constexpr int most_entries = 4 * (5 + most_parameters) + 4 + 3 * most_states + most_states + 2;
 
   std::size_t item_;
   Entry entries_[most_entries];
@@ -206,6 +231,21 @@ std::array<Parameters<const Real>, 2> parameters_of(const Layer& layer) {
   std::array<Parameters<const Real>, 2> parameters = {};
   for (std::size_t d = 0; d < std::size_t(layer.D); ++d) parameters[d] = with_type<const Real>(layer.weights[d]);
   return parameters;
+}
+
+StateViews<const unsigned char> bits_of(const rnnfast_tape& tape) {
+  StateViews<const unsigned char> views;
+  for (std::size_t s = 0; s < most_states; ++s)
+    views[s] = view_of<const unsigned char>(tape.renewed[s], row_of_bits(tape.problem));
+  return views;
+}
+
+// Of zoneout and dropout, for the kernels.
+template <class Args>
+void set_rates(Args& args, const rnnfast_tape& tape) {
+  using Real = std::remove_reference_t<decltype(args.candidate_scale)>;
+  for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.layer.zoneout[s]);
+  args.candidate_scale = Real(1 / (1 - tape.forward.candidate_dropout));
 }
 
 // Scratch of a kernel, and behind it memory for states; in elements.
@@ -268,6 +308,27 @@ void pack_destroy(rnnfast_pack* pack) { delete pack; }
 
 namespace {
 
+// What the masks of the arguments and the rates of the layer say of the problem.
+void read_masks(rnnfast_tape& tape) {
+  const Layer& layer = tape.layer;
+  const rnnfast_forward_args& args = tape.forward;
+  const CellShape& cell = *layer.cell;
+  Problem& p = tape.problem;
+  require(!args.zoneout_masks || !is_projected(p), "zoneout_masks: expected NULL, since h is a projection");
+  for (std::size_t s = 0; s < std::size_t(cell.state_count); ++s)
+    if (tape.renewed[s] || layer.zoneout[s] > 0) p.zoned |= 1u << s;
+  require(!args.recurrent_factors || p.head == p.H,
+          "recurrent_factors: expected NULL, since h is a projection, or w_hh is of heads");
+  if (args.recurrent_factors) p.masks = args.recurrent_factors_per_gate ? cell.gate_count : 1;
+  require(!args.candidate_mask || cell.has_candidate, "candidate_mask: expected NULL, since %s has no candidate",
+          cell.name);
+  require(args.candidate_dropout >= 0 && args.candidate_dropout < 1,
+          "candidate_dropout: expected at least 0 and less than 1, got %g", args.candidate_dropout);
+  require(args.candidate_mask || args.candidate_dropout == 0,
+          "candidate_dropout: expected 0 without a candidate_mask, got %g", args.candidate_dropout);
+  p.keeps_by_sequence = args.candidate_mask && args.candidate_mask_per_sequence;
+}
+
 // Checks the arguments and makes their problem. A call whose tape is not the caller's gives it no memory.
 void prepare(rnnfast_tape& tape) {
   const Layer& layer = tape.layer;
@@ -283,8 +344,9 @@ void prepare(rnnfast_tape& tape) {
     point_to_rows(p, tape.schedule);
   }
   find_starts(p, args.resets, nullptr, tape.schedule);
+  read_masks(tape);
   Arrays arrays(layer.dtype);
-  arrays.read(layer);
+  arrays.read(layer), arrays.read(tape);
   arrays.read("x", args.x, row_count(p) * p.I);
   arrays.read("state0", tape.state0, p);
   arrays.written("y", args.y, row_count(p) * p.D * p.P);
@@ -306,12 +368,16 @@ void run_forward(rnnfast_tape& tape) {
   const auto state0 = views_of<const Real>(tape.state0, p);
   ForwardArgs<Real> forward = {
       .problem = p, .x = view_of<const Real>(args.x, p.I), .directions = {}, .scratch = scratch.kernel};
+  set_rates(forward, tape);
   const ForwardArrays<Real> arrays = {.parameters = parameters_of<Real>(tape.layer),
                                       .packed = args.pack ? static_cast<const Real*>(args.pack->data.data()) : nullptr,
                                       .initial = state0,
                                       .start = state0,
                                       .y = view_of<Real>(args.y, p.D * p.P),
-                                      .last = views_of<Real>(last, p)};
+                                      .last = views_of<Real>(last, p),
+                                      .renewed = bits_of(tape),
+                                      .factors = view_of<const Real>(args.recurrent_factors, p.masks * p.H),
+                                      .kept = view_of<const unsigned char>(args.candidate_mask, row_of_bits(p))};
   set_directions(forward, arrays, tape.memory);
   run_parallel(
       forward_threads(p), [&](const Team& team) { kernels<Real>().forward(forward, team); }, never);
@@ -336,6 +402,7 @@ rnnfast_status forward(const rnnfast_layer* layer, const rnnfast_forward_args* a
     tape.filled = false;
     tape.layer = read_layer(layer, !args->pack || args->tape), tape.forward = *args;
     tape.state0 = read_states(args->state0, *tape.layer.cell);
+    tape.renewed = read_states(args->zoneout_masks, *tape.layer.cell);
     require(!args->pack || same_sizes(tape.layer, args->pack->layer),
             "pack: expected one of the layer's cell, dtype and sizes, got another");
     prepare(tape);
@@ -374,7 +441,7 @@ void check_arrays(const rnnfast_tape& tape, const rnnfast_backward_args& args, c
           "dy, dstate: expected at least one gradient, got NULL");
   require(args.gradients, "gradients: expected an array, got NULL");
   Arrays arrays(layer.dtype);
-  arrays.read(layer);
+  arrays.read(layer), arrays.read(tape);
   arrays.read("x", tape.forward.x, rows * p.I), arrays.read("y", tape.forward.y, rows * p.D * p.P);
   arrays.read("state0", tape.state0, p);
   arrays.read("dy", args.dy, rows * p.D * p.P), arrays.read("dstate", dstates.last, p);
@@ -431,6 +498,7 @@ void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args, const S
                                  .directions = {},
                                  .accumulate = args.accumulate != 0,
                                  .scratch = scratch.kernel};
+  set_rates(backward, tape);
   BackwardArrays<Real> arrays = {.parameters = parameters_of<Real>(tape.layer),
                                  .initial = state0,
                                  .start = state0,
@@ -439,7 +507,10 @@ void run_backward(rnnfast_tape& tape, const rnnfast_backward_args& args, const S
                                  .dstate = views_of<Real>(dstate, p),
                                  .dstart = views_of<Real>(dstart, p),
                                  .flow = {},
-                                 .gradients = {}};
+                                 .gradients = {},
+                                 .renewed = bits_of(tape),
+                                 .factors = view_of<const Real>(tape.forward.recurrent_factors, p.masks * p.H),
+                                 .kept = view_of<const unsigned char>(tape.forward.candidate_mask, row_of_bits(p))};
   for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
     const rnnfast_gradients& g = args.gradients[d];
     Parameters<void> given = {.w_ih = g.dw_ih, .w_hh = g.dw_hh, .b_ih = g.db_ih, .b_hh = g.db_hh, .vectors = {}};

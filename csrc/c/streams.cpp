@@ -81,9 +81,10 @@ class Stream final : public rnnfast_stream {
                                         .D = 1,
                                         .P = P_,
                                         .heads = read_heads(cell, H_, stack.num_heads)});
-      for (std::size_t s = 0; s < states() && stack.zoneout; ++s) {
-        layer.zoneout[s] = Real(stack.zoneout[s]);
-        if (layer.zoneout[s] > 0) layer.problem.zoned |= 1u << s;
+      const std::array<double, most_states> zoneout = read_zoneout(stack.zoneout, cell, P_ < H_);
+      for (std::size_t s = 0; s < states(); ++s) {
+        layer.zoneout[s] = Real(zoneout[s]);
+        if (zoneout[s] > 0) layer.problem.zoned |= 1u << s;
       }
       set_direction(layer, stack.layers[l], l);
       if (l > 0) layer.x = {data(between_[(l - 1) % 2]), P_};
@@ -235,11 +236,7 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
             "L, I, H, B: expected sizes that fit the address space, got more");
     const bool projected = read_size_of_h(cell, stack->hidden_size, stack->proj_size) < stack->hidden_size;
     read_heads(cell, stack->hidden_size, stack->num_heads);
-    for (int s = 0; s < cell.state_count && stack->zoneout; ++s) {
-      const double rate = stack->zoneout[s];
-      require(rate >= 0 && rate < 1, "zoneout[%d]: expected at least 0 and less than 1, got %g", s, rate);
-      require(rate == 0 || !projected, "zoneout[%d]: expected 0, since h is a projection, got %g", s, rate);
-    }
+    read_zoneout(stack->zoneout, cell, projected);
     for (Index l = 0; l < stack->num_layers; ++l) read_weights(stack->layers[l], cell, projected);
     with_real(stack->dtype, [&]<class Real> { *stream = new Stream<Real>(cell, *stack, B); });
   });

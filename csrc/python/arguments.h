@@ -371,6 +371,24 @@ Input<Real> read_factors(const py::object& object, Problem& p) {
   return factors;
 }
 
+// A bit for each unit of each row, [*,D·ceil(H/8)], from such bits or from bools [*,D·H]: those of the rows of all
+// steps, [T,B,*] or [N,*], or of one step that stands for all.
+inline Input<unsigned char> read_bits(const std::string& name, const py::object& object, const Problem& p,
+                                      bool of_one) {
+  Array array = as_array(object, name);
+  const auto rows = [&](Index n) { return of_one ? Shape{1, p.B, n} : shape_of_rows(p, n); };
+  const Index bytes = bytes_of_bits(p.H);
+  if (array.dtype().kind() == 'b') {
+    require_shape(name, array, rows(p.D * p.H));
+    const py::array units = called(array.view().attr("reshape"), py::make_tuple(-1, p.D, p.H));
+    array = Array(called(numpy().attr("packbits"), py::make_tuple(units, -1, "little")));
+    py::list shape;
+    for (const Index length : rows(p.D * bytes)) shape.append(length);
+    array = Array(called(array.view().attr("reshape"), py::make_tuple(shape)));
+  }
+  return input<unsigned char>(name, std::move(array), rows(p.D * bytes));
+}
+
 template <class Real>
 Held<Real> held_as(const Held<double>& held) {
   Held<Real> result = {.slots = held.slots, .value = {}};
@@ -383,6 +401,14 @@ template <class Real>
 double number_of(const py::handle& object, const std::string& name) {
   const py::object to_number = py::module_::import("rnnfast._base.scalars").attr("number");
   return called(to_number, py::make_tuple(object, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
+}
+
+// A number with which something is left out, or stays.
+template <class Real>
+double read_rate(const py::handle& object, const std::string& name) {
+  const double rate = number_of<Real>(object, name);
+  if (rate >= 0 && rate < 1) return rate;
+  throw py::value_error(name + ": expected a probability of less than 1, got " + text(object));
 }
 
 // {gate: value}, or None.

@@ -70,11 +70,11 @@ void read_all(OverlapCheck& check, const Problem& p, const Saved<Real>& saved) {
 // The arrays that a forward starts from and ends in.
 struct ForwardObjects {
   py::object state0, start, out;
-  py::object factors;
+  py::object factors, zoneout, candidates;
   py::object memory;  // of the tape, filled: the steps have been run, and `out` holds their y; None: they are to be run
 };
 
-// For each state its rate, the bits of the units that are new [T,B,D·ceil(H/8)], or None.
+// For each state its rate, which units are new [T,B,*] as `read_bits` reads it, or None.
 template <class Real>
 Zoneout read_zoneout(const py::object& object, Problem& p) {
   Zoneout zoneout;
@@ -84,15 +84,12 @@ Zoneout read_zoneout(const py::object& object, Problem& p) {
   for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
     const py::object& given = objects[s];
     const std::string name = zoneout_names.of(*p.cell, int(s));
-    double& rate = zoneout.rate[s];
     if (given.is_none()) continue;
-    if (py::isinstance<py::array>(given)) {
-      const Shape rows = shape_of_rows(p, p.D * bytes_of_bits(p.H));
-      zoneout.renewed[s] = input<unsigned char>(name, as_array(given, name), rows);
-    } else if (rate = number_of<Real>(given, name); !(rate >= 0 && rate < 1)) {
-      throw py::value_error(name + ": expected a probability of less than 1, got " + text(given));
-    }
-    if (zoneout.renewed[s] || rate > 0) p.zoned |= 1u << s;
+    if (py::isinstance<py::array>(given))
+      zoneout.renewed[s] = read_bits(name, given, p, false);
+    else
+      zoneout.rate[s] = read_rate<Real>(given, name);
+    if (zoneout.renewed[s] || zoneout.rate[s] > 0) p.zoned |= 1u << s;
   }
   return zoneout;
 }
@@ -102,6 +99,23 @@ StateViews<const unsigned char> bits_of(const Zoneout& zoneout) {
   for (std::size_t s = 0; s < most_states; ++s)
     if (zoneout.renewed[s]) bits[s] = zoneout.renewed[s]->view();
   return bits;
+}
+
+// Which candidates are kept, [T,B,*], or [1,B,*] in all steps, and the rate of those that are not; the problem is told.
+template <class Real>
+CandidateDropout read_candidates(const py::object& object, Problem& p) {
+  CandidateDropout candidates;
+  const auto given = tuple_of("candidate_dropout", object, 2, "(kept, p)");
+  if (!given) return candidates;
+  if (!p.cell->has_candidate)
+    throw py::value_error("candidate_dropout: expected None, since " + std::string(p.cell->name) + " has no candidate");
+  const py::object kept = (*given)[0];
+  const std::string name = "candidate_dropout: kept";
+  const Array array = as_array(kept, name);
+  p.keeps_by_sequence = array.ndim() == 3 && array.shape(0) == 1 && (p.T > 1 || p.first_row);
+  candidates.kept = read_bits(name, array.view(), p, p.keeps_by_sequence);
+  candidates.rate = read_rate<Real>((*given)[1], "candidate_dropout: p");
+  return candidates;
 }
 
 // Of the steps to run, at their places among all rows.
@@ -133,8 +147,10 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                                       .y = {static_cast<Real*>(saved.y.data()), p.D * p.P},
                                       .last = views_of(last),
                                       .renewed = bits_of(tape.zoneout),
-                                      .factors = saved.factors ? saved.factors->view() : View<const Real>{}};
+                                      .factors = saved.factors ? saved.factors->view() : View<const Real>{},
+                                      .kept = tape.candidates.view()};
   for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.zoneout.rate[s]);
+  args.candidate_scale = Real(tape.candidates.scale());
   set_directions(args, arrays, tape.memory);
   call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
 }
@@ -149,7 +165,7 @@ py::tuple finish(const CellShape& cell, const StateOutputs<Real>& states) {
 template <class Real>
 py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                      ParameterArrays parameters, const ForwardObjects& given, const py::object& held, bool training,
-                     const py::object& steps, const py::object& zoneout, Index threads) {
+                     const py::object& steps, Index threads) {
   // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
   // is to take over, and so would its owner here.
   TapeObject inference;
@@ -167,11 +183,14 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   p.run = read_steps(steps, p);
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
-  if (!steps.is_none() && !given.factors.is_none())
-    throw py::value_error("recurrent_factors: expected None, since steps are still to come");
-  if (!steps.is_none() && !zoneout.is_none())
-    throw py::value_error("zoneout: expected None, since steps are still to come");
-  tape->zoneout = read_zoneout<Real>(zoneout, p);
+  const auto need_all_steps = [&](const char* name, const py::object& option) {
+    if (!steps.is_none() && !option.is_none())
+      throw py::value_error(std::string(name) + ": expected None, since steps are still to come");
+  };
+  need_all_steps("recurrent_factors", given.factors), need_all_steps("zoneout", given.zoneout);
+  need_all_steps("candidate_dropout", given.candidates);
+  tape->zoneout = read_zoneout<Real>(given.zoneout, p);
+  tape->candidates = read_candidates<Real>(given.candidates, p);
   Saved<Real> saved;
   const auto states = [&](const StateNames& names, const py::object& tuple) {
     return state_inputs<Real>(p, names, state_objects(cell, names, tuple));
@@ -225,7 +244,7 @@ struct BackwardObjects {
 };
 
 // (k1, k2, whether each has the losses of all its steps, whether each has a dx of its own), or None.
-Windows read_windows(const BackwardObjects& given, const Problem& p) {
+Windows read_windows(const BackwardObjects& given, const Problem& p, bool dropped) {
   const auto numbers = tuple_of("windows", given.windows, 4, "(k1, k2, all_losses, each_dx)");
   if (!numbers) return {};
   const auto flag = [&](std::size_t i) { return (*numbers)[i].cast<bool>(); };
@@ -242,6 +261,7 @@ Windows read_windows(const BackwardObjects& given, const Problem& p) {
   for (const py::object* other : {&given.dstate, &given.dsteps, &given.flow, &given.dstart, &given.steps})
     plain = plain && other->is_none();
   if (p.masks) throw py::value_error("windows: expected None, since h' has recurrent_factors");
+  if (dropped) throw py::value_error("windows: expected None, since candidates are dropped");
   if (!plain) throw py::value_error("windows: expected steps of B rows in one direction, and dy alone");
   Windows windows = {
       .k1 = steps(0), .k2 = steps(1), .most = 0, .all_losses = flag(2), .each_dy = false, .each_dx = false};
@@ -308,7 +328,7 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
   Problem p = tape.problem;
   p.run = read_steps(given.steps, p);
   if (p.run.first == p.run.last) throw py::value_error("steps: expected at least one step, got none");
-  const Windows windows = read_windows(given, p);
+  const Windows windows = read_windows(given, p, tape.candidates.kept.has_value());
   const auto of_each_window = [&](Index n) { return Shape{p.T, windows.most, p.B, n}; };
   const auto steps_shape = [&](std::size_t s) { return shape_of_run(p, p.D * state_size(p, s)); };
   StateObjects dsteps_objects = state_objects(cell, dsteps_names, given.dsteps);
@@ -401,8 +421,10 @@ py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const Ba
                                          .flow = views_of(flow),
                                          .gradients = parameters_of<Real>(p, gradients.arrays),
                                          .renewed = bits_of(tape.zoneout),
-                                         .factors = saved.factors ? saved.factors->view() : View<const Real>{}};
+                                         .factors = saved.factors ? saved.factors->view() : View<const Real>{},
+                                         .kept = tape.candidates.view()};
     for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.zoneout.rate[s]);
+    args.candidate_scale = Real(tape.candidates.scale());
     set_directions(args, arrays, tape.memory);
     call(
         backward_threads(p, need_dx, most), [&](const Team& team) { kernels<Real>().backward(args, team); },
@@ -460,16 +482,22 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
                   const py::object& out, const py::object& embedding, const py::object& batch_sizes, Index threads,
                   const py::object& resets, const py::object& ends, const py::object& start,
                   const py::object& gate_override, bool reverse, const py::object& steps, const py::object& memory,
-                  const py::object& recurrent_factors, const py::object& zoneout) {
+                  const py::object& recurrent_factors, const py::object& zoneout, const py::object& candidate_dropout) {
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   ParameterArrays arrays = read_parameters(shape, parameters);
   const auto run = [&]<class Real> {
-    return forward_of<Real>(
-        shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse}, std::move(arrays),
-        {.state0 = state0, .start = start, .out = out, .factors = recurrent_factors, .memory = memory}, gate_override,
-        training, steps, zoneout, threads);
+    return forward_of<Real>(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
+                            std::move(arrays),
+                            {.state0 = state0,
+                             .start = start,
+                             .out = out,
+                             .factors = recurrent_factors,
+                             .zoneout = zoneout,
+                             .candidates = candidate_dropout,
+                             .memory = memory},
+                            gate_override, training, steps, threads);
   };
   return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
 }
@@ -483,7 +511,7 @@ void bind_layers(py::module_& m) {
           "embedding"_a = py::none(), "batch_sizes"_a = py::none(), "threads"_a = 0, py::kw_only(),
           "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
           "reverse"_a = false, "steps"_a = py::none(), "memory"_a = py::none(), "recurrent_factors"_a = py::none(),
-          "zoneout"_a = py::none());
+          "zoneout"_a = py::none(), "candidate_dropout"_a = py::none());
   };
   def_forward("inference", &forward<false>);
   def_forward("forward", &forward<true>);

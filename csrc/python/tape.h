@@ -34,6 +34,15 @@ struct Zoneout {
   std::array<double, most_states> rate = {};
 };
 
+// Which candidates are kept, bits of rows [*,D·ceil(H/8)], while each is dropped with some probability.
+struct CandidateDropout {
+  std::optional<Input<unsigned char>> kept;
+  double rate = 0;
+
+  View<const unsigned char> view() const { return kept ? kept->view() : View<const unsigned char>{}; }
+  double scale() const { return 1 / (1 - rate); }
+};
+
 // Memory that the kernels fill: the tape's own, or an array that holds what another tape kept.
 struct Memory {
   Buffer own;
@@ -52,6 +61,7 @@ struct TapeObject {
   TokenArrays tokens;
   Held<double> held;
   Zoneout zoneout;
+  CandidateDropout candidates;
   TapeMemory<Memory> memory;
   Index threads;  // at most; 0: as many as are set
 };

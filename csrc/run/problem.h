@@ -144,6 +144,7 @@ struct ForwardArrays {
   StateViews<Real> last;
   StateViews<const unsigned char> renewed = {};  // rows [N,D·ceil(H/8)]
   View<const Real> factors = {};                 // [D,B,masks·H]
+  View<const unsigned char> kept = {};           // rows [N,D·ceil(H/8)], or of sequences [B,D·ceil(H/8)]
 };
 
 template <class Real>
@@ -157,6 +158,7 @@ struct BackwardArrays {
   std::array<Parameters<Real>, 2> gradients;
   StateViews<const unsigned char> renewed = {};  // as in forward
   View<const Real> factors = {};                 // [D,B,masks·H]
+  View<const unsigned char> kept = {};           // as in forward
 };
 
 // A direction's columns of rows of a state.
@@ -192,7 +194,8 @@ void set_directions(ForwardArgs<Real>& args, const ForwardArrays<Real>& arrays, 
                  .last = {},
                  .tape = tape_of<Real>(tape, p, d),
                  .renewed = {},
-                 .factors = state_of_direction(arrays.factors, p, d)};
+                 .factors = state_of_direction(arrays.factors, p, d),
+                 .kept = bits_of_direction(arrays.kept, p, d)};
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
       direction.initial[s] = state_of_direction(arrays.initial[s], p, d);
       direction.start[s] = state_of_direction(arrays.start[s], p, d);
@@ -218,7 +221,8 @@ void set_directions(BackwardArgs<Real>& args, const BackwardArrays<Real>& arrays
                  .flow = {},
                  .gradients = arrays.gradients[std::size_t(d)],
                  .renewed = {},
-                 .factors = state_of_direction(arrays.factors, p, d)};
+                 .factors = state_of_direction(arrays.factors, p, d),
+                 .kept = bits_of_direction(arrays.kept, p, d)};
     for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
       direction.initial[s] = state_of_direction(arrays.initial[s], p, d);
       direction.start[s] = state_of_direction(arrays.start[s], p, d);

@@ -6,7 +6,7 @@ namespace rnnfast {
 namespace {
 
 // Counters that are worked on at once, so that the compiler makes vectors of them.
-constexpr int width = 8;
+constexpr int width = 16;
 
 // The words of some counters, each word of all of them side by side.
 using Words = std::uint32_t[4][width];
@@ -45,12 +45,14 @@ void draw_bits(const Key& key, const std::array<std::uint32_t, 3>& row, double r
       for (std::size_t k = 0; k < 3; ++k) words[k + 1][i] = row[k];
     }
     philox(words, key);
+    std::uint32_t four[width];  // bits of a counter's units
+    for (int i = 0; i < width; ++i)
+      four[i] = std::uint32_t(words[0][i] >= least) | std::uint32_t(words[1][i] >= least) << 1 |
+                std::uint32_t(words[2][i] >= least) << 2 | std::uint32_t(words[3][i] >= least) << 3;
     const Index here = std::min<Index>(n - unit, 4 * width);
     for (Index byte = 0; byte < (here + 7) / 8; ++byte) {
-      unsigned eight = 0;
-      for (Index bit = 0; bit < std::min<Index>(here - 8 * byte, 8); ++bit)
-        eight |= unsigned(words[bit % 4][2 * byte + bit / 4] >= least) << bit;
-      bits[unit / 8 + byte] = static_cast<unsigned char>(eight);
+      const unsigned all = here - 8 * byte < 8 ? (1u << (here - 8 * byte)) - 1 : 0xff;
+      bits[unit / 8 + byte] = static_cast<unsigned char>((four[2 * byte] | four[2 * byte + 1] << 4) & all);
     }
   }
 }

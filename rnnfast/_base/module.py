@@ -20,10 +20,17 @@ from .names import PROJECTION, parameter_names
 from .scalars import Flag, Number, choice, flag, generator, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
-# What constructors make of their arguments
+# What constructors make of their arguments, or of what some of the classes do not take
 MADE = (
     *("parameters", "fixed", "rng", "fan", "gates", "directions", "cell"),
     *("proj_size", "h_size", "state_sizes", "reservoirs", "readout"),
+    *(
+        "recurrent_dropout",
+        "recurrent_dropout_per_gate",
+        "candidate_dropout",
+        "candidate_dropout_per_sequence",
+        "zoneout",
+    ),
 )
 PACKAGE = __name__.partition(".")[0]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..lm import LAYERS, RANGES, SEED, SIZE, TEMPERATURE, Options, Range
+from ..lm_options import LAYERS, RANGES, SEED, SIZE, TEMPERATURE, Numbers, Options
 from .commands import bench, gradflow, info, sample
 from .runs import OUT, PROGRAM, train
 
@@ -19,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {line} (help: {self.prog} --help)\n")
 
 
-def _parsed(numbers: Range) -> Callable[[str], Any]:
+def _parsed(numbers: Numbers) -> Callable[[str], Any]:
     """Return what makes a number of an option's word, where it fits."""
 
     def parse(word: str) -> Any:
@@ -52,7 +52,8 @@ TRAIN = (
     ("dropout", "P", "probability of dropout between layers"),
     ("weight_dropout", "P", "probability of dropout of recurrent weights"),
     ("recurrent_dropout", "P", "probability of dropout of the state in recurrent products"),
-    ("zoneout", "P", "probability with which a unit of each state keeps its value in a step"),
+    ("candidate_dropout", "P", "probability of dropout of the candidate of an LSTM or GRU"),
+    ("zoneout", "P[,PC]", "probability with which a unit of a state keeps its value in a step; of h, and of c"),
     ("seed", "N", "seed of the weights and the dropout"),
 )
 SAMPLE = (

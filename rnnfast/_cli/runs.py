@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from .._base.files import check_readable, check_writable
-from ..lm import Checkpoint, Options, Training, UsageError, allocating, default_text
+from ..lm import Checkpoint, Training, UsageError, allocating, default_text
+from ..lm_options import Options
 from .signals import Signals
 from .streams import Stderr, reason, say
 
@@ -35,7 +36,10 @@ def train(
 ) -> int:
     """Train a character language model, save it and tell how good it is."""
     checkpoint = None if resume is None else Checkpoint.read(resume)
-    options = Options(**given) if checkpoint is None else _resumed(checkpoint, given)
+    try:
+        options = Options(**given) if checkpoint is None else _resumed(checkpoint, given)
+    except ValueError as error:  # of options that do not go together
+        raise UsageError("--" + str(error).replace("_", "-", 1)) from error
     if options.dropout and options.layers == 1:
         msg = "--dropout acts between layers: it needs --layers of at least 2"
         raise UsageError(msg)

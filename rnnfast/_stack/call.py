@@ -10,7 +10,7 @@ from .. import _core
 from .._base.arrays import Array, ArrayLike, Integers, checked
 from .._base.scalars import Integer, Number, choice
 from .._base.state import Parts, each, state_of
-from . import recurrent_dropout, weight_dropout
+from . import candidate_dropout, recurrent_dropout, weight_dropout
 from .layout import Layout, layout_of
 from .masks import Check, checked_masks
 from .stack import Stack, checked_state, learned_state
@@ -38,6 +38,7 @@ class Call(NamedTuple):
     plain: bool = False  # see plain.py
     dropped: weight_dropout.Dropped | None = None  # the w_hh, where they are not the stack's
     dropped_h: recurrent_dropout.DroppedH | None = None  # the masks of h', where there are some
+    candidates: candidate_dropout.DroppedCandidates | None = None  # their masks, likewise
     zoneout: Zoned | None = None
 
     def of_layer(self, stack: Stack[Any], layer: int) -> list[tuple[Array | None, ...]]:
@@ -47,6 +48,10 @@ class Call(NamedTuple):
     def factors_of(self, layer: int) -> Array | None:
         """Return what h' of a layer is multiplied by in the recurrent products."""
         return None if self.dropped_h is None else self.dropped_h.factors[layer]
+
+    def candidates_of(self, ends: Sequence[str], rows: slice = slice(None), B: int | None = None) -> Any:
+        """Return what the kernels are told of the candidates of some directions, for some rows and the first B."""
+        return None if self.candidates is None else self.candidates.of(ends, rows, B)
 
     def zoneout_of(self, layer: int) -> tuple[Any, ...] | None:
         """Return the rates or the bits of the states of a layer as the kernels take them."""
@@ -130,12 +135,13 @@ def with_masks(stack: Stack[Any], call: Call, masks: object) -> Call:
     shapes = weight_dropout.shapes_of(stack) | recurrent_dropout.shapes_of(stack, layout)
     checks: dict[str, Check] = {name: partial(checked, shape=shape, dtype=bools) for name, shape in shapes.items()}
     of_rows = partial(layout.checked, features=(stack.hidden_size,), dtype=bools)
-    checks |= dict.fromkeys(names_of(stack), of_rows)
+    checks |= dict.fromkeys(names_of(stack), of_rows) | candidate_dropout.checks_of(stack, layout)
     given = checked_masks(masks, checks)
     return call._replace(
         dropped=weight_dropout.dropped(stack, given),
         dropped_h=recurrent_dropout.dropped_h(stack, layout, given),
         zoneout=zoned(stack, layout, given),
+        candidates=candidate_dropout.dropped_candidates(stack, layout, given),
     )
 
 

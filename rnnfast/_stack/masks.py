@@ -1,4 +1,4 @@
-"""Masks of regularisers: how those that hold for all steps of a call are drawn, and which may be given instead."""
+"""Masks of regularisers: how they are drawn, and which may be given instead."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,9 +6,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .. import _core
 from .._base.arrays import Array
 from .._base.names import ends_of
-from .stack import Stack
+from .stack import MASKED, Stack
 
 Check: TypeAlias = Callable[[object, str], Array]  # of a mask and what messages call it
 
@@ -33,6 +34,20 @@ def draw(key: Array, place: tuple[int, int], shape: tuple[int, ...], rate: float
     return (bits.astype("<u8").view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
 
 
+def draw_bits(key: int, place: tuple[int, int, int], rate: float, rows: tuple[Array, Array], H: int) -> Array:
+    """Draw bits [N,ceil(H/8)] of what is kept, with the probability 1 - rate each, in the rows of steps and sequences.
+
+    A place is a layer, a direction, and a state. Each bit has its own place in the stream of the key.
+    """
+    layer, direction, state = place
+    return _core.random_bits(key, (layer << 3) + (direction << 2) + state, rate, *rows, H)
+
+
+def unpacked(bits: Array, H: int) -> Array:
+    """Return bits [*,ceil(H/8)] as bools [*,H]."""
+    return np.unpackbits(bits, axis=-1, count=H, bitorder="little").view(bool)
+
+
 def checked_masks(masks: object, checks: Mapping[str, Check]) -> dict[str, Array]:
     """Return copies of the masks that the caller gives, of those that a call has: by name, how each is checked."""
     if masks is None:
@@ -42,7 +57,8 @@ def checked_masks(masks: object, checks: Mapping[str, Check]) -> dict[str, Array
         raise TypeError(msg)
     if masks and not checks:
         names = sorted(masks, key=str)
-        msg = f"masks: expected none for a layer without weight_dropout, recurrent_dropout or zoneout, got {names}"
+        *others, last = MASKED
+        msg = f"masks: expected none for a layer without {', '.join(others)} or {last}, got {names}"
         raise ValueError(msg)
     if unknown := sorted(masks.keys() - checks.keys(), key=str):
         msg = f"masks: expected names among {[*checks]}, got {unknown}"

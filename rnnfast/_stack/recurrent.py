@@ -15,7 +15,7 @@ from .._base.state import StateLike, StateT
 from . import plain, segments, whole
 from .backpropagation import backward
 from .call import CallOptions, ForwardOptions, Outputs, Override, checked_call, results, with_masks
-from .stack import Stack, drawing
+from .stack import Stack, drawing, is_masked
 from .tape import LayerTape
 
 if TYPE_CHECKING:
@@ -159,9 +159,10 @@ class Recurrent(Stack[StateT]):
             For a layer with `weight_dropout`: which elements, in the shape of the parameter, or which rows [G·H] of the
             weight_hh_l{k} are kept, by the names of these. With `recurrent_dropout`: which elements of h' the product
             sees, as recurrent_l{k}, or recurrent_l{k}_reverse, [B,H], or [B,G,H] for each gate in the order of w_hh; of
-            one sequence without B. With `zoneout`: which units have their new value, as zoneout_h_l{k} and
-            zoneout_c_l{k}, or with ``_reverse``, [T,B,H] laid out as x is. The masks of names that are not there are
-            drawn.
+            one sequence without B. With `candidate_dropout`: which candidates are kept, as candidate_l{k}, or with
+            ``_reverse``, [T,B,H] laid out as x is; with `candidate_dropout_per_sequence` [B,H]. With `zoneout`: which
+            units have their new value, as zoneout_h_l{k} and zoneout_c_l{k}, likewise [T,B,H]. The masks of names that
+            are not there are drawn.
 
         Returns
         -------
@@ -169,11 +170,11 @@ class Recurrent(Stack[StateT]):
             As from a call of the layer; without dropout and zoneout the same bits.
         tape : LayerTape
             For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy
-            them: they must not change before the last backward. `tape.weight_masks`, `tape.recurrent_masks` and
-            `tape.zoneout_masks` are the masks, as `masks` takes them.
+            them: they must not change before the last backward. `tape.weight_masks`, `tape.recurrent_masks`,
+            `tape.candidate_masks` and `tape.zoneout_masks` are the masks, as `masks` takes them.
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
-        is_whole = masks is None and not (self.weight_dropout or self.recurrent_dropout or self.zoneout)
+        is_whole = masks is None and not is_masked(self)
         if no_options and is_whole and checkpoint is None and plain.fits(x, self, state, outputs):
             return plain.forward(self, x, state)
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, quiet
+from .._base.names import ends_of
 from .._base.scalars import Integer, size
 from .._base.state import Parts, each, fill
 from .call import Call, Given
@@ -171,6 +172,7 @@ def _run(
             reverse=strand.direction == 1,
             recurrent_factors=None if factors is None else factors[own, : segment.B],
             zoneout=part_of(call.zoneout_of(k), segment.rows, strand.direction, stack.directions),
+            candidate_dropout=call.candidates_of(ends_of(k, stack.directions)[own], segment.rows, segment.B),
         )
         y = result[0]
         yield result

@@ -23,6 +23,9 @@ from .layout import Layout
 WeightDropout: TypeAlias = Number | tuple[Literal["rows"], Number]
 Zoneout: TypeAlias = Number | tuple[Number, Number]
 
+# Options of which a forward has masks.
+MASKED = "weight_dropout", "recurrent_dropout", "candidate_dropout", "zoneout"
+
 
 class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
     """L layers of one cell, in D directions. What runs them are functions of this package."""
@@ -44,6 +47,8 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
         recurrent_dropout_per_gate: Flag = False,
+        candidate_dropout: Number = 0.0,
+        candidate_dropout_per_sequence: Flag = False,
         zoneout: Zoneout = 0.0,
     ) -> None:
         self.input_size = size(input_size, "input_size")
@@ -69,6 +74,8 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         if self.recurrent_dropout and self.proj_size:
             msg = f"recurrent_dropout: expected 0 for a layer with proj_size, got {self.recurrent_dropout}"
             raise ValueError(msg)
+        self.candidate_dropout = _rate(candidate_dropout, "candidate_dropout")
+        self.candidate_dropout_per_sequence = flag(candidate_dropout_per_sequence, "candidate_dropout_per_sequence")
         self.zoneout = _zoneout(zoneout, len(self.state_sizes))
         if self.zoneout and self.proj_size:
             msg = f"zoneout: expected 0 for a layer with proj_size, got {self.zoneout}"
@@ -191,10 +198,15 @@ def new_state(stack: Stack[Any], layout: Layout) -> Parts:
 # Dropout
 
 
+def is_masked(stack: Stack[Any]) -> bool:
+    """Return whether a forward has masks."""
+    return bool(stack.weight_dropout or stack.recurrent_dropout or stack.candidate_dropout or stack.zoneout)
+
+
 @contextmanager
 def drawing(stack: Stack[Any]) -> Iterator[None]:
     """Put the generator back where a run fails: tokens are checked when their steps are run, after draws."""
-    if not (stack.dropout or stack.weight_dropout or stack.recurrent_dropout or stack.zoneout):
+    if not (stack.dropout or is_masked(stack)):
         yield
         return
     generator = stack.rng.bit_generator

@@ -60,6 +60,11 @@ class LayerTape(Tape):
         return {} if self.call.dropped_h is None else dict(self.call.dropped_h.kept)
 
     @property
+    def candidate_masks(self) -> dict[str, Any]:
+        """Which candidates were kept, bools [T,B,H] laid out as x is, or [B,H], by the names of `masks`."""
+        return {} if self.call.candidates is None else self.call.candidates.masks(self.owner.hidden_size)
+
+    @property
     def zoneout_masks(self) -> dict[str, Any]:
         """Which units of the states have their new value, bools [T,B,H] laid out as x is, by the names of `masks`."""
         return {} if self.call.zoneout is None else masks_of(self.owner, self.call.layout, self.call.zoneout)

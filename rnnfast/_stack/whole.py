@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, quiet
-from .._base.names import by_direction
+from .._base.names import by_direction, ends_of
 from .._base.state import Parts
 from .call import Call, Given
 from .stack import Stack, mask, state_of_layer
@@ -52,6 +52,7 @@ def _run(
             gate_override=call.held[k],
             recurrent_factors=call.factors_of(k),
             zoneout=call.zoneout_of(k),
+            candidate_dropout=call.candidates_of(ends_of(k, stack.directions)),
         )
         last.append(after)
         hidden = [*hidden, y] if tape else [y]

@@ -18,7 +18,7 @@ from .._base.scalars import Integer, choice, size
 from .._base.state import Parts, StateT, add_to_initial, fill, initial_names, out_parts, parts_of, state_of
 from .layout import Layout, layout_of
 from .ring import Ring, Steps, Turns
-from .stack import Stack, checked_parts, state_shapes
+from .stack import MASKED, Stack, checked_parts, state_shapes
 
 MANY_STEPS = 1024  # more than a chunk of the kernels has
 
@@ -93,7 +93,7 @@ def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tu
             f"comes after the windows, got {layer!r}"
         )
         raise ValueError(msg)
-    for name in ("weight_dropout", "recurrent_dropout", "zoneout"):
+    for name in MASKED:
         if getattr(layer, name, 0):
             msg = f"layer: expected no {name}, since windows go over steps that ran with other masks, got {layer!r}"
             raise ValueError(msg)

@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .. import _core
 from .._base.arrays import Array
 from .._base.names import ends_of
 from .._base.state import STATES
 from .layout import Layout
+from .masks import draw_bits, unpacked
 from .stack import Stack, rates_of
 
 # Of each layer, for each state: its rate; which units of each row are new, bits [*,D·ceil(H/8)]; None where all are.
@@ -41,14 +41,13 @@ def zoned(stack: Stack[Any], layout: Layout, given: Mapping[str, Array]) -> Zone
     if not stack.zoneout:
         return None
     key = int(stack.rng.integers(2**64, dtype=np.uint64))
-    t, b = layout.places
+    places = layout.places
 
     def bits(layer: int, direction: int, end: str, state: int, name: str, rate: float) -> Array:
         name = f"zoneout_{name}{end}"
         if name in given:
             return np.packbits(given[name], axis=-1, bitorder="little")
-        place = (layer << 3) + (direction << 2) + state
-        rows = _core.random_bits(key, place, rate, t, b, stack.hidden_size)
+        rows = draw_bits(key, (layer, direction, state), rate, places, stack.hidden_size)
         return rows.reshape(*layout.row_shape, rows.shape[-1])
 
     def of_state(layer: int, state: int, name: str, rate: float) -> Array | None:
@@ -81,6 +80,5 @@ def masks_of(stack: Stack[Any], layout: Layout, of_layers: Zoned) -> dict[str, A
             rows = part_of(parts, slice(None), direction, stack.directions) or ()
             for name, bits in zip(STATES[stack.cell], rows, strict=True):
                 if isinstance(bits, np.ndarray):
-                    new = np.unpackbits(bits, axis=-1, count=stack.hidden_size, bitorder="little")
-                    masks[f"zoneout_{name}{end}"] = layout.give(new.view(bool))
+                    masks[f"zoneout_{name}{end}"] = layout.give(unpacked(bits, stack.hidden_size))
     return masks

@@ -45,6 +45,8 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
 
     Notes
     -----
+    Dropout of all kinds acts in training only, and is not carried.
+
     ONNX Runtime has these operators in float32 only, and without the attribute `layout`: therefore a layer that is
     `batch_first` is written as one that is not, between transposes.
 

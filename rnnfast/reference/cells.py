@@ -51,6 +51,10 @@ slstm, slstm_exp
     N and F, in this order in bounds [2·H], are the least n and the largest f.
     Beck et al., "xLSTM: Extended Long Short-Term Memory", 2024 (arXiv:2405.04517).
 
+With factors m of the candidate, [B,H], an LSTM has ``m * g`` in place of g where c is made, and a GRU ``m * n`` in
+place of n where h is; where m is 0, whatever the candidate is counts for nothing.
+    Semeniuta, Severyn & Barth, "Recurrent Dropout without Memory Loss", 2016 (arXiv:1603.05118).
+
 Each backward step is its forward step read from bottom to top. A gate that is held at a value has that value
 forward, and its pre-activation the gradient 0: the same substitution, by name, in both. A new cell is one pair of
 functions and one row in `CELLS`.
@@ -93,8 +97,14 @@ def hold(held: Mapping[str, ArrayLike], gate: str, value: Array) -> Array:
     return np.full_like(value, held[gate]) if gate in held else value
 
 
-# One step of each cell, forward and backward: a and da are [B,G·H], states [B,H]; w and b are w_hh and b_hh. What else
-# a cell has comes last, and so do its gradients. "All of dstate" has in dc also what reaches c by way of h.
+def dropped(m: Array | None, candidate: Array) -> Array:
+    """Return the candidate times its factors, or as it is without."""
+    return candidate if m is None else np.where(m == 0, 0, m * candidate)
+
+
+# One step of each cell, forward and backward: a and da are [B,G·H], states [B,H]; w and b are w_hh and b_hh, m what the
+# candidate is multiplied by, if anything. What else a cell has comes last, and so do its gradients. "All of dstate" has
+# in dc also what reaches c by way of h.
 
 
 def split(peephole: Array | None, n: int) -> tuple[Array | None, ...]:
@@ -107,26 +117,30 @@ def seen(p: Array | None, c: Array) -> Array | float:
     return 0.0 if p is None else p * c
 
 
-def lstm(a: Array, state: State, w: Array, b: Array | None, hold: Hold, peephole: Array | None = None) -> Forward:
+def lstm(
+    a: Array, state: State, w: Array, b: Array | None, hold: Hold, peephole: Array | None = None, *, m: Any = None
+) -> Forward:
     """Make h, c from h', c'."""
     h, c = state
     p_i, p_f, p_o = split(peephole, 3)
     i, f, g, o = np.split(a + linear(h, w, b), 4, axis=1)
     i, f, g = hold("i", sigmoid(i + seen(p_i, c))), hold("f", sigmoid(f + seen(p_f, c))), hold("g", np.tanh(g))
-    c_next = f * c + i * g
+    c_next = f * c + i * dropped(m, g)
     o = hold("o", sigmoid(o + seen(p_o, c_next)))
     tanh_c = np.tanh(c_next)
     return (o * tanh_c, c_next), (h, c, i, f, g, o, c_next, tanh_c)
 
 
-def lstm_backward(dstate: State, kept: Kept, w: Array, hold: Hold, peephole: Array | None = None) -> Backward:
+def lstm_backward(
+    dstate: State, kept: Kept, w: Array, hold: Hold, peephole: Array | None = None, *, m: Any = None
+) -> Backward:
     """Make dh', dc' from dh, dc."""
     dh, dc = dstate
     h, c, i, f, g, o, c_next, tanh_c = kept
     p_i, p_f, p_o = split(peephole, 3)
     da_o = hold("o", dh * tanh_c * o * (1 - o))
     dc = dc + dh * o * (1 - tanh_c**2) + seen(p_o, da_o)
-    di, df, dg = dc * g, dc * c, dc * i
+    di, df, dg = dc * dropped(m, g), dc * c, dropped(m, dc * i)
     da_i, da_f, da_g = hold("i", di * i * (1 - i)), hold("f", df * f * (1 - f)), hold("g", dg * (1 - g**2))
     da = np.hstack([da_i, da_f, da_g, da_o])
     dh_u, dw, db = linear_backward(da, h, w)
@@ -134,54 +148,58 @@ def lstm_backward(dstate: State, kept: Kept, w: Array, hold: Hold, peephole: Arr
     return da, (dh, dc), (dh_u, dc * f + seen(p_i, da_i) + seen(p_f, da_f)), (dw, db, *dp)
 
 
-def cifg(a: Array, state: State, w: Array, b: Array | None, hold: Hold, peephole: Array | None = None) -> Forward:
+def cifg(
+    a: Array, state: State, w: Array, b: Array | None, hold: Hold, peephole: Array | None = None, *, m: Any = None
+) -> Forward:
     """Make h, c from h', c', with coupled gates."""
     h, c = state
     p_i, p_o = split(peephole, 2)
     i, g, o = np.split(a + linear(h, w, b), 3, axis=1)
     i, g = hold("i", sigmoid(i + seen(p_i, c))), hold("g", np.tanh(g))
-    c_next = (1 - i) * c + i * g
+    c_next = (1 - i) * c + i * dropped(m, g)
     o = hold("o", sigmoid(o + seen(p_o, c_next)))
     tanh_c = np.tanh(c_next)
     return (o * tanh_c, c_next), (h, c, i, g, o, c_next, tanh_c)
 
 
-def cifg_backward(dstate: State, kept: Kept, w: Array, hold: Hold, peephole: Array | None = None) -> Backward:
+def cifg_backward(
+    dstate: State, kept: Kept, w: Array, hold: Hold, peephole: Array | None = None, *, m: Any = None
+) -> Backward:
     """Make dh', dc' from dh, dc."""
     dh, dc = dstate
     h, c, i, g, o, c_next, tanh_c = kept
     p_i, p_o = split(peephole, 2)
     da_o = hold("o", dh * tanh_c * o * (1 - o))
     dc = dc + dh * o * (1 - tanh_c**2) + seen(p_o, da_o)
-    da_i, da_g = hold("i", dc * (g - c) * i * (1 - i)), hold("g", dc * i * (1 - g**2))
+    da_i, da_g = hold("i", dc * (dropped(m, g) - c) * i * (1 - i)), hold("g", dropped(m, dc * i) * (1 - g**2))
     da = np.hstack([da_i, da_g, da_o])
     dh_u, dw, db = linear_backward(da, h, w)
     dp = () if peephole is None else (np.hstack([da_i * c, da_o * c_next]).sum(axis=0),)
     return da, (dh, dc), (dh_u, dc * (1 - i) + seen(p_i, da_i)), (dw, db, *dp)
 
 
-def gru(a: Array, state: State, w: Array, b: Array | None, hold: Hold) -> Forward:
+def gru(a: Array, state: State, w: Array, b: Array | None, hold: Hold, *, m: Any = None) -> Forward:
     """Make h from h', resetting the recurrent product."""
     (h,) = state
     a_r, a_z, a_n = np.split(a, 3, axis=1)
     u_r, u_z, u_n = np.split(linear(h, w, b), 3, axis=1)
     r, z = hold("r", sigmoid(a_r + u_r)), hold("z", sigmoid(a_z + u_z))
     n = hold("n", np.tanh(a_n + r * u_n))
-    return ((1 - z) * n + z * h,), (h, r, z, n, u_n)
+    return ((1 - z) * dropped(m, n) + z * h,), (h, r, z, n, u_n)
 
 
-def gru_backward(dstate: State, kept: Kept, w: Array, hold: Hold) -> Backward:
+def gru_backward(dstate: State, kept: Kept, w: Array, hold: Hold, *, m: Any = None) -> Backward:
     """Make dh' from dh."""
     (dh,) = dstate
     h, r, z, n, u_n = kept
-    da_n = hold("n", dh * (1 - z) * (1 - n**2))
-    da_z = hold("z", dh * (h - n) * z * (1 - z))
+    da_n = hold("n", dropped(m, dh * (1 - z)) * (1 - n**2))
+    da_z = hold("z", dh * (h - dropped(m, n)) * z * (1 - z))
     da_r = hold("r", da_n * u_n * r * (1 - r))
     dh_u, dw, db = linear_backward(np.hstack([da_r, da_z, da_n * r]), h, w)
     return np.hstack([da_r, da_z, da_n]), dstate, (dh * z + dh_u,), (dw, db)
 
 
-def gru_reset_before(a: Array, state: State, w: Array, b: Array | None, hold: Hold) -> Forward:
+def gru_reset_before(a: Array, state: State, w: Array, b: Array | None, hold: Hold, *, m: Any = None) -> Forward:
     """Make h from h', resetting h' before the recurrent product."""
     (h,) = state
     a_r, a_z, a_n = np.split(a, 3, axis=1)
@@ -189,17 +207,17 @@ def gru_reset_before(a: Array, state: State, w: Array, b: Array | None, hold: Ho
     b_r, b_z, b_n = (None, None, None) if b is None else np.split(b, 3)
     r, z = hold("r", sigmoid(a_r + linear(h, w_r, b_r))), hold("z", sigmoid(a_z + linear(h, w_z, b_z)))
     n = hold("n", np.tanh(a_n + linear(r * h, w_n, b_n)))
-    return ((1 - z) * n + z * h,), (h, r, z, n)
+    return ((1 - z) * dropped(m, n) + z * h,), (h, r, z, n)
 
 
-def gru_reset_before_backward(dstate: State, kept: Kept, w: Array, hold: Hold) -> Backward:
+def gru_reset_before_backward(dstate: State, kept: Kept, w: Array, hold: Hold, *, m: Any = None) -> Backward:
     """Make dh' from dh."""
     (dh,) = dstate
     h, r, z, n = kept
     w_r, w_z, w_n = np.split(w, 3)
-    da_n = hold("n", dh * (1 - z) * (1 - n**2))
+    da_n = hold("n", dropped(m, dh * (1 - z)) * (1 - n**2))
     drh, dw_n, db_n = linear_backward(da_n, r * h, w_n)
-    da_z = hold("z", dh * (h - n) * z * (1 - z))
+    da_z = hold("z", dh * (h - dropped(m, n)) * z * (1 - z))
     dh_z, dw_z, db_z = linear_backward(da_z, h, w_z)
     da_r = hold("r", drh * h * r * (1 - r))
     dh_r, dw_r, db_r = linear_backward(da_r, h, w_r)

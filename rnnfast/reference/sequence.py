@@ -17,6 +17,8 @@ With factors of h', the recurrent product meets ``m * h'`` in place of h' (so th
 that is how it is written here.
 
 Gal, Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks", arXiv:1512.05287, 2016.
+
+With dropout of the candidate, g of an LSTM or n of a GRU, its factors are 0 or 1 / (1 - p), in each step others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,6 +49,7 @@ class Tape(NamedTuple):
     one_hot: Array | None  # [T,B,V], of tokens
     embedding: Array | None
     factors: list[Any]  # by direction, what each sequence multiplies w_hh by, [B,G·H,H], or None
+    candidate: list[Any]  # by direction and step, what the candidate is multiplied by, [B,H] or None
     new: tuple[Any, ...]  # of each state, the part that the cell makes, [T,B,D·H]; None: it has no zoneout
 
 
@@ -62,6 +65,7 @@ def forward(
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, ArrayLike] | None = None,
     recurrent_factors: ArrayLike | None = None,
+    candidate_dropout: tuple[ArrayLike, float] | None = None,
     zoneout: StateLike | None = None,
 ) -> tuple[Array, State, Tape]:
     """Run one layer over whole sequences.
@@ -90,6 +94,9 @@ def forward(
         coupled), r, z, n of the GRU.
     recurrent_factors : array_like [D,B,H] or [D,B,G,H], optional
         What h' of each sequence is multiplied by before it meets w_hh, for all gates or for each.
+    candidate_dropout : pair (kept, p), optional
+        Which candidates of an LSTM or a GRU are kept, array_like of bools [T,B,D·H], or [1,B,D·H] for all steps, and
+        the rate of the others: kept ones are multiplied by 1 / (1 - p).
     zoneout : tuple, optional
         For each of the cell's states an array_like of bools [T,B,D·H], which units have their new value; or the
         probability with which they keep the old one, of which the state is the mean; or None. Not with a projection.
@@ -107,6 +114,8 @@ def forward(
     ------
     ValueError
         If state0 is no such tuple, or a gate is held that the cell lacks.
+    TypeError
+        If there is candidate_dropout, but the cell has no candidate.
 
     Examples
     --------
@@ -153,6 +162,7 @@ def forward(
         one_hot=one_hot,
         embedding=rows,
         factors=_by_weight(recurrent_factors, weights),
+        candidate=_by_step(candidate_dropout, T, D),
         new=tuple(_new_part(z, (T, B, D * n)) for z, n in zip(zoneout or [None] * len(sizes), sizes, strict=True)),
     )
     first, last = _filled("state0", state0, step.states, [(D, B, n) for n in sizes]), []
@@ -164,7 +174,8 @@ def forward(
             state = _where(tape.anew[d][t], initial, state)
             a = linear(x[t], w_ih, b_ih)
             own = b_hh, partial(hold, held), *vectors
-            made, tape.kept[d][t] = _forward_step(step, tape.factors[d], a, state, w_hh, *own)
+            factors = tape.factors[d], tape.candidate[d][t]
+            made, tape.kept[d][t] = _forward_step(step, factors, a, state, w_hh, *own)
             if w_hr is not None:
                 tape.u[d][t] = made[0]
                 made = (linear(made[0], w_hr, None), *made[1:])
@@ -272,7 +283,8 @@ def gradients(
                 dw_hr += dw
                 dmade = (du, *dmade[1:])
             own = partial(hold, zero), *vectors
-            da, dmade, dbefore, dparameters = _backward_step(step, tape.factors[d], dmade, tape.kept[d][t], w_hh, *own)
+            factors = tape.factors[d], tape.candidate[d][t]
+            da, dmade, dbefore, dparameters = _backward_step(step, factors, dmade, tape.kept[d][t], w_hh, *own)
             dmade = (dh, *dmade[1:])
             dbefore = _add(dbefore, dold)
             for ds, m, before_zoneout, made in zip(here, new, dall, dmade, strict=True):
@@ -314,27 +326,47 @@ def _by_weight(factors: ArrayLike | None, weights: list[Parameters]) -> list[Any
     return list(np.repeat(m, rows // m.shape[2], axis=2))
 
 
+def _by_step(dropout: tuple[ArrayLike, float] | None, T: int, D: int) -> list[Any]:
+    """Return for each direction and step what the candidate is multiplied by."""
+    if dropout is None:
+        return [[None] * T] * D
+    kept, rate = dropout
+    m = np.asarray(kept, np.float64) / (1 - rate)
+    return [np.broadcast_to(part, (T, *part.shape[1:])) for part in np.split(m, D, axis=2)]
+
+
 def _forward_step(step: Cell, factors: Any, a: Array, state: State, w_hh: Array, *own: Any) -> tuple[State, Kept]:
     """Run a step of the cell, a sequence at a time where each has its own weights."""
-    if factors is None or not len(a):
-        return step.forward(a, state, w_hh, *own)
-    rows = [slice(b, b + 1) for b in range(len(a))]
-    steps = [step.forward(a[b], tuple(s[b] for s in state), w_hh * m, *own) for b, m in zip(rows, factors, strict=True)]
+    of_weights, candidate = factors
+    if of_weights is None or not len(a):
+        return step.forward(a, state, w_hh, *own, **_candidate(candidate))
+    steps = []
+    for b, m in enumerate(of_weights):
+        row = slice(b, b + 1)
+        of_b = a[row], tuple(s[row] for s in state), w_hh * m
+        steps.append(step.forward(*of_b, *own, **_candidate(candidate, row)))
     return _concatenated(made for made, _ in steps), _concatenated(kept for _, kept in steps)
 
 
 def _backward_step(step: Cell, factors: Any, dstate: State, kept: Kept, w_hh: Array, *own: Any) -> Backward:
     """Run it backwards."""
-    if factors is None or not len(dstate[0]):
-        return step.backward(dstate, kept, w_hh, *own)
+    of_weights, candidate = factors
+    if of_weights is None or not len(dstate[0]):
+        return step.backward(dstate, kept, w_hh, *own, **_candidate(candidate))
     steps: list[Backward] = []
-    for b, m in enumerate(factors):
-        of_b: Any = [tuple(part[b : b + 1] for part in parts) for parts in (dstate, kept)]
-        steps.append(step.backward(*of_b, w_hh * m, *own))
+    for b, m in enumerate(of_weights):
+        row = slice(b, b + 1)
+        of_b: Any = [tuple(part[row] for part in parts) for parts in (dstate, kept)]
+        steps.append(step.backward(*of_b, w_hh * m, *own, **_candidate(candidate, row)))
     da, dmade, dbefore, new = zip(*steps, strict=True)
-    of_all = [(dw * m, *others) for (dw, *others), m in zip(new, factors, strict=True)]
+    of_all = [(dw * m, *others) for (dw, *others), m in zip(new, of_weights, strict=True)]
     total = tuple(np.sum(parts, axis=0) for parts in zip(*of_all, strict=True))
     return np.concatenate(da), _concatenated(dmade), _concatenated(dbefore), total
+
+
+def _candidate(m: Array | None, rows: slice = slice(None)) -> dict[str, Array]:
+    """Return the factors of a step's candidate as the cell takes them, if there are any."""
+    return {} if m is None else {"m": m[rows]}
 
 
 def _concatenated(states: Iterable[State]) -> State:

@@ -12,7 +12,8 @@ from .._base.module import Kept, Module
 from .._base.packed import checked_lengths
 from .._base.scalars import Integer, Number, addressable, choice, count, generator, positive, size
 from ..container import joined
-from ..layers import RNN, Linear
+from ..layers import RNN
+from ..linear import Linear
 from ._readout import Rows, recursive_least_squares, ridge_regression
 from ._sparse import runner
 from ._weights import Each, each, rate, recurrent, scale, share, signs, values

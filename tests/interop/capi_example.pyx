@@ -56,7 +56,7 @@ def train(object call, int passes=1, bint packed=False):
         )
     cdef rnnfast_layer layer = rnnfast_layer(
         sizeof(rnnfast_layer), cell, dtype, p.x.shape[-1], H, len(p.parameters), &weights[0],
-        call.layer.proj_size, heads
+        call.layer.proj_size, heads, NULL
     )
     sizes = call.batch_sizes
     states = [pointers(arrays) for arrays in (call.state0, call.state, call.dstate, call.dstate0)]
@@ -65,6 +65,7 @@ def train(object call, int passes=1, bint packed=False):
         sizeof(rnnfast_forward_args), len(p.x if sizes is None else sizes), p.x.shape[1] if sizes is None else sizes[0],
         data(p.x), <const void* const*> data(state0), data(call.y), <void* const*> data(state),
         <const Py_ssize_t*> data(sizes), <const unsigned char*> data(call.resets), NULL, NULL,
+        NULL, NULL, 0, NULL, 0, 0,
     )
     cdef rnnfast_backward_args backward = rnnfast_backward_args(
         sizeof(rnnfast_backward_args), data(p.dy), <const void* const*> data(dstate),

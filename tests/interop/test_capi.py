@@ -206,7 +206,12 @@ def by_python(problem: Problem, rows: Rows = (None, None), passes: int = 1) -> R
     p, (batch_sizes, resets) = problem, rows
     starts = None if resets is None else resets.astype(bool)
     state, dstate = state_of(p.state0), state_of(p.dstate)
-    y, last, tape = functional.forward(p.cell, p.x, p.parameters, state, batch_sizes=batch_sizes, resets=starts)
+    masks = p.options("recurrent_factors", "candidate_dropout")
+    if p.zoneout is not None:
+        masks["zoneout"] = state_of(p.zoneout)
+    y, last, tape = functional.forward(
+        p.cell, p.x, p.parameters, state, batch_sizes=batch_sizes, resets=starts, **masks
+    )
     dx, dstate0, grads = functional.backward(tape, p.dy, dstate)
     for _ in range(1, passes):
         functional.backward(tape, p.dy, dstate, grads=grads)
@@ -245,6 +250,44 @@ def test_training_without_the_gil_gives_pythons_bits(cell: str, dtype: str, D: i
         call = Call(problem, *rows)
         example.train(call, 2, packed)
         assert_same_bits(call.results, expected)
+
+
+MASKS: dict[str, Callable[[Problem, tuple[int, ...]], dict[str, Any]]] = {  # of a problem and of its rows
+    "zoneout": lambda p, rows: {"zoneout": tuple(drawn(*rows, width(p)) for _ in p.state_sizes)},
+    "zoneout of one state": lambda p, rows: {"zoneout": (0.25, *(drawn(*rows, width(p)) for _ in p.state_sizes[1:]))},
+    "mean": lambda p, _: {"zoneout": (0.25,) * len(p.state_sizes)},
+    "recurrent dropout": lambda p, _: {"recurrent_factors": factors(p)},
+    "recurrent dropout of gates": lambda p, _: {"recurrent_factors": factors(p, _core.cells[p.cell].num_gates)},
+    "candidates": lambda p, rows: {"candidate_dropout": (drawn(*rows, width(p)), 0.4)},
+    "candidates of sequences": lambda p, _: {"candidate_dropout": (drawn(1, 5, width(p)), 0.4)},
+}
+
+
+def drawn(*shape: int) -> Array:
+    return np.random.default_rng(0).random(shape) < 0.6
+
+
+def width(problem: Problem) -> int:
+    return len(problem.parameters) * problem.hidden_size
+
+
+def factors(problem: Problem, *gates: int) -> Array:
+    return drawn(len(problem.parameters), 5, *gates, problem.hidden_size).astype(problem.x.dtype) * 2
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("cell", ["lstm", "cifg_peephole", "gru", "gru_reset_before", "rnn_tanh"])
+def test_masks_of_training_give_pythons_bits(cell: str, mask: str) -> None:
+    if "candidates" in mask and not _core.cells[cell].has_candidate:
+        return
+    whole = make_problem(cell, "float32", Shape(9, 5, 4, 13, 2)), (None, None)
+    for problem, rows in (whole, unequal(cell, "float64", [5, 5, 4, 1], Shape(0, 0, 7, 19, 2))):
+        problem = replace(problem, **MASKS[mask](problem, problem.x.shape[:-1]))
+        assert_same_bits(Call(problem, *rows).solve(Handle()), by_python(problem, rows))
+        call = Call(problem, *rows)
+        call.forward.pack = (pack := Handle(call.layer)).value
+        assert_same_bits(call.solve(Handle()), by_python(problem, rows))
+        del pack
 
 
 @by_cell
@@ -488,7 +531,7 @@ REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
     "I: huge": ("lstm", "layer", set_fields(input_size=2**62), "I, H: expected sizes that fit the address space"),
     "weights": ("lstm", "layer", set_fields(weights=None), "weights: expected an array, got NULL"),
     "w_hh": ("lstm", "layer", first_of("weights", w_hh=None), "w_ih, w_hh: expected arrays, got NULL"),
-    "forward: size": ("lstm", "forward", set_fields(size=8), "args->size: expected 88, got 8"),
+    "forward: size": ("lstm", "forward", set_fields(size=8), "args->size: expected 136, got 8"),
     "T: none": ("lstm", "forward", set_fields(T=0), "T, B: expected at least 1, got 0, 3"),
     "B: none": ("lstm", "forward", set_fields(B=0), "T, B: expected at least 1, got 5, 0"),
     "T: huge": ("lstm", "forward", set_fields(T=2**62), "T, B: expected sizes that fit the address space"),
@@ -508,6 +551,54 @@ REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
         "forward",
         entry_of("state", 1, misaligned),
         r"state\[1\]: expected an array aligned to its elements",
+    ),
+    "zoneout: rate": (
+        "gru",
+        "layer",
+        set_fields(zoneout=(ctypes.c_double * 1)(1)),
+        r"zoneout\[0\]: expected at least 0",
+    ),
+    "zoneout: masks": (
+        "lstm",
+        "forward",
+        lambda s: setattr(s, "zoneout_masks", (ctypes.c_void_p * 2)(None, s.y)),
+        r"y: expected memory of its own, got an array that overlaps zoneout_masks\[1\]",
+    ),
+    "factors: unaligned": (
+        "lstm",
+        "forward",
+        set_fields(recurrent_factors=misaligned(SOME)),
+        "recurrent_factors: expected an array aligned to its elements",
+    ),
+    "factors: heads": (
+        "slstm",
+        "forward",
+        set_fields(recurrent_factors=SOME),
+        "recurrent_factors: expected NULL, since h is a projection, or w_hh is of heads",
+    ),
+    "candidates: none": (
+        "rnn_tanh",
+        "forward",
+        set_fields(candidate_mask=SOME),
+        "candidate_mask: expected NULL, since rnn_tanh has no candidate",
+    ),
+    "candidates: rate": (
+        "gru",
+        "forward",
+        set_fields(candidate_mask=SOME, candidate_dropout=1.0),
+        "candidate_dropout: expected at least 0 and less than 1, got 1",
+    ),
+    "candidates: rate alone": (
+        "gru",
+        "forward",
+        set_fields(candidate_dropout=0.5),
+        "candidate_dropout: expected 0 without a candidate_mask, got 0.5",
+    ),
+    "candidates: overlap": (
+        "gru",
+        "forward",
+        lambda s: setattr(s, "candidate_mask", s.y),
+        "y: expected memory of its own, got an array that overlaps candidate_mask",
     ),
     "backward: size": ("lstm", "backward", set_fields(size=88), "args->size: expected 56, got 88"),
     "no gradient": ("gru", "backward", set_fields(dy=None, dstate=None), "dy, dstate: expected at least one gradient"),

@@ -199,12 +199,15 @@ def test_what_keras_computes_otherwise_is_refused(keras: Any, case: str) -> None
     [
         ("LSTM(3, 4, num_layers=2)", ValueError),
         ("GRU(3, 4, learn_initial_state=True)", ValueError),
+        ("LSTM(3, 4, zoneout=(0.1, 0.0))", ValueError),
+        ("GRU(3, 4, zoneout=0.1)", ValueError),
         ("LSTMCell(3, 4)", TypeError),
         ("Linear(3, 4)", TypeError),
     ],
 )
 def test_what_keras_has_not_is_refused(call: str, error: type[Exception]) -> None:
-    with pytest.raises(error, match="layer: expected"):
+    name = next((name for name in ("zoneout", "learn_initial_state") if name in call), "")
+    with pytest.raises(error, match=f"layer: expected {name}"):
         to_keras_weights(eval(call, vars(rnnfast)))
 
 
@@ -275,11 +278,26 @@ def test_layers_come_back_from_torch_bit_for_bit(torch: Any, cell: str, dtype: s
     assert torch.equal(torch.get_rng_state(), before)
 
 
+DROPPING: dict[str, Any] = {
+    "weight_dropout": 0.5,
+    "recurrent_dropout": 0.5,
+    "recurrent_dropout_per_gate": True,
+    "candidate_dropout": 0.5,
+    "candidate_dropout_per_sequence": True,
+}
+
+
+def test_dropout_that_acts_in_training_only_is_not_carried_to_keras() -> None:
+    ours, plain = make_layer("gru", **DROPPING), make_layer("gru")
+    for a, b in zip(to_keras_weights(ours), to_keras_weights(plain), strict=True):
+        assert np.array_equal(a, b)
+
+
 @pytest.mark.usefixtures("torch")
-def test_dropout_in_products_acts_in_training_only_and_is_not_carried() -> None:
-    layer = make_layer("lstm", weight_dropout=0.5, recurrent_dropout=0.5, recurrent_dropout_per_gate=True)
+def test_dropout_that_acts_in_training_only_is_not_carried_to_torch() -> None:
+    layer = make_layer("lstm", **DROPPING)
     back: Any = from_torch(to_torch(layer))
-    assert back.weight_dropout == back.recurrent_dropout == 0
+    assert back.weight_dropout == back.recurrent_dropout == back.candidate_dropout == 0
     assert_same_bits(back.state_dict(), layer.state_dict())
 
 
@@ -349,13 +367,16 @@ def test_what_torch_computes_otherwise_is_refused(torch: Any, case: str) -> None
         ("LSTM(3, 4, coupled_gates=True)", ValueError),
         ("RNN(3, 4, leak=0.5)", ValueError),
         ("RNNCell(3, 4, leak=[0.5] * 4)", ValueError),
+        ("LSTM(3, 4, zoneout=(0.0, 0.1))", ValueError),
+        ("RNN(3, 4, zoneout=0.1)", ValueError),
         ("SLSTM(3, 4)", TypeError),
         ("Linear(3, 4)", TypeError),
     ],
 )
 @pytest.mark.usefixtures("torch")
 def test_what_torch_has_not_is_refused(call: str, error: type[Exception]) -> None:
-    with pytest.raises(error, match="layer: expected"):
+    name = "zoneout" if "zoneout" in call else ""
+    with pytest.raises(error, match=f"layer: expected {name}"):
         to_torch(eval(call, vars(rnnfast)))
 
 

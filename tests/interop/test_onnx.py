@@ -741,6 +741,27 @@ def test_a_node_that_is_not_there_is_named(node: Any) -> None:
         from_onnx(model, node)
 
 
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (rnnfast.LSTM(I, H, zoneout=(0.0, 0.1)), "zoneout=0"),
+        (rnnfast.GRU(I, H, zoneout=0.1), "zoneout=0"),
+        (rnnfast.RNN(I, H, leak=0.5), "leak=1"),
+        (rnnfast.LSTM(I, H, proj_size=2), "proj_size=0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_options_that_onnx_lacks_are_refused_by_name(layer: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^layer: expected {name}.*, as ONNX has it, got {type(layer).__name__}\("):
+        to_onnx(layer)
+
+
+def test_dropout_that_acts_in_training_only_is_not_carried() -> None:
+    rates: dict[str, Any] = {"weight_dropout": 0.5, "recurrent_dropout": 0.5, "candidate_dropout": 0.5}
+    layer = rnnfast.GRU(I, H, seed=0, **rates)
+    assert to_onnx(layer) == to_onnx(rnnfast.GRU(I, H, seed=0))
+
+
 def test_what_is_no_layer_and_no_model_is_refused() -> None:
     for take in (prepare, from_onnx):
         with pytest.raises(TypeError, match=r"^model: expected an onnx\.ModelProto, got str$"):

@@ -6,6 +6,7 @@
 //   states                      names of its states, h first
 //   parameters                  vectors of units that it has beside w_ih, w_hh, b_ih, b_hh; left out where it has none
 //   has_heads                   whether w_hh may be block-diagonal; left out where not
+//   has_candidate               whether it has one that `drop` drops; left out where not
 //   gate_count                  G, the gates of w_ih and w_hh
 //   slot_count                  vectors per row and unit block that it keeps: its gates, and for the GRU hn
 //   input_gates                 which gate of w_ih the last G slots hold
@@ -63,17 +64,26 @@ constexpr int vector_count = [] {
   return count;
 }();
 
+template <class Cell>
+constexpr bool has_candidate = requires {
+  requires Cell::has_candidate;
+};
+
 // ---- A cell's points ------------------------------------------------------------------------------------------------
 
 // One row of one unit block. gate: squashed where the cell says so, else pre-activations on entry and activations on
 // return. before: the states that the cell reads. after: the states, which the last phase makes. reset_h: what the
 // first phase makes of h' for the product of the second. vector: the cell's vectors of units, one parameter after the
-// other. What a cell does not read is not set.
+// other. drops: whether some candidates are dropped; kept: the bits of those that are not. What a cell does not read is
+// not set.
 template <class S, class Cell>
 struct ForwardPoint {
   typename S::V gate[Cell::slot_count], before[state_count<Cell>], after[state_count<Cell>], reset_h;
   typename S::V vector[max_index(vector_count<Cell>, 1)];
   const Held<typename S::Real>* held;
+  bool drops;
+  unsigned kept;
+  typename S::Real scale;
 };
 
 // dstate: on entry gradients of the states after the step, with what the loss brings to h; on return of those before
@@ -86,6 +96,9 @@ struct BackwardPoint {
   typename S::V dgate[Cell::slot_count], dstate[state_count<Cell>], flow[state_count<Cell>], dreset_h;
   typename S::V vector[max_index(vector_count<Cell>, 1)], dvector[max_index(vector_count<Cell>, 1)];
   const Held<typename S::Real>* held;
+  bool drops;
+  unsigned kept;
+  typename S::Real scale;
 };
 
 // The cell's vectors at a unit block, from all of them as [unit block][vector x lanes].
@@ -93,6 +106,27 @@ template <class S, class Point, class Real>
 RNNFAST_INLINE void load_vectors(const Real* vectors, int count, Index unit, Point& p) {
 #pragma GCC unroll 4
   for (int i = 0; i < count; ++i) p.vector[i] = S::load(vectors + unit * count + i * S::lanes);
+}
+
+// A candidate where it is kept, scaled, and zero where it is dropped; also of the gradient that reaches it.
+template <class S, class Point>
+RNNFAST_INLINE typename S::V drop(const Point& p, typename S::V candidate) {
+  return p.drops ? select<S>(p.kept, p.scale * candidate, typename S::V{}) : candidate;
+}
+
+// Which of the candidates are kept, a bit for each unit, and what those are multiplied by; null: all are as they are.
+template <class Real>
+struct Candidates {
+  View<const unsigned char> kept;
+  Real scale;
+};
+
+template <class S, class Point>
+RNNFAST_INLINE void load_kept(const Candidates<typename S::Real>& candidates, Index unit, Index row, Point& p) {
+  p.drops = candidates.kept.data;
+  if (!p.drops) return;
+  p.kept = bits_at<S>(at(candidates.kept, row).data, unit);
+  p.scale = candidates.scale;
 }
 
 // ---- A step's rows --------------------------------------------------------------------------------------------------
@@ -114,6 +148,7 @@ struct ForwardStep {
   bool shared_gates;  // all these unit blocks use the memory of the first: it stays in the first cache level
   bool backwards;     // through the unit blocks
   const Held<Real>* held;
+  Candidates<Real> candidates;
 };
 
 template <class Real>
@@ -136,6 +171,7 @@ struct BackwardStep {
   Span units;
   bool backwards;  // through the weights
   const Held<Real>* held;
+  Candidates<Real> candidates;
 };
 
 // The squashed slots of one phase, those from `slot` on. Rows pass in their own loop before they meet the state: with
@@ -173,6 +209,7 @@ RNNFAST_INLINE void forward_row(const ForwardStep<Real>& s, Real* gates, Index u
   for (int i = 0; i < states; ++i)
     if (Cell::reads_before[i]) p.before[i] = load_lanes<S>(s.before[i].data + row * s.before[i].stride + unit, valid);
   load_vectors<S>(s.vectors, vector_count<Cell>, unit, p);
+  if constexpr (has_candidate<Cell>) load_kept<S>(s.candidates, unit, row, p);
   Cell::template forward<S, phase>(p);
   if (s.store_gates) {
 #pragma GCC unroll 8
@@ -234,6 +271,7 @@ RNNFAST_INLINE void backward_row(const BackwardStep<Real>& s, Index unit, int va
   }
   if constexpr (phase + 1 < phase_count<Cell>) p.dreset_h = load(s.dreset_h);
   load_vectors<S>(s.vectors, vector_count<Cell>, unit, p);
+  if constexpr (has_candidate<Cell>) load_kept<S>(s.candidates, unit, row, p);
   Cell::template backward<S, phase>(p);
   Real* dgates = gates_at(s.dgates, unit, s.dgate_row + row, S::lanes, slots);
 #pragma GCC unroll 8
@@ -327,6 +365,7 @@ constexpr CellShape shape_of(int index) {
   }
   shape.keeps_gates = Cell::keeps_gates, shape.leaves_dh = Cell::leaves_dh;
   if constexpr (requires { Cell::has_heads; }) shape.has_heads = Cell::has_heads;
+  shape.has_candidate = has_candidate<Cell>;
   // Where h' reaches h unit by unit, or a unit by its head, it has as many.
   shape.projects = shape.phase_count == 1 && !shape.reads_before[0] && !shape.leaves_dh && !shape.has_heads;
   return shape;

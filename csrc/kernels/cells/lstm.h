@@ -7,7 +7,8 @@
 //   h = o tanh(c)
 //
 // a = w_ih x + b_ih + w_hh h' + b_hh;  h', c' are the state before the step. Without peepholes there is no p. With
-// coupled gates f = 1 - i, and there is neither a_f nor p_f.
+// coupled gates f = 1 - i, and there is neither a_f nor p_f. The candidate g, as it meets c, may be dropped (Semeniuta,
+// Severyn and Barth 2016).
 #pragma once
 
 #include "kernels/cells/cell.h"
@@ -20,7 +21,7 @@ namespace {
 template <class Form>
 struct LstmEquations {
   static constexpr const char* states[] = {"h", "c"};
-  static constexpr bool keeps_gates = true, leaves_dh = false;
+  static constexpr bool keeps_gates = true, leaves_dh = false, has_candidate = true;
   static constexpr bool reads_before[] = {false, true}, reads_after[] = {false, true};
   enum { h, c };
 
@@ -41,7 +42,8 @@ struct LstmEquations {
     constexpr bool has_f = Form::f != Form::i, has_peepholes = vector_count<Form> != 0;
     if constexpr (has_peepholes) p.gate[Form::i] = see(p, Form::i, 0, p.before[c]);
     if constexpr (has_peepholes && has_f) p.gate[Form::f] = see(p, Form::f, 1, p.before[c]);
-    const auto i = p.gate[Form::i], f = has_f ? p.gate[Form::f] : 1 - i, g = p.gate[Form::g];
+    const auto i = p.gate[Form::i], f = has_f ? p.gate[Form::f] : 1 - i;
+    const auto g = drop<S>(p, p.gate[Form::g]);
     p.after[c] = fma(f, p.before[c], i * g);
     if constexpr (has_peepholes) p.gate[Form::o] = see(p, Form::o, vector_count<Form> - 1, p.after[c]);
     p.after[h] = p.gate[Form::o] * tanh<S>(p.after[c]);
@@ -62,10 +64,11 @@ struct LstmEquations {
       dc = fma(da_o, p.vector[p_o], dc);
     }
     p.flow[c] = dc;
-    const auto di = has_f ? dc * g : dc * (g - p.before[c]);
+    const auto met = drop<S>(p, g);
+    const auto di = has_f ? dc * met : dc * (met - p.before[c]);
     p.dgate[Form::i] = di * (i * (1 - i));
     if constexpr (has_f) p.dgate[Form::f] = dc * p.before[c] * (f * (1 - f));
-    p.dgate[Form::g] = dc * i * (1 - g * g);
+    p.dgate[Form::g] = drop<S>(p, dc * i) * (1 - g * g);
     p.dstate[c] = dc * f;
     if constexpr (has_peepholes) {
 #pragma GCC unroll 2

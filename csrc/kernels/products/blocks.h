@@ -169,5 +169,12 @@ RNNFAST_INLINE void add_vectors(const Real* from, Index n, Real* to) {
   for_each_vector<Real>(n, [&]<class S>(Index i) { S::store(to + i, S::load(to + i) + S::load(from + i)); });
 }
 
+// The bits of a vector's units, in a row of them.
+template <class S>
+RNNFAST_INLINE unsigned bits_at(const unsigned char* row, Index unit) {
+  const unsigned char* const at = row + unit / 8;
+  return S::lanes > 8 ? at[0] | unsigned(at[1]) << 8 : unsigned(at[0]) >> unit % 8;
+}
+
 }  // namespace
 }  // namespace rnnfast::RNNFAST_ISA

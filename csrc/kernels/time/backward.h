@@ -268,7 +268,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     if (resets_h(cell)) s.dreset_h = {scratch.dreset_h + most_deltas(args.windows) * item.first * p.H, p.H};
     s.rows = rows_of_item(p, item, t), s.units = item.units;
     s.backwards = turns_back(t);
-    s.held = &args.held;
+    s.held = &args.held, s.candidates = candidates_of<Real>(args, item, row);
     s.dh_before = s.dstate[0], s.adds_to_dh = cell.leaves_dh || is_zoned(p, 0);
     s.masks = p.masks;
     if (p.masks) s.factors = at(direction.factors, item.first), s.dropped = {scratch.dropped + item.first * p.H, p.H};

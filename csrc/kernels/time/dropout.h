@@ -4,6 +4,8 @@
 //
 // There is one m for all gates, or one for each: then the products of a step come gate by gate, in forward and in
 // backward. Factors, and h' times them, are rows [B,masks·H], those of gates in the order of w_hh.
+//
+// Dropout of candidates is a matter of the cells, which are told here which rows of bits a step has.
 #pragma once
 
 #include "kernels/cells/cell.h"
@@ -12,6 +14,7 @@
 #include "kernels/products/gemm.h"
 #include "kernels/products/gradients.h"
 #include "kernels/products/pack.h"
+#include "kernels/time/chunks.h"
 #include "kernels/vec.h"
 #include "types.h"
 
@@ -45,6 +48,14 @@ __attribute__((noinline)) void add_scaled_rows(const View<const Real>& a, const 
   if (!add) return scale_rows(a, m, out, rows, units);
   for (Index row = 0; row < rows; ++row)
     for (Index j = units.first; j < units.last; ++j) at(out, row).data[j] += at(a, row).data[j] * at(m, row).data[j];
+}
+
+// Which candidates of a step's rows are kept, in forward and in backward. `row` is the step's first.
+template <class Real, class Args>
+RNNFAST_INLINE Candidates<Real> candidates_of(const Args& args, const Item& item, Index row) {
+  const View<const unsigned char>& kept = args.directions[item.direction].kept;
+  if (!kept.data) return {};
+  return {.kept = at(kept, args.problem.keeps_by_sequence ? item.first : row), .scale = args.candidate_scale};
 }
 
 // ---- Forward -------------------------------------------------------------------------------------------------------

@@ -343,6 +343,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         s.x = at(args.x, row);
       else
         s.tokens = args.tokens.number + row;
+      s.candidates = candidates_of<Real>(args, item, row);
       bool mixes = false;
       for (int i = 0; i < states; ++i) {
         s.before[i] = state_before(p, before[i], item, t, elements[i], mixes);

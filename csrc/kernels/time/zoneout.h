@@ -37,13 +37,6 @@ Made<Real> lay_out_made(const Problem& p, Arena<Real>& arena) {
   return made;
 }
 
-// The bits of a vector's units, in a row of them.
-template <class S>
-RNNFAST_INLINE unsigned bits_at(const unsigned char* row, Index unit) {
-  const unsigned char* const at = row + unit / 8;
-  return S::lanes > 8 ? at[0] | unsigned(at[1]) << 8 : unsigned(at[0]) >> unit % 8;
-}
-
 // f<S>(row, BlockRange) for the vectors of a step's rows.
 template <class Real, class F>
 RNNFAST_INLINE void for_each_vector_of_step(const Problem& p, Index rows, const Span& units, F&& f) {
