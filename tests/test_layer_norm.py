@@ -162,7 +162,7 @@ def test_tokens_are_rows(cell: str, V: int | None) -> None:
     of_rows = solve(layer, (np.eye(I) if embedding is None else embedding)[tokens])
     found = solve(layer, tokens, **({} if embedding is None else {"embedding": embedding}))
     if embedding is not None:
-        dembedding = np.zeros((V, I))
+        dembedding = np.zeros_like(embedding)
         np.add.at(dembedding, tokens, of_rows["dx"])
         of_rows["embedding"] = dembedding
     del of_rows["dx"]
