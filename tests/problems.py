@@ -105,6 +105,7 @@ class Problem:
     dsteps: State | None = None  # [T,B,D·H] each, of the states beside h
     clip_dh: float | None = None
     recurrent_factors: Array | None = None  # [D,B,H] or [D,B,G,H]
+    layer_norm_eps: float | None = None
 
     def without(self, *names: str) -> "Problem":
         """Return the problem with the named fields None, or parts of states: h0 of state0, dh of dstate and so on."""
@@ -176,6 +177,8 @@ def make_problem(
                 return np.asarray(1 - 0.9 * rng.random(n * H), dtype)
             case "bounds":  # of n from below and of f from above
                 return np.asarray(rng.random(n * H) + np.repeat([0.5, 1], H), dtype)
+            case "gain_ih" | "gain_hh" | "gain_c":  # about 1, as they start
+                return np.asarray(0.5 + rng.random(n * H), dtype)
         return uniform(n * H)
 
     problem = Problem(
@@ -258,7 +261,7 @@ def solve(engine: Any, problem: Problem, **options: Any) -> Results:
         p.parameters,
         p.state0,
         embedding=p.embedding,
-        **p.options("lengths", "resets", "gate_override", "recurrent_factors"),
+        **p.options("lengths", "resets", "gate_override", "recurrent_factors", "layer_norm_eps"),
     )
     return {"y": y, **named_state(p.cell, state), **gradients(engine, tape, p, **options)}
 
@@ -287,7 +290,7 @@ def of_states(cell: str) -> set[str]:
 
 def named_grads(grads: Any) -> Results:
     """Return the D tuples (dw_ih, dw_hh, db_ih, db_hh, and what the cell has more) by name."""
-    names = ("dw_ih", "dw_hh", "db_ih", "db_hh", "dmore", "dmore_too")
+    names = ("dw_ih", "dw_hh", "db_ih", "db_hh", "dmore", "dmore_too", "dmore_third", "dmore_fourth")
     return named(**{f"{n}[{d}]": g for d, gs in enumerate(grads) for n, g in zip(names, gs, strict=False)})
 
 
