@@ -24,7 +24,7 @@ constexpr GateRows<const Real> read_only(const GateRows<Real>& w) {
 }
 
 // f<gates>() for as many gates as a cell can have.
-static_assert(most_slots == 4);
+static_assert(most_gates == 4);
 template <class F>
 RNNFAST_INLINE void with_gates(int gates, F&& f) {
   if (gates == 4) return f.template operator()<4>();
