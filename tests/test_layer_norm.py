@@ -54,7 +54,7 @@ def test_the_oracles_gradients_are_central_differences(cell: str, rows: str) -> 
         options["zoneout"] = (options["zoneout"], 0.3)[:S]
     shapes = {"w_ih": (G * H, I), "w_hh": (G * H, H), "b_ih": (G * H,), "b_hh": (G * H,)}
     shapes |= {name: (n * H,) for name, n in step.parameters.items()}
-    left_out = {"b_ih", "b_hh", "b_c"} if rows == "no bias" else set()
+    left_out = {"b_ih", "b_hh", "bias_c"} if rows == "no bias" else set()
     parameters = [None if name in left_out else rng.standard_normal(shape) for name, shape in [*shapes.items()] * D]
     arrays = [rng.standard_normal((T, B, I)), *(rng.standard_normal((D, B, H)) for _ in range(S)), *parameters]
     dy, *dsteps = (rng.standard_normal((T, B, D * H)) for _ in range(S))
