@@ -30,6 +30,7 @@ struct Phase {
 struct UnitVectors {
   const char* name;
   int count;
+  bool is_bias = false;  // it may be null, like b_ih and b_hh
 };
 
 // A cell's names and numbers: all that the loops, and those who call them, know of it. Made from the cell's own file,

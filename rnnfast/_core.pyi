@@ -32,6 +32,8 @@ class CellShape:
     def parameters(self) -> dict[str, int]: ...
     @property
     def projects(self) -> bool: ...
+    @property
+    def normalises(self) -> bool: ...
 
 cells: Mapping[str, CellShape]
 
@@ -73,6 +75,7 @@ def inference(
     memory: Sequence[object] | None = None,
     recurrent_factors: object | None = None,
     zoneout: Sequence[object] | None = None,
+    layer_norm_eps: float | None = None,
 ) -> tuple[_Array, tuple[_Array, ...]]: ...
 def forward(
     cell: str,
@@ -93,6 +96,7 @@ def forward(
     memory: Sequence[object] | None = None,
     recurrent_factors: object | None = None,
     zoneout: Sequence[object] | None = None,
+    layer_norm_eps: float | None = None,
 ) -> tuple[_Array, tuple[_Array, ...], Tape]: ...
 def backward(
     tape: Tape,

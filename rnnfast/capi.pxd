@@ -39,6 +39,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         const void* const* state0
         Py_ssize_t proj_size, num_heads
         const double* zoneout
+        double layer_norm_eps
 
     ctypedef struct rnnfast_stream:
         pass
@@ -52,6 +53,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         Py_ssize_t num_directions
         const rnnfast_weights* weights
         Py_ssize_t proj_size, num_heads
+        double layer_norm_eps
 
     ctypedef struct rnnfast_pack:
         pass

@@ -47,6 +47,17 @@ of gate k:
 
         n = tanh(x_n + W_hn (r * h') + b_hn)
 
+``"lstm_norm"``, ``"lstm_norm_carried"``, G = 4, gain_ih and gain_hh [4·H], gain_c [H], b_c [H] or None [11]_
+    With layer normalisation, where N(v) is ``(v - mean(v)) / sqrt(var(v) + eps)`` over all elements of a row v: in the
+    equations of ``"lstm"``, ``gain_ih * N(W_ih x) + b_ih`` is in the place of x_i, x_f, x_g, x_o, and
+    ``gain_hh * N(W_hh h') + b_hh`` in that of the products with h'; and::
+
+        h = o * tanh(gain_c * N(c) + b_c)
+        c = gain_c * N(f * c' + i * g) + b_c            "lstm_norm_carried", with h = o * tanh(c)
+
+``"gru_norm"``, G = 3, gain_ih and gain_hh [3·H] [11]_
+    Likewise, with the equations of ``"gru"``.
+
 ``"rnn_tanh"``, ``"rnn_relu"``, G = 1 [5]_
     ::
 
@@ -74,11 +85,11 @@ of gate k:
     W_hh may be block-diagonal, [G·H,H/heads]: the units form heads of H/heads neighbours, and the row of a unit meets
     the h' of its own head.
 
-A state is ``(h, c)`` for the four LSTMs, ``(h, c, n, m)`` for the sLSTMs and ``h`` for the others, [D,B,H] each.
+A state is ``(h, c)`` for the LSTMs, ``(h, c, n, m)`` for the sLSTMs and ``h`` for the others, [D,B,H] each.
 
-Where one more parameter comes last, w_hr [P,H] with P < H, the LSTMs, ``"rnn_tanh"`` and ``"rnn_relu"`` have a
-projection [9]_: h is ``W_hr u``, where u is the h of the equations above. Then w_hh is [G·H,P], and wherever an array
-of h, or of its gradient, is described with H, it has P instead: y [T,B,D·P], h [D,B,P].
+Where one more parameter comes last, w_hr [P,H] with P < H, the LSTMs without normalisation, ``"rnn_tanh"`` and
+``"rnn_relu"`` have a projection [9]_: h is ``W_hr u``, where u is the h of the equations above. Then w_hh is [G·H,P],
+and wherever an array of h, or of its gradient, is described with H, it has P instead: y [T,B,D·P], h [D,B,P].
 
 In place of x, tokens [T,B] of any integer dtype select the rows of an embedding [V,I]; without one they are
 one-hot, and I = V. Nothing is multiplied by zeros, nor is one token's row multiplied twice: ``W_ih x + b_ih`` is
@@ -128,6 +139,7 @@ References
 .. [9] Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
    Modeling", Interspeech 2014.
 .. [10] Beck et al., "xLSTM: Extended Long Short-Term Memory", arXiv:2405.04517, 2024.
+.. [11] Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450, 2016.
 
 Examples
 --------
@@ -159,6 +171,7 @@ from ._base.state import STATES, FourStates, Parts, beside_h, out_parts, parts_o
 from ._base.state import State as State
 from ._base.state import StateLike as StateLike
 from ._base.state import StateT as StateT
+from .linear import linear, linear_backward
 
 __all__ = ["backward", "forward", "inference", "linear", "linear_backward", "sigmoid", "tanh"]
 
@@ -171,6 +184,7 @@ class _Options(TypedDict, total=False):
     resets: ArrayLike | None
     gate_override: Mapping[str, Number] | None
     recurrent_factors: ArrayLike | None
+    layer_norm_eps: Number | None
     out: tuple[Any, Any] | None
 
 
@@ -217,6 +231,7 @@ def inference(
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, Number] | None = None,
     recurrent_factors: ArrayLike | None = None,
+    layer_norm_eps: Number | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State]:
     """Run one layer over whole sequences and keep nothing.
@@ -242,6 +257,8 @@ def inference(
         these gates are held at.
     recurrent_factors : array [D,B,H] or [D,B,G,H], optional
         What h' is multiplied by where it meets w_hh, in all steps: for all gates alike, or for each, in w_hh's order.
+    layer_norm_eps : float, optional
+        For cells with layer normalisation, the positive number eps; by default 1e-5.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -267,7 +284,7 @@ def inference(
     >>> y.ravel()
     array([1., 2., 3.])
     """
-    rows = batch_sizes, resets, gate_override, recurrent_factors
+    rows = batch_sizes, resets, gate_override, recurrent_factors, layer_norm_eps
     y, last = _run(_core.inference, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last)
 
@@ -315,6 +332,7 @@ def forward(
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, Number] | None = None,
     recurrent_factors: ArrayLike | None = None,
+    layer_norm_eps: Number | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State, _core.Tape]:
     """Run one layer over whole sequences and keep what `backward` needs.
@@ -349,7 +367,7 @@ def forward(
     array([[2.],
            [1.]])
     """
-    rows = batch_sizes, resets, gate_override, recurrent_factors
+    rows = batch_sizes, resets, gate_override, recurrent_factors, layer_norm_eps
     y, last, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last), tape
 
@@ -440,13 +458,20 @@ def _run(
     resets: object,
     gate_override: object,
     recurrent_factors: object,
+    layer_norm_eps: object,
 ) -> Any:
     initial = parts_of(cell, state, "state")
     results = None if out is None else out_parts(cell, out, "(y, state)")
-    if batch_sizes is None and resets is None and gate_override is None and recurrent_factors is None:
+    options = {
+        "batch_sizes": batch_sizes,
+        "resets": resets,
+        "gate_override": gate_override,
+        "recurrent_factors": recurrent_factors,
+        "layer_norm_eps": layer_norm_eps,
+    }
+    if all(option is None for option in options.values()):
         return run(cell, x, parameters, initial, results, embedding)  # arguments by name cost time
-    rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
-    return run(cell, x, parameters, initial, results, embedding, **rows, recurrent_factors=recurrent_factors)
+    return run(cell, x, parameters, initial, results, embedding, **options)
 
 
 def _flow_parts(cell: str, flow: object) -> Parts:
@@ -513,75 +538,3 @@ def tanh(x: ArrayLike, *, out: Array | None = None) -> Array:
     array([-1.,  0.,  1.])
     """
     return _core.tanh(x, out)
-
-
-def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, out: Array | None = None) -> Array:
-    """Return ``x weight^T + bias``.
-
-    Parameters
-    ----------
-    x : array [..., I]
-    weight : array [O,I]
-    bias : array [O], optional
-    out : array [..., O], optional
-        Filled and returned.
-
-    Returns
-    -------
-    ndarray [..., O]
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> linear(np.ones((2, 3)), np.ones((1, 3)), np.array([0.5]))
-    array([[3.5],
-           [3.5]])
-    """
-    return _core.linear(x, weight, bias, out)
-
-
-def linear_backward(
-    x: ArrayLike,
-    weight: ArrayLike,
-    bias: ArrayLike | None,
-    dy: ArrayLike,
-    *,
-    need_dx: Flag = True,
-    grads: tuple[Array, Array | None] | None = None,
-) -> tuple[Array | None, tuple[Array, Array | None]]:
-    """Return the gradients of ``sum(dy * linear(x, weight, bias))``.
-
-    Parameters
-    ----------
-    x, weight, bias
-        What `linear` was given.
-    dy : array [..., O]
-        The gradient of its result.
-    need_dx : bool, optional
-        If False, dx is not computed and None is returned for it.
-    grads : pair (dweight, dbias), optional
-        The gradients are added into these arrays.
-
-    Returns
-    -------
-    dx : ndarray [..., I] or None
-    grads : pair (dweight [O,I], dbias [O] or None)
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> dx, (dweight, dbias) = linear_backward(np.ones((2, 3)), np.ones((1, 3)), np.ones(1), np.ones((2, 1)))
-    >>> dweight, dbias
-    (array([[2., 2., 2.]]), array([2.]))
-    """
-    return _core.linear_backward(x, weight, bias, dy, flag(need_dx, "need_dx"), grads)

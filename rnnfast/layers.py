@@ -4,19 +4,18 @@ Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D di
 the order of the gates are in `rnnfast.functional`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
-from . import _core
-from ._base.arrays import Array, ArrayLike, checked
+from ._base.arrays import Array
 from ._base.bounds import bounds_of
+from ._base.layer_norm import LayerNorm, eps_of, norm_of
 from ._base.leak import Leak, leak_of
-from ._base.module import Module, Tape, check_tape
-from ._base.named import checked_grads
 from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
-from ._base.scalars import Flag, Integer, Number, addressable, flag, head_count, size
+from ._base.scalars import Flag, Integer, Number, count, flag, head_count
 from ._base.state import FourStates
 from ._stack.recurrent import Recurrent
 from ._stack.stack import WeightDropout, Zoneout
+from .linear import Linear
 
 __all__ = ["GRU", "LSTM", "RNN", "SLSTM", "Linear"]
 
@@ -67,6 +66,12 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     proj_size : int, optional
         P, less than H: h is a projection to P elements, ``W_hr (o * tanh(c))``, in the state, the output and the
         recurrent product [5]_. By default, 0, there is none, and P is H.
+    layer_norm : {"inside", "carried"}, optional
+        The products ``W_ih x`` and ``W_hh h'`` of a step are normalised, each over all gates, before gains and biases
+        [10]_, and so is c, between the tanh of h and the step ("inside"), or as the step hands it on ("carried"). Not
+        with `peephole`, `coupled_gates` or `proj_size`.
+    layer_norm_eps : float, optional
+        What is added to the variances that these are divided by the roots of, above 0.
 
     Attributes
     ----------
@@ -79,6 +84,10 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         With `peephole`, the vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
     weight_hr_l{k} : ndarray [P,H]
         With `proj_size`, the projection.
+    gain_ih_l{k}, gain_hh_l{k} : ndarray [4·H]
+        With `layer_norm`, what the normalised products are multiplied by; ones at first.
+    gain_c_l{k}, bias_c_l{k} : ndarray [H]
+        With `layer_norm`, those of c; ones and zeros at first. Without `bias` there is no bias_c.
 
     Raises
     ------
@@ -102,6 +111,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
        arXiv:1512.05287, 2016.
     .. [9] Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", arXiv:1606.01305,
        2016.
+    .. [10] Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450, 2016.
 
     Examples
     --------
@@ -154,10 +164,19 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         peephole: Flag = False,
         coupled_gates: Flag = False,
         proj_size: Integer = 0,
+        layer_norm: LayerNorm | None = None,
+        layer_norm_eps: Number = 1e-5,
     ) -> None:
         self.peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
-        self.cell = lstm_cell(self.peephole, self.coupled_gates)
+        absent = {
+            "peephole": self.peephole,
+            "coupled_gates": self.coupled_gates,
+            "proj_size": count(proj_size, "proj_size"),
+        }
+        self.layer_norm = norm_of(layer_norm, ("inside", "carried"), absent)
+        self.layer_norm_eps = eps_of(layer_norm_eps, dtype)
+        self.cell = lstm_cell(self.peephole, self.coupled_gates, self.layer_norm)
         super().__init__(
             input_size,
             hidden_size,
@@ -197,11 +216,17 @@ class GRU(Recurrent[Array]):
     reset_after : bool, optional
         Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
         published (False).
+    layer_norm : "inside", optional
+        As for `LSTM`: the two products are normalised. Not with ``reset_after=False``.
+    layer_norm_eps : float, optional
+        As for `LSTM`.
 
     Attributes
     ----------
     weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k} : ndarray
         As for `LSTM`, with three gates in the order r, z, n.
+    gain_ih_l{k}, gain_hh_l{k} : ndarray [3·H]
+        As for `LSTM`.
 
     Raises
     ------
@@ -241,9 +266,13 @@ class GRU(Recurrent[Array]):
         recurrent_dropout_per_gate: Flag = False,
         zoneout: Number = 0.0,
         reset_after: Flag = True,
+        layer_norm: Literal["inside"] | None = None,
+        layer_norm_eps: Number = 1e-5,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
-        self.cell = gru_cell(self.reset_after)
+        self.layer_norm = norm_of(layer_norm, ("inside",), {"reset_after=False": not self.reset_after})
+        self.layer_norm_eps = eps_of(layer_norm_eps, dtype)
+        self.cell = gru_cell(self.reset_after, self.layer_norm)
         super().__init__(
             input_size,
             hidden_size,
@@ -471,123 +500,3 @@ class SLSTM(Recurrent[FourStates]):
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
         )
-
-
-class Linear(Module):
-    """The readout ``y = x weight^T + bias``, as `torch.nn.Linear`.
-
-    Parameters
-    ----------
-    in_features, out_features : int
-        I and O.
-    bias : bool, optional
-        False: no bias.
-    dtype : {"float32", "float64"}, optional
-        Of the parameters, and of all arrays that the layer takes and returns.
-    seed : int, Generator or what `numpy.random.default_rng` takes, optional
-        For the initial weights, U(-1/sqrt(I), 1/sqrt(I)).
-
-    Attributes
-    ----------
-    weight : ndarray [O,I]
-    bias : ndarray [O] or None
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import rnnfast
-    >>> readout = rnnfast.Linear(4, 2)
-    >>> y, tape = readout.forward(np.ones((5, 3, 4), np.float32))
-    >>> dx, grads = readout.backward(tape, np.ones_like(y))
-    >>> y.shape, dx.shape, grads["bias"]
-    ((5, 3, 2), (5, 3, 4), array([15., 15.], dtype=float32))
-    """
-
-    weight: Array
-    bias: Array | None
-
-    def __init__(
-        self,
-        in_features: Integer,
-        out_features: Integer,
-        bias: Flag = True,
-        *,
-        dtype: Any = "float32",
-        seed: Any = None,
-    ) -> None:
-        self.in_features = size(in_features, "in_features")
-        self.out_features = size(out_features, "out_features")
-        addressable(self.out_features * (self.in_features + 1), "in_features, out_features")
-        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
-        if flag(bias, "bias"):
-            shapes["bias"] = (self.out_features,)
-        else:
-            self.bias = None
-        super().__init__(shapes.items(), self.in_features, dtype, seed)
-
-    def __call__(self, x: ArrayLike) -> Array:
-        """Return ``x weight^T + bias``.
-
-        Parameters
-        ----------
-        x : array [..., I]
-
-        Returns
-        -------
-        y : ndarray [..., O]
-
-        Raises
-        ------
-        TypeError, ValueError
-            If x does not fit.
-        """
-        return _core.linear(x, self.weight, self.bias)
-
-    def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
-        """Return y and the tape for `backward`, which refers to x and the parameters and does not copy them.
-
-        Takes and raises what a call of the layer does.
-        """
-        x = _core.asarray(x, "x", self.dtype)
-        y = self(x)
-        return y, Tape(self, x, y.view())
-
-    def backward(
-        self, tape: Tape, dy: ArrayLike, *, need_dx: Flag = True, grads: dict[str, Array] | None = None
-    ) -> tuple[Array | None, dict[str, Array]]:
-        """Return the gradients of ``sum(dy * y)``.
-
-        Parameters
-        ----------
-        tape : Tape
-            From this layer's `forward`.
-        dy : array [..., O]
-            The gradient of y.
-        need_dx : bool, optional
-            If False, dx is not computed and None is returned for it.
-        grads : dict of ndarrays, optional
-            With the keys, shapes and dtype of `state_dict()`: the gradients are added into these arrays.
-
-        Returns
-        -------
-        dx : ndarray [..., I] or None
-        grads : dict of ndarrays
-            By the keys of `state_dict()`; `grads` itself if it was given.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument does not fit.
-        """
-        check_tape(tape, self)
-        dy = checked(dy, "dy", tape.y.shape, self.dtype)
-        into = checked_grads(grads, self.parameters, tape.x, tape.y, dy)
-        given = None if into is None else (into["weight"], into.get("bias"))
-        dx, new = _core.linear_backward(tape.x, self.weight, self.bias, dy, flag(need_dx, "need_dx"), given)
-        made = {name: d for name, d in zip(("weight", "bias"), new, strict=True) if d is not None}
-        return dx, made if grads is None else grads

@@ -39,6 +39,7 @@ class Stack(Structure):
         ("state0", POINTER(c_void_p)),
         *sizes("proj_size", "num_heads"),
         ("zoneout", POINTER(c_double)),
+        ("layer_norm_eps", c_double),
     ]
 
 
@@ -52,6 +53,7 @@ class Layer(Structure):
         *sizes("input_size", "hidden_size", "num_directions"),
         ("weights", POINTER(Weights)),
         *sizes("proj_size", "num_heads"),
+        ("layer_norm_eps", c_double),
     ]
 
 
@@ -154,7 +156,8 @@ def stack_of(layer: Any) -> Stack:
     sizes = layer.num_layers, layer.input_size, layer.hidden_size
     rates = np.broadcast_to(layer.zoneout, len(layer.state_sizes))
     zoneout = (c_double * len(rates))(*rates)
-    return Stack(layer.cell.encode(), dtype, *sizes, weights, None, layer.proj_size, layer.num_heads, zoneout)
+    more = layer.proj_size, layer.num_heads, zoneout, layer.eps or 0
+    return Stack(layer.cell.encode(), dtype, *sizes, weights, None, *more)
 
 
 def in_rows(problem: Problem, batch_sizes: Array) -> Problem:

@@ -28,6 +28,7 @@ struct Layer {
   const CellShape* cell;
   rnnfast_dtype dtype;
   Index I, H, P, D, heads;
+  double eps;  // of a forward: packed weights are the same for any
   Parameters<const void> weights[2];
 };
 
@@ -53,6 +54,7 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
                 .P = 0,
                 .D = layer->num_directions,
                 .heads = 1,
+                .eps = 0,
                 .weights = {}};
   require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
   require(read.D == 1 || read.D == 2, "D: expected 1 or 2, got %td", read.D);
@@ -61,6 +63,7 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
   require(64 * units * (double(read.I) + units) < most_elements,
           "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
   read.heads = read_heads(*read.cell, read.H, layer->num_heads);
+  read.eps = read_eps(*read.cell, read.dtype, layer->layer_norm_eps);
   require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
   for (Index d = 0; layer->weights && d < read.D; ++d)
     read.weights[d] = read_weights(layer->weights[d], *read.cell, read.P < read.H);
@@ -306,6 +309,7 @@ void run_forward(rnnfast_tape& tape) {
   const auto state0 = views_of<const Real>(tape.state0, p);
   ForwardArgs<Real> forward = {
       .problem = p, .x = view_of<const Real>(args.x, p.I), .directions = {}, .scratch = scratch.kernel};
+  forward.eps = Real(tape.layer.eps);
   const ForwardArrays<Real> arrays = {.parameters = parameters_of<Real>(tape.layer),
                                       .packed = args.pack ? static_cast<const Real*>(args.pack->data.data()) : nullptr,
                                       .initial = state0,

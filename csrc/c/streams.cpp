@@ -85,6 +85,7 @@ class Stream final : public rnnfast_stream {
         layer.zoneout[s] = Real(stack.zoneout[s]);
         if (layer.zoneout[s] > 0) layer.problem.zoned |= 1u << s;
       }
+      layer.eps = Real(read_eps(cell, stack.dtype, stack.layer_norm_eps));
       set_direction(layer, stack.layers[l], l);
       if (l > 0) layer.x = {data(between_[(l - 1) % 2]), P_};
       scratch = std::max(scratch, kernels_.forward_scratch(layer.problem, true));
@@ -235,6 +236,7 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
             "L, I, H, B: expected sizes that fit the address space, got more");
     const bool projected = read_size_of_h(cell, stack->hidden_size, stack->proj_size) < stack->hidden_size;
     read_heads(cell, stack->hidden_size, stack->num_heads);
+    read_eps(cell, stack->dtype, stack->layer_norm_eps);
     for (int s = 0; s < cell.state_count && stack->zoneout; ++s) {
       const double rate = stack->zoneout[s];
       require(rate >= 0 && rate < 1, "zoneout[%d]: expected at least 0 and less than 1, got %g", s, rate);

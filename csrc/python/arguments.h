@@ -56,7 +56,10 @@ inline std::string parameter_content(const CellShape& cell, bool projected) {
   return content.append(")");
 }
 
-constexpr bool is_bias(std::size_t i) { return i == 2 || i == 3; }
+constexpr bool is_bias(const CellShape& cell, std::size_t i) {
+  if (i < weight_count) return i >= 2;
+  return i < parameter_count(cell, false) && cell.parameters[i - weight_count].is_bias;
+}
 
 // So many for each direction; None where a bias is missing. Each is converted once: an object could answer anew each
 // time.
@@ -86,7 +89,7 @@ inline ParameterArrays read_parameters(const CellShape& cell, const py::object& 
     if (!given) throw py::type_error("parameters: expected a tuple " + content + ", got None");
     for (std::size_t i = 0; i < count; ++i) {
       const py::object array = (*given)[i];
-      const bool missing = is_bias(i) && array.is_none();
+      const bool missing = is_bias(cell, i) && array.is_none();
       arrays.push_back(missing ? std::nullopt : std::optional(as_array(array, parameter_name(cell, i))));
     }
   }
@@ -383,6 +386,19 @@ template <class Real>
 double number_of(const py::handle& object, const std::string& name) {
   const py::object to_number = py::module_::import("rnnfast._base.scalars").attr("number");
   return called(to_number, py::make_tuple(object, name, py::dtype::of<Real>().attr("type"))).template cast<double>();
+}
+
+// What is added to variances: a number, or None; 0 where a cell has none.
+template <class Real>
+double read_eps(const CellShape& cell, const py::object& object) {
+  const bool normalises = cell.stage_count > 0;
+  if (object.is_none()) return normalises ? default_eps : 0;
+  if (!normalises)
+    throw py::value_error("layer_norm_eps: expected None, since " + std::string(cell.name) +
+                          " normalises nothing, got " + text(object));
+  const double eps = number_of<Real>(object, "layer_norm_eps");
+  if (!is_eps<Real>(eps)) throw py::value_error("layer_norm_eps: expected a positive number, got " + text(object));
+  return eps;
 }
 
 // {gate: value}, or None.

@@ -52,6 +52,7 @@ struct TapeObject {
   TokenArrays tokens;
   Held<double> held;
   Zoneout zoneout;
+  double eps;  // added to variances
   TapeMemory<Memory> memory;
   Index threads;  // at most; 0: as many as are set
 };

@@ -171,6 +171,7 @@ def _run(
             reverse=strand.direction == 1,
             recurrent_factors=None if factors is None else factors[own, : segment.B],
             zoneout=part_of(call.zoneout_of(k), segment.rows, strand.direction, stack.directions),
+            layer_norm_eps=stack.eps,
         )
         y = result[0]
         yield result

@@ -52,6 +52,7 @@ def _run(
             gate_override=call.held[k],
             recurrent_factors=call.factors_of(k),
             zoneout=call.zoneout_of(k),
+            layer_norm_eps=stack.eps,
         )
         last.append(after)
         hidden = [*hidden, y] if tape else [y]

@@ -3,7 +3,7 @@
 //
 //   i = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
 //   s = f c' + i g
-//   n = gain_c LN(s) + bias_c
+//   n = gain_c LN(s) + b_c
 //   c = s   LstmNorm
 //   c = n   LstmNormCarried
 //   h = o tanh(n)
@@ -24,7 +24,7 @@ struct LstmNormEquations {
   static constexpr UnitVectors parameters[] = {{.name = "gain_ih", .count = 4},
                                                {.name = "gain_hh", .count = 4},
                                                {.name = "gain_c", .count = 1},
-                                               {.name = "bias_c", .count = 1}};
+                                               {.name = "b_c", .count = 1, .is_bias = true}};
   static constexpr int gate_count = 4, slot_count = 8;
   static constexpr int input_gates[] = {0, 1, 2, 3}, recurrent_gates[] = {0, 1, 2, 3};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gate = 0, .gates = 4, .reset_h = false}};

@@ -1,0 +1,203 @@
+"""The readout ``y = x weight^T + bias``, as functions and as a layer."""
+
+from typing import Any
+
+from . import _core
+from ._base.arrays import Array, ArrayLike, checked
+from ._base.module import Module, Tape, check_tape
+from ._base.named import checked_grads
+from ._base.scalars import Flag, Integer, addressable, flag, size
+
+__all__ = ["Linear", "linear", "linear_backward"]
+
+
+def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, out: Array | None = None) -> Array:
+    """Return ``x weight^T + bias``.
+
+    Parameters
+    ----------
+    x : array [..., I]
+    weight : array [O,I]
+    bias : array [O], optional
+    out : array [..., O], optional
+        Filled and returned.
+
+    Returns
+    -------
+    ndarray [..., O]
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; see `rnnfast.functional`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> linear(np.ones((2, 3)), np.ones((1, 3)), np.array([0.5]))
+    array([[3.5],
+           [3.5]])
+    """
+    return _core.linear(x, weight, bias, out)
+
+
+def linear_backward(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    dy: ArrayLike,
+    *,
+    need_dx: Flag = True,
+    grads: tuple[Array, Array | None] | None = None,
+) -> tuple[Array | None, tuple[Array, Array | None]]:
+    """Return the gradients of ``sum(dy * linear(x, weight, bias))``.
+
+    Parameters
+    ----------
+    x, weight, bias
+        What `linear` was given.
+    dy : array [..., O]
+        The gradient of its result.
+    need_dx : bool, optional
+        If False, dx is not computed and None is returned for it.
+    grads : pair (dweight, dbias), optional
+        The gradients are added into these arrays.
+
+    Returns
+    -------
+    dx : ndarray [..., I] or None
+    grads : pair (dweight [O,I], dbias [O] or None)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; see `rnnfast.functional`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> dx, (dweight, dbias) = linear_backward(np.ones((2, 3)), np.ones((1, 3)), np.ones(1), np.ones((2, 1)))
+    >>> dweight, dbias
+    (array([[2., 2., 2.]]), array([2.]))
+    """
+    return _core.linear_backward(x, weight, bias, dy, flag(need_dx, "need_dx"), grads)
+
+
+class Linear(Module):
+    """The readout ``y = x weight^T + bias``, as `torch.nn.Linear`.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        I and O.
+    bias : bool, optional
+        False: no bias.
+    dtype : {"float32", "float64"}, optional
+        Of the parameters, and of all arrays that the layer takes and returns.
+    seed : int, Generator or what `numpy.random.default_rng` takes, optional
+        For the initial weights, U(-1/sqrt(I), 1/sqrt(I)).
+
+    Attributes
+    ----------
+    weight : ndarray [O,I]
+    bias : ndarray [O] or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> readout = rnnfast.Linear(4, 2)
+    >>> y, tape = readout.forward(np.ones((5, 3, 4), np.float32))
+    >>> dx, grads = readout.backward(tape, np.ones_like(y))
+    >>> y.shape, dx.shape, grads["bias"]
+    ((5, 3, 2), (5, 3, 4), array([15., 15.], dtype=float32))
+    """
+
+    weight: Array
+    bias: Array | None
+
+    def __init__(
+        self,
+        in_features: Integer,
+        out_features: Integer,
+        bias: Flag = True,
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        self.in_features = size(in_features, "in_features")
+        self.out_features = size(out_features, "out_features")
+        addressable(self.out_features * (self.in_features + 1), "in_features, out_features")
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        if flag(bias, "bias"):
+            shapes["bias"] = (self.out_features,)
+        else:
+            self.bias = None
+        super().__init__(shapes.items(), self.in_features, dtype, seed)
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """Return ``x weight^T + bias``.
+
+        Parameters
+        ----------
+        x : array [..., I]
+
+        Returns
+        -------
+        y : ndarray [..., O]
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x does not fit.
+        """
+        return _core.linear(x, self.weight, self.bias)
+
+    def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
+        """Return y and the tape for `backward`, which refers to x and the parameters and does not copy them.
+
+        Takes and raises what a call of the layer does.
+        """
+        x = _core.asarray(x, "x", self.dtype)
+        y = self(x)
+        return y, Tape(self, x, y.view())
+
+    def backward(
+        self, tape: Tape, dy: ArrayLike, *, need_dx: Flag = True, grads: dict[str, Array] | None = None
+    ) -> tuple[Array | None, dict[str, Array]]:
+        """Return the gradients of ``sum(dy * y)``.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this layer's `forward`.
+        dy : array [..., O]
+            The gradient of y.
+        need_dx : bool, optional
+            If False, dx is not computed and None is returned for it.
+        grads : dict of ndarrays, optional
+            With the keys, shapes and dtype of `state_dict()`: the gradients are added into these arrays.
+
+        Returns
+        -------
+        dx : ndarray [..., I] or None
+        grads : dict of ndarrays
+            By the keys of `state_dict()`; `grads` itself if it was given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit.
+        """
+        check_tape(tape, self)
+        dy = checked(dy, "dy", tape.y.shape, self.dtype)
+        into = checked_grads(grads, self.parameters, tape.x, tape.y, dy)
+        given = None if into is None else (into["weight"], into.get("bias"))
+        dx, new = _core.linear_backward(tape.x, self.weight, self.bias, dy, flag(need_dx, "need_dx"), given)
+        made = {name: d for name, d in zip(("weight", "bias"), new, strict=True) if d is not None}
+        return dx, made if grads is None else grads
