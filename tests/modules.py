@@ -88,7 +88,8 @@ def state_sizes(module: Any) -> list[int]:
 def names_of(module: Any) -> tuple[str, ...]:
     """Return the names of one direction's parameters as the kernels take them."""
     projection = ("weight_hr",) if getattr(module, "proj_size", 0) else ()
-    return *PARAMETERS, *_core.cells[module.cell].parameters, *projection
+    own = ("bias_c" if name == "b_c" else name for name in _core.cells[module.cell].parameters)
+    return *PARAMETERS, *own, *projection
 
 
 def parameters_of(module: Any, arrays: Results, end: str = "") -> tuple[Array | None, ...]:

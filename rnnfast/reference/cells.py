@@ -411,7 +411,7 @@ class Cell(NamedTuple):
     normalized: bool = False  # its products: gain_ih, the first of its parameters, is for what makes a
 
 
-OF_LSTM_NORM = {"gain_ih": 4, "gain_hh": 4, "gain_c": 1, "bias_c": 1}
+OF_LSTM_NORM = {"gain_ih": 4, "gain_hh": 4, "gain_c": 1, "b_c": 1}
 
 CELLS = {
     "lstm": Cell(("h", "c"), "ifgo", lstm, lstm_backward),
