@@ -196,8 +196,9 @@ __attribute__((noinline)) void normalise_gradient(const NormGradient<Real>& g, c
         const Real* const of_row = at(moments, m).data;
         Real* const d = vectors_at<S>(g.d, unit, g.d_row + row + m) + slot * S::lanes;
         const auto v = S::load(vectors_at<S>(g.v, unit, g.v_row + row + m) + slot * S::lanes);
+        // d gain is rounded as it was for its mean, so that of one element nothing is left.
         const auto left = fma(-normalised<S>(v, of_row), S::broadcast(mean_product[m]),
-                              fma(S::load(d), gain, S::broadcast(-mean_d[m])));
+                              S::load(d) * gain - S::broadcast(mean_d[m]));
         store_lanes<S>(d, left * S::broadcast(of_row[1]), valid);
       }
     }
