@@ -169,12 +169,12 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     ) -> None:
         self.peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
-        absent = {
+        others = {
             "peephole": self.peephole,
             "coupled_gates": self.coupled_gates,
-            "proj_size": count(proj_size, "proj_size"),
+            "proj_size": count(proj_size, "proj_size") > 0,
         }
-        self.layer_norm = norm_of(layer_norm, ("inside", "carried"), absent)
+        self.layer_norm = norm_of(layer_norm, ("inside", "carried"), others)
         self.layer_norm_eps = eps_of(layer_norm_eps, dtype)
         self.cell = lstm_cell(self.peephole, self.coupled_gates, self.layer_norm)
         super().__init__(
