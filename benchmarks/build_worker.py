@@ -102,7 +102,7 @@ def layers() -> dict[str, tuple[str, dict[str, Any]]]:
         kind = getattr(rnnfast, name)
         if hasattr(kind, "stream"):
             for form in FORMS:
-                has_c = name == "LSTM" or form.get("layer_norm") != "carried"
+                has_c = name != "GRU" or form != {"layer_norm": "carried"}
                 if has_c and form.keys() <= inspect.signature(kind).parameters.keys():
                     found.setdefault(kind(1, 1, **form).cell, (name, form))
     if missing := getattr(_core, "cells", {}).keys() - found.keys():  # an older build may have no such list

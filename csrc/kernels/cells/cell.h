@@ -115,9 +115,9 @@ struct ForwardStep {
   int masks;                 // of these
   const Real* vectors;       // the cell's, [unit block][vector x lanes]
   const Real* bias;          // [unit block][slot x lanes]
-  Gates<Real> values;        // where rows are normalised: what the cell keeps beside its slots, and the moments of rows
-  View<Real> moments;
-  const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
+  Gates<Real> values;        // where rows are normalised: what is kept beside the slots
+  View<Real> moments;        // likewise: means, and what is multiplied by
+  const Index* tokens;       // the rows of the table that the gates start from; null: from what is there
   Index rows;
   Span units;
   bool store_gates;   // the activated slots are read again
@@ -144,9 +144,9 @@ struct BackwardStep {
   int masks;
   Gates<const Real> values;  // as in forward
   View<const Real> moments;
-  Gates<Real> dinner,
-      sums;         // where rows are normalised: of `inner`, [B] rows; of gains and biases, by rows_of_sum rows
-  Index batch_row;  // the first one of the batch
+  Gates<Real> dinner;  // likewise: of `inner`, [B] rows
+  Gates<Real> sums;    // likewise: of gains and biases, a row for rows_of_sum rows of the batch
+  Index batch_row;     // the first one
   Index rows;
   Span units;
   bool backwards;  // through the weights
@@ -346,7 +346,7 @@ constexpr CellShape shape_of(int index) {
   }
   shape.keeps_gates = Cell::keeps_gates, shape.leaves_dh = Cell::leaves_dh;
   if constexpr (is_normalised_cell<Cell>)
-    shape.value_count = 1 + Cell::gate_count, shape.stage_count = length_of(Cell::stages);
+    shape.value_count = Cell::kept_count + Cell::gate_count, shape.stage_count = length_of(Cell::stages);
   if constexpr (requires { Cell::has_heads; }) shape.has_heads = Cell::has_heads;
   // Where h' reaches h unit by unit, or a unit by its head, it has as many.
   shape.projects = shape.phase_count == 1 && !shape.reads_before[0] && !shape.leaves_dh && !shape.has_heads &&

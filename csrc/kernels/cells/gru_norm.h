@@ -3,7 +3,7 @@
 //   r = sigmoid(a_hr + a_xr)   z = sigmoid(a_hz + a_xz)   n = tanh(a_xn + r a_hn)
 //   h = (1 - z) n + z h'
 //
-// a_h and a_x are those of norm.h;  h' is the state before the step. Nothing else is normalised: `inner` keeps a_hn.
+// a_h and a_x are those of norm.h;  h' is the state before the step. What is kept is a_hn.
 #pragma once
 
 #include "kernels/cells/norm.h"
@@ -16,7 +16,7 @@ struct GruNorm {
   static constexpr const char *name = "gru_norm", *gates = "rzn", *held = gates;
   static constexpr const char* states[] = {"h"};
   static constexpr UnitVectors parameters[] = {{.name = "gain_ih", .count = 3}, {.name = "gain_hh", .count = 3}};
-  static constexpr int gate_count = 3, slot_count = 6;
+  static constexpr int gate_count = 3, slot_count = 6, kept_count = 1;
   static constexpr int input_gates[] = {0, 1, 2}, recurrent_gates[] = {0, 1, 2};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 3, .gate = 0, .gates = 3, .reset_h = false}};
   static constexpr Stage stages[] = {{.gate = 0, .gates = 3}};
@@ -30,7 +30,7 @@ struct GruNorm {
     set_gate(p, r, sigmoid<S>(p.a_h[r] + p.a_x[r]));
     set_gate(p, z, sigmoid<S>(p.a_h[z] + p.a_x[z]));
     set_gate(p, n, tanh<S>(fma(p.gate[r], p.a_h[n], p.a_x[n])));
-    p.inner = p.a_h[n];
+    p.kept[0] = p.a_h[n];
     p.after[0] = fma(p.gate[z], p.before[0] - p.gate[n], p.gate[n]);
   }
 
@@ -39,7 +39,7 @@ struct GruNorm {
     const auto r = p.gate[GruNorm::r], z = p.gate[GruNorm::z], n = p.gate[GruNorm::n], dh = p.dstate[0];
     const bool holds_n = is_held_gate<GruNorm>(*p.held, GruNorm::n);
     const auto da_n = holds_n ? typename S::V{} : dh * (1 - z) * (1 - n * n);
-    p.da_h[GruNorm::r] = p.da_x[GruNorm::r] = da_n * p.inner * (r * (1 - r));
+    p.da_h[GruNorm::r] = p.da_x[GruNorm::r] = da_n * p.kept[0] * (r * (1 - r));
     p.da_h[GruNorm::z] = p.da_x[GruNorm::z] = dh * (p.before[0] - n) * (z * (1 - z));
     p.da_h[GruNorm::n] = da_n * r;
     p.da_x[GruNorm::n] = da_n;

@@ -25,7 +25,7 @@ struct LstmNormEquations {
                                                {.name = "gain_hh", .count = 4},
                                                {.name = "gain_c", .count = 1},
                                                {.name = "b_c", .count = 1, .is_bias = true}};
-  static constexpr int gate_count = 4, slot_count = 8;
+  static constexpr int gate_count = 4, slot_count = 8, kept_count = 2;
   static constexpr int input_gates[] = {0, 1, 2, 3}, recurrent_gates[] = {0, 1, 2, 3};
   static constexpr Phase phases[] = {{.slot = 0, .slots = 4, .gate = 0, .gates = 4, .reset_h = false}};
   static constexpr Stage stages[] = {{.gate = 0, .gates = 3}, {.gate = 3, .gates = 1}};
@@ -33,6 +33,7 @@ struct LstmNormEquations {
   static constexpr bool reads_before[] = {false, true}, reads_after[] = {false, false};
   enum { h, c };
   enum { i, f, g, o };
+  enum { sum, tanh_n };  // what is kept: s and tanh(n)
 
   template <class S, int stage>
   static RNNFAST_INLINE void forward(NormForwardPoint<S, Form>& p) {
@@ -41,10 +42,11 @@ struct LstmNormEquations {
       set_gate(p, f, sigmoid<S>(p.a_h[f] + p.a_x[f]));
       set_gate(p, g, tanh<S>(p.a_h[g] + p.a_x[g]));
       set_gate(p, o, sigmoid<S>(p.a_h[o] + p.a_x[o]));
-      p.inner = fma(p.gate[f], p.before[c], p.gate[i] * p.gate[g]);
+      p.kept[sum] = fma(p.gate[f], p.before[c], p.gate[i] * p.gate[g]);
     } else {
-      p.after[c] = Form::carries_normal ? p.normal : p.inner;
-      p.after[h] = p.gate[o] * tanh<S>(p.normal);
+      p.kept[tanh_n] = tanh<S>(p.normal);
+      p.after[c] = Form::carries_normal ? p.normal : p.kept[sum];
+      p.after[h] = p.gate[o] * p.kept[tanh_n];
     }
   }
 
@@ -53,7 +55,7 @@ struct LstmNormEquations {
     const auto i = p.gate[Form::i], f = p.gate[Form::f], g = p.gate[Form::g], o = p.gate[Form::o];
     const auto set = [&p](int gate, typename S::V da) { p.da_h[gate] = p.da_x[gate] = da; };
     if constexpr (stage == 1) {
-      const auto tanh_n = tanh<S>(p.normal);
+      const auto tanh_n = p.kept[Form::tanh_n];
       set(Form::o, p.dstate[h] * tanh_n * (o * (1 - o)));
       p.dnormal = p.dstate[h] * o * (1 - tanh_n * tanh_n);
       if constexpr (Form::carries_normal) p.flow[c] = p.dnormal = p.dnormal + p.dstate[c];

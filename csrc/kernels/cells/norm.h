@@ -10,8 +10,9 @@
 //
 //   normal = gain LN(inner) + bias
 //
-// For a row and a unit block, 1 + G values are kept: `inner`, or else what a cell needs again, and the gates. Beside
-// what cell.h asks for, but squashes, a cell has
+// where `inner` is the first of the values that a cell keeps for a row and a unit block, and that backward finds again.
+// The G gates are the last. Beside what cell.h asks for, but squashes, a cell has
+//   kept_count                  values before the gates
 //   stages                      the gates whose gradients each stage makes
 //   flow_stage                  the stage whose backward makes the flow of the states beside h
 //   parameters                  gain_ih and gain_hh, and where there are two stages the gain and the bias of `normal`
@@ -33,6 +34,9 @@ struct Stage {
 };
 
 template <class Cell>
+constexpr int value_count = Cell::kept_count + Cell::gate_count;
+
+template <class Cell>
 constexpr int pointwise_count = [] {
   if constexpr (is_normalised_cell<Cell>)
     return length_of(Cell::stages);
@@ -51,10 +55,11 @@ RNNFAST_INLINE typename S::V normalised(typename S::V v, const typename S::Real*
 
 // ---- A cell's points ------------------------------------------------------------------------------------------------
 
-// One row of one unit block. The first stage makes `inner` and the gates, the last one the states after.
+// One row of one unit block. The first stage makes the gates and the first of what is kept, the second one the rest;
+// the last one makes the states after.
 template <class S, class Cell>
 struct NormForwardPoint {
-  typename S::V a_h[Cell::gate_count], a_x[Cell::gate_count], inner, gate[Cell::gate_count], normal;
+  typename S::V a_h[Cell::gate_count], a_x[Cell::gate_count], kept[Cell::kept_count], gate[Cell::gate_count], normal;
   typename S::V before[state_count<Cell>], after[state_count<Cell>];
   const Held<typename S::Real>* held;
 };
@@ -63,11 +68,21 @@ struct NormForwardPoint {
 // stage finds, as it comes after the second. dstate and flow as in cell.h.
 template <class S, class Cell>
 struct NormBackwardPoint {
-  typename S::V inner, gate[Cell::gate_count], normal, before[state_count<Cell>];
+  typename S::V kept[Cell::kept_count], gate[Cell::gate_count], before[state_count<Cell>];
   typename S::V da_h[Cell::gate_count], da_x[Cell::gate_count], dnormal, dinner;
   typename S::V dstate[state_count<Cell>], flow[state_count<Cell>];
   const Held<typename S::Real>* held;
 };
+
+// The values of a row from memory, of a point of either kind.
+template <class S, class Cell, class Point, class Real>
+RNNFAST_INLINE void load_values(const Real* values, Point& p) {
+#pragma GCC unroll 4
+  for (int i = 0; i < Cell::kept_count; ++i) p.kept[i] = S::load(values + i * S::lanes);
+#pragma GCC unroll 4
+  for (int gate = 0; gate < Cell::gate_count; ++gate)
+    p.gate[gate] = S::load(values + (Cell::kept_count + gate) * S::lanes);
+}
 
 // Gates are held by their slots of x.
 template <class Cell, class Real>
@@ -79,14 +94,6 @@ RNNFAST_INLINE bool is_held_gate(const Held<Real>& held, int gate) {
 template <class S, class Cell>
 RNNFAST_INLINE void set_gate(NormForwardPoint<S, Cell>& p, int gate, typename S::V value) {
   p.gate[gate] = is_held_gate<Cell>(*p.held, gate) ? S::broadcast(p.held->value[Cell::gate_count + gate]) : value;
-}
-
-// `normal`, of which gain and bias are the last two vectors.
-template <class S, class Cell, class Real>
-RNNFAST_INLINE typename S::V normal_of(typename S::V inner, const Real* vectors, const Real* moments) {
-  constexpr int gain = vector_count<Cell> - 2;
-  return fma(S::load(vectors + gain * S::lanes), normalised<S>(inner, moments + moments_inner),
-             S::load(vectors + (gain + 1) * S::lanes));
 }
 
 // ---- A step's rows --------------------------------------------------------------------------------------------------
@@ -106,7 +113,7 @@ void forward_stage(const ForwardStep<typename S::Real>& s, typename S::Real*, In
       NormForwardPoint<S, Cell> p;
       p.held = s.held;
       const Real* const moments = at(s.moments, s.gate_row + m).data;
-      Real* const values = gates_at(s.values, unit, s.gate_row + m, S::lanes, 1 + G);
+      Real* const values = gates_at(s.values, unit, s.gate_row + m, S::lanes, value_count<Cell>);
 #pragma GCC unroll 4
       for (int i = 0; i < states; ++i)
         if (Cell::reads_before[i]) p.before[i] = load_lanes<S>(at(s.before[i], m).data + unit, valid);
@@ -122,15 +129,16 @@ void forward_stage(const ForwardStep<typename S::Real>& s, typename S::Real*, In
           p.a_x[gate] = load(G + gate, gate, moments_x);
         }
         Cell::template forward<S, stage>(p);
-        S::store(values, p.inner);
+        S::store(values, p.kept[0]);
 #pragma GCC unroll 4
-        for (int gate = 0; gate < G; ++gate) S::store(values + (1 + gate) * S::lanes, p.gate[gate]);
+        for (int gate = 0; gate < G; ++gate) S::store(values + (Cell::kept_count + gate) * S::lanes, p.gate[gate]);
       } else {
-        p.inner = S::load(values);
-#pragma GCC unroll 4
-        for (int gate = 0; gate < G; ++gate) p.gate[gate] = S::load(values + (1 + gate) * S::lanes);
-        p.normal = normal_of<S, Cell>(p.inner, vectors, moments);
+        load_values<S, Cell>(values, p);
+        p.normal = fma(S::load(vectors + 2 * G * S::lanes), normalised<S>(p.kept[0], moments + moments_inner),
+                       S::load(vectors + (2 * G + 1) * S::lanes));
         Cell::template forward<S, stage>(p);
+#pragma GCC unroll 4
+        for (int i = 1; i < Cell::kept_count; ++i) S::store(values + i * S::lanes, p.kept[i]);
       }
       if constexpr (stage + 1 == pointwise_count<Cell>) {
 #pragma GCC unroll 4
@@ -156,10 +164,8 @@ void backward_stage(const BackwardStep<typename S::Real>& s, const BlockRange& r
       const auto store = [&](const View<Real>& view, typename S::V v) {
         store_lanes<S>(at(view, row).data + unit, v, valid);
       };
-      const Real* const values = gates_at(s.values, unit, s.gate_row + row, S::lanes, 1 + G);
-      p.inner = S::load(values);
-#pragma GCC unroll 4
-      for (int gate = 0; gate < G; ++gate) p.gate[gate] = S::load(values + (1 + gate) * S::lanes);
+      const Real* const values = gates_at(s.values, unit, s.gate_row + row, S::lanes, value_count<Cell>);
+      load_values<S, Cell>(values, p);
       p.dstate[0] = load(s.dstate[0]) + load(s.dy);
 #pragma GCC unroll 4
       for (int i = 0; i < states; ++i) {
@@ -167,11 +173,7 @@ void backward_stage(const BackwardStep<typename S::Real>& s, const BlockRange& r
         if (i > 0) p.dstate[i] = load(s.dstate[i]);
       }
       Real* const dinner = gates_at(s.dinner, unit, s.batch_row + row, S::lanes, 1);
-      if constexpr (stage == 1)
-        p.normal =
-            normal_of<S, Cell>(p.inner, s.vectors + unit * vector_count<Cell>, at(s.moments, s.gate_row + row).data);
-      else if constexpr (pointwise_count<Cell> > 1)
-        p.dinner = S::load(dinner);
+      if constexpr (stage + 1 < pointwise_count<Cell>) p.dinner = S::load(dinner);
       Cell::template backward<S, stage>(p);
       Real* const dgates = gates_at(s.dgates, unit, s.dgate_row + row, S::lanes, Cell::slot_count);
 #pragma GCC unroll 4

@@ -75,11 +75,12 @@ RNNFAST_INLINE Real mean_of(const RowSums<Real, M>& sums, int m, Index n) {
 
 // ---- Forward -------------------------------------------------------------------------------------------------------
 
-// The mean of each of M rows from `row` on, and 1 / sqrt(variance + eps).
+// The mean of each of M rows from `row` on, and 1 / sqrt(variance + eps). What rounding leaves out of a mean is added
+// to it: a row of equal numbers has that mean, and the variance 0.
 template <int M, class Real>
 __attribute__((noinline)) void find_moments(const NormPart<Real>& part, const Blocks& units, Index n, Index row,
                                             Real eps, const View<Real>& moments) {
-  RowSums<Real, M> sums, squares;
+  RowSums<Real, M> sums, left, squares;
   for_each_unit_block<Real>(units, [&]<class S>(Index unit, int) {
     typename S::V sum[M] = {};
     for (int slot = 0; slot < part.count; ++slot)
@@ -90,21 +91,22 @@ __attribute__((noinline)) void find_moments(const NormPart<Real>& part, const Bl
   Real mean[M];
   for (int m = 0; m < M; ++m) mean[m] = mean_of(sums, m, n);
   for_each_unit_block<Real>(units, [&]<class S>(Index unit, int valid) {
-    typename S::V sum[M] = {};
+    typename S::V sum[M] = {}, square[M] = {};
     for (int slot = 0; slot < part.count; ++slot)
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) {
         auto d = S::load(vectors_at<S>(part, unit, row + m) + slot * S::lanes) - S::broadcast(mean[m]);
         if (valid < S::lanes) d = select<S>((1u << valid) - 1, d, typename S::V{});
-        sum[m] = fma(d, d, sum[m]);
+        sum[m] = sum[m] + d, square[m] = fma(d, d, square[m]);
       }
-    add<S>(squares, sum);
+    add<S>(left, sum), add<S>(squares, square);
   });
   using Narrow = Width<Real, width_count - 1>;
   for (int m = 0; m < M; ++m) {
+    const Real rest = mean_of(left, m, n), variance = mean_of(squares, m, n) - rest * rest;
     Real* const to = at(moments, row + m).data;
-    to[0] = mean[m];
-    to[1] = (1 / sqrt(Narrow::broadcast(mean_of(squares, m, n) + eps)))[0];
+    to[0] = mean[m] + rest;
+    to[1] = (1 / sqrt(Narrow::broadcast(eps + (variance < 0 ? 0 : variance))))[0];
   }
 }
 
@@ -196,10 +198,9 @@ __attribute__((noinline)) void normalise_gradient(const NormGradient<Real>& g, c
         const Real* const of_row = at(moments, m).data;
         Real* const d = vectors_at<S>(g.d, unit, g.d_row + row + m) + slot * S::lanes;
         const auto v = S::load(vectors_at<S>(g.v, unit, g.v_row + row + m) + slot * S::lanes);
-        // d gain is rounded as it was for its mean, so that of one element nothing is left.
-        const auto left = fma(-normalised<S>(v, of_row), S::broadcast(mean_product[m]),
-                              S::load(d) * gain - S::broadcast(mean_d[m]));
-        store_lanes<S>(d, left * S::broadcast(of_row[1]), valid);
+        const auto left = S::load(d) * gain - S::broadcast(mean_d[m]);  // 0 where n is 1
+        const auto dv = fma(-normalised<S>(v, of_row), S::broadcast(mean_product[m]), left);
+        store_lanes<S>(d, dv * S::broadcast(of_row[1]), valid);
       }
     }
   });
