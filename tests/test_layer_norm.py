@@ -85,8 +85,11 @@ def test_the_oracles_gradients_are_central_differences(cell: str, rows: str) -> 
 
 
 def make(cell: str, units: int = 17, **options: Any) -> Any:
-    """Return a layer whose gains and biases are not those that it starts with."""
-    layer = make_layer(cell, (I, units), **options)
+    """Return a layer whose gains, biases and eps are not those that it would have.
+
+    What reaches h' or c of one unit cancels, but for a multiple of eps.
+    """
+    layer = make_layer(cell, (I, units), **{"layer_norm_eps": 1e-3 if units > 1 else 0.1, **options})
     rng = np.random.default_rng(3)
     for name, p in layer.parameters.items():
         if name.startswith(("gain", "bias")):
@@ -139,8 +142,7 @@ def assert_oracles(layer: Any, x: Array, state: Any = None, **options: Any) -> N
 @by_cell
 def test_all_that_a_layer_returns_is_the_oracles(cell: str, dtype: str, units: int) -> None:
     for own in ({}, {"num_layers": 2, "bidirectional": True}):
-        # The gradient of one unit's h' or c cancels but for a multiple of eps.
-        layer = make(cell, units, dtype=dtype, layer_norm_eps=0.1 if units == 1 else 1e-5, **own)
+        layer = make(cell, units, dtype=dtype, **own)
         assert_oracles(layer, normal((T, B, I), dtype, 1), make_state(layer, (B,), 2))
 
 
@@ -148,7 +150,7 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of the la
     "lengths": ({"bidirectional": True}, {"lengths": [2, 5, 0]}),
     "resets": ({"bidirectional": True, "num_layers": 2}, {"resets": np.random.default_rng(2).random((T, B)) < 0.3}),
     "no bias": ({"bias": False, "num_layers": 2}, {}),
-    "eps": ({"layer_norm_eps": 1e-3, "num_layers": 2}, {}),
+    "default eps": ({"layer_norm_eps": 1e-5, "num_layers": 2}, {}),
     "learned": ({"learn_initial_state": True, "bidirectional": True}, {}),
 }
 
@@ -211,7 +213,7 @@ def test_windows_are_the_oracles(cell: str) -> None:
 @by_units
 @by_cell
 def test_the_gradient_of_all_windows_is_the_oracles(cell: str, units: int) -> None:
-    layer = make(cell, units, dtype="float64", num_layers=2, layer_norm_eps=1e-5 if units > 1 else 0.1)
+    layer = make(cell, units, dtype="float64", num_layers=2)
     x, dy, state = normal((11, B, I), "float64", 1), normal((11, B, units), "float64", 2), make_state(layer, (B,), 3)
     for k1, k2, losses in ((3, 7, "new"), (4, 3, "window"), (1, 5, "new")):
         found = gradient(layer, x, dy, k1, k2, losses=losses, state=state)
@@ -392,11 +394,12 @@ def test_a_c_of_one_unit_hands_on_no_gradient(cell: str, dtype: str) -> None:
 @by_cell
 def test_eps_counts(cell: str) -> None:
     x = normal((T, B, I), "float64", 1)
-    layers = [make(cell, dtype="float64"), *(make(cell, dtype="float64", layer_norm_eps=eps) for eps in (1e-5, 1e-3))]
-    assert [layer.layer_norm_eps for layer in layers] == [1e-5, 1e-5, 1e-3]
-    small, same, large = (layer(x)[0] for layer in layers)
-    assert np.array_equal(small, same)
-    assert 1e-6 < np.abs(small - large).max() < 1e-1
+    default = make_layer(cell, (I, 17), dtype="float64")
+    assert default.layer_norm_eps == 1e-5
+    same, other = (make_layer(cell, (I, 17), dtype="float64", layer_norm_eps=eps) for eps in (1e-5, 1e-3))
+    y = default(x)[0]
+    assert np.array_equal(same(x)[0], y)
+    assert 1e-6 < np.abs(other(x)[0] - y).max() < 1e-1
 
 
 # Parameters and files
