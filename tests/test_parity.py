@@ -70,6 +70,10 @@ ODD = Shape(T=5, B=3, I=7, H=19, D=2)  # no size is a multiple of another, nor o
 @by_dtype
 def test_every_shape(cell: str, dtype: str, shape: Shape) -> None:
     problem = make_problem(cell, dtype, shape)
+    if (
+        _core.cells[cell].normalises and shape.H <= 2
+    ):  # the gradients of so few numbers cancel but for a multiple of eps
+        problem = replace(problem, layer_norm_eps=0.1)
     assert_parity(solve(_core, problem), problem)
 
 
