@@ -1280,7 +1280,7 @@ def test_what_a_cell_does_not_have_is_refused(cell: str) -> None:
             F.forward(cell, p.x, [(*weights[:k], longer, *weights[k + 1 :])])
         with pytest.raises(ValueError, match=rf"^grads\[0\]: {name}: expected shape .*, got \({(n + 1) * H},"):
             F.backward(tape, p.dy, grads=[(*weights[:k], longer, *weights[k + 1 :])])
-    for k in {0, 1, *range(4, len(rows))}:
+    for k in [k for k, name in enumerate(rows) if not name.startswith("b_")]:
         with pytest.raises(TypeError, match=rf"^{[*rows][k]}: expected an array, got NoneType"):
             F.forward(cell, p.x, [(*weights[:k], None, *weights[k + 1 :])])
     # One more than there are would be a projection, where the cell can have one.

@@ -28,7 +28,7 @@ def norm_of(layer_norm: object, forms: tuple[str, ...], others: Mapping[str, boo
 def eps_of(layer_norm_eps: object, dtype: object) -> float:
     """Return what is added to variances."""
     eps, limits = number(layer_norm_eps, "layer_norm_eps"), np.finfo(float_dtype(dtype))
-    if not limits.tiny <= eps <= limits.max:
+    if not float(limits.tiny) <= eps <= float(limits.max):
         msg = f"layer_norm_eps: expected a positive number within the range of {limits.dtype}, got {eps}"
         raise ValueError(msg)
     return eps
