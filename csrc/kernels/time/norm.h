@@ -112,7 +112,7 @@ __attribute__((noinline)) void find_moments(const NormPart<Real>& part, const Bl
 
 // What follows the recurrent product of a step: its rows are normalised, and the cell makes of them the states.
 template <class Real>
-void forward_norm(const Problem& p, Real eps, ForwardStep<Real>& s, const Team& team) {
+__attribute__((noinline)) void forward_norm(const Problem& p, Real eps, ForwardStep<Real>& s, const Team& team) {
   const CellShape& cell = *p.cell;
   const Blocks units = blocks_of<Real>(p.H);
   const Index G = cell.gate_count;
@@ -221,7 +221,7 @@ BackwardStep<Real> rows_of_step(const BackwardStep<Real>& s, Index row, Index co
 
 // The mirror image of forward_norm: makes dgates, of the products of x and of h' apart, and adds to the sums of a step.
 template <class Real>
-void backward_norm(const Problem& p, const BackwardStep<Real>& s, const Team& team) {
+__attribute__((noinline)) void backward_norm(const Problem& p, const BackwardStep<Real>& s, const Team& team) {
   const CellShape& cell = *p.cell;
   const Blocks units = blocks_of<Real>(p.H);
   const int G = cell.gate_count, slots = cell.slot_count, values = cell.value_count;
@@ -269,7 +269,7 @@ void backward_norm(const Problem& p, const BackwardStep<Real>& s, const Team& te
 
 // The sums of an item begin with zeros.
 template <class Real>
-void clear_sums(const Problem& p, const Gates<Real>& sums, const Item& item) {
+__attribute__((noinline)) void clear_sums(const Problem& p, const Gates<Real>& sums, const Item& item) {
   const Index first = item.first / rows_of_sum, last = (item.first + item.rows + rows_of_sum - 1) / rows_of_sum;
   for_each_unit_block<Real>(blocks_of<Real>(p.H), [&]<class S>(Index unit, int) {
     Real* const from = gates_at(sums, unit, first, S::lanes, sum_count(*p.cell));
