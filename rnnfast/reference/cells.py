@@ -100,6 +100,7 @@ def linear_backward(du: Array, v: Array, w: Array) -> tuple[Array, Array, Array]
 def norm(v: Array, gain: Array, b: Array | None, eps: float) -> Kept:
     """Return gain * v^ + b, [B,N], for v [B,N], gain [N] and b [N] or None; then v^ and 1 / sqrt(var + eps) [B,1]."""
     centred = v - v.mean(axis=1, keepdims=True)
+    centred = centred - centred.mean(axis=1, keepdims=True)  # rounding of the mean, which 1 / sqrt(eps) would enlarge
     scale = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps)
     v_hat = scale * centred
     return gain * v_hat if b is None else gain * v_hat + b, v_hat, scale
