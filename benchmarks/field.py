@@ -47,6 +47,7 @@ LAST = "last output only"
 LENGTHS = "ragged; torch packs and pads"
 RESETS = "resets; torch by pieces"  # between the steps before which an episode of any sequence begins
 CELL = "torch's cell"  # in place of its layer at T = 1
+NORM = "layer norm; torch by operations"  # layer_norm="inside"
 EPISODE = 100  # steps of an episode with resets, in the mean
 
 
@@ -107,6 +108,8 @@ ROWS = [
     Row("AWD-LSTM, second", "lstm", (70, 20, 1150, 1150)),
     Row("AWD-LSTM, third", "lstm", (70, 20, 1150, 400)),
     Row("AWD-LSTM, second", "lstm", (70, 80, 1150, 1150)),
+    Row("haste", "lstm", (50, 32, 256, 256)),
+    Row("haste", "lstm", (50, 32, 256, 256), special=NORM),
     Row("sb3 RecurrentPPO", "lstm", (1, 1, 64, 256)),
     Row("sb3 RecurrentPPO", "lstm", (1, 8, 64, 256)),
     Row("sb3 RecurrentPPO", "lstm", (1, 64, 64, 256)),
@@ -126,7 +129,8 @@ class Case:
         T, B, I, H = row.shape
         rng, bidirectional = np.random.default_rng(0), row.directions == 2
         self.row = row
-        self.layer = LAYERS[row.cell](I, H, num_layers=row.layers, bidirectional=bidirectional, seed=0)
+        own: dict[str, Any] = {"layer_norm": "inside"} if row.special == NORM else {}
+        self.layer = LAYERS[row.cell](I, H, num_layers=row.layers, bidirectional=bidirectional, seed=0, **own)
         self.x = rng.standard_normal((T, B, I), np.float32)
         steps = () if row.special == LAST else (T,)
         self.dy = rng.standard_normal((*steps, B, row.directions * H), np.float32)
@@ -168,7 +172,8 @@ def torch_tasks(case: Case) -> Tasks:
     row, layer = case.row, case.layer
     if row.special == CELL:
         return {STEP: Task(torch_step_of(row.cell, layer, case.x[0]), lambda state: y_of(state[0]))}
-    module = getattr(nn, type(layer).__name__)(*row.shape[2:], row.layers, bidirectional=row.directions == 2)
+    kind = NormLSTM if row.special == NORM else getattr(nn, type(layer).__name__)
+    module = kind(*row.shape[2:], row.layers, bidirectional=row.directions == 2)
     module.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in layer.state_dict().items()})
     x, dy = torch.from_numpy(case.x), torch.from_numpy(case.dy)
     if STEP in row.works:
@@ -188,6 +193,31 @@ def torch_tasks(case: Case) -> Tasks:
         return torch.autograd.grad(run(given), list(inputs.values()), dy)
 
     return {FORWARD: Task(forward, y_of), row.works[1]: Task(training, named)}
+
+
+class NormLSTM(nn.Module):  # type: ignore[misc]
+    """One layer of an LSTM with layer normalisation, in operations of torch: those of x for all steps at once."""
+
+    def __init__(self, I: int, H: int, layers: int, *, bidirectional: bool) -> None:
+        super().__init__()
+        assert (layers, bidirectional) == (1, False)
+        shapes = {"weight_ih": (4 * H, I), "weight_hh": (4 * H, H), "gain_c": (H,), "bias_c": (H,)}
+        shapes |= dict.fromkeys(("bias_ih", "bias_hh", "gain_ih", "gain_hh"), (4 * H,))
+        for name, size in shapes.items():
+            self.register_parameter(f"{name}_l0", nn.Parameter(torch.zeros(size)))
+
+    def forward(self, x: Any) -> Any:
+        norm, H = nn.functional.layer_norm, len(self.gain_c_l0)
+        a_x = norm(x @ self.weight_ih_l0.T, [4 * H], self.gain_ih_l0, self.bias_ih_l0)
+        h = c = x.new_zeros(x.shape[1], H)
+        steps = []
+        for a in a_x:
+            a_h = norm(h @ self.weight_hh_l0.T, [4 * H], self.gain_hh_l0, self.bias_hh_l0)
+            i, f, g, o = (a + a_h).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * norm(c, [H], self.gain_c_l0, self.bias_c_l0).tanh()
+            steps.append(h)
+        return torch.stack(steps), (h, c)
 
 
 def torch_module_step(module: Any, x: Any) -> Callable[[], Any]:
@@ -249,7 +279,7 @@ def only_last(row: Row) -> bool:
 
 
 def onnxruntime_tasks(case: Case) -> Tasks:
-    if case.resets is not None:  # which no operator has
+    if case.row.special in (RESETS, NORM):  # which no operator has
         return {}
     row, session, inputs = case.row, session_of(onnx_of(case)), {"x": case.x}
     if case.lengths is not None:

@@ -15,8 +15,9 @@ namespace rnnfast {
 
 using Index = std::ptrdiff_t;
 
-// What a cell has at most: states (h first), slots (vectors that it keeps for a row and a unit block), phases.
-constexpr int most_states = 4, most_slots = 4, most_phases = 2, most_parameters = 1;
+// What a cell has at most: states (h first), gates, slots (vectors that products fill for a row and a unit block),
+// phases.
+constexpr int most_states = 4, most_gates = 4, most_slots = 8, most_phases = 2, most_parameters = 4;
 
 // One recurrent product: it fills `slots` slots from `slot` on; the gates from `gate` on of packed w_hh take part in
 // it, `gates` of them, with h' (or r h') as operand.
@@ -29,6 +30,7 @@ struct Phase {
 struct UnitVectors {
   const char* name;
   int count;
+  bool is_bias = false;  // it may be null, like b_ih and b_hh
 };
 
 // A cell's names and numbers: all that the loops, and those who call them, know of it. Made from the cell's own file,
@@ -41,9 +43,10 @@ struct CellShape {
   UnitVectors parameters[most_parameters];
   int index;  // in the list of all cells
   int gate_count, slot_count, state_count, phase_count, parameter_count;
-  int vector_count;  // of all parameters together
+  int vector_count;              // of all parameters together
+  int value_count, stage_count;  // where rows of slots are normalised: what it keeps beside them; its pointwise parts
   Phase phases[most_phases];
-  int input_gates[most_slots], recurrent_gates[most_slots];
+  int input_gates[most_gates], recurrent_gates[most_gates];
   bool keeps_gates, leaves_dh;
   bool has_heads, projects;  // w_hh can be block-diagonal; h can be a projection
   bool has_candidate;        // part of which can be dropped before it meets the state
@@ -107,7 +110,8 @@ struct Parameters {
 // What a training forward keeps for its backward, beside x and y. Null where the cell needs nothing.
 template <class Real>
 struct Tape {
-  Real* gates;                     // activated gates, [chunk of time][unit block][row][slot x lanes]
+  Real* gates;                     // activated gates, [chunk of time][unit block][row][slot x lanes]; where rows are
+                                   // normalised, what `kept_size` counts of each chunk
   View<Real> states[most_states];  // after each step, [T·B,H]; that of h is y, and here is what h is a projection of
   Real* reset_h;                   // what a second phase has as operand, as r * h_{t-1}, [T·B,H]
   View<Real> made[most_states];    // what the cell makes of states that are zoned, where backward reads it, likewise
@@ -148,6 +152,7 @@ struct ForwardArgs {
   bool turned = false;  // odd steps go through the weights forwards, the others backwards, instead of the reverse
   Real zoneout[most_states] = {};  // the part of the old value in a state that is zoned, where there are no bits
   Real candidate_scale = 1;        // of candidates that are kept, where some are not
+  Real eps = 0;                    // added to the variances by which rows are normalised
 };
 
 template <class Real>

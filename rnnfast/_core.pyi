@@ -34,6 +34,8 @@ class CellShape:
     def projects(self) -> bool: ...
     @property
     def has_candidate(self) -> bool: ...
+    @property
+    def normalises(self) -> bool: ...
 
 cells: Mapping[str, CellShape]
 
@@ -76,6 +78,7 @@ def inference(
     recurrent_factors: object | None = None,
     zoneout: Sequence[object] | None = None,
     candidate_dropout: tuple[object, float] | None = None,
+    layer_norm_eps: float | None = None,
 ) -> tuple[_Array, tuple[_Array, ...]]: ...
 def forward(
     cell: str,
@@ -97,6 +100,7 @@ def forward(
     recurrent_factors: object | None = None,
     zoneout: Sequence[object] | None = None,
     candidate_dropout: tuple[object, float] | None = None,
+    layer_norm_eps: float | None = None,
 ) -> tuple[_Array, tuple[_Array, ...], Tape]: ...
 def backward(
     tape: Tape,

@@ -39,6 +39,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         const void* const* state0
         Py_ssize_t proj_size, num_heads
         const double* zoneout
+        double layer_norm_eps
 
     ctypedef struct rnnfast_stream:
         pass
@@ -53,6 +54,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         const rnnfast_weights* weights
         Py_ssize_t proj_size, num_heads
         const double* zoneout
+        double layer_norm_eps
 
     ctypedef struct rnnfast_pack:
         pass

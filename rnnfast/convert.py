@@ -36,6 +36,7 @@ PLAIN: dict[str, Any] = {
     "coupled_gates": False,
     "leak": 1.0,
     "zoneout": 0.0,
+    "layer_norm": None,
 }
 
 # Those that do not matter after training
@@ -111,7 +112,7 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
     ----------
     layer : LSTM, GRU or RNN
         With one layer, L = 1, and without what Keras lacks: `learn_initial_state`, `peephole`, `coupled_gates`,
-        `leak`, `zoneout`, `proj_size`. Dropout of all kinds acts in training only, and is not carried.
+        `leak`, `zoneout`, `layer_norm`, `proj_size`. Dropout of all kinds acts in training only, and is not carried.
 
     Returns
     -------
@@ -193,9 +194,9 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     Parameters
     ----------
     layer : LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
-        Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`, `zoneout`; of GRUs, those
-        that reset after the product. `weight_dropout`, `recurrent_dropout` and `candidate_dropout`, which act in
-        training only, are not carried.
+        Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`, `zoneout`, `layer_norm`;
+        of GRUs, those that reset after the product. `weight_dropout`, `recurrent_dropout` and `candidate_dropout`,
+        which act in training only, are not carried.
 
     Returns
     -------
@@ -220,7 +221,9 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
         raise TypeError(msg)
     arguments = arguments_of(layer)
     _check_plain(layer, "torch", {**PLAIN, "reset_after": True})
-    arguments = {name: a for name, a in arguments.items() if name not in {*PLAIN, "reset_after", *IN_TRAINING}}
+    arguments = {
+        name: a for name, a in arguments.items() if name not in {*PLAIN, "reset_after", "layer_norm_eps", *IN_TRAINING}
+    }
     dtype = getattr(torch, arguments.pop("dtype"))
     module = getattr(torch.nn, kind_of(layer).__name__)(**arguments, dtype=dtype, device="meta").to_empty(device="cpu")
     module.load_state_dict({name: torch.from_numpy(p) for name, p in layer.parameters.items()})

@@ -47,6 +47,17 @@ of gate k:
 
         n = tanh(x_n + W_hn (r * h') + b_hn)
 
+``"lstm_norm"``, ``"lstm_norm_carried"``, G = 4, gain_ih and gain_hh [4·H], gain_c [H], b_c [H] or None [11]_
+    With layer normalisation, where N(v) is ``(v - mean(v)) / sqrt(var(v) + eps)`` over all elements of a row v: in the
+    equations of ``"lstm"``, ``gain_ih * N(W_ih x) + b_ih`` is in the place of x_i, x_f, x_g, x_o, and
+    ``gain_hh * N(W_hh h') + b_hh`` in that of the products with h'; and::
+
+        h = o * tanh(gain_c * N(c) + b_c)
+        c = gain_c * N(f * c' + i * g) + b_c            "lstm_norm_carried", with h = o * tanh(c)
+
+``"gru_norm"``, G = 3, gain_ih and gain_hh [3·H] [11]_
+    Likewise, with the equations of ``"gru"``.
+
 ``"rnn_tanh"``, ``"rnn_relu"``, G = 1 [5]_
     ::
 
@@ -74,11 +85,11 @@ of gate k:
     W_hh may be block-diagonal, [G·H,H/heads]: the units form heads of H/heads neighbours, and the row of a unit meets
     the h' of its own head.
 
-A state is ``(h, c)`` for the four LSTMs, ``(h, c, n, m)`` for the sLSTMs and ``h`` for the others, [D,B,H] each.
+A state is ``(h, c)`` for the LSTMs, ``(h, c, n, m)`` for the sLSTMs and ``h`` for the others, [D,B,H] each.
 
-Where one more parameter comes last, w_hr [P,H] with P < H, the LSTMs, ``"rnn_tanh"`` and ``"rnn_relu"`` have a
-projection [9]_: h is ``W_hr u``, where u is the h of the equations above. Then w_hh is [G·H,P], and wherever an array
-of h, or of its gradient, is described with H, it has P instead: y [T,B,D·P], h [D,B,P].
+Where one more parameter comes last, w_hr [P,H] with P < H, the LSTMs without normalisation, ``"rnn_tanh"`` and
+``"rnn_relu"`` have a projection [9]_: h is ``W_hr u``, where u is the h of the equations above. Then w_hh is [G·H,P],
+and wherever an array of h, or of its gradient, is described with H, it has P instead: y [T,B,D·P], h [D,B,P].
 
 In place of x, tokens [T,B] of any integer dtype select the rows of an embedding [V,I]; without one they are
 one-hot, and I = V. Nothing is multiplied by zeros, nor is one token's row multiplied twice: ``W_ih x + b_ih`` is
@@ -95,8 +106,8 @@ that ends before a reset starts there.
 A gate of ``gate_override`` is held at its value in all steps and units; its pre-activation gets no gradient. With
 ``recurrent_factors`` m, the h' that a W_hh meets is m * h' (of ``"gru_reset_before"`` n has ``W_hn (r * m * h')``), not
 so with a projection or heads. With ``candidate_dropout``, g of an LSTM or n of a GRU meets the state times 1 / (1 - p)
-where it is kept, elsewhere as zero [11]_. With ``zoneout``, a state is that which the cell makes where it is new, else
-the one before the step; or, with a rate, ``rate s' + (1 - rate) s`` [12]_. (Of an sLSTM c, n and m have one scale, and
+where it is kept, elsewhere as zero [12]_. With ``zoneout``, a state is that which the cell makes where it is new, else
+the one before the step; or, with a rate, ``rate s' + (1 - rate) s`` [13]_. (Of an sLSTM c, n and m have one scale, and
 should be new together.)
 
 All other arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones
@@ -131,8 +142,9 @@ References
 .. [9] Sak, Senior, Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
    Modeling", Interspeech 2014.
 .. [10] Beck et al., "xLSTM: Extended Long Short-Term Memory", arXiv:2405.04517, 2024.
-.. [11] Semeniuta, Severyn, Barth, "Recurrent Dropout without Memory Loss", arXiv:1603.05118, 2016.
-.. [12] Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", arXiv:1606.01305, 2016.
+.. [11] Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450, 2016.
+.. [12] Semeniuta, Severyn, Barth, "Recurrent Dropout without Memory Loss", arXiv:1603.05118, 2016.
+.. [13] Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", arXiv:1606.01305, 2016.
 
 Examples
 --------
@@ -185,6 +197,7 @@ class _Options(TypedDict, total=False):
     recurrent_factors: ArrayLike | None
     candidate_dropout: tuple[ArrayLike, Number] | None
     zoneout: Any
+    layer_norm_eps: Number | None
     out: tuple[Any, Any] | None
 
 
@@ -233,6 +246,7 @@ def inference(
     recurrent_factors: ArrayLike | None = None,
     candidate_dropout: tuple[ArrayLike, Number] | None = None,
     zoneout: Any = None,
+    layer_norm_eps: Number | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State]:
     """Run one layer over whole sequences and keep nothing.
@@ -264,6 +278,8 @@ def inference(
     zoneout : array, float or tuple of them, one for each part of a state, optional
         Which units of a state are new in a step, bools [T,B,D·H] or [N,D·H]; or the part of the old state in each, at
         least 0 and less than 1; or None. Not with a projection.
+    layer_norm_eps : float, optional
+        For cells with layer normalisation, the positive number eps; by default 1e-5.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -289,7 +305,7 @@ def inference(
     >>> y.ravel()
     array([1., 2., 3.])
     """
-    rows = batch_sizes, resets, gate_override, recurrent_factors, candidate_dropout, zoneout
+    rows = batch_sizes, resets, gate_override, recurrent_factors, candidate_dropout, zoneout, layer_norm_eps
     y, last = _run(_core.inference, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last)
 
@@ -339,6 +355,7 @@ def forward(
     recurrent_factors: ArrayLike | None = None,
     candidate_dropout: tuple[ArrayLike, Number] | None = None,
     zoneout: Any = None,
+    layer_norm_eps: Number | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State, _core.Tape]:
     """Run one layer over whole sequences and keep what `backward` needs.
@@ -373,7 +390,7 @@ def forward(
     array([[2.],
            [1.]])
     """
-    rows = batch_sizes, resets, gate_override, recurrent_factors, candidate_dropout, zoneout
+    rows = batch_sizes, resets, gate_override, recurrent_factors, candidate_dropout, zoneout, layer_norm_eps
     y, last, tape = _run(_core.forward, cell, x, parameters, state, embedding, out, *rows)
     return y, state_of(last), tape
 
@@ -466,19 +483,22 @@ def _run(
     recurrent_factors: object,
     candidate_dropout: object,
     zoneout: object,
+    layer_norm_eps: object,
 ) -> Any:
     initial = parts_of(cell, state, "state")
     results = None if out is None else out_parts(cell, out, "(y, state)")
-    is_regularized = recurrent_factors is not None or candidate_dropout is not None or zoneout is not None
-    if batch_sizes is None and resets is None and gate_override is None and not is_regularized:
-        return run(cell, x, parameters, initial, results, embedding)  # arguments by name cost time
-    rows = {"batch_sizes": batch_sizes, "resets": resets, "gate_override": gate_override}
-    masks = {
+    options = {
+        "batch_sizes": batch_sizes,
+        "resets": resets,
+        "gate_override": gate_override,
         "recurrent_factors": recurrent_factors,
         "candidate_dropout": _candidate_dropout(candidate_dropout),
         "zoneout": None if zoneout is None else _zoneout_parts(cell, zoneout),
+        "layer_norm_eps": layer_norm_eps,
     }
-    return run(cell, x, parameters, initial, results, embedding, **rows, **masks)
+    if all(option is None for option in options.values()):
+        return run(cell, x, parameters, initial, results, embedding)  # arguments by name cost time
+    return run(cell, x, parameters, initial, results, embedding, **options)
 
 
 def _candidate_dropout(given: object) -> tuple[Array, object] | None:

@@ -4,13 +4,14 @@ Sizes are T time steps, B sequences, I inputs, H hidden units, L layers and D di
 the order of the gates are in `rnnfast.functional`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from ._base.arrays import Array
 from ._base.bounds import bounds_of
+from ._base.layer_norm import LayerNorm, eps_of, norm_of
 from ._base.leak import Leak, leak_of
 from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
-from ._base.scalars import Flag, Integer, Number, flag, head_count
+from ._base.scalars import Flag, Integer, Number, count, flag, head_count
 from ._base.state import FourStates
 from ._stack.recurrent import Recurrent
 from ._stack.stack import WeightDropout, Zoneout
@@ -70,6 +71,12 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     proj_size : int, optional
         P, less than H: h is a projection to P elements, ``W_hr (o * tanh(c))``, in the state, the output and the
         recurrent product [5]_. By default, 0, there is none, and P is H.
+    layer_norm : {"inside", "carried"}, optional
+        The products ``W_ih x`` and ``W_hh h'`` of a step are normalised, each over all gates, before gains and biases
+        [11]_, and so is c, between the tanh of h and the step ("inside"), or as the step hands it on ("carried"). Not
+        with `peephole`, `coupled_gates` or `proj_size`.
+    layer_norm_eps : float, optional
+        What is added to the variances that these are divided by the roots of, above 0.
 
     Attributes
     ----------
@@ -82,6 +89,10 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         With `peephole`, the vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
     weight_hr_l{k} : ndarray [P,H]
         With `proj_size`, the projection.
+    gain_ih_l{k}, gain_hh_l{k} : ndarray [4·H]
+        With `layer_norm`, what the normalised products are multiplied by; ones at first.
+    gain_c_l{k}, bias_c_l{k} : ndarray [H]
+        With `layer_norm`, those of c; ones and zeros at first. Without `bias` there is no bias_c.
 
     Raises
     ------
@@ -106,6 +117,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     .. [9] Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", arXiv:1606.01305,
        2016.
     .. [10] Semeniuta, Severyn, Barth, "Recurrent Dropout without Memory Loss", arXiv:1603.05118, 2016.
+    .. [11] Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450, 2016.
 
     Examples
     --------
@@ -160,10 +172,19 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         peephole: Flag = False,
         coupled_gates: Flag = False,
         proj_size: Integer = 0,
+        layer_norm: LayerNorm | None = None,
+        layer_norm_eps: Number = 1e-5,
     ) -> None:
         self.peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
-        self.cell = lstm_cell(self.peephole, self.coupled_gates)
+        others = {
+            "peephole": self.peephole,
+            "coupled_gates": self.coupled_gates,
+            "proj_size": count(proj_size, "proj_size") > 0,
+        }
+        self.layer_norm = norm_of(layer_norm, ("inside", "carried"), others)
+        self.layer_norm_eps = eps_of(layer_norm_eps, dtype)
+        self.cell = lstm_cell(self.peephole, self.coupled_gates, self.layer_norm)
         super().__init__(
             input_size,
             hidden_size,
@@ -207,11 +228,17 @@ class GRU(Recurrent[Array]):
     reset_after : bool, optional
         Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
         published (False).
+    layer_norm : "inside", optional
+        As for `LSTM`: the two products are normalised. Not with ``reset_after=False``.
+    layer_norm_eps : float, optional
+        As for `LSTM`.
 
     Attributes
     ----------
     weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k} : ndarray
         As for `LSTM`, with three gates in the order r, z, n.
+    gain_ih_l{k}, gain_hh_l{k} : ndarray [3·H]
+        As for `LSTM`.
 
     Raises
     ------
@@ -253,9 +280,13 @@ class GRU(Recurrent[Array]):
         candidate_dropout_per_sequence: Flag = False,
         zoneout: Number = 0.0,
         reset_after: Flag = True,
+        layer_norm: Literal["inside"] | None = None,
+        layer_norm_eps: Number = 1e-5,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
-        self.cell = gru_cell(self.reset_after)
+        self.layer_norm = norm_of(layer_norm, ("inside",), {"reset_after=False": not self.reset_after})
+        self.layer_norm_eps = eps_of(layer_norm_eps, dtype)
+        self.cell = gru_cell(self.reset_after, self.layer_norm)
         super().__init__(
             input_size,
             hidden_size,

@@ -177,6 +177,7 @@ cdef class Stream:
         stack.state0 = <const void* const*> cnp.PyArray_DATA(state0)
         cdef cnp.ndarray zoneout = np.array(rates_of(layer))
         stack.zoneout = <const double*> cnp.PyArray_DATA(zoneout)
+        stack.layer_norm_eps = layer.eps or 0
         cdef list others = []  # keeps the arrays of pointers
         for l in range(self.num_layers):
             w_ih, w_hh, b_ih, b_hh, *more = layer.of_layer(l)[0]

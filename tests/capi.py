@@ -39,6 +39,7 @@ class Stack(Structure):
         ("state0", POINTER(c_void_p)),
         *sizes("proj_size", "num_heads"),
         ("zoneout", POINTER(c_double)),
+        ("layer_norm_eps", c_double),
     ]
 
 
@@ -53,6 +54,7 @@ class Layer(Structure):
         ("weights", POINTER(Weights)),
         *sizes("proj_size", "num_heads"),
         ("zoneout", POINTER(c_double)),
+        ("layer_norm_eps", c_double),
     ]
 
 
@@ -161,7 +163,8 @@ def stack_of(layer: Any) -> Stack:
     sizes = layer.num_layers, layer.input_size, layer.hidden_size
     rates = np.broadcast_to(layer.zoneout, len(layer.state_sizes))
     zoneout = (c_double * len(rates))(*rates)
-    return Stack(layer.cell.encode(), dtype, *sizes, weights, None, layer.proj_size, layer.num_heads, zoneout)
+    more = layer.proj_size, layer.num_heads, zoneout, layer.eps or 0
+    return Stack(layer.cell.encode(), dtype, *sizes, weights, None, *more)
 
 
 def in_rows(problem: Problem, batch_sizes: Array) -> Problem:
@@ -196,7 +199,8 @@ class Call:
 
         weights, dtype = weights_of(p.parameters), p.x.dtype == np.float64
         projected, heads = P if P < H else 0, P // p.parameters[0][1].shape[1]
-        self.layer = Layer(ctypes.sizeof(Layer), p.cell.encode(), dtype, I, H, D, weights, projected, heads)
+        eps = p.layer_norm_eps or 0
+        self.layer = Layer(ctypes.sizeof(Layer), p.cell.encode(), dtype, I, H, D, weights, projected, heads, eps)
         nothing = (None,) * num_states(p.cell)
         self.state0, self.dstate = p.state0 or nothing, p.dstate or nothing
         self.forward = ForwardArgs(

@@ -293,6 +293,8 @@ def bare_problem(rng: Rng) -> Any:
     cell, dtype, bias = choose(rng, CELLS), choose(rng, DTYPES), bool(rng.random() < 0.8)
     shape = shape._replace(P=projection(rng, cell, shape.H))
     problem: Any = make_problem(cell, dtype, shape, bias=bias, seed=int(rng.integers(2**31)))
+    if _core.cells[cell].normalises and rng.random() < 0.5:
+        problem = replace(problem, layer_norm_eps=choose(rng, (1e-7, 1e-3, 2.0)))
     if rng.random() < 0.05:  # I = 0
         parameters = [(w_ih[:, :0], *others) for w_ih, *others in problem.parameters]
         problem = replace(problem, x=problem.x[..., :0], parameters=parameters)
@@ -335,20 +337,20 @@ def bare_forward(rng: Rng) -> Attempt:
     shapes = {"out y": (T, B, D * p.state_sizes[0]), **{name: (D, B, n) for name, n in states}}
     outs = {name: np.ones(s, p.x.dtype) if rng.random() < 0.3 else None for name, s in shapes.items()}
     slots = {"x": p.x, **state_slots(p.cell, p.state0, "{}0"), **parameter_slots(p.parameters, "w"), **outs}
-    run, core = choose(rng, ("forward", "inference")), rng.random() < 0.5
+    run, core, eps = choose(rng, ("forward", "inference")), rng.random() < 0.5, p.options("layer_norm_eps")
 
     def call() -> Results:
         state0, out_state = state_in(slots, p.cell, "{}0"), state_in(slots, p.cell, "out {}")
         arguments = p.cell, slots["x"], parameters_of(slots, "w", D)
         if core:
-            y, state, *_ = getattr(_core, run)(*arguments, state0, (slots["out y"], out_state))
+            y, state, *_ = getattr(_core, run)(*arguments, state0, (slots["out y"], out_state), **eps)
         else:
             out = (slots["out y"], state_of(out_state))
-            y, state, *_ = getattr(functional, run)(*arguments, state_of(state0), out=out)
+            y, state, *_ = getattr(functional, run)(*arguments, state_of(state0), out=out, **eps)
         return {"y": y, **named_state(p.cell, parts(state))}
 
     def expected() -> Results:
-        y, state, _ = reference.forward(p.cell, p.x, p.parameters, p.state0)
+        y, state, _ = reference.forward(p.cell, p.x, p.parameters, p.state0, **eps)
         return {"y": y, **named_state(p.cell, state)}
 
     written = frozenset(outs)
@@ -359,7 +361,8 @@ def bare_backward(rng: Rng) -> Attempt:
     """Call backward, of the extension or of `functional`."""
     p = bare_problem(rng)
     (T, B, I), D = p.x.shape, len(p.parameters)
-    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
+    eps = p.options("layer_norm_eps")
+    *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0, **eps)
     need_dx, core, given = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.5
     states = zip(state_names(p.cell, "out {}"), p.state_sizes, strict=True)
     shapes = {"out dx": (T, B, I), **{name: (D, B, n) for name, n in states}}
@@ -384,7 +387,7 @@ def bare_backward(rng: Rng) -> Attempt:
         return named_gradients(p.cell, dx, parts(dstate0), new)
 
     def expected() -> Results:
-        *_, kept = reference.forward(p.cell, p.x, p.parameters, p.state0)
+        *_, kept = reference.forward(p.cell, p.x, p.parameters, p.state0, **eps)
         dx, dstate0, new = reference.backward(kept, p.dy, p.dstate)
         return named_gradients(p.cell, dx if need_dx else None, dstate0, new)
 
@@ -449,6 +452,7 @@ def structure(rng: Rng) -> Attempt:
         "cell name": lambda: F.inference("LSTM", p.x, w),
         "huge x": lambda: F.inference(p.cell, huge, w),
         "T = 0": lambda: F.forward(p.cell, p.x[:0], w),
+        "layer_norm_eps": lambda: F.forward(p.cell, p.x, w, layer_norm_eps=choose(rng, (*BROKEN[1:6], 0, -1.0, 1e-50))),
         "parameters": lambda: F.forward(p.cell, p.x, other),
         "no parameters": lambda: F.forward(p.cell, p.x, []),
         "three directions": lambda: F.forward(p.cell, p.x, w * 3),
@@ -508,6 +512,8 @@ def whole_layer(rng: Rng) -> Attempt:
         options["zoneout"] = 0.3
     if _core.cells[kind].has_candidate and rng.random() < 0.3:
         options |= {"candidate_dropout": 0.4, "candidate_dropout_per_sequence": bool(rng.random() < 0.5)}
+    if _core.cells[kind].normalises:
+        options["layer_norm_eps"] = choose(rng, (1e-5, 1e-3, 1.0))
     layer = make_layer(kind, (I, H), **options, **projection)
     sizes, D = modules.state_sizes(layer), layer.directions
     last = given_rows["outputs"] == "last"

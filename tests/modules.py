@@ -21,6 +21,8 @@ FORMS: list[dict[str, Any]] = [  # of a class of layers
     {"leak": 0.3},
     {"nonlinearity": "relu", "leak": 0.3},
     {"forget_gate": "exp", "num_heads": 2, "min_n": 1.5, "clamp_gates": True},
+    {"layer_norm": "inside", "layer_norm_eps": 0.5},  # not so small that normalising enlarges what rows round to
+    {"layer_norm": "carried", "layer_norm_eps": 0.5},
 ]
 
 
@@ -31,13 +33,14 @@ def kinds() -> dict[str, tuple[str, dict[str, Any]]]:
         kind = getattr(rnnfast, name)
         if hasattr(kind, "stream"):
             for form in FORMS:
-                if form.keys() <= inspect.signature(kind).parameters.keys():
+                has_c = name == "LSTM" or form.get("layer_norm") != "carried"
+                if has_c and form.keys() <= inspect.signature(kind).parameters.keys():
                     found.setdefault(kind(2, 2, **form).cell, (name, form))
     return {cell: found[cell] for cell in CELLS}
 
 
 KINDS = kinds()
-ONE_STEP = [cell for cell, (kind, _) in KINDS.items() if hasattr(rnnfast, f"{kind}Cell")]
+ONE_STEP = [cell for cell, (kind, own) in KINDS.items() if hasattr(rnnfast, f"{kind}Cell") and "layer_norm" not in own]
 IN_TORCH = [
     cell for cell, (kind, own) in KINDS.items() if kind in ("LSTM", "GRU", "RNN") and {*own} <= {"nonlinearity"}
 ]
@@ -85,7 +88,8 @@ def state_sizes(module: Any) -> list[int]:
 def names_of(module: Any) -> tuple[str, ...]:
     """Return the names of one direction's parameters as the kernels take them."""
     projection = ("weight_hr",) if getattr(module, "proj_size", 0) else ()
-    return *PARAMETERS, *_core.cells[module.cell].parameters, *projection
+    own = ("bias_c" if name == "b_c" else name for name in _core.cells[module.cell].parameters)
+    return *PARAMETERS, *own, *projection
 
 
 def parameters_of(module: Any, arrays: Results, end: str = "") -> tuple[Array | None, ...]:
@@ -198,6 +202,7 @@ def oracle(
             recurrent_factors=factors and factors[k],
             candidate_dropout=None if candidates is None else candidates[k],
             zoneout=zoneout and zoneout[k],
+            layer_norm_eps=getattr(layer, "layer_norm_eps", 1e-5),
             **rows,
         )
         tapes.append(tape)

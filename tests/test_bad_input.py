@@ -167,6 +167,15 @@ def zoneout_masks(given: Any) -> Callable[[World], Any]:
     return lambda w: rf.RNN(I, H, zoneout=0.5).forward(w.x, masks=given)
 
 
+def layer_norm(**options: Any) -> Callable[[World], Any]:
+    return lambda _: rf.LSTM(3, 4, **{"layer_norm": "inside", **options})
+
+
+def eps_of(eps: Any, cell: str = "gru_norm") -> Callable[[World], Any]:
+    p: Any = make_problem(cell, "float32", Shape(T, B, I, H))
+    return lambda _: F.forward(cell, p.x, p.parameters, layer_norm_eps=eps)
+
+
 SIZES = r"input_size, hidden_size, num_layers: expected sizes that fit the address space"
 
 X = np.ones((2, 1, 3))
@@ -365,6 +374,35 @@ CONSTRUCTORS = {
         lambda _: rf.LSTM(3, 4, zoneout=0.1, proj_size=2),
         ValueError,
         "zoneout: expected 0 for a layer with proj_size, got 0.1",
+    ),
+    **{
+        f"layer_norm_{name}": Case(
+            layer_norm(**{name: value}), ValueError, f"layer_norm: expected None for a layer with {name}, got 'inside'"
+        )
+        for name, value in {"peephole": True, "coupled_gates": True, "proj_size": 2}.items()
+    },
+    **{
+        f"layer_norm_{form}": Case(layer_norm(layer_norm=form), ValueError, "layer_norm: expected None or 'inside' or ")
+        for form in ("Inside", "", 1, True, False, ("inside",))
+    },
+    "layer_norm_gru": Case(
+        lambda _: rf.GRU(3, 4, layer_norm="carried"), ValueError, "layer_norm: expected None or 'inside', got 'carried'"
+    ),
+    "layer_norm_reset_before": Case(
+        lambda _: rf.GRU(3, 4, layer_norm="inside", reset_after=False),
+        ValueError,
+        "layer_norm: expected None for a layer with reset_after=False, got 'inside'",
+    ),
+    **{
+        f"layer_norm_eps_{eps}": Case(
+            layer_norm(layer_norm_eps=eps), ValueError, "layer_norm_eps: expected a positive number within the range"
+        )
+        for eps in (0, -1e-5, 1e-60, 1e300, float("nan"), float("inf"))
+    },
+    "layer_norm_eps_str": Case(layer_norm(layer_norm_eps="x"), TypeError, "layer_norm_eps: expected a number, got str"),
+    "layer_norm_eps_none": Case(layer_norm(layer_norm_eps=None), TypeError, "layer_norm_eps: expected a number"),
+    "layer_norm_eps_without": Case(
+        lambda _: rf.GRU(3, 4, layer_norm_eps=0), ValueError, "layer_norm_eps: expected a positive number within"
     ),
     "zoneout_masks_name": Case(
         zoneout_masks({"zoneout_c_l0": RENEWED}), ValueError, r"masks: expected names among \['zoneout_h_l0'\], got"
@@ -1130,6 +1168,15 @@ READOUT = {
 }
 
 FUNCTIONAL = {
+    **{
+        f"eps_{eps}": Case(eps_of(eps), ValueError, f"layer_norm_eps: expected a positive number, got {eps}")
+        for eps in (0, -1.0, 1e-60, math.nan, math.inf)
+    },
+    "eps_large": Case(eps_of(1e60), ValueError, "layer_norm_eps: expected a number within the range of float32"),
+    "eps_str": Case(eps_of("x"), TypeError, "layer_norm_eps: expected a number, got str"),
+    "eps_of_a_cell_without": Case(
+        eps_of(1e-5, "gru"), ValueError, "layer_norm_eps: expected None, since gru normalises nothing, got 1e-05"
+    ),
     "cell": Case(
         lambda w: F.forward("gro", w.x, w.parameters), ValueError, "cell: expected one of lstm, .*, got 'gro'"
     ),
@@ -1357,7 +1404,7 @@ def test_what_a_cell_does_not_have_is_refused(cell: str) -> None:
             F.forward(cell, p.x, [(*weights[:k], longer, *weights[k + 1 :])])
         with pytest.raises(ValueError, match=rf"^grads\[0\]: {name}: expected shape .*, got \({(n + 1) * H},"):
             F.backward(tape, p.dy, grads=[(*weights[:k], longer, *weights[k + 1 :])])
-    for k in {0, 1, *range(4, len(rows))}:
+    for k in [k for k, name in enumerate(rows) if not name.startswith("b_")]:
         with pytest.raises(TypeError, match=rf"^{[*rows][k]}: expected an array, got NoneType"):
             F.forward(cell, p.x, [(*weights[:k], None, *weights[k + 1 :])])
     # One more than there are would be a projection, where the cell can have one.

@@ -70,6 +70,10 @@ ODD = Shape(T=5, B=3, I=7, H=19, D=2)  # no size is a multiple of another, nor o
 @by_dtype
 def test_every_shape(cell: str, dtype: str, shape: Shape) -> None:
     problem = make_problem(cell, dtype, shape)
+    if (
+        _core.cells[cell].normalises and shape.H <= 2
+    ):  # the gradients of so few numbers cancel but for a multiple of eps
+        problem = replace(problem, layer_norm_eps=0.1)
     assert_parity(solve(_core, problem), problem)
 
 
@@ -290,9 +294,8 @@ def test_gradients_are_added_into_given_arrays(cell: str, dtype: str, layout: La
     given_arrays = [tuple(layout(g.copy()) for g in gs) for gs in start]
     *_, tape = _core.forward(p.cell, p.x, p.parameters, p.state0)
     *_, grads = _core.backward(tape, p.dy, p.dstate, grads=given_arrays)
-    oracle = solve(reference, p)
-    expected = {name: a + oracle[name] for name, a in named_grads(start).items()}
-    assert_close(named_grads(given_arrays), expected)
+    others = solve(reference, p).keys() - named_grads(start).keys()
+    assert_parity(named_grads(given_arrays), p, others, added_to=named_grads(start))
     for returned, g in zip(named_grads(grads).values(), named_grads(given_arrays).values(), strict=True):
         assert returned is g
 

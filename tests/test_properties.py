@@ -29,8 +29,9 @@ from problems import (
     named_state,
     of_states,
     solve,
+    tolerance_of,
 )
-from tolerances import TOLERANCE, relative_error
+from tolerances import relative_error
 
 from rnnfast import _core, reference
 
@@ -323,7 +324,7 @@ def test_infinite_x_does_what_the_equations_say(cell: str, dtype: str, shape: Sh
         expected, _, _ = reference.forward(cell, problem.x, problem.parameters, problem.state0)
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(y[~finite], expected[~finite])
-    assert relative_error(y[finite], expected[finite]) <= TOLERANCE[y.dtype]
+    assert relative_error(y[finite], expected[finite]) <= tolerance_of(problem, y.dtype)
 
 
 @by_dtype

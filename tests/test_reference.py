@@ -38,7 +38,7 @@ TOLERANCE = 1e-8
 def loss(problem: Problem) -> float:
     """Return the number of which `backward` gives the gradients."""
     p = problem
-    options = p.options("lengths", "resets", "gate_override", "embedding")
+    options = p.options("lengths", "resets", "gate_override", "embedding", "layer_norm_eps")
     y, state, tape = reference.forward(p.cell, p.x, p.parameters, p.state0, **options)
     pairs = [*zip(p.dstate or (), state, strict=False)]
     for d, a in zip((p.dy, *(p.dsteps or ())), (y, *tape.steps[1:]), strict=False):
@@ -71,9 +71,15 @@ def by_differences(problem: Problem) -> Results:
     return named_gradients(p.cell, dx, mapped(diff, p.state0), mapped(diff, p.parameters))
 
 
-def assert_gradients(problem: Problem, results: Results) -> None:
-    """Assert that the gradients among the results are those by central differences."""
-    actual = {name: a for name, a in results.items() if name.startswith("d")}
+def smooth(problem: Problem) -> Problem:
+    """Return the problem with so large an eps that differences can follow what cells normalise."""
+    return replace(problem, layer_norm_eps=0.5) if "gain_ih" in _core.cells[problem.cell].parameters else problem
+
+
+def assert_gradients(problem: Problem) -> None:
+    """Assert that the oracle's gradients are those by central differences."""
+    problem = smooth(problem)
+    actual = {name: a for name, a in solve(reference, problem).items() if name.startswith("d")}
     expected = by_differences(problem)
     assert actual.keys() == expected.keys()
     for name, a in actual.items():
@@ -92,14 +98,14 @@ def test_backward_is_the_gradient_of_forward(cell: str, given: str) -> None:
         dy=problem.dy if given in ("all", "dy") else None,
         dstate=tuple(ds if given in ("all", name) else None for name, ds in dstate.items()),
     )
-    assert_gradients(problem, solve(reference, problem))
+    assert_gradients(problem)
 
 
 @pytest.mark.parametrize("bias", ["both", "neither"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_is_the_gradient_of_forward_in_two_directions(cell: str, bias: str) -> None:
     problem = make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2, D=2), bias=bias == "both", seed=2)
-    assert_gradients(problem, solve(reference, problem))
+    assert_gradients(problem)
 
 
 # What the sequences of a batch of three may be besides whole: a function of the problem
@@ -118,14 +124,14 @@ by_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_is_the_gradient_of_forward_whatever_the_sequences(cell: str, form: Any) -> None:
     problem = form(make_problem(cell, np.float64, Shape(T=4, B=3, I=1, H=2, D=2)))
-    assert_gradients(problem, solve(reference, problem))
+    assert_gradients(problem)
 
 
 @by_form
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if _core.cells[cell].projects])
 def test_backward_is_the_gradient_of_forward_where_h_is_a_projection(cell: str, form: Any) -> None:
     problem = form(make_problem(cell, np.float64, Shape(T=4, B=3, I=1, H=3, D=2, P=2)))
-    assert_gradients(problem, solve(reference, problem))
+    assert_gradients(problem)
 
 
 HELD = [(cell, gate) for cell in CELLS for gate in _core.cells[cell].held]
@@ -135,7 +141,7 @@ HELD = [(cell, gate) for cell in CELLS for gate in _core.cells[cell].held]
 def test_backward_is_the_gradient_of_forward_where_a_gate_is_held(cell: str, gate: str) -> None:
     p = make_problem(cell, np.float64, Shape(T=3, B=2, I=1, H=2, D=2))
     p = replace(with_dsteps(p), gate_override={gate: 0.6})
-    assert_gradients(p, solve(reference, p))
+    assert_gradients(p)
 
 
 @pytest.mark.parametrize("V", [None, 5], ids=["one-hot", "embedded"])
@@ -145,9 +151,9 @@ def test_tokens_are_rows_and_backward_is_the_gradient_of_forward(cell: str, V: i
     results = solve(reference, p)
     rows = (np.eye(3) if p.embedding is None else p.embedding)[p.x]
     assert np.array_equal(results["y"], reference.forward(cell, rows, p.parameters, p.state0)[0])
-    assert_gradients(p, results)
+    assert_gradients(p)
     p = ragged(with_resets(p), 2, 4)
-    assert_gradients(p, solve(reference, p))
+    assert_gradients(p)
 
 
 def scalar_step(cell: str, x: float, state: list[float], w: list[float]) -> list[float]:
@@ -159,6 +165,11 @@ def scalar_step(cell: str, x: float, state: list[float], w: list[float]) -> list
     def s(a: float) -> float:
         return 1 / (1 + math.exp(-a))
 
+    def hats(v: list[float]) -> list[float]:
+        mean = sum(v) / len(v)
+        var = sum((v_k - mean) ** 2 for v_k in v) / len(v)
+        return [(v_k - mean) / math.sqrt(var + 1e-5) for v_k in v]
+
     h, *others = state
     G = _core.cells[cell].num_gates
     more = w[4 * G :]
@@ -168,6 +179,19 @@ def scalar_step(cell: str, x: float, state: list[float], w: list[float]) -> list
         case "lstm":
             c = s(a[1] + u[1]) * others[0] + s(a[0] + u[0]) * math.tanh(a[2] + u[2])
             return [s(a[3] + u[3]) * math.tanh(c), c]
+        case "lstm_norm" | "lstm_norm_carried":
+            a_hat, u_hat = hats([w[k] * x for k in range(4)]), hats([w[4 + k] * h for k in range(4)])
+            gain_ih, gain_hh, (gain_c, b_c) = more[:4], more[4:8], more[8:]
+            raw = [gain_ih[k] * a_hat[k] + w[8 + k] + gain_hh[k] * u_hat[k] + w[12 + k] for k in range(4)]
+            c = s(raw[1]) * others[0] + s(raw[0]) * math.tanh(raw[2])
+            norm_c = gain_c * 0 + b_c  # one unit is its own mean
+            return [s(raw[3]) * math.tanh(norm_c), norm_c if cell == "lstm_norm_carried" else c]
+        case "gru_norm":
+            a_hat, u_hat = hats([w[k] * x for k in range(3)]), hats([w[3 + k] * h for k in range(3)])
+            a = [more[k] * a_hat[k] + w[6 + k] for k in range(3)]
+            u = [more[3 + k] * u_hat[k] + w[9 + k] for k in range(3)]
+            r, z = s(a[0] + u[0]), s(a[1] + u[1])
+            return [(1 - z) * math.tanh(a[2] + r * u[2]) + z * h]
         case "lstm_peephole":
             c = s(a[1] + u[1] + more[1] * others[0]) * others[0]
             c += s(a[0] + u[0] + more[0] * others[0]) * math.tanh(a[2] + u[2])
@@ -331,6 +355,12 @@ def test_a_gate_that_the_cell_lacks_is_an_error(cell: str, gate: str) -> None:
         reference.forward(cell, p.x, p.parameters, gate_override={gate: 0.5})
 
 
+def hat(v: Array, eps: float = 1e-5) -> Array:
+    """Return rows with the mean 0 and, but for eps, the variance 1."""
+    normed: Array = (v - v.mean(-1, keepdims=True)) / np.sqrt(v.var(-1, keepdims=True) + eps)
+    return normed
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) -> None:
     p: Any = ragged(make_problem(cell, np.float64, Shape(T=5, B=3, I=3, H=4, D=2)), 5, 2, 0, pad=0)
@@ -346,12 +376,26 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
     of_heads = zip(np.split(before, heads, -1), np.split(w_hh.reshape(G, 4, -1), heads, 1), strict=True)
     product = np.concatenate([np.einsum("tbk,gjk->gtbj", v, w) for v, w in of_heads], -1)
     a, u = np.split(p.x @ w_ih.T + b_ih, G, -1), product + b_hh.reshape(-1, 1, 1, 4)
+    if cell.endswith(("_norm", "_norm_carried")):
+        gain_ih, gain_hh, *more = more
+        a = np.split(gain_ih * hat(p.x @ w_ih.T) + b_ih, G, -1)
+        u = np.array(np.split(gain_hh * hat(before @ w_hh.T) + b_hh, G, -1))
     expected: Results = {}
     match cell:
         case "lstm":
             expected = {name: reference.sigmoid(a[k] + u[k]) for k, name in enumerate("ifgo")}
             expected["g"] = np.tanh(a[2] + u[2])
             assert_equal_to_rounding({"h": h[..., :4]}, {"h": gates["o"] * np.tanh(c[0][..., :4])})
+        case "lstm_norm" | "lstm_norm_carried":
+            expected = {name: reference.sigmoid(a[k] + u[k]) for k, name in enumerate("ifgo")}
+            expected["g"] = np.tanh(a[2] + u[2])
+            after, (gain_c, b_c) = c[0][..., :4], more
+            before = np.concatenate([p.state0[1][:1], after[:-1]])
+            sum_c = gates["f"] * before + gates["i"] * gates["g"]
+            norm_c = gain_c * hat(sum_c) + b_c
+            made = sum_c if cell == "lstm_norm" else norm_c
+            assert_equal_to_rounding({"c": after}, {"c": np.where(p.real, made, 0)})
+            assert_equal_to_rounding({"h": h[..., :4]}, {"h": gates["o"] * np.tanh(norm_c)})
         case "lstm_peephole" | "cifg" | "cifg_peephole":
             after = c[0][..., :4]
             before = np.concatenate([p.state0[1][:1], after[:-1]])
@@ -371,7 +415,7 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
             expected = {"i": np.exp(raw[0] - m), "f": f, "z": np.tanh(raw[2]), "o": reference.sigmoid(raw[3])}
             assert_equal_to_rounding({"m": m}, {"m": np.where(p.real, np.maximum(raw[0], l), 0)})
             assert_equal_to_rounding({"h": h[..., :4]}, {"h": gates["o"] * after_c / np.where(p.real, n, 1)})
-        case "gru" | "gru_reset_before":
+        case "gru" | "gru_norm" | "gru_reset_before":
             expected = {name: reference.sigmoid(a[k] + u[k]) for k, name in enumerate("rz")}
             of_n = (h[..., :4] - gates["z"] * before) / np.where(p.real, 1 - gates["z"], 1)
             expected["n"] = np.where(p.real, of_n, 0)
@@ -382,8 +426,8 @@ def test_gates_and_states_of_every_step_are_those_of_the_equations(cell: str) ->
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_of_a_step_are_those_of_the_loss_as_a_function_of_its_state(cell: str) -> None:
-    p: Any = with_dsteps(make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2)))
-    *_, tape = reference.forward(cell, p.x, p.parameters, p.state0)
+    p: Any = smooth(with_dsteps(make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2))))
+    *_, tape = reference.forward(cell, p.x, p.parameters, p.state0, **p.options("layer_norm_eps"))
     found = reference.gradients(tape, p.dy, p.dstate, dsteps=p.dsteps)
     for t in range(4):
         state = tuple(s[t : t + 1].copy() for s in tape.steps)
@@ -394,10 +438,16 @@ def test_gradients_of_a_step_are_those_of_the_loss_as_a_function_of_its_state(ce
             h, _, n, _ = state
             expected[1] += expected[0] * reference.gates(tape)[0]["o"][t] / n
             expected[2] -= expected[0] * h / n
+        elif cell == "lstm_norm":  # the step's c makes its h
+            gain_c, b_c = p.parameters[0][-2:]
+            o, c_hat = reference.gates(tape)[0]["o"][t], hat(state[1], p.layer_norm_eps)
+            dc_hat = expected[0] * o * (1 - np.tanh(gain_c * c_hat + b_c) ** 2) * gain_c
+            centred = dc_hat - dc_hat.mean(-1, keepdims=True) - c_hat * (dc_hat * c_hat).mean(-1, keepdims=True)
+            expected[1] += centred / np.sqrt(state[1].var(-1, keepdims=True) + p.layer_norm_eps)
         elif len(state) == 2:  # the step's c makes its h
             o, tanh_c, more = reference.gates(tape)[0]["o"][t], np.tanh(state[1]), p.parameters[0][4:]
             expected[1] += expected[0] * o * (1 - tanh_c**2)
-            if more:  # and through p_o its o
+            if "peephole" in cell:  # and through p_o its o
                 expected[1] += expected[0] * tanh_c * o * (1 - o) * more[0][-2:]
         for ds, ds_expected in zip(found.dsteps, expected, strict=True):
             np.testing.assert_allclose(ds[t], ds_expected[0], rtol=0, atol=TOLERANCE)
@@ -581,6 +631,7 @@ def sliced(tape: reference.Tape, steps: slice) -> reference.Tape:
         x=tape.x[steps],
         candidate=[of_steps[steps] for of_steps in tape.candidate],
         kept=[kept[steps] for kept in tape.kept],
+        normed=[normed[steps] for normed in tape.normed],
         steps=tuple(s[steps] for s in tape.steps),
         real=tape.real[steps],
         anew=[anew[steps] for anew in tape.anew],
@@ -593,6 +644,7 @@ def longer(a: reference.Tape, b: reference.Tape) -> reference.Tape:
         x=np.concatenate([a.x, b.x]),
         candidate=[[*p, *q] for p, q in zip(a.candidate, b.candidate, strict=True)],
         kept=[[*p, *q] for p, q in zip(a.kept, b.kept, strict=True)],
+        normed=[[*p, *q] for p, q in zip(a.normed, b.normed, strict=True)],
         steps=tuple(np.concatenate(s) for s in zip(a.steps, b.steps, strict=True)),
         real=np.concatenate([a.real, b.real]),
         anew=[np.concatenate(anew) for anew in zip(a.anew, b.anew, strict=True)],

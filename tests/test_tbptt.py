@@ -102,6 +102,7 @@ def assert_oracle(
         k2,
         first,
         update=lambda n, _: as_oracle(layer, values_after(layer, n)),
+        layer_norm_eps=getattr(layer, "layer_norm_eps", 1e-5),
         **options,
     )
     given = cut(x, *chunks) if chunks else x

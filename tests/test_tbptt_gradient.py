@@ -55,7 +55,8 @@ def oracle(layer: Any, x: Array, dy: Array, k1: int, k2: int, losses: Any = "new
     L, p = layer.num_layers, layer.parameters
     layers = [[parameters_of(layer, p, f"_l{k}")] for k in range(L)]
     state0 = None if state is None else parts(state)
-    dx, dstate0, grads = reference.tbptt_gradient(layer.cell, x, layers, dy, k1, k2, state0, losses=losses)
+    options = {"losses": losses, "layer_norm_eps": getattr(layer, "layer_norm_eps", 1e-5)}
+    dx, dstate0, grads = reference.tbptt_gradient(layer.cell, x, layers, dy, k1, k2, state0, **options)
     own = {name: d for k in range(L) for name, d in named_parameters(layer, grads[k][0], f"_l{k}").items()}
     return named(dx=dx) | named_states((), dstate0) | own
 

@@ -96,8 +96,10 @@ def test_all_that_a_layer_returns_is_the_oracles(cell: str, units: int, dtype: s
     got = results(y, last, *layer.backward(tape, dy, dstate, dc=dc, clip_dh=0.7))
     expected = oracle(layer, x, state, dy, dstate, dc=dc, clip_dh=0.7, zoneout=of_oracle(layer, masks))
     assert got.keys() == expected.keys()
-    for name, value in expected.items():  # with one unit, a sum of few terms that cancel
-        assert relative_error(got[name], value) < (1 if units > 1 else 10) * TOLERANCE[np.dtype(dtype)], name
+    # With one unit, a sum of few terms that cancel. What normalises divides rounding by deviations below 1.
+    rounding = 10 if units == 1 else 4 if _core.cells[cell].normalises else 1
+    for name, value in expected.items():
+        assert relative_error(got[name], value) < rounding * TOLERANCE[np.dtype(dtype)], name
     assert_same_bits(tape.zoneout_masks, masks)
 
 

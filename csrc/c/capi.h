@@ -48,7 +48,7 @@ typedef enum rnnfast_dtype { RNNFAST_FLOAT32 = 0, RNNFAST_FLOAT64 = 1 } rnnfast_
 /* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,P]; w_hh [G*H,P], of several
  * heads [G*H,H/heads]; b_ih and b_hh [G*H], which may be NULL; and as many pointers as there are other parameters, or
  * NULL where there is none: those of the cell, such as the peephole [3*H] of "lstm_peephole", and last w_hr [P,H] where
- * h is a projection. */
+ * h is a projection. The b_c of "lstm_norm" and "lstm_norm_carried" may be NULL too. */
 typedef struct rnnfast_weights {
   const void *w_ih, *w_hh, *b_ih, *b_hh;
   const void* const* more;
@@ -67,6 +67,8 @@ typedef struct rnnfast_stack {
   ptrdiff_t num_heads;   /* of a cell that may have them, "slstm" or "slstm_exp"; 0 stands for 1 */
   const double* zoneout; /* [S], at least 0 and less than 1: the part of a state before a step in that after it; NULL:
                           * zeros. Not with a projection. */
+  double layer_norm_eps; /* above 0, of a cell that normalises, "lstm_norm", "lstm_norm_carried" or "gru_norm": what is
+                          * added to the variances; 0 stands for 1e-5 */
 } rnnfast_stack;
 
 /* B sequences on their way through a stack. */
@@ -83,6 +85,7 @@ typedef struct rnnfast_layer {
   const rnnfast_weights* weights; /* [D]; may be NULL for a forward with packed weights and without a tape */
   ptrdiff_t proj_size, num_heads; /* as in a stack */
   const double* zoneout;          /* likewise; a forward may have masks in the place of rates */
+  double layer_norm_eps;          /* likewise */
 } rnnfast_layer;
 
 /* A layer's weights as the kernels read them. Any number of calls may use it at once. */

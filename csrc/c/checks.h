@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "c/capi.h"
+#include "run/problem.h"
 #include "types.h"
 
 namespace rnnfast {
@@ -68,13 +69,24 @@ inline Index read_heads(const CellShape& cell, Index H, Index given) {
   return heads;
 }
 
+// What is added to variances, of a cell that normalises; 0 of the others.
+inline double read_eps(const CellShape& cell, rnnfast_dtype dtype, double given) {
+  const bool normalises = cell.stage_count > 0;
+  require(given == 0 || normalises, "layer_norm_eps: expected 0 for %s, got %g", cell.name, given);
+  if (given == 0) return normalises ? default_eps : 0;
+  require(dtype == RNNFAST_FLOAT64 ? is_eps<double>(given) : is_eps<float>(given),
+          "layer_norm_eps: expected a positive number, or 0 for 1e-5, got %g", given);
+  return given;
+}
+
 // One direction's weights, of which only a bias may be missing.
 inline Parameters<const void> read_weights(const rnnfast_weights& weights, const CellShape& cell, bool projected) {
   require(weights.w_ih && weights.w_hh, "w_ih, w_hh: expected arrays, got NULL");
   Parameters<const void> read = {
       .w_ih = weights.w_ih, .w_hh = weights.w_hh, .b_ih = weights.b_ih, .b_hh = weights.b_hh, .vectors = {}};
   for (int i = 0; i < cell.parameter_count; ++i) {
-    require(weights.more && weights.more[i], "%s: expected an array, got NULL", cell.parameters[i].name);
+    require(weights.more && (weights.more[i] || cell.parameters[i].is_bias), "%s: expected an array, got NULL",
+            cell.parameters[i].name);
     read.vectors[i] = weights.more[i];
   }
   if (projected) {

@@ -29,6 +29,7 @@ struct Layer {
   const CellShape* cell;
   rnnfast_dtype dtype;
   Index I, H, P, D, heads;
+  double eps;  // of a forward: packed weights are the same for any
   Parameters<const void> weights[2];
   std::array<double, most_states> zoneout;
 };
@@ -55,6 +56,7 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
                 .P = 0,
                 .D = layer->num_directions,
                 .heads = 1,
+                .eps = 0,
                 .weights = {},
                 .zoneout = {}};
   require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
@@ -65,6 +67,7 @@ Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
           "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
   read.heads = read_heads(*read.cell, read.H, layer->num_heads);
   read.zoneout = read_zoneout(layer->zoneout, *read.cell, read.P < read.H);
+  read.eps = read_eps(*read.cell, read.dtype, layer->layer_norm_eps);
   require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
   for (Index d = 0; layer->weights && d < read.D; ++d)
     read.weights[d] = read_weights(layer->weights[d], *read.cell, read.P < read.H);
@@ -369,6 +372,7 @@ void run_forward(rnnfast_tape& tape) {
   ForwardArgs<Real> forward = {
       .problem = p, .x = view_of<const Real>(args.x, p.I), .directions = {}, .scratch = scratch.kernel};
   set_rates(forward, tape);
+  forward.eps = Real(tape.layer.eps);
   const ForwardArrays<Real> arrays = {.parameters = parameters_of<Real>(tape.layer),
                                       .packed = args.pack ? static_cast<const Real*>(args.pack->data.data()) : nullptr,
                                       .initial = state0,

@@ -86,6 +86,7 @@ class Stream final : public rnnfast_stream {
         layer.zoneout[s] = Real(zoneout[s]);
         if (zoneout[s] > 0) layer.problem.zoned |= 1u << s;
       }
+      layer.eps = Real(read_eps(cell, stack.dtype, stack.layer_norm_eps));
       set_direction(layer, stack.layers[l], l);
       if (l > 0) layer.x = {data(between_[(l - 1) % 2]), P_};
       scratch = std::max(scratch, kernels_.forward_scratch(layer.problem, true));
@@ -237,6 +238,7 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
     const bool projected = read_size_of_h(cell, stack->hidden_size, stack->proj_size) < stack->hidden_size;
     read_heads(cell, stack->hidden_size, stack->num_heads);
     read_zoneout(stack->zoneout, cell, projected);
+    read_eps(cell, stack->dtype, stack->layer_norm_eps);
     for (Index l = 0; l < stack->num_layers; ++l) read_weights(stack->layers[l], cell, projected);
     with_real(stack->dtype, [&]<class Real> { *stream = new Stream<Real>(cell, *stack, B); });
   });

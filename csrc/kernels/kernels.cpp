@@ -9,6 +9,7 @@
 #include "kernels/time/backward.h"
 #include "kernels/time/chunks.h"
 #include "kernels/time/forward.h"
+#include "kernels/time/norm.h"
 #include "kernels/time/zoneout.h"
 #include "kernels/training/linear.h"
 #include "kernels/training/losses.h"
@@ -26,7 +27,7 @@ TapeSize tape_size(const Problem& p) {
   const Index rows = row_of(p, p.T);
   Index kept = cell.state_count - !is_projected(p);
   for (int i = 0; i < cell.state_count; ++i) kept += tapes_made(p, i);
-  return {.gates = cell.keeps_gates ? gates_size(cell.slot_count, rows, blocks_of<Real>(p.H)) : 0,
+  return {.gates = cell.keeps_gates ? kept_size(cell, rows, blocks_of<Real>(p.H)) : 0,
           .states = kept * rows * p.H,
           .reset_h = resets_h(cell) ? rows * p.H : 0};
 }
@@ -69,13 +70,15 @@ template <class Real>
 void read_gate(const Problem& p, const Real* gates, int gate, const View<Real>& out) {
   const CellShape& cell = *p.cell;
   const Blocks units = blocks_of<Real>(p.H);
+  const int vectors = is_normalised(cell) ? cell.value_count : cell.slot_count;
   for (Index chunk = 0; chunk < chunk_count(p); ++chunk) {
     const Index first = row_of(p, chunk_start(p, chunk)), rows = row_of(p, chunk_start(p, chunk + 1)) - first;
-    const Gates<const Real> kept = {.data = gates + gates_size(cell.slot_count, first, units), .rows = rows};
+    Gates<const Real> kept = {.data = gates + kept_size(cell, first, units), .rows = rows};
+    if (is_normalised(cell)) kept = values_of(cell, kept, units);
     for_each_block<Real>(units, all(units), [&]<class S>(const BlockRange& range) {
-      const Real* from = gates_at(kept, range.unit, 0, S::lanes, cell.slot_count);
-      from += (cell.slot_count - cell.gate_count + gate) * S::lanes;
-      for (Index row = 0; row < rows; ++row, from += cell.slot_count * S::lanes)
+      const Real* from = gates_at(kept, range.unit, 0, S::lanes, vectors);
+      from += (vectors - cell.gate_count + gate) * S::lanes;
+      for (Index row = 0; row < rows; ++row, from += vectors * S::lanes)
         store_lanes<S>(at(out, first + row).data + range.unit, S::load(from), range.valid);
     });
   }

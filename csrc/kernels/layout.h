@@ -34,6 +34,21 @@ struct Gates {
 
 constexpr Index gates_size(int slots, Index rows, const Blocks& units) { return rows * slots * units.units; }
 
+// Whether rows of a cell's slots are normalised before anything else is done with them.
+constexpr bool is_normalised(const CellShape& cell) { return cell.stage_count > 0; }
+
+// The vectors of units whose gradients each row adds to: else they are summed up as rows come.
+constexpr int row_vectors(const CellShape& cell) { return is_normalised(cell) ? 0 : cell.vector_count; }
+
+// Of a row that is normalised, the means and what is multiplied by; so many that each row's begin a cache line.
+constexpr Index moments_of_row = 16;
+
+// What forward keeps of some rows, the slots, and where rows are normalised the values behind them and the moments.
+constexpr Index kept_size(const CellShape& cell, Index rows, const Blocks& units) {
+  return gates_size(cell.slot_count + cell.value_count, rows, units) +
+         (is_normalised(cell) ? rows * moments_of_row : 0);
+}
+
 // The slots of a row of the unit block that begins with `unit` and has so many lanes.
 template <class Real>
 RNNFAST_INLINE Real* gates_at(const Gates<Real>& g, Index unit, Index row, Index lanes, int slots) {

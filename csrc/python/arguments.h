@@ -56,7 +56,10 @@ inline std::string parameter_content(const CellShape& cell, bool projected) {
   return content.append(")");
 }
 
-constexpr bool is_bias(std::size_t i) { return i == 2 || i == 3; }
+constexpr bool is_bias(const CellShape& cell, std::size_t i) {
+  if (i < weight_count) return i >= 2;
+  return i < parameter_count(cell, false) && cell.parameters[i - weight_count].is_bias;
+}
 
 // So many for each direction; None where a bias is missing. Each is converted once: an object could answer anew each
 // time.
@@ -86,7 +89,7 @@ inline ParameterArrays read_parameters(const CellShape& cell, const py::object& 
     if (!given) throw py::type_error("parameters: expected a tuple " + content + ", got None");
     for (std::size_t i = 0; i < count; ++i) {
       const py::object array = (*given)[i];
-      const bool missing = is_bias(i) && array.is_none();
+      const bool missing = is_bias(cell, i) && array.is_none();
       arrays.push_back(missing ? std::nullopt : std::optional(as_array(array, parameter_name(cell, i))));
     }
   }
@@ -409,6 +412,19 @@ double read_rate(const py::handle& object, const std::string& name) {
   const double rate = number_of<Real>(object, name);
   if (rate >= 0 && rate < 1) return rate;
   throw py::value_error(name + ": expected a probability of less than 1, got " + text(object));
+}
+
+// What is added to variances: a number, or None; 0 where a cell has none.
+template <class Real>
+double read_eps(const CellShape& cell, const py::object& object) {
+  const bool normalises = cell.stage_count > 0;
+  if (object.is_none()) return normalises ? default_eps : 0;
+  if (!normalises)
+    throw py::value_error("layer_norm_eps: expected None, since " + std::string(cell.name) +
+                          " normalises nothing, got " + text(object));
+  const double eps = number_of<Real>(object, "layer_norm_eps");
+  if (!is_eps<Real>(eps)) throw py::value_error("layer_norm_eps: expected a positive number, got " + text(object));
+  return eps;
 }
 
 // {gate: value}, or None.

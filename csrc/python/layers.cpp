@@ -151,6 +151,7 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                                       .kept = tape.candidates.view()};
   for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.zoneout.rate[s]);
   args.candidate_scale = Real(tape.candidates.scale());
+  args.eps = Real(tape.eps);
   set_directions(args, arrays, tape.memory);
   call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
 }
@@ -165,7 +166,7 @@ py::tuple finish(const CellShape& cell, const StateOutputs<Real>& states) {
 template <class Real>
 py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                      ParameterArrays parameters, const ForwardObjects& given, const py::object& held, bool training,
-                     const py::object& steps, Index threads) {
+                     const py::object& steps, const py::object& eps, Index threads) {
   // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
   // is to take over, and so would its owner here.
   TapeObject inference;
@@ -191,6 +192,7 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   need_all_steps("candidate_dropout", given.candidates);
   tape->zoneout = read_zoneout<Real>(given.zoneout, p);
   tape->candidates = read_candidates<Real>(given.candidates, p);
+  tape->eps = read_eps<Real>(cell, eps);
   Saved<Real> saved;
   const auto states = [&](const StateNames& names, const py::object& tuple) {
     return state_inputs<Real>(p, names, state_objects(cell, names, tuple));
@@ -482,7 +484,8 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
                   const py::object& out, const py::object& embedding, const py::object& batch_sizes, Index threads,
                   const py::object& resets, const py::object& ends, const py::object& start,
                   const py::object& gate_override, bool reverse, const py::object& steps, const py::object& memory,
-                  const py::object& recurrent_factors, const py::object& zoneout, const py::object& candidate_dropout) {
+                  const py::object& recurrent_factors, const py::object& zoneout, const py::object& candidate_dropout,
+                  const py::object& layer_norm_eps) {
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
@@ -497,7 +500,7 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
                              .zoneout = zoneout,
                              .candidates = candidate_dropout,
                              .memory = memory},
-                            gate_override, training, steps, threads);
+                            gate_override, training, steps, layer_norm_eps, threads);
   };
   return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
 }
@@ -511,7 +514,7 @@ void bind_layers(py::module_& m) {
           "embedding"_a = py::none(), "batch_sizes"_a = py::none(), "threads"_a = 0, py::kw_only(),
           "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
           "reverse"_a = false, "steps"_a = py::none(), "memory"_a = py::none(), "recurrent_factors"_a = py::none(),
-          "zoneout"_a = py::none(), "candidate_dropout"_a = py::none());
+          "zoneout"_a = py::none(), "candidate_dropout"_a = py::none(), "layer_norm_eps"_a = py::none());
   };
   def_forward("inference", &forward<false>);
   def_forward("forward", &forward<true>);

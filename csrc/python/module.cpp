@@ -143,6 +143,7 @@ void bind_cells(py::module_& m) {
                              })
       .def_readonly("projects", &CellShape::projects)
       .def_readonly("has_candidate", &CellShape::has_candidate)
+      .def_property_readonly("normalises", [](const CellShape& cell) { return cell.stage_count > 0; })
       .def("__repr__", [](const CellShape& cell) { return py::str("<CellShape of {}>").format(cell.name); });
   py::dict all;
   for (const CellShape& cell : cells()) all[cell.name] = py::cast(&cell, py::return_value_policy::reference);

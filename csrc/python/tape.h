@@ -62,6 +62,7 @@ struct TapeObject {
   Held<double> held;
   Zoneout zoneout;
   CandidateDropout candidates;
+  double eps;  // added to variances
   TapeMemory<Memory> memory;
   Index threads;  // at most; 0: as many as are set
 };

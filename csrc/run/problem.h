@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "run/dispatch.h"
@@ -54,6 +55,15 @@ static_assert(sizeof(Index) == 8);
 
 constexpr bool fits_address_space(const Problem& p, double rows) {
   return rows * double(p.D) * (double(p.I) + 8.0 * double(p.H) + 64.0) <= most_elements;
+}
+
+// What is added to the variances of rows that are normalised, where nobody says.
+constexpr double default_eps = 1e-5;
+
+// Whether a number will do in its place.
+template <class Real>
+constexpr bool is_eps(double eps) {
+  return Real(eps) >= std::numeric_limits<Real>::min() && Real(eps) <= std::numeric_limits<Real>::max();
 }
 
 // ---- Threads -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from .. import _core
 from . import files
 from .arrays import Array, ArrayLike, checked, float_dtype, quiet
 from .named import checked_values
-from .names import PROJECTION, parameter_names
+from .names import BIASES, PROJECTION, parameter_names
 from .scalars import Flag, Number, choice, flag, generator, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
@@ -357,7 +357,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]; w_hh of several heads is a block
     [H/heads,H/heads] for each. The weight [O,I] of a `Linear` is treated like a w_ih, and so is the projection w_hr
     [P,H]; w_hh is then [H,P], and orthogonal in its columns. U is the uniform, N the normal distribution. Peepholes
-    start as biases do, learned initial states at zero.
+    start as biases do, learned initial states and the bias of a normalised c at zero, gains at one.
 
     ================ ================================ ================================ =============
     scheme           w_ih                             w_hh                             b_ih and b_hh
@@ -418,8 +418,10 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
             raise ValueError(msg)
     rng = layer.rng if seed is None else generator(seed)
     for name, parameter in layer.parameters.items():
-        if name.startswith("initial"):
+        if name.startswith(("initial", "bias_c")):
             parameter.fill(0)
+        elif name.startswith("gain"):
+            parameter.fill(1)
         elif scheme == "torch":
             bound = 1 / math.sqrt(layer.fan)
             parameter[...] = rng.uniform(-bound, bound, parameter.shape)
@@ -430,5 +432,5 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
             fill, heads = SCHEMES[scheme][recurrent], getattr(layer, "num_heads", 1) if recurrent else 1
             for block in np.split(parameter, 1 if name.startswith(PROJECTION) else layer.gates * heads):
                 block[...] = fill(rng, *block.shape)
-        if forget_bias is not None and name.startswith("bias"):
+        if forget_bias is not None and name.startswith(BIASES):
             np.split(parameter, layer.gates)[letters.index("f")].fill(forget_bias if name.startswith("bias_ih") else 0)

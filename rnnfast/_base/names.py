@@ -14,19 +14,23 @@ Parameters: TypeAlias = Sequence[Sequence[object]]  # as the kernels take them: 
 Grads: TypeAlias = list[tuple[Any, ...]]  # likewise, arrays; None where there is no bias
 
 # Of these cells type checkers know how many states they have.
-OneStateCell: TypeAlias = Literal["gru", "gru_reset_before", "rnn_tanh", "rnn_relu", "rnn_tanh_leaky", "rnn_relu_leaky"]
-TwoStateCell: TypeAlias = Literal["lstm", "lstm_peephole", "cifg", "cifg_peephole"]
+OneStateCell: TypeAlias = Literal[
+    "gru", "gru_reset_before", "gru_norm", "rnn_tanh", "rnn_relu", "rnn_tanh_leaky", "rnn_relu_leaky"
+]
+TwoStateCell: TypeAlias = Literal["lstm", "lstm_peephole", "cifg", "cifg_peephole", "lstm_norm", "lstm_norm_carried"]
 FourStateCell: TypeAlias = Literal["slstm", "slstm_exp"]
 
 WEIGHTS = "weight_ih", "weight_hh"
 BIASES = "bias_ih", "bias_hh"
 PROJECTION = "weight_hr"
+OTHERS = {"b_c": "bias_c"}  # the names of what else cells have, where they are not the kernels'
 
 
 @cache
 def parameter_names(cell: str, projected: bool = False) -> tuple[str, ...]:
     """Return the names of one direction's parameters in the order of the kernels."""
-    return (*WEIGHTS, *BIASES, *_core.cells[cell].parameters, *((PROJECTION,) if projected else ()))
+    own = [OTHERS.get(name, name) for name in _core.cells[cell].parameters]
+    return (*WEIGHTS, *BIASES, *own, *((PROJECTION,) if projected else ()))
 
 
 def recurrent_shapes(
@@ -37,7 +41,8 @@ def recurrent_shapes(
     shapes: dict[str, tuple[int, ...]] = dict(zip(WEIGHTS, ((G * H, I), (G * H, columns)), strict=True))
     if bias:
         shapes |= dict.fromkeys(BIASES, (G * H,))
-    shapes |= {name: (n * H,) for name, n in _core.cells[cell].parameters.items()}
+    own = {OTHERS.get(name, name): n for name, n in _core.cells[cell].parameters.items()}
+    shapes |= {name: (n * H,) for name, n in own.items() if bias or not name.startswith("bias")}
     return shapes | ({PROJECTION: (proj_size, H)} if proj_size else {})
 
 
@@ -57,13 +62,17 @@ def by_direction(arrays: Mapping[str, Array], names: Sequence[Sequence[str]]) ->
     return [tuple(map(arrays.get, of_direction)) for of_direction in names]
 
 
-def lstm_cell(peephole: bool, coupled_gates: bool) -> str:
+def lstm_cell(peephole: bool, coupled_gates: bool, layer_norm: str | None = None) -> str:
     """Return the kernels' name of an LSTM."""
+    if layer_norm is not None:
+        return {"inside": "lstm_norm", "carried": "lstm_norm_carried"}[layer_norm]
     return ("cifg" if coupled_gates else "lstm") + ("_peephole" if peephole else "")
 
 
-def gru_cell(reset_after: bool) -> str:
+def gru_cell(reset_after: bool, layer_norm: str | None = None) -> str:
     """Return the kernels' name of a GRU."""
+    if layer_norm is not None:
+        return "gru_norm"
     return "gru" if reset_after else "gru_reset_before"
 
 

@@ -11,12 +11,20 @@ class StackAttributes:
     bias_ih_l0: Array
     bias_hh_l0: Array
     peephole_l0: Array
+    gain_ih_l0: Array
+    gain_hh_l0: Array
+    gain_c_l0: Array
+    bias_c_l0: Array
     weight_hr_l0: Array
     weight_ih_l0_reverse: Array
     weight_hh_l0_reverse: Array
     bias_ih_l0_reverse: Array
     bias_hh_l0_reverse: Array
     peephole_l0_reverse: Array
+    gain_ih_l0_reverse: Array
+    gain_hh_l0_reverse: Array
+    gain_c_l0_reverse: Array
+    bias_c_l0_reverse: Array
     weight_hr_l0_reverse: Array
 
     weight_ih_l1: Array
@@ -24,12 +32,20 @@ class StackAttributes:
     bias_ih_l1: Array
     bias_hh_l1: Array
     peephole_l1: Array
+    gain_ih_l1: Array
+    gain_hh_l1: Array
+    gain_c_l1: Array
+    bias_c_l1: Array
     weight_hr_l1: Array
     weight_ih_l1_reverse: Array
     weight_hh_l1_reverse: Array
     bias_ih_l1_reverse: Array
     bias_hh_l1_reverse: Array
     peephole_l1_reverse: Array
+    gain_ih_l1_reverse: Array
+    gain_hh_l1_reverse: Array
+    gain_c_l1_reverse: Array
+    bias_c_l1_reverse: Array
     weight_hr_l1_reverse: Array
 
     weight_ih_l2: Array
@@ -37,12 +53,20 @@ class StackAttributes:
     bias_ih_l2: Array
     bias_hh_l2: Array
     peephole_l2: Array
+    gain_ih_l2: Array
+    gain_hh_l2: Array
+    gain_c_l2: Array
+    bias_c_l2: Array
     weight_hr_l2: Array
     weight_ih_l2_reverse: Array
     weight_hh_l2_reverse: Array
     bias_ih_l2_reverse: Array
     bias_hh_l2_reverse: Array
     peephole_l2_reverse: Array
+    gain_ih_l2_reverse: Array
+    gain_hh_l2_reverse: Array
+    gain_c_l2_reverse: Array
+    bias_c_l2_reverse: Array
     weight_hr_l2_reverse: Array
 
     weight_ih_l3: Array
@@ -50,12 +74,20 @@ class StackAttributes:
     bias_ih_l3: Array
     bias_hh_l3: Array
     peephole_l3: Array
+    gain_ih_l3: Array
+    gain_hh_l3: Array
+    gain_c_l3: Array
+    bias_c_l3: Array
     weight_hr_l3: Array
     weight_ih_l3_reverse: Array
     weight_hh_l3_reverse: Array
     bias_ih_l3_reverse: Array
     bias_hh_l3_reverse: Array
     peephole_l3_reverse: Array
+    gain_ih_l3_reverse: Array
+    gain_hh_l3_reverse: Array
+    gain_c_l3_reverse: Array
+    bias_c_l3_reverse: Array
     weight_hr_l3_reverse: Array
 
     initial_h: Array

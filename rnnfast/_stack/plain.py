@@ -31,6 +31,7 @@ def fits(x: object, stack: Stack[Any], state: object, outputs: object) -> TypeGu
         and not stack.batch_first
         and not stack.learn_initial_state
         and not stack.zoneout
+        and stack.layer_norm is None
         and _is_state(stack, state, x.shape[1])
     )
 

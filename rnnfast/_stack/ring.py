@@ -206,7 +206,8 @@ class Ring:
         """Run layer k over x, or make room for it; return y and the tape."""
         cell, parameters = self.stack.cell, self.stack.of_layer(k)
         start, rows = self._initial(k), None if k else self.rows
-        y, _, tape = _core.forward(cell, x, parameters, before, None, rows, resets=resets, start=start, **options)
+        options |= {"resets": resets, "start": start, "layer_norm_eps": self.stack.eps}
+        y, _, tape = _core.forward(cell, x, parameters, before, None, rows, **options)
         return y, tape
 
     def _replayed(self, tau: int, stop: int) -> list[Any]:

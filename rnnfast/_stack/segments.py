@@ -173,6 +173,7 @@ def _run(
             recurrent_factors=None if factors is None else factors[own, : segment.B],
             zoneout=part_of(call.zoneout_of(k), segment.rows, strand.direction, stack.directions),
             candidate_dropout=call.candidates_of(ends_of(k, stack.directions)[own], segment.rows, segment.B),
+            layer_norm_eps=stack.eps,
         )
         y = result[0]
         yield result

@@ -30,6 +30,9 @@ MASKED = "weight_dropout", "recurrent_dropout", "candidate_dropout", "zoneout"
 class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
     """L layers of one cell, in D directions. What runs them are functions of this package."""
 
+    layer_norm: str | None = None
+    layer_norm_eps: float
+
     def __init__(
         self,
         input_size: Integer,
@@ -106,6 +109,11 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
     def names_of(self, layer: int) -> tuple[tuple[str, ...], ...]:
         """Return the names of the parameters of a layer, for each direction."""
         return layer_names(self.cell, layer, self.directions, self.proj_size > 0)
+
+    @property
+    def eps(self) -> float | None:
+        """What is added to variances; None where nothing is normalised."""
+        return None if self.layer_norm is None else self.layer_norm_eps
 
     def of_layer(self, layer: int, others: Mapping[str, Array] | None = None) -> list[tuple[Array | None, ...]]:
         """Return the parameters of a layer as the kernels take them, others in the place of those of their names."""

@@ -53,6 +53,7 @@ def _run(
             recurrent_factors=call.factors_of(k),
             zoneout=call.zoneout_of(k),
             candidate_dropout=call.candidates_of(ends_of(k, stack.directions)),
+            layer_norm_eps=stack.eps,
         )
         last.append(after)
         hidden = [*hidden, y] if tape else [y]

@@ -41,7 +41,7 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
     TypeError
         If an argument does not fit.
     ValueError
-        If ONNX has no such operator: none has leaky units, zoneout or a projection.
+        If ONNX has no such operator: none has leaky units, zoneout, a projection or layer normalisation.
 
     Notes
     -----
@@ -57,6 +57,9 @@ def to_onnx(layer: Recurrent[Any], *, state: bool = False) -> onnx.ModelProto:
     if not isinstance(layer, tuple(form.layer for form in FORMS.values())):
         msg = f"layer: expected an LSTM, a GRU or an RNN, got {type(layer).__name__}"
         raise TypeError(msg)
+    if layer.layer_norm:
+        msg = f"layer: expected layer_norm=None, as ONNX has it, got {layer!r}"
+        raise ValueError(msg)
     if layer.cell not in FORMS:
         msg = f"layer: expected leak=1.0, as ONNX has it, got {layer!r}"
         raise ValueError(msg)

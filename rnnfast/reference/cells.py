@@ -55,6 +55,15 @@ With factors m of the candidate, [B,H], an LSTM has ``m * g`` in place of g wher
 place of n where h is; where m is 0, whatever the candidate is counts for nothing.
     Semeniuta, Severyn & Barth, "Recurrent Dropout without Memory Loss", 2016 (arXiv:1603.05118).
 
+lstm_norm, lstm_norm_carried, gru_norm
+    v^ = (v - mean(v)) / sqrt(var(v) + eps), over all elements of a row, with var = mean((v - mean(v))^2)
+    a = gain_ih * (W_ih x)^ + b_ih, and gain_hh * (W_hh h')^ + b_hh in place of W_hh h' + b_hh; gains [G·H]
+    lstm_norm: h = s(o) * tanh(gain_c * c^ + b_c), with gain_c, b_c [H]; the rest as in lstm
+    lstm_norm_carried: c = gain_c * (s(f) * c' + s(i) * tanh(g))^ + b_c; the rest as in lstm
+    gru_norm: the rest as in gru
+    Ba, Kiros, Hinton, "Layer Normalization", 2016 (arXiv:1607.06450), with c within the tanh; carried, c is as in
+    TensorFlow Addons' LayerNormLSTMCell and in the LayerNormLSTMCell of torch's benchmark of custom LSTMs.
+
 Each backward step is its forward step read from bottom to top. A gate that is held at a value has that value
 forward, and its pre-activation the gradient 0: the same substitution, by name, in both. A new cell is one pair of
 functions and one row in `CELLS`.
@@ -90,6 +99,36 @@ def linear(v: Array, w: Array, b: Array | None) -> Array:
 def linear_backward(du: Array, v: Array, w: Array) -> tuple[Array, Array, Array]:
     """Return dv [B,K], dw [N,K], db [N] for the gradient du [B,N] of ``linear(v, w, b)``."""
     return du @ w, du.T @ v, du.sum(axis=0)
+
+
+def norm(v: Array, gain: Array, b: Array | None, eps: float) -> Kept:
+    """Return gain * v^ + b, [B,N], for v [B,N], gain [N] and b [N] or None; then v^ and 1 / sqrt(var + eps) [B,1]."""
+    centred = v - v.mean(axis=1, keepdims=True)
+    centred = centred - centred.mean(axis=1, keepdims=True)  # rounding of the mean, which 1 / sqrt(eps) would enlarge
+    scale = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps)
+    v_hat = scale * centred
+    return gain * v_hat if b is None else gain * v_hat + b, v_hat, scale
+
+
+def norm_backward(du: Array, gain: Array, v_hat: Array, scale: Array) -> tuple[Array, Array, Array]:
+    """Return dv [B,N], db [N], dgain [N] for the gradient du [B,N] of what `norm` makes."""
+    dv_hat = du * gain
+    dv = dv_hat - dv_hat.mean(axis=1, keepdims=True) - v_hat * (dv_hat * v_hat).mean(axis=1, keepdims=True)
+    return scale * dv, du.sum(axis=0), (du * v_hat).sum(axis=0)
+
+
+def product(v: Array, w: Array, b: Array | None, gain: Array | None, eps: float) -> Kept:
+    """Return v w^T + b or, with a gain, gain * (v w^T)^ + b and what `norm` returns beside it."""
+    return (linear(v, w, b),) if gain is None else norm(linear(v, w, None), gain, b, eps)
+
+
+def product_backward(du: Array, v: Array, w: Array, gain: Array | None, kept: Kept) -> tuple[Array, ...]:
+    """Return dv, dw, db and, with a gain, dgain for the gradient du of what `product` makes."""
+    if gain is None:
+        return linear_backward(du, v, w)
+    du, *more = norm_backward(du, gain, *kept)
+    dv, dw, _ = linear_backward(du, v, w)
+    return dv, dw, *more
 
 
 def hold(held: Mapping[str, ArrayLike], gate: str, value: Array) -> Array:
@@ -178,25 +217,80 @@ def cifg_backward(
     return da, (dh, dc), (dh_u, dc * (1 - i) + seen(p_i, da_i)), (dw, db, *dp)
 
 
-def gru(a: Array, state: State, w: Array, b: Array | None, hold: Hold, *, m: Any = None) -> Forward:
-    """Make h from h', resetting the recurrent product."""
+def lstm_norm(
+    carried: bool,
+    a: Array,
+    state: State,
+    w: Array,
+    b: Array | None,
+    hold: Hold,
+    gain_hh: Array,
+    gain_c: Array,
+    b_c: Array | None,
+    *,
+    eps: float,
+) -> Forward:
+    """Make h, c from h', c', with normalised products and with c normalised for h alone, or carried so."""
+    h, c = state
+    u, *kept_u = product(h, w, b, gain_hh, eps)
+    i, f, g, o = np.split(a + u, 4, axis=1)
+    i, f, g, o = hold("i", sigmoid(i)), hold("f", sigmoid(f)), hold("g", np.tanh(g)), hold("o", sigmoid(o))
+    sum_c = f * c + i * g
+    norm_c, *kept_c = norm(sum_c, gain_c, b_c, eps)
+    tanh_c = np.tanh(norm_c)
+    return (o * tanh_c, norm_c if carried else sum_c), (h, c, i, f, g, o, tanh_c, *kept_u, *kept_c)
+
+
+def lstm_norm_backward(
+    carried: bool, dstate: State, kept: Kept, w: Array, hold: Hold, gain_hh: Array, gain_c: Array, _b_c: Array | None
+) -> Backward:
+    """Make dh', dc' from dh, dc."""
+    dh, dc = dstate
+    h, c, i, f, g, o, tanh_c, u_hat, u_scale, c_hat, c_scale = kept
+    da_o = hold("o", dh * tanh_c * o * (1 - o))
+    dnorm_c = dh * o * (1 - tanh_c**2) + (dc if carried else 0)
+    dsum_c, db_c, dgain_c = norm_backward(dnorm_c, gain_c, c_hat, c_scale)
+    if not carried:
+        dsum_c = dsum_c + dc
+    di, df, dg = dsum_c * g, dsum_c * c, dsum_c * i
+    da_i, da_f, da_g = hold("i", di * i * (1 - i)), hold("f", df * f * (1 - f)), hold("g", dg * (1 - g**2))
+    da = np.hstack([da_i, da_f, da_g, da_o])
+    dh_u, *dparameters = product_backward(da, h, w, gain_hh, (u_hat, u_scale))
+    return da, (dh, dnorm_c if carried else dsum_c), (dh_u, dsum_c * f), (*dparameters, dgain_c, db_c)
+
+
+def gru(
+    a: Array,
+    state: State,
+    w: Array,
+    b: Array | None,
+    hold: Hold,
+    gain_hh: Array | None = None,
+    *,
+    eps: float = 0,
+    m: Any = None,
+) -> Forward:
+    """Make h from h', resetting the recurrent product, which is normalised if it has a gain."""
     (h,) = state
     a_r, a_z, a_n = np.split(a, 3, axis=1)
-    u_r, u_z, u_n = np.split(linear(h, w, b), 3, axis=1)
+    u, *kept = product(h, w, b, gain_hh, eps)
+    u_r, u_z, u_n = np.split(u, 3, axis=1)
     r, z = hold("r", sigmoid(a_r + u_r)), hold("z", sigmoid(a_z + u_z))
     n = hold("n", np.tanh(a_n + r * u_n))
-    return ((1 - z) * dropped(m, n) + z * h,), (h, r, z, n, u_n)
+    return ((1 - z) * dropped(m, n) + z * h,), (h, r, z, n, u_n, *kept)
 
 
-def gru_backward(dstate: State, kept: Kept, w: Array, hold: Hold, *, m: Any = None) -> Backward:
+def gru_backward(
+    dstate: State, kept: Kept, w: Array, hold: Hold, gain_hh: Array | None = None, *, m: Any = None
+) -> Backward:
     """Make dh' from dh."""
     (dh,) = dstate
-    h, r, z, n, u_n = kept
+    h, r, z, n, u_n, *kept_u = kept
     da_n = hold("n", dropped(m, dh * (1 - z)) * (1 - n**2))
     da_z = hold("z", dh * (h - dropped(m, n)) * z * (1 - z))
     da_r = hold("r", da_n * u_n * r * (1 - r))
-    dh_u, dw, db = linear_backward(np.hstack([da_r, da_z, da_n * r]), h, w)
-    return np.hstack([da_r, da_z, da_n]), dstate, (dh * z + dh_u,), (dw, db)
+    dh_u, *dparameters = product_backward(np.hstack([da_r, da_z, da_n * r]), h, w, gain_hh, tuple(kept_u))
+    return np.hstack([da_r, da_z, da_n]), dstate, (dh * z + dh_u,), tuple(dparameters)
 
 
 def gru_reset_before(a: Array, state: State, w: Array, b: Array | None, hold: Hold, *, m: Any = None) -> Forward:
@@ -343,14 +437,24 @@ class Cell(NamedTuple):
     forward: Callable[..., Forward]
     backward: Callable[..., Backward]
     parameters: Mapping[str, int] = MappingProxyType({})  # what else it has, and how many vectors [H] each consists of
+    normalized: bool = False  # its products: gain_ih, the first of its parameters, is for what makes a
 
+
+OF_LSTM_NORM = {"gain_ih": 4, "gain_hh": 4, "gain_c": 1, "b_c": 1}
 
 CELLS = {
     "lstm": Cell(("h", "c"), "ifgo", lstm, lstm_backward),
     "lstm_peephole": Cell(("h", "c"), "ifgo", lstm, lstm_backward, {"peephole": 3}),
     "cifg": Cell(("h", "c"), "igo", cifg, cifg_backward),
     "cifg_peephole": Cell(("h", "c"), "igo", cifg, cifg_backward, {"peephole": 2}),
+    "lstm_norm": Cell(
+        ("h", "c"), "ifgo", partial(lstm_norm, False), partial(lstm_norm_backward, False), OF_LSTM_NORM, normalized=True
+    ),
+    "lstm_norm_carried": Cell(
+        ("h", "c"), "ifgo", partial(lstm_norm, True), partial(lstm_norm_backward, True), OF_LSTM_NORM, normalized=True
+    ),
     "gru": Cell(("h",), "rzn", gru, gru_backward),
+    "gru_norm": Cell(("h",), "rzn", gru, gru_backward, {"gain_ih": 3, "gain_hh": 3}, normalized=True),
     "gru_reset_before": Cell(("h",), "rzn", gru_reset_before, gru_reset_before_backward),
     "rnn_tanh": Cell(("h",), "", partial(elman, np.tanh), partial(elman_backward, tanh_backward)),
     "rnn_relu": Cell(("h",), "", partial(elman, relu), partial(elman_backward, relu_backward)),

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .cells import CELLS, Array, Backward, Cell, Kept, State, hold, linear, linear_backward
+from .cells import CELLS, Array, Backward, Cell, Kept, State, hold, linear, linear_backward, product, product_backward
 
 StateLike: TypeAlias = tuple[ArrayLike | None, ...]
 Parameters: TypeAlias = tuple[Any, ...]  # w_ih, w_hh, b_ih or None, b_hh or None, what else the cell has, maybe w_hr
@@ -50,6 +50,7 @@ class Tape(NamedTuple):
     embedding: Array | None
     factors: list[Any]  # by direction, what each sequence multiplies w_hh by, [B,G·H,H], or None
     candidate: list[Any]  # by direction and step, what the candidate is multiplied by, [B,H] or None
+    normed: list[list[Kept]]  # like kept, what normalised input products keep
     new: tuple[Any, ...]  # of each state, the part that the cell makes, [T,B,D·H]; None: it has no zoneout
 
 
@@ -67,6 +68,7 @@ def forward(
     recurrent_factors: ArrayLike | None = None,
     candidate_dropout: tuple[ArrayLike, float] | None = None,
     zoneout: StateLike | None = None,
+    layer_norm_eps: float = 1e-5,
 ) -> tuple[Array, State, Tape]:
     """Run one layer over whole sequences.
 
@@ -78,7 +80,7 @@ def forward(
         The input, or its tokens.
     parameters : sequence of D tuples
         w_ih [G·H,I], w_hh [G·H,P], b_ih [G·H] or None, b_hh [G·H] or None of each direction, the other parameters
-        that the cell has, and with a projection w_hr [P,H].
+        that the cell has (of them b_c may be None, too), and with a projection w_hr [P,H].
     state0 : tuple of array_like [D,B,H] or None, optional
         The initial state, an entry for each of the cell's states; zero where not given.
     embedding : array_like [V,I], optional
@@ -100,6 +102,8 @@ def forward(
     zoneout : tuple, optional
         For each of the cell's states an array_like of bools [T,B,D·H], which units have their new value; or the
         probability with which they keep the old one, of which the state is the mean; or None. Not with a projection.
+    layer_norm_eps : float, optional
+        What is added to the variances of cells that normalise.
 
     Returns
     -------
@@ -129,6 +133,8 @@ def forward(
     array([[3.]])
     """
     step = CELLS[cell]
+    if step.normalized:
+        step = step._replace(forward=partial(step.forward, eps=layer_norm_eps))
     held = gate_override or {}
     if not held.keys() <= set(step.gates):
         msg = f"gate_override: expected gates among {list(step.gates)}, got {list(held)}"
@@ -163,16 +169,18 @@ def forward(
         embedding=rows,
         factors=_by_weight(recurrent_factors, weights),
         candidate=_by_step(candidate_dropout, T, D),
+        normed=[[()] * T for _ in weights],
         new=tuple(_new_part(z, (T, B, D * n)) for z, n in zip(zoneout or [None] * len(sizes), sizes, strict=True)),
     )
     first, last = _filled("state0", state0, step.states, [(D, B, n) for n in sizes]), []
     for d, (w_ih, w_hh, b_ih, b_hh, *more) in enumerate(weights):
-        vectors, w_hr = _own(step, more)
+        gain_ih, vectors, w_hr = _own(step, more)
         initial: State = tuple(s[d] for s in first)
         state = initial
         for t in _times(T, d):
             state = _where(tape.anew[d][t], initial, state)
-            a = linear(x[t], w_ih, b_ih)
+            a, *normed = product(x[t], w_ih, b_ih, gain_ih, layer_norm_eps)
+            tape.normed[d][t] = tuple(normed)
             own = b_hh, partial(hold, held), *vectors
             factors = tape.factors[d], tape.candidate[d][t]
             made, tape.kept[d][t] = _forward_step(step, factors, a, state, w_hh, *own)
@@ -260,15 +268,16 @@ def gradients(
     dx: Any = np.zeros_like(x)
     dlast = _filled("dstate", dstate, step.states, [(D, B, n) for n in sizes])
     dfirst, grads = [], []
-    for d, (w_ih, w_hh, b_ih, b_hh, *more) in enumerate(weights):
-        vectors, w_hr = _own(step, more)
+    for d, (w_ih, w_hh, _, _, *more) in enumerate(weights):
+        gain_ih, vectors, w_hr = _own(step, more)
         dw_hr = np.zeros(() if w_hr is None else w_hr.shape)
         dnext: State = tuple(ds[d] for ds in dlast)
         none: State = tuple(np.zeros_like(ds) for ds in dnext)
         dinitial = none
         dw_ih, dw_hh = np.zeros_like(w_ih), np.zeros_like(w_hh)
         db_ih, db_hh = np.zeros(len(w_ih)), np.zeros(len(w_hh))
-        dvectors = [np.zeros_like(v) for v in vectors]
+        dvectors = [np.zeros(n * sizes[-1]) for n in step.parameters.values()]
+        of_x = len(dvectors) - len(vectors)  # 1 with gain_ih
         for t in reversed(_times(T, d)):
             real, anew = tape.real[t], tape.anew[d][t]
             here = _columns(total, t, d, sizes)
@@ -293,15 +302,14 @@ def gradients(
                 dbefore = tuple(np.clip(ds, -clip_dh, clip_dh) for ds in dbefore)
             dinitial = _add(dinitial, _where(anew, dbefore, none))
             dnext = _add(_where(anew, none, dbefore), waits)
-            for total_of, d_new in zip((dw_hh, db_hh, *dvectors), dparameters, strict=True):
-                total_of += d_new
-            dx_t, dw, db = linear_backward(da, x[t], w_ih)
+            dx_t, *dparameters_x = product_backward(da, x[t], w_ih, gain_ih, tape.normed[d][t])
             dx[t] += dx_t
-            dw_ih += dw
-            db_ih += db
+            totals = dw_hh, db_hh, *dvectors[of_x:], dw_ih, db_ih, *dvectors[:of_x]
+            for total_of, d_new in zip(totals, (*dparameters, *dparameters_x), strict=True):
+                total_of += d_new
         dfirst.append(_add(dinitial, dnext))
-        biases = None if b_ih is None else db_ih, None if b_hh is None else db_hh
-        grads.append((dw_ih, dw_hh, *biases, *dvectors, *([] if w_hr is None else [dw_hr])))
+        everything = zip((dw_ih, dw_hh, db_ih, db_hh, *dvectors, dw_hr), weights[d], strict=False)
+        grads.append(tuple(None if w is None else dw for dw, w in everything))
     if tape.one_hot is not None:
         dx = None if tape.embedding is None else np.einsum("tbv,tbi->vi", tape.one_hot, dx)
     return Gradients(dx, _stacked(dfirst), grads, total)
@@ -393,16 +401,17 @@ def _float64(parameters: Sequence[Any]) -> Parameters:
 def _sizes(step: Cell, parameters: Parameters) -> list[int]:
     """Return the sizes of the states: P of h, H of the others."""
     _, w_hh, _, _, *more = parameters
-    _, w_hr = _own(step, more)
+    *_, w_hr = _own(step, more)
     H = len(w_hh) // max(len(step.gates), 1)
     P = H if w_hr is None else len(w_hr)
     return [P, *[H] * (len(step.states) - 1)]
 
 
-def _own(step: Cell, more: Sequence[Any]) -> tuple[list[Any], Any]:
-    """Return what the cell has beside its weights, and w_hr or None."""
-    n = len(step.parameters)
-    return list(more[:n]), more[n] if len(more) > n else None
+def _own(step: Cell, more: Sequence[Any]) -> tuple[Any, list[Any], Any]:
+    """Return gain_ih or None, what else the cell has beside its weights, and w_hr or None."""
+    n, of_x = len(step.parameters), int(step.normalized)
+    gain_ih, w_hr = (more[0] if of_x else None), (more[n] if len(more) > n else None)
+    return gain_ih, list(more[of_x:n]), w_hr
 
 
 def _columns(steps: tuple[Any, ...], t: int, d: int, sizes: Sequence[int]) -> tuple[Any, ...]:

@@ -75,6 +75,7 @@ def tbptt(
     resets: ArrayLike | None = None,
     gate_override: Mapping[str, ArrayLike] | Sequence[Mapping[str, ArrayLike] | None] | None = None,
     clip_dh: float | None = None,
+    layer_norm_eps: float = 1e-5,
 ) -> list[Truncated]:
     """Run a stack of layers over the windows, one after the other: forward over its new steps, and backward to tau.
 
@@ -106,7 +107,7 @@ def tbptt(
         weights as they are now, from the state at tau as it was computed.
     update : callable, optional
         Called with each window's index and result, returns the layers from then on.
-    embedding, lengths, resets, clip_dh
+    embedding, lengths, resets, clip_dh, layer_norm_eps
         As those of `forward` and `backward`.
     gate_override : mapping, or sequence of L mappings or None, optional
         For all layers, or for each.
@@ -141,6 +142,7 @@ def tbptt(
                     embedding=None if k else embedding,
                     lengths=np.clip(ends - t, 0, 1),
                     gate_override=held[k],
+                    layer_norm_eps=layer_norm_eps,
                 )
                 tapes.append(tape)
                 after.append(last)

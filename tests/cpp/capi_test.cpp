@@ -91,7 +91,7 @@ struct State {
 rnnfast_stream* make_stream() {
   const rnnfast_weights layer = {weights.data(), weights.data() + G * H * H, nullptr, nullptr, nullptr},
                         layers[L] = {layer, layer};
-  const rnnfast_stack stack = {"lstm", RNNFAST_FLOAT32, L, I, H, layers, nullptr, 0, 0, nullptr};
+  const rnnfast_stack stack = {"lstm", RNNFAST_FLOAT32, L, I, H, layers, nullptr, 0, 0, nullptr, 0};
   rnnfast_stream* stream = nullptr;
   succeed(api.stream_create(&stack, B, &stream));
   return stream;
@@ -288,7 +288,7 @@ struct Training {
   Numbers y = Numbers(outputs, 0), h = Numbers(B * H, 0), c = h;
   Numbers dx = Numbers(T * B * I, 0), gradients = Numbers(2 * G * H * H, 0);
   rnnfast_weights given = {weights.data(), weights.data() + G* H* H, nullptr, nullptr, nullptr};
-  rnnfast_layer layer = {sizeof(rnnfast_layer), "lstm", RNNFAST_FLOAT32, I, H, 1, &given, 0, 0, nullptr};
+  rnnfast_layer layer = {sizeof(rnnfast_layer), "lstm", RNNFAST_FLOAT32, I, H, 1, &given, 0, 0, nullptr, 0};
   void* state[2] = {h.data(), c.data()};
   rnnfast_gradients wanted = {gradients.data(), gradients.data() + G* H* H, nullptr, nullptr, nullptr};
 

@@ -56,7 +56,7 @@ def train(object call, int passes=1, bint packed=False):
         )
     cdef rnnfast_layer layer = rnnfast_layer(
         sizeof(rnnfast_layer), cell, dtype, p.x.shape[-1], H, len(p.parameters), &weights[0],
-        call.layer.proj_size, heads, NULL
+        call.layer.proj_size, heads, NULL, 0
     )
     sizes = call.batch_sizes
     states = [pointers(arrays) for arrays in (call.state0, call.state, call.dstate, call.dstate0)]
@@ -103,7 +103,7 @@ def stream(object layer, object x, object y):
     cell = layer.cell.encode()
     cdef rnnfast_stack stack = rnnfast_stack(
         cell, dtype, layer.num_layers, layer.input_size, layer.hidden_size, &weights[0], NULL,
-        layer.proj_size, layer.num_heads, NULL
+        layer.proj_size, layer.num_heads, NULL, layer.eps or 0
     )
     cdef Py_ssize_t t, T = x.shape[0], x_step = x[0].nbytes, y_step = y[0].nbytes
     cdef const char* source = <const char*> data(x)

@@ -18,6 +18,7 @@
 //   reads_after                 which states after the step backward reads
 //   leaves_dh                   whether backward leaves in dstate[h] what reaches h' beside the product
 //   forward<S, phase>(point), backward<S, phase>(point)
+// and of a cell whose slots are normalised, what norm.h adds to it.
 //
 // Of a cell, nothing but the loops of this file is compiled: for each phase and each width of a unit block, one
 // function forward and one backward.
@@ -46,6 +47,12 @@ constexpr int state_count = int(sizeof(Cell::states) / sizeof(const char*));
 
 template <class Cell>
 constexpr int phase_count = int(sizeof(Cell::phases) / sizeof(Phase));
+
+// Whether rows of slots are normalised before its pointwise parts, of which it then has some stages.
+template <class Cell>
+constexpr bool is_normalised_cell = requires {
+  Cell::stages;
+};
 
 template <class Cell>
 constexpr int parameter_count = [] {
@@ -141,6 +148,9 @@ struct ForwardStep {
   View<const Real> dropped;  // h' times its factors, which the products of the first phase read; null: h' itself
   int masks;                 // of these
   const Real* vectors;       // the cell's, [unit block][vector x lanes]
+  const Real* bias;          // [unit block][slot x lanes]
+  Gates<Real> values;        // where rows are normalised: what is kept beside the slots
+  View<Real> moments;        // likewise: means, and what is multiplied by
   const Index* tokens;       // the rows of the table that the gates start from; null: from what is there
   Index rows;
   Span units;
@@ -167,6 +177,11 @@ struct BackwardStep {
   View<const Real> factors;  // of h'; null: none
   View<Real> dropped;        // where products go before they meet them
   int masks;
+  Gates<const Real> values;  // as in forward
+  View<const Real> moments;
+  Gates<Real> dinner;  // likewise: of `inner`, [B] rows
+  Gates<Real> sums;    // likewise: of gains and biases, a row for rows_of_sum rows of the batch
+  Index batch_row;     // the first one
   Index rows;
   Span units;
   bool backwards;  // through the weights
@@ -329,9 +344,13 @@ constexpr bool is_sound() {
   constexpr int G = Cell::gate_count, slots = Cell::slot_count, phases = phase_count<Cell>;
   bool sound = slots <= most_slots && phases <= most_phases && state_count<Cell> <= most_states &&
                parameter_count<Cell> <= most_parameters;
-  sound = sound && length_of(Cell::squashes) == slots && length_of(Cell::input_gates) == G &&
-          length_of(Cell::recurrent_gates) == G && length_of(Cell::reads_before) == state_count<Cell> &&
-          length_of(Cell::reads_after) == state_count<Cell>;
+  sound = sound && G <= most_gates && length_of(Cell::input_gates) == G && length_of(Cell::recurrent_gates) == G &&
+          length_of(Cell::reads_before) == state_count<Cell> && length_of(Cell::reads_after) == state_count<Cell>;
+  if constexpr (is_normalised_cell<Cell>)  // its products have slots of their own
+    return sound && slots == 2 * G && phases == 1 && Cell::phases[0].slots == G &&
+           length_of(Cell::stages) <= most_phases;
+  else
+    sound = sound && length_of(Cell::squashes) == slots;
   int next = 0;  // phases take the slots in turn
   for (const Phase& phase : Cell::phases) {
     sound = sound && phase.slot == next && phase.gate == next;
@@ -364,42 +383,26 @@ constexpr CellShape shape_of(int index) {
     shape.recurrent_gates[i] = Cell::recurrent_gates[i];
   }
   shape.keeps_gates = Cell::keeps_gates, shape.leaves_dh = Cell::leaves_dh;
+  if constexpr (is_normalised_cell<Cell>)
+    shape.value_count = Cell::kept_count + Cell::gate_count, shape.stage_count = length_of(Cell::stages);
   if constexpr (requires { Cell::has_heads; }) shape.has_heads = Cell::has_heads;
   shape.has_candidate = has_candidate<Cell>;
   // Where h' reaches h unit by unit, or a unit by its head, it has as many.
-  shape.projects = shape.phase_count == 1 && !shape.reads_before[0] && !shape.leaves_dh && !shape.has_heads;
+  shape.projects = shape.phase_count == 1 && !shape.reads_before[0] && !shape.leaves_dh && !shape.has_heads &&
+                   !is_normalised_cell<Cell>;
   return shape;
 }
 
 // Whether a second product waits for what the first phase makes of h'.
 constexpr bool resets_h(const CellShape& cell) { return cell.phase_count > 1; }
 
-// Its functions, by phase and by halvings of the widest vector.
+// Its functions, by phase or stage and by halvings of the widest vector.
 template <class Real>
 struct CellFunctions {
   void (*forward[most_phases][width_count])(const ForwardStep<Real>&, Real* gates, Index gates_unit, const BlockRange&,
                                             Index row, Index M);
   void (*backward[most_phases][width_count])(const BackwardStep<Real>&, const BlockRange&);
 };
-
-template <class Real, class Cell, int phase, int halvings>
-constexpr void add_functions(CellFunctions<Real>& f) {
-  if constexpr (phase < phase_count<Cell>) {
-    f.forward[phase][halvings] = forward_rows<Cell, phase, Width<Real, halvings>>;
-    f.backward[phase][halvings] = backward_rows<Cell, phase, Width<Real, halvings>>;
-    if constexpr (halvings + 1 < width_count)
-      add_functions<Real, Cell, phase, halvings + 1>(f);
-    else
-      add_functions<Real, Cell, phase + 1, 0>(f);
-  }
-}
-
-template <class Real, class Cell>
-constexpr CellFunctions<Real> functions_of() {
-  CellFunctions<Real> functions = {};
-  add_functions<Real, Cell, 0, 0>(functions);
-  return functions;
-}
 
 }  // namespace
 }  // namespace rnnfast::RNNFAST_ISA

@@ -264,10 +264,12 @@ void add_head_products(const WeightProduct<Real>& w, Span span, const Team& team
   }
 }
 
-// The gradients of a cell's vectors of units: sums of what each row adds to them, in the chains of the products.
+// The gradients of a cell's vectors of units: sums of what each row adds to them, in the chains of the products. Where
+// rows are normalised, those of b_ih and b_hh are among them.
 template <class Real>
 struct VectorSums {
-  Gates<Real> terms;  // slots are vectors
+  Gates<Real> terms;  // slots are vectors, `slots` of them
+  int slots;
   Blocks units;
   Index rows;
   bool add;
@@ -282,16 +284,22 @@ void sum_vectors(const Problem& p, const VectorSums<Real>& s, Span span, const P
     for (Index high = s.rows; high > 0; high -= length) {
       typename S::V sum = {};
       for (Index row = high; row-- > max_index(high - length, 0);)
-        sum = sum + S::load(gates_at(s.terms, range.unit, row, S::lanes, cell.vector_count) + slot * S::lanes);
+        sum = sum + S::load(gates_at(s.terms, range.unit, row, S::lanes, s.slots) + slot * S::lanes);
       total = total + sum;
     }
     store_lanes<S>(out, s.add ? total + load_lanes<S>(out, range.valid) : total, range.valid);
   };
-  for (int i = 0, slot = 0; i < cell.parameter_count; slot += cell.parameters[i++].count)
-    for (int vector = 0; gradients.vectors[i] && vector < cell.parameters[i].count; ++vector)
+  const auto sum = [&](int slot, int count, Real* out) {  // [count·H]; null: not wanted
+    for (int vector = 0; out && vector < count; ++vector)
       for_each_block<Real>(s.units, span, [&]<class S>(const BlockRange& range) {
-        sum_block.template operator()<S>(range, slot + vector, gradients.vectors[i] + vector * p.H + range.unit);
+        sum_block.template operator()<S>(range, slot + vector, out + vector * p.H + range.unit);
       });
+  };
+  for (int i = 0, slot = 0; i < cell.parameter_count; slot += cell.parameters[i++].count)
+    sum(slot, cell.parameters[i].count, gradients.vectors[i]);
+  if (!is_normalised(cell)) return;
+  sum(cell.vector_count, cell.gate_count, gradients.b_ih);
+  sum(cell.vector_count + cell.gate_count, cell.gate_count, gradients.b_hh);
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ constexpr GateRows<const Real> read_only(const GateRows<Real>& w) {
 }
 
 // f<gates>() for as many gates as a cell can have.
-static_assert(most_slots == 4);
+static_assert(most_gates == 4);
 template <class F>
 RNNFAST_INLINE void with_gates(int gates, F&& f) {
   if (gates == 4) return f.template operator()<4>();
@@ -147,7 +147,7 @@ void unpack(const Panels<Real>& p, Index k, const GateRows<Real>& w, Span span) 
   });
 }
 
-// The cell's vectors of units, as [unit block][vector x lanes]; padding is zero.
+// The cell's vectors of units, as [unit block][vector x lanes]; padding is zero, and what is null.
 template <class Real>
 void pack_vectors(const CellShape& cell, const Parameters<const Real>& parameters, const Blocks& units, Index H,
                   Span span, Real* to) {
@@ -157,7 +157,8 @@ void pack_vectors(const CellShape& cell, const Parameters<const Real>& parameter
     for (int i = 0; i < cell.parameter_count; ++i)
       for (int vector = 0; vector < cell.parameters[i].count; ++vector)
         for (Index lane = 0; lane < width.lanes; ++lane)
-          *at++ = lane < width.valid ? parameters.vectors[i][vector * H + width.unit + lane] : Real(0);
+          *at++ = lane < width.valid && parameters.vectors[i] ? parameters.vectors[i][vector * H + width.unit + lane]
+                                                              : Real(0);
   }
 }
 

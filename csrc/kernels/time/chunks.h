@@ -112,6 +112,9 @@ struct Item {
   bool joined;
 };
 
+// Rows of the batch whose parts in the gradients of gains are summed up as they come: they belong to one member.
+constexpr Index rows_of_sum = 4;
+
 // A smaller share of w_hh is read in less time than members need to meet.
 constexpr Index least_share = 1 << 16;
 
@@ -120,8 +123,8 @@ constexpr Index least_share = 1 << 16;
 template <class Real>
 RNNFAST_INLINE bool divides_units(const Problem& p, Index threads) {
   const Index parts = threads / p.D, bytes = p.cell->gate_count * p.H * p.head * Index(sizeof(Real));
-  return parts > 1 && p.H > group_of_columns * Widest<Real>::lanes && bytes / parts >= least_share &&
-         (p.B < few_rows * parts || bytes > cache_sizes.near);
+  return parts > 1 && !is_normalised(*p.cell) && p.H > group_of_columns * Widest<Real>::lanes &&
+         bytes / parts >= least_share && (p.B < few_rows * parts || bytes > cache_sizes.near);
 }
 
 // Steps [t, t + steps) of a direction, which a backward has gone through.
@@ -157,12 +160,13 @@ RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {
                   .of_h = mine(of_h),
                   .joined = true});
   }
-  parts = max_index(min_index(parts, p.B), 1);
+  const Index group = is_normalised(*p.cell) ? rows_of_sum : 1, groups = (p.B + group - 1) / group;
+  parts = max_index(min_index(parts, groups), 1);
   for (Index index = team.rank; index < parts * p.D; index += team.size) {
-    const Index part = index % parts, first = share(p.B, part, parts);
+    const Index part = index % parts, first = share(groups, part, parts) * group;
     f(Item{.direction = int(index / parts),
            .first = first,
-           .rows = share(p.B, part + 1, parts) - first,
+           .rows = min_index(share(groups, part + 1, parts) * group, p.B) - first,
            .units = all(units),
            .of_h = all(of_h),
            .joined = false});

@@ -90,7 +90,8 @@ __attribute__((noinline)) void multiply_by_gate(const CellShape& cell, const Pha
   for (int gate = part.gate; gate < part.gate + part.gates; ++gate) {
     t.second.a = of_mask(s.dropped, mask_of(cell, s.masks, gate), H).data;
     tile_rows(tiles_of<Real>(1, 1, range), t, s.rows);
-    t.init = t.out += range.lanes, t.second.panel += range.lanes;
+    t.out += range.lanes, t.second.panel += range.lanes;
+    if (t.init) t.init += range.lanes;
   }
 }
 

@@ -14,6 +14,7 @@
 #include "kernels/products/pack.h"
 #include "kernels/time/chunks.h"
 #include "kernels/time/dropout.h"
+#include "kernels/time/norm.h"
 #include "kernels/time/projection.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
@@ -96,7 +97,7 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
     const Index rows = odd(most_chunk_rows(p));
-    direction.gates = {.data = take(arena, gates_size(cell.slot_count, rows, units)), .rows = rows};
+    direction.gates = {.data = take(arena, kept_size(cell, rows, units)), .rows = rows};
     direction.table = {.data = take(arena, gates_size(cell.slot_count, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.reset_h = take(arena, p.B * p.H);
     if (is_projected(p)) direction.u = take(arena, p.B * p.H);
@@ -142,13 +143,14 @@ void pack_direction(const Problem& p, const Parameters<const Real>& parameters, 
     for (Index j = 0; j < p.H; ++j) to.zeros[j] = 0;
 }
 
-// The rows of the table that a step's tokens name, one unit block of them and the slots of one phase.
+// The rows of the table that a step's tokens name, one unit block of them and the slots of one phase, or where rows are
+// normalised those of the input.
 template <class Real>
-void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots, const Phase& part, Index unit,
+void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots, int slot, int count, Index unit,
                  Index lanes, Real* gates) {
-  const Index shift = part.slot * lanes;
+  const Index shift = slot * lanes;
   for (Index row = 0; row < s.rows; ++row, gates += slots * lanes)
-    copy_vectors(gates_at(table, unit, s.tokens[row], lanes, slots) + shift, part.slots * lanes, gates + shift);
+    copy_vectors(gates_at(table, unit, s.tokens[row], lanes, slots) + shift, count * lanes, gates + shift);
 }
 
 enum class Products { input, recurrent, both };
@@ -157,11 +159,14 @@ enum class Products { input, recurrent, both };
 // the first have left the first cache level again.
 constexpr Index pointwise_rows = 6;
 
-// gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase.
+// gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase. Where rows are normalised, each
+// product has slots of its own and starts from zeros, and the cell waits.
 template <class Real>
 void forward_phase(const CellShape& cell, int phase, Products products, const ForwardStep<Real>& s,
                    const typename ForwardScratch<Real>::Direction& scratch, const Team& team) {
   const Phase& part = cell.phases[phase];
+  const bool apart = is_normalised(cell), ends = products != Products::input && !apart;
+  const int of_input = apart ? cell.gate_count : part.slot;  // the first slot that x reaches
   // The recurrent product alone leaves a slot that is the input's as it is.
   const int slots = products == Products::recurrent ? part.gates : part.slots;
   const PackedWeights<const Real>& weights = scratch.weights;
@@ -180,30 +185,34 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   // The points of one row wait for the products of all its unit blocks, so that more than one chain of operations is
   // under way. Where a phase has one slot, a tile has blocks enough.
   const bool waits = s.rows == 1 && slots > 1;
-  const bool apart = weights.w_hh.reach.last;  // unit blocks with heads of their own share no tile
+  const bool has_heads = weights.w_hh.reach.last;  // unit blocks with heads of their own share no tile
   for_each_range<Real>(
-      weights.w_hh.units, s.units, unit_group(slots, s.rows == 1 && !apart), s.backwards, [&](const BlockRange& range) {
+      weights.w_hh.units, s.units, unit_group(slots, s.rows == 1 && !has_heads), s.backwards,
+      [&](const BlockRange& range) {
         if (skips(team, s.rows)) return;
         const Index lanes = range.lanes, width = cell.gate_count * lanes, offset = part.gate * lanes;
         Real* const gates = gates_of(range);
         Tile<Real> t = {};
-        t.out = gates + part.slot * lanes;
+        t.out = gates + (products == Products::input ? of_input : part.slot) * lanes;
         t.out_row = cell.slot_count * lanes;
         t.out_unit = s.gates.rows * cell.slot_count * lanes;
         t.valid = range.lanes;
         t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
-        if (products == Products::recurrent && s.tokens && s.rows == 1 && part.slots == part.gates && !by_gate) {
+        if (products == Products::recurrent && s.tokens && s.rows == 1 && part.slots == part.gates && !by_gate &&
+            !apart) {
           t.init = gates_at(table, range.unit, s.tokens[0], lanes, cell.slot_count) + part.slot * lanes;
           t.init_unit = table.rows * cell.slot_count * lanes;
         } else if (products == Products::recurrent) {
           if (s.tokens)
             for (Index block = 0; block < range.blocks; ++block)
-              copy_tokens(s, table, cell.slot_count, part, range.unit + block * lanes, lanes,
+              copy_tokens(s, table, cell.slot_count, of_input, part.slots, range.unit + block * lanes, lanes,
                           gates + block * t.out_unit);
-          t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
+          if (!apart) t.init = t.out, t.init_row = t.out_row, t.init_unit = t.out_unit;
         } else {
-          t.init = weights.bias + range.unit * cell.slot_count + part.slot * lanes;
-          t.init_unit = cell.slot_count * lanes;
+          if (!apart) {
+            t.init = weights.bias + range.unit * cell.slot_count + part.slot * lanes;
+            t.init_unit = cell.slot_count * lanes;
+          }
           const Panels<const Real> w_ih =
               unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
           t.first = rows_by_panels(s.x, panel(w_ih, range.unit) + offset, w_ih.K, width);
@@ -216,18 +225,18 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         }
         if (by_gate && products == Products::recurrent) {
           multiply_by_gate(cell, part, s, range, t);
-          if (!waits) pointwise(range, 0, s.rows);
+          if (ends && !waits) pointwise(range, 0, s.rows);
           return;
         }
         Index done = 0;
         tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
-          if (products == Products::input || waits || (end < s.rows && end - done < pointwise_rows)) return;
+          if (!ends || waits || (end < s.rows && end - done < pointwise_rows)) return;
           pointwise(range, done, end - done);
           done = end;
         });
       });
-  if (products != Products::input && waits)
+  if (ends && waits)
     for_each_width<Real>(weights.w_hh.units, s.units, [&](const BlockRange& range) { pointwise(range, 0, 1); });
 }
 
@@ -235,7 +244,8 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
 // folding x_t into the step's own product saves writing and reading the pre-activations, which pays where I is small
 // against H, and where there is one step only. Both give the same bits. Products that come gate by gate start from it.
 constexpr bool folds_input(const Problem& p) {
-  return p.input == InputKind::dense && p.masks <= 1 && (steps_of(p.run) == 1 || 8 * p.I <= p.H);
+  return p.input == InputKind::dense && p.masks <= 1 && !is_normalised(*p.cell) &&
+         (steps_of(p.run) == 1 || 8 * p.I <= p.H);
 }
 
 // Nothing is left to project where the gates start from a table.
@@ -272,7 +282,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
                   const Team& team) {
   const Problem& p = args.problem;
   const CellShape& cell = *p.cell;
-  const int states = cell.state_count, slots = cell.slot_count;
+  const int states = cell.state_count;
   const ForwardDirection<Real>& direction = args.directions[item.direction];
   const auto& scratch = whole.directions[item.direction];
   const TimeOrder order = time_order(p, item.direction);
@@ -311,10 +321,10 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     Gates<Real> gates = scratch.gates;
     Index gates_from = chunk_row;
     if (tapes_gates) {
-      gates.data = direction.tape.gates + gates_size(slots, chunk_row, scratch.weights.w_hh.units);
+      gates.data = direction.tape.gates + kept_size(cell, chunk_row, scratch.weights.w_hh.units);
       gates.rows = row_of(p, chunk_start(p, chunk.chunk + 1)) - chunk_row;
     } else if (!ahead) {
-      gates.data += gates_size(slots, item.first, scratch.weights.w_hh.units);
+      gates.data += kept_size(cell, item.first, scratch.weights.w_hh.units);
       gates.rows = item.rows == p.B ? odd(p.B) : item.rows;  // a part of the batch has its place among others
     }
     const auto gate_row = [&](Index row) { return tapes_gates || ahead ? row - gates_from : 0; };
@@ -331,9 +341,9 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     // What the steps of the chunk have in common.
     ForwardStep<Real> s = {};
     s.gates = gates;
-    s.vectors = scratch.weights.vectors;
+    s.vectors = scratch.weights.vectors, s.bias = scratch.weights.bias;
     s.units = item.units;
-    s.store_gates = tapes_gates || resets_h(cell);
+    s.store_gates = tapes_gates || resets_h(cell) || is_normalised(cell);
     s.held = &args.held;
     s.masks = p.masks;
     for (Index step = 0; step < chunk.last - chunk.first; ++step) {
@@ -365,6 +375,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, team);
       for (int phase = 0; phase < cell.phase_count; ++phase) {
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
+        if (is_normalised(cell)) forward_norm(p, args.eps, s, team);
         if (p.masks && phase + 1 < cell.phase_count)
           drop_reset_h(p, direction.factors, s, cell.phases[phase + 1], rows, elements[0]);
         if (p.zoned && phase + 1 == cell.phase_count) leave_zones(args, item, row, s, zoned);
@@ -437,7 +448,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       if (!packed) pack_direction(p, parameters, own[d], span, !by_block);
       if (p.input == InputKind::one_hot) {
         const TableBlocks<Real> table = {.table = direction.table, .units = units, .span = span};
-        fill(table, p.cell->slot_count, direction.weights.bias);
+        fill(table, p.cell->slot_count, is_normalised(*p.cell) ? nullptr : direction.weights.bias);
         for_each_column(table, p.cell->slot_count, input_rows(p, parameters), p.cell->gate_count, args.tokens.token,
                         [](Real& element, Real w) { element += w; });
       }

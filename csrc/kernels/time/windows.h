@@ -40,7 +40,7 @@ WindowScratch<Real> lay_out_windows(const Problem& p, const Windows& w, const Re
     return Gates<Real>{.data = take(arena, gates_size(count, 2 * rows, blocks_of<Real>(units))), .rows = 2 * rows};
   };
   WindowScratch<Real> s = {.dgates = slots(p.cell->slot_count, p.H),
-                           .dvectors = slots(p.cell->vector_count, p.H),
+                           .dvectors = slots(row_vectors(*p.cell), p.H),
                            .dh = slots(is_projected(p), p.P),
                            .dstate = {},
                            .zeros = zeros};
@@ -158,7 +158,7 @@ void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& wind
   };
   const Blocks units = blocks_of<Real>(p.H);
   sum(s.dgates, windows.dgates, cell.slot_count, units, item.units);
-  sum(s.dvectors, windows.dvectors, cell.vector_count, units, item.units);
+  sum(s.dvectors, windows.dvectors, row_vectors(cell), units, item.units);
   if (is_projected(p)) sum(s.dh, windows.dh, 1, blocks_of<Real>(p.P), item.of_h);
   if (t > 0) return;
   const BackwardDirection<Real>& direction = args.directions[0];

@@ -1,0 +1,193 @@
+// The gradients of the weights, from the dgates of a chunk or of a table of tokens, once backward has been through it.
+#pragma once
+
+#include "kernels/cells/cell.h"
+#include "kernels/layout.h"
+#include "kernels/products/blocks.h"
+#include "kernels/products/gradients.h"
+#include "kernels/products/pack.h"
+#include "kernels/products/unpacked.h"
+#include "kernels/time/backward_scratch.h"
+#include "kernels/time/chunks.h"
+#include "kernels/time/dropout.h"
+#include "kernels/time/norm.h"
+#include "kernels/time/projection.h"
+#include "kernels/time/sequence.h"
+#include "kernels/time/tokens.h"
+#include "kernels/vec.h"
+#include "types.h"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+template <class Real>
+__attribute__((noinline)) void multiply_input(const CellShape& cell, const Product<Real>& dx,
+                                              const typename BackwardScratch<Real>::Direction& scratch,
+                                              const Team& team) {
+  const Factor factor = {.slot = cell.slot_count - cell.gate_count, .gate = 0, .gates = cell.gate_count};
+  if (scratch.thin_w_ih.K)
+    with_gates(cell.gate_count, [&]<int gates> { multiply_thin<gates>(dx, cell.slot_count, scratch.thin_w_ih, team); });
+  else if (scratch.unpacked_w_ih.data)
+    multiply_unpacked(dx, factor, cell.slot_count, scratch.unpacked_w_ih);
+  else
+    multiply(dx, cell.slot_count, factor, scratch.w_ih, team);
+}
+
+// Regroups the left operands of a chunk's weight gradients, this member's share of the rows.
+template <class Real>
+void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk,
+                   const Team& team) {
+  const Problem& p = args.problem;
+  const BackwardDirection<Real>& direction = args.directions[chunk.direction];
+  const auto& scratch = whole.directions[chunk.direction];
+  const StateBefore<Real> before_h = place_before<Real>(direction, 0, whole.zeros);
+  const View<const Real> reset_h = {direction.tape.reset_h, p.H};
+  for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
+       ++step) {
+    const Index t = chunk.t + step, row = row_of(p, t), first = row - row_of(p, chunk.t);
+    const RowRange rows = {.first = first, .count = rows_at(p, t)};
+    if (p.input != InputKind::embedded) regroup(at(args.x, row), rows, scratch.x, team);
+    for_each_piece(p, chunk.direction, before_h, t, {.first = 0, .count = rows.count},
+                   [&](View<const Real> piece, const RowRange& range) {
+                     const RowRange to = {.first = first + range.first, .count = range.count};
+                     if (p.masks)
+                       regroup_dropped(p, piece, at(direction.factors, range.first), to, scratch.h_before, team);
+                     else
+                       regroup(piece, to, scratch.h_before[0], team);
+                   });
+    if (resets_h(*p.cell)) regroup(at(reset_h, row), rows, scratch.reset_h, team);
+    if (is_projected(p)) regroup(at(direction.tape.states[0], row), rows, whole.projections[chunk.direction].u, team);
+  }
+}
+
+// Adds the weight gradients of a chunk to those of the chunks after it. The biases' are the last columns.
+template <class Real>
+void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk, Span span,
+                      const Team& team) {
+  const CellShape& cell = *args.problem.cell;
+  const int masks = args.problem.masks;
+  const auto& scratch = whole.directions[chunk.direction];
+  WeightProduct<Real> product = {};
+  product.dgates = scratch.dgates;
+  product.rows = chunk.rows;
+  product.add = !chunk.first || args.accumulate;
+  product.columns = scratch.x, product.dw = scratch.dw_ih;
+  product.slots = cell.slot_count, product.slot = cell.slot_count - cell.gate_count, product.gates = cell.gate_count;
+  if (args.problem.input != InputKind::embedded) add_products(product, span, team);
+  product.dw = scratch.dw_hh;
+  for (int phase = 0; phase < cell.phase_count; ++phase) {
+    const Phase& part = cell.phases[phase];
+    product.gates = gates_at_once(masks, part);
+    for (int i = 0; i < part.gates; i += product.gates) {
+      product.slot = part.slot + i, product.gate = part.gate + i;
+      product.columns = part.reset_h ? scratch.reset_h : scratch.h_before[mask_of(cell, masks, product.gate)];
+      if (args.problem.head == args.problem.P)
+        add_products(product, span, team);
+      else
+        add_head_products(product, span, team);
+    }
+  }
+}
+
+// The same of few rows, all at once.
+template <class Real>
+__attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real>& args,
+                                                         const BackwardScratch<Real>& whole, int d, Span span) {
+  const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
+  const BackwardDirection<Real>& direction = args.directions[d];
+  const StateBefore<Real> before_h = place_before<Real>(direction, 0, whole.zeros);
+  const View<const Real> reset_h = {direction.tape.reset_h, p.H};
+  const Index first = row_of(p, p.run.first);
+  UnpackedWeightProduct<Real> product = {};
+  product.dgates = whole.directions[d].dgates;
+  product.slots = cell.slot_count, product.slot = cell.slot_count - cell.gate_count, product.gates = cell.gate_count;
+  product.rows = run_rows(p), product.add = args.accumulate;
+  for (Index row = 0; row < product.rows; ++row) product.columns[row] = at(args.x, first + row).data;
+  const bool sums_biases = !is_normalised(cell);
+  product.dw = input_rows(p, direction.gradients), product.db = sums_biases ? direction.gradients.b_ih : nullptr;
+  multiply_gradients(product, span);
+  product.dw = recurrent_rows(p, direction.gradients), product.db = sums_biases ? direction.gradients.b_hh : nullptr;
+  for (int phase = 0; phase < cell.phase_count; ++phase) {
+    const Phase& part = cell.phases[phase];
+    for (Index t = p.run.first; t < p.run.last; ++t) {
+      const Real** const columns = product.columns + (row_of(p, t) - first);
+      for_each_piece(p, d, before_h, t, {.first = 0, .count = rows_at(p, t)},
+                     [&](View<const Real> piece, const RowRange& range) {
+                       for (Index row = 0; row < range.count; ++row)
+                         columns[range.first + row] =
+                             part.reset_h ? at(reset_h, row_of(p, t) + range.first + row).data : at(piece, row).data;
+                     });
+    }
+    product.slot = part.slot, product.gate = part.gate, product.gates = part.gates;
+    multiply_gradients(product, span);
+  }
+}
+
+// Members that divide a few rows would each read all of w_ih.
+constexpr Span my_columns(Span columns, const Team& team) {
+  return {.first = share(columns.last, team.rank, team.size), .last = share(columns.last, team.rank + 1, team.size)};
+}
+
+// The gradients that follow from a table at the end of time: those of an embedding and of w_ih as from the dgates of a
+// chunk where x is dense, or columns of dw_ih.
+template <class Real>
+bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Team& team) {
+  const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
+  const bool embedded = p.input == InputKind::embedded;
+  if (embedded)
+    for_my_rows(p.U, team, [&](const RowRange& range) {
+      for (Index d = 0; d < p.D; ++d) {
+        const auto& scratch = whole.directions[d];
+        for (Index row = range.first; row < range.first + range.count; ++row)
+          regroup(at(args.x, args.tokens.token[row]), RowRange{.first = row, .count = 1}, scratch.x, team);
+        if (!args.dx.data) continue;
+        const Product<Real> dx = {.dgates = scratch.table,
+                                  .gate_row = range.first,
+                                  .init = {},
+                                  .out = at(scratch.dx, range.first),
+                                  .rows = range.count,
+                                  .columns = all(scratch.w_ih.columns)};
+        multiply_input(cell, dx, scratch, team);
+      }
+    });
+  if (!team.barrier(team)) return false;
+  for_my_blocks(count(whole.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
+    const auto& scratch = whole.directions[d];
+    if (embedded)
+      add_products(WeightProduct<Real>{.dgates = scratch.table,
+                                       .columns = scratch.x,
+                                       .dw = scratch.dw_ih,
+                                       .slots = cell.slot_count,
+                                       .slot = cell.slot_count - cell.gate_count,
+                                       .gate = 0,
+                                       .gates = cell.gate_count,
+                                       .rows = p.U,
+                                       .add = args.accumulate},
+                   span, team);
+    else
+      for_each_column(TableBlocks<Real>{.table = scratch.table, .units = scratch.w_hh.units, .span = span},
+                      cell.slot_count, input_rows(p, args.directions[d].gradients), cell.gate_count, args.tokens.token,
+                      [](Real element, Real& dw) { dw = element; });
+  });
+  return true;
+}
+
+// f(gradient, panels, its first row in them) for each gradient that is asked for.
+template <class Real, class F>
+RNNFAST_INLINE void for_each_gradient(const Problem& p, const Parameters<Real>& gradients,
+                                      const typename BackwardScratch<Real>::Direction& scratch, F&& f) {
+  const Index I = input_columns(p);
+  const auto bias = [&](Real* data, const int* order) {
+    return GateRows<Real>{.data = data, .H = p.H, .K = 1, .order = order};
+  };
+  if (I > 0) f(input_rows(p, gradients), scratch.dw_ih, 0);
+  f(recurrent_rows(p, gradients), scratch.dw_hh, 0);
+  if (is_normalised(*p.cell)) return;  // their biases come after
+  if (gradients.b_ih) f(bias(gradients.b_ih, p.cell->input_gates), scratch.dw_ih, I);
+  if (gradients.b_hh) f(bias(gradients.b_hh, p.cell->recurrent_gates), scratch.dw_hh, bias_row(p, scratch.dw_hh));
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA
