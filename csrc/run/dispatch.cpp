@@ -46,8 +46,8 @@ std::vector<const KernelTable*> find_available() {
   return found;
 }
 
-// Intel's processors bring weights from the second level too late for the multiply-adds unless they are asked for ahead;
-// others need it for what lies beyond that level, and beyond 1 MB.
+// Intel's processors bring weights from the second level too late for the multiply-adds unless they are asked for
+// ahead; others need it for what lies beyond that level, and beyond 1 MB.
 CacheSizes cache_sizes(Index second_level) {
 #if defined(RNNFAST_HAS_avx2) || defined(RNNFAST_HAS_avx512)
   if (__builtin_cpu_is("intel")) return {.near = second_level, .far = second_level / 8};
