@@ -24,6 +24,17 @@ by_cell = pytest.mark.parametrize("cell", KINDS)
 by_form = pytest.mark.parametrize("form", FORMS)
 
 
+def squashed_c(layer: Any, own: Any, c: Array) -> Array:
+    """Return what the output gate multiplies, of a c [..., H]."""
+    if layer.cell == "lstm_norm":
+        gain, b = own[6:]
+        c = gain * (c - c.mean(-1, keepdims=True)) / np.sqrt(c.var(-1, keepdims=True) + layer.eps) + (
+            0 if b is None else b
+        )
+    squashed: Array = np.tanh(c)
+    return squashed
+
+
 def loss(layer: Any, x: Array, state: Any, dy: Array, moved: tuple[int, int, int], part: str, change: Array) -> float:
     """Return sum(dy * y) with the state (layer, direction, time) moved; h moves with c."""
     L, D = layer.num_layers, layer.directions
@@ -34,7 +45,7 @@ def loss(layer: Any, x: Array, state: Any, dy: Array, moved: tuple[int, int, int
             now = tuple(s[k * D + d][None] for s in parts(state))
             hs = {}
             for t in range(T)[:: -1 if d else 1]:
-                _, after = functional.inference(layer.cell, x[t : t + 1], own, state_of(now))
+                _, after = functional.inference(layer.cell, x[t : t + 1], own, state_of(now), layer_norm_eps=layer.eps)
                 h, *c = parts(after)
                 if (k, d, t) == moved and part == "h":
                     h = h + change
@@ -42,12 +53,12 @@ def loss(layer: Any, x: Array, state: Any, dy: Array, moved: tuple[int, int, int
                     h = h * (1 + change / c[0])
                     c = [c[0] + change, *c[1:]]
                 elif (k, d, t) == moved:
-                    o = h / np.tanh(c[0])
+                    o = h / squashed_c(layer, own[0], c[0])
                     c = [c[0] + change]
                     if layer.cell.endswith("peephole"):  # o sees c
                         p_o = np.asarray(own[0][4])[-layer.hidden_size :]
                         o = reference.sigmoid(np.log(o / (1 - o)) + p_o * change)
-                    h = o * np.tanh(c[0])
+                    h = o * squashed_c(layer, own[0], c[0])
                 now = (h, *c)
                 hs[t] = h[0]
             ys.append(np.array([hs[t] for t in range(T)]))
