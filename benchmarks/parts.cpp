@@ -103,7 +103,8 @@ struct Layer {
       forward.last[i] = matrix(p.B, H);
     }
     Arena<Real> arena = {nullptr, 0};
-    lay_out_packed(p, units, {}, arena);
+    PackedWeights<Real> counted;
+    lay_out_packed(p, units, {}, arena, counted);
     packed = memory(arena.used);
     lay_out_forward(p, arena);
     inference.scratch = memory(arena.used);
@@ -186,9 +187,10 @@ void time_forward_parts(const Layer& layer) {
   const Parameters<const Real>& parameters = layer.training.directions[0].parameters;
   Arena<Real> to = {layer.packed, 0}, rest = {layer.training.scratch, 0};
   Arena<const Real> from = {layer.packed, 0};
-  const PackedWeights<Real> packed = lay_out_packed(p, layer.units, {}, to);
+  PackedWeights<Real> packed;
+  lay_out_packed(p, layer.units, {}, to, packed);
   auto scratch = lay_out_forward(p, rest).directions[0];
-  scratch.weights = lay_out_packed(p, layer.units, {}, from);
+  lay_out_packed(p, layer.units, {}, from, scratch.weights);
 
   print("packing", seconds([&] { pack_direction(p, parameters, packed, all(layer.units)); }), layer.weight_bytes,
         Unit::bytes);

@@ -200,7 +200,7 @@ class Call:
         weights, dtype = weights_of(p.parameters), p.x.dtype == np.float64
         projected, heads = P if P < H else 0, P // p.parameters[0][1].shape[1]
         eps = p.layer_norm_eps or 0
-        self.layer = Layer(ctypes.sizeof(Layer), p.cell.encode(), dtype, I, H, D, weights, projected, heads, eps)
+        self.layer = Layer(ctypes.sizeof(Layer), p.cell.encode(), dtype, I, H, D, weights, projected, heads, None, eps)
         nothing = (None,) * num_states(p.cell)
         self.state0, self.dstate = p.state0 or nothing, p.dstate or nothing
         self.forward = ForwardArgs(
