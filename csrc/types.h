@@ -291,8 +291,8 @@ struct Team {
   void* context;
 };
 
-// What the order of the work asks of the machine, in bytes: a core's second cache level, and packed weights from which on
-// they are fetched ahead. No result depends on them.
+// What the order of the work asks of the machine, in bytes: a core's second cache level, and packed weights from which
+// on they are fetched ahead. No result depends on them.
 struct CacheSizes {
   Index near, far;
 };
@@ -307,7 +307,7 @@ template <class Real>
 struct Kernels {
   const CellShape* cells;  // the same, in the same order, for all
   int cell_count;
-  void (*set_cache_sizes)(const CacheSizes&);  // before anything else is called
+  void (*set_cache_sizes)(const CacheSizes&);       // before anything else is called
   Index (*cut)(const Problem&, Index* first_step);  // fills chunks + 1 entries, at most T + 1
   TapeSize (*tape_size)(const Problem&);
   Index (*packed_size)(const Problem&);  // of one direction

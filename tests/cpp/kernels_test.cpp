@@ -180,7 +180,8 @@ int main() {
           kernels.set_cache_sizes({.near = bytes, .far = bytes});
           const Numbers actual = solve(cell, shape, threads);
           if (std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(Real)) == 0) continue;
-          std::fprintf(stderr, "%s, H = %td, D = %td: expected the bits of one thread from %td, with caches of %td bytes\n",
+          std::fprintf(stderr,
+                       "%s, H = %td, D = %td: expected the bits of one thread from %td, with caches of %td bytes\n",
                        cell.name, shape.H, shape.D, threads, bytes);
           return 1;
         }
