@@ -243,6 +243,7 @@ struct ReservoirArgs {
   View<const Real> x, h;  // [T·B,I]; the states before the first step [B,H]
   View<Real> y;           // the states after each step [T·B,H]
   Real* scratch;          // for each member of the team
+  bool gathers;           // operands are collected by the instruction for it, where there is one; no bit depends on it
 };
 
 constexpr Index no_class = -1;  // a row that has no target, no loss and no gradient
@@ -286,8 +287,8 @@ struct Team {
   void* context;
 };
 
-// What the order of the work asks of the machine, in bytes: a core's second cache level, and packed weights from which on
-// they are fetched ahead. No result depends on them.
+// What the order of the work asks of the machine, in bytes: a core's second cache level, and packed weights from which
+// on they are fetched ahead. No result depends on them.
 struct CacheSizes {
   Index near, far;
 };
@@ -302,7 +303,7 @@ template <class Real>
 struct Kernels {
   const CellShape* cells;  // the same, in the same order, for all
   int cell_count;
-  void (*set_cache_sizes)(const CacheSizes&);  // before anything else is called
+  void (*set_cache_sizes)(const CacheSizes&);       // before anything else is called
   Index (*cut)(const Problem&, Index* first_step);  // fills chunks + 1 entries, at most T + 1
   TapeSize (*tape_size)(const Problem&);
   Index (*packed_size)(const Problem&);  // of one direction
@@ -319,7 +320,8 @@ struct Kernels {
   void (*linear)(const LinearArgs<Real>&, const Team&);
   Index (*linear_backward_scratch)(const LinearSize&);
   void (*linear_backward)(const LinearBackwardArgs<Real>&, const Team&);
-  int block_units, lanes;  // units of a reservoir's block; sequences that it runs side by side
+  int block_units, lanes;  // units of a reservoir's block; sequences of which a member takes several
+  bool has_gather;
   Index (*reservoir_scratch)(const Reservoir<Real>&, Index members);
   void (*reservoir)(const ReservoirArgs<Real>&, const Team&);
   void (*cross_entropy)(const CrossEntropyArgs<Real>&, const Team&);
