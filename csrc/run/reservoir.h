@@ -22,9 +22,10 @@ struct ReservoirWeights {
   const Real *w_ih, *w_hh, *b_ih, *b_hh, *leak;
 };
 
-// At most one element of so many is a connection, or a product with the full matrices is about as fast: where those are
-// near, one sequence by itself takes about 8 times as long for a connection as for an element.
-constexpr Index elements_per_connection = 8;
+// At most one element of so many is a connection, or a product with the full matrices may be sooner: where those are
+// near, one sequence by itself takes about so many times as long for a connection as for an element.
+template <class Real>
+constexpr Index elements_per_connection = sizeof(Real) == 8 ? 5 : 8;
 
 template <class Real>
 class SparseReservoir {
@@ -34,7 +35,7 @@ class SparseReservoir {
     const Index block = kernels<Real>().block_units, blocks = (w.H + block - 1) / block;
     if (blocks * block + w.I > std::numeric_limits<Column>::max()) return std::nullopt;
     Connections found = {.first = {0}, .columns = {}};
-    const Index most = w.H * (w.I + w.H) / elements_per_connection;
+    const Index most = w.H * (w.I + w.H) / elements_per_connection<Real>;
     found.columns.resize(std::size_t(most + w.I + w.H));
     Column* end = found.columns.data();
     for (Index unit = 0; unit < w.H; ++unit) {
