@@ -248,6 +248,7 @@ struct ReservoirArgs {
   View<const Real> x, h;  // [T·B,I]; the states before the first step [B,H]
   View<Real> y;           // the states after each step [T·B,H]
   Real* scratch;          // for each member of the team
+  bool gathers;           // operands are collected by the instruction for it, where there is one; no bit depends on it
 };
 
 constexpr Index no_class = -1;  // a row that has no target, no loss and no gradient
@@ -324,7 +325,8 @@ struct Kernels {
   void (*linear)(const LinearArgs<Real>&, const Team&);
   Index (*linear_backward_scratch)(const LinearSize&);
   void (*linear_backward)(const LinearBackwardArgs<Real>&, const Team&);
-  int block_units, lanes;  // units of a reservoir's block; sequences that it runs side by side
+  int block_units, lanes;  // units of a reservoir's block; sequences of which a member takes several
+  bool has_gather;
   Index (*reservoir_scratch)(const Reservoir<Real>&, Index members);
   void (*reservoir)(const ReservoirArgs<Real>&, const Team&);
   void (*cross_entropy)(const CrossEntropyArgs<Real>&, const Team&);

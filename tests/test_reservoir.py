@@ -243,13 +243,14 @@ def test_nan_passes_along_connections_only(dtype: str) -> None:
 
 
 def test_each_density_and_size_has_its_way() -> None:
-    def way(H: int, I: int, connections: int) -> object:
-        w_ih, w_hh, b = np.zeros((H, I)), np.zeros((H, H)), np.zeros(H)
+    def way(H: int, I: int, connections: int, dtype: str = "float64") -> object:
+        w_ih, w_hh, b = np.zeros((H, I), dtype), np.zeros((H, H), dtype), np.zeros(H, dtype)
         w_hh.flat[:connections] = 1
         return _core.sparse_reservoir(w_ih, w_hh, b, b, None, False)
 
-    assert way(20, 4, 60) is not None  # one of 8
-    assert way(20, 4, 61) is None
+    for dtype, most in (("float32", 60), ("float64", 96)):  # one of 8, of 5
+        assert way(20, 4, most, dtype) is not None
+        assert way(20, 4, most + 1, dtype) is None
     assert way(3, 65_000, 0) is not None
     assert way(3, 66_000, 0) is None  # more operands than two bytes tell apart
 

@@ -60,8 +60,8 @@ py::object states_of(const SparseReservoir<Real>& packed, const py::object& x_ob
   const Input<Real> in = input<Real>("x", x, {T, B, r.I}), h = input<Real>("h", as_array(h_object, "h"), {B, r.H});
   const std::optional y = output<Real>("y", py::none(), {T, B, r.H});
   const double flops = 2.0 * double(r.first[r.blocks]) * kernels<Real>().block_units * double(T) * double(B);
-  const Index tiles = (B + kernels<Real>().lanes - 1) / kernels<Real>().lanes;
-  const Index threads = team_size(flops, std::max(tiles, Index(1)));
+  const Index vectors = (B + kernels<Real>().lanes - 1) / kernels<Real>().lanes;
+  const Index threads = team_size(flops, std::max(vectors, Index(1)));
   const Buffer scratch(std::size_t(kernels<Real>().reservoir_scratch(r, threads)) * sizeof(Real));
   const ReservoirArgs<Real> args = {.reservoir = r,
                                     .T = T,
@@ -69,7 +69,8 @@ py::object states_of(const SparseReservoir<Real>& packed, const py::object& x_ob
                                     .x = in.view(),
                                     .h = h.view(),
                                     .y = y->view(),
-                                    .scratch = static_cast<Real*>(scratch.data())};
+                                    .scratch = static_cast<Real*>(scratch.data()),
+                                    .gathers = gathers_pay<Real>()};
   call(threads, [&](const Team& team) { kernels<Real>().reservoir(args, team); });
   return finish(y);
 }
