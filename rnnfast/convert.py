@@ -214,13 +214,13 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     --------
     from_torch : The way back.
     """
-    import torch
-
     if not isinstance(layer, tuple(TORCH.values())):
         msg = f"layer: expected {', '.join(TORCH)}, got {type(layer).__name__}"
         raise TypeError(msg)
     arguments = arguments_of(layer)
     _check_plain(layer, "torch", {**PLAIN, "reset_after": True})
+    import torch
+
     arguments = {
         name: a for name, a in arguments.items() if name not in {*PLAIN, "reset_after", "layer_norm_eps", *IN_TRAINING}
     }
