@@ -23,7 +23,20 @@ from typing import Any, get_args
 import capi
 import modules
 import numpy as np
-from modules import KINDS, ONE_STEP, factors_of, make_layer, normal, oracle, results, swap, with_gradients_of, without
+from modules import (
+    KINDS,
+    ONE_STEP,
+    candidates_of,
+    factors_of,
+    make_layer,
+    normal,
+    oracle,
+    results,
+    swap,
+    with_gradients_of,
+    without,
+    zoneout_of,
+)
 from problems import (
     ALL_PARTS,
     CELLS,
@@ -552,8 +565,8 @@ def whole_layer(rng: Rng) -> Attempt:
     masks: list[Array] = []
     of_weights: Results = {}
     of_h: Results = {}
-    of_states: list[Any] = []
-    of_candidates: list[Any] = []
+    of_units: Results = {}
+    of_candidates: Results = {}
 
     for name in () if stateful else state_names(kind):
         del slots[name]
@@ -564,8 +577,8 @@ def whole_layer(rng: Rng) -> Attempt:
         masks[:] = tape.masks
         of_weights.update(tape.weight_masks)
         of_h.update(tape.recurrent_masks)
-        of_states[:] = zoneout_of(layer, tape, T)
-        of_candidates[:] = candidates_of(layer, tape, T)
+        of_units.update(tape.zoneout_masks)
+        of_candidates.update(tape.candidate_masks)
         grads = {name: slots[f"g {name}"] for name in layer.parameters} if given else None
         dstate = state_of(state_in(slots, kind, "d{}"))
         every = {"dc": slots.get("dc_steps"), "dh_layers": slots.get("dh_layers"), **steps}
@@ -592,7 +605,9 @@ def whole_layer(rng: Rng) -> Attempt:
         held = [given_rows["gate_override"]] * L
         twin, factors = without(layer, of_weights)
         every["factors"] = factors_of(layer, {name: mask[None] if unbatched else mask for name, mask in of_h.items()})
-        every["zoneout"], every["candidates"] = of_states or None, of_candidates or None
+        every["zoneout"] = zoneout_of(layer, time_major(layer, of_units, T))
+        steps_of = 1 if options.get("candidate_dropout_per_sequence") else T
+        every["candidates"] = candidates_of(layer, time_major(layer, of_candidates, steps_of))
         wanted = oracle(twin, values["x"], state, dy, dstate, tuple(masks), held=held, **every, **rows)
         wanted = with_gradients_of(factors, wanted)
         if last:
@@ -612,42 +627,11 @@ def whole_layer(rng: Rng) -> Attempt:
     return Attempt(type(layer).__name__, call, slots, written, bad=bad, expected=expected, watched=watched)
 
 
-def time_major(layer: Any, mask: Array, T: int) -> Array:
-    """Return a mask [T,B,H] of a layer whatever it is laid out like."""
-    mask = mask.swapaxes(0, 1) if layer.batch_first and mask.ndim == 3 else mask
-    return mask.reshape(T, mask.size // (T * layer.hidden_size), layer.hidden_size)
-
-
-def ends_of(layer: Any) -> list[list[str]]:
-    """Return how names of masks end, for each layer and direction."""
-    return [[f"_l{k}", f"_l{k}_reverse"][: layer.directions] for k in range(layer.num_layers)]
-
-
-def zoneout_of(layer: Any, tape: Any, T: int) -> list[Any]:
-    """Return the masks of the states of each layer as the oracle takes them; none where there is no zoneout."""
-    found, states = tape.zoneout_masks, _core.cells[layer.cell].states
-    if not found:
-        return []
-    masks = {name: time_major(layer, mask, T) for name, mask in found.items()}
-    return [
-        tuple(np.concatenate([masks[f"zoneout_{name}{end}"] for end in ends], axis=-1) for name in states)
-        for ends in ends_of(layer)
-    ]
-
-
-def candidates_of(layer: Any, tape: Any, T: int) -> list[Any]:
-    """Return the dropout of candidates of each layer as the oracle takes it; none where there is none."""
-    found = tape.candidate_masks
-    if not found:
-        return []
-    of_all, H = layer.candidate_dropout_per_sequence, layer.hidden_size
-    masks = {
-        n: mask.reshape(1, mask.size // H, H) if of_all else time_major(layer, mask, T) for n, mask in found.items()
-    }
-    return [
-        (np.concatenate([masks[f"candidate{end}"] for end in ends], axis=-1), layer.candidate_dropout)
-        for ends in ends_of(layer)
-    ]
+def time_major(layer: Any, masks: Results, T: int) -> Results:
+    """Return masks [T,B,H] of a layer whatever they are laid out like."""
+    H = layer.hidden_size
+    swapped = {n: m.swapaxes(0, 1) if layer.batch_first and m.ndim == 3 else m for n, m in masks.items()}
+    return {name: mask.reshape(T, mask.size // (T * H), H) for name, mask in swapped.items()}
 
 
 def sequence_options(rng: Rng, kind: str, T: int, batch: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any], str]:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -130,6 +131,25 @@ def results(y: Any, state: Any, dx: Any, dstate0: Any, grads: Results) -> Result
     return {**named(y=y, dx=dx), **named_states(state, dstate0), **grads}
 
 
+def solve_layer(layer: Any, x: Any, **options: Any) -> Results:
+    """Run a layer forwards and, with a dy of ones, backwards; return everything that came."""
+    y, state, tape = layer.forward(x, **options)
+    return results(y, state, *layer.backward(tape, np.ones_like(y)))
+
+
+def central_differences(f: Callable[[], float], a: Array, step: float = 1e-6) -> Array:
+    """Return the gradient of f with respect to a, which f reads."""
+    gradient = np.empty_like(a)
+    for i in np.ndindex(a.shape):
+        kept = a[i]
+        a[i] = kept + step
+        above = f()
+        a[i] = kept - step
+        gradient[i] = (above - f()) / (2 * step)
+        a[i] = kept
+    return gradient
+
+
 def of_c(cell: str, dc: Array | None, k: int) -> tuple[Array | None, ...] | None:
     """Return the gradients of a layer's states of every step but h, of which that of c is given."""
     return None if dc is None else tuple(dc[k] if name == "c" else None for name in _core.cells[cell].states[1:])
@@ -159,6 +179,26 @@ def factors_of(layer: Any, masks: Results) -> list[Array] | None:
     return [np.stack(kept[k : k + D]) * scale for k in range(0, len(kept), D)] or None
 
 
+def candidates_of(layer: Any, masks: Results) -> list[tuple[Array, float]] | None:
+    """Return the dropout of each layer's candidates by masks [T,B,H] or [B,H], if there are some."""
+    D, kept = layer.directions, [mask[None] if mask.ndim == 2 else mask for mask in masks.values()]
+    of_layers = [np.concatenate(kept[k : k + D], axis=-1) for k in range(0, len(kept), D)]
+    return [(of_layer, layer.candidate_dropout) for of_layer in of_layers] or None
+
+
+def zoneout_of(layer: Any, masks: Results) -> list[tuple[Array | None, ...]] | None:
+    """Return which units [T,B,D·H] of each layer's states are new by masks [T,B,H], if there are some."""
+    ends = ("", "_reverse")[: layer.directions]
+
+    def of_state(k: int, name: str) -> Array | None:
+        if f"zoneout_{name}_l{k}" not in masks:
+            return None
+        return np.concatenate([masks[f"zoneout_{name}_l{k}{end}"] for end in ends], axis=-1)
+
+    states = _core.cells[layer.cell].states
+    return [tuple(of_state(k, name) for name in states) for k in range(layer.num_layers)] if masks else None
+
+
 def oracle(
     layer: Any,
     x: Array,
@@ -179,7 +219,8 @@ def oracle(
     """Run a stack of the oracle's layers with the layer's parameters; everything time-major and batched.
 
     `held` is the gate_override of each layer, `factors` are its factors of h', `candidates` its
-    candidate_dropout, `zoneout` what the oracle takes; `rows` are lengths and resets.
+    candidate_dropout, `zoneout` what the oracle takes; `rows` are lengths and resets. Without `dstate` nothing
+    depends on the last state.
     """
     L, D, p = layer.num_layers, layer.directions, layer.parameters
     suffixes = [[f"_l{k}", f"_l{k}_reverse"][:D] for k in range(L)]
@@ -187,7 +228,7 @@ def oracle(
     learned = layer.learn_initial_state and state is None
     if learned:
         state = tuple(np.repeat(p[n][:, None], x.shape[1], axis=1) for n in initial(layer.cell))
-    first = None if state is None else parts(state)
+    first, dlast = (None if given is None else parts(given) for given in (state, dstate))
     y, tapes, last = x.astype(np.float64), [], []
     for k in range(L):
         if k and masks:
@@ -200,7 +241,7 @@ def oracle(
             mapped(itemgetter(here[k]), first),
             gate_override=held and held[k],
             recurrent_factors=factors and factors[k],
-            candidate_dropout=None if candidates is None else candidates[k],
+            candidate_dropout=candidates[k] if candidates else None,
             zoneout=zoneout and zoneout[k],
             layer_norm_eps=getattr(layer, "layer_norm_eps", 1e-5),
             **rows,
@@ -213,7 +254,7 @@ def oracle(
     for k in reversed(range(L)):
         if dh_layers is not None:
             d = dh_layers[k] if d is None else d + dh_layers[k]
-        dstate_k, dsteps = mapped(itemgetter(here[k]), parts(dstate)), of_c(layer.cell, dc, k)
+        dstate_k, dsteps = mapped(itemgetter(here[k]), dlast), of_c(layer.cell, dc, k)
         d, dstate0_k, new = reference.backward(tapes[k], d, dstate_k, dsteps=dsteps, clip_dh=clip_dh)
         if k and masks:
             d = d * masks[k - 1]

@@ -125,10 +125,6 @@ def recurrent_dropout(rate: Any) -> Callable[[World], Any]:
     return lambda _: rf.GRU(3, 4, recurrent_dropout=rate)
 
 
-def recurrent_masks(given: Any, **options: Any) -> Callable[[World], Any]:
-    return lambda w: rf.GRU(I, H, recurrent_dropout=0.5, **options).forward(w.x, masks={"recurrent_l0": given})
-
-
 def factors(given: Any) -> Callable[[World], Any]:
     return lambda w: _core.forward("lstm", w.x, w.parameters, recurrent_factors=given)
 
@@ -151,20 +147,11 @@ def candidate_dropout(rate: Any) -> Callable[[World], Any]:
     return lambda _: rf.LSTM(3, 4, candidate_dropout=rate)
 
 
-def candidate_masks(given: Any, of_all: bool = False) -> Callable[[World], Any]:
-    options = {"candidate_dropout": 0.5, "candidate_dropout_per_sequence": of_all}
-    return lambda w: rf.GRU(I, H, **options).forward(w.x, masks={"candidate_l0": given})
-
-
 def of_arrays(cell: str, **options: Any) -> Callable[[World], Any]:
     """Call `functional` with options that masks and rates are among."""
     G = _core.cells[cell].num_gates
     weights = [(np.ones((G * H, I), np.float32), np.ones((G * H, H), np.float32), None, None)]
     return lambda w: rf.functional.forward(cell, w.x, weights, **options)
-
-
-def zoneout_masks(given: Any) -> Callable[[World], Any]:
-    return lambda w: rf.RNN(I, H, zoneout=0.5).forward(w.x, masks=given)
 
 
 def layer_norm(**options: Any) -> Callable[[World], Any]:
@@ -270,23 +257,7 @@ CONSTRUCTORS = {
     "weight_dropout_bool": Case(weight_dropout(True), TypeError, "weight_dropout: expected a number, got bool"),
     "weight_dropout_rows_str": Case(weight_dropout(("rows", "x")), TypeError, "weight_dropout: expected a number"),
     "masks_list": Case(masks([True]), TypeError, "masks: expected a mapping of names to arrays of bools, got list"),
-    "masks_name": Case(
-        masks({"weight_ih_l0": KEPT}), ValueError, r"masks: expected names among \['weight_hh_l0'\], got"
-    ),
     "masks_int": Case(masks({0: KEPT}), ValueError, r"masks: expected names among .*, got \[0\]"),
-    "masks_shape": Case(masks({"weight_hh_l0": KEPT[1:]}), ValueError, r"masks\['weight_hh_l0'\]: expected shape"),
-    "masks_rows": Case(
-        lambda w: rf.RNN(I, H, weight_dropout=("rows", 0.5)).forward(w.x, masks={"weight_hh_l0": KEPT}),
-        ValueError,
-        rf"masks\['weight_hh_l0'\]: expected shape \({H},\), got \({H}, {H}\)",
-    ),
-    "masks_scaled": Case(
-        masks({"weight_hh_l0": KEPT * 2.0}), ValueError, r"masks\['weight_hh_l0'\]: expected bools, or 0 and 1, got 2"
-    ),
-    "masks_str": Case(
-        masks({"weight_hh_l0": KEPT.astype("S")}), TypeError, r"masks\['weight_hh_l0'\]: expected dtype bo"
-    ),
-    "masks_none": Case(masks({"weight_hh_l0": None}), TypeError, r"masks\['weight_hh_l0'\]: expected an array"),
     "masks_plain": Case(
         lambda w: w.lstm.forward(w.x, masks={"weight_hh_l0": KEPT}),
         ValueError,
@@ -309,24 +280,6 @@ CONSTRUCTORS = {
         "recurrent_dropout: expected 0 for a layer with proj_size, got 0.5",
     ),
     "recurrent_dropout_slstm": Case(slstm_of(recurrent_dropout=0.5), TypeError, ".* argument 'recurrent_dropout'"),
-    "recurrent_mask_shape": Case(
-        recurrent_masks(np.ones((B, H + 1), bool)),
-        ValueError,
-        rf"masks\['recurrent_l0'\]: expected shape \({B}, {H}\), got",
-    ),
-    "recurrent_mask_gates": Case(
-        recurrent_masks(np.ones((B, H), bool), recurrent_dropout_per_gate=True),
-        ValueError,
-        rf"masks\['recurrent_l0'\]: expected shape \({B}, 3, {H}\), got \({B}, {H}\)",
-    ),
-    "recurrent_mask_scaled": Case(
-        recurrent_masks(np.full((B, H), 2.0)), ValueError, r"masks\['recurrent_l0'\]: expected bools, or 0 and 1, got 2"
-    ),
-    "recurrent_mask_of_weights": Case(
-        masks({"recurrent_l0": np.ones((B, H), bool)}),
-        ValueError,
-        r"masks: expected names among \['weight_hh_l0'\], got",
-    ),
     "factors_shape": Case(
         factors(np.ones((1, B, H + 1), np.float32)), ValueError, rf"recurrent_factors: expected shape \(1, {B}, {H}\)"
     ),
@@ -404,23 +357,6 @@ CONSTRUCTORS = {
     "layer_norm_eps_without": Case(
         lambda _: rf.GRU(3, 4, layer_norm_eps=0), ValueError, "layer_norm_eps: expected a positive number within"
     ),
-    "zoneout_masks_name": Case(
-        zoneout_masks({"zoneout_c_l0": RENEWED}), ValueError, r"masks: expected names among \['zoneout_h_l0'\], got"
-    ),
-    "zoneout_masks_shape": Case(
-        zoneout_masks({"zoneout_h_l0": RENEWED[1:]}), ValueError, r"masks\['zoneout_h_l0'\]: expected shape"
-    ),
-    "zoneout_masks_scaled": Case(
-        zoneout_masks({"zoneout_h_l0": RENEWED * 2.0}),
-        ValueError,
-        r"masks\['zoneout_h_l0'\]: expected bools, or 0 and 1, got 2",
-    ),
-    "zoneout_masks_str": Case(
-        zoneout_masks({"zoneout_h_l0": RENEWED.astype("S")}), TypeError, r"masks\['zoneout_h_l0'\]: expected dtype bo"
-    ),
-    "zoneout_masks_none": Case(
-        zoneout_masks({"zoneout_h_l0": None}), TypeError, r"masks\['zoneout_h_l0'\]: expected an array"
-    ),
     **{
         f"candidate_dropout_{rate}": Case(candidate_dropout(rate), ValueError, f"candidate_dropout: expected .*{words}")
         for rate, words in {-0.1: "less than 1, got -0.1", 1: "less than 1, got 1.0", math.nan: "got nan"}.items()
@@ -435,20 +371,6 @@ CONSTRUCTORS = {
         lambda _: rf.RNN(3, 4, candidate_dropout=0.5), TypeError, ".* argument 'candidate_dropout'"
     ),
     "candidate_dropout_slstm": Case(slstm_of(candidate_dropout=0.5), TypeError, ".* argument 'candidate_dropout'"),
-    "candidate_mask_shape": Case(candidate_masks(RENEWED[1:]), ValueError, r"masks\['candidate_l0'\]: expected shape"),
-    "candidate_mask_of_all": Case(
-        candidate_masks(RENEWED, of_all=True),
-        ValueError,
-        rf"masks\['candidate_l0'\]: expected shape \({B}, {H}\), got \({T}, {B}, {H}\)",
-    ),
-    "candidate_mask_scaled": Case(
-        candidate_masks(RENEWED * 2.0), ValueError, r"masks\['candidate_l0'\]: expected bools, or 0 and 1, got 2"
-    ),
-    "candidate_mask_name": Case(
-        lambda w: rf.GRU(I, H, candidate_dropout=0.5).forward(w.x, masks={"candidate_l1": RENEWED}),
-        ValueError,
-        r"masks: expected names among \['candidate_l0'\], got",
-    ),
     "functional_candidates_rnn": Case(
         of_arrays("rnn_tanh", candidate_dropout=(RENEWED, 0.5)),
         ValueError,

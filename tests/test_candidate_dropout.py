@@ -1,12 +1,11 @@
-"""Candidate dropout: its values beside the oracle, where its masks come from, when it acts, what it leaves alone."""
+"""Candidate dropout: its values beside the oracle, and masks of sequences. (test_masks has its masks.)"""
 
-import copy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from modules import B, H, I, T, factors_of, make_layer, make_state, normal, oracle, results
+from modules import B, I, T, candidates_of, factors_of, make_layer, make_state, normal, oracle, results, zoneout_of
 from problems import (
     CELLS,
     DTYPES,
@@ -25,13 +24,11 @@ from problems import (
     named_state,
     num_states,
     parts,
+    solve,
     state_of,
     with_dsteps,
     with_resets,
 )
-from problems import solve as solve_problem
-from test_layers import central_differences
-from test_zoneout import of_oracle
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
@@ -51,39 +48,12 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of the la
 each_or_all = pytest.mark.parametrize("of_all", [False, True], ids=["each step", "all steps"])
 
 
-def layer_of(of_all: bool = False, **options: Any) -> Any:
-    own = {"num_layers": 2, "bidirectional": True, "candidate_dropout": RATE, **options}
-    return make_layer("lstm", **own, candidate_dropout_per_sequence=of_all)
-
-
-def solve(layer: Any, x: Any, **options: Any) -> Results:
-    y, state, tape = layer.forward(x, **options)
-    return results(y, state, *layer.backward(tape, np.ones_like(y)))
-
-
-def masks_of(layer: Any, x: Any, **options: Any) -> Results:
-    masks: Results = layer.forward(x, **options)[2].candidate_masks
-    return masks
-
-
 def drawn(layer: Any, steps: int, batch: int, seed: int) -> Results:
     """Return masks, time-major."""
     rng = np.random.default_rng(seed)
     shape = (batch, layer.hidden_size) if layer.candidate_dropout_per_sequence else (steps, batch, layer.hidden_size)
     ends = [f"_l{k}{end}" for k in range(layer.num_layers) for end in ("", "_reverse")[: layer.directions]]
     return {f"candidate{end}": rng.random(shape) < 0.6 for end in ends}
-
-
-def candidates_of(layer: Any, masks: Results) -> list[tuple[Array, float]]:
-    """Return the dropout of each layer as the oracle takes it."""
-    D, kept = layer.directions, list(masks.values())
-    of_layers = [np.concatenate(kept[k : k + D], axis=-1) for k in range(0, len(kept), D)]
-    return [(m[None] if m.ndim == 2 else m, layer.candidate_dropout) for m in of_layers]
-
-
-def nothing(layer: Any) -> Any:
-    """Return the gradient of a last state on which nothing depends."""
-    return state_of((None,) * num_states(layer.cell))
 
 
 def with_candidates(problem: Problem, of_all: bool) -> Problem:
@@ -111,7 +81,7 @@ LONG_SHAPES = (Shape(140, 2, 6, 17), Shape(4, 13, 30, 200))
 @each_or_all
 def test_every_shape(of_all: bool, cell: str, shape: Shape, dtype: str) -> None:
     problem = with_candidates(make_problem(cell, dtype, shape), of_all)
-    assert_parity(solve_problem(_core, problem), problem)
+    assert_parity(solve(_core, problem), problem)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
@@ -121,7 +91,7 @@ def test_it_goes_with_tokens_and_gradients_of_every_step(of_all: bool, cell: str
     steps = replace(with_dsteps(with_resets(make_problem(cell, "float64", Shape(9, 3, 5, 20, D=2)))), clip_dh=0.5)
     for problem in (tokens, steps):
         problem = with_candidates(problem, of_all)
-        assert_parity(solve_problem(_core, problem), problem)
+        assert_parity(solve(_core, problem), problem)
 
 
 @pytest.mark.parametrize("shape", [Shape(12, 5, 17, 272), Shape(9, 1, 40, 264, D=2)], ids=identify)
@@ -130,17 +100,17 @@ def test_it_goes_with_tokens_and_gradients_of_every_step(of_all: bool, cell: str
 def test_any_number_of_threads_gives_the_same_bits(of_all: bool, cell: str, shape: Shape) -> None:
     problem = with_candidates(with_resets(make_problem(cell, "float32", shape), 0.1), of_all)
     with rnnfast.threads(1):
-        expected = solve_problem(_core, problem)
+        expected = solve(_core, problem)
     for threads in (2, 3, 7):
         with rnnfast.threads(threads):
-            assert_same_bits(solve_problem(_core, problem), expected)
+            assert_same_bits(solve(_core, problem), expected)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @each_or_all
 def test_functions_of_arrays_take_masks_of_any_kind(of_all: bool, cell: str) -> None:
     p = with_candidates(make_problem(cell, "float32", Shape(5, 3, 4, 11, D=2)), of_all)
-    expected = solve_problem(_core, p)
+    expected = solve(_core, p)
     assert p.candidate_dropout
     kept, rate = p.candidate_dropout
     strided = np.repeat(kept, 2, axis=-1)[..., ::2]
@@ -198,7 +168,7 @@ def test_it_goes_with_other_options(of_all: bool, cell: str, call: str) -> None:
     dy = normal(y.shape, "float64", 5)
     got = results(y, state, *layer.backward(tape, dy))
     d = dy.swapaxes(0, 1) if layer.batch_first else dy
-    expected = oracle(layer, x, None, d, nothing(layer), candidates=candidates_of(layer, masks), **rows)
+    expected = oracle(layer, x, None, d, None, candidates=candidates_of(layer, masks), **rows)
     if layer.batch_first:
         got |= {name: got[name].swapaxes(0, 1) for name in ("y", "dx")}
     for name, value in expected.items():
@@ -218,11 +188,12 @@ def test_it_goes_with_other_regularisers_and_projections(rates: dict[str, Any], 
     y, state, tape = layer.forward(x)
     dy = normal(y.shape, "float64", 2)
     got = results(y, state, *layer.backward(tape, dy))
-    options: dict[str, Any] = {"candidates": candidates_of(layer, tape.candidate_masks)}
-    if "zoneout" in rates:
-        options["zoneout"] = of_oracle(layer, tape.zoneout_masks)
-    options["factors"] = factors_of(layer, tape.recurrent_masks)
-    expected = oracle(layer, x, None, dy, nothing(layer), **options)
+    options: dict[str, Any] = {
+        "candidates": candidates_of(layer, tape.candidate_masks),
+        "zoneout": zoneout_of(layer, tape.zoneout_masks),
+        "factors": factors_of(layer, tape.recurrent_masks),
+    }
+    expected = oracle(layer, x, None, dy, None, **options)
     for name, value in expected.items():
         assert relative_error(got[name], value) < TOLERANCE[np.dtype("float64")], name
 
@@ -235,28 +206,14 @@ def test_the_oracles_gradients_are_central_differences(of_all: bool, cell: str) 
     layer = make_layer(cell, (2, 3), dtype="float64", bidirectional=True, **own)
     x, dy = normal((4, 2, 2), "float64", 1), normal((4, 2, 6), "float64", 2)
     candidates = candidates_of(layer, drawn(layer, 4, 2, 3))
-    dx = oracle(layer, x, None, dy, nothing(layer), candidates=candidates)["dx"]
+    dx = oracle(layer, x, None, dy, None, candidates=candidates)["dx"]
 
     def loss(x: Array) -> float:
-        return float((oracle(layer, x, None, dy, nothing(layer), candidates=candidates)["y"] * dy).sum())
+        return float((oracle(layer, x, None, dy, None, candidates=candidates)["y"] * dy).sum())
 
     direction, step = rng.standard_normal(x.shape), 1e-6
     difference = (loss(x + step * direction) - loss(x - step * direction)) / (2 * step)
     assert abs(difference - (dx * direction).sum()) < 1e-7
-
-
-@pytest.mark.parametrize("cell", ["lstm", "cifg_peephole", "gru"])
-def test_gradients_of_parameters_are_central_differences(cell: str) -> None:
-    layer = make_layer(cell, candidate_dropout=RATE, dtype="float64", num_layers=2)
-    x, dy = X.astype(np.float64), normal((T, B, H), "float64", 2)
-    _, _, tape = layer.forward(x)
-    grads, masks = layer.backward(tape, dy)[2], tape.candidate_masks
-
-    def loss() -> float:
-        return float((layer.forward(x, masks=masks)[0] * dy).sum())
-
-    for name, parameter in layer.parameters.items():
-        assert relative_error(grads[name], central_differences(loss, parameter)) < 1e-6, name
 
 
 @pytest.mark.parametrize(("cell", "gate"), [("lstm", "g"), ("cifg", "g"), ("gru", "n"), ("gru_reset_before", "n")])
@@ -268,7 +225,7 @@ def test_the_tape_has_the_candidate_itself_and_held_ones_are_dropped(cell: str, 
     assert (tape.gates(0)[gate] == 0.5).all()
     got = results(y, state, *layer.backward(tape, np.ones_like(y)))
     candidates = candidates_of(layer, masks)
-    expected = oracle(layer, x, None, np.ones_like(y), nothing(layer), held=[{gate: 0.5}], candidates=candidates)
+    expected = oracle(layer, x, None, np.ones_like(y), None, held=[{gate: 0.5}], candidates=candidates)
     for name, value in expected.items():
         assert relative_error(got[name], value) < TOLERANCE[np.dtype("float64")], name
 
@@ -283,141 +240,9 @@ def test_a_candidate_that_is_dropped_counts_for_nothing(cell: str) -> None:
     assert not y.any()
 
 
-@each_or_all
-def test_as_many_are_dropped_as_the_rate_says(of_all: bool) -> None:
-    own: dict[str, Any] = {"candidate_dropout": 0.3, "candidate_dropout_per_sequence": of_all}
-    layer = make_layer("gru", (1, 40), num_layers=2, bidirectional=True, **own)
-    masks = masks_of(layer, np.zeros((50, 200, 1), np.float32))
-    assert list(masks) == [f"candidate_l{k}{end}" for k in range(2) for end in ("", "_reverse")]
-    for mask in masks.values():
-        assert mask.shape == ((200, 40) if of_all else (50, 200, 40))
-        assert mask.dtype == bool
-        for axis in (None, *range(mask.ndim)):  # all of them, and for each of the others
-            kept = mask.mean(axis=axis)
-            n = mask.size / kept.size
-            assert (np.abs(kept - 0.7) < 5 * np.sqrt(0.21 / n)).mean() > 0.999
-    one, *others = masks.values()
-    assert not any(np.array_equal(one, other) for other in others)
-
-
-@each_or_all
-def test_masks_are_those_of_the_seed_and_of_the_call(of_all: bool) -> None:
-    layer, again = layer_of(of_all), layer_of(of_all)
-    first, second = masks_of(layer, X), masks_of(layer, X)
-    assert all(not np.array_equal(first[name], second[name]) for name in first)
-    assert_same_bits(masks_of(again, X), first)
-    twin = copy.deepcopy(again)
-    assert_same_bits(masks_of(again, X), second)
-    assert_same_bits(masks_of(twin, X), second)
-
-
-def test_masks_depend_on_nothing_but_key_and_place() -> None:
-    whole = masks_of(layer_of(), X)
-    assert_same_bits(masks_of(layer_of(), X[:2, :2]), {name: m[:2, :2] for name, m in whole.items()})
-    assert_same_bits(masks_of(layer_of(), X, checkpoint=1), whole)
-    assert_same_bits(masks_of(layer_of(dtype="float64"), X.astype(np.float64)), whole)
-    lengths = np.array([2, 5, 0])
-    real = np.arange(T)[:, None] < lengths
-    assert_same_bits(masks_of(layer_of(), X, lengths=lengths), {n: m & real[..., None] for n, m in whole.items()})
-    packed = rnnfast.pack_padded(X, [2, 5, 4])
-    for name, mask in masks_of(layer_of(), packed).items():
-        steps, sequences = (np.arange(T)[:, None] < np.array([2, 5, 4])[packed.sorted_indices]).nonzero()
-        assert np.array_equal(mask.data, whole[name][steps, packed.sorted_indices[sequences]])
-    assert_same_bits(masks_of(layer_of(of_all=True), X), {name: m[0] for name, m in whole.items()})
-
-
-def test_a_sequence_has_its_mask_in_any_call() -> None:
-    whole = masks_of(layer_of(of_all=True), X)
-    assert_same_bits(masks_of(layer_of(of_all=True), X[:2, :2]), {name: m[:2] for name, m in whole.items()})
-    assert_same_bits(masks_of(layer_of(of_all=True), X[:, 0]), {name: m[0] for name, m in whole.items()})
-    for options in ({"lengths": [2, 5, 0]}, {"checkpoint": 1}, {"lengths": [0, 0, 0]}):
-        assert_same_bits(masks_of(layer_of(of_all=True), X, **options), whole)
-    assert_same_bits(masks_of(layer_of(of_all=True), rnnfast.pack_padded(X, [2, 5, 4])), whole)
-
-
-@each_or_all
-def test_one_sequence_is_a_batch_of_one_and_there_may_be_none(of_all: bool) -> None:
-    one, batch = (solve(layer_of(of_all), x) for x in (X[:, 0], X[:, :1]))
-    assert_same_bits({name: a.reshape(batch[name].shape) for name, a in one.items()}, batch)
-    layer = layer_of(of_all)
-    y, _, tape = layer.forward(X[:, 0], lengths=[3])
-    assert np.array_equal(layer.forward(X[:, 0], lengths=[3], masks=tape.candidate_masks)[0], y)
-    assert not layer.forward(X[:, 0], lengths=[0])[0].any()
-    assert layer.forward(X[:, :0])[0].shape == (T, 0, 2 * H)
-
-
-@each_or_all
-def test_results_depend_on_neither_threads_nor_checkpoints(of_all: bool) -> None:
-    own: dict[str, Any] = {"candidate_dropout": 0.2, "candidate_dropout_per_sequence": of_all}
-    x = normal((40, 9, 33), "float32", 2)
-    for cell in ("lstm", "gru"):
-        layers = [make_layer(cell, (33, 65), num_layers=2, dropout=0.3, **own) for _ in range(3)]
-        with rnnfast.threads(1):
-            expected = solve(layers[0], x)
-            assert_same_bits(solve(layers[1], x, checkpoint=7), expected)
-        with rnnfast.threads(3):
-            assert_same_bits(solve(layers[2], x), expected)
-
-
-def test_units_are_divided_as_rows_are() -> None:
-    layers = [make_layer("gru", (8, 300), candidate_dropout=0.2) for _ in range(2)]
-    x = normal((6, 1, 8), "float32", 2)
-    with rnnfast.threads(1):
-        expected = solve(layers[0], x)
-    with rnnfast.threads(4):
-        assert_same_bits(solve(layers[1], x), expected)
-
-
-@each_or_all
-def test_a_tape_gives_the_same_gradients_any_number_of_times(of_all: bool) -> None:
-    layer = layer_of(of_all)
-    y, _, tape = layer.forward(X)
-    expected = layer.backward(tape, y)[2]
-    layer.forward(X)
-    assert_same_bits(layer.backward(tape, y)[2], expected)
-
-
-@each_or_all
-def test_given_masks_are_copied_and_leave_the_later_draws_alone(of_all: bool) -> None:
-    layer, other = layer_of(of_all), layer_of(of_all)
-    masks, name = masks_of(layer, X), "candidate_l1_reverse"
-    given = {name: ~masks[name]}
-    _, _, tape = other.forward(X, masks=given)
-    expected = masks | {name: ~masks[name]}
-    given[name][:] = True
-    assert_same_bits(tape.candidate_masks, expected)
-    assert_same_bits(masks_of(other, X), masks_of(layer, X))
-
-
-@each_or_all
-def test_only_forward_leaves_something_out(of_all: bool) -> None:
-    own: dict[str, Any] = {"candidate_dropout": 0.5, "candidate_dropout_per_sequence": of_all}
-    layer, plain = make_layer("gru", **own), make_layer("gru")
-    before = layer.rng.bit_generator.state
-    assert np.array_equal(layer(X)[0], plain(X)[0])
-    assert np.array_equal(layer(X, outputs="last")[0], plain(X, outputs="last")[0])
-    assert np.array_equal(layer.stream(B).run(X), plain(X)[0])
-    dy = np.ones((T, B, H), np.float32)
-    assert np.array_equal(rnnfast.gradient_flow(layer, X, dy).h, rnnfast.gradient_flow(plain, X, dy).h)
-    assert layer.rng.bit_generator.state == before
-    assert not np.array_equal(layer.forward(X)[0], plain(X)[0])
-
-
-@each_or_all
-def test_a_rate_of_zero_is_the_plain_layer(of_all: bool) -> None:
-    layer, plain = layer_of(of_all, candidate_dropout=0), layer_of(candidate_dropout=0.0)
-    assert_same_bits(solve(layer, X), solve(plain, X))
-    assert layer.forward(X)[2].candidate_masks == {}
-    assert layer.rng.bit_generator.state == plain.rng.bit_generator.state
-
-
-@pytest.mark.parametrize("checkpoint", [None, 2])
-def test_a_forward_that_fails_draws_nothing(checkpoint: Any) -> None:
-    layer = layer_of()
-    before = layer.rng.bit_generator.state
-    tokens = np.zeros((T, B), int)
-    tokens[-1, -1] = I
-    for x, masks in ((tokens, None), (X, {"candidate_l0": np.ones(3, bool)})):
-        with pytest.raises(ValueError, match="expected"):
-            layer.forward(x, checkpoint=checkpoint, masks=masks)
-    assert layer.rng.bit_generator.state == before
+def test_the_mask_of_a_sequence_is_that_of_its_first_step() -> None:
+    of_steps, of_sequences = (
+        make_layer("lstm", candidate_dropout=RATE, candidate_dropout_per_sequence=of_all).forward(X)[2].candidate_masks
+        for of_all in (False, True)
+    )
+    assert_same_bits(of_sequences, {name: mask[0] for name, mask in of_steps.items()})

@@ -19,6 +19,7 @@ from modules import (
     H,
     I,
     T,
+    central_differences,
     initial,
     make_layer,
     make_state,
@@ -279,19 +280,6 @@ def test_gradients_with_dropout_are_those_of_the_same_mask(cell: str) -> None:
     dx, _, grads = layer.backward(layer.forward(x)[2], dy)
     for array, gradient in ((x, dx), *((layer.parameters[name], g) for name, g in grads.items())):
         assert relative_error(central_differences(loss, array), gradient) < 1e-7
-
-
-def central_differences(f: Callable[[], float], a: Array, step: float = 1e-6) -> Array:
-    """Return the gradient of f with respect to a, which f reads."""
-    gradient = np.empty_like(a)
-    for i in np.ndindex(a.shape):
-        kept = a[i]
-        a[i] = kept + step
-        above = f()
-        a[i] = kept - step
-        gradient[i] = (above - f()) / (2 * step)
-        a[i] = kept
-    return gradient
 
 
 # Learned initial states

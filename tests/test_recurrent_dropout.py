@@ -1,13 +1,12 @@
-"""Recurrent dropout: kernels with factors of h', where masks come from, when they act. (test_sequences has stacks.)"""
+"""Recurrent dropout: kernels with factors of h', and Keras's form. (test_masks has masks, test_sequences stacks.)"""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from modules import B, H, I, T, make_layer, normal, results
+from modules import B, H, I, T, central_differences, make_layer, normal
 from problems import (
     CELLS,
     DTYPES,
@@ -27,7 +26,6 @@ from problems import (
     with_dsteps,
     with_resets,
 )
-from test_layers import central_differences
 from tolerances import relative_error
 
 import rnnfast
@@ -195,123 +193,14 @@ def test_the_lstm_is_that_of_keras(per_gate: bool) -> None:
     assert relative_error(y, expected) < 1e-12
 
 
-# Masks of layers
-
-
-def layer_of(per_gate: bool = False, **options: Any) -> Any:
-    own = {"num_layers": 2, "bidirectional": True, "recurrent_dropout": 0.3, "recurrent_dropout_per_gate": per_gate}
-    return make_layer("lstm", **{**own, **options})
-
-
-def masks_of(layer: Any, x: Any, **options: Any) -> Results:
-    masks: Results = layer.forward(x, **options)[2].recurrent_masks
-    return masks
-
-
-def all_of(layer: Any, x: Array, **options: Any) -> Results:
-    y, state, tape = layer.forward(x, **options)
-    return results(y, state, *layer.backward(tape, np.ones_like(y)))
-
-
-X = normal((T, B, I), "float32", 1)
-
-
-@by_gate
-def test_as_many_are_kept_as_the_rate_says(per_gate: bool) -> None:
-    layer = layer_of(per_gate, sizes=(1, 50))
-    masks = masks_of(layer, np.zeros((1, 90, 1), np.float32))
-    assert list(masks) == ["recurrent_l0", "recurrent_l0_reverse", "recurrent_l1", "recurrent_l1_reverse"]
-    for mask in masks.values():
-        assert mask.shape == ((90, 4, 50) if per_gate else (90, 50))
-        assert abs(mask.mean() - 0.7) < 5 * np.sqrt(0.3 * 0.7 / mask.size)
-        assert not mask.flags.writeable
-    one, *others = masks.values()
-    assert not any(np.array_equal(one, other) for other in others)
-    assert not np.array_equal(one[0], one[1])
-
-
-@by_gate
-def test_masks_are_those_of_the_seed_and_of_the_call(per_gate: bool) -> None:
-    layer, again = layer_of(per_gate), layer_of(per_gate)
-    first, second = masks_of(layer, X), masks_of(layer, X)
-    assert all(not np.array_equal(first[name], second[name]) for name in first)
-    assert_same_bits(masks_of(again, X), first)
-    twin = copy.deepcopy(again)
-    assert_same_bits(masks_of(again, X), second)
-    assert_same_bits(masks_of(twin, X), second)
-
-
-CALLS: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {  # options of the layer, x, those of forward
-    "lengths": ({}, X, {"lengths": [2, 5, 0]}),
-    "packed": ({}, rnnfast.pack_padded(X, [2, 5, 4]), {}),
-    "checkpoint": ({"dropout": 0.5}, X, {"checkpoint": 1}),
-    "last": ({}, X[:2], {"outputs": "last"}),
-    "options": ({"batch_first": True}, X.swapaxes(0, 1), {"gate_override": {"f": 0.5}}),
-    "tokens": ({"learn_initial_state": True}, np.zeros((T, B), int), {}),
-    "float64": ({"dtype": "float64"}, X.astype(np.float64), {}),
-}
-
-
-@pytest.mark.parametrize("call", CALLS)
-@by_gate
-def test_masks_depend_on_nothing_but_seed_and_call(per_gate: bool, call: str) -> None:
-    own, x, options = CALLS[call]
-    assert_same_bits(masks_of(layer_of(per_gate, **own), x, **options), masks_of(layer_of(per_gate), X))
-
-
-@by_gate
-def test_a_sequence_has_its_mask_beside_any_that_follow(per_gate: bool) -> None:
-    whole = masks_of(layer_of(per_gate), X)
-    assert_same_bits(masks_of(layer_of(per_gate), X[:, :2]), {name: mask[:2] for name, mask in whole.items()})
-    assert_same_bits(masks_of(layer_of(per_gate), X[:, 0]), {name: mask[0] for name, mask in whole.items()})
-    assert {mask.shape[0] for mask in masks_of(layer_of(per_gate), X[:, :0]).values()} == {0}
-
-
-@by_gate
-def test_one_sequence_is_a_batch_of_one(per_gate: bool) -> None:
-    one, batch = (all_of(layer_of(per_gate), x) for x in (X[:, 0], X[:, :1]))
-    assert_same_bits({name: a.reshape(batch[name].shape) for name, a in one.items()}, batch)
-    layer = layer_of(per_gate)
-    y, _, tape = layer.forward(X[:, 0], lengths=[3])
-    assert np.array_equal(layer.forward(X[:, 0], lengths=[3], masks=tape.recurrent_masks)[0], y)
-    assert not layer.forward(X[:, 0], lengths=[0])[0].any()
-
-
-@by_gate
-def test_results_do_not_depend_on_threads(per_gate: bool) -> None:
-    layers = [layer_of(per_gate, sizes=(33, 65)) for _ in range(2)]
-    x = normal((70, 9, 33), "float32", 2)
-    with rnnfast.threads(1):
-        expected = all_of(layers[0], x)
-    with rnnfast.threads(3):
-        assert_same_bits(all_of(layers[1], x), expected)
-
-
-@by_gate
-def test_a_tape_gives_the_same_gradients_any_number_of_times(per_gate: bool) -> None:
-    layer = layer_of(per_gate)
-    y, _, tape = layer.forward(X)
-    expected = layer.backward(tape, y)[2]
-    layer.forward(X)
-    assert_same_bits(layer.backward(tape, y)[2], expected)
-
-
-@by_gate
-def test_masks_that_are_given_are_used_and_the_others_drawn(per_gate: bool) -> None:
-    layer, twin = layer_of(per_gate), layer_of(per_gate)
-    drawn = masks_of(layer, X)
-    expected = all_of(layer, X)
-    name, kept = "recurrent_l1", np.random.default_rng(0).random(drawn["recurrent_l1"].shape) < 0.5
-    masks = masks_of(twin, X, masks={name: kept})
-    assert_same_bits(masks, {**drawn, name: kept})
-    assert masks[name] is not kept
-    assert_same_bits(all_of(twin, X), expected)  # the call that was given a mask counts as one
+# Layers
 
 
 @by_gate
 def test_it_goes_with_dropout_of_weights(per_gate: bool) -> None:
-    layer = layer_of(per_gate, weight_dropout=0.3, dtype="float64")
-    x, dy = X.astype(np.float64), normal((T, B, 2 * H), "float64", 2)
+    rates: dict[str, Any] = {"recurrent_dropout": 0.3, "recurrent_dropout_per_gate": per_gate, "weight_dropout": 0.3}
+    layer = make_layer("lstm", num_layers=2, bidirectional=True, dtype="float64", **rates)
+    x, dy = normal((T, B, I), "float64", 1), normal((T, B, 2 * H), "float64", 2)
     y, _, tape = layer.forward(x)
     masks = {**tape.weight_masks, **tape.recurrent_masks}
     assert len(masks) == 8
@@ -323,46 +212,3 @@ def test_it_goes_with_dropout_of_weights(per_gate: bool) -> None:
 
     for name in ("weight_hh_l0", "weight_hh_l1_reverse"):
         assert relative_error(central_differences(loss, layer.parameters[name]), grads[name]) < 1e-7
-
-
-def test_the_rate_is_not_of_the_masks_that_are_given() -> None:
-    layer, plain = layer_of(recurrent_dropout=0.25), layer_of(recurrent_dropout=0)
-    kept = {name: np.ones_like(mask) for name, mask in masks_of(layer, X).items()}
-    for name, p in plain.parameters.items():
-        if name.startswith("weight_hh"):
-            p /= np.float32(0.75)
-    assert np.abs(layer.forward(X, masks=kept)[0] - plain(X)[0]).max() < 1e-6
-
-
-@by_gate
-def test_only_forward_leaves_something_out(per_gate: bool) -> None:
-    options: dict[str, Any] = {"recurrent_dropout": 0.5, "recurrent_dropout_per_gate": per_gate}
-    layer, plain = make_layer("gru", **options), make_layer("gru")
-    before = layer.rng.bit_generator.state
-    assert np.array_equal(layer(X)[0], plain(X)[0])
-    assert np.array_equal(layer(X, outputs="last")[0], plain(X, outputs="last")[0])
-    assert np.array_equal(layer.stream(B).run(X), plain(X)[0])
-    dy = np.ones((T, B, H), np.float32)
-    assert np.array_equal(rnnfast.gradient_flow(layer, X, dy).h, rnnfast.gradient_flow(plain, X, dy).h)
-    assert layer.rng.bit_generator.state == before
-    assert not np.array_equal(layer.forward(X)[0], plain(X)[0])
-
-
-@by_gate
-def test_a_rate_of_zero_is_the_plain_layer(per_gate: bool) -> None:
-    layer, plain = layer_of(per_gate, recurrent_dropout=0.0), layer_of(recurrent_dropout=0)
-    assert_same_bits(all_of(layer, X), all_of(plain, X))
-    assert layer.forward(X)[2].recurrent_masks == {}
-    assert layer.rng.bit_generator.state == plain.rng.bit_generator.state
-
-
-@pytest.mark.parametrize("checkpoint", [None, 2])
-def test_a_forward_that_fails_draws_nothing(checkpoint: Any) -> None:
-    layer = layer_of()
-    before = layer.rng.bit_generator.state
-    tokens = np.zeros((T, B), int)
-    tokens[-1, -1] = I
-    for x, masks in ((tokens, None), (X, {"recurrent_l0": np.ones(3, bool)})):
-        with pytest.raises(ValueError, match="expected"):
-            layer.forward(x, checkpoint=checkpoint, masks=masks)
-    assert layer.rng.bit_generator.state == before
