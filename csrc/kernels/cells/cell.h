@@ -131,8 +131,7 @@ struct Candidates {
 template <class S, class Point>
 RNNFAST_INLINE void load_kept(const Candidates<typename S::Real>& candidates, Index unit, Index row, Point& p) {
   p.drops = candidates.kept.data;
-  if (!p.drops) return;
-  p.kept = bits_at<S>(at(candidates.kept, row).data, unit);
+  p.kept = p.drops ? bits_at<S>(at(candidates.kept, row).data, unit) : 0;
   p.scale = candidates.scale;
 }
 
