@@ -79,6 +79,9 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
             raise ValueError(msg)
         self.candidate_dropout = _rate(candidate_dropout, "candidate_dropout")
         self.candidate_dropout_per_sequence = flag(candidate_dropout_per_sequence, "candidate_dropout_per_sequence")
+        if self.candidate_dropout and not _core.cells[self.cell].has_candidate:
+            msg = f"candidate_dropout: expected 0 for a layer with layer_norm, got {self.candidate_dropout}"
+            raise ValueError(msg)
         self.zoneout = _zoneout(zoneout, len(self.state_sizes))
         if self.zoneout and self.proj_size:
             msg = f"zoneout: expected 0 for a layer with proj_size, got {self.zoneout}"
