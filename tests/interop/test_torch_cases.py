@@ -99,8 +99,10 @@ def test_every_class_has_cases_among_them_packed_and_projected_ones() -> None:
 @by_dtype
 @by_case
 def test_values_and_gradients_are_torchs(case: Case, dtype: Any, training: bool) -> None:
+    # Torch's in float64: its own float32 has been 9e-6 off where the sums of a weight's gradient cancel.
     made = make(case, dtype, training)
-    assert_agree(results(made.ours, made.inputs), results(made.theirs, made.inputs))
+    expected = results(made.theirs.double(), mapped(lambda t: t.double(), made.inputs))
+    assert_agree(results(made.ours, made.inputs), {name: t.to(dtype) for name, t in expected.items()})
 
 
 @by_dtype
