@@ -84,6 +84,14 @@ class Array {
         strides_(array.strides(), array.strides() + array.ndim()),
         is_writable_(array.writeable()),
         is_open_(is_open) {}
+  // Memory of another kind of object; strides in bytes.
+  Array(py::object owner, py::dtype dtype, void* data, const Shape& shape, const Shape& strides)
+      : owner_(std::move(owner)),
+        dtype_(std::move(dtype)),
+        data_(data),
+        shape_(shape),
+        strides_(strides),
+        is_writable_(true) {}
 
   void* data() const { return data_; }
   const py::dtype& dtype() const { return dtype_; }
@@ -101,6 +109,8 @@ class Array {
   bool is_writable() const { return is_writable_; }  // which whoever writes has to ask
   bool is_open() const { return is_open_; }          // made of a list of numbers: it may still have any dtype
   bool is_integer() const { return dtype_.kind() == 'i' || dtype_.kind() == 'u'; }
+
+  bool has_strides_of(const Array& other) const { return strides_ == other.strides_; }
 
   bool is_contiguous() const {
     Index stride = itemsize();

@@ -67,6 +67,16 @@ bool WithoutGil::signals_raise() {
   return raised;
 }
 
+void let_go(PyObject* object) noexcept {
+  if (PyGILState_Check()) return Py_DECREF(object);
+  if (!Py_IsInitialized() || is_finalizing()) return;
+  survive([&] {
+    const PyGILState_STATE state = PyGILState_Ensure();
+    Py_DECREF(object);
+    PyGILState_Release(state);
+  });
+}
+
 py::object guarded(const std::function<PyObject*()>& make) {
   PyObject* result = nullptr;
   survive([&] { result = make(); });

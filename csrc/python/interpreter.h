@@ -19,6 +19,9 @@ py::object guarded(const std::function<PyObject*()>& make);
 // The same of a call.
 py::object called(const py::object& function, const py::tuple& arguments, const py::dict& named = py::dict());
 
+// Gives up a reference, in any thread, which need not have the GIL. While Python is finalizing the object stays.
+void let_go(PyObject* object) noexcept;
+
 // The time that a thread runs without the GIL. Once Python is finalizing, other threads than the one that does it must
 // not return to it: CPython would unwind them, through frames that own Python objects. They wait for the end instead.
 class WithoutGil {

@@ -10,6 +10,7 @@
 #include "python/arguments.h"
 #include "python/arrays.h"
 #include "python/interpreter.h"
+#include "python/layers.h"
 #include "python/tape.h"
 #include "python/tokens.h"
 #include "run/dispatch.h"
@@ -66,13 +67,6 @@ void read_all(OverlapCheck& check, const Problem& p, const Saved<Real>& saved) {
   for (std::size_t i = 0; i < saved.parameters.size(); ++i)
     check.read(parameter_name(cell, i % parameter_count(p)), saved.parameters[i]);
 }
-
-// The arrays that a forward starts from and ends in.
-struct ForwardObjects {
-  py::object state0, start, out;
-  py::object factors, zoneout, candidates;
-  py::object memory;  // of the tape, filled: the steps have been run, and `out` holds their y; None: they are to be run
-};
 
 // For each state its rate, which units are new [T,B,*] as `read_bits` reads it, or None.
 template <class Real>
@@ -165,21 +159,22 @@ py::tuple finish(const CellShape& cell, const StateOutputs<Real>& states) {
 
 template <class Real>
 py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
-                     ParameterArrays parameters, const ForwardObjects& given, const py::object& held, bool training,
-                     const py::object& steps, const py::object& eps, Index threads) {
+                     ParameterArrays parameters, const ForwardObjects& given) {
+  const bool training = given.training;
+  const py::object& steps = given.steps;
   // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
   // is to take over, and so would its owner here.
   TapeObject inference;
   py::object owner;
   if (training) owner = py::cast(new TapeObject{}, py::return_value_policy::take_ownership);
   TapeObject* const tape = training ? &owner.cast<TapeObject&>() : &inference;
-  tape->threads = checked_threads(threads);
+  tape->threads = checked_threads(given.threads);
   if (!training && !given.memory.is_none())
     throw py::value_error("memory: expected None, since inference makes no tape");
   if (!steps.is_none() && !given.memory.is_none())
     throw py::value_error("memory: expected None, since steps are still to come");
   tape->problem = read_problem(cell, in, sequences, parameters, tape->schedule);
-  tape->held = read_held<Real>(cell, held);
+  tape->held = read_held<Real>(cell, given.held);
   Problem& p = tape->problem;
   p.run = read_steps(steps, p);
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
@@ -192,7 +187,7 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   need_all_steps("candidate_dropout", given.candidates);
   tape->zoneout = read_zoneout<Real>(given.zoneout, p);
   tape->candidates = read_candidates<Real>(given.candidates, p);
-  tape->eps = read_eps<Real>(cell, eps);
+  tape->eps = read_eps<Real>(cell, given.eps);
   Saved<Real> saved;
   const auto states = [&](const StateNames& names, const py::object& tuple) {
     return state_inputs<Real>(p, names, state_objects(cell, names, tuple));
@@ -232,18 +227,6 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
 }
 
 // ---- Backward ------------------------------------------------------------------------------------------------------
-
-// What a backward is given beside the tape.
-struct BackwardObjects {
-  py::object dy, dstate, dsteps, grads, out;
-  py::object flow;    // the gradients of all states of every step, filled; None: not wanted
-  py::object dstart;  // the gradients of `start` of forward are added into these; None: into dstate0
-  py::object steps;
-  bool need_dx;
-  double clip;
-  py::object windows;
-  Index threads;
-};
 
 // (k1, k2, whether each has the losses of all its steps, whether each has a dx of its own), or None.
 Windows read_windows(const BackwardObjects& given, const Problem& p, bool dropped) {
@@ -480,32 +463,44 @@ py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& ste
 }
 
 template <bool training>
-py::tuple forward(const py::object& cell, const py::object& x, const py::object& parameters, const py::object& state0,
-                  const py::object& out, const py::object& embedding, const py::object& batch_sizes, Index threads,
-                  const py::object& resets, const py::object& ends, const py::object& start,
-                  const py::object& gate_override, bool reverse, const py::object& steps, const py::object& memory,
-                  const py::object& recurrent_factors, const py::object& zoneout, const py::object& candidate_dropout,
-                  const py::object& layer_norm_eps) {
+py::tuple forward_of_objects(const py::object& cell, const py::object& x, const py::object& parameters,
+                             const py::object& state0, const py::object& out, const py::object& embedding,
+                             const py::object& batch_sizes, Index threads, const py::object& resets,
+                             const py::object& ends, const py::object& start, const py::object& gate_override,
+                             bool reverse, const py::object& steps, const py::object& memory,
+                             const py::object& recurrent_factors, const py::object& zoneout,
+                             const py::object& candidate_dropout, const py::object& layer_norm_eps) {
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   ParameterArrays arrays = read_parameters(shape, parameters);
-  const auto run = [&]<class Real> {
-    return forward_of<Real>(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
-                            std::move(arrays),
-                            {.state0 = state0,
-                             .start = start,
-                             .out = out,
-                             .factors = recurrent_factors,
-                             .zoneout = zoneout,
-                             .candidates = candidate_dropout,
-                             .memory = memory},
-                            gate_override, training, steps, layer_norm_eps, threads);
-  };
-  return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
+  return forward(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
+                 std::move(arrays),
+                 {.state0 = state0,
+                  .start = start,
+                  .out = out,
+                  .factors = recurrent_factors,
+                  .zoneout = zoneout,
+                  .candidates = candidate_dropout,
+                  .memory = memory,
+                  .held = gate_override,
+                  .steps = steps,
+                  .eps = layer_norm_eps,
+                  .training = training,
+                  .threads = threads});
 }
 
 }  // namespace
+
+py::tuple forward(const CellShape& cell, const InputArrays& in, const Sequences& sequences, ParameterArrays parameters,
+                  const ForwardObjects& given) {
+  return is_double("w_ih", *parameters[0]) ? forward_of<double>(cell, in, sequences, std::move(parameters), given)
+                                           : forward_of<float>(cell, in, sequences, std::move(parameters), given);
+}
+
+py::tuple backward(const py::object& tape, const BackwardObjects& given) {
+  return with_tape(tape, [&](const TapeObject& kept, const auto& saved) { return backward_of(kept, saved, given); });
+}
 
 // Arguments by name cost pybind11 2 µs a call: what calls without other options have comes first, in order.
 void bind_layers(py::module_& m) {
@@ -516,8 +511,8 @@ void bind_layers(py::module_& m) {
           "reverse"_a = false, "steps"_a = py::none(), "memory"_a = py::none(), "recurrent_factors"_a = py::none(),
           "zoneout"_a = py::none(), "candidate_dropout"_a = py::none(), "layer_norm_eps"_a = py::none());
   };
-  def_forward("inference", &forward<false>);
-  def_forward("forward", &forward<true>);
+  def_forward("inference", &forward_of_objects<false>);
+  def_forward("forward", &forward_of_objects<true>);
   m.def(
       "advance",
       [](const py::object& object, const py::object& steps, const py::object& resets) {
@@ -536,20 +531,18 @@ void bind_layers(py::module_& m) {
       [](const py::object& object, const py::object& dy, const py::object& dstate, bool need_dx,
          const py::object& grads, const py::object& out, Index threads, const py::object& dsteps, double clip_dh,
          const py::object& flow, const py::object& dstart, const py::object& steps, const py::object& windows) {
-        const BackwardObjects given = {.dy = dy,
-                                       .dstate = dstate,
-                                       .dsteps = dsteps,
-                                       .grads = grads,
-                                       .out = out,
-                                       .flow = flow,
-                                       .dstart = dstart,
-                                       .steps = steps,
-                                       .need_dx = need_dx,
-                                       .clip = clip_dh,
-                                       .windows = windows,
-                                       .threads = threads};
-        return with_tape(object,
-                         [&](const TapeObject& tape, const auto& saved) { return backward_of(tape, saved, given); });
+        return backward(object, {.dy = dy,
+                                 .dstate = dstate,
+                                 .dsteps = dsteps,
+                                 .grads = grads,
+                                 .out = out,
+                                 .flow = flow,
+                                 .dstart = dstart,
+                                 .steps = steps,
+                                 .need_dx = need_dx,
+                                 .clip = clip_dh,
+                                 .windows = windows,
+                                 .threads = threads});
       },
       "tape"_a, "dy"_a = py::none(), "dstate"_a = py::none(), "need_dx"_a = true, "grads"_a = py::none(),
       "out"_a = py::none(), "threads"_a = 0, py::kw_only(), "dsteps"_a = py::none(), "clip_dh"_a = 0.0,

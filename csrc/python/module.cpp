@@ -23,6 +23,7 @@ namespace rnnfast {
 void bind_tape(py::module_& m);
 void bind_layers(py::module_& m);
 void bind_reservoir(py::module_& m);
+void bind_tensors(py::module_& m);
 void bind_training(py::module_& m);
 
 namespace {
@@ -228,6 +229,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   m.def("get_num_threads", &get_num_threads);
   m.def("config", &config);
   bind_reservoir(m);
+  bind_tensors(m);
   m.def("random_bits", &random_bits, "key"_a, "place"_a, "rate"_a, "t"_a, "b"_a, "n"_a);
   bind_training(m);
 }

@@ -1,0 +1,325 @@
+// The calls of the layers with tensors: the plain ones, in which nothing has to be converted.
+#include "python/tensors.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "python/arguments.h"
+#include "python/arrays.h"
+#include "python/interpreter.h"
+#include "python/layers.h"
+#include "python/tape.h"
+#include "types.h"
+
+namespace rnnfast {
+
+TensorClasses::TensorClasses(const py::type& tensor, const py::type& parameter)
+    : tensor_(tensor), parameter_(parameter) {
+  const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+  table_ = static_cast<const dlpack::ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
+  if (!table_) throw py::error_already_set();
+  if (table_->version.major != dlpack::major_version || !table_->read)
+    throw py::type_error("tensor: expected a class with version 1 of DLPack's functions, got version " +
+                         std::to_string(table_->version.major));
+}
+
+std::optional<Array> TensorClasses::read(const py::handle& object, bool is_step) const {
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+  if (type != tensor_.ptr() && type != parameter_.ptr()) return std::nullopt;
+  dlpack::Tensor tensor;
+  const auto is_negated = [&] { return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), is_neg_.ptr())); };
+  if (table_->read(object.ptr(), &tensor)) {
+    const py::error_already_set error;
+    if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw error;
+    return std::nullopt;  // it has no memory: a sparse one, or what a transform puts in a tensor's place
+  }
+  const bool is_plain = tensor.device_type == dlpack::cpu && tensor.code == dlpack::floating_point &&
+                        tensor.lanes == 1 && (tensor.bits == 32 || tensor.bits == 64);
+  if (!is_plain || !is_negated().is(py::handle(Py_False))) return std::nullopt;
+  constexpr std::int32_t most_axes = 8;
+  if (tensor.ndim > most_axes || !tensor.strides) return std::nullopt;
+  const Index item = tensor.bits / 8;
+  Index lengths[most_axes + 1] = {1}, strides[most_axes + 1] = {0};
+  Index elements = 1;
+  for (std::int32_t axis = 0; axis < tensor.ndim; ++axis) {
+    lengths[is_step + axis] = tensor.shape[axis], strides[is_step + axis] = tensor.strides[axis] * item;
+    elements *= tensor.shape[axis];
+  }
+  if (elements && !tensor.data) return std::nullopt;
+  const std::int32_t ndim = is_step + tensor.ndim;
+  return Array(py::reinterpret_borrow<py::object>(object), item == 8 ? py::dtype::of<double>() : py::dtype::of<float>(),
+               static_cast<char*>(tensor.data) + tensor.byte_offset, Shape(lengths, lengths + ndim),
+               Shape(strides, strides + ndim));
+}
+
+namespace {
+
+constexpr std::size_t most_result_axes = 3;
+
+// What a tensor of our own hangs on.
+struct Lent {
+  dlpack::ManagedTensor managed;
+  PyObject* owner;
+  std::int64_t shape[most_result_axes], strides[most_result_axes];
+};
+
+void release(dlpack::ManagedTensor* managed) {
+  auto* const lent = static_cast<Lent*>(managed->context);
+  let_go(lent->owner);
+  delete lent;
+}
+
+dlpack::Tensor tensor_of(void* data, std::int64_t* shape, std::size_t axes, Index item) {
+  return {.data = data,
+          .device_type = dlpack::cpu,
+          .device_id = 0,
+          .ndim = std::int32_t(axes),
+          .code = dlpack::floating_point,
+          .bits = std::uint8_t(8 * item),
+          .lanes = 1,
+          .shape = shape,
+          .strides = nullptr,
+          .byte_offset = 0};
+}
+
+}  // namespace
+
+// The shape is copied.
+py::object TensorClasses::made(const py::object& owner, dlpack::Tensor tensor) const {
+  auto lent = std::make_unique<Lent>();
+  std::int64_t stride = 1;
+  for (std::int32_t axis = tensor.ndim - 1; axis >= 0; --axis) {
+    lent->shape[axis] = tensor.shape[axis], lent->strides[axis] = stride;
+    stride *= tensor.shape[axis];
+  }
+  tensor.shape = lent->shape, tensor.strides = lent->strides;
+  lent->managed = {.version = {dlpack::major_version, 0},
+                   .context = lent.get(),
+                   .deleter = release,
+                   .flags = 0,
+                   .tensor = tensor};
+  lent->owner = owner.inc_ref().ptr();
+  void* object = nullptr;
+  if (table_->make(&lent.release()->managed, &object)) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+}
+
+py::object TensorClasses::make(const py::object& object, bool is_step) const {
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  std::int64_t shape[most_result_axes] = {};
+  const Index axes = array.ndim() - is_step;
+  std::copy(array.shape() + is_step, array.shape() + array.ndim(), shape);
+  return made(array, tensor_of(const_cast<void*>(array.data()), shape, std::size_t(axes), array.itemsize()));
+}
+
+py::object TensorClasses::make(const py::object& owner, void* data, Index n, Index item) const {
+  std::int64_t shape[] = {n};
+  return made(owner, tensor_of(data, shape, 1, item));
+}
+
+namespace {
+
+// What a layer, or a cell of one step, is, and how many of the tensors of its call are weights: x follows, and then the
+// initial states, all of them or none.
+struct Layer {
+  const CellShape* cell;
+  bool bias, projected;
+  std::size_t weights;
+
+  std::size_t of_direction() const { return (bias ? 4 : 2) + parameter_count(*cell, projected) - weight_count; }
+  std::size_t directions() const { return weights / of_direction(); }
+  bool is_whole() const { return directions() * of_direction() == weights && (directions() == 1 || directions() == 2); }
+};
+
+bool same_memory(const Array& a, const Array& b) {
+  return a.data() == b.data() && a.shape() == b.shape() && a.has_strides_of(b) && a.dtype().is(b.dtype());
+}
+
+// Whether these are the arrays that a tape refers to, in the order of Layer.
+template <class Read>
+bool reads_from(const py::object& object, std::size_t count, const Read& read) {
+  return with_tape(object, [&]<class Real>(const TapeObject& tape, const Saved<Real>& saved) {
+    std::size_t i = 0;
+    const auto is_next = [&](const std::optional<Input<Real>>& in) {
+      if (!in) return true;
+      if (i == count) return false;
+      const std::optional<Array> array = read(i++);
+      return array && same_memory(*array, in->given);
+    };
+    return std::ranges::all_of(saved.parameters, is_next) && is_next(saved.x) &&
+           std::ranges::all_of(saved.initial, is_next) && i == count && tape.problem.input == InputKind::dense;
+  });
+}
+
+class Tensors {
+ public:
+  Tensors(const py::type& tensor, const py::type& parameter) : classes_(tensor, parameter) {}
+
+  py::object gather(const py::object& cell, bool bias, Index I, Index H, Index P, const py::dict& stored,
+                    const py::object& names, const py::object& x, const py::object& hx, bool is_step) const;
+  py::object forward(const py::object& cell, bool bias, bool projected, std::size_t weights, const py::tuple& tensors,
+                     const py::object& batch_sizes, bool training, Index threads) const;
+  py::object backward(const py::object& tape, std::size_t weights, const py::tuple& tensors, const py::tuple& dlast,
+                      bool is_step, bool need_dx, Index threads) const;
+
+ private:
+  // Whether a tensor is plain and has this dtype and shape.
+  bool fits(const py::handle& object, const py::dtype& dtype, const Shape& shape) const {
+    const std::optional<Array> array = classes_.read(object, false);
+    return array && array->dtype().is(dtype) && array->shape() == shape;
+  }
+
+  TensorClasses classes_;
+};
+
+// The tensors of a module's call in the order of Layer, and whether one of them requires a gradient; None where the call
+// is not a plain one: it is for others to compute, or to say what is wrong with it.
+py::object Tensors::gather(const py::object& cell, bool bias, Index I, Index H, Index P, const py::dict& stored,
+                           const py::object& names, const py::object& x, const py::object& hx, bool is_step) const {
+  const auto all = py::reinterpret_borrow<py::list>(names);
+  const Layer layer = {.cell = &cell_named(cell), .bias = bias, .projected = P != H, .weights = all.size()};
+  if (!layer.is_whole()) return py::none();
+  const std::optional<Array> input = classes_.read(x, is_step);
+  if (!input || input->ndim() != 3 || input->shape(2) != I || input->shape(0) < 1) return py::none();
+  const auto S = std::size_t(layer.cell->state_count);
+  const bool several = py::isinstance<py::tuple>(hx) || py::isinstance<py::list>(hx);
+  if (!hx.is_none() && several != (S > 1)) return py::none();
+  const py::tuple given = hx.is_none() ? py::tuple() : several ? py::tuple(hx) : py::make_tuple(hx);
+  if (!hx.is_none() && given.size() != S) return py::none();
+
+  py::tuple tensors(layer.weights + 1 + given.size());
+  for (std::size_t i = 0; i < layer.weights; ++i) {
+    PyObject* const weight = PyDict_GetItemWithError(stored.ptr(), PyList_GET_ITEM(all.ptr(), Py_ssize_t(i)));
+    if (!weight) {
+      if (PyErr_Occurred()) throw py::error_already_set();
+      return py::none();
+    }
+    const std::optional<Array> array = classes_.read(weight, false);
+    if (!array || !array->dtype().is(input->dtype())) return py::none();
+    tensors[i] = py::handle(weight);
+  }
+  tensors[layer.weights] = x;
+  for (std::size_t s = 0; s < given.size(); ++s) {
+    const Index n = s ? H : P, B = input->shape(1);
+    const Shape shape = is_step ? Shape{B, n} : Shape{Index(layer.directions()), B, n};
+    if (!fits(given[s], input->dtype(), shape)) return py::none();
+    tensors[layer.weights + 1 + s] = given[s];
+  }
+  const bool requires_grad = std::ranges::any_of(
+      tensors, [](const py::handle& tensor) { return tensor.attr("requires_grad").ptr() == Py_True; });
+  return py::make_tuple(std::move(tensors), requires_grad);
+}
+
+// y, None of a step, and the last states; in training also the tape and a tensor that owns it. None where the call is
+// not a plain one.
+py::object Tensors::forward(const py::object& cell, bool bias, bool projected, std::size_t weights,
+                            const py::tuple& tensors, const py::object& batch_sizes, bool training,
+                            Index threads) const {
+  const Layer layer = {.cell = &cell_named(cell), .bias = bias, .projected = projected, .weights = weights};
+  const auto S = std::size_t(layer.cell->state_count);
+  if (!layer.is_whole() || (tensors.size() != weights + 1 && tensors.size() != weights + 1 + S)) return py::none();
+  ParameterArrays parameters;
+  parameters.reserve(layer.directions() * parameter_count(*layer.cell, projected));
+  for (std::size_t i = 0; i < weights; ++i) {
+    parameters.push_back(classes_.read(tensors[i], false));
+    if (!parameters.back()) return py::none();
+    if (!bias && i % layer.of_direction() == 1) parameters.emplace_back(), parameters.emplace_back();
+  }
+  std::optional<Array> x = classes_.read(tensors[weights], false);
+  if (!x) return py::none();
+  const bool is_step = x->ndim() == 2 && batch_sizes.is_none();
+  if (is_step) x = classes_.read(tensors[weights], true);
+  ForwardObjects given = {.training = training, .threads = threads};
+  if (tensors.size() > weights + 1) {
+    py::tuple states(S);
+    for (std::size_t s = 0; s < S; ++s) {
+      const std::optional<Array> state = classes_.read(tensors[weights + 1 + s], is_step);
+      if (!state) return py::none();
+      states[s] = state->view();
+    }
+    given.state0 = std::move(states);
+  }
+  const py::tuple results =
+      rnnfast::forward(*layer.cell, {.x = *std::move(x), .embedding = std::nullopt},
+                       {.batch_sizes = batch_sizes, .resets = py::none(), .ends = py::none(), .reverse = false},
+                       std::move(parameters), given);
+  py::tuple made(1 + S + (training ? 2 : 0));
+  made[0] = is_step ? py::object(py::none()) : classes_.make(results[0], false);
+  const py::tuple last = results[1];
+  for (std::size_t s = 0; s < S; ++s) made[1 + s] = classes_.make(last[s], is_step);
+  if (training) {
+    made[1 + S] = results[2];
+    made[2 + S] = with_tape(results[2], [&]<class Real>(TapeObject& tape, const Saved<Real>&) {
+      const Memory& gates = tape.memory.gates;
+      void* const data = gates.data() ? gates.data() : &tape;  // a cell may keep nothing there
+      return classes_.make(results[2], data, Index(gates.bytes() / sizeof(Real)), Index(sizeof(Real)));
+    });
+  }
+  return made;
+}
+
+// The gradients of the tensors of a forward, None of those that have none, given those of its results. None where the
+// call is not a plain one, or the tensors are not those that the tape refers to.
+py::object Tensors::backward(const py::object& tape, std::size_t weights, const py::tuple& tensors,
+                             const py::tuple& dlast, bool is_step, bool need_dx, Index threads) const {
+  const auto read = [&](std::size_t i) { return classes_.read(tensors[i], is_step && i >= weights); };
+  if (!reads_from(tape, tensors.size(), read)) return py::none();
+  py::tuple gradients(tensors.size());
+  for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = py::none();
+  BackwardObjects given = {.need_dx = need_dx, .threads = threads};
+  py::tuple dstate(dlast.size() - 1);
+  bool is_zero = true;
+  for (std::size_t i = 0; i < dlast.size(); ++i) {
+    py::object d = dlast[i];
+    if (!d.is_none()) {
+      const std::optional<Array> array = classes_.read(d, is_step);
+      if (!array) return py::none();
+      d = array->view(), is_zero = false;
+    }
+    if (i == 0)
+      given.dy = std::move(d);
+    else
+      dstate[i - 1] = std::move(d);
+  }
+  if (is_zero) return gradients;
+  given.dstate = std::move(dstate);
+  const py::tuple results = rnnfast::backward(tape, given);
+  std::size_t i = 0;
+  for (const py::handle direction : py::list(results[2]))
+    for (const py::handle gradient : py::reinterpret_borrow<py::tuple>(direction))
+      if (!gradient.is_none() && i < weights)
+        gradients[i++] = classes_.make(py::reinterpret_borrow<py::object>(gradient), false);
+  if (need_dx) gradients[weights] = classes_.make(results[0], is_step);
+  const py::tuple dstate0 = results[1];
+  for (std::size_t s = 0; weights + 1 + s < gradients.size(); ++s)
+    gradients[weights + 1 + s] = classes_.make(dstate0[s], is_step);
+  return gradients;
+}
+
+}  // namespace
+
+void bind_tensors(py::module_& m) {
+  py::class_<Tensors>(m, "Tensors", py::is_final(),
+                      "The calls of layers with tensors of a class and of a class of parameters.")
+      .def(py::init<const py::type&, const py::type&>(), "tensor"_a, "parameter"_a)
+      .def("gather", &Tensors::gather, "cell"_a, "bias"_a, "I"_a, "H"_a, "P"_a, "stored"_a, "names"_a, "x"_a, "hx"_a,
+           "is_step"_a)
+      .def("forward", &Tensors::forward, "cell"_a, "bias"_a, "projected"_a, "weights"_a, "tensors"_a, "batch_sizes"_a,
+           "training"_a, "threads"_a)
+      .def("backward", &Tensors::backward, "tape"_a, "weights"_a, "tensors"_a, "dlast"_a, "is_step"_a, "need_dx"_a,
+           "threads"_a);
+  m.def(
+      "reads_from",
+      [](const py::object& tape, const py::tuple& arrays) {
+        return reads_from(tape, arrays.size(),
+                          [&](std::size_t i) { return std::optional(as_array(arrays[i], "arrays")); });
+      },
+      "tape"_a, "arrays"_a);
+}
+
+}  // namespace rnnfast
