@@ -149,6 +149,47 @@ class SparseReservoir:
 
     def states(self, x: object, h: object) -> _Array: ...
 
+@final
+class Tensors:
+    """The calls of layers with tensors of a class and of a class of parameters."""
+
+    def __init__(self, tensor: type, parameter: type) -> None: ...
+    def gather(
+        self,
+        cell: str,
+        bias: bool,
+        I: int,
+        H: int,
+        P: int,
+        stored: dict[str, Any],
+        names: list[str],
+        x: object,
+        hx: object,
+        is_step: bool,
+    ) -> tuple[tuple[Any, ...], bool] | None: ...
+    def forward(
+        self,
+        cell: str,
+        bias: bool,
+        projected: bool,
+        weights: int,
+        tensors: tuple[Any, ...],
+        batch_sizes: object | None,
+        training: bool,
+        threads: int,
+    ) -> tuple[Any, ...] | None: ...
+    def backward(
+        self,
+        tape: Tape,
+        weights: int,
+        tensors: tuple[Any, ...],
+        dlast: tuple[Any, ...],
+        is_step: bool,
+        need_dx: bool,
+        threads: int,
+    ) -> tuple[Any, ...] | None: ...
+
+def reads_from(tape: Tape, arrays: tuple[object, ...]) -> bool: ...
 def sparse_reservoir(
     w_ih: object, w_hh: object, b_ih: object, b_hh: object, leak: object | None, is_relu: bool
 ) -> SparseReservoir | None: ...

@@ -1,5 +1,7 @@
 // The calls of the layers: memory is allocated, the GIL is released, the kernel is called. What arguments.h and this
 // file have checked is not checked again, and nothing is computed here.
+#include "python/layers.h"
+
 #include <algorithm>
 #include <cstddef>
 #include <optional>
@@ -10,7 +12,6 @@
 #include "python/arguments.h"
 #include "python/arrays.h"
 #include "python/interpreter.h"
-#include "python/layers.h"
 #include "python/tape.h"
 #include "python/tokens.h"
 #include "run/dispatch.h"

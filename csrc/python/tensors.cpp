@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -28,32 +29,38 @@ TensorClasses::TensorClasses(const py::type& tensor, const py::type& parameter)
                          std::to_string(table_->version.major));
 }
 
-std::optional<Array> TensorClasses::read(const py::handle& object, bool is_step) const {
+std::optional<dlpack::Tensor> TensorClasses::look(const py::handle& object) const {
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
   if (type != tensor_.ptr() && type != parameter_.ptr()) return std::nullopt;
   dlpack::Tensor tensor;
-  const auto is_negated = [&] { return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), is_neg_.ptr())); };
   if (table_->read(object.ptr(), &tensor)) {
     const py::error_already_set error;
     if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw error;
     return std::nullopt;  // it has no memory: a sparse one, or what a transform puts in a tensor's place
   }
   const bool is_plain = tensor.device_type == dlpack::cpu && tensor.code == dlpack::floating_point &&
-                        tensor.lanes == 1 && (tensor.bits == 32 || tensor.bits == 64);
-  if (!is_plain || !is_negated().is(py::handle(Py_False))) return std::nullopt;
-  constexpr std::int32_t most_axes = 8;
-  if (tensor.ndim > most_axes || !tensor.strides) return std::nullopt;
-  const Index item = tensor.bits / 8;
-  Index lengths[most_axes + 1] = {1}, strides[most_axes + 1] = {0};
-  Index elements = 1;
-  for (std::int32_t axis = 0; axis < tensor.ndim; ++axis) {
-    lengths[is_step + axis] = tensor.shape[axis], strides[is_step + axis] = tensor.strides[axis] * item;
-    elements *= tensor.shape[axis];
+                        tensor.lanes == 1 && (tensor.bits == 32 || tensor.bits == 64) && tensor.ndim <= most_axes &&
+                        tensor.strides;
+  return is_plain ? std::optional(tensor) : std::nullopt;
+}
+
+std::optional<Array> TensorClasses::read(const py::handle& object, bool is_step) const {
+  const std::optional<dlpack::Tensor> tensor = look(object);
+  if (!tensor) return std::nullopt;
+  // The numbers of some views are those in memory with the other sign, which DLPack does not say.
+  const auto is_negated = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), is_neg_.ptr()));
+  if (!is_negated) throw py::error_already_set();
+  if (is_negated.ptr() != Py_False) return std::nullopt;
+  const Index item = tensor->bits / 8;
+  Index lengths[most_axes + 1] = {1}, strides[most_axes + 1] = {0}, elements = 1;
+  for (std::int32_t axis = 0; axis < tensor->ndim; ++axis) {
+    lengths[is_step + axis] = tensor->shape[axis], strides[is_step + axis] = tensor->strides[axis] * item;
+    elements *= tensor->shape[axis];
   }
-  if (elements && !tensor.data) return std::nullopt;
-  const std::int32_t ndim = is_step + tensor.ndim;
+  if (elements && !tensor->data) return std::nullopt;
+  const std::int32_t ndim = is_step + tensor->ndim;
   return Array(py::reinterpret_borrow<py::object>(object), item == 8 ? py::dtype::of<double>() : py::dtype::of<float>(),
-               static_cast<char*>(tensor.data) + tensor.byte_offset, Shape(lengths, lengths + ndim),
+               static_cast<char*>(tensor->data) + tensor->byte_offset, Shape(lengths, lengths + ndim),
                Shape(strides, strides + ndim));
 }
 
@@ -98,11 +105,8 @@ py::object TensorClasses::made(const py::object& owner, dlpack::Tensor tensor) c
     stride *= tensor.shape[axis];
   }
   tensor.shape = lent->shape, tensor.strides = lent->strides;
-  lent->managed = {.version = {dlpack::major_version, 0},
-                   .context = lent.get(),
-                   .deleter = release,
-                   .flags = 0,
-                   .tensor = tensor};
+  lent->managed = {
+      .version = {dlpack::major_version, 0}, .context = lent.get(), .deleter = release, .flags = 0, .tensor = tensor};
   lent->owner = owner.inc_ref().ptr();
   void* object = nullptr;
   if (table_->make(&lent.release()->managed, &object)) throw py::error_already_set();
@@ -137,7 +141,8 @@ struct Layer {
 };
 
 bool same_memory(const Array& a, const Array& b) {
-  return a.data() == b.data() && a.shape() == b.shape() && a.has_strides_of(b) && a.dtype().is(b.dtype());
+  const bool at_one_place = a.size() == 0 || (a.data() == b.data() && a.has_strides_of(b));
+  return at_one_place && a.shape() == b.shape() && a.dtype().is(b.dtype());
 }
 
 // Whether these are the arrays that a tape refers to, in the order of Layer.
@@ -168,24 +173,20 @@ class Tensors {
                       bool is_step, bool need_dx, Index threads) const;
 
  private:
-  // Whether a tensor is plain and has this dtype and shape.
-  bool fits(const py::handle& object, const py::dtype& dtype, const Shape& shape) const {
-    const std::optional<Array> array = classes_.read(object, false);
-    return array && array->dtype().is(dtype) && array->shape() == shape;
-  }
-
   TensorClasses classes_;
 };
 
-// The tensors of a module's call in the order of Layer, and whether one of them requires a gradient; None where the call
-// is not a plain one: it is for others to compute, or to say what is wrong with it.
+// The tensors of a module's call in the order of Layer, and whether one of them requires a gradient; None where the
+// call is not a plain one: it is for others to compute, or to say what is wrong with it.
 py::object Tensors::gather(const py::object& cell, bool bias, Index I, Index H, Index P, const py::dict& stored,
                            const py::object& names, const py::object& x, const py::object& hx, bool is_step) const {
   const auto all = py::reinterpret_borrow<py::list>(names);
   const Layer layer = {.cell = &cell_named(cell), .bias = bias, .projected = P != H, .weights = all.size()};
   if (!layer.is_whole()) return py::none();
-  const std::optional<Array> input = classes_.read(x, is_step);
-  if (!input || input->ndim() != 3 || input->shape(2) != I || input->shape(0) < 1) return py::none();
+  const std::optional<dlpack::Tensor> input = classes_.look(x);
+  const std::int32_t axes = is_step ? 2 : 3;
+  if (!input || input->ndim != axes || input->shape[axes - 1] != I || (!is_step && input->shape[0] < 1))
+    return py::none();
   const auto S = std::size_t(layer.cell->state_count);
   const bool several = py::isinstance<py::tuple>(hx) || py::isinstance<py::list>(hx);
   if (!hx.is_none() && several != (S > 1)) return py::none();
@@ -195,19 +196,18 @@ py::object Tensors::gather(const py::object& cell, bool bias, Index I, Index H, 
   py::tuple tensors(layer.weights + 1 + given.size());
   for (std::size_t i = 0; i < layer.weights; ++i) {
     PyObject* const weight = PyDict_GetItemWithError(stored.ptr(), PyList_GET_ITEM(all.ptr(), Py_ssize_t(i)));
-    if (!weight) {
-      if (PyErr_Occurred()) throw py::error_already_set();
-      return py::none();
-    }
-    const std::optional<Array> array = classes_.read(weight, false);
-    if (!array || !array->dtype().is(input->dtype())) return py::none();
+    if (!weight && PyErr_Occurred()) throw py::error_already_set();
+    const auto tensor = weight ? classes_.look(weight) : std::nullopt;
+    if (!tensor || tensor->bits != input->bits) return py::none();
     tensors[i] = py::handle(weight);
   }
   tensors[layer.weights] = x;
   for (std::size_t s = 0; s < given.size(); ++s) {
-    const Index n = s ? H : P, B = input->shape(1);
-    const Shape shape = is_step ? Shape{B, n} : Shape{Index(layer.directions()), B, n};
-    if (!fits(given[s], input->dtype(), shape)) return py::none();
+    const std::optional<dlpack::Tensor> state = classes_.look(given[s]);
+    if (!state || state->bits != input->bits || state->ndim != axes || state->shape[axes - 1] != (s ? H : P) ||
+        state->shape[axes - 2] != input->shape[axes - 2] ||
+        (!is_step && state->shape[0] != std::int64_t(layer.directions())))
+      return py::none();
     tensors[layer.weights + 1 + s] = given[s];
   }
   const bool requires_grad = std::ranges::any_of(
@@ -230,10 +230,10 @@ py::object Tensors::forward(const py::object& cell, bool bias, bool projected, s
     if (!parameters.back()) return py::none();
     if (!bias && i % layer.of_direction() == 1) parameters.emplace_back(), parameters.emplace_back();
   }
-  std::optional<Array> x = classes_.read(tensors[weights], false);
+  const std::optional<dlpack::Tensor> input = classes_.look(tensors[weights]);
+  const bool is_step = input && input->ndim == 2 && batch_sizes.is_none();
+  std::optional<Array> x = classes_.read(tensors[weights], is_step);
   if (!x) return py::none();
-  const bool is_step = x->ndim() == 2 && batch_sizes.is_none();
-  if (is_step) x = classes_.read(tensors[weights], true);
   ForwardObjects given = {.training = training, .threads = threads};
   if (tensors.size() > weights + 1) {
     py::tuple states(S);

@@ -1,5 +1,5 @@
-// Tensors of another framework, read and made through a table of C functions that their class carries: DLPack's exchange
-// API, https://dmlc.github.io/dlpack/latest/c_api.html. Its structs are declared here as they lie in memory.
+// Tensors of another framework, read and made through a table of C functions that their class carries: DLPack's
+// exchange API, https://dmlc.github.io/dlpack/latest/c_api.html. Its structs are declared here as they lie in memory.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -57,8 +57,11 @@ class TensorClasses {
  public:
   TensorClasses(const py::type& tensor, const py::type& parameter);
 
-  // What a tensor is, or none where it is not a plain one, of float32 or float64 on the CPU. A step's has no axis of
-  // time or of directions yet, which it gets. The memory lives as long as the tensor is left as it is.
+  // A tensor as its class describes it, or none where it is not a plain one, of float32 or float64 on the CPU.
+  std::optional<dlpack::Tensor> look(const py::handle& object) const;
+
+  // What a plain tensor is, or none. A step's has no axis of time or of directions yet, which it gets. The memory lives
+  // as long as the tensor is left as it is.
   std::optional<Array> read(const py::handle& object, bool is_step) const;
 
   // A tensor of the elements of a contiguous array, which it keeps alive; that of a step loses its first axis.
@@ -68,6 +71,8 @@ class TensorClasses {
   py::object make(const py::object& owner, void* data, Index n, Index item) const;
 
  private:
+  static constexpr std::int32_t most_axes = 8;
+
   py::object made(const py::object& owner, dlpack::Tensor tensor) const;
 
   py::object tensor_, parameter_;  // kept alive

@@ -1,62 +1,61 @@
 """A call in eager mode, which autograd follows."""
 
 import weakref
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
-from .. import _core
 from ._derivatives import differentiable_backward
-from ._kernels import Call, run_backward, tensor_of
+from ._kernels import Call, Kind, backward, forward
 
 
 class _Layer(torch.autograd.Function):  # type: ignore[misc]
-    """A call, given with its tensors: the weights, x and the states."""
+    """A call, given with its tensors: n weights, x and the states."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor | None, ...]:
-        array, *last, tape = call.run(_core.forward)
-        y, token = torch.from_numpy(array), torch.from_numpy(tape.memory[0])
+    def forward(
+        ctx: Any, kind: Kind, n: int, batch_sizes: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        y, *last, tape, token = forward(kind, n, tensors, batch_sizes, True)
         # A saved tensor owns the tape: it goes with the graph, or where hooks on saved tensors let go of it.
-        ctx.save_for_backward(*tensors, call.batch_sizes, token)
-        ctx.kind, ctx.num_weights, ctx.tape = call[:3], len(call.weights), weakref.ref(tape)
-        ctx.addresses, ctx.y = _addresses(tensors), y.detach()  # which is told of changes of y in place
+        ctx.save_for_backward(*tensors, batch_sizes, token)
         ctx.set_materialize_grads(False)
-        step = call.is_step
-        return None if step else y, *(tensor_of(a, step) for a in last)
+        ctx.kind, ctx.num_weights, ctx.tape = kind, n, weakref.ref(tape)
+        ctx.y = None if y is None else y.detach()  # which is told of changes of y in place; of a step there is none
+        return y, *last
 
     @staticmethod
     def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, batch_sizes, _ = ctx.saved_tensors
-        if all(d is None for d in dlast):
-            return (None,) * (1 + len(tensors))
-        n = ctx.num_weights
-        weights, x, states = tensors[:n], tensors[n], tensors[n + 1 :]
-        cell, bias, projected = ctx.kind
-        call = Call(cell, bias, projected, x, states, batch_sizes, weights)
-        if torch.is_grad_enabled() or any(d is not None and is_legacy_batchedtensor(d) for d in dlast):
-            dx, dstates, dweights = differentiable_backward(call, dlast)
-        else:
-            tape = ctx.tape()
-            if tape is None or ctx.y._version or ctx.addresses != _addresses(tensors):
-                *_, tape = call.run(_core.forward)
-            dx, dstates, dweights = run_backward(tape, dlast, ctx.needs_input_grad[1 + n], call.is_step)
-        return None, *dweights, dx, *dstates[: len(states)]
+        saved = ctx.saved_tensors
+        tensors, n, y, tape = saved[:-2], ctx.num_weights, ctx.y, ctx.tape()
+        gradients = None
+        if tape is not None and (y is None or not y._version) and not torch.is_grad_enabled():
+            gradients = backward(tape, n, tensors, dlast, y is None, ctx.needs_input_grad[3 + n])
+        if gradients is None:
+            gradients = _anew(ctx, tensors, saved[-2], dlast)
+        return None, None, None, *gradients
 
 
-def _addresses(tensors: Iterable[Tensor]) -> list[int]:
-    """Return where tensors are: hooks may give others back, which are not those that a tape refers to."""
-    return [t.data_ptr() for t in tensors]
+def _anew(ctx: Any, tensors: tuple[Tensor, ...], batch_sizes: Tensor | None, dlast: tuple[Tensor | None, ...]) -> Any:
+    """Return the gradients where those that the tape refers to are of no use, or are to have gradients themselves."""
+    n = ctx.num_weights
+    if all(d is None for d in dlast):
+        return [None] * len(tensors)
+    if torch.is_grad_enabled() or any(d is not None and is_legacy_batchedtensor(d) for d in dlast):
+        call = Call(*ctx.kind, tensors[n], tensors[n + 1 :], batch_sizes, tensors[:n])
+        dx, dstates, dweights = differentiable_backward(call, dlast)
+        return *dweights, dx, *dstates[: len(tensors) - n - 1]
+    *_, tape, _ = forward(ctx.kind, n, tensors, batch_sizes, True)
+    return backward(tape, n, tensors, dlast, ctx.y is None, ctx.needs_input_grad[3 + n])
 
 
-# What Function.apply comes to where no transform of torch.func is at work, and none gets here: 4 µs of 90 for a call.
+# What Function.apply comes to where no transform of torch.func is at work, and none gets here: 3 µs of a call.
 _apply = super(torch.autograd.Function, _Layer).apply
 
 
-def followed(call: Call) -> tuple[Tensor | None, ...]:
-    """Return y, None of a step, and the last states."""
-    results: tuple[Tensor | None, ...] = _apply(call, *call.weights, call.x, *call.states)
+def followed(kind: Kind, n: int, batch_sizes: Tensor | None, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """Return y, None of a step, and the last states, given n weights, x and the states."""
+    results: tuple[Tensor | None, ...] = _apply(kind, n, batch_sizes, *tensors)
     return results

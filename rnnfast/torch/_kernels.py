@@ -5,10 +5,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from .. import _core
 from .._base.state import STATES
 
+# The calls that take tensors as they are. Before torch 2.10 it has no functions for them: all calls go by arrays then.
+TENSORS = _core.Tensors(Tensor, torch.nn.Parameter) if hasattr(Tensor, "__dlpack_c_exchange_api__") else None
+
+Kind: TypeAlias = tuple[str, bool, bool]  # the cell, and as in Call
 Gradients: TypeAlias = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]  # dx, dstates and dweights
 
 
@@ -67,6 +72,47 @@ class Call(NamedTuple):
             **options,
         )
         return [y, *last, *tape]
+
+
+def forward(
+    kind: Kind, n: int, tensors: tuple[Tensor, ...], batch_sizes: Tensor | None, training: bool
+) -> Sequence[Any]:
+    """Return y, None of a step, and the last states; in training also the tape and a tensor that owns it.
+
+    `tensors` are n weights, x and the initial states, if there are any.
+    """
+    if TENSORS is not None:
+        sizes = None if batch_sizes is None else array_of(batch_sizes)
+        results = TENSORS.forward(*kind, n, tensors, sizes, training, torch.get_num_threads())
+        if results is not None:
+            return results
+    call = Call(*kind, tensors[n], tensors[n + 1 :], batch_sizes, tensors[:n])
+    step = call.is_step
+    if training:
+        y, *last, tape = call.run(_core.forward)
+        kept = [tape, torch.from_numpy(tape.memory[0])]
+    else:
+        (y, *last), kept = call.run(_core.inference), []
+    return [None if step else torch.from_numpy(y), *[tensor_of(a, step) for a in last], *kept]
+
+
+def backward(
+    tape: _core.Tape, n: int, tensors: tuple[Tensor, ...], dlast: tuple[Tensor | None, ...], step: bool, need_dx: bool
+) -> Sequence[Tensor | None] | None:
+    """Return the gradients of the tensors of a forward, or None where its tape does not refer to these tensors."""
+    if TENSORS is not None:
+        gradients = TENSORS.backward(tape, n, tensors, dlast, step, need_dx, torch.get_num_threads())
+        if gradients is not None:
+            return gradients
+    if any(d is not None and is_legacy_batchedtensor(d) for d in dlast):
+        return None
+    arrays = *map(array_of, tensors[:n]), *(array_of(t, step) for t in tensors[n:])
+    if not _core.reads_from(tape, arrays):
+        return None
+    if all(d is None for d in dlast):
+        return [None] * len(tensors)
+    dx, dstates, dweights = run_backward(tape, dlast, need_dx, step)
+    return [*dweights, dx, *dstates[: len(tensors) - n - 1]]
 
 
 def run_backward(tape: _core.Tape, dlast: Sequence[Tensor | None], need_dx: bool, step: bool = False) -> Gradients:

@@ -1,7 +1,7 @@
 """The recurrent modules of `torch.nn` with a forward of their own."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,12 +14,12 @@ from .. import _core
 from .._base.state import STATES
 from ._autograd import followed
 from ._derivatives import STEPS, by_steps, without_onednn
-from ._kernels import Call, tensor_of
+from ._kernels import TENSORS, Call, Kind, forward
 from ._operators import forward_operator
 
 DTYPES = torch.float32, torch.float64
 MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}  # torch's names
-CELL_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+CELL_WEIGHTS = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 
 
 def is_watched() -> bool:
@@ -35,11 +35,32 @@ def left_to_torch() -> bool:
     return bool(transformed or torch.jit.is_tracing())
 
 
-def layer(call: Call) -> tuple[Any, ...]:
+def is_plain() -> bool:
+    """Return whether nothing follows or changes a call but autograd."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+def computed(
+    kind: Kind, n: int, batch_sizes: Tensor | None, tensors: tuple[Tensor, ...], differentiable: bool
+) -> Sequence[Any]:
+    """Return y, None of a step, and the last states, given n weights, x and the states."""
+    if differentiable:
+        return followed(kind, n, batch_sizes, tensors)
+    return forward(kind, n, tensors, batch_sizes, False)
+
+
+def layer(call: Call) -> Sequence[Any]:
     """Return y, None of a step, and the last states."""
     if left_to_torch():  # of a cell that torch lacks
         return tuple(by_steps(call))
-    tensors = call.x, *call.states, *call.weights
+    tensors = *call.weights, call.x, *call.states
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if is_watched() or type(call.x) not in (Tensor, torch.nn.Parameter) or not call.x.is_cpu:
         if call.is_step:
@@ -49,11 +70,7 @@ def layer(call: Call) -> tuple[Any, ...]:
             call = call._replace(states=[call.x.new_zeros(shape) for shape in call.state_shapes])
         *results, _, _ = forward_operator(*call, differentiable)
         return tuple(results)
-    if differentiable:
-        return followed(call)
-    y, *states = call.run(_core.inference)
-    step = call.is_step
-    return None if step else torch.from_numpy(y), *[tensor_of(a, step) for a in states]
+    return computed(call[:3], len(call.weights), call.batch_sizes, tensors, differentiable)
 
 
 def prepared(weight: Tensor, x: Tensor, hx: Any, shapes: list[tuple[int, ...]]) -> list[Any] | None:
@@ -97,6 +114,19 @@ class Recurrent(_Scriptable):
     """The forward of LSTM, GRU and RNN."""
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
+        if TENSORS is not None and type(input) is Tensor and self.num_layers == 1 and is_plain():
+            x = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
+            H, P = self.hidden_size, self.proj_size
+            kind = MODES[self.mode], bool(self.bias), P > 0
+            names, stored = self._flat_weights_names, self._parameters
+            given = TENSORS.gather(*kind[:2], self.input_size, H, P or H, stored, names, x, hx, False)
+            if given is not None:
+                tensors, requires_grad = given
+                differentiable = requires_grad and torch.is_grad_enabled()
+                y, *last = computed(kind, len(names), None, tensors, differentiable)
+                if x is not input:
+                    y = y.transpose(0, 1)
+                return y, tuple(last) if len(last) > 1 else last[0]
         is_theirs = isinstance(self, torch.nn.RNNBase)
         if (is_theirs and left_to_torch()) or not isinstance(input, Tensor | PackedSequence):
             with without_onednn if self.mode == "LSTM" else nullcontext():
@@ -156,11 +186,20 @@ class _Cell(_Scriptable):
     """The forward of LSTMCell, GRUCell and RNNCell, whose names among the kernels are their `cell`."""
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
-        cell = self.cell
+        cell, H = self.cell, self.hidden_size
+        if TENSORS is not None and cell in STEPS and is_plain():
+            bias = bool(self.bias)
+            names = CELL_WEIGHTS if bias else CELL_WEIGHTS[:2]
+            plain = TENSORS.gather(cell, bias, self.input_size, H, H, self._parameters, names, input, hx, True)
+            if plain is not None:
+                tensors, requires_grad = plain
+                differentiable = requires_grad and torch.is_grad_enabled()
+                _, *last = computed((cell, bias, False), len(names), None, tensors, differentiable)
+                return tuple(last) if len(last) > 1 else last[0]
         if left_to_torch() or cell not in STEPS:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong with a nonlinearity
         weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
-        shape, S = (*input.shape[:-1], self.hidden_size), len(STATES[cell])
+        shape, S = (*input.shape[:-1], H), len(STATES[cell])
         fits = len(shape) in (1, 2) and input.shape[-1:] == (self.input_size,)
         given = prepared(weights[0], input, hx, [shape] * S if fits else [])
         if given is None:

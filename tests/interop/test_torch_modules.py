@@ -21,6 +21,7 @@ torch: Any = pytest.importorskip("torch", reason='torch is not installed (pip in
 import rnnfast  # noqa: E402
 import rnnfast.torch as ours  # noqa: E402
 from rnnfast import _core  # noqa: E402
+from rnnfast.torch import _kernels, _modules  # noqa: E402
 from rnnfast.torch._derivatives import without_onednn  # noqa: E402
 from rnnfast.torch._modules import MODES  # noqa: E402
 
@@ -104,25 +105,35 @@ class KernelCall(NamedTuple):
 
     name: str
     arguments: tuple[Any, ...]  # without the first, a cell or a tape, which is not to be kept alive
-    options: dict[str, Any]
     tape: Any  # a weak reference to the tape that a forward returned
+
+
+class Watched:
+    """The calls with tensors, of which it makes a list."""
+
+    def __init__(self) -> None:
+        self.gather, self.calls = _kernels.TENSORS.gather, list[KernelCall]()
+
+    def forward(self, *arguments: Any) -> Any:
+        results = _core.Tensors.forward(self.tensors, *arguments)
+        training = arguments[-2]
+        name, tape = ("forward", weakref.ref(results[-2])) if training else ("inference", None)
+        self.calls.append(KernelCall(name, arguments[1:], tape))
+        return results
+
+    def backward(self, *arguments: Any) -> Any:
+        self.calls.append(KernelCall("backward", arguments[1:], None))
+        return _core.Tensors.backward(self.tensors, *arguments)
+
+    tensors = _kernels.TENSORS
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[KernelCall]:
     """Return a list that fills with the calls that are made."""
-    calls: list[KernelCall] = []
-
-    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            results = function(*arguments, **options)
-            calls.append(KernelCall(name, arguments[1:], options, name == "forward" and weakref.ref(results[-1])))
-            return results
-
-        return call
-
-    for name in ("forward", "backward", "inference"):
-        monkeypatch.setattr(_core, name, watched(name, getattr(_core, name)))
-    return calls
+    watched = Watched()
+    for module in (_kernels, _modules):
+        monkeypatch.setattr(module, "TENSORS", watched)
+    return watched.calls
 
 
 OPTIONS = [
@@ -205,10 +216,80 @@ def test_contiguous_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> N
     module, x = ours.LSTM(I, H), torch.randn(T, B, I)
     calls = calls_of(monkeypatch)
     y, _ = module(x)
-    array, [parameters], *_ = calls[0].arguments
-    assert array.ctypes.data == x.data_ptr()
-    assert [w.ctypes.data for w in parameters] == [w.data_ptr() for w in module.parameters()]
+    assert _core.reads_from(calls[0].tape(), (*module.parameters(), x))
+    assert not _core.reads_from(calls[0].tape(), (*module.parameters(), x.clone()))
     assert y.is_contiguous()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@by_layer
+def test_without_dlpacks_functions_the_bits_are_the_same(
+    layer: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, module = twins(layer, num_layers=2, bidirectional=True)
+    x = torch.randn(*((T,) if form == "unbatched" else (T, B)), I)
+    state = state_of(module, x, *(() if form == "unbatched" else (B,)))
+    cell, h = ours.GRUCell(I, H), torch.randn(B, H, requires_grad=True)
+    found = []
+    for _ in range(2):
+        after = cell(torch.ones(B, I), h)
+        single = ours.GRU(I, H, batch_first=True)
+        single.load_state_dict({f"{name}_l0": p.detach() for name, p in cell.named_parameters()})
+        found.append(solve(module, x, state, form))
+        found[-1] += [
+            after,
+            *torch.autograd.grad(after.sum(), [h, *cell.parameters()]),
+            *solve(single, x.expand(B, *x.shape) if x.dim() == 2 else x, None),
+        ]
+        with torch.no_grad():
+            found[-1] += [*flat(module(x)), cell(torch.ones(B, I), h)]
+        for place in (_kernels, _modules):
+            monkeypatch.setattr(place, "TENSORS", None)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_views_with_the_other_sign_are_read_as_they_are() -> None:
+    module, z = ours.GRU(I, H), torch.randn(T, B, I, dtype=torch.complex64)
+    x = z.conj().imag
+    assert x.is_neg()
+    for other in (x, x.clone().requires_grad_()):
+        expected = solve(module, other.detach().resolve_neg(), None)
+        y, h = module(other)
+        dy = torch.linspace(-1, 2, y.numel()).reshape(y.shape).sin()
+        assert torch.equal(y, expected[0])
+        assert torch.equal(
+            torch.autograd.grad(y, module.weight_hh_l0, z.imag.new_tensor(dy).contiguous())[0],
+            torch.autograd.grad(module(x.resolve_neg())[0], module.weight_hh_l0, dy)[0],
+        )
+
+
+@by_layer
+def test_tensors_may_be_resized_and_get_other_memory_between_calls(layer: str) -> None:
+    theirs, module = twins(layer)
+    found = []
+    for m in (theirs, module):
+        x = torch.linspace(-1, 1, T * B * I).reshape(T, B, I)
+        m(x)[0].sum().backward()
+        x.resize_(2 * T, B, I).fill_(0.5)
+        m.weight_hh_l0.data = m.weight_hh_l0.data.clone() / 2
+        y, _ = m(x)
+        m.zero_grad()
+        y.sum().backward()
+        found.append([y, *(p.grad for p in m.parameters())])
+    assert_close(*found)
+
+
+def test_memory_that_a_tensor_gets_after_forward_is_read_within_its_bounds() -> None:
+    module, x = ours.GRU(I, H), torch.randn(T, B, I)
+    y, _ = module(x)
+    with torch.no_grad():
+        module.weight_hh_l0.data = torch.full_like(module.weight_hh_l0, 0.25)
+    y.sum().backward()  # as in torch, of values that are not those of forward
+    again, expected = ours.GRU(I, H), copy.deepcopy(module)
+    again.load_state_dict(module.state_dict())
+    expected.zero_grad()
+    expected(x)[0].sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
 
 
 # Errors
@@ -354,7 +435,7 @@ def test_the_inputs_gradient_is_computed_where_it_is_needed(layer: str, monkeypa
     calls = calls_of(monkeypatch)
     for needed in (False, True):
         module(torch.randn(T, B, I, requires_grad=needed))[0].sum().backward()
-        above, first = (call.arguments[2] for call in calls if call.name == "backward")
+        above, first = (call.arguments[-2] for call in calls if call.name == "backward")
         assert (above, first) == (True, needed)
         calls.clear()
 
