@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from ._derivatives import differentiable_backward
-from ._kernels import Call, Kind, backward, forward
+from ._kernels import Call, Kind, backward, forward, run_backward
 
 
 class _Layer(torch.autograd.Function):  # type: ignore[misc]
@@ -40,15 +40,17 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
 
 def _anew(ctx: Any, tensors: tuple[Tensor, ...], batch_sizes: Tensor | None, dlast: tuple[Tensor | None, ...]) -> Any:
     """Return the gradients where those that the tape refers to are of no use, or are to have gradients themselves."""
-    n = ctx.num_weights
+    n: int = ctx.num_weights
+    kind: Kind = ctx.kind
     if all(d is None for d in dlast):
         return [None] * len(tensors)
     if torch.is_grad_enabled() or any(d is not None and is_legacy_batchedtensor(d) for d in dlast):
-        call = Call(*ctx.kind, tensors[n], tensors[n + 1 :], batch_sizes, tensors[:n])
+        call = Call(*kind, tensors[n], tensors[n + 1 :], batch_sizes, tensors[:n])
         dx, dstates, dweights = differentiable_backward(call, dlast)
-        return *dweights, dx, *dstates[: len(tensors) - n - 1]
-    *_, tape, _ = forward(ctx.kind, n, tensors, batch_sizes, True)
-    return backward(tape, n, tensors, dlast, ctx.y is None, ctx.needs_input_grad[3 + n])
+    else:
+        *_, tape, _ = forward(kind, n, tensors, batch_sizes, True)
+        dx, dstates, dweights = run_backward(tape, dlast, ctx.needs_input_grad[3 + n], ctx.y is None)
+    return *dweights, dx, *dstates[: len(tensors) - n - 1]
 
 
 # What Function.apply comes to where no transform of torch.func is at work, and none gets here: 3 µs of a call.

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _core
 from .._base.state import STATES
 from ._autograd import followed
 from ._derivatives import STEPS, by_steps, without_onednn
@@ -56,6 +55,20 @@ def computed(
     return forward(kind, n, tensors, batch_sizes, False)
 
 
+def plainly(module: Any, kind: Kind, names: list[str], x: Tensor, hx: Any, step: bool = False) -> Sequence[Any] | None:
+    """Return y, None of a step, and the last states; None if a call is no plain one, or something follows it."""
+    if TENSORS is None or not is_plain():
+        return None
+    cell, bias, projected = kind
+    I, H = module.input_size, module.hidden_size
+    P = module.proj_size if projected else H
+    plain = TENSORS.gather(cell, bias, I, H, P, module._parameters, names, x, hx, step)
+    if plain is None:
+        return None
+    tensors, requires_grad = plain
+    return computed(kind, len(names), None, tensors, requires_grad and torch.is_grad_enabled())
+
+
 def layer(call: Call) -> Sequence[Any]:
     """Return y, None of a step, and the last states."""
     if left_to_torch():  # of a cell that torch lacks
@@ -70,7 +83,9 @@ def layer(call: Call) -> Sequence[Any]:
             call = call._replace(states=[call.x.new_zeros(shape) for shape in call.state_shapes])
         *results, _, _ = forward_operator(*call, differentiable)
         return tuple(results)
-    return computed(call[:3], len(call.weights), call.batch_sizes, tensors, differentiable)
+    return computed(
+        (call.cell, call.bias, call.projected), len(call.weights), call.batch_sizes, tensors, differentiable
+    )
 
 
 def prepared(weight: Tensor, x: Tensor, hx: Any, shapes: list[tuple[int, ...]]) -> list[Any] | None:
@@ -114,19 +129,13 @@ class Recurrent(_Scriptable):
     """The forward of LSTM, GRU and RNN."""
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
-        if TENSORS is not None and type(input) is Tensor and self.num_layers == 1 and is_plain():
+        if type(input) is Tensor and self.num_layers == 1:
             x = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
-            H, P = self.hidden_size, self.proj_size
-            kind = MODES[self.mode], bool(self.bias), P > 0
-            names, stored = self._flat_weights_names, self._parameters
-            given = TENSORS.gather(*kind[:2], self.input_size, H, P or H, stored, names, x, hx, False)
-            if given is not None:
-                tensors, requires_grad = given
-                differentiable = requires_grad and torch.is_grad_enabled()
-                y, *last = computed(kind, len(names), None, tensors, differentiable)
-                if x is not input:
-                    y = y.transpose(0, 1)
-                return y, tuple(last) if len(last) > 1 else last[0]
+            kind = MODES[self.mode], bool(self.bias), self.proj_size > 0
+            results = plainly(self, kind, self._flat_weights_names, x, hx)
+            if results is not None:
+                y, *after = results
+                return y if x is input else y.transpose(0, 1), tuple(after) if len(after) > 1 else after[0]
         is_theirs = isinstance(self, torch.nn.RNNBase)
         if (is_theirs and left_to_torch()) or not isinstance(input, Tensor | PackedSequence):
             with without_onednn if self.mode == "LSTM" else nullcontext():
@@ -186,20 +195,17 @@ class _Cell(_Scriptable):
     """The forward of LSTMCell, GRUCell and RNNCell, whose names among the kernels are their `cell`."""
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
-        cell, H = self.cell, self.hidden_size
-        if TENSORS is not None and cell in STEPS and is_plain():
+        cell = self.cell
+        if cell in STEPS:
             bias = bool(self.bias)
-            names = CELL_WEIGHTS if bias else CELL_WEIGHTS[:2]
-            plain = TENSORS.gather(cell, bias, self.input_size, H, H, self._parameters, names, input, hx, True)
-            if plain is not None:
-                tensors, requires_grad = plain
-                differentiable = requires_grad and torch.is_grad_enabled()
-                _, *last = computed((cell, bias, False), len(names), None, tensors, differentiable)
-                return tuple(last) if len(last) > 1 else last[0]
+            results = plainly(self, (cell, bias, False), CELL_WEIGHTS if bias else CELL_WEIGHTS[:2], input, hx, True)
+            if results is not None:
+                _, *after = results
+                return tuple(after) if len(after) > 1 else after[0]
         if left_to_torch() or cell not in STEPS:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong with a nonlinearity
         weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
-        shape, S = (*input.shape[:-1], H), len(STATES[cell])
+        shape, S = (*input.shape[:-1], self.hidden_size), len(STATES[cell])
         fits = len(shape) in (1, 2) and input.shape[-1:] == (self.input_size,)
         given = prepared(weights[0], input, hx, [shape] * S if fits else [])
         if given is None:
