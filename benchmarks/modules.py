@@ -2,9 +2,10 @@
 
 python -m benchmarks.modules [--layers LSTM ...] [--calls T,B,I,H ...] [--shapes T,B,I,H ...] [--model T,B,E,H]
 
-First the calls whose arithmetic is least: the same from NumPy, by our class for torch, and by torch's own. Then layers
-of torch.nn and the same after `accelerate`. Last a model: an embedding, a GRU and a readout, in a training step with
-cross entropy, clipping and Adam, and a forward for one sequence. All that stand in a row take turns.
+First the calls whose arithmetic is least: the same from NumPy, by our class for torch, by torch's own, and by a
+torch.autograd.Function of the same tensors that computes nothing; and their forward alone, which keeps nothing. Then
+layers of torch.nn and the same after `accelerate`. Last a model: an embedding, a GRU and a readout, in a training step
+with cross entropy, clipping and Adam, and a forward for one sequence. All that stand in a row take turns.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from benchmarks.timing import Call, in_turns
 from rnnfast import _core, lm
 
 LAYERS = [layer.__name__ for layer in lm.LAYERS.values()]
-CALLS = [(1, 1, 4, 4), (10, 1, 16, 16)]
+CALLS = [(1, 1, 4, 4), (1, 1, 16, 16), (1, 1, 64, 64), (20, 4, 16, 16), (20, 4, 64, 64)]
 SHAPES = [(50, 32, 256, 256), (100, 1, 128, 128)]
 MODEL = (64, 32, 64, 256)
 V = 100  # characters
@@ -63,17 +64,68 @@ def torch_call(module: Any, given: Arrays) -> Call:
 
     def training() -> Any:
         y = module(x)
-        return torch.autograd.grad(y if isinstance(y, torch.Tensor) else y[0], inputs, dy)
+        return torch.autograd.grad(y[0] if isinstance(y, tuple) else y, inputs, dy)
 
     return training
 
 
-def three_calls(kind: str, sizes: tuple[int, ...]) -> list[Call]:
-    """Return that of NumPy, that of our class for torch and that of torch's, with the same parameters."""
-    layer, given = getattr(rnnfast, kind)(*sizes[2:], seed=0), arrays(kind, sizes)
+class Empty(torch.autograd.Function):  # type: ignore[misc]
+    """Takes the tensors of a call, returns as many as it does, and has gradients for them, without computing."""
+
+    @staticmethod
+    def forward(ctx: Any, results: Any, gradients: Any, *tensors: Any) -> Any:
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.gradients = gradients
+        return tuple(t.detach() for t in results)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        assert ctx.saved_tensors
+        return None, None, *ctx.gradients
+
+
+def empty_call(module: Any, given: Arrays) -> Call:
+    """Return a call of `Empty` with the tensors of a module's."""
+    x, dy = map(torch.from_numpy, given)
+    found = module(x)
+    parts = found if isinstance(found, tuple) else (found,)
+    results = [t.detach() for part in parts for t in (part if isinstance(part, tuple) else (part,))]
+    inputs = [x.requires_grad_(), *module.parameters()]
+    gradients = [torch.empty_like(t) for t in inputs]
+
+    def training() -> Any:
+        y, *_ = Empty.apply(results, gradients, *inputs)
+        return torch.autograd.grad(y, inputs, dy)
+
+    return training
+
+
+def inference_calls(layer: Any, modules: Sequence[Any], x: Any) -> list[Call]:
+    """Return a forward that keeps nothing of a layer or cell and of modules."""
+
+    def of(module: Any) -> Call:
+        def forward() -> Any:
+            with torch.no_grad():
+                return module(tensor)
+
+        return forward
+
+    tensor = torch.from_numpy(x)
+    return [lambda: layer(x), *map(of, modules)]
+
+
+def same_layers(kind: str, sizes: tuple[int, ...]) -> tuple[Any, list[Any]]:
+    """Return a layer or cell of NumPy arrays, and our module and torch's with the same parameters."""
+    layer = getattr(rnnfast, kind)(*sizes[2:], seed=0)
     modules = [getattr(home, kind)(*sizes[2:]) for home in (rnnfast.torch, nn)]
     for module in modules:
         module.load_state_dict({name: torch.from_numpy(a) for name, a in layer.state_dict().items()})
+    return layer, modules
+
+
+def training_calls(layer: Any, modules: Sequence[Any], given: Arrays) -> list[Call]:
+    """Return that of NumPy, that of our class for torch and that of torch's."""
     return [numpy_call(layer, given), *(torch_call(module, given) for module in modules)]
 
 
@@ -131,18 +183,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine = describe()
     print(f"{machine['processor']}, {machine['isa']}, torch {torch.__version__}, {machine['date']}\n")
 
-    print("| call | T,B,I,H | NumPy, µs | rnnfast.torch, µs | more, µs | torch.nn, µs |")
-    print("|---|--:|--:|--:|--:|--:|")
-    for kind in (name + suffix for suffix in ("", "Cell") for name in options.layers):
-        for sizes in options.calls:
-            if kind.endswith("Cell") and sizes[0] > 1:
-                continue
-            ours, module, theirs = (1e6 * t for t in in_turns(three_calls(kind, sizes)))
-            print(
-                f"| {kind} | {','.join(map(str, sizes))} | {ours:.1f} | {module:.1f} "
-                f"| {module - ours:.1f} | {theirs:.1f} |",
-                flush=True,
-            )
+    rows = [
+        (kind, sizes)
+        for kind in (name + suffix for suffix in ("", "Cell") for name in options.layers)
+        for sizes in options.calls
+        if not (kind.endswith("Cell") and sizes[0] > 1)
+    ]
+
+    def print_rows(title: str, *others: str) -> None:
+        titles = ["T,B,I,H", "NumPy, µs", "rnnfast.torch, µs", "more, µs", "torch.nn, µs", *others]
+        print(f"| {title} | {' | '.join(titles)} |")
+        print(f"|---|{'--:|' * len(titles)}")
+        for kind, sizes in rows:
+            (layer, modules), given = same_layers(kind, sizes), arrays(kind, sizes)
+            if others:
+                calls = [*training_calls(layer, modules, given), empty_call(modules[0], given)]
+            else:
+                calls = inference_calls(layer, modules, given.x)
+            ours, module, *rest = (1e6 * t for t in in_turns(calls))
+            times = [ours, module, module - ours, *rest]
+            print(f"| {kind} | {','.join(map(str, sizes))} | {' | '.join(f'{t:.1f}' for t in times)} |", flush=True)
+
+    print_rows("forward + backward", "an empty Function, µs")
+    print()
+    print_rows("forward, without gradients")
 
     print("\n| before and after `accelerate` | T,B,I,H | before, ms | after, ms | times as fast |")
     print("|---|--:|--:|--:|--:|")

@@ -13,10 +13,27 @@ SIZES = (3, 2, 5, 4)
 
 @pytest.mark.parametrize("kind", [name + suffix for name in modules.LAYERS for suffix in ("", "Cell")])
 def test_the_calls_of_a_row_give_the_same_gradients(kind: str) -> None:
-    results: list[Any] = [call() for call in modules.three_calls(kind, SIZES)]
+    layer, twins = modules.same_layers(kind, SIZES)
+    given = modules.arrays(kind, SIZES)
+    results: list[Any] = [call() for call in modules.training_calls(layer, twins, given)]
     ours, *others = (dict(enumerate(map(torch.as_tensor, arrays))) for arrays in results)
     for other in others:
         assert_agree(ours, other)
+    empty: Any = modules.empty_call(twins[0], given)()
+    assert [gradient.shape for gradient in empty] == [gradient.shape for gradient in others[0].values()]
+
+
+@pytest.mark.parametrize("kind", [name + suffix for name in modules.LAYERS for suffix in ("", "Cell")])
+def test_the_forwards_of_a_row_give_the_same(kind: str) -> None:
+    layer, twins = modules.same_layers(kind, SIZES)
+    calls = modules.inference_calls(layer, twins, modules.arrays(kind, SIZES).x)
+    ours, *others = ([torch.as_tensor(part) for part in flattened(call())] for call in calls)
+    for other in others:
+        assert_agree(dict(enumerate(ours)), dict(enumerate(other)))
+
+
+def flattened(results: Any) -> list[Any]:
+    return [a for part in results for a in flattened(part)] if isinstance(results, tuple) else [results]
 
 
 def test_the_models_of_a_row_have_the_same_losses_and_outputs() -> None:
@@ -41,5 +58,5 @@ def test_every_call_has_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     pairs = [(f"nn.{name}", "3,2,2,4") for name in modules.LAYERS]
     pairs += [("GRU model, training step", "3,2,4,5"), ("GRU model, forward", "3,1,4,5")]
     found = [tuple(row[:2]) for row in rows if not row[1].startswith("T,")]
-    assert found == calls + pairs
+    assert found == calls + calls + pairs
     assert all(float(number) > 0 for row in rows if row[0].startswith(("nn.", "GRU model")) for number in row[2:])
