@@ -166,7 +166,7 @@ class Tensors {
   Tensors(const py::type& tensor, const py::type& parameter) : classes_(tensor, parameter) {}
 
   py::object gather(const py::object& cell, bool bias, Index I, Index H, Index P, const py::dict& stored,
-                    const py::object& names, const py::object& x, const py::object& hx, bool is_step) const;
+                    const py::list& names, const py::object& x, const py::object& hx, bool is_step) const;
   py::object forward(const py::object& cell, bool bias, bool projected, std::size_t weights, const py::tuple& tensors,
                      const py::object& batch_sizes, bool training, Index threads) const;
   py::object backward(const py::object& tape, std::size_t weights, const py::tuple& tensors, const py::tuple& dlast,
@@ -179,9 +179,8 @@ class Tensors {
 // The tensors of a module's call in the order of Layer, and whether one of them requires a gradient; None where the
 // call is not a plain one: it is for others to compute, or to say what is wrong with it.
 py::object Tensors::gather(const py::object& cell, bool bias, Index I, Index H, Index P, const py::dict& stored,
-                           const py::object& names, const py::object& x, const py::object& hx, bool is_step) const {
-  const auto all = py::reinterpret_borrow<py::list>(names);
-  const Layer layer = {.cell = &cell_named(cell), .bias = bias, .projected = P != H, .weights = all.size()};
+                           const py::list& names, const py::object& x, const py::object& hx, bool is_step) const {
+  const Layer layer = {.cell = &cell_named(cell), .bias = bias, .projected = P != H, .weights = names.size()};
   if (!layer.is_whole()) return py::none();
   const std::optional<dlpack::Tensor> input = classes_.look(x);
   const std::int32_t axes = is_step ? 2 : 3;
@@ -195,7 +194,8 @@ py::object Tensors::gather(const py::object& cell, bool bias, Index I, Index H, 
 
   py::tuple tensors(layer.weights + 1 + given.size());
   for (std::size_t i = 0; i < layer.weights; ++i) {
-    PyObject* const weight = PyDict_GetItemWithError(stored.ptr(), PyList_GET_ITEM(all.ptr(), Py_ssize_t(i)));
+    PyObject* const name = PyList_GetItem(names.ptr(), Py_ssize_t(i));
+    PyObject* const weight = name ? PyDict_GetItemWithError(stored.ptr(), name) : nullptr;
     if (!weight && PyErr_Occurred()) throw py::error_already_set();
     const auto tensor = weight ? classes_.look(weight) : std::nullopt;
     if (!tensor || tensor->bits != input->bits) return py::none();
@@ -268,7 +268,8 @@ py::object Tensors::forward(const py::object& cell, bool bias, bool projected, s
 py::object Tensors::backward(const py::object& tape, std::size_t weights, const py::tuple& tensors,
                              const py::tuple& dlast, bool is_step, bool need_dx, Index threads) const {
   const auto read = [&](std::size_t i) { return classes_.read(tensors[i], is_step && i >= weights); };
-  if (!reads_from(tape, tensors.size(), read)) return py::none();
+  const auto S = std::size_t(tape_in(tape).problem.cell->state_count);
+  if (weights >= tensors.size() || dlast.size() != 1 + S || !reads_from(tape, tensors.size(), read)) return py::none();
   py::tuple gradients(tensors.size());
   for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = py::none();
   BackwardObjects given = {.need_dx = need_dx, .threads = threads};

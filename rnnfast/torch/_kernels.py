@@ -10,7 +10,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 from .. import _core
 from .._base.state import STATES
 
-# The calls that take tensors as they are. Before torch 2.10 it has no functions for them: all calls go by arrays then.
+# The calls that take tensors as they are. Where an older torch lacks DLPack's C functions all of them go by arrays.
 TENSORS = _core.Tensors(Tensor, torch.nn.Parameter) if hasattr(Tensor, "__dlpack_c_exchange_api__") else None
 
 Kind: TypeAlias = tuple[str, bool, bool]  # the cell, and as in Call
