@@ -487,18 +487,24 @@ def _run(
 ) -> Any:
     initial = parts_of(cell, state, "state")
     results = None if out is None else out_parts(cell, out, "(y, state)")
-    options = {
-        "batch_sizes": batch_sizes,
-        "resets": resets,
-        "gate_override": gate_override,
-        "recurrent_factors": recurrent_factors,
-        "candidate_dropout": _candidate_dropout(candidate_dropout),
-        "zoneout": None if zoneout is None else _zoneout_parts(cell, zoneout),
-        "layer_norm_eps": layer_norm_eps,
-    }
-    if all(option is None for option in options.values()):
+    sequences = batch_sizes is resets is None
+    if sequences and gate_override is recurrent_factors is candidate_dropout is zoneout is layer_norm_eps is None:
         return run(cell, x, parameters, initial, results, embedding)  # arguments by name cost time
-    return run(cell, x, parameters, initial, results, embedding, **options)
+    return run(
+        cell,
+        x,
+        parameters,
+        initial,
+        results,
+        embedding,
+        batch_sizes=batch_sizes,
+        resets=resets,
+        gate_override=gate_override,
+        recurrent_factors=recurrent_factors,
+        candidate_dropout=_candidate_dropout(candidate_dropout),
+        zoneout=None if zoneout is None else _zoneout_parts(cell, zoneout),
+        layer_norm_eps=layer_norm_eps,
+    )
 
 
 def _candidate_dropout(given: object) -> tuple[Array, object] | None:
