@@ -3,10 +3,10 @@
 python -m benchmarks.modules [--layers LSTM ...] [--calls T,B,I,H ...] [--shapes T,B,I,H ...] [--model T,B,E,H]
 
 First the calls whose arithmetic is least: the same from NumPy, by our class for torch, by torch's own, by a
-torch.autograd.Function of the same tensors that computes nothing, and by the one of NumPy followed by the empty Function,
-which finds caches full of other things; and their forward alone, which keeps nothing. Then layers of torch.nn and the
-same after `accelerate`. Last a model: an embedding, a GRU and a readout, in a training step with cross entropy, clipping
-and Adam, and a forward for one sequence. All that stand in a row take turns.
+torch.autograd.Function of the same tensors that computes nothing, and by the one of NumPy followed by the empty
+Function, which finds caches full of other things; and their forward alone, which keeps nothing. Then layers of torch.nn
+and the same after `accelerate`. Last a model: an embedding, a GRU and a readout, in a training step with cross entropy,
+clipping and Adam, and a forward for one sequence. All that stand in a row take turns.
 """
 
 import argparse
