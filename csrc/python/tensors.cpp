@@ -29,9 +29,22 @@ TensorClasses::TensorClasses(const py::type& tensor, const py::type& parameter)
                          std::to_string(table_->version.major));
 }
 
-std::optional<dlpack::Tensor> TensorClasses::look(const py::handle& object) const {
+bool TensorClasses::has(const py::handle& object) const {
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-  if (type != tensor_.ptr() && type != parameter_.ptr()) return std::nullopt;
+  return type == tensor_.ptr() || type == parameter_.ptr();
+}
+
+bool TensorClasses::have_signs(const py::tuple& objects) const {
+  return std::ranges::all_of(objects, [&](const py::handle& object) {
+    if (!has(object)) return true;
+    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), is_neg_.ptr()));
+    if (!answer) throw py::error_already_set();
+    return answer.ptr() == Py_False;
+  });
+}
+
+std::optional<dlpack::Tensor> TensorClasses::look(const py::handle& object) const {
+  if (!has(object)) return std::nullopt;
   dlpack::Tensor tensor;
   if (table_->read(object.ptr(), &tensor)) {
     const py::error_already_set error;
@@ -47,10 +60,6 @@ std::optional<dlpack::Tensor> TensorClasses::look(const py::handle& object) cons
 std::optional<Array> TensorClasses::read(const py::handle& object, bool is_step) const {
   const std::optional<dlpack::Tensor> tensor = look(object);
   if (!tensor) return std::nullopt;
-  // The numbers of some views are those in memory with the other sign, which DLPack does not say.
-  const auto is_negated = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), is_neg_.ptr()));
-  if (!is_negated) throw py::error_already_set();
-  if (is_negated.ptr() != Py_False) return std::nullopt;
   const Index item = tensor->bits / 8;
   Index lengths[most_axes + 1] = {1}, strides[most_axes + 1] = {0}, elements = 1;
   for (std::int32_t axis = 0; axis < tensor->ndim; ++axis) {
@@ -223,6 +232,7 @@ py::object Tensors::forward(const py::object& cell, bool bias, bool projected, s
   const Layer layer = {.cell = &cell_named(cell), .bias = bias, .projected = projected, .weights = weights};
   const auto S = std::size_t(layer.cell->state_count);
   if (!layer.is_whole() || (tensors.size() != weights + 1 && tensors.size() != weights + 1 + S)) return py::none();
+  if (!classes_.have_signs(tensors)) return py::none();
   ParameterArrays parameters;
   parameters.reserve(layer.directions() * parameter_count(*layer.cell, projected));
   for (std::size_t i = 0; i < weights; ++i) {
@@ -269,7 +279,9 @@ py::object Tensors::backward(const py::object& tape, std::size_t weights, const 
                              const py::tuple& dlast, bool is_step, bool need_dx, Index threads) const {
   const auto read = [&](std::size_t i) { return classes_.read(tensors[i], is_step && i >= weights); };
   const auto S = std::size_t(tape_in(tape).problem.cell->state_count);
-  if (weights >= tensors.size() || dlast.size() != 1 + S || !reads_from(tape, tensors.size(), read)) return py::none();
+  if (weights >= tensors.size() || dlast.size() != 1 + S) return py::none();
+  if (!classes_.have_signs(tensors) || !classes_.have_signs(dlast)) return py::none();
+  if (!reads_from(tape, tensors.size(), read)) return py::none();
   py::tuple gradients(tensors.size());
   for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = py::none();
   BackwardObjects given = {.need_dx = need_dx, .threads = threads};

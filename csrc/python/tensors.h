@@ -57,6 +57,10 @@ class TensorClasses {
  public:
   TensorClasses(const py::type& tensor, const py::type& parameter);
 
+  // Whether the numbers of all tensors among some objects are those in memory: of some views they are those with the
+  // other sign, which DLPack does not say. Asked before any of them is read, as torch may run Python code to answer.
+  bool have_signs(const py::tuple& objects) const;
+
   // A tensor as its class describes it, or none where it is not a plain one, of float32 or float64 on the CPU.
   std::optional<dlpack::Tensor> look(const py::handle& object) const;
 
@@ -73,6 +77,7 @@ class TensorClasses {
  private:
   static constexpr std::int32_t most_axes = 8;
 
+  bool has(const py::handle& object) const;
   py::object made(const py::object& owner, dlpack::Tensor tensor) const;
 
   py::object tensor_, parameter_;  // kept alive
