@@ -59,7 +59,7 @@ py::object states_of(const SparseReservoir<Real>& packed, const py::object& x_ob
     throw py::value_error("x: expected a size that fits the address space, got " + shape_text(x.shape()));
   const Input<Real> in = input<Real>("x", x, {T, B, r.I}), h = input<Real>("h", as_array(h_object, "h"), {B, r.H});
   const std::optional y = output<Real>("y", py::none(), {T, B, r.H});
-  const double flops = 2.0 * double(r.first[r.blocks]) * kernels<Real>().block_units * double(T) * double(B);
+  const double flops = 2.0 * double(r.all.first[r.blocks]) * kernels<Real>().block_units * double(T) * double(B);
   const Index vectors = (B + kernels<Real>().lanes - 1) / kernels<Real>().lanes;
   const Index threads = team_size(flops, std::max(vectors, Index(1)));
   const Buffer scratch(std::size_t(kernels<Real>().reservoir_scratch(r, threads)) * sizeof(Real));

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "run/connections.h"
 #include "run/dispatch.h"
 #include "run/memory.h"
 #include "types.h"
@@ -30,11 +31,12 @@ constexpr Index elements_per_connection = sizeof(Real) == 8 ? 5 : 8;
 template <class Real>
 class SparseReservoir {
  public:
-  // None where the connections are too many, or the operands.
-  static std::optional<SparseReservoir> made_of(const ReservoirWeights<Real>& w, bool is_relu) {
-    const Index block = kernels<Real>().block_units, blocks = (w.H + block - 1) / block;
-    if (blocks * block + w.I > std::numeric_limits<Column>::max()) return std::nullopt;
-    Connections found = {.first = {0}, .columns = {}};
+  // None where the connections are too many, or the operands. Pairs can be left out.
+  static std::optional<SparseReservoir> made_of(const ReservoirWeights<Real>& w, bool is_relu, bool has_pairs = true) {
+    const Kernels<Real>& k = kernels<Real>();
+    const Index places = (w.H + k.block_units - 1) / k.block_units * k.block_units + w.I;
+    if (operand_at(places, k.pair_lanes) >= std::numeric_limits<Column>::max()) return std::nullopt;
+    Found found = {.first = {0}, .columns = {}};
     const Index most = w.H * (w.I + w.H) / elements_per_connection<Real>;
     found.columns.resize(std::size_t(most + w.I + w.H));
     Column* end = found.columns.data();
@@ -44,17 +46,20 @@ class SparseReservoir {
       found.first.push_back(end - found.columns.data());
       if (found.first.back() > most) return std::nullopt;
     }
-    return SparseReservoir(w, is_relu, block, found);
+    return SparseReservoir(w, is_relu, has_pairs && k.pair_lanes, found);
   }
 
   // As long as this lives.
   Reservoir<Real> view() const {
     return {.H = Index(place_.size()),
             .I = I_,
-            .blocks = Index(first_.size()) - 1,
-            .first = first_.data(),
-            .weights = static_cast<const Real*>(weights_.data()),
-            .columns = static_cast<const Column*>(columns_.data()),
+            .blocks = Index(pairs_.first.size()) - 1,
+            .all = all_.view(),
+            .pairs = {.first = pairs_.first.data(),
+                      .weights = static_cast<const Real*>(pairs_.weights.data()),
+                      .second = pairs_.second.data(),
+                      .picks = pairs_.picks.data()},
+            .collected = (has_pairs_ ? collected_ : all_).view(),
             .place = place_.data(),
             .bias = bias_.data(),
             .leak = leak_.empty() ? nullptr : leak_.data(),
@@ -63,11 +68,18 @@ class SparseReservoir {
 
  private:
   // Of each unit, what it is connected with: inputs, then units after them.
-  struct Connections {
+  struct Found {
     std::vector<Index> first;  // and the number of all; [H+1]
     std::vector<Column> columns;
 
     Index count(Index unit) const { return first[std::size_t(unit + 1)] - first[std::size_t(unit)]; }
+  };
+
+  struct PairList {
+    std::vector<Index> first;
+    Buffer weights;
+    std::vector<Column> second;
+    std::vector<typename PickOf<Real>::Type> picks;
   };
 
   // Without a branch that depends on a weight: it would be mispredicted at every connection.
@@ -79,43 +91,91 @@ class SparseReservoir {
     return to;
   }
 
-  SparseReservoir(const ReservoirWeights<Real>& w, bool is_relu, Index block, const Connections& found)
-      : I_(w.I), is_relu_(is_relu), place_(std::size_t(w.H)) {
+  SparseReservoir(const ReservoirWeights<Real>& w, bool is_relu, bool has_pairs, const Found& found)
+      : I_(w.I), has_pairs_(has_pairs), is_relu_(is_relu), place_(std::size_t(w.H)) {
     std::vector<Index> order(place_.size());
     std::iota(order.begin(), order.end(), Index(0));
     std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return found.count(a) > found.count(b); });
-    first_.push_back(0);
+    for (std::size_t place = 0; place < order.size(); ++place) place_[std::size_t(order[place])] = Column(place);
+    const Index block = kernels<Real>().block_units, blocks = (w.H + block - 1) / block;
+    bias_.resize(std::size_t(blocks * block)), leak_.resize(w.leak ? bias_.size() : 0);
     for (std::size_t place = 0; place < order.size(); ++place) {
-      place_[std::size_t(order[place])] = Column(place);
-      if (Index(place) % block == 0) first_.push_back(first_.back() + found.count(order[place]));
+      bias_[place] = w.b_ih[order[place]] + w.b_hh[order[place]];
+      if (w.leak) leak_[place] = w.leak[order[place]];
     }
-    const Index units = (Index(first_.size()) - 1) * block, inputs = units, zero = units + I_;
-    const std::size_t slots = std::size_t(first_.back() * block);
-    weights_ = Buffer(slots * sizeof(Real)), columns_ = Buffer(slots * sizeof(Column));
-    auto* const weights = static_cast<Real*>(weights_.data());
-    auto* const columns = static_cast<Column*>(columns_.data());
-    std::fill_n(weights, slots, Real(0)), std::fill_n(columns, slots, Column(zero));
-    bias_.resize(std::size_t(units)), leak_.resize(w.leak ? std::size_t(units) : 0);
-    for (Index place = 0; place < w.H; ++place) {
-      const Index unit = order[std::size_t(place)];
-      bias_[std::size_t(place)] = w.b_ih[unit] + w.b_hh[unit];
-      if (w.leak) leak_[std::size_t(place)] = w.leak[unit];
-      Index at = first_[std::size_t(place / block)] * block + place % block;
-      const Column* from = found.columns.data() + found.first[std::size_t(unit)];
-      for (Index n = found.count(unit); n > 0; --n, ++from, at += block) {
-        const bool is_input = *from < I_;
-        const Index k = *from - I_;
-        weights[at] = is_input ? w.w_ih[unit * I_ + *from] : w.w_hh[unit * w.H + k];
-        columns[at] = is_input ? Column(inputs + *from) : place_[std::size_t(k)];
+    const Numbered<Real> connections = numbered(w, order, found);
+    Slots all, collected;
+    const int lanes = kernels<Real>().pair_lanes;
+    if (has_pairs) {
+      Pairing<Real> pairing(connections, block, operand_at(blocks * block + I_, lanes));
+      for (Index place = 0; place < blocks * block; place += block) {
+        const std::vector<Numbers> others = pairing.take(place);
+        collected.add(others);
+        all.add(together(pairing.slots, others));
       }
+      pairs_ = {.first = std::move(pairing.slots.first),
+                .weights = weights_of(pairing.slots, connections),
+                .second = std::move(pairing.second),
+                .picks = std::move(pairing.picks)};
+    } else {
+      std::vector<Numbers> of_units;
+      of_units.resize(std::size_t(block));
+      for (Index place = 0; place < blocks * block; place += block) {
+        for (Index unit = 0; unit < block; ++unit) {
+          const Index* const first = connections.first.data() + place + unit;
+          of_units[std::size_t(unit)].resize(std::size_t(first[1] - first[0]));
+          std::iota(of_units[std::size_t(unit)].begin(), of_units[std::size_t(unit)].end(), first[0]);
+        }
+        all.add(of_units);
+      }
+      pairs_.first.resize(std::size_t(blocks + 1));
     }
+    const Index zero = lanes ? lanes - 1 : blocks * block + I_;
+    all_ = ConnectionList<Real>(all, connections, zero),
+    collected_ = ConnectionList<Real>(collected, connections, zero);
+  }
+
+  // The connections with the operands that they lead to.
+  Numbered<Real> numbered(const ReservoirWeights<Real>& w, const std::vector<Index>& order, const Found& found) const {
+    Numbered<Real> result;
+    const Index units = Index(bias_.size());
+    for (Index place = 0; place < units; ++place) {
+      if (place < w.H) {
+        const Index unit = order[std::size_t(place)];
+        const Column* from = found.columns.data() + found.first[std::size_t(unit)];
+        for (Index n = found.count(unit); n > 0; --n, ++from) {
+          const Index k = *from - I_;
+          result.weights.push_back(k < 0 ? w.w_ih[unit * I_ + *from] : w.w_hh[unit * w.H + k]);
+          const Index operand = k < 0 ? units + *from : place_[std::size_t(k)];
+          result.operands.push_back(Column(operand_at(operand, kernels<Real>().pair_lanes)));
+        }
+      }
+      result.first.push_back(Index(result.weights.size()));
+    }
+    return result;
+  }
+
+  // The connections of each unit of the last block of pairs, and others, in the order in which kernels add them.
+  static std::vector<Numbers> together(const Slots& pairs, const std::vector<Numbers>& others) {
+    std::vector<Numbers> result(others.size());
+    const Index first = *(pairs.first.end() - 2), last = pairs.first.back();
+    for (std::size_t unit = 0; unit < others.size(); ++unit) {
+      auto other = others[unit].begin();
+      for (Index slot = first; slot < last; ++slot) {
+        const Index number = pairs.numbers[std::size_t(slot) * others.size() + unit];
+        if (number != Slots::none) result[unit].push_back(number);
+        if ((slot + 1) % Pairs<Real>::group == 0 && other != others[unit].end()) result[unit].push_back(*other++);
+      }
+      result[unit].insert(result[unit].end(), other, others[unit].end());
+    }
+    return result;
   }
 
   Index I_;
-  bool is_relu_;
-  std::vector<Index> first_;
+  bool has_pairs_, is_relu_;
   std::vector<Column> place_;
-  Buffer weights_, columns_;
+  ConnectionList<Real> all_, collected_;  // the latter where there are pairs
+  PairList pairs_;
   std::vector<Real> bias_, leak_;
 };
 
@@ -131,7 +191,7 @@ bool gathers_pay() {
     for (std::size_t i = 0; i < w.size(); i += 9) w[i] = 1;
     const Real* const z = zeros.data();
     const auto packed = SparseReservoir<Real>::made_of(
-        {.H = H, .I = 0, .w_ih = z, .w_hh = w.data(), .b_ih = z, .b_hh = z, .leak = nullptr}, true);
+        {.H = H, .I = 0, .w_ih = z, .w_hh = w.data(), .b_ih = z, .b_hh = z, .leak = nullptr}, true, false);
     const Reservoir<Real> r = packed->view();
     const Buffer scratch(std::size_t(k.reservoir_scratch(r, 1)) * sizeof(Real));
     const auto time = [&](bool gathers) {
