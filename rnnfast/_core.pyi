@@ -150,7 +150,13 @@ class SparseReservoir:
     def states(self, x: object, h: object) -> _Array: ...
 
 def sparse_reservoir(
-    w_ih: object, w_hh: object, b_ih: object, b_hh: object, leak: object | None, is_relu: bool
+    w_ih: object,
+    w_hh: object,
+    b_ih: object,
+    b_hh: object,
+    leak: object | None,
+    is_relu: bool,
+    before: SparseReservoir | None = None,
 ) -> SparseReservoir | None: ...
 def softmax_cross_entropy(
     logits: object, targets: object, mean: bool, ignore_index: int | None = None

@@ -248,10 +248,11 @@ def test_each_density_and_size_has_its_way() -> None:
         w_hh.flat[:connections] = 1
         return _core.sparse_reservoir(w_ih, w_hh, b, b, None, False)
 
-    for dtype, most in (("float32", 60), ("float64", 96)):  # one of 8, of 5
-        assert way(20, 4, most, dtype) is not None
-        assert way(20, 4, most + 1, dtype) is None
-    assert way(3, 65_000, 0) is not None
+    # One of 8, of 5; beyond 2 MiB one of 5, of 3
+    for H, dtype, most in ((20, "float32", 60), (20, "float64", 96), (800, "float32", 128_640), (600, "float64", 120_800)):
+        assert way(H, 4, most, dtype) is not None
+        assert way(H, 4, most + 1, dtype) is None
+    assert way(3, 57_000, 0) is not None
     assert way(3, 66_000, 0) is None  # more operands than two bytes tell apart
 
 

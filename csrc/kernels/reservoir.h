@@ -74,11 +74,10 @@ RNNFAST_INLINE void add_pairs(const Pairs<typename S::Real>& pairs, Index slot, 
 #endif
 }
 
-// The units of some blocks, of one sequence, by the operands; `values` has the states, by place. Several blocks, as the
-// sum of one waits for itself.
-template <class S, class Function, bool gathers, int count>
-RNNFAST_INLINE void step_of_one(const Reservoir<typename S::Real>& r, Index block, const typename S::Real* operands,
-                                typename S::Real* values) {
+// The sums of the units of some blocks, of one sequence. Several blocks, as the sum of one waits for itself.
+template <class S, bool gathers, int count>
+RNNFAST_INLINE void sums_of_one(const Reservoir<typename S::Real>& r, Index block, const typename S::Real* operands,
+                                typename S::Real* sums) {
   using Real = typename S::Real;
   constexpr int units = block_units<Real>, vectors = units / S::lanes;
   const Index* const first = r.collected.first + block;
@@ -115,11 +114,7 @@ RNNFAST_INLINE void step_of_one(const Reservoir<typename S::Real>& r, Index bloc
   for (int b = 0; b < count; ++b) {
     for (Index slot = first[b] + done; slot < first[b + 1]; ++slot) add(b, slot);
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) {
-      Real* const at = values + (block + b) * units + v * S::lanes;
-      const auto leak = r.leak ? S::load(r.leak + (block + b) * units + v * S::lanes) : a[b][v];
-      S::store(at, state_after<S, Function>(a[b][v], S::load(at), r.leak ? &leak : nullptr));
-    }
+    for (int v = 0; v < vectors; ++v) S::store(sums + (block + b) * units + v * S::lanes, a[b][v]);
   }
 }
 
@@ -169,13 +164,13 @@ constexpr Index operand_count(const Reservoir<Real>& r) {
 
 constexpr Index steps_between_questions = 16;  // whether to go on, which takes longer than a step of a few units
 
-// Runs a sequence. A step reads operands, while the new states take the place of the old ones among the values.
+// Runs a sequence. The states and the inputs are values by their places, which each step spreads to be operands.
 template <class S, class Function, bool gathers>
 void run_one(const ReservoirArgs<typename S::Real>& args, Index b, typename S::Real* scratch, const Team& team) {
   using Real = typename S::Real;
   const Reservoir<Real>& r = args.reservoir;
   const Index size = operand_count(r), inputs = r.blocks * block_units<Real>;
-  Real *const operands = scratch, *const values = scratch + size;
+  Real *const operands = scratch, *const values = scratch + size, *const sums = values + size;
   for (Index i = 0; i < 2 * size; ++i) scratch[i] = 0;
   for (Index unit = 0; unit < r.H; ++unit) values[r.place[unit]] = at(args.h, b).data[unit];
   for (Index t = 0; t < args.T; ++t) {
@@ -191,9 +186,13 @@ void run_one(const ReservoirArgs<typename S::Real>& args, Index b, typename S::R
     }
     constexpr int count = has_pairs ? 1 : 2;
     Index block = 0;
-    for (; block + count <= r.blocks; block += count)
-      step_of_one<S, Function, gathers, count>(r, block, operands, values);
-    if (block < r.blocks) step_of_one<S, Function, gathers, 1>(r, block, operands, values);
+    for (; block + count <= r.blocks; block += count) sums_of_one<S, gathers, count>(r, block, operands, sums);
+    if (block < r.blocks) sums_of_one<S, gathers, 1>(r, block, operands, sums);
+    for (Index i = 0; i < inputs; i += S::lanes) {  // by themselves, they wait for each other less
+      const auto leak = r.leak ? S::load(r.leak + i) : typename S::V{};
+      const auto next = state_after<S, Function>(S::load(sums + i), S::load(values + i), r.leak ? &leak : nullptr);
+      S::store(values + i, next);
+    }
     Real* const y = at(args.y, row).data;
     for (Index unit = 0; unit < r.H; ++unit) y[unit] = values[r.place[unit]];
   }
@@ -244,7 +243,7 @@ void run_many(const ReservoirArgs<typename S::Real>& args, RowRange sequences, t
 
 template <class Real>
 constexpr Index scratch_of_member(const Reservoir<Real>& r) {
-  return 2 * operand_count(r) * 2 * Widest<Real>::lanes;
+  return 2 * operand_count(r) * 2 * Widest<Real>::lanes;  // of two vectors of sequences; one by itself takes less
 }
 
 // A member takes vectors of sequences, two at a time.

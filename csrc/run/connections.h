@@ -115,8 +115,8 @@ class Pairing {
   std::vector<Pick> picks;
 
  private:
-  // So many eighths of the units at least: to collect takes about three times as long as to pick.
-  static constexpr Index least_eighths = 3;
+  // So many eighths of the units at least: to collect takes about three times as long as to pick; of floats four times.
+  static constexpr Index least_eighths = sizeof(Real) == 8 ? 3 : 2;
 
   static std::uint32_t bit(Index unit) { return std::uint32_t(1) << unit; }
 
