@@ -41,12 +41,15 @@ constexpr int block_units = has_pairs                 ? 2 * Widest<Real>::lanes
 
 // Of the vectors, each with a bit for every unit that finds an operand there, the one with most of those that are not
 // reached already.
-inline Index next_of_pair(const std::uint32_t* units, Index vectors, std::uint32_t reached) {
+template <class Real>
+Index next_of_pair(const std::uint32_t* units, Index vectors, std::uint32_t reached) {
   Index best = 0;
-  int most = -1;
-  for (Index v = 0; v < vectors; ++v) {
-    const int more = __builtin_popcount(units[v] & ~reached);
-    if (more > most) best = v, most = more;
+  if constexpr (has_pairs) {  // there is an instruction that counts bits
+    int most = -1;
+    for (Index v = 0; v < vectors; ++v) {
+      const int more = __builtin_popcount(units[v] & ~reached);
+      if (more > most) best = v, most = more;
+    }
   }
   return best;
 }

@@ -161,6 +161,7 @@ class SparseReservoir {
   // The connections in the order of places, with the operands that they lead to.
   Numbered<Real> numbered(const std::vector<Index>& order) const {
     Numbered<Real> result;
+    result.weights.reserve(parts_.weights.size()), result.operands.reserve(parts_.weights.size());
     const Index units = Index(bias_.size());
     for (Index place = 0; place < units; ++place) {
       if (place < parts_.H()) {
