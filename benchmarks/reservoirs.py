@@ -1,6 +1,7 @@
 """The states of a reservoir of leaky tanh units beside reservoirpy's, of one sequence and of many.
 
-python -m benchmarks.reservoirs [--units H ...] [--density D ...] [--steps T] [--sequences B]
+python -m benchmarks.reservoirs [--dtype D ...] [--units H ...] [--density D ...] [--steps T]
+    [--sequences B]
 
 Both have the same weights, of the same dtype, and one thread; reservoirpy keeps its states in float64 all the same, and
 runs many sequences one after the other. They take turns; a time is the median of the rounds, a ratio that of the
@@ -45,6 +46,7 @@ def calls(esn: ESN, x: Array) -> list[Call]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--dtype", nargs="+", choices=("float64", "float32"), default=["float64", "float32"])
     parser.add_argument("--units", nargs="+", type=int, default=[1000], metavar="H")
     parser.add_argument("--density", nargs="+", type=float, default=[0.1], metavar="D")
     parser.add_argument("--steps", type=int, default=10_000, metavar="T", help="of one sequence; of many T / 20 each")
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     rnnfast.set_num_threads(1)
     print("dtype       H density     T   B  µs a step  GFLOP/s  reservoirpy  full matrix (times ours)")
-    for dtype in ("float64", "float32"):
+    for dtype in options.dtype:
         for H in options.units:
             for density in options.density:
                 esn = ESN(1, H, leak=0.3, density=density, dtype=dtype, rng=0)

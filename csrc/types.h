@@ -227,19 +227,56 @@ struct LinearBackwardArgs {
 // cache level.
 using Column = std::uint16_t;
 
+// Connections of blocks of units: slot j of a block holds the j-th of each of its units. What a unit lacks there has
+// the weight 0 and leads to an operand that is zero.
+template <class Real>
+struct Connections {
+  const Index* first;     // slot of each block, and the number of slots; [blocks+1]
+  const Real* weights;    // [slot][units of a block]
+  const Column* columns;  // likewise, the operands
+};
+
+// Where a pair of vectors has what a unit is connected with, for four slots, the first in the lowest bits.
+template <class Real>
+struct PickOf;
+template <>
+struct PickOf<double> {
+  using Type = std::uint16_t;
+  static constexpr int bits = 4;
+};
+template <>
+struct PickOf<float> {
+  using Type = std::uint32_t;
+  static constexpr int bits = 8;
+};
+
+// Connections whose operands are picked out of pairs of vectors: that of the slot before, and the one at `second`.
+// Before the first slot of a block are zeros. All blocks have whole groups of slots.
+template <class Real>
+struct Pairs {
+  static constexpr Index group = 8;  // slots, after which a collected one follows, as long as there are some
+  const Index* first;
+  const Real* weights;
+  const Column* second;                      // [slot]
+  const typename PickOf<Real>::Type* picks;  // [slot / 4][units of a block]
+};
+
 // A reservoir of leaky units with few connections, packed by run/reservoir.h. Its units are ordered by descending
-// number of connections and make blocks of so many as the kernels say; slot j of a block holds the j-th connection
-// of each of its units. What a unit lacks there has the weight 0 and leads to the operand that is zero.
+// number of connections and make blocks of so many as the kernels say. Operands are the units by their places [blocks ·
+// units of a block], then the inputs [I]; `operand_at` says where they lie, and all other operands are zero.
 template <class Real>
 struct Reservoir {
   Index H, I, blocks;
-  const Index* first;     // slot of each block, and the number of slots; [blocks+1]
-  const Real* weights;    // [slot][units of a block]
-  const Column* columns;  // likewise; units by their places [blocks · units of a block], then inputs [I], then the zero
-  const Column* place;    // of a unit, in that order; [H]
-  const Real *bias, *leak;  // by place, [blocks · units of a block]; leak may be null: all are 1
-  bool is_relu;             // f is relu, else tanh
+  Connections<Real> all;        // of several sequences side by side
+  Pairs<Real> pairs;            // of one by itself; none where the kernels have no pairs
+  Connections<Real> collected;  // besides, of one by itself
+  const Column* place;          // of a unit, in the order of places; [H]
+  const Real *bias, *leak;      // by place, [blocks · units of a block]; leak may be null: all are 1
+  bool is_relu;                 // f is relu, else tanh
 };
+
+// A vector of a pair ends with a zero. `lanes` is 0 where there are no pairs.
+constexpr Index operand_at(Index place, int lanes) { return lanes ? place + place / (lanes - 1) : place; }
 
 template <class Real>
 struct ReservoirArgs {
@@ -326,7 +363,9 @@ struct Kernels {
   Index (*linear_backward_scratch)(const LinearSize&);
   void (*linear_backward)(const LinearBackwardArgs<Real>&, const Team&);
   int block_units, lanes;  // units of a reservoir's block; sequences of which a member takes several
+  int pair_lanes;          // of a vector of operands in a pair; 0: there are no pairs
   bool has_gather;
+  Index (*next_of_pair)(const std::uint32_t* units, Index vectors, std::uint32_t reached);
   Index (*reservoir_scratch)(const Reservoir<Real>&, Index members);
   void (*reservoir)(const ReservoirArgs<Real>&, const Team&);
   void (*cross_entropy)(const CrossEntropyArgs<Real>&, const Team&);

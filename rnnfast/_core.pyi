@@ -191,7 +191,13 @@ class Tensors:
 
 def reads_from(tape: Tape, arrays: tuple[object, ...]) -> bool: ...
 def sparse_reservoir(
-    w_ih: object, w_hh: object, b_ih: object, b_hh: object, leak: object | None, is_relu: bool
+    w_ih: object,
+    w_hh: object,
+    b_ih: object,
+    b_hh: object,
+    leak: object | None,
+    is_relu: bool,
+    before: SparseReservoir | None = None,
 ) -> SparseReservoir | None: ...
 def softmax_cross_entropy(
     logits: object, targets: object, mean: bool, ignore_index: int | None = None

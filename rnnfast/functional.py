@@ -273,8 +273,9 @@ def inference(
     recurrent_factors : array [D,B,H] or [D,B,G,H], optional
         What h' is multiplied by where it meets w_hh, in all steps: for all gates alike, or for each, in w_hh's order.
     candidate_dropout : pair (kept, p), optional
-        Which candidates of an LSTM or a GRU are kept, bools [T,B,D·H] or [N,D·H], or in all steps the same [1,B,D·H];
-        and the probability, less than 1, of which it is that the kept ones are scaled by 1 / (1 - p).
+        Which candidates of an LSTM or a GRU without layer normalisation are kept, bools [T,B,D·H] or [N,D·H], or in all
+        steps the same [1,B,D·H]; and the probability, at least 0 and less than 1, of which it is that the kept ones are
+        scaled by 1 / (1 - p).
     zoneout : array, float or tuple of them, one for each part of a state, optional
         Which units of a state are new in a step, bools [T,B,D·H] or [N,D·H]; or the part of the old state in each, at
         least 0 and less than 1; or None. Not with a projection.

@@ -17,13 +17,14 @@ Examples
 """
 
 import math
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from . import _core
 from ._base.arrays import Array, ArrayLike, check_finite, float_dtype, quiet, sum_of_products
-from ._base.module import Kept, Module
+from ._base.module import Check, Kept, Module
 from ._base.scalars import Integer, Number, addressable, choice, count, generator, not_negative, positive, size
 
 __all__ = ["Hopfield", "ModernHopfield", "Recall"]
@@ -336,6 +337,12 @@ class Hopfield(Module):
         return states
 
 
+def _beta(_: Any, value: object, name: str) -> float:
+    beta = positive(value, name)
+    check_finite(np.array(beta), name)
+    return beta
+
+
 class ModernHopfield(Module):
     """The network of Ramsauer et al. [1]_: M patterns x_m of N numbers, held as they are.
 
@@ -384,11 +391,11 @@ class ModernHopfield(Module):
     """
 
     patterns: Array
+    changeable: ClassVar[Mapping[str, Check]] = {**Module.changeable, "beta": _beta}
     kept_as = "patterns"
 
     def __init__(self, patterns: ArrayLike, *, beta: Number = 1.0, dtype: Any = "float32") -> None:
-        self.beta = positive(beta, "beta")
-        check_finite(np.array(self.beta), "beta")
+        self.beta = _beta(self, beta, "beta")
         dtype = float_dtype(dtype)
         kept: Any = patterns
         if not isinstance(kept, Kept):

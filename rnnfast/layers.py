@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from ._base.arrays import Array
 from ._base.bounds import bounds_of
-from ._base.layer_norm import LayerNorm, eps_of, norm_of
+from ._base.layer_norm import LayerNorm, norm_of
 from ._base.leak import Leak, leak_of
 from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
 from ._base.scalars import Flag, Integer, Number, count, flag, head_count
 from ._base.state import FourStates
+from ._stack.options import WeightDropout, Zoneout
 from ._stack.recurrent import Recurrent
-from ._stack.stack import WeightDropout, Zoneout
 from .linear import Linear as Linear  # where it was once
 
 __all__ = ["GRU", "LSTM", "RNN", "SLSTM", "Linear"]
@@ -183,7 +183,6 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             "proj_size": count(proj_size, "proj_size") > 0,
         }
         self.layer_norm = norm_of(layer_norm, ("inside", "carried"), others)
-        self.layer_norm_eps = eps_of(layer_norm_eps, dtype)
         self.cell = lstm_cell(self.peephole, self.coupled_gates, self.layer_norm)
         super().__init__(
             input_size,
@@ -203,6 +202,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             candidate_dropout=candidate_dropout,
             candidate_dropout_per_sequence=candidate_dropout_per_sequence,
             zoneout=zoneout,
+            layer_norm_eps=layer_norm_eps,
         )
 
 
@@ -285,7 +285,6 @@ class GRU(Recurrent[Array]):
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
         self.layer_norm = norm_of(layer_norm, ("inside",), {"reset_after=False": not self.reset_after})
-        self.layer_norm_eps = eps_of(layer_norm_eps, dtype)
         self.cell = gru_cell(self.reset_after, self.layer_norm)
         super().__init__(
             input_size,
@@ -304,6 +303,7 @@ class GRU(Recurrent[Array]):
             candidate_dropout=candidate_dropout,
             candidate_dropout_per_sequence=candidate_dropout_per_sequence,
             zoneout=zoneout,
+            layer_norm_eps=layer_norm_eps,
         )
 
 

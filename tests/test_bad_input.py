@@ -374,7 +374,7 @@ CONSTRUCTORS = {
     "functional_candidates_rnn": Case(
         of_arrays("rnn_tanh", candidate_dropout=(RENEWED, 0.5)),
         ValueError,
-        "candidate_dropout: expected None, since rnn_tanh has no candidate",
+        "candidate_dropout: expected None, since rnn_tanh drops no candidate",
     ),
     "functional_candidates_mask": Case(
         of_arrays("gru", candidate_dropout=RENEWED),
@@ -384,7 +384,7 @@ CONSTRUCTORS = {
     "functional_candidates_rate": Case(
         of_arrays("gru", candidate_dropout=(RENEWED, 1)),
         ValueError,
-        "candidate_dropout: p: expected a probability of less than 1, got 1",
+        "candidate_dropout: p: expected a probability of at least 0 and less than 1, got 1",
     ),
     "functional_candidates_no_rate": Case(
         of_arrays("gru", candidate_dropout=(RENEWED, None)),
@@ -421,7 +421,9 @@ CONSTRUCTORS = {
         "windows: expected None, since candidates are dropped",
     ),
     "functional_zoneout_rate": Case(
-        of_arrays("gru", zoneout=1.0), ValueError, "zoneout: h: expected a probability of less than 1, got 1.0"
+        of_arrays("gru", zoneout=1.0),
+        ValueError,
+        "zoneout: h: expected a probability of at least 0 and less than 1, got 1.0",
     ),
     "functional_zoneout_bool": Case(
         of_arrays("gru", zoneout=True), TypeError, "zoneout: h: expected a number, got bool"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from modules import B, I, T, candidates_of, factors_of, make_layer, make_state, normal, oracle, results, zoneout_of
+from modules import B, I, T, candidates_of, factors_of, make_layer, normal, oracle, results, zoneout_of
 from problems import (
     CELLS,
     DTYPES,
@@ -22,7 +22,6 @@ from problems import (
     make_token_problem,
     named_gradients,
     named_state,
-    num_states,
     parts,
     solve,
     state_of,
@@ -37,14 +36,6 @@ from rnnfast import _core, functional
 WITH = [cell for cell in CELLS if _core.cells[cell].has_candidate]
 RATE = 0.4
 X = normal((T, B, I), "float32", 1)
-CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of the layer and of forward
-    "two layers": ({"num_layers": 2, "bidirectional": True}, {}),
-    "checkpoint": ({"num_layers": 2}, {"checkpoint": 1}),
-    "checkpoint, two directions": ({"bidirectional": True, "num_layers": 2}, {"checkpoint": 1}),
-    "lengths": ({"bidirectional": True, "batch_first": True}, {"lengths": [2, 5, 4]}),
-    "lengths, checkpoint": ({"bidirectional": True}, {"lengths": [2, 0, 4], "checkpoint": 1}),
-    "resets": ({"bidirectional": True}, {"resets": np.random.default_rng(2).random((T, B)) < 0.3}),
-}
 each_or_all = pytest.mark.parametrize("of_all", [False, True], ids=["each step", "all steps"])
 
 
@@ -130,49 +121,6 @@ def test_functions_of_arrays_take_masks_of_any_kind(of_all: bool, cell: str) -> 
 
 def test_lstms_and_grus_have_candidates() -> None:
     assert WITH == ["lstm", "lstm_peephole", "cifg", "cifg_peephole", "gru", "gru_reset_before"]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("units", [1, 3, 17, 31, 64])
-@pytest.mark.parametrize("cell", WITH)
-@each_or_all
-def test_all_that_a_layer_returns_is_the_oracles(of_all: bool, cell: str, units: int, dtype: str) -> None:
-    own = {"candidate_dropout": RATE, "candidate_dropout_per_sequence": of_all}
-    layer = make_layer(cell, (I, units), dtype=dtype, bidirectional=True, **own)
-    x, state = normal((T, 4, I), dtype, 1), make_state(layer, (4,), 2)
-    dy, dstate = normal((T, 4, 2 * units), dtype, 5), make_state(layer, (4,), 6)
-    dc = normal((1, T, 4, 2 * units), dtype, 7) if num_states(cell) > 1 else None
-    masks = drawn(layer, T, 4, 8)
-    y, last, tape = layer.forward(x, state, masks=masks)
-    got = results(y, last, *layer.backward(tape, dy, dstate, dc=dc, clip_dh=0.7))
-    expected = oracle(layer, x, state, dy, dstate, dc=dc, clip_dh=0.7, candidates=candidates_of(layer, masks))
-    assert got.keys() == expected.keys()
-    for name, value in expected.items():  # with one unit, a sum of few terms that cancel
-        assert relative_error(got[name], value) < (1 if units > 1 else 10) * TOLERANCE[np.dtype(dtype)], name
-    assert_same_bits(tape.candidate_masks, masks)
-
-
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
-@each_or_all
-def test_it_goes_with_other_options(of_all: bool, cell: str, call: str) -> None:
-    own, options = CALLS[call]
-    layer = make_layer(cell, candidate_dropout=RATE, candidate_dropout_per_sequence=of_all, dtype="float64", **own)
-    x, masks = normal((T, B, I), "float64", 3), drawn(layer, T, B, 4)
-    given, x_given = masks, x
-    rows = {name: options[name] for name in ("lengths", "resets") if name in options}
-    if layer.batch_first:
-        x_given = x.swapaxes(0, 1)
-        given = masks if of_all else {name: m.swapaxes(0, 1) for name, m in masks.items()}
-    y, state, tape = layer.forward(x_given, masks=given, **options)
-    dy = normal(y.shape, "float64", 5)
-    got = results(y, state, *layer.backward(tape, dy))
-    d = dy.swapaxes(0, 1) if layer.batch_first else dy
-    expected = oracle(layer, x, None, d, None, candidates=candidates_of(layer, masks), **rows)
-    if layer.batch_first:
-        got |= {name: got[name].swapaxes(0, 1) for name in ("y", "dx")}
-    for name, value in expected.items():
-        assert relative_error(got[name], value) < TOLERANCE[np.dtype("float64")], name
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Masks that forward draws, of every kind: where they come from, what they depend on, when they act, what is refused.
 
-What is particular to a kind, its values above all, is in the file of that kind.
+What is particular to a kind is in the file of that kind; the values of those that act on rows are here.
 """
 
 import copy
@@ -10,11 +10,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from modules import B, H, I, T, central_differences, make_layer, normal, solve_layer
-from problems import Results, Shape, assert_same_bits
-from tolerances import relative_error
+from modules import (
+    B,
+    H,
+    I,
+    T,
+    candidates_of,
+    central_differences,
+    make_layer,
+    make_state,
+    normal,
+    oracle,
+    results,
+    solve_layer,
+    zoneout_of,
+)
+from problems import CELLS, DTYPES, Results, Shape, assert_same_bits, num_states
+from tolerances import TOLERANCE, relative_error
 
 import rnnfast
+from rnnfast import _core
 
 GATED = ("lstm", "cifg_peephole", "gru")
 
@@ -28,6 +43,7 @@ class Kind(NamedTuple):
     axes: tuple[str, ...]
     has_mean: bool = False  # without forward the layer is the mean of what it may be, not the plain one
     cells: tuple[str, ...] = (*GATED, "rnn_relu")  # some that have them
+    oracle: Callable[[Any, Results], dict[str, Any]] | None = None  # the oracle's option, by a layer and its masks
 
     def shape(self, T: int, B: int, H: int, G: int) -> tuple[int, ...]:
         """Return the shape of a mask."""
@@ -50,6 +66,10 @@ class Kind(NamedTuple):
         return {name: f(mask) if "T" in self.axes else mask for name, mask in masks.items()}
 
 
+def of_candidates(layer: Any, masks: Results) -> dict[str, Any]:
+    return {"candidates": candidates_of(layer, masks)}
+
+
 KINDS = {
     "weights": Kind(lambda p: {"weight_dropout": p}, "weight_masks", ("weight_hh",), ("G·H", "H")),
     "rows of weights": Kind(lambda p: {"weight_dropout": ("rows", p)}, "weight_masks", ("weight_hh",), ("G·H",)),
@@ -61,7 +81,12 @@ KINDS = {
         ("B", "G", "H"),
     ),
     "candidate": Kind(
-        lambda p: {"candidate_dropout": p}, "candidate_masks", ("candidate",), ("T", "B", "H"), cells=GATED
+        lambda p: {"candidate_dropout": p},
+        "candidate_masks",
+        ("candidate",),
+        ("T", "B", "H"),
+        cells=GATED,
+        oracle=of_candidates,
     ),
     "candidate per sequence": Kind(
         lambda p: {"candidate_dropout": p, "candidate_dropout_per_sequence": True},
@@ -69,9 +94,15 @@ KINDS = {
         ("candidate",),
         ("B", "H"),
         cells=GATED,
+        oracle=of_candidates,
     ),
     "zoneout": Kind(
-        lambda p: {"zoneout": p}, "zoneout_masks", ("zoneout_h", "zoneout_c"), ("T", "B", "H"), has_mean=True
+        lambda p: {"zoneout": p},
+        "zoneout_masks",
+        ("zoneout_h", "zoneout_c"),
+        ("T", "B", "H"),
+        has_mean=True,
+        oracle=lambda layer, masks: {"zoneout": zoneout_of(layer, masks)},
     ),
 }
 RATE = 0.3
@@ -87,6 +118,85 @@ def layer_of(kind: Kind, rate: float = RATE, **options: Any) -> Any:
 
 def masks_of(kind: Kind, layer: Any, x: Any, **options: Any) -> Results:
     return kind.of(layer.forward(x, **options)[2])
+
+
+# Values
+
+ON_ROWS = {name: kind for name, kind in KINDS.items() if kind.oracle}
+HAVING = {name: [c for c in CELLS if _core.cells[c].has_candidate] for name in ON_ROWS} | {
+    "zoneout": [c for c in CELLS if not c.startswith("slstm")]
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("units", [1, 3, 17, 31, 64])
+@pytest.mark.parametrize(("name", "cell"), [(name, cell) for name in ON_ROWS for cell in HAVING[name]])
+def test_all_that_a_layer_returns_is_the_oracles(name: str, cell: str, units: int, dtype: str) -> None:
+    kind: Any = KINDS[name]
+    layer = make_layer(cell, (I, units), dtype=dtype, bidirectional=True, **kind.options(0.4))
+    x, state = normal((T, 4, I), dtype, 1), make_state(layer, (4,), 2)
+    dy, dstate = normal((T, 4, 2 * units), dtype, 5), make_state(layer, (4,), 6)
+    dc = normal((1, T, 4, 2 * units), dtype, 7) if num_states(cell) > 1 else None
+    masks = masks_of(kind, layer, x)
+    y, last, tape = layer.forward(x, state, masks=masks)
+    got = results(y, last, *layer.backward(tape, dy, dstate, dc=dc, clip_dh=0.7))
+    expected = oracle(layer, x, state, dy, dstate, dc=dc, clip_dh=0.7, **kind.oracle(layer, masks))
+    assert got.keys() == expected.keys()
+    # With one unit, a sum of few terms that cancel. What normalises divides rounding by deviations below 1.
+    rounding = 10 if units == 1 else 4 if _core.cells[cell].normalises else 1
+    for name_of, value in expected.items():
+        assert relative_error(got[name_of], value) < rounding * TOLERANCE[np.dtype(dtype)], name_of
+    assert_same_bits(kind.of(tape), masks)
+
+
+SHORT, CUT = (T, B), (90, 24)  # steps and sequences; of the second, checkpoints make two segments
+WITH_OPTIONS: dict[str, tuple[tuple[int, int], dict[str, Any], dict[str, Any]]] = {  # options of the layer, of forward
+    "whole": (SHORT, {}, {}),
+    "two layers": (SHORT, {"num_layers": 2, "bidirectional": True}, {}),
+    "checkpoint": (CUT, {"num_layers": 2}, {"checkpoint": 1}),
+    "checkpoint, two directions": (
+        CUT,
+        {"bidirectional": True, "num_layers": 2},
+        {"checkpoint": 1, "outputs": "last"},
+    ),
+    "lengths": (SHORT, {"bidirectional": True, "batch_first": True}, {"lengths": [2, 5, 4]}),
+    "lengths, checkpoint": (
+        CUT,
+        {"bidirectional": True},
+        {"lengths": np.random.default_rng(1).permutation(24) + 67, "checkpoint": 1},
+    ),
+    "resets": (SHORT, {"bidirectional": True}, {"resets": np.random.default_rng(2).random((T, B)) < 0.3}),
+}
+
+
+@pytest.mark.parametrize("call", WITH_OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "cell"), [(name, cell) for name in ON_ROWS for cell in ("lstm", "gru", "gru_reset_before")]
+)
+def test_they_go_with_other_options(name: str, cell: str, call: str) -> None:
+    kind: Any = KINDS[name]
+    sizes, own, options = WITH_OPTIONS[call]
+    layer = make_layer(cell, dtype="float64", **kind.options(RATE), **own)
+    x = normal((*sizes, I), "float64", 3)
+    given = x.swapaxes(0, 1) if layer.batch_first else x
+    y, state, tape = layer.forward(given, **options)
+    if "checkpoint" in options:
+        assert len(tape.kept.segments) == 2
+    dy = normal(y.shape, "float64", 5)
+    got = results(y, state, *layer.backward(tape, dy))
+    masks = kind.of(tape)
+    if layer.batch_first:
+        masks, dy = kind.of_steps(masks, lambda mask: mask.swapaxes(0, 1)), dy.swapaxes(0, 1)
+        got |= {name: got[name].swapaxes(0, 1) for name in ("y", "dx")}
+    if options.get("outputs") == "last":
+        of_steps = np.zeros((*sizes, 2 * H))
+        of_steps[-1, :, :H], of_steps[0, :, H:] = dy[:, :H], dy[:, H:]
+        dy = of_steps
+        del got["y"]
+    rows = {name: options[name] for name in ("lengths", "resets") if name in options}
+    expected = oracle(layer, x, None, dy, None, **kind.oracle(layer, masks), **rows)
+    for name_of, value in got.items():
+        assert relative_error(value, expected[name_of]) < TOLERANCE[np.dtype("float64")], name_of
 
 
 # Where they come from

@@ -193,20 +193,21 @@ def pruned(units: int, density: float, dtype: str, **options: Any) -> ESN:
     return esn
 
 
-def packed(esn: ESN) -> _core.SparseReservoir | None:
+def packed(esn: ESN, before: _core.SparseReservoir | None = None) -> _core.SparseReservoir | None:
     [rnn] = esn.reservoirs
     weights = (rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0)
-    return _core.sparse_reservoir(*weights, rnn.fixed.get("leak"), rnn.nonlinearity == "relu")
+    return _core.sparse_reservoir(*weights, rnn.fixed.get("leak"), rnn.nonlinearity == "relu", before)
 
 
 @by_dtype
-@pytest.mark.parametrize("density", [0, 0.01, 0.1, 1])
-@pytest.mark.parametrize("units", [1, 3, 17, 100])
+@pytest.mark.parametrize(
+    ("units", "density"), [(257, 0.1), *((units, d) for units in (1, 3, 17, 100) for d in (0, 0.01, 0.1, 1))]
+)
 def test_few_connections_give_what_the_full_matrix_gives(units: int, density: float, dtype: str) -> None:
     for options in ({}, {"activation": "relu", "leak": 0.3}):
         esn, x = pruned(units, density, dtype, **options), normal((30, 37, I), dtype, 2)
         [rnn] = esn.reservoirs
-        if density < 0.1 or units == 100:
+        if density < 0.1 or units >= 100:
             assert (packed(esn) is None) == (density == 1)
         states, state = esn.states(x)
         tolerance = 3 * TOLERANCE[states.dtype]
@@ -217,7 +218,7 @@ def test_few_connections_give_what_the_full_matrix_gives(units: int, density: fl
             assert np.array_equal(esn.states(x)[0], states)
         for B in (1, 2, 33):  # vectors of units, or of sequences
             some, middle = esn.states(x[:7, :B])
-            assert np.array_equal(some, states[:7, :B])
+            assert some.tobytes() == states[:7, :B].tobytes()
             assert np.array_equal(esn.states(x[7:, :B], middle)[0], states[7:, :B])
         assert np.array_equal(esn.states(x[:, 3])[0], states[:, 3])
         assert np.array_equal(state.h[0], states[-1])
@@ -242,16 +243,47 @@ def test_nan_passes_along_connections_only(dtype: str) -> None:
     assert np.isnan(esn.states(x[:, 0])[0][:, 7]).all()
 
 
+@by_dtype
+def test_lists_are_used_again_until_a_weight_changes(dtype: str) -> None:
+    esn, x = pruned(100, 0.05, dtype, leak=0.5), normal((9, 3, I), dtype, 2)
+    [rnn] = esn.reservoirs
+    made = packed(esn)
+    assert made is not None
+    assert packed(esn, made) is made
+    assert packed(pruned(100, 0.05, dtype, leak=0.4), made) is not made
+    none, some = np.argwhere(rnn.weight_hh_l0 == 0)[0], np.argwhere(rnn.weight_hh_l0)[0]
+    for name, place, value in (
+        ("weight_hh_l0", tuple(some), 0.25),
+        ("weight_hh_l0", tuple(none), 0.25),
+        ("weight_hh_l0", tuple(some), 0),
+        ("weight_ih_l0", (3, 1), 0.75),
+        ("bias_hh_l0", 5, 1),
+    ):
+        before, _ = esn.states(x)
+        getattr(rnn, name)[place] = value
+        states, _ = esn.states(x)
+        assert not np.array_equal(states, before)
+        assert np.array_equal(states, copy.deepcopy(esn).states(x)[0])
+        assert packed(esn, made) is not made
+        made = packed(esn)
+
+
 def test_each_density_and_size_has_its_way() -> None:
     def way(H: int, I: int, connections: int, dtype: str = "float64") -> object:
         w_ih, w_hh, b = np.zeros((H, I), dtype), np.zeros((H, H), dtype), np.zeros(H, dtype)
         w_hh.flat[:connections] = 1
         return _core.sparse_reservoir(w_ih, w_hh, b, b, None, False)
 
-    for dtype, most in (("float32", 60), ("float64", 96)):  # one of 8, of 5
-        assert way(20, 4, most, dtype) is not None
-        assert way(20, 4, most + 1, dtype) is None
-    assert way(3, 65_000, 0) is not None
+    # One of 8, of 5; beyond 2 MiB one of 5, of 3
+    for H, dtype, most in (
+        (20, "float32", 60),
+        (20, "float64", 96),
+        (800, "float32", 128_640),
+        (600, "float64", 120_800),
+    ):
+        assert way(H, 4, most, dtype) is not None
+        assert way(H, 4, most + 1, dtype) is None
+    assert way(3, 57_000, 0) is not None
     assert way(3, 66_000, 0) is None  # more operands than two bytes tell apart
 
 

@@ -29,14 +29,6 @@ import rnnfast
 from rnnfast import _core, functional, reference
 
 ZONED = [cell for cell in CELLS if not cell.startswith("slstm")]
-CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of the layer and of forward
-    "whole": ({}, {}),
-    "two layers": ({"num_layers": 2, "bidirectional": True}, {}),
-    "checkpoint": ({"num_layers": 2}, {"checkpoint": 1}),
-    "checkpoint, two directions": ({"bidirectional": True, "num_layers": 2}, {"checkpoint": 1, "outputs": "last"}),
-    "lengths": ({"bidirectional": True, "batch_first": True}, {"lengths": [2, 5, 4]}),
-    "resets": ({"bidirectional": True}, {"resets": np.random.default_rng(2).random((T, B)) < 0.3}),
-}
 
 
 def drawn(layer: Any, steps: int, batch: int, seed: int) -> Results:
@@ -49,53 +41,6 @@ def drawn(layer: Any, steps: int, batch: int, seed: int) -> Results:
 
 
 X = normal((T, B, I), "float32", 1)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("units", [1, 3, 5, 17, 31, 64])
-@pytest.mark.parametrize("cell", ZONED)
-def test_all_that_a_layer_returns_is_the_oracles(cell: str, units: int, dtype: str) -> None:
-    layer = make_layer(cell, (I, units), zoneout=0.4, dtype=dtype, bidirectional=True)
-    x, state = normal((T, 4, I), dtype, 1), make_state(layer, (4,), 2)
-    dy, dstate = normal((T, 4, 2 * units), dtype, 5), make_state(layer, (4,), 6)
-    dc = normal((1, T, 4, 2 * units), dtype, 7) if num_states(cell) > 1 else None
-    masks = drawn(layer, T, 4, 8)
-    y, last, tape = layer.forward(x, state, masks=masks)
-    got = results(y, last, *layer.backward(tape, dy, dstate, dc=dc, clip_dh=0.7))
-    expected = oracle(layer, x, state, dy, dstate, dc=dc, clip_dh=0.7, zoneout=zoneout_of(layer, masks))
-    assert got.keys() == expected.keys()
-    # With one unit, a sum of few terms that cancel. What normalises divides rounding by deviations below 1.
-    rounding = 10 if units == 1 else 4 if _core.cells[cell].normalises else 1
-    for name, value in expected.items():
-        assert relative_error(got[name], value) < rounding * TOLERANCE[np.dtype(dtype)], name
-    assert_same_bits(tape.zoneout_masks, masks)
-
-
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
-def test_it_goes_with_other_options(cell: str, call: str) -> None:
-    own, options = CALLS[call]
-    layer = make_layer(cell, zoneout=0.3, dtype="float64", **own)
-    x, masks = normal((T, B, I), "float64", 3), drawn(layer, T, B, 4)
-    given, x_given = masks, x
-    rows = {name: options[name] for name in ("lengths", "resets") if name in options}
-    if layer.batch_first:
-        given, x_given = {name: m.swapaxes(0, 1) for name, m in masks.items()}, x.swapaxes(0, 1)
-    y, state, tape = layer.forward(x_given, masks=given, **options)
-    last = options.get("outputs") == "last"
-    dy = normal(y.shape, "float64", 5)
-    got = results(y, state, *layer.backward(tape, dy))
-    if last:
-        d = np.zeros((T, B, y.shape[-1]))
-        d[-1, :, :H], d[0, :, H:] = dy[:, :H], dy[:, H:]
-    else:
-        d = dy.swapaxes(0, 1) if layer.batch_first else dy
-    expected = oracle(layer, x, None, d, None, zoneout=zoneout_of(layer, masks), **rows)
-    if layer.batch_first:
-        got |= {name: got[name].swapaxes(0, 1) for name in ("y", "dx")}
-    for name, value in expected.items():
-        if not (last and name == "y"):
-            assert relative_error(got[name], value) < TOLERANCE[np.dtype("float64")], name
 
 
 @pytest.mark.parametrize("cell", ZONED)

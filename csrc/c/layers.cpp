@@ -323,7 +323,7 @@ void read_masks(rnnfast_tape& tape) {
   require(!args.recurrent_factors || p.head == p.H,
           "recurrent_factors: expected NULL, since h is a projection, or w_hh is of heads");
   if (args.recurrent_factors) p.masks = args.recurrent_factors_per_gate ? cell.gate_count : 1;
-  require(!args.candidate_mask || cell.has_candidate, "candidate_mask: expected NULL, since %s has no candidate",
+  require(!args.candidate_mask || cell.has_candidate, "candidate_mask: expected NULL, since %s drops no candidate",
           cell.name);
   require(args.candidate_dropout >= 0 && args.candidate_dropout < 1,
           "candidate_dropout: expected at least 0 and less than 1, got %g", args.candidate_dropout);

@@ -330,6 +330,28 @@ RNNFAST_INLINE D4 gather<Simd<double, 4>>(const double* p, const std::uint16_t* 
 }
 #endif
 
+// Elements of a pair of vectors, by the low bits of each lane of `where`, which are then shifted out.
+#if defined(__AVX512F__)
+constexpr bool has_pairs = true;
+using Where = __m512i;
+RNNFAST_INLINE F16 pick(F16 a, F16 b, Where& where) {
+  const F16 picked = _mm512_permutex2var_ps(a, where, b);
+  where = _mm512_maskz_srli_epi32(__mmask16(-1), where, 8);
+  return picked;
+}
+RNNFAST_INLINE D8 pick(D8 a, D8 b, Where& where) {
+  const D8 picked = _mm512_permutex2var_pd(a, where, b);
+  where = _mm512_maskz_srli_epi64(__mmask8(-1), where, 4);
+  return picked;
+}
+RNNFAST_INLINE Where load_where(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
+RNNFAST_INLINE Where load_where(const std::uint16_t* p) {
+  return _mm512_maskz_cvtepu16_epi64(__mmask8(-1), _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+#else
+constexpr bool has_pairs = false;
+#endif
+
 // a[first], b[first], a[first + 1], b[first + 1], ...
 template <class S, int first, int... i>
 RNNFAST_INLINE typename S::V interleave(typename S::V a, typename S::V b, Lanes<i...>) {

@@ -411,7 +411,7 @@ template <class Real>
 double read_rate(const py::handle& object, const std::string& name) {
   const double rate = number_of<Real>(object, name);
   if (rate >= 0 && rate < 1) return rate;
-  throw py::value_error(name + ": expected a probability of less than 1, got " + text(object));
+  throw py::value_error(name + ": expected a probability of at least 0 and less than 1, got " + text(object));
 }
 
 // What is added to variances: a number, or None; 0 where a cell has none.

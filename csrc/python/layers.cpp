@@ -103,7 +103,8 @@ CandidateDropout read_candidates(const py::object& object, Problem& p) {
   const auto given = tuple_of("candidate_dropout", object, 2, "(kept, p)");
   if (!given) return candidates;
   if (!p.cell->has_candidate)
-    throw py::value_error("candidate_dropout: expected None, since " + std::string(p.cell->name) + " has no candidate");
+    throw py::value_error("candidate_dropout: expected None, since " + std::string(p.cell->name) +
+                          " drops no candidate");
   const py::object kept = (*given)[0];
   const std::string name = "candidate_dropout: kept";
   const Array array = as_array(kept, name);

@@ -107,7 +107,7 @@ py::array random_bits(std::uint64_t key, std::uint32_t place, double rate, const
                           shape_text(Array(bs).shape()));
   if (n < 1) throw py::value_error("n: expected at least 1, got " + std::to_string(n));
   if (!(rate >= 0 && rate < 1))
-    throw py::value_error("rate: expected a probability of less than 1, got " + std::to_string(rate));
+    throw py::value_error("rate: expected a probability of at least 0 and less than 1, got " + std::to_string(rate));
   const Index rows = ts.size(), bytes = bytes_of_bits(n);
   const py::array bits = new_array<unsigned char>({rows, bytes});
   auto* const to = static_cast<unsigned char*>(const_cast<void*>(bits.data()));

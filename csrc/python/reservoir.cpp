@@ -25,9 +25,10 @@ struct ReservoirObject {
   std::variant<SparseReservoir<float>, SparseReservoir<double>> packed;
 };
 
+// None if there are too many connections. `before` itself if it is made of the same.
 template <class Real>
-std::optional<ReservoirObject> packed_of(const Array& w_ih, const py::object& w_hh, const py::object& b_ih,
-                                         const py::object& b_hh, const py::object& leak, bool is_relu) {
+py::object packed_of(const Array& w_ih, const py::object& w_hh, const py::object& b_ih, const py::object& b_hh,
+                     const py::object& leak, bool is_relu, const py::object& before) {
   if (w_ih.ndim() != 2) wrong_shape("w_ih", "(H, I)", w_ih);
   const Index H = w_ih.shape(0), I = w_ih.shape(1);
   const auto contiguous = [](const std::string& name, const py::object& object, const Shape& shape) {
@@ -37,16 +38,20 @@ std::optional<ReservoirObject> packed_of(const Array& w_ih, const py::object& w_
   const Input<Real> b_in = contiguous("b_ih", b_ih, {H}), b = contiguous("b_hh", b_hh, {H});
   std::optional<Input<Real>> leaks;
   if (!leak.is_none()) leaks = contiguous("leak", leak, {H});
-  auto packed = SparseReservoir<Real>::made_of({.H = H,
-                                                .I = I,
-                                                .w_ih = in.view().data,
-                                                .w_hh = hh.view().data,
-                                                .b_ih = b_in.view().data,
-                                                .b_hh = b.view().data,
-                                                .leak = leaks ? leaks->view().data : nullptr},
-                                               is_relu);
-  if (!packed) return std::nullopt;
-  return ReservoirObject{std::move(*packed)};
+  auto parts = SparseParts<Real>::of({.H = H,
+                                      .I = I,
+                                      .w_ih = in.view().data,
+                                      .w_hh = hh.view().data,
+                                      .b_ih = b_in.view().data,
+                                      .b_hh = b.view().data,
+                                      .leak = leaks ? leaks->view().data : nullptr},
+                                     is_relu);
+  if (!parts) return py::none();
+  if (!before.is_none()) {
+    const auto* const packed = std::get_if<SparseReservoir<Real>>(&before.cast<const ReservoirObject&>().packed);
+    if (packed && packed->parts() == *parts) return before;
+  }
+  return py::cast(ReservoirObject{SparseReservoir<Real>(std::move(*parts))});
 }
 
 template <class Real>
@@ -59,7 +64,7 @@ py::object states_of(const SparseReservoir<Real>& packed, const py::object& x_ob
     throw py::value_error("x: expected a size that fits the address space, got " + shape_text(x.shape()));
   const Input<Real> in = input<Real>("x", x, {T, B, r.I}), h = input<Real>("h", as_array(h_object, "h"), {B, r.H});
   const std::optional y = output<Real>("y", py::none(), {T, B, r.H});
-  const double flops = 2.0 * double(r.first[r.blocks]) * kernels<Real>().block_units * double(T) * double(B);
+  const double flops = 2.0 * double(r.all.first[r.blocks]) * kernels<Real>().block_units * double(T) * double(B);
   const Index vectors = (B + kernels<Real>().lanes - 1) / kernels<Real>().lanes;
   const Index threads = team_size(flops, std::max(vectors, Index(1)));
   const Buffer scratch(std::size_t(kernels<Real>().reservoir_scratch(r, threads)) * sizeof(Real));
@@ -89,12 +94,12 @@ void bind_reservoir(py::module_& m) {
   m.def(
       "sparse_reservoir",
       [](const py::object& w_ih, const py::object& w_hh, const py::object& b_ih, const py::object& b_hh,
-         const py::object& leak, bool is_relu) {
+         const py::object& leak, bool is_relu, const py::object& before) {
         const Array array = as_array(w_ih, "w_ih");
-        return is_double("w_ih", array) ? packed_of<double>(array, w_hh, b_ih, b_hh, leak, is_relu)
-                                        : packed_of<float>(array, w_hh, b_ih, b_hh, leak, is_relu);
+        return is_double("w_ih", array) ? packed_of<double>(array, w_hh, b_ih, b_hh, leak, is_relu, before)
+                                        : packed_of<float>(array, w_hh, b_ih, b_hh, leak, is_relu, before);
       },
-      "w_ih"_a, "w_hh"_a, "b_ih"_a, "b_hh"_a, "leak"_a, "is_relu"_a);
+      "w_ih"_a, "w_hh"_a, "b_ih"_a, "b_hh"_a, "leak"_a, "is_relu"_a, "before"_a = py::none());
 }
 
 }  // namespace rnnfast

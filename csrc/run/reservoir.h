@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "run/connections.h"
 #include "run/dispatch.h"
 #include "run/memory.h"
 #include "types.h"
@@ -23,99 +24,182 @@ struct ReservoirWeights {
 };
 
 // At most one element of so many is a connection, or a product with the full matrices may be sooner: where those are
-// near, one sequence by itself takes about so many times as long for a connection as for an element.
+// near, one sequence by itself takes about so many times as long for a connection as for an element. Matrices beyond
+// the second cache level of most machines are far.
 template <class Real>
-constexpr Index elements_per_connection = sizeof(Real) == 8 ? 5 : 8;
+constexpr Index elements_per_connection(Index elements) {
+  const bool is_far = elements * Index(sizeof(Real)) > Index(2) << 20;
+  return sizeof(Real) == 8 ? (is_far ? 3 : 5) : (is_far ? 5 : 8);
+}
+
+// What a reservoir of few connections is made of.
+template <class Real>
+struct SparseParts {
+  Index I;
+  bool is_relu;
+  std::vector<Index> first;     // connection of each unit, and the number of all; [H+1]
+  std::vector<Column> columns;  // inputs, then units after them
+  std::vector<Real> weights, bias, leak;
+
+  bool operator==(const SparseParts&) const = default;
+
+  Index H() const { return Index(first.size()) - 1; }
+  Index count(Index unit) const { return first[std::size_t(unit + 1)] - first[std::size_t(unit)]; }
+
+  // None where the connections are too many, or the operands.
+  static std::optional<SparseParts> of(const ReservoirWeights<Real>& w, bool is_relu) {
+    const Kernels<Real>& k = kernels<Real>();
+    const Index places = (w.H + k.block_units - 1) / k.block_units * k.block_units + w.I;
+    if (operand_at(places, k.pair_lanes) >= std::numeric_limits<Column>::max()) return std::nullopt;
+    SparseParts parts = {
+        .I = w.I, .is_relu = is_relu, .first = {0}, .columns = {}, .weights = {}, .bias = {}, .leak = {}};
+    const Index elements = w.H * (w.I + w.H), most = elements / elements_per_connection<Real>(elements);
+    parts.columns.resize(std::size_t(most + w.I + w.H));
+    parts.weights.resize(parts.columns.size());
+    Index n = 0;
+    for (Index unit = 0; unit < w.H; ++unit) {
+      n = parts.append(w.w_ih + unit * w.I, w.I, 0, n);
+      n = parts.append(w.w_hh + unit * w.H, w.H, w.I, n);
+      parts.first.push_back(n);
+      if (n > most) return std::nullopt;
+      parts.bias.push_back(w.b_ih[unit] + w.b_hh[unit]);
+    }
+    parts.columns.resize(std::size_t(n)), parts.weights.resize(std::size_t(n));
+    if (w.leak) parts.leak.assign(w.leak, w.leak + w.H);
+    return parts;
+  }
+
+ private:
+  // Without a branch that depends on a weight: it would be mispredicted at every connection.
+  Index append(const Real* row, Index count, Index column, Index n) {
+    Column* to = columns.data() + n;
+    for (Index i = 0; i < count; ++i) {
+      *to = Column(column + i);
+      to += row[i] != 0;
+    }
+    for (const Index end = to - columns.data(); n < end; ++n)
+      weights[std::size_t(n)] = row[columns[std::size_t(n)] - column];
+    return n;
+  }
+};
 
 template <class Real>
 class SparseReservoir {
  public:
-  // None where the connections are too many, or the operands.
-  static std::optional<SparseReservoir> made_of(const ReservoirWeights<Real>& w, bool is_relu) {
-    const Index block = kernels<Real>().block_units, blocks = (w.H + block - 1) / block;
-    if (blocks * block + w.I > std::numeric_limits<Column>::max()) return std::nullopt;
-    Connections found = {.first = {0}, .columns = {}};
-    const Index most = w.H * (w.I + w.H) / elements_per_connection<Real>;
-    found.columns.resize(std::size_t(most + w.I + w.H));
-    Column* end = found.columns.data();
-    for (Index unit = 0; unit < w.H; ++unit) {
-      end = append(w.w_ih + unit * w.I, w.I, 0, end);
-      end = append(w.w_hh + unit * w.H, w.H, w.I, end);
-      found.first.push_back(end - found.columns.data());
-      if (found.first.back() > most) return std::nullopt;
+  // Without pairs, even where the kernels have them, if those are not wanted.
+  explicit SparseReservoir(SparseParts<Real> parts, bool has_pairs = true)
+      : parts_(std::move(parts)), has_pairs_(has_pairs && kernels<Real>().pair_lanes), place_(std::size_t(parts_.H())) {
+    std::vector<Index> order(place_.size());
+    std::iota(order.begin(), order.end(), Index(0));
+    std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return parts_.count(a) > parts_.count(b); });
+    for (std::size_t place = 0; place < order.size(); ++place) place_[std::size_t(order[place])] = Column(place);
+    const Index block = kernels<Real>().block_units, blocks = (parts_.H() + block - 1) / block;
+    bias_.resize(std::size_t(blocks * block)), leak_.resize(parts_.leak.empty() ? 0 : bias_.size());
+    for (std::size_t place = 0; place < order.size(); ++place) {
+      bias_[place] = parts_.bias[std::size_t(order[place])];
+      if (!leak_.empty()) leak_[place] = parts_.leak[std::size_t(order[place])];
     }
-    return SparseReservoir(w, is_relu, block, found);
+    const Numbered<Real> connections = numbered(order);
+    Slots all, collected;
+    const int lanes = kernels<Real>().pair_lanes;
+    if (has_pairs_) {
+      Pairing<Real> pairing(connections, block, operand_at(blocks * block + parts_.I, lanes));
+      for (Index place = 0; place < blocks * block; place += block) {
+        const std::vector<Numbers> others = pairing.take(place);
+        collected.add(others);
+        all.add(together(pairing.slots, others));
+      }
+      pairs_ = {.first = std::move(pairing.slots.first),
+                .weights = weights_of(pairing.slots, connections),
+                .second = std::move(pairing.second),
+                .picks = std::move(pairing.picks)};
+    } else {
+      std::vector<Numbers> of_units;
+      of_units.resize(std::size_t(block));
+      for (Index place = 0; place < blocks * block; place += block) {
+        const Index* first = connections.first.data() + place;
+        for (Numbers& of_unit : of_units) {
+          of_unit.resize(std::size_t(first[1] - first[0]));
+          std::iota(of_unit.begin(), of_unit.end(), *first++);
+        }
+        all.add(of_units);
+      }
+      pairs_.first.resize(std::size_t(blocks + 1));
+    }
+    const Index zero = lanes ? lanes - 1 : blocks * block + parts_.I;
+    all_ = ConnectionList<Real>(all, connections, zero),
+    collected_ = ConnectionList<Real>(collected, connections, zero);
   }
+
+  const SparseParts<Real>& parts() const { return parts_; }
 
   // As long as this lives.
   Reservoir<Real> view() const {
     return {.H = Index(place_.size()),
-            .I = I_,
-            .blocks = Index(first_.size()) - 1,
-            .first = first_.data(),
-            .weights = static_cast<const Real*>(weights_.data()),
-            .columns = static_cast<const Column*>(columns_.data()),
+            .I = parts_.I,
+            .blocks = Index(pairs_.first.size()) - 1,
+            .all = all_.view(),
+            .pairs = {.first = pairs_.first.data(),
+                      .weights = static_cast<const Real*>(pairs_.weights.data()),
+                      .second = pairs_.second.data(),
+                      .picks = pairs_.picks.data()},
+            .collected = (has_pairs_ ? collected_ : all_).view(),
             .place = place_.data(),
             .bias = bias_.data(),
             .leak = leak_.empty() ? nullptr : leak_.data(),
-            .is_relu = is_relu_};
+            .is_relu = parts_.is_relu};
   }
 
  private:
-  // Of each unit, what it is connected with: inputs, then units after them.
-  struct Connections {
-    std::vector<Index> first;  // and the number of all; [H+1]
-    std::vector<Column> columns;
-
-    Index count(Index unit) const { return first[std::size_t(unit + 1)] - first[std::size_t(unit)]; }
+  struct PairList {
+    std::vector<Index> first;
+    Buffer weights;
+    std::vector<Column> second;
+    std::vector<typename PickOf<Real>::Type> picks;
   };
 
-  // Without a branch that depends on a weight: it would be mispredicted at every connection.
-  static Column* append(const Real* row, Index n, Index first, Column* to) {
-    for (Index i = 0; i < n; ++i) {
-      *to = Column(first + i);
-      to += row[i] != 0;
-    }
-    return to;
-  }
-
-  SparseReservoir(const ReservoirWeights<Real>& w, bool is_relu, Index block, const Connections& found)
-      : I_(w.I), is_relu_(is_relu), place_(std::size_t(w.H)) {
-    std::vector<Index> order(place_.size());
-    std::iota(order.begin(), order.end(), Index(0));
-    std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return found.count(a) > found.count(b); });
-    first_.push_back(0);
-    for (std::size_t place = 0; place < order.size(); ++place) {
-      place_[std::size_t(order[place])] = Column(place);
-      if (Index(place) % block == 0) first_.push_back(first_.back() + found.count(order[place]));
-    }
-    const Index units = (Index(first_.size()) - 1) * block, inputs = units, zero = units + I_;
-    const std::size_t slots = std::size_t(first_.back() * block);
-    weights_ = Buffer(slots * sizeof(Real)), columns_ = Buffer(slots * sizeof(Column));
-    auto* const weights = static_cast<Real*>(weights_.data());
-    auto* const columns = static_cast<Column*>(columns_.data());
-    std::fill_n(weights, slots, Real(0)), std::fill_n(columns, slots, Column(zero));
-    bias_.resize(std::size_t(units)), leak_.resize(w.leak ? std::size_t(units) : 0);
-    for (Index place = 0; place < w.H; ++place) {
-      const Index unit = order[std::size_t(place)];
-      bias_[std::size_t(place)] = w.b_ih[unit] + w.b_hh[unit];
-      if (w.leak) leak_[std::size_t(place)] = w.leak[unit];
-      Index at = first_[std::size_t(place / block)] * block + place % block;
-      const Column* from = found.columns.data() + found.first[std::size_t(unit)];
-      for (Index n = found.count(unit); n > 0; --n, ++from, at += block) {
-        const bool is_input = *from < I_;
-        const Index k = *from - I_;
-        weights[at] = is_input ? w.w_ih[unit * I_ + *from] : w.w_hh[unit * w.H + k];
-        columns[at] = is_input ? Column(inputs + *from) : place_[std::size_t(k)];
+  // The connections in the order of places, with the operands that they lead to.
+  Numbered<Real> numbered(const std::vector<Index>& order) const {
+    Numbered<Real> result;
+    result.weights.reserve(parts_.weights.size()), result.operands.reserve(parts_.weights.size());
+    const Index units = Index(bias_.size());
+    for (Index place = 0; place < units; ++place) {
+      if (place < parts_.H()) {
+        const auto first = std::size_t(parts_.first[std::size_t(order[std::size_t(place)])]);
+        const auto last = std::size_t(parts_.first[std::size_t(order[std::size_t(place)] + 1)]);
+        for (std::size_t n = first; n < last; ++n) {
+          const Index column = parts_.columns[n], k = column - parts_.I;
+          const Index operand = k < 0 ? units + column : place_[std::size_t(k)];
+          result.weights.push_back(parts_.weights[n]);
+          result.operands.push_back(Column(operand_at(operand, kernels<Real>().pair_lanes)));
+        }
       }
+      result.first.push_back(Index(result.weights.size()));
     }
+    return result;
   }
 
-  Index I_;
-  bool is_relu_;
-  std::vector<Index> first_;
+  // The connections of each unit of the last block of pairs, and others, in the order in which kernels add them.
+  static std::vector<Numbers> together(const Slots& pairs, const std::vector<Numbers>& others) {
+    std::vector<Numbers> result(others.size());
+    const Index first = *(pairs.first.end() - 2), last = pairs.first.back();
+    for (std::size_t unit = 0; unit < others.size(); ++unit) {
+      auto other = others[unit].begin();
+      for (Index slot = first; slot < last; ++slot) {
+        const Index number = pairs.numbers[std::size_t(slot) * others.size() + unit];
+        if (number != Slots::none) result[unit].push_back(number);
+        if ((slot + 1) % Pairs<Real>::group == 0 && other != others[unit].end()) result[unit].push_back(*other++);
+      }
+      result[unit].insert(result[unit].end(), other, others[unit].end());
+    }
+    return result;
+  }
+
+  SparseParts<Real> parts_;
+  bool has_pairs_;
   std::vector<Column> place_;
-  Buffer weights_, columns_;
+  ConnectionList<Real> all_, collected_;  // the latter where there are pairs
+  PairList pairs_;
   std::vector<Real> bias_, leak_;
 };
 
@@ -130,9 +214,10 @@ bool gathers_pay() {
     std::vector<Real> w(H * H), zeros(H), y(T * H);
     for (std::size_t i = 0; i < w.size(); i += 9) w[i] = 1;
     const Real* const z = zeros.data();
-    const auto packed = SparseReservoir<Real>::made_of(
+    const auto parts = SparseParts<Real>::of(
         {.H = H, .I = 0, .w_ih = z, .w_hh = w.data(), .b_ih = z, .b_hh = z, .leak = nullptr}, true);
-    const Reservoir<Real> r = packed->view();
+    const SparseReservoir<Real> packed(*parts, false);
+    const Reservoir<Real> r = packed.view();
     const Buffer scratch(std::size_t(k.reservoir_scratch(r, 1)) * sizeof(Real));
     const auto time = [&](bool gathers) {
       const auto never = [](const Team&) { return false; };

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache, singledispatch
 from os import PathLike
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -20,17 +20,11 @@ from .names import BIASES, PROJECTION, parameter_names
 from .scalars import Flag, Number, choice, flag, generator, number
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
+Check: TypeAlias = Callable[[Any, Any, str], Any]  # of a module's option: from a value and its name to what is kept
 # What constructors make of their arguments, or of what some of the classes do not take
 MADE = (
     *("parameters", "fixed", "rng", "fan", "gates", "directions", "cell"),
-    *("proj_size", "h_size", "state_sizes", "reservoirs", "readout"),
-    *(
-        "recurrent_dropout",
-        "recurrent_dropout_per_gate",
-        "candidate_dropout",
-        "candidate_dropout_per_sequence",
-        "zoneout",
-    ),
+    *("proj_size", "h_size", "state_sizes", "reservoirs", "readout", "_runners"),
 )
 PACKAGE = __name__.partition(".")[0]
 
@@ -62,6 +56,18 @@ class Kept:
             checked(array, name, shape, dtype)
             parameters[name] = np.require(array, requirements=["C", "A", "W", "E"])  # itself where it will do
         return parameters
+
+
+def check_assignable(module: "Module", name: str) -> None:
+    """Refuse to change what has decided what a module is, or what its class has no use for."""
+    kind = kind_of(module)
+    if name in parameters_of(kind) and name not in module.changeable:
+        msg = f"{name}: expected no assignment, since the {kind.__name__} is made for it; make a new one"
+        raise AttributeError(msg, name=name, obj=module)
+    is_value = not callable(getattr(kind, name, callable))
+    if name not in parameters_of(kind) and (is_value or name in module.changeable) and name != "rng":
+        msg = f"{name}: expected no assignment, since {kind.__name__} has no such option"
+        raise AttributeError(msg, name=name, obj=module)
 
 
 def is_own(kind: type) -> bool:
@@ -130,11 +136,17 @@ class Module(Stateful):
         float32 or float64.
     rng : numpy.random.Generator
         Draws the initial weights and, in layers, the dropout masks; in a `Hopfield`, the orders of updates.
+
+    Notes
+    -----
+    Options that decide no parameters, such as rates of dropout, may be assigned between calls: the value is checked as
+    the constructor's argument is. To assign any other raises AttributeError.
     """
 
     parameters: dict[str, Array]
     gates = 1  # blocks of rows in each parameter
     fan: int | None  # H; in `Linear`, I; None where all parameters start at zero
+    changeable: ClassVar[Mapping[str, Check]] = {"rng": lambda _, value, name: generator(value, name)}
     kept_as = "seed"  # the argument of the constructor in whose place a copy gets what is `Kept`
 
     def __init_subclass__(cls) -> None:
@@ -165,11 +177,14 @@ class Module(Stateful):
             return parameter
 
         def __setattr__(self, name: str, value: object) -> None:
-            parameter = vars(self).get("parameters", {}).get(name)
-            if parameter is None:
-                super().__setattr__(name, value)
-            else:
-                np.copyto(parameter, checked(value, name, parameter.shape, parameter.dtype))
+            parameters = vars(self).get("parameters")  # None while the module is being made
+            if parameters and name in parameters:
+                np.copyto(parameters[name], checked(value, name, parameters[name].shape, parameters[name].dtype))
+                return
+            if parameters is not None:
+                check_assignable(self, name)
+            check = self.changeable.get(name)
+            super().__setattr__(name, check(self, value, name) if check else value)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *vars(self).get("parameters", ())]
@@ -187,7 +202,7 @@ class Module(Stateful):
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and copy keep: the constructor's arguments, the state_dict, the generator and the rest."""
         arguments = arguments_of(self)
-        own = {name: value for name, value in vars(self).items() if name not in {*arguments, *MADE}}
+        own = {name: value for name, value in vars(self).items() if name not in {*arguments, *MADE, *self.changeable}}
         return {"arguments": arguments, "state_dict": self.state_dict(), "rng": self.rng, "attributes": own}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

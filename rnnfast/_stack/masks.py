@@ -9,7 +9,8 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array
 from .._base.names import ends_of
-from .stack import MASKED, Stack
+from .options import MASKED
+from .stack import Stack
 
 Check: TypeAlias = Callable[[object, str], Array]  # of a mask and what messages call it
 

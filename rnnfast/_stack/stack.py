@@ -7,31 +7,36 @@ and D directions. A state has parts [L·D,B,H]; that of h is [L·D,B,P].
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, Literal, TypeAlias
+from typing import Any, ClassVar, Generic, Literal
 
 import numpy as np
 
 from .. import _core
-from .._base.arrays import Array, checked
-from .._base.module import Kept, RecurrentModule, Shape
+from .._base.arrays import Array, checked, float_dtype
+from .._base.module import Check, Kept, RecurrentModule, Shape
 from .._base.names import by_direction, ends_of, layer_names, recurrent_shapes
-from .._base.scalars import Flag, Integer, Number, addressable, count, flag, number, shown, size
+from .._base.scalars import Flag, Integer, Number, addressable, count, flag, shown, size
 from .._base.state import STATES, Parts, StateT, each, initial_names, parts_of
 from .attributes import StackAttributes
 from .layout import Layout
-
-WeightDropout: TypeAlias = Number | tuple[Literal["rows"], Number]
-Zoneout: TypeAlias = Number | tuple[Number, Number]
-
-# Options of which a forward has masks.
-MASKED = "weight_dropout", "recurrent_dropout", "candidate_dropout", "zoneout"
+from .options import OPTIONS, WeightDropout, Zoneout
 
 
 class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
     """L layers of one cell, in D directions. What runs them are functions of this package."""
 
     layer_norm: str | None = None
+    proj_size: int = 0
+    batch_first: bool
+    dropout: float
+    weight_dropout: float | tuple[Literal["rows"], float]
+    recurrent_dropout: float
+    recurrent_dropout_per_gate: bool
+    candidate_dropout: float
+    candidate_dropout_per_sequence: bool
+    zoneout: float | tuple[float, float]
     layer_norm_eps: float
+    changeable: ClassVar[Mapping[str, Check]] = {**RecurrentModule.changeable, **OPTIONS}
 
     def __init__(
         self,
@@ -53,6 +58,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         candidate_dropout: Number = 0.0,
         candidate_dropout_per_sequence: Flag = False,
         zoneout: Zoneout = 0.0,
+        layer_norm_eps: Number = 1e-5,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
@@ -67,28 +73,22 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         self.state_sizes = (self.h_size, *[self.hidden_size] * (len(STATES[self.cell]) - 1))
         self.num_layers = size(num_layers, "num_layers")
         self.bias = flag(bias, "bias")
-        self.batch_first = flag(batch_first, "batch_first")
-        self.dropout = number(dropout, "dropout")
         self.bidirectional = flag(bidirectional, "bidirectional")
         self.learn_initial_state = flag(learn_initial_state, "learn_initial_state")
-        self.weight_dropout = _weight_dropout(weight_dropout)
-        self.recurrent_dropout = _rate(recurrent_dropout, "recurrent_dropout")
-        self.recurrent_dropout_per_gate = flag(recurrent_dropout_per_gate, "recurrent_dropout_per_gate")
-        if self.recurrent_dropout and self.proj_size:
-            msg = f"recurrent_dropout: expected 0 for a layer with proj_size, got {self.recurrent_dropout}"
-            raise ValueError(msg)
-        self.candidate_dropout = _rate(candidate_dropout, "candidate_dropout")
-        self.candidate_dropout_per_sequence = flag(candidate_dropout_per_sequence, "candidate_dropout_per_sequence")
-        if self.candidate_dropout and not _core.cells[self.cell].has_candidate:
-            msg = f"candidate_dropout: expected 0 for a layer with layer_norm, got {self.candidate_dropout}"
-            raise ValueError(msg)
-        self.zoneout = _zoneout(zoneout, len(self.state_sizes))
-        if self.zoneout and self.proj_size:
-            msg = f"zoneout: expected 0 for a layer with proj_size, got {self.zoneout}"
-            raise ValueError(msg)
-        if not 0 <= self.dropout <= 1:
-            msg = f"dropout: expected a probability, got {self.dropout}"
-            raise ValueError(msg)
+        self.dtype = float_dtype(dtype)
+        given = {
+            "batch_first": batch_first,
+            "dropout": dropout,
+            "weight_dropout": weight_dropout,
+            "recurrent_dropout": recurrent_dropout,
+            "recurrent_dropout_per_gate": recurrent_dropout_per_gate,
+            "candidate_dropout": candidate_dropout,
+            "candidate_dropout_per_sequence": candidate_dropout_per_sequence,
+            "zoneout": zoneout,
+            "layer_norm_eps": layer_norm_eps,
+        }
+        for name, value in given.items():
+            setattr(self, name, value)
         if self.dropout > 0 and self.num_layers == 1 and not isinstance(seed, Kept):
             msg = f"dropout: expected 0 for a single layer, as it acts between layers, got {self.dropout}"
             warnings.warn(msg, stacklevel=2)
@@ -123,36 +123,6 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         parameters = {**self.parameters, **others} if others else self.parameters
         directions = by_direction(parameters, self.names_of(layer))
         return [self.with_fixed(arrays) for arrays in directions] if self.fixed else directions
-
-
-def _weight_dropout(value: Any) -> float | tuple[Literal["rows"], float]:
-    """Return a probability, or that of rows."""
-    of_rows = isinstance(value, tuple | list)  # a list, from a file
-    if of_rows and not (len(value) == 2 and isinstance(value[0], str) and value[0] == "rows"):
-        msg = f"weight_dropout: expected a probability or ('rows', probability), got {value!r}"
-        raise ValueError(msg)
-    rate = _rate(value[1] if of_rows else value, "weight_dropout")
-    return ("rows", rate) if of_rows and rate else rate
-
-
-def _rate(value: Any, name: str) -> float:
-    """Return a probability with which something is left out, or stays."""
-    rate = number(value, name)
-    if not 0 <= rate < 1:
-        msg = f"{name}: expected a probability of less than 1, got {rate}"
-        raise ValueError(msg)
-    return rate
-
-
-def _zoneout(value: Any, states: int) -> float | tuple[float, float]:
-    """Return a probability, or that of each of two states."""
-    given = value if isinstance(value, tuple | list) else [value]  # a list, from a file
-    if len(given) not in (1, states):
-        pair = " or a pair (of h, of c)" if states == 2 else ""
-        msg = f"zoneout: expected a probability{pair}, got {value!r}"
-        raise ValueError(msg)
-    rates = [_rate(rate, "zoneout") for rate in given]
-    return (rates[0], rates[-1]) if len(rates) > 1 and any(rates) else rates[0]
 
 
 def rates_of(stack: Stack[Any]) -> tuple[float, ...]:

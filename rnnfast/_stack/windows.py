@@ -17,8 +17,9 @@ from .._base.names import by_direction
 from .._base.scalars import Integer, choice, size
 from .._base.state import Parts, StateT, add_to_initial, fill, initial_names, out_parts, parts_of, state_of
 from .layout import Layout, layout_of
+from .options import MASKED
 from .ring import Ring, Steps, Turns
-from .stack import MASKED, Stack, checked_parts, state_shapes
+from .stack import Stack, checked_parts, state_shapes
 
 MANY_STEPS = 1024  # more than a chunk of the kernels has
 

@@ -119,7 +119,7 @@ def forward(
     ValueError
         If state0 is no such tuple, or a gate is held that the cell lacks.
     TypeError
-        If there is candidate_dropout, but the cell has no candidate.
+        If there is candidate_dropout, but the cell drops no candidate.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from ..container import joined
 from ..layers import RNN
 from ..linear import Linear
 from ._readout import Rows, recursive_least_squares, ridge_regression
-from ._sparse import runner
+from ._sparse import Runners
 from ._weights import Each, each, rate, recurrent, scale, share, signs, values
 
 ROWS = 4096  # of states that are held at a time while the readout is fitted
@@ -168,6 +168,7 @@ class ESN(Module):
             O = len(np.atleast_1d(part.tensors.get("weight", 0)))
             self.readout = Linear(self.num_states, O, dtype=self.dtype, seed=part)
             kept.tensors |= {f"readout.{name}": a for name, a in part.tensors.items()}
+        self._runners = Runners()
         self._covariance: Array | None = None  # of recursive least squares, [F+1,F+1]
         self._name_parameters()
 
@@ -506,7 +507,7 @@ class ESN(Module):
         T, B = run.x.shape[:2]
         at_once = at_once or max(1, ROWS // max(B, 1))
         fed = self._fed(run) if self.feedback_size else run.x
-        runners = [runner(rnn) for rnn in self.reservoirs]
+        runners = self._runners.of(self.reservoirs)
         for start in range(0, T, at_once):
             x = fed[start : start + at_once]
             lengths = np.clip(run.lengths - start, 0, len(x))
@@ -553,7 +554,7 @@ class ESN(Module):
         B, O = run.x.shape[1], readout.out_features
         outputs = np.zeros((steps, B, O), self.dtype)
         y = np.zeros((B, O), self.dtype) if run.last is None else run.last
-        streams = [runner(rnn).stream(B) for rnn in self.reservoirs] if B else []
+        streams = [runner.stream(B) for runner in self._runners.of(self.reservoirs)] if B else []
         for stream, h in zip(streams, run.h, strict=False):
             stream.state = h
         for t in range(steps if B else 0):

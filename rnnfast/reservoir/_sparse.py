@@ -1,5 +1,7 @@
 """Reservoirs of few connections, which run as lists of them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .. import _core
@@ -7,11 +9,24 @@ from .._base.arrays import Array
 from ..layers import RNN
 
 
-def runner(rnn: RNN) -> "RNN | Sparse":
-    """Return what computes the states of a reservoir soonest, given its present weights: itself, or their lists."""
-    weights = (rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0)
-    reservoir = _core.sparse_reservoir(*weights, rnn.fixed.get("leak"), rnn.nonlinearity == "relu")
-    return rnn if reservoir is None else Sparse(reservoir)
+class Runners:
+    """What computes the states of each reservoir soonest, by its present weights: itself, or their lists.
+
+    Lists that were made before are used as long as the weights are the same ones, element by element.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, _core.SparseReservoir | None] = {}
+
+    def of(self, reservoirs: Sequence[RNN]) -> "list[RNN | Sparse]":
+        """Return one for each reservoir."""
+        return [self._of(k, rnn) for k, rnn in enumerate(reservoirs)]
+
+    def _of(self, k: int, rnn: RNN) -> "RNN | Sparse":
+        weights = (rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0)
+        is_relu, before = rnn.nonlinearity == "relu", self._made.get(k)
+        made = self._made[k] = _core.sparse_reservoir(*weights, rnn.fixed.get("leak"), is_relu, before)
+        return rnn if made is None else Sparse(made)
 
 
 class Sparse:

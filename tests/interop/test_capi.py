@@ -588,7 +588,7 @@ REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
         "rnn_tanh",
         "forward",
         set_fields(candidate_mask=SOME),
-        "candidate_mask: expected NULL, since rnn_tanh has no candidate",
+        "candidate_mask: expected NULL, since rnn_tanh drops no candidate",
     ),
     "candidates: rate": (
         "gru",
