@@ -52,7 +52,8 @@ RNNFAST_INLINE typename S::Real greatest(const typename S::Real* a, Index K, typ
   });
 }
 
-// A row that is not finite has NaN for its scale, and so have all that it reaches. `least` is 1 where what is quantised
+// A row that is not finite has NaN for its scale, and so is all that it reaches; one whose greatest number is below
+// 2^-100 counts as zeros, as 127 divided by it could overflow. `least` is 1 where what is quantised
 // is at most 1: h then has the same scale at all steps, as long as no initial state is beyond.
 template <class Real>
 __attribute__((noinline)) void quantize(const View<const Real>& rows, Index count, Index K, Real least,
@@ -64,9 +65,9 @@ __attribute__((noinline)) void quantize(const View<const Real>& rows, Index coun
   for (Index row = 0; row < count; ++row) {
     const Real* a = at(rows, row).data;
     const Real m = greatest<S>(a, K, least);
-    const bool finite = m - m == 0;
-    to.scales[row] = finite ? m / 127 : m - m;
-    const Real inverse = finite && m > 0 ? 127 / m : 0;
+    const bool finite = m - m == 0, counts = m >= Real(0x1p-100);
+    to.scales[row] = !finite ? m - m : counts ? m / 127 : 0;
+    const Real inverse = finite && counts ? 127 / m : 0;
     auto* bytes = reinterpret_cast<unsigned char*>(to.words + row * to.stride);
     for (Index k = 0; k < K; k += S::lanes) {
       const typename S::V v = load_lanes<S>(a + k, int(min_index(S::lanes, K - k)));
