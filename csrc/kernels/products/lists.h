@@ -6,6 +6,7 @@
 // chain, the shorter ones end in zeros.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/layout.h"
@@ -99,86 +100,113 @@ bool has_lists(const Lists& lists, const Panels<Real>& p) {
 
 // ---- Making lists ---------------------------------------------------------------------------------------------------
 
-// Lists that leave out less than half are not faster than the panel.
-constexpr Index least_left_out = 2;
+// One vector of a panel, by its numbers: words of 32 or 64 bits, or halves of them. Of integers, 4 in a word are one.
+struct NumbersOfVector {
+  unsigned char* data;  // of the first word
+  Index word, item;     // bytes from one word to the next, and of a word
+  bool pairs, is_floating;
 
-// A number of a panel, by its k, in the lane of a word: of 32 or 64 bits, or a half of one.
-template <class Real>
-struct NumberOfPanel {
-  unsigned char* data;  // of the vector's first word
-  Index word;           // stride in bytes
-  int shift;
-
-  RNNFAST_INLINE Index bytes() const { return Index(sizeof(Real)) >> (shift == 1); }
+  RNNFAST_INLINE Index bytes() const { return pairs ? item / 2 : item; }
   RNNFAST_INLINE unsigned char* at(Index k, Index lane) const {
-    const Index within = shift == 1 ? k % 2 : 0;
-    return data + (shift == 1 ? k / 2 : k) * word + lane * Index(sizeof(Real)) + within * bytes();
+    return data + (pairs ? k / 2 : k) * word + lane * item + (pairs && k % 2 ? bytes() : 0);
   }
 };
 
-// Whether a k of a vector has a weight that is not zero, of whichever sign.
 template <class Real>
-bool is_kept(const NumberOfPanel<Real>& numbers, Index k) {
-  for (Index lane = 0; lane < Widest<Real>::lanes; ++lane) {
-    const unsigned char* const number = numbers.at(k, lane);
-    for (Index i = 0; i < numbers.bytes(); ++i)
-      if (numbers.shift < 2 && i + 1 == numbers.bytes() ? number[i] & 0x7f : number[i]) return true;
+RNNFAST_INLINE NumbersOfVector numbers_of(const ListGroup<Real>& group, const Panels<Real>& p, Index n) {
+  constexpr Index item = sizeof(Real);
+  Real* const data = group.panel + n / p.gates * group.unit + n % p.gates * (vector_bytes / item);
+  return {.data = reinterpret_cast<unsigned char*>(data),
+          .word = group.k * item,
+          .item = item,
+          .pairs = p.shift == 1,
+          .is_floating = p.shift < 2};
+}
+
+// Whether a number has a weight that is not zero, of whichever sign, in some lane.
+RNNFAST_INLINE bool is_kept(const NumbersOfVector& v, Index k) {
+  for (Index lane = 0; lane < vector_bytes / v.item; ++lane) {
+    const unsigned char* const number = v.at(k, lane);
+    for (Index i = 0; i < v.bytes(); ++i)
+      if (v.is_floating && i + 1 == v.bytes() ? number[i] & 0x7f : number[i]) return true;
   }
   return false;
 }
 
-// The panels of a matrix become lists, group by group, where these are short. A list is written where the panel was: it
-// never overtakes what is still to be read.
+// The numbers of a chain.
+template <class Real>
+RNNFAST_INLINE Span numbers_of_chain(const Panels<Real>& p, Index chain) {
+  const Index numbers = p.shift == 2 ? words_of(p.K, p.shift) : p.K, chains = list_chains(p);
+  const Index length = (numbers + chains - 1) / chains;
+  return {.first = min_index(chain * length, numbers), .last = min_index((chain + 1) * length, numbers)};
+}
+
+template <class F>
+RNNFAST_INLINE void for_each_kept(const NumbersOfVector& v, const Span& numbers, F&& f) {
+  for (Index k = numbers.first; k < numbers.last; ++k)
+    if (is_kept(v, k)) f(k);
+}
+
+// Finds the lengths of a group's chains, and returns that of the list.
+template <class Real>
+Index measure_list(const Panels<Real>& p, const ListGroup<Real>& group) {
+  Index length = 0;
+  for (Index chain = 0; chain < group.chains; ++chain) {
+    Index most = 0;
+    for (Index n = 0; n < list_blocks(p.gates) * p.gates; ++n) {
+      Index kept = 0;
+      for_each_kept(numbers_of(group, p, n), numbers_of_chain(p, chain), [&](Index) { ++kept; });
+      most = max_index(most, kept);
+    }
+    group.lengths[chain] = std::int32_t(p.shift == 1 ? most + most % 2 : most);
+    length += group.lengths[chain];
+  }
+  return length;
+}
+
+// A list is written where the panel was: it never overtakes what is still to be read.
+template <class Real>
+void write_list(const Panels<Real>& p, const ListGroup<Real>& group) {
+  const Index vectors = list_blocks(p.gates) * p.gates;
+  Index first = 0;
+  for (Index chain = 0; chain < group.chains; first += group.lengths[chain++])
+    for (Index n = 0; n < vectors; ++n) {
+      const NumbersOfVector v = numbers_of(group, p, n);
+      Index to = first, place = 0;
+      const auto put = [&](bool kept) {
+        for (Index lane = 0; lane < vector_bytes / v.item; ++lane)
+          if (kept)
+            __builtin_memmove(v.at(to, lane), v.at(place, lane), std::size_t(v.bytes()));
+          else
+            __builtin_memset(v.at(to, lane), 0, std::size_t(v.bytes()));
+        group.places[to++ * vectors + n] = Column(place);
+      };
+      for_each_kept(v, numbers_of_chain(p, chain), [&](Index k) { place = k, put(true); });
+      while (to < first + group.lengths[chain]) put(false);
+    }
+}
+
+// The panels of a matrix become lists, group by group, where these have at most half as many numbers: longer ones take
+// as long. Where a quarter of the matrix cannot be left out that way, all panels stay as they are, since those between
+// lists are read in smaller pieces.
 template <class Real>
 __attribute__((noinline)) void make_lists(const Panels<Real>& p, const Lists& lists) {
-  constexpr Index W = vector_bytes / Index(sizeof(Real));
-  const Index numbers = p.shift == 2 ? words_of(p.K, p.shift) : p.K, chains = list_chains(p);
-  const Index length = (numbers + chains - 1) / chains, vectors = list_blocks(p.gates) * p.gates;
-  for (Index group = 0; group < list_groups(p); ++group) {
-    const ListGroup<Real> of = group_of(lists, p, group * list_blocks(p.gates));
-    const auto vector = [&](Index n) {
-      Real* const data = of.panel + n / p.gates * of.unit + n % p.gates * W;
-      return NumberOfPanel<Real>{reinterpret_cast<unsigned char*>(data), of.k * Index(sizeof(Real)), p.shift};
-    };
-    const auto for_each_kept = [&](Index n, Index chain, auto&& f) {
-      for (Index k = chain * length; k < min_index((chain + 1) * length, numbers); ++k)
-        if (is_kept(vector(n), k)) f(k);
-    };
-    Index all = 0;
-    for (Index chain = 0; chain < chains; ++chain) {
-      Index most = 0;
-      for (Index n = 0; n < vectors; ++n) {
-        Index kept = 0;
-        for_each_kept(n, chain, [&](Index) { ++kept; });
-        most = max_index(most, kept);
-      }
-      of.lengths[chain] = std::int32_t(p.shift == 1 ? most + most % 2 : most);
-      all += of.lengths[chain];
-    }
-    if (all * least_left_out > numbers) {
-      of.lengths[0] = -1;
-      continue;
-    }
-    Index first = 0;  // of the chain, in the list
-    for (Index chain = 0; chain < chains; first += of.lengths[chain++])
-      for (Index n = 0; n < vectors; ++n) {
-        const NumberOfPanel<Real> of_vector = vector(n);
-        Index to = first, place = 0;
-        const auto put = [&](Index k, bool kept) {
-          for (Index lane = 0; lane < W; ++lane) {
-            unsigned char* const number = of_vector.at(to, lane);
-            if (kept)
-              __builtin_memmove(number, of_vector.at(k, lane), std::size_t(of_vector.bytes()));
-            else
-              __builtin_memset(number, 0, std::size_t(of_vector.bytes()));
-          }
-          of.places[to * vectors + n] = Column(k);
-          place = k, ++to;
-        };
-        for_each_kept(n, chain, [&](Index k) { put(k, true); });
-        while (to < first + of.lengths[chain]) put(place, false);
-      }
+  const Index numbers = numbers_of_chain(p, list_chains(p) - 1).last;
+  const auto of = [&](Index i) { return group_of(lists, p, i * list_blocks(p.gates)); };
+  Index left_out = 0;
+  for (Index i = 0; i < list_groups(p); ++i) {
+    const Index length = measure_list(p, of(i));
+    if (2 * length <= numbers)
+      left_out += numbers - length;
+    else
+      of(i).lengths[0] = -1;
   }
+  const bool pays = 4 * left_out >= numbers * list_groups(p);
+  for (Index i = 0; i < list_groups(p); ++i)
+    if (!pays)
+      of(i).lengths[0] = -1;
+    else if (!is_whole(of(i)))
+      write_list(p, of(i));
 }
 
 // ---- Products -------------------------------------------------------------------------------------------------------

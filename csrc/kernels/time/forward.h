@@ -404,7 +404,9 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
     Arena<const Real> weights = {.base = packed ? args.directions[d].packed : own[d].w_ih.data, .used = 0};
     PackedWeights<const Real>& w = scratch.directions[d].weights;
     lay_out_packed(p, units, projected, weights, w);
-    w.apart = p.format == Format::int8 || has_lists(w.ih_lists, w.w_ih) || has_lists(w.hh_lists, w.w_hh);
+    if (!has_lists(w.ih_lists, w.w_ih)) w.ih_lists = {};
+    if (!has_lists(w.hh_lists, w.w_hh)) w.hh_lists = {};
+    w.apart = p.format == Format::int8 || w.ih_lists.places || w.hh_lists.places;
     const auto& parameters = args.directions[d].parameters;
     if (by_block)
       scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),
