@@ -162,6 +162,7 @@ struct ForwardArgs {
   Real* scratch;
   Tokens tokens = {};
   Held<Real> held = {};
+  const void* layout = nullptr;  // made by `lay_out`; null: it is found by the call
   bool turned = false;  // odd steps go through the weights forwards, the others backwards, instead of the reverse
   Real zoneout[most_states] = {};  // the part of the old value in a state that is zoned, where there are no bits
   Real candidate_scale = 1;        // of candidates that are kept, where some are not
@@ -352,6 +353,8 @@ struct Kernels {
   Index (*packed_size)(const Problem&);  // of one direction
   void (*pack)(const Problem&, const Parameters<const Real>&, Real* packed);
   Index (*forward_scratch)(const Problem&, bool packed);
+  Index layout_size;  // in bytes
+  void (*lay_out)(const ForwardArgs<Real>&, void* layout);
   void (*forward)(const ForwardArgs<Real>&, const Team&);
   Index (*backward_scratch)(const Problem&, bool need_dx, const Windows&);
   void (*backward)(const BackwardArgs<Real>&, const Team&);

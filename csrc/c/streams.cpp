@@ -103,7 +103,11 @@ class Stream final : public rnnfast_stream {
       flops_per_step_ += flops(layer.problem) / double(chunk_);
     }
     scratch_ = buffer(scratch);
-    for (ForwardArgs<Real>& layer : layers_) layer.scratch = data(scratch_);
+    layouts_ = Buffer(std::size_t(L_ * kernels_.layout_size));
+    for (Index l = 0; l < L_; ++l) {
+      layers_[std::size_t(l)].scratch = data(scratch_);
+      layers_[std::size_t(l)].layout = static_cast<unsigned char*>(layouts_.data()) + l * kernels_.layout_size;
+    }
     reset(nullptr);
   }
 
@@ -191,7 +195,7 @@ class Stream final : public rnnfast_stream {
   }
 
   void run_chunk(Index T, const Real* x, Real* y) {
-    for (ForwardArgs<Real>& layer : layers_) layer.problem.T = layer.problem.run.last = T;
+    if (T != laid_out_) lay_out(T);
     layers_.front().x = {x, I_};
     layers_.back().directions[0].y = {y, P_};
     const Index threads = team_size(flops_per_step_ * double(T), most_members(layers_.front().problem));
@@ -201,6 +205,17 @@ class Stream final : public rnnfast_stream {
       run_parallel(
           threads, [this](const Team& team) { run_layers(team); }, [] { return false; });
     for (ForwardArgs<Real>& layer : layers_) layer.turned = layer.turned != (T % 2 != 0);
+  }
+
+  // For chunks of T steps.
+  void lay_out(Index T) {
+    unsigned char* layout = static_cast<unsigned char*>(layouts_.data());
+    for (ForwardArgs<Real>& layer : layers_) {
+      layer.problem.T = layer.problem.run.last = T;
+      kernels_.lay_out(layer, layout);
+      layout += kernels_.layout_size;
+    }
+    laid_out_ = T;
   }
 
   // A layer reads what all members have written, and uses the scratch of the one before.
@@ -222,6 +237,8 @@ class Stream final : public rnnfast_stream {
   std::array<std::vector<Real>, most_states> initial_, state_;  // of each of the states, [L,H] and [L,B,H]
   std::vector<Buffer> packed_;                                  // the weights of each layer
   Buffer between_[2], scratch_;                                 // outputs of a layer for the next one, [chunk,B,H]
+  Buffer layouts_;                                              // of each layer,
+  Index laid_out_ = 0;                                          // for as many steps
   std::vector<ForwardArgs<Real>> layers_;
   double flops_per_step_ = 0;
 };

@@ -37,6 +37,7 @@ Index packed_size(const Problem& p) {
   Arena<Real> arena = {.base = nullptr, .used = 0};
   PackedWeights<Real> to;
   lay_out_packed(p, blocks_of<Real>(p.H), projected_blocks<Real>(p), arena, to);
+  if (p.skips_zeros) lay_out_lists(p, arena, to);
   return arena.used;
 }
 
@@ -49,8 +50,11 @@ void pack_weights(const Problem& p, const Parameters<const Real>& parameters, Re
   lay_out_packed(p, units, projected_blocks<Real>(p), arena, to);
   pack_direction(p, parameters, to, all(units));
   if (is_projected(p)) pack_projection(p, parameters, to, all(to.w_hr.units));
-  if (to.ih_lists.places) make_lists(to.w_ih, to.ih_lists);
-  if (to.hh_lists.places) make_lists(to.w_hh, to.hh_lists);
+  if (!p.skips_zeros) return;
+  lay_out_lists(p, arena, to);
+  const bool ih = to.ih_lists.places && make_lists(to.w_ih, to.ih_lists);
+  const bool hh = to.hh_lists.places && make_lists(to.w_hh, to.hh_lists);
+  *to.has_lists = Real(ih + 2 * hh);
 }
 
 template <class Real>
@@ -123,6 +127,8 @@ constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,
                                    .packed_size = packed_size<Real>,
                                    .pack = pack_weights<Real>,
                                    .forward_scratch = forward_scratch<Real>,
+                                   .layout_size = sizeof(ForwardScratch<Real>),
+                                   .lay_out = lay_out<Real>,
                                    .forward = forward<Real>,
                                    .backward_scratch = backward_scratch<Real>,
                                    .backward = backward<Real>,

@@ -90,14 +90,6 @@ RNNFAST_INLINE bool is_whole(const ListGroup<Real>& group) {
   return group.lengths[0] < 0;
 }
 
-// Whether a matrix has lists at all.
-template <class Real>
-bool has_lists(const Lists& lists, const Panels<Real>& p) {
-  for (Index i = 0; lists.places && i < list_groups(p); ++i)
-    if (lists.lengths[i * list_chains(p)] >= 0) return true;
-  return false;
-}
-
 // ---- Making lists ---------------------------------------------------------------------------------------------------
 
 // One vector of a panel, by its numbers: words of 32 or 64 bits, or halves of them. Of integers, 4 in a word are one.
@@ -188,9 +180,9 @@ void write_list(const Panels<Real>& p, const ListGroup<Real>& group) {
 
 // The panels of a matrix become lists, group by group, where these have at most half as many numbers: longer ones take
 // as long. Where a quarter of the matrix cannot be left out that way, all panels stay as they are, since those between
-// lists are read in smaller pieces.
+// lists are read in smaller pieces. Whether there are lists now.
 template <class Real>
-__attribute__((noinline)) void make_lists(const Panels<Real>& p, const Lists& lists) {
+__attribute__((noinline)) bool make_lists(const Panels<Real>& p, const Lists& lists) {
   const Index numbers = numbers_of_chain(p, list_chains(p) - 1).last;
   const auto of = [&](Index i) { return group_of(lists, p, i * list_blocks(p.gates)); };
   Index left_out = 0;
@@ -207,6 +199,7 @@ __attribute__((noinline)) void make_lists(const Panels<Real>& p, const Lists& li
       of(i).lengths[0] = -1;
     else if (!is_whole(of(i)))
       write_list(p, of(i));
+  return pays && left_out > 0;
 }
 
 // ---- Products -------------------------------------------------------------------------------------------------------

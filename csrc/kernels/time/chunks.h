@@ -134,8 +134,9 @@ constexpr Index least_share = 1 << 16;
 template <class Real>
 RNNFAST_INLINE bool divides_units(const Problem& p, Index threads) {
   const Index parts = threads / p.D, bytes = p.cell->gate_count * p.H * p.head * Index(sizeof(Real));
-  return parts > 1 && !is_normalised(*p.cell) && p.format != Format::int8 && p.H > group_of_columns * Widest<Real>::lanes &&
-         bytes / parts >= least_share && (p.B < few_rows * parts || bytes > cache_sizes.near);
+  return parts > 1 && !is_normalised(*p.cell) && p.format != Format::int8 &&
+         p.H > group_of_columns * Widest<Real>::lanes && bytes / parts >= least_share &&
+         (p.B < few_rows * parts || bytes > cache_sizes.near);
 }
 
 // Steps [t, t + steps) of a direction, which a backward has gone through.

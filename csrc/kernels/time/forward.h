@@ -387,10 +387,27 @@ void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>
   });
 }
 
+// Where everything lies, for calls with the same problem, packed weights and scratch, and an x that is dense.
+template <class Real>
+void lay_out(const ForwardArgs<Real>& args, void* layout) {
+  const Problem& p = args.problem;
+  Arena<Real> arena = {.base = args.scratch, .used = 0};
+  auto* const scratch = static_cast<ForwardScratch<Real>*>(layout);
+  *scratch = lay_out_forward(p, arena);
+  for (Index d = 0; d < p.D; ++d) {
+    Arena<const Real> weights = {.base = args.directions[d].packed, .used = 0};
+    find_packed(p, blocks_of<Real>(p.H), projected_blocks<Real>(p), weights, scratch->directions[d].weights);
+  }
+}
+
 template <class Real>
 void forward(const ForwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
+  if (args.layout) {
+    const auto& scratch = *static_cast<const ForwardScratch<Real>*>(args.layout);
+    return for_each_item<Real>(p, team, [&](const Item& item) { forward_item(args, scratch, item, team); });
+  }
   const Blocks units = blocks_of<Real>(p.H), projected = projected_blocks<Real>(p);
   Arena<Real> arena = {.base = args.scratch, .used = 0};
   ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
@@ -402,11 +419,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
     Arena<const Real> weights = {.base = packed ? args.directions[d].packed : own[d].w_ih.data, .used = 0};
-    PackedWeights<const Real>& w = scratch.directions[d].weights;
-    lay_out_packed(p, units, projected, weights, w);
-    if (!has_lists(w.ih_lists, w.w_ih)) w.ih_lists = {};
-    if (!has_lists(w.hh_lists, w.w_hh)) w.hh_lists = {};
-    w.apart = p.format == Format::int8 || w.ih_lists.places || w.hh_lists.places;
+    find_packed(p, units, projected, weights, scratch.directions[d].weights);
     const auto& parameters = args.directions[d].parameters;
     if (by_block)
       scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),

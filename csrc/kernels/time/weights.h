@@ -19,7 +19,8 @@ template <class Real>
 struct PackedWeights {
   Panels<Real> w_ih, w_hh, w_hr;
   ColumnScales<Real> ih, hh, hr;  // of int8 ones
-  Lists ih_lists, hh_lists;       // where zeros are skipped
+  Real* has_lists;                // where zeros may be skipped: 1 if those of w_ih are, 2 if of w_hh, or their sum
+  Lists ih_lists, hh_lists;       // of such weights
   bool apart;                     // each product is by itself: of integers, or with lists
   Real* bias;                     // [unit block][slot x lanes]
   Real* vectors;                  // [unit block][vector x lanes]
@@ -43,11 +44,29 @@ void lay_out_packed(const Problem& p, const Blocks& units, const Blocks& project
   to.w_hr.data = take(arena, size(to.w_hr));
   if (p.format == Format::int8)
     to.ih = take_scales(arena, to.w_ih), to.hh = take_scales(arena, to.w_hh), to.hr = take_scales(arena, to.w_hr);
-  if (p.skips_zeros && cell.phase_count == 1 && !is_normalised(cell) && !to.w_hh.reach.last)
-    to.ih_lists = take_lists(arena, to.w_ih), to.hh_lists = take_lists(arena, to.w_hh);
   to.bias = take(arena, gates_size(cell.slot_count, 1, units));
   to.vectors = take(arena, gates_size(cell.vector_count, 1, units));
   to.zeros = take(arena, p.H);
+  if (p.skips_zeros) to.has_lists = take(arena, 1);
+}
+
+// What follows them. Products that read h' in several ways, or a part of it, have none.
+template <class Real>
+void lay_out_lists(const Problem& p, Arena<Real>& arena, PackedWeights<Real>& to) {
+  if (p.cell->phase_count > 1 || is_normalised(*p.cell) || to.w_hh.reach.last) return;
+  to.ih_lists = take_lists(arena, to.w_ih), to.hh_lists = take_lists(arena, to.w_hh);
+}
+
+// Weights that are packed, or will be.
+template <class Real>
+void find_packed(const Problem& p, const Blocks& units, const Blocks& projected, Arena<Real>& arena,
+                 PackedWeights<Real>& to) {
+  lay_out_packed(p, units, projected, arena, to);
+  const int lists = to.has_lists ? int(*to.has_lists) : 0;
+  if (lists) lay_out_lists(p, arena, to);
+  if (!(lists & 1)) to.ih_lists = {};
+  if (!(lists & 2)) to.hh_lists = {};
+  to.apart = p.format == Format::int8 || lists;
 }
 
 // Where there is one step, which reads each weight once: a unit block is packed when its turn comes, into memory that
