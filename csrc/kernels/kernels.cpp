@@ -37,6 +37,7 @@ Index packed_size(const Problem& p) {
   Arena<Real> arena = {.base = nullptr, .used = 0};
   PackedWeights<Real> to;
   lay_out_packed(p, blocks_of<Real>(p.H), projected_blocks<Real>(p), arena, to);
+  if (p.skips_zeros) lay_out_lists(p, arena, to);
   return arena.used;
 }
 
@@ -48,7 +49,12 @@ void pack_weights(const Problem& p, const Parameters<const Real>& parameters, Re
   PackedWeights<Real> to;
   lay_out_packed(p, units, projected_blocks<Real>(p), arena, to);
   pack_direction(p, parameters, to, all(units));
-  if (is_projected(p)) pack(projection_rows(p, parameters), to.w_hr, 0, all(to.w_hr.units));
+  if (is_projected(p)) pack_projection(p, parameters, to, all(to.w_hr.units));
+  if (!p.skips_zeros) return;
+  lay_out_lists(p, arena, to);
+  const bool ih = to.ih_lists.places && make_lists(to.w_ih, to.ih_lists);
+  const bool hh = to.hh_lists.places && make_lists(to.w_hh, to.hh_lists);
+  *to.has_lists = Real(ih + 2 * hh);
 }
 
 template <class Real>
@@ -109,15 +115,20 @@ Index linear_backward_scratch(const LinearSize& n) {
 
 void set_cache_sizes(const CacheSizes& sizes) { cache_sizes = sizes; }
 
+void set_integers(const IntegerKernels& kernels) { integers = &kernels; }
+
 template <class Real>
 constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,
                                    .cell_count = AllCells::count,
                                    .set_cache_sizes = set_cache_sizes,
+                                   .set_integers = set_integers,
                                    .cut = cut_into_chunks,
                                    .tape_size = tape_size<Real>,
                                    .packed_size = packed_size<Real>,
                                    .pack = pack_weights<Real>,
                                    .forward_scratch = forward_scratch<Real>,
+                                   .layout_size = sizeof(ForwardScratch<Real>),
+                                   .lay_out = lay_out<Real>,
                                    .forward = forward<Real>,
                                    .backward_scratch = backward_scratch<Real>,
                                    .backward = backward<Real>,

@@ -136,7 +136,7 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                             .tokens = view(tokens, TokenLinks{}),
                             .held = held_as<Real>(tape.held)};
   const StateViews<const Real> initial = views_of(saved.initial);
-  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(p, saved.parameters),
+  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(p, saved.parameters, saved.scales),
                                       .packed = nullptr,
                                       .initial = initial,
                                       .start = saved.start ? views_of(*saved.start) : initial,
@@ -161,7 +161,7 @@ py::tuple finish(const CellShape& cell, const StateOutputs<Real>& states) {
 
 template <class Real>
 py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
-                     ParameterArrays parameters, const ForwardObjects& given) {
+                     GivenParameters parameters, const ForwardObjects& given) {
   const bool training = given.training;
   const py::object& steps = given.steps;
   // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
@@ -178,6 +178,8 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   tape->problem = read_problem(cell, in, sequences, parameters, tape->schedule);
   tape->held = read_held<Real>(cell, given.held);
   Problem& p = tape->problem;
+  if (training && p.format != Format::real)
+    throw py::type_error("w_ih: expected float32 or float64 to train, got fewer bits");
   p.run = read_steps(steps, p);
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
@@ -196,7 +198,8 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   };
   saved.initial = states(state0_names, given.state0);
   if (!given.start.is_none()) saved.start = states(start_names, given.start);
-  saved.parameters = check_parameters<Real>(p, std::move(parameters));
+  CheckedParameters<Real> checked = check_parameters<Real>(p, std::move(parameters));
+  saved.parameters = std::move(checked.arrays), saved.scales = std::move(checked.scales);
   if (!given.factors.is_none()) saved.factors = read_factors<Real>(given.factors, p);
   if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
   const bool later = steps_to_come(p);
@@ -475,9 +478,8 @@ py::tuple forward_of_objects(const py::object& cell, const py::object& x, const 
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
-  ParameterArrays arrays = read_parameters(shape, parameters);
   return forward(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
-                 std::move(arrays),
+                 read_parameters(shape, parameters),
                  {.state0 = state0,
                   .start = start,
                   .out = out,
@@ -494,10 +496,11 @@ py::tuple forward_of_objects(const py::object& cell, const py::object& x, const 
 
 }  // namespace
 
-py::tuple forward(const CellShape& cell, const InputArrays& in, const Sequences& sequences, ParameterArrays parameters,
+py::tuple forward(const CellShape& cell, const InputArrays& in, const Sequences& sequences, GivenParameters parameters,
                   const ForwardObjects& given) {
-  return is_double("w_ih", *parameters[0]) ? forward_of<double>(cell, in, sequences, std::move(parameters), given)
-                                           : forward_of<float>(cell, in, sequences, std::move(parameters), given);
+  const bool is_wide = format_of(parameters) == Format::real && is_double("w_ih", *parameters.arrays[0]);
+  return is_wide ? forward_of<double>(cell, in, sequences, std::move(parameters), given)
+                 : forward_of<float>(cell, in, sequences, std::move(parameters), given);
 }
 
 py::tuple backward(const py::object& tape, const BackwardObjects& given) {

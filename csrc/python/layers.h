@@ -21,7 +21,7 @@ struct ForwardObjects {
 };
 
 // y, the last states and, in training, the tape.
-py::tuple forward(const CellShape& cell, const InputArrays& in, const Sequences& sequences, ParameterArrays parameters,
+py::tuple forward(const CellShape& cell, const InputArrays& in, const Sequences& sequences, GivenParameters parameters,
                   const ForwardObjects& given);
 
 // What a backward is given beside the tape.

@@ -257,7 +257,7 @@ py::object Tensors::forward(const py::object& cell, bool bias, bool projected, s
   const py::tuple results =
       rnnfast::forward(*layer.cell, {.x = *std::move(x), .embedding = std::nullopt},
                        {.batch_sizes = batch_sizes, .resets = py::none(), .ends = py::none(), .reverse = false},
-                       std::move(parameters), given);
+                       {.arrays = std::move(parameters), .scales = {}}, given);
   py::tuple made(1 + S + (training ? 2 : 0));
   made[0] = is_step ? py::object(py::none()) : classes_.make(results[0], false);
   const py::tuple last = results[1];

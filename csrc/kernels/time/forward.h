@@ -12,61 +12,21 @@
 #include "kernels/products/blocks.h"
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
+#include "kernels/products/quantized.h"
+#include "kernels/time/apart.h"
 #include "kernels/time/chunks.h"
 #include "kernels/time/dropout.h"
 #include "kernels/time/norm.h"
 #include "kernels/time/projection.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
+#include "kernels/time/weights.h"
 #include "kernels/time/zoneout.h"
 #include "kernels/vec.h"
 #include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
-
-// The parameters of one direction as the products read them.
-template <class Real>
-struct PackedWeights {
-  Panels<Real> w_ih, w_hh, w_hr;
-  Real* bias;     // [unit block][slot x lanes]
-  Real* vectors;  // [unit block][vector x lanes]
-  Real* zeros;    // [H], the initial state where none is given
-};
-
-// Filled where it lies: copied, it would be read by wide loads before its narrow stores are done, which a stream's step
-// would feel.
-template <class Real>
-void lay_out_packed(const Problem& p, const Blocks& units, const Blocks& projected, Arena<Real>& arena,
-                    PackedWeights<Real>& to) {
-  const CellShape& cell = *p.cell;
-  to = {};
-  to.w_ih.units = to.w_hh.units = units, to.w_hr.units = projected;
-  to.w_ih.gates = to.w_hh.gates = cell.gate_count, to.w_hr.gates = 1;
-  to.w_hh.reach = reach_of(p.P, p.head, vector_bytes / Index(sizeof(Real)));
-  to.w_ih.K = input_columns(p), to.w_hh.K = to.w_hh.reach.width, to.w_hr.K = p.H;
-  to.w_ih.data = take(arena, size(to.w_ih));
-  to.w_hh.data = take(arena, size(to.w_hh));
-  to.w_hr.data = take(arena, size(to.w_hr));
-  to.bias = take(arena, gates_size(cell.slot_count, 1, units));
-  to.vectors = take(arena, gates_size(cell.vector_count, 1, units));
-  to.zeros = take(arena, p.H);
-}
-
-// Where there is one step, which reads each weight once: a unit block is packed when its turn comes, into memory that
-// the next one uses again.
-template <class Real>
-struct UnpackedWeights {
-  GateRows<const Real> w_ih, w_hh;  // null: they are packed
-  Panels<Real> w_ih_block, w_hh_block;
-};
-
-template <class Real>
-RNNFAST_INLINE Panels<const Real> pack_block(const GateRows<const Real>& w, Panels<Real> to, const BlockRange& range) {
-  to.first = range.unit;
-  pack(w, to, 0, Span{.first = range.block, .last = range.block + range.blocks});
-  return read_only(to);
-}
 
 template <class Real>
 struct ForwardScratch {
@@ -80,6 +40,7 @@ struct ForwardScratch {
     Real* dropped;             // h' times its factors, [B,masks·H]
     Real* mixed[most_states];  // the state before a step, [B,H], where some rows start anew
     Made<Real> made;
+    Quantized<Real> x, h;  // of one chunk, or where tokens are embedded of the table's rows; of one step
   } directions[2];
   Real* embedded;  // the rows of the tokens that occur, [U,I]
 };
@@ -104,43 +65,13 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     direction.dropped = take(arena, p.B * p.masks * p.H);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * state_size(p, i));
     direction.made = lay_out_made(p, arena);
+    if (p.format == Format::int8) {
+      direction.x = take_quantized(arena, p.input == InputKind::embedded ? p.U : most_chunk_rows(p), input_columns(p));
+      direction.h = take_quantized(arena, p.B, p.H);
+    }
   }
   s.embedded = take(arena, p.U * input_columns(p));
   return s;
-}
-
-// bias[slot] is what the slot's chain starts from: b_ih, b_hh or their sum.
-template <class Real>
-void pack_bias(const CellShape& cell, const Parameters<const Real>& parameters, const Panels<Real>& w_hh, Index H,
-               Span span, Real* bias) {
-  const int shift = cell.slot_count - cell.gate_count;
-  for (Index block = span.first; block < span.last; ++block) {
-    const BlockWidth width = width_of<Real>(w_hh.units, block);
-    Real* to = bias + width.unit * cell.slot_count;
-    for (int slot = 0; slot < cell.slot_count; ++slot) {
-      for (Index lane = 0; lane < width.lanes; ++lane, ++to) {
-        *to = 0;
-        if (lane >= width.valid) continue;
-        const Index unit = width.unit + lane;
-        if (parameters.b_ih && slot >= shift) *to += parameters.b_ih[cell.input_gates[slot - shift] * H + unit];
-        if (parameters.b_hh && slot < cell.gate_count) *to += parameters.b_hh[cell.recurrent_gates[slot] * H + unit];
-      }
-    }
-  }
-}
-
-// For the unit blocks of the span; the biases and vectors alone if not the weights.
-template <class Real>
-void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
-                    Span span, bool weights = true) {
-  if (weights) {
-    if (input_columns(p)) pack(input_rows(p, parameters), to.w_ih, 0, span);
-    pack(recurrent_rows(p, parameters), to.w_hh, 0, span);
-  }
-  pack_bias(*p.cell, parameters, to.w_hh, p.H, span, to.bias);
-  pack_vectors(*p.cell, parameters, to.w_hh.units, p.H, span, to.vectors);
-  if (span.first == 0)
-    for (Index j = 0; j < p.H; ++j) to.zeros[j] = 0;
 }
 
 // The rows of the table that a step's tokens name, one unit block of them and the slots of one phase, or where rows are
@@ -152,8 +83,6 @@ void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots
   for (Index row = 0; row < s.rows; ++row, gates += slots * lanes)
     copy_vectors(gates_at(table, unit, s.tokens[row], lanes, slots) + shift, count * lanes, gates + shift);
 }
-
-enum class Products { input, recurrent, both };
 
 // The points of a column wait for so many of its rows: of fewer, too few independent operations are under way; of more,
 // the first have left the first cache level again.
@@ -186,12 +115,22 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   // under way. Where a phase has one slot, a tile has blocks enough.
   const bool waits = s.rows == 1 && slots > 1;
   const bool has_heads = weights.w_hh.reach.last;  // unit blocks with heads of their own share no tile
+  const bool pairs = weights.w_hh.shift == 1;
   for_each_range<Real>(
       weights.w_hh.units, s.units, unit_group(slots, s.rows == 1 && !has_heads), s.backwards,
       [&](const BlockRange& range) {
         if (skips(team, s.rows)) return;
         const Index lanes = range.lanes, width = cell.gate_count * lanes, offset = part.gate * lanes;
         Real* const gates = gates_of(range);
+        if (weights.apart) {
+          if (products == Products::recurrent && s.tokens)
+            for (Index block = 0; block < range.blocks; ++block)
+              copy_tokens(s, table, cell.slot_count, of_input, part.slots, range.unit + block * lanes, lanes,
+                          gates + block * s.gates.rows * cell.slot_count * lanes);
+          multiply_apart(cell, part, products, s, h, weights, range, gates);
+          if (ends && !waits) pointwise(range, 0, s.rows);
+          return;
+        }
         Tile<Real> t = {};
         t.out = gates + (products == Products::input ? of_input : part.slot) * lanes;
         t.out_row = cell.slot_count * lanes;
@@ -215,13 +154,13 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           }
           const Panels<const Real> w_ih =
               unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
-          t.first = rows_by_panels(s.x, panel(w_ih, range.unit) + offset, w_ih.K, width);
+          t.first = rows_by_panels(s.x, panel(w_ih, range.unit) + offset, w_ih.K, width, pairs);
         }
         if (products != Products::input) {
           const Panels<const Real> w_hh =
               unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
           const View<const Real> read = {h.data + first_read(w_hh.reach, range.unit), h.stride};
-          t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width);
+          t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width, pairs);
         }
         if (by_gate && products == Products::recurrent) {
           multiply_by_gate(cell, part, s, range, t);
@@ -229,7 +168,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           return;
         }
         Index done = 0;
-        tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
+        tile_rows(tiles_of<Real>(slots, part.gates, range, pairs), t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
           if (!ends || waits || (end < s.rows && end - done < pointwise_rows)) return;
           pointwise(range, done, end - done);
@@ -258,6 +197,29 @@ RNNFAST_INLINE Index projected_rows(const Problem& p) {
   return max_index(cache_sizes.near / max_index(2 * p.I * Index(sizeof(Real)), 1), 1);
 }
 
+// x of some rows, where matrices are of int8; it goes to rows of scratch from `place` on.
+template <class Real>
+RNNFAST_INLINE void quantize_x(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch, Index place,
+                               ForwardStep<Real>& s) {
+  if constexpr (has_formats<Real>)
+    if (p.format == Format::int8) {
+      s.quantized_x = at(scratch.x, place);
+      quantize(s.x, s.rows, p.I, Real(0), s.quantized_x);
+    }
+}
+
+// What the products of a step's rows read for h', likewise.
+template <class Real>
+RNNFAST_INLINE void quantize_h(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch,
+                               const View<const Real>& h, Index size, bool is_bounded, Index place,
+                               ForwardStep<Real>& s) {
+  if constexpr (has_formats<Real>)
+    if (p.format == Format::int8) {
+      s.quantized_h = at(scratch.h, place);
+      quantize(h, s.rows, size, Real(is_bounded), s.quantized_h);
+    }
+}
+
 // The input's part in the gates of a step's rows.
 template <class Real>
 void project_step(const CellShape& cell, const ForwardStep<Real>& s,
@@ -268,11 +230,13 @@ void project_step(const CellShape& cell, const ForwardStep<Real>& s,
 // Rows of a chunk's gates become those of its input.
 template <class Real>
 void project(const ForwardArgs<Real>& args, const typename ForwardScratch<Real>::Direction& scratch,
-             const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units, const Team& team) {
+             const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units, Index place,
+             const Team& team) {
   for (Index done = 0; done < rows; done += projected_rows<Real>(args.problem)) {
     ForwardStep<Real> s = {};
     s.gates = gates, s.gate_row = gate_row + done, s.x = at(args.x, row + done), s.units = units;
     s.rows = min_index(projected_rows<Real>(args.problem), rows - done);
+    quantize_x(args.problem, scratch, place + done, s);
     project_step(*args.problem.cell, s, scratch, team);
   }
 }
@@ -331,11 +295,11 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
 
     if (ahead && item.rows == p.B)
       project(args, scratch, gates, gate_row(first_row), first_row, row_of(p, chunk.last) - first_row, item.units,
-              team);
+              first_row - chunk_row, team);
     else if (ahead)
       for (Index t = chunk.first; t < chunk.last; ++t) {
         const Index row = row_of(p, t) + item.first;
-        project(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units, team);
+        project(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units, row - chunk_row, team);
       }
 
     // What the steps of the chunk have in common.
@@ -372,8 +336,11 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       s.rows = rows.count;
       s.shared_gates = !s.store_gates && !projects && s.rows > 1;
       s.backwards = turns_back(t) != args.turned;
-      if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, team);
+      if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, item.first, team);
+      if (folds) quantize_x(p, scratch, item.first, s);
       for (int phase = 0; phase < cell.phase_count; ++phase) {
+        const bool resets = cell.phases[phase].reset_h;
+        quantize_h(p, scratch, resets ? read_only(s.reset_h) : s.before[0], p.P, resets || bounds_h(p), item.first, s);
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
         if (is_normalised(cell)) forward_norm(p, args.eps, s, team);
         if (p.masks && phase + 1 < cell.phase_count)
@@ -382,20 +349,21 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         if (!meet(item, team)) return;
       }
       if (!is_projected(p)) continue;
-      project_h(scratch.weights.w_hr, s, item, h, team);
+      quantize_h(p, scratch, read_only(s.after[0]), p.H, true, item.first, s);
+      project_h(scratch.weights.w_hr, scratch.weights.hr, s, item, h, team);
       if (!meet(item, team)) return;
     }
   }
 
+  // The last states of sequences that end together lie side by side, and so they go where they do there as well.
   Index end = p.run.last;  // of the steps that a sequence has
-  for (Index b = item.first; b < item.first + item.rows; ++b) {
+  for (Index b = item.first, together; b < item.first + item.rows; b += together) {
     if ((b - item.first) % rows_at_once == 0 && skips(team, item.rows)) return;
     while (rows_at(p, end - 1) <= b) --end;
+    together = p.first_row ? 1 : min_index(rows_at_once, item.first + item.rows - b);
     const Index last = row_of(p, order.reverse ? p.run.first : end - 1) + b;
     for (int i = 0; i < states; ++i)
-      if (keeps[i])
-        __builtin_memcpy(at(direction.last[i], b).data + elements[i].first, at(after[i], last).data + elements[i].first,
-                         std::size_t(elements[i].last - elements[i].first) * sizeof(Real));
+      if (keeps[i]) copy_rows(read_only(at(after[i], last)), elements[i], together, at(direction.last[i], b));
   }
 }
 
@@ -413,27 +381,45 @@ void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>
       ForwardStep<Real> s = {};
       s.gates = scratch.directions[d].table, s.gate_row = range.first;
       s.x = read_only(rows), s.rows = range.count, s.units = all(scratch.directions[d].weights.w_hh.units);
+      quantize_x(p, scratch.directions[d], range.first, s);
       project_step(*p.cell, s, scratch.directions[d], team);
     }
   });
+}
+
+// Where everything lies, for calls with the same problem, packed weights and scratch, and an x that is dense.
+template <class Real>
+void lay_out(const ForwardArgs<Real>& args, void* layout) {
+  const Problem& p = args.problem;
+  Arena<Real> arena = {.base = args.scratch, .used = 0};
+  auto* const scratch = static_cast<ForwardScratch<Real>*>(layout);
+  *scratch = lay_out_forward(p, arena);
+  for (Index d = 0; d < p.D; ++d) {
+    Arena<const Real> weights = {.base = args.directions[d].packed, .used = 0};
+    find_packed(p, blocks_of<Real>(p.H), projected_blocks<Real>(p), weights, scratch->directions[d].weights);
+  }
 }
 
 template <class Real>
 void forward(const ForwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
+  if (args.layout) {
+    const auto& scratch = *static_cast<const ForwardScratch<Real>*>(args.layout);
+    return for_each_item<Real>(p, team, [&](const Item& item) { forward_item(args, scratch, item, team); });
+  }
   const Blocks units = blocks_of<Real>(p.H), projected = projected_blocks<Real>(p);
   Arena<Real> arena = {.base = args.scratch, .used = 0};
   ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
   const bool packed = args.directions[0].packed;
   // Members that divide the rows would each have to pack all.
-  const bool by_block =
-      !packed && steps_of(p.run) == 1 && p.input == InputKind::dense && !resets_h(*p.cell) && team.size == 1;
+  const bool by_block = !packed && p.format != Format::int8 && steps_of(p.run) == 1 && p.input == InputKind::dense &&
+                        !resets_h(*p.cell) && team.size == 1;
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
     Arena<const Real> weights = {.base = packed ? args.directions[d].packed : own[d].w_ih.data, .used = 0};
-    lay_out_packed(p, units, projected, weights, scratch.directions[d].weights);
+    find_packed(p, units, projected, weights, scratch.directions[d].weights);
     const auto& parameters = args.directions[d].parameters;
     if (by_block)
       scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),
@@ -454,9 +440,8 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       }
     });
     if (!packed && is_projected(p))
-      for_my_blocks(count(projected), p.D, team, [&](int d, Span span) {
-        pack(projection_rows(p, args.directions[d].parameters), own[d].w_hr, 0, span);
-      });
+      for_my_blocks(count(projected), p.D, team,
+                    [&](int d, Span span) { pack_projection(p, args.directions[d].parameters, own[d], span); });
     if (!team.barrier(team)) return;
   }
   if (p.input == InputKind::embedded) {
