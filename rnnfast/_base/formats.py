@@ -10,7 +10,7 @@ Vectors, of biases, gains, peepholes and initial states, stay float32.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class KeptArrays(Kept):
     """What a quantised layer starts from: takes arrays of its format where others take matrices; all are read-only."""
 
     format: str = FORMATS[0]
+    required: ClassVar[Any] = ["C", "A", "E"]
 
     def take(self, shapes: Iterable[Shape], dtype: np.dtype[Any]) -> dict[str, Array]:
         """Return the arrays of parameters with these names and shapes."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache, singledispatch
 from os import PathLike
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Kept:
 
     tensors: dict[str, Any]
     rng: np.random.Generator | None = None
+    required: ClassVar[Any] = ["C", "A", "W", "E"]
 
     def take(self, shapes: Iterable[Shape], dtype: np.dtype[Any]) -> dict[str, Array]:
         """Return the parameters of these names and shapes, and none that is not there."""
@@ -61,7 +62,7 @@ class Kept:
                 raise ValueError(msg)
             array = self.tensors.pop(name)
             checked(array, name, shape, dtype)
-            parameters[name] = np.require(array, requirements=["C", "A", "W", "E"])  # itself where it will do
+            parameters[name] = np.require(array, requirements=self.required)  # itself where it will do
         return parameters
 
 

@@ -15,10 +15,6 @@ from .._base.names import by_direction
 from .._base.scalars import choice
 from .._base.state import StateT
 from .inference import Inference
-from .stack import Stack
-
-if TYPE_CHECKING:
-    from .recurrent import Recurrent
 
 MOST_COLUMNS = 65_536  # of a sum of products of 127 and 127 in 32 bits, with room to spare
 
@@ -84,21 +80,21 @@ class Quantized(Inference[StateT]):
 
     def __init__(
         self,
-        layer: "Recurrent[StateT] | Mapping[str, Any]",
+        layer: Inference[StateT] | Mapping[str, Any],
         format: Format,  # noqa: A002
         *,
         kept: Kept | None = None,
     ) -> None:
         self.format = cast("Format", choice(format, "format", FORMATS))
         if kept is None:
-            made_of = _checked(layer, self.format)
-            self.layer = {"class": kind_of(made_of).__name__, "arguments": arguments_of(made_of)}
-            tensors = encoded(made_of.parameters, self.format)
+            given = _checked(layer, self.format)
+            self.layer = _described(given)
+            kept = Kept(encoded(given.parameters, self.format), given.rng)
         else:  # `layer` is a description
             self.layer = cast("dict[str, Any]", layer)
-            tensors = kept.tensors
         # The sizes and options of the layer, and this one's arrays, are what its constructor makes of them.
-        made = _checked(self._made(KeptArrays(tensors, format=self.format)), self.format)
+        made = _checked(self._made(KeptArrays(kept.tensors, kept.rng, self.format)), self.format)
+        self.layer = _described(made)  # with arguments as they are before a file
         vars(self).update({**vars(made), "fan": None})
         self.operands = operands(self.parameters)
 
@@ -106,6 +102,12 @@ class Quantized(Inference[StateT]):
         """Return the call that makes such a layer."""
         kind, arguments = CLASSES[self.layer["class"]], self.layer["arguments"]
         return f"{kind.__name__}({words_of(kind, arguments)}).quantize({self.format!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy keep: of the layer's sizes and options, its arguments alone."""
+        state = super().__getstate__()
+        own = {name: a for name, a in state["attributes"].items() if name not in self.layer["arguments"]}
+        return {**state, "attributes": own}
 
     if not TYPE_CHECKING:
 
@@ -120,12 +122,13 @@ class Quantized(Inference[StateT]):
         directions = by_direction(self.operands, self.names_of(layer))
         return [self.with_fixed(arrays) for arrays in directions] if self.fixed else directions
 
-    def dequantize(self) -> "Recurrent[StateT]":
-        """Return the float32 layer with the weights that this one's arrays stand for.
+    def dequantize(self) -> Inference[StateT]:
+        """Return the float32 layer with the weights that this one's arrays stand for, of the class of the first one.
 
-        Of bfloat16, it gives the bits of this layer. Of int8 it does not: there, activations are integers too.
+        Of bfloat16, it gives the bits of this layer. Of int8 it does not: there, activations are integers too. Type
+        checkers learn the class by ``assert isinstance(layer, LSTM)``.
         """
-        return cast("Recurrent[StateT]", self._made(Kept(decoded(self.parameters))))
+        return self._made(Kept(decoded(self.parameters)))
 
     def forward(self, *_args: object, **_options: object) -> Never:
         """Refuse: there are no gradients with respect to weights of fewer bits."""
@@ -139,13 +142,17 @@ class Quantized(Inference[StateT]):
         msg = f"backward: expected a layer to train, got {self!r}, which is for inference"
         raise TypeError(msg)
 
-    def _made(self, kept: Kept) -> Stack[StateT]:
+    def _made(self, kept: Kept) -> Inference[StateT]:
         kind: Any = CLASSES[self.layer["class"]]
-        made: Stack[StateT] = kind(**self.layer["arguments"], **{kind.kept_as: kept})
+        made: Inference[StateT] = kind(**self.layer["arguments"], **{kind.kept_as: kept})
         return made
 
 
-def _checked(layer: Any, form: str) -> Stack[Any]:
+def _described(layer: Inference[Any]) -> dict[str, Any]:
+    return {"class": kind_of(layer).__name__, "arguments": arguments_of(layer)}
+
+
+def _checked(layer: Any, form: str) -> Inference[Any]:
     """Return a layer that has a form in the format."""
     if not isinstance(layer, Inference) or layer.format is not None:
         msg = f"layer: expected LSTM, GRU, RNN or SLSTM, got {type(layer).__name__}"
