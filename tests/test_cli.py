@@ -23,7 +23,7 @@ import safetensors.numpy
 import rnnfast
 from rnnfast import bench, gradflow, lm
 from rnnfast.__main__ import main
-from rnnfast._base import files
+from rnnfast._base import files, tensors
 from rnnfast.lm import CharLM, Checkpoint, Training
 from rnnfast.lm_options import LAYERS
 
@@ -354,7 +354,7 @@ def test_the_result_is_printed_before_it_is_saved(
     model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = model.read_bytes()
-    monkeypatch.setattr(lm, "write", failing)
+    monkeypatch.setattr(tensors, "write", failing)
     assert run("train {small} --steps 6 --quiet --force") == 2
     out, err = capfd.readouterr()
     assert HELD_OUT.fullmatch(out.rstrip())
@@ -447,7 +447,7 @@ def test_a_save_on_the_way_that_fails_leaves_the_older_file_and_the_run(
         found.append(Checkpoint.read(path).steps if path.exists() else 0)
         (failing if len(found) == 3 else files.write)(path, data)
 
-    monkeypatch.setattr(lm, "write", third_fails)
+    monkeypatch.setattr(tensors, "write", third_fails)
     assert run("train {small} --steps 9 --quiet --save-every 2") == 0
     assert found == [0, 2, 4, 4, 8]
     assert capfd.readouterr().err == "step 6 was not saved: charlm.safetensors: No space left on device\n"
