@@ -50,6 +50,7 @@ struct CellShape {
   bool keeps_gates, leaves_dh;
   bool has_heads, projects;  // w_hh can be block-diagonal; h can be a projection
   bool has_candidate;        // part of which can be dropped before it meets the state
+  bool has_bounded_h;        // by 1, from an initial state that is
   bool reads_before[most_states], reads_after[most_states];
 };
 
@@ -58,6 +59,11 @@ enum class Activation { sigmoid, tanh };
 // What x is: rows of numbers, or tokens. One-hot tokens stand for rows of I = V numbers, one of which is 1; embedded
 // ones for rows of an embedding [V,I].
 enum class InputKind { dense, one_hot, embedded };
+
+// What the matrices are made of: numbers of the dtype, or of fewer bits, for forwards in float that keep no tape. Of
+// these a word of 32 bits holds 2 or 4 numbers of a row, the first in its lowest bits; rows of words begin anew, and what
+// a last word lacks is zero.
+enum class Format { real, bfloat16, int8 };
 
 // Steps [first, last).
 struct Steps {
@@ -82,6 +88,7 @@ struct Problem {
   const unsigned char* starts[2] = {};  // of a row: a direction's state before it is the start's; null: of none
   int masks = 0;  // of h' in the products of all steps: none, one for all gates, or one for each of the G
   bool keeps_by_sequence = false;  // which candidates are kept is said of each sequence, for all its steps
+  Format format = Format::real;    // of w_ih, w_hh and w_hr; of w_ih not where tokens are one-hot
 };
 
 // The tokens of a call, numbered by those that occur; absent where x is dense.
@@ -105,6 +112,7 @@ struct Parameters {
   Real *w_ih, *w_hh, *b_ih, *b_hh;
   Real* vectors[most_parameters];  // of each of the cell's own parameters, [count·H]
   Real* w_hr = nullptr;            // [P,H], the projection; null where there is none
+  const float* scales[3] = {};     // of int8 matrices, w_ih, w_hh and w_hr: what each row is multiplied by
 };
 
 // What a training forward keeps for its backward, beside x and y. Null where the cell needs nothing.
@@ -303,12 +311,40 @@ struct TapeSize {
   Index gates, states, reset_h;
 };
 
+// out = init + a panel, of rows of a with 8 bits a number by the panels of some unit blocks. Sums are exact, whatever
+// the order: (float)sum * (scale of the row * scale of the column), which is added to init, depends on nothing else.
+struct IntegerProduct {
+  const std::uint32_t* a;  // words of 4 numbers, as `IntegerKernels` says
+  Index a_row;
+  const float* a_scales;  // of rows
+  Index rows, words;      // words of a row that count
+  const float* panel;     // [unit block][word][gate x lanes], words of 4 numbers with a sign
+  Index panel_unit, panel_word;
+  const float* scales;          // of columns, [unit block][gate x lanes]
+  const std::int32_t* offsets;  // likewise, 128 times what the numbers of a column sum up to
+  Index column_unit;
+  int blocks, gates, halvings, valid;  // of BlockRange, and the gates that take part
+  const float* init;                   // strides of rows and of unit blocks as in Tile; null: zeros
+  Index init_row, init_unit;
+  float* out;
+  Index out_row, out_unit;
+};
+
+// What multiplies numbers of 8 bits, for the vectors of one instruction set; the processor may have instructions for it
+// beside those of the set. Results are the same for all of them.
+struct IntegerKernels {
+  const char* name;
+  bool adds_128;  // to the numbers of a, which are then without a sign
+  void (*multiply)(const IntegerProduct&);
+};
+
 // What is compiled for one instruction set and dtype.
 template <class Real>
 struct Kernels {
   const CellShape* cells;  // the same, in the same order, for all
   int cell_count;
   void (*set_cache_sizes)(const CacheSizes&);       // before anything else is called
+  void (*set_integers)(const IntegerKernels&);      // likewise
   Index (*cut)(const Problem&, Index* first_step);  // fills chunks + 1 entries, at most T + 1
   TapeSize (*tape_size)(const Problem&);
   Index (*packed_size)(const Problem&);  // of one direction

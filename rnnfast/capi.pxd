@@ -22,6 +22,11 @@ cdef extern from "rnnfast/capi.h" nogil:
         RNNFAST_FLOAT32
         RNNFAST_FLOAT64
 
+    ctypedef enum rnnfast_format:
+        RNNFAST_SAME
+        RNNFAST_BFLOAT16
+        RNNFAST_INT8
+
     ctypedef struct rnnfast_weights:
         const void* w_ih
         const void* w_hh
@@ -40,6 +45,8 @@ cdef extern from "rnnfast/capi.h" nogil:
         Py_ssize_t proj_size, num_heads
         const double* zoneout
         double layer_norm_eps
+        rnnfast_format format
+        const float* const* scales
 
     ctypedef struct rnnfast_stream:
         pass

@@ -8,12 +8,15 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 
 from .capi cimport (
+    RNNFAST_BFLOAT16,
     RNNFAST_BUSY,
     RNNFAST_FLOAT32,
     RNNFAST_FLOAT64,
+    RNNFAST_INT8,
     RNNFAST_INTERRUPTED,
     RNNFAST_INVALID,
     RNNFAST_OK,
+    RNNFAST_SAME,
     rnnfast_api,
     rnnfast_import,
     rnnfast_stack,
@@ -178,9 +181,18 @@ cdef class Stream:
         cdef cnp.ndarray zoneout = np.array(rates_of(layer))
         stack.zoneout = <const double*> cnp.PyArray_DATA(zoneout)
         stack.layer_norm_eps = layer.eps or 0
+        format = layer.format
+        stack.format = {None: RNNFAST_SAME, "bfloat16": RNNFAST_BFLOAT16, "int8": RNNFAST_INT8}[format]
+        cdef cnp.ndarray scales = np.zeros((self.num_layers, 3), np.uintp)
+        stack.scales = <const float* const*> cnp.PyArray_DATA(scales)
         cdef list others = []  # keeps the arrays of pointers
         for l in range(self.num_layers):
-            w_ih, w_hh, b_ih, b_hh, *more = layer.of_layer(l)[0]
+            arrays_of_layer = list(layer.of_layer(l)[0])
+            if format == "int8":
+                for place, i in enumerate([0, 1, -1][: 3 if layer.proj_size else 2]):
+                    arrays_of_layer[i], of_rows = arrays_of_layer[i]
+                    scales[l, place] = <size_t> data(of_rows)
+            w_ih, w_hh, b_ih, b_hh, *more = arrays_of_layer
             weights[l].w_ih, weights[l].w_hh = data(w_ih), data(w_hh)
             weights[l].b_ih, weights[l].b_hh = data(b_ih), data(b_hh)
             others.append(pointers(more))

@@ -45,6 +45,10 @@ typedef enum rnnfast_status {
 
 typedef enum rnnfast_dtype { RNNFAST_FLOAT32 = 0, RNNFAST_FLOAT64 = 1 } rnnfast_dtype;
 
+/* What the matrices of a stream with float32 are made of: its dtype; numbers of bfloat16, 2 bytes each; or those from
+ * -127 to 127 in a byte each, of which every row has a scale. */
+typedef enum rnnfast_format { RNNFAST_SAME = 0, RNNFAST_BFLOAT16 = 1, RNNFAST_INT8 = 2 } rnnfast_format;
+
 /* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,P]; w_hh [G*H,P], of several
  * heads [G*H,H/heads]; b_ih and b_hh [G*H], which may be NULL; and as many pointers as there are other parameters, or
  * NULL where there is none: those of the cell, such as the peephole [3*H] of "lstm_peephole", and last w_hr [P,H] where
@@ -69,6 +73,10 @@ typedef struct rnnfast_stack {
                           * zeros. Not with a projection. */
   double layer_norm_eps; /* above 0, of a cell that normalises, "lstm_norm", "lstm_norm_carried" or "gru_norm": what is
                           * added to the variances; 0 stands for 1e-5 */
+  rnnfast_format format; /* of w_ih, w_hh and w_hr. RNNFAST_BFLOAT16 not with several heads, RNNFAST_INT8 not with cells
+                          * that may have them or that normalise; neither with float64 */
+  const float* const* scales; /* [3*L] of RNNFAST_INT8, else NULL: for w_ih, w_hh and w_hr of each layer, what each row
+                               * is multiplied by; those of a w_hr that there is not may be NULL */
 } rnnfast_stack;
 
 /* B sequences on their way through a stack. */

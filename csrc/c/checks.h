@@ -2,9 +2,12 @@
 // status and a message. No exception leaves the interface.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <stdexcept>
 
 #include "c/capi.h"
@@ -54,6 +57,18 @@ inline void require_dtype(const rnnfast_dtype& dtype) {
           "dtype: expected RNNFAST_FLOAT32 or RNNFAST_FLOAT64, got %d", number);
 }
 
+// Read like a dtype.
+inline Format read_format(const rnnfast_format& format, rnnfast_dtype dtype) {
+  int number;
+  static_assert(sizeof(number) == sizeof(format));
+  std::memcpy(&number, &format, sizeof(number));
+  require(number >= RNNFAST_SAME && number <= RNNFAST_INT8,
+          "format: expected RNNFAST_SAME, RNNFAST_BFLOAT16 or RNNFAST_INT8, got %d", number);
+  require(number == RNNFAST_SAME || dtype == RNNFAST_FLOAT32, "format: expected RNNFAST_SAME for float64, got %d",
+          number);
+  return number == RNNFAST_SAME ? Format::real : number == RNNFAST_INT8 ? Format::int8 : Format::bfloat16;
+}
+
 // P, of a layer that has a projection or none.
 inline Index read_size_of_h(const CellShape& cell, Index H, Index proj_size) {
   require(proj_size == 0 || cell.projects, "proj_size: expected 0 for %s, got %td", cell.name, proj_size);
@@ -80,7 +95,8 @@ inline double read_eps(const CellShape& cell, rnnfast_dtype dtype, double given)
 }
 
 // One direction's weights, of which only a bias may be missing.
-inline Parameters<const void> read_weights(const rnnfast_weights& weights, const CellShape& cell, bool projected) {
+inline Parameters<const void> read_weights(const rnnfast_weights& weights, const CellShape& cell, bool projected,
+                                           const float* const* scales = nullptr) {
   require(weights.w_ih && weights.w_hh, "w_ih, w_hh: expected arrays, got NULL");
   Parameters<const void> read = {
       .w_ih = weights.w_ih, .w_hh = weights.w_hh, .b_ih = weights.b_ih, .b_hh = weights.b_hh, .vectors = {}};
@@ -92,6 +108,10 @@ inline Parameters<const void> read_weights(const rnnfast_weights& weights, const
   if (projected) {
     require(weights.more && weights.more[cell.parameter_count], "w_hr: expected an array, got NULL");
     read.w_hr = weights.more[cell.parameter_count];
+  }
+  for (int i = 0; i < 2 + projected && scales; ++i) {
+    require(scales[i], "scales: expected arrays, got NULL");
+    read.scales[i] = scales[i];
   }
   return read;
 }
@@ -118,6 +138,7 @@ Parameters<Real> with_type(const Parameters<Void>& given) {
                                  .vectors = {}};
   for (int i = 0; i < most_parameters; ++i) parameters.vectors[i] = array(given.vectors[i]);
   parameters.w_hr = array(given.w_hr);
+  std::copy_n(given.scales, std::size(given.scales), parameters.scales);
   return parameters;
 }
 

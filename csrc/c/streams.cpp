@@ -9,6 +9,7 @@
 #include "c/claim.h"
 #include "c/functions.h"
 #include "run/dispatch.h"
+#include "run/formats.h"
 #include "run/memory.h"
 #include "run/problem.h"
 #include "run/threads.h"
@@ -45,6 +46,12 @@ struct rnnfast_stream {
 
 namespace rnnfast {
 namespace {
+
+Parameters<const void> read_layer_weights(const rnnfast_stack& stack, Index l, Format format) {
+  const CellShape& cell = cell_named(stack.cell);
+  const bool projected = read_size_of_h(cell, stack.hidden_size, stack.proj_size) < stack.hidden_size;
+  return read_weights(stack.layers[l], cell, projected, format == Format::int8 ? stack.scales + 3 * l : nullptr);
+}
 
 // Rows of a chunk, the steps that pass through all layers before the next ones follow: so many that weights of the
 // input are read seldom, and few enough to lie in cache between two layers.
@@ -87,7 +94,9 @@ class Stream final : public rnnfast_stream {
         if (zoneout[s] > 0) layer.problem.zoned |= 1u << s;
       }
       layer.eps = Real(read_eps(cell, stack.dtype, stack.layer_norm_eps));
-      set_direction(layer, stack.layers[l], l);
+      layer.problem.format = read_format(stack.format, stack.dtype);
+      require(refusal(layer.problem).empty(), "format: expected %s", refusal(layer.problem).c_str());
+      set_direction(layer, read_layer_weights(stack, l, layer.problem.format), l);
       if (l > 0) layer.x = {data(between_[(l - 1) % 2]), P_};
       scratch = std::max(scratch, kernels_.forward_scratch(layer.problem, true));
       flops_per_step_ += flops(layer.problem) / double(chunk_);
@@ -135,6 +144,13 @@ class Stream final : public rnnfast_stream {
   static Buffer buffer(Index elements) { return Buffer(std::size_t(elements) * sizeof(Real)); }
   static Real* data(const Buffer& buffer) { return static_cast<Real*>(buffer.data()); }
 
+  // A matrix of fewer bits as the kernels take it.
+  static const Real* words_of(const Real* numbers, Index rows, Index K, Format format, Buffer& words) {
+    words = buffer(rows * words_of_row(K, format));
+    copy_words(numbers, rows, K, format, words.data());
+    return data(words);
+  }
+
   std::size_t states() const { return std::size_t(cell.state_count); }
 
   // Of a state; h is the first.
@@ -148,9 +164,18 @@ class Stream final : public rnnfast_stream {
   Real* state_of_layer(std::size_t s, Index l) { return &state_[s][std::size_t(l * B_ * size_of(s))]; }
 
   // Of a layer whose problem is known. The state is advanced in place.
-  void set_direction(ForwardArgs<Real>& layer, const rnnfast_weights& weights, Index l) {
-    const Buffer& packed = packed_.emplace_back(buffer(kernels_.packed_size(layer.problem)));
-    kernels_.pack(layer.problem, with_type<const Real>(read_weights(weights, cell, P_ < H_)), data(packed));
+  void set_direction(ForwardArgs<Real>& layer, const Parameters<const void>& given, Index l) {
+    const Problem& p = layer.problem;
+    const Buffer& packed = packed_.emplace_back(buffer(kernels_.packed_size(p)));
+    auto parameters = with_type<const Real>(given);
+    Buffer words[3];
+    if (p.format != Format::real) {
+      const Index rows = cell.gate_count * H_;
+      parameters.w_ih = words_of(parameters.w_ih, rows, p.I, p.format, words[0]);
+      parameters.w_hh = words_of(parameters.w_hh, rows, P_, p.format, words[1]);
+      if (parameters.w_hr) parameters.w_hr = words_of(parameters.w_hr, P_, H_, p.format, words[2]);
+    }
+    kernels_.pack(p, parameters, data(packed));
     ForwardArrays<Real> arrays = {.parameters = {},
                                   .packed = data(packed),
                                   .initial = {},
@@ -239,7 +264,9 @@ rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_st
     read_heads(cell, stack->hidden_size, stack->num_heads);
     read_zoneout(stack->zoneout, cell, projected);
     read_eps(cell, stack->dtype, stack->layer_norm_eps);
-    for (Index l = 0; l < stack->num_layers; ++l) read_weights(stack->layers[l], cell, projected);
+    const Format format = read_format(stack->format, stack->dtype);
+    require(format != Format::int8 || stack->scales, "scales: expected an array for RNNFAST_INT8, got NULL");
+    for (Index l = 0; l < stack->num_layers; ++l) read_layer_weights(*stack, l, format);
     with_real(stack->dtype, [&]<class Real> { *stream = new Stream<Real>(cell, *stack, B); });
   });
 }

@@ -48,7 +48,7 @@ void pack_weights(const Problem& p, const Parameters<const Real>& parameters, Re
   PackedWeights<Real> to;
   lay_out_packed(p, units, projected_blocks<Real>(p), arena, to);
   pack_direction(p, parameters, to, all(units));
-  if (is_projected(p)) pack(projection_rows(p, parameters), to.w_hr, 0, all(to.w_hr.units));
+  if (is_projected(p)) pack_projection(p, parameters, to, all(to.w_hr.units));
 }
 
 template <class Real>
@@ -109,10 +109,13 @@ Index linear_backward_scratch(const LinearSize& n) {
 
 void set_cache_sizes(const CacheSizes& sizes) { cache_sizes = sizes; }
 
+void set_integers(const IntegerKernels& kernels) { integers = &kernels; }
+
 template <class Real>
 constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,
                                    .cell_count = AllCells::count,
                                    .set_cache_sizes = set_cache_sizes,
+                                   .set_integers = set_integers,
                                    .cut = cut_into_chunks,
                                    .tape_size = tape_size<Real>,
                                    .packed_size = packed_size<Real>,

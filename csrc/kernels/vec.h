@@ -62,6 +62,10 @@ struct Simd {
 template <class Real>
 using Widest = Simd<Real, vector_bytes / int(sizeof(Real))>;
 
+// Whether matrices may have other formats than the dtype.
+template <class Real>
+constexpr bool has_formats = std::is_same_v<Real, float>;
+
 using F4 = Simd<float, 4>::V;
 using D2 = Simd<double, 2>::V;
 using F8 = Simd<float, 8>::V;

@@ -7,11 +7,13 @@
 #include <iterator>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "python/arrays.h"
 #include "run/dispatch.h"
+#include "run/formats.h"
 #include "run/problem.h"
 #include "run/schedule.h"
 #include "run/threads.h"
@@ -61,9 +63,16 @@ constexpr bool is_bias(const CellShape& cell, std::size_t i) {
   return i < parameter_count(cell, false) && cell.parameters[i - weight_count].is_bias;
 }
 
+constexpr bool is_matrix(const CellShape& cell, std::size_t i) { return i < 2 || i == parameter_count(cell, false); }
+
 // So many for each direction; None where a bias is missing. Each is converted once: an object could answer anew each
 // time.
 using ParameterArrays = std::vector<std::optional<Array>>;
+
+// Those of a call, and of matrices of int8 the scales at the places of their matrices.
+struct GivenParameters {
+  ParameterArrays arrays, scales;
+};
 
 // Whether there is one parameter more than those of a cell, which can only be w_hr.
 inline bool has_projection(const CellShape& cell, const py::tuple& directions) {
@@ -72,7 +81,17 @@ inline bool has_projection(const CellShape& cell, const py::tuple& directions) {
          py::len(first) == parameter_count(cell, true);
 }
 
-inline ParameterArrays read_parameters(const CellShape& cell, const py::object& parameters) {
+// A matrix of int8 comes with its scales, as a pair.
+inline std::optional<py::tuple> pair_of_int8(const py::object& object) {
+  if (!py::isinstance<py::tuple>(object) || py::len(object) != 2) return std::nullopt;
+  const auto pair = py::reinterpret_borrow<py::tuple>(object);
+  const py::object first = pair[0];
+  if (!py::isinstance<py::array>(first) || !py::array(first).dtype().is(py::dtype::of<std::int8_t>()))
+    return std::nullopt;
+  return pair;
+}
+
+inline GivenParameters read_parameters(const CellShape& cell, const py::object& parameters) {
   if (!py::isinstance<py::tuple>(parameters) && !py::isinstance<py::list>(parameters))
     throw py::type_error("parameters: expected a list of 1 or 2 tuples " + parameter_content(cell, false) + ", got " +
                          type_name(parameters));
@@ -82,18 +101,29 @@ inline ParameterArrays read_parameters(const CellShape& cell, const py::object& 
   const bool projected = has_projection(cell, directions);
   const std::size_t count = parameter_count(cell, projected);
   const std::string content = parameter_content(cell, projected);
-  ParameterArrays arrays;
-  arrays.reserve(count * directions.size());
+  GivenParameters read;
+  read.arrays.reserve(count * directions.size());
   for (const py::handle direction : directions) {
     const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), count, content);
     if (!given) throw py::type_error("parameters: expected a tuple " + content + ", got None");
     for (std::size_t i = 0; i < count; ++i) {
       const py::object array = (*given)[i];
       const bool missing = is_bias(cell, i) && array.is_none();
-      arrays.push_back(missing ? std::nullopt : std::optional(as_array(array, parameter_name(cell, i))));
+      if (const auto pair = is_matrix(cell, i) ? pair_of_int8(array) : std::nullopt) {
+        read.scales.resize(count * directions.size());
+        read.scales[read.arrays.size()] = as_array((*pair)[1], parameter_name(cell, i) + std::string("'s scales"));
+        read.arrays.push_back(as_array((*pair)[0], parameter_name(cell, i)));
+      } else {
+        read.arrays.push_back(missing ? std::nullopt : std::optional(as_array(array, parameter_name(cell, i))));
+      }
     }
   }
-  return arrays;
+  return read;
+}
+
+inline Format format_of(const GivenParameters& given) {
+  if (given.scales.size() && given.scales[0]) return Format::int8;
+  return has_dtype(*given.arrays[0], py::dtype::of<std::uint16_t>()) ? Format::bfloat16 : Format::real;
 }
 
 template <class Real>
@@ -101,7 +131,8 @@ using LayerParameters = std::vector<std::optional<Input<Real>>>;  // likewise
 
 // Of each direction, what views of its inputs or outputs point to.
 template <class Real, class Arrays>
-std::array<Parameters<Real>, 2> parameters_of(const Problem& p, const Arrays& arrays) {
+std::array<Parameters<Real>, 2> parameters_of(const Problem& p, const Arrays& arrays,
+                                              const LayerParameters<float>& scales = {}) {
   const auto data = [&](std::size_t i) { return arrays[i] ? arrays[i]->view().data : nullptr; };
   const std::size_t count = parameter_count(p);
   std::array<Parameters<Real>, 2> parameters = {};
@@ -110,6 +141,9 @@ std::array<Parameters<Real>, 2> parameters_of(const Problem& p, const Arrays& ar
     for (int k = 0; k < p.cell->parameter_count; ++k)
       parameters[d].vectors[k] = data(i + weight_count + std::size_t(k));
     if (is_projected(p)) parameters[d].w_hr = data(i + count - 1);
+    const std::size_t matrices[] = {i, i + 1, i + count - 1};
+    for (std::size_t k = 0; k < std::size(matrices) && scales.size(); ++k)
+      if (scales[matrices[k]]) parameters[d].scales[k] = scales[matrices[k]]->view().data;
   }
   return parameters;
 }
@@ -121,16 +155,58 @@ inline Shape parameter_shape(const Problem& p, std::size_t i) {
   return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.head} : Shape{rows};
 }
 
+// A matrix of fewer bits as the kernels take it; scales [rows] of int8.
+inline Input<float> matrix_input(const std::string& name, Array given, const std::optional<Input<float>>& scales,
+                                 const Problem& p, std::size_t i) {
+  const Shape shape = parameter_shape(p, i);
+  require_dtype(name, given, p.format == Format::int8 ? py::dtype::of<std::int8_t>() : py::dtype::of<std::uint16_t>());
+  require_shape(name, given, shape);
+  if (!given.is_contiguous()) given = contiguous_copy<std::int8_t>(given);
+  const bool is_table = i == 0 && p.input == InputKind::one_hot;
+  const Index rows = shape[0], K = shape[1], words = words_of_row(K, p.format);
+  if (!is_table && 4 * words == K * given.itemsize() && is_aligned<float>(given))
+    return {.given = Array(py::array(py::dtype::of<float>(), {rows, words}, given.data(), given.view())),
+            .copy = {},
+            .stride = words};
+  py::array copy = new_array<float>({rows, is_table ? K : words});
+  if (is_table)
+    copy_numbers(given.data(), scales ? scales->view().data : nullptr, rows, K, p.format,
+                 static_cast<float*>(copy.mutable_data()));
+  else
+    copy_words(given.data(), rows, K, p.format, copy.mutable_data());
+  return {.given = Array(copy), .copy = {}, .stride = is_table ? K : words};
+}
+
+// Of a call's parameters, those in `scales` are what rows of int8 are multiplied by.
 template <class Real>
-LayerParameters<Real> check_parameters(const Problem& p, ParameterArrays arrays) {
-  LayerParameters<Real> parameters(arrays.size());
-  for (std::size_t i = 0; i < arrays.size(); ++i) {
+struct CheckedParameters {
+  LayerParameters<Real> arrays;
+  LayerParameters<float> scales;
+};
+
+template <class Real>
+CheckedParameters<Real> check_parameters(const Problem& p, GivenParameters given) {
+  CheckedParameters<Real> checked = {.arrays = LayerParameters<Real>(given.arrays.size()),
+                                     .scales = LayerParameters<float>(given.scales.size())};
+  for (std::size_t i = 0; i < given.arrays.size(); ++i) {
+    if (!given.arrays[i]) continue;
     const std::size_t own = i % parameter_count(p);
-    if (arrays[i])
-      parameters[i] =
-          contiguous_input<Real>(parameter_name(*p.cell, own), std::move(*arrays[i]), parameter_shape(p, own));
+    const std::string name = parameter_name(*p.cell, own);
+    const Shape shape = parameter_shape(p, own);
+    if (p.format == Format::real || !is_matrix(*p.cell, own)) {
+      checked.arrays[i] = contiguous_input<Real>(name, std::move(*given.arrays[i]), shape);
+      continue;
+    }
+    if constexpr (std::is_same_v<Real, float>) {
+      std::optional<Input<float>> scales;
+      if (i < given.scales.size() && given.scales[i])
+        checked.scales[i] = scales = contiguous_input<float>(name + "'s scales", *given.scales[i], {shape[0]});
+      if (p.format == Format::int8 && !scales)
+        throw py::type_error(name + ": expected int8 and scales as for w_ih, got " + text(given.arrays[i]->dtype()));
+      checked.arrays[i] = matrix_input(name, std::move(*given.arrays[i]), scales, p, own);
+    }
   }
-  return parameters;
+  return checked;
 }
 
 // ---- States --------------------------------------------------------------------------------------------------------
@@ -289,7 +365,8 @@ inline void read_recurrent_sizes(const Array& w_hh, bool projected, Problem& p) 
 
 // The sizes of a call, from the shapes of x and of the first direction's weights.
 inline Problem read_problem(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
-                            const ParameterArrays& arrays, Schedule& schedule) {
+                            const GivenParameters& parameters, Schedule& schedule) {
+  const ParameterArrays& arrays = parameters.arrays;
   const Array& x = in.x;
   Problem p = problem_of(cell, {});
   const bool packed = !sequences.batch_sizes.is_none();
@@ -308,6 +385,8 @@ inline Problem read_problem(const CellShape& cell, const InputArrays& in, const 
     wrong_shape("x", packed ? "(N" + (dense ? row : ",") + ")" : "(T, B" + row + ") with T >= 1", x);
   if (in.embedding && in.embedding->ndim() != 2)
     wrong_shape("embedding", "(V, " + std::to_string(p.I) + ")", *in.embedding);
+  p.format = format_of(parameters);
+  if (const std::string expected = refusal(p); !expected.empty()) throw py::value_error("w_ih: expected " + expected);
   p.T = packed ? Index(schedule.first_row.size()) - 1 : x.shape(0);
   p.B = packed ? schedule.first_row[1] : x.shape(1);
   p.run = {.first = 0, .last = p.T};

@@ -140,7 +140,7 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
                             .tokens = view(tokens, TokenLinks{}),
                             .held = held_as<Real>(tape.held)};
   const StateViews<const Real> initial = views_of(saved.initial);
-  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(p, saved.parameters),
+  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(p, saved.parameters, saved.scales),
                                       .packed = nullptr,
                                       .initial = initial,
                                       .start = saved.start ? views_of(*saved.start) : initial,
@@ -165,7 +165,7 @@ py::tuple finish(const CellShape& cell, const StateOutputs<Real>& states) {
 
 template <class Real>
 py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
-                     ParameterArrays parameters, const ForwardObjects& given, const py::object& held, bool training,
+                     GivenParameters parameters, const ForwardObjects& given, const py::object& held, bool training,
                      const py::object& steps, const py::object& eps, Index threads) {
   // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
   // is to take over, and so would its owner here.
@@ -181,6 +181,8 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   tape->problem = read_problem(cell, in, sequences, parameters, tape->schedule);
   tape->held = read_held<Real>(cell, held);
   Problem& p = tape->problem;
+  if (training && p.format != Format::real)
+    throw py::type_error("w_ih: expected float32 or float64 to train, got fewer bits");
   p.run = read_steps(steps, p);
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
@@ -199,7 +201,8 @@ py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequenc
   };
   saved.initial = states(state0_names, given.state0);
   if (!given.start.is_none()) saved.start = states(start_names, given.start);
-  saved.parameters = check_parameters<Real>(p, std::move(parameters));
+  CheckedParameters<Real> checked = check_parameters<Real>(p, std::move(parameters));
+  saved.parameters = std::move(checked.arrays), saved.scales = std::move(checked.scales);
   if (!given.factors.is_none()) saved.factors = read_factors<Real>(given.factors, p);
   if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
   const bool later = steps_to_come(p);
@@ -489,10 +492,10 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
-  ParameterArrays arrays = read_parameters(shape, parameters);
+  GivenParameters given = read_parameters(shape, parameters);
   const auto run = [&]<class Real> {
     return forward_of<Real>(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
-                            std::move(arrays),
+                            std::move(given),
                             {.state0 = state0,
                              .start = start,
                              .out = out,
@@ -502,7 +505,8 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
                              .memory = memory},
                             gate_override, training, steps, layer_norm_eps, threads);
   };
-  return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
+  const bool is_float = format_of(given) != Format::real || !is_double("w_ih", *given.arrays[0]);
+  return !is_float ? run.template operator()<double>() : run.template operator()<float>();
 }
 
 }  // namespace

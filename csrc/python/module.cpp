@@ -91,6 +91,10 @@ py::dict config() {
   py::list available;
   for (const KernelTable* table : available_kernels()) available.append(table->name);
   config["available"] = available;
+  config["integers"] = integer_kernels->name;
+  py::list integers;
+  for (const IntegerKernels* kernels : available_integers(*kernel_table)) integers.append(kernels->name);
+  config["available_integers"] = integers;
   config["threads"] = get_num_threads();
   return config;
 }

@@ -20,6 +20,7 @@ namespace rnnfast {
 template <class Real>
 struct Saved {
   LayerParameters<Real> parameters;
+  LayerParameters<float> scales;  // of int8 matrices
   std::optional<Input<Real>> x, embedding;
   StateInputs<Real> initial;
   std::optional<StateInputs<Real>> start;  // none: rows that start anew do so from `initial`

@@ -8,12 +8,17 @@
 
 #include "run/processors.h"
 
+#ifdef RNNFAST_HAS_avx2
+#include <cpuid.h>
+#endif
+
 namespace rnnfast {
 
 const KernelTable* kernel_table = nullptr;
 
 #define RNNFAST_TABLE(isa)                                                                 \
   namespace isa {                                                                          \
+  extern const IntegerKernels integer_kernels;                                             \
   extern const Kernels<float> kernels_float;                                               \
   extern const Kernels<double> kernels_double;                                             \
   const KernelTable table = {.name = #isa, .f32 = &kernels_float, .f64 = &kernels_double}; \
@@ -22,10 +27,18 @@ const KernelTable* kernel_table = nullptr;
 RNNFAST_TABLE(baseline)
 #ifdef RNNFAST_HAS_avx2
 RNNFAST_TABLE(avx2)
+namespace avxvnni {
+extern const IntegerKernels integer_kernels;
+}
 #endif
 #ifdef RNNFAST_HAS_avx512
 RNNFAST_TABLE(avx512)
+namespace avx512vnni {
+extern const IntegerKernels integer_kernels;
+}
 #endif
+
+const IntegerKernels* integer_kernels = nullptr;
 
 namespace {
 
@@ -46,6 +59,13 @@ std::vector<const KernelTable*> find_available() {
   return found;
 }
 
+#ifdef RNNFAST_HAS_avx2
+bool has_avxvnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+
 // Intel's processors bring weights from the second level too late for the multiply-adds unless they are asked for
 // ahead; others need it for what lies beyond that level, and beyond 1 MB.
 CacheSizes cache_sizes(Index second_level) {
@@ -55,11 +75,42 @@ CacheSizes cache_sizes(Index second_level) {
   return {.near = second_level, .far = std::max(second_level, Index(1) << 20)};
 }
 
+// The one of some tables that an environment variable names, or the last.
+template <class Table>
+const Table& chosen(const char* variable, const std::vector<const Table*>& available) {
+  const char* wanted = std::getenv(variable);
+  if (!wanted || !*wanted) return *available.back();
+  std::string names;
+  for (const Table* table : available) {
+    if (wanted == std::string(table->name)) return *table;
+    names += (names.empty() ? "" : ", ") + std::string(table->name);
+  }
+  throw std::runtime_error(std::string(variable) + ": expected one of " + names +
+                           " (what this machine supports), got '" + wanted + "'");
+}
+
 }  // namespace
 
 std::vector<const KernelTable*> available_kernels() {
   static const std::vector<const KernelTable*> available = find_available();
   return available;
+}
+
+std::vector<const IntegerKernels*> available_integers(const KernelTable& table) {
+#ifdef RNNFAST_HAS_avx512
+  if (&table == &avx512::table) {
+    if (__builtin_cpu_supports("avx512vnni")) return {&avx512::integer_kernels, &avx512vnni::integer_kernels};
+    return {&avx512::integer_kernels};
+  }
+#endif
+#ifdef RNNFAST_HAS_avx2
+  if (&table == &avx2::table) {
+    if (has_avxvnni()) return {&avx2::integer_kernels, &avxvnni::integer_kernels};
+    return {&avx2::integer_kernels};
+  }
+#endif
+  (void)table;
+  return {&baseline::integer_kernels};
 }
 
 const KernelTable& choose_kernels() {
@@ -69,15 +120,11 @@ const KernelTable& choose_kernels() {
       table->f32->set_cache_sizes(cache_sizes(bytes));
       table->f64->set_cache_sizes(cache_sizes(bytes));
     }
-  const char* wanted = std::getenv("RNNFAST_ISA");
-  if (!wanted || !*wanted) return *available.back();
-  std::string names;
-  for (const KernelTable* table : available) {
-    if (wanted == std::string(table->name)) return *table;
-    names += (names.empty() ? "" : ", ") + std::string(table->name);
-  }
-  throw std::runtime_error("RNNFAST_ISA: expected one of " + names + " (what this machine supports), got '" + wanted +
-                           "'");
+  const KernelTable& table = chosen("RNNFAST_ISA", available);
+  for (const KernelTable* one : available) one->f32->set_integers(*available_integers(*one).back());
+  integer_kernels = &chosen("RNNFAST_INTEGERS", available_integers(table));
+  table.f32->set_integers(*integer_kernels);
+  return table;
 }
 
 }  // namespace rnnfast

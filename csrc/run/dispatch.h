@@ -10,7 +10,8 @@
 
 namespace rnnfast {
 
-extern const KernelTable* kernel_table;  // in use, chosen at import
+extern const KernelTable* kernel_table;        // in use, chosen at import
+extern const IntegerKernels* integer_kernels;  // likewise, of that instruction set
 
 template <class Real>
 const Kernels<Real>& kernels();
@@ -28,9 +29,10 @@ inline std::span<const CellShape> cells() {
   return {kernel_table->f32->cells, std::size_t(kernel_table->f32->cell_count)};
 }
 
-// Throws std::runtime_error if RNNFAST_ISA asks for what this machine lacks.
+// Throws std::runtime_error if RNNFAST_ISA or RNNFAST_INTEGERS asks for what this machine lacks.
 const KernelTable& choose_kernels();
 
 std::vector<const KernelTable*> available_kernels();  // the best one last
+std::vector<const IntegerKernels*> available_integers(const KernelTable& table);  // likewise
 
 }  // namespace rnnfast

@@ -78,7 +78,7 @@ constexpr double flops(const Problem& p) {
 
 // In how many pieces a call can be had: rows of the batch, or groups of units, which have 32 at least.
 constexpr Index most_members(const Problem& p) {
-  const Index groups = p.H / 32 + 1;
+  const Index groups = p.format == Format::int8 ? 1 : p.H / 32 + 1;
   return p.D * (p.B > groups ? p.B : groups);
 }
 

@@ -7,6 +7,7 @@
 //   parameters                  vectors of units that it has beside w_ih, w_hh, b_ih, b_hh; left out where it has none
 //   has_heads                   whether w_hh may be block-diagonal; left out where not
 //   has_candidate               whether it has one that `drop` drops; left out where not
+//   has_bounded_h               whether |h| stays at most 1; left out where it does
 //   gate_count                  G, the gates of w_ih and w_hh
 //   slot_count                  vectors per row and unit block that it keeps: its gates, and for the GRU hn
 //   input_gates                 which gate of w_ih the last G slots hold
@@ -28,6 +29,7 @@
 
 #include "kernels/layout.h"
 #include "kernels/products/blocks.h"
+#include "kernels/products/quantized.h"
 #include "kernels/vec.h"
 #include "kernels/vec_math.h"
 #include "types.h"
@@ -75,6 +77,14 @@ template <class Cell>
 constexpr bool has_candidate = requires {
   requires Cell::has_candidate;
 };
+
+template <class Cell>
+constexpr bool has_bounded_h = [] {
+  if constexpr (requires { Cell::has_bounded_h; })
+    return Cell::has_bounded_h;
+  else
+    return true;
+}();
 
 // ---- A cell's points ------------------------------------------------------------------------------------------------
 
@@ -145,6 +155,7 @@ struct ForwardStep {
   View<const Real> x, before[most_states];
   View<Real> after[most_states], reset_h;
   View<const Real> dropped;  // h' times its factors, which the products of the first phase read; null: h' itself
+  Quantized<Real> quantized_x, quantized_h;  // where matrices are of int8: x, and what the phase reads for h'
   int masks;                 // of these
   const Real* vectors;       // the cell's, [unit block][vector x lanes]
   const Real* bias;          // [unit block][slot x lanes]
@@ -386,6 +397,7 @@ constexpr CellShape shape_of(int index) {
     shape.value_count = Cell::kept_count + Cell::gate_count, shape.stage_count = length_of(Cell::stages);
   if constexpr (requires { Cell::has_heads; }) shape.has_heads = Cell::has_heads;
   shape.has_candidate = has_candidate<Cell>;
+  shape.has_bounded_h = has_bounded_h<Cell>;
   // Where h' reaches h unit by unit, or a unit by its head, it has as many.
   shape.projects = shape.phase_count == 1 && !shape.reads_before[0] && !shape.leaves_dh && !shape.has_heads &&
                    !is_normalised_cell<Cell>;

@@ -14,6 +14,7 @@ namespace {
 
 struct Tanh {
   static constexpr const char *name = "rnn_tanh", *leaky_name = "rnn_tanh_leaky";
+  static constexpr bool is_bounded = true;
 
   template <class S>
   static RNNFAST_INLINE typename S::V value(typename S::V a) {
@@ -27,6 +28,7 @@ struct Tanh {
 
 struct Relu {
   static constexpr const char *name = "rnn_relu", *leaky_name = "rnn_relu_leaky";
+  static constexpr bool is_bounded = false;
 
   template <class S>
   static RNNFAST_INLINE typename S::V value(typename S::V a) {
@@ -50,7 +52,7 @@ struct OneGate {
 template <class Function>
 struct Elman : OneGate {
   static constexpr const char* name = Function::name;
-  static constexpr bool keeps_gates = false, leaves_dh = false;
+  static constexpr bool keeps_gates = false, leaves_dh = false, has_bounded_h = Function::is_bounded;
   static constexpr bool reads_before[1] = {false}, reads_after[1] = {true};
 
   template <class S, int phase>
@@ -69,7 +71,7 @@ template <class Function>
 struct LeakyElman : OneGate {
   static constexpr const char* name = Function::leaky_name;
   static constexpr UnitVectors parameters[] = {{.name = "leak", .count = 1}};
-  static constexpr bool keeps_gates = true, leaves_dh = true;
+  static constexpr bool keeps_gates = true, leaves_dh = true, has_bounded_h = Function::is_bounded;
   static constexpr bool reads_before[] = {true}, reads_after[] = {false};
 
   template <class S, int phase>

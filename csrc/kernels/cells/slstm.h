@@ -51,7 +51,7 @@ struct Slstm {
   static constexpr const char *name = Forget::name, *gates = "ifzo", *held = "zo";
   static constexpr const char* states[] = {"h", "c", "n", "m"};
   static constexpr UnitVectors parameters[] = {{.name = "bounds", .count = 2}};
-  static constexpr bool has_heads = true;
+  static constexpr bool has_heads = true, has_bounded_h = false;
   static constexpr int gate_count = 4, slot_count = 4;
   static constexpr int input_gates[] = {0, 1, 2, 3}, recurrent_gates[] = {0, 1, 2, 3};
   static constexpr Squash squashes[] = {Squash::none, Squash::none, Squash::tanh, Squash::sigmoid};

@@ -25,21 +25,26 @@ struct Operand {
   const Real* panel;  // strides of unit blocks, of k and of blocks of k; the gates of a unit block are contiguous
   Index panel_unit, panel_k, panel_block;
   Index K, blocks;
+  bool pairs = false;  // the panel has words that hold two k in bfloat16 each: panel_k is the stride of words,
+  bool odd = false;    // of the first of which the second k comes first
 };
 
-// Rows of a [M,K] by panels [unit block][k], whose k are `panel_k` apart.
+// Rows of a [M,K] by panels [unit block][k], whose k are `panel_k` apart; of pairs, [unit block][word].
 template <class Real>
-RNNFAST_INLINE Operand<Real> rows_by_panels(const View<const Real>& a, const Real* panel, Index K, Index panel_k) {
+RNNFAST_INLINE Operand<Real> rows_by_panels(const View<const Real>& a, const Real* panel, Index K, Index panel_k,
+                                            bool pairs = false) {
   return {.a = a.data,
           .a_row = a.stride,
           .a_k = 1,
           .a_block = 0,
           .panel = panel,
-          .panel_unit = K * panel_k,
+          .panel_unit = (pairs ? (K + 1) / 2 : K) * panel_k,
           .panel_k = panel_k,
           .panel_block = 0,
           .K = K,
-          .blocks = 1};
+          .blocks = 1,
+          .pairs = pairs,
+          .odd = false};
 }
 
 // What follows a panel in memory and is read after it. The rows of a tile column ask for a share of it each, evenly
@@ -89,55 +94,92 @@ RNNFAST_INLINE Operand<Real> chain_of(Operand<Real> o, Index chain, Index chains
     o.blocks = min_index(length, o.blocks - from);
   } else {
     const Index length = (o.K + chains - 1) / chains, from = min_index(chain * length, o.K);
-    o.a += from * o.a_k, o.panel += from * o.panel_k;
+    o.a += from * o.a_k, o.panel += (o.pairs ? from / 2 : from) * o.panel_k;
+    o.odd = o.pairs && from % 2 != 0;
     o.K = min_index(length, o.K - from);
   }
   return o;
 }
 
-// The accumulators stay in registers only because every loop over them is unrolled: one run-time index and they live in
-// memory, three times slower.
-template <class S, int M, int NB, int slots, int gates, int shift, bool prefetch>
-RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
-                                      [[maybe_unused]] Ahead<typename S::Real> ahead) {
-  using Real = typename S::Real;
+// What a word of a panel holds.
+enum class Word { number, first_of_pair, second_of_pair };
+
+template <class S, Word word>
+RNNFAST_INLINE typename S::V number_of(typename S::V words) {
+  if constexpr (word == Word::number) return words;
+  const auto bits = reinterpret_cast<typename S::Bits>(words);
+  return reinterpret_cast<typename S::V>(word == Word::first_of_pair ? bits << 16 : bits & ~0xffff);
+}
+
+// The products of one k. The accumulators stay in registers only because every loop over them is unrolled: one run-time
+// index and they live in memory, three times slower.
+template <class S, int M, int NB, int slots, int gates, int shift, Word word>
+RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
+                                 const typename S::Real* a, const typename S::Real* w) {
   using V = typename S::V;
-  for (Index block = 0; block < o.blocks; ++block) {
-    const Real* a = o.a + block * o.a_block;
-    const Real* w = o.panel + block * o.panel_block;
-    for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
-      if constexpr (prefetch) __builtin_prefetch(ahead.data, 0, 3), ahead.data += ahead.k;
-      // The shorter side is held in registers, the longer one passes by.
-      constexpr int N = NB * gates, outer = M > N ? M : N, inner = M > N ? N : M;
-      const auto row = [&](int m) { return S::broadcast(a[m * o.a_row]); };
-      const auto vector = [&](int n) { return S::load(w + n / gates * o.panel_unit + n % gates * S::lanes); };
-      V held[inner];
+  // The shorter side is held in registers, the longer one passes by.
+  constexpr int N = NB * gates, outer = M > N ? M : N, inner = M > N ? N : M;
+  const auto row = [&](int m) { return S::broadcast(a[m * o.a_row]); };
+  const auto vector = [&](int n) {
+    return number_of<S, word>(S::load(w + n / gates * o.panel_unit + n % gates * S::lanes));
+  };
+  V held[inner];
 #pragma GCC unroll 12
-      for (int i = 0; i < inner; ++i) held[i] = M > N ? vector(i) : row(i);
+  for (int i = 0; i < inner; ++i) held[i] = M > N ? vector(i) : row(i);
 #pragma GCC unroll 12
-      for (int i = 0; i < outer; ++i) {
-        const V passing = M > N ? row(i) : vector(i);
+  for (int i = 0; i < outer; ++i) {
+    const V passing = M > N ? row(i) : vector(i);
 #pragma GCC unroll 12
-        for (int j = 0; j < inner; ++j) {
-          const int m = M > N ? i : j, n = M > N ? j : i;
-          V& sum = acc[m][n / gates * slots + shift + n % gates];
-          sum = fma(passing, held[j], sum);
-        }
-      }
+    for (int j = 0; j < inner; ++j) {
+      const int m = M > N ? i : j, n = M > N ? j : i;
+      V& sum = acc[m][n / gates * slots + shift + n % gates];
+      sum = fma(passing, held[j], sum);
     }
   }
 }
 
-template <class S, int M, int NB, int slots, int gates, int shift>
+template <class S, int M, int NB, int slots, int gates, int shift, bool pairs, bool prefetch>
+RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
+                                      [[maybe_unused]] Ahead<typename S::Real> ahead) {
+  using Real = typename S::Real;
+  const auto fetch = [&] {
+    if constexpr (prefetch) __builtin_prefetch(ahead.data, 0, 3), ahead.data += ahead.k;
+  };
+  if constexpr (pairs) {
+    const Real *a = o.a, *w = o.panel;
+    Index k = o.K;
+    if (o.odd && k > 0) {
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a, w);
+      a += o.a_k, w += o.panel_k, --k;
+    }
+    for (; k > 1; k -= 2, a += 2 * o.a_k, w += o.panel_k) {
+      fetch();
+      accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a + o.a_k, w);
+    }
+    if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
+    return;
+  }
+  for (Index block = 0; block < o.blocks; ++block) {
+    const Real* a = o.a + block * o.a_block;
+    const Real* w = o.panel + block * o.panel_block;
+    for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
+      fetch();
+      accumulate_k<S, M, NB, slots, gates, shift, Word::number>(acc, o, a, w);
+    }
+  }
+}
+
+template <class S, int M, int NB, int slots, int gates, int shift, bool pairs>
 RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
                                const Ahead<typename S::Real>& ahead) {
   if (ahead.k > 0)
-    accumulate_blocks<S, M, NB, slots, gates, shift, true>(acc, o, ahead);
+    accumulate_blocks<S, M, NB, slots, gates, shift, pairs, true>(acc, o, ahead);
   else
-    accumulate_blocks<S, M, NB, slots, gates, shift, false>(acc, o, ahead);
+    accumulate_blocks<S, M, NB, slots, gates, shift, pairs, false>(acc, o, ahead);
 }
 
-template <class S, int M, int NB, int slots, int gates>
+template <class S, int M, int NB, int slots, int gates, bool pairs>
 __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) {
   using V = typename S::V;
   using Real = typename S::Real;
@@ -155,9 +197,9 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   }
   const Ahead<Real> ahead = {.data = t.ahead.data + row * t.ahead.row, .row = t.ahead.row, .k = t.ahead.k};
   constexpr int shift = slots - gates;
-  if (shift > 0) accumulate<S, M, NB, slots, gates, shift>(acc, from_row(t.first, row), ahead);
+  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, pairs>(acc, from_row(t.first, row), ahead);
   for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
-    accumulate<S, M, NB, slots, gates, 0>(acc, from_row(i == 0 ? t.first : t.second, row), ahead);
+    accumulate<S, M, NB, slots, gates, 0, pairs>(acc, from_row(i == 0 ? t.first : t.second, row), ahead);
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
@@ -195,11 +237,12 @@ struct Tiles {
   void (*const* of_rows)(const Tile<Real>&, Index row);  // those of 1, 2, ..
 };
 
-template <class S, int NB, int slots, int gates, class Rows>
+template <class S, int NB, int slots, int gates, bool pairs, class Rows>
 struct TileFunctions;
-template <class S, int NB, int slots, int gates, int... i>
-struct TileFunctions<S, NB, slots, gates, Lanes<i...>> {
-  static constexpr void (*of_rows[])(const Tile<typename S::Real>&, Index) = {tile<S, i + 1, NB, slots, gates>...};
+template <class S, int NB, int slots, int gates, bool pairs, int... i>
+struct TileFunctions<S, NB, slots, gates, pairs, Lanes<i...>> {
+  static constexpr void (*of_rows[])(const Tile<typename S::Real>&,
+                                     Index) = {tile<S, i + 1, NB, slots, gates, pairs>...};
 };
 
 // All tiles with so many slots and gates, by halvings of the widest vector and by NB = 1, 2, 4, 8. Narrower blocks come
@@ -209,32 +252,36 @@ struct TileKind {
   Tiles<Real> of[width_count][4];
 };
 
-template <class Real, int slots, int gates, int halvings = 0, int log2_NB = 0>
+template <class Real, int slots, int gates, bool pairs, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind<Real>& kind) {
   constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots);
-  using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, typename LanesTo<most>::type>;
+  using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, pairs, typename LanesTo<most>::type>;
   kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
-    add_tiles<Real, slots, gates, halvings, log2_NB + 1>(kind);
+    add_tiles<Real, slots, gates, pairs, halvings, log2_NB + 1>(kind);
   else if constexpr (halvings + 1 < width_count)
-    add_tiles<Real, slots, gates, halvings + 1>(kind);
+    add_tiles<Real, slots, gates, pairs, halvings + 1>(kind);
 }
 
-template <class Real, int slots, int gates>
+template <class Real, int slots, int gates, bool pairs>
 constexpr TileKind<Real> tile_kind() {
   TileKind<Real> kind = {};
-  add_tiles<Real, slots, gates>(kind);
+  add_tiles<Real, slots, gates, pairs>(kind);
   return kind;
 }
 
 // Whatever a cell's phases have is among these, and the one, two and four columns of backward are.
-template <class Real>
-constexpr TileKind<Real> tile_kinds[] = {tile_kind<Real, 4, 3>(), tile_kind<Real, 1, 1>(), tile_kind<Real, 2, 2>(),
-                                         tile_kind<Real, 3, 3>(), tile_kind<Real, 4, 4>()};
+template <class Real, bool pairs>
+constexpr TileKind<Real> tile_kinds[] = {tile_kind<Real, 4, 3, pairs>(), tile_kind<Real, 1, 1, pairs>(),
+                                         tile_kind<Real, 2, 2, pairs>(), tile_kind<Real, 3, 3, pairs>(),
+                                         tile_kind<Real, 4, 4, pairs>()};
 
 template <class Real>
-RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range) {
-  return tile_kinds<Real>[slots > gates ? 0 : slots].of[range.halvings][__builtin_ctz(unsigned(range.blocks))];
+RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range, bool pairs = false) {
+  const int kind = slots > gates ? 0 : slots, blocks = __builtin_ctz(unsigned(range.blocks));
+  if constexpr (has_formats<Real>)
+    if (pairs) return tile_kinds<Real, true>[kind].of[range.halvings][blocks];
+  return tile_kinds<Real, false>[kind].of[range.halvings][blocks];
 }
 
 // What is done with rows [row, row + M) of a tile while they are still in the first cache level.
@@ -255,7 +302,7 @@ struct Epilogue {
 // What follows the panels of an operand, for `rows` rows, at most `most` of them in a tile.
 template <class Real>
 RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& o, Index NB, Index rows, Index most) {
-  const Index length = NB * o.blocks * o.K * o.panel_k, row = length / rows;
+  const Index length = NB * o.blocks * (o.pairs ? o.K / 2 : o.K) * o.panel_k, row = length / rows;
   return {.data = o.panel + length, .row = row, .k = row * most / max_index(o.blocks * o.K, 1)};
 }
 
@@ -295,7 +342,7 @@ __attribute__((noinline)) void tile_chains(const Tiles<Real>& tiles, const Tile<
     if (t.far) part.ahead = ahead_of(part.second.blocks ? part.second : part.first, tiles.blocks, rows, tiles.most);
     if (t.far && t.backwards && step + 1 == steps) {
       const Operand<Real>& whole = t.second.blocks ? t.second : t.first;
-      part.ahead.data -= 2 * tiles.blocks * whole.blocks * whole.K * whole.panel_k;
+      part.ahead.data -= 2 * tiles.blocks * whole.blocks * (whole.pairs ? whole.K / 2 : whole.K) * whole.panel_k;
     }
     tile_column(tiles, part, rows, step + 1 < steps ? Epilogue() : epilogue);
   }

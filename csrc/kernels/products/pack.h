@@ -42,21 +42,30 @@ struct Panels {
   int gates;
   Index first = 0;   // the unit that data begins with
   Reach reach = {};  // which of all k the panel of a unit block has
+  int shift = 0;     // words of it hold 1 << shift numbers, as `Format` says, and take the place of k
 };
+
+constexpr Index words_of(Index K, int shift) { return (K + (1 << shift) - 1) >> shift; }
 
 template <class Real>
 constexpr Index size(const Panels<Real>& p) {
-  return p.units.units * p.K * p.gates;
+  return p.units.units * words_of(p.K, p.shift) * p.gates;
 }
 
 template <class Real>
 RNNFAST_INLINE Real* panel(const Panels<Real>& p, Index unit) {
-  return p.data + (unit - p.first) * p.K * p.gates;
+  return p.data + (unit - p.first) * words_of(p.K, p.shift) * p.gates;
 }
 
 template <class Real>
 RNNFAST_INLINE Panels<const Real> read_only(const Panels<Real>& p) {
-  return {.data = p.data, .units = p.units, .K = p.K, .gates = p.gates, .first = p.first, .reach = p.reach};
+  return {.data = p.data,
+          .units = p.units,
+          .K = p.K,
+          .gates = p.gates,
+          .first = p.first,
+          .reach = p.reach,
+          .shift = p.shift};
 }
 
 // f(rows of the matrix, the place of their first k in the panel, the panel's stride of k) for each gate of each block.

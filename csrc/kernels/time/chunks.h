@@ -68,18 +68,26 @@ constexpr Index chunk_of(const Problem& p, Index t) {
   return low;
 }
 
+// A word of a panel holds 1 << shift numbers.
+constexpr int shift_of(Format format) { return format == Format::int8 ? 2 : format == Format::bfloat16 ? 1 : 0; }
+
 // Columns of w_ih that meet an input in a product: none where tokens pick them.
 constexpr Index input_columns(const Problem& p) { return p.input == InputKind::one_hot ? 0 : p.I; }
 
 // The matrices of a direction, or their gradients.
 template <class Real>
 constexpr GateRows<Real> input_rows(const Problem& p, const Parameters<Real>& parameters) {
-  return {.data = parameters.w_ih, .H = p.H, .K = p.I, .order = p.cell->input_gates};
+  const int shift = p.input == InputKind::one_hot ? 0 : shift_of(p.format);
+  return {.data = parameters.w_ih, .H = p.H, .K = words_of(p.I, shift), .order = p.cell->input_gates};
 }
 
 template <class Real>
 constexpr GateRows<Real> recurrent_rows(const Problem& p, const Parameters<Real>& parameters) {
-  return {.data = parameters.w_hh, .H = p.H, .K = p.head, .order = p.cell->recurrent_gates, .has_heads = p.head != p.P};
+  return {.data = parameters.w_hh,
+          .H = p.H,
+          .K = words_of(p.head, shift_of(p.format)),
+          .order = p.cell->recurrent_gates,
+          .has_heads = p.head != p.P};
 }
 
 // Whether h is a projection of what the cell makes. It is then as if a layer of P units with one gate and no activation
@@ -90,7 +98,7 @@ constexpr int projection_gate[] = {0};
 
 template <class Real>
 constexpr GateRows<Real> projection_rows(const Problem& p, const Parameters<Real>& parameters) {
-  return {.data = parameters.w_hr, .H = p.P, .K = p.H, .order = projection_gate};
+  return {.data = parameters.w_hr, .H = p.P, .K = words_of(p.H, shift_of(p.format)), .order = projection_gate};
 }
 
 // The blocks of h where it is one, else none.
@@ -98,6 +106,9 @@ template <class Real>
 constexpr Blocks projected_blocks(const Problem& p) {
   return is_projected(p) ? blocks_of<Real>(p.P) : Blocks{};
 }
+
+// Whether |h| is at most 1, from an initial state that is.
+constexpr bool bounds_h(const Problem& p) { return p.cell->has_bounded_h && !is_projected(p); }
 
 // A state's size; h is the first.
 constexpr Index state_size(const Problem& p, int state) { return state == 0 ? p.P : p.H; }
@@ -123,7 +134,7 @@ constexpr Index least_share = 1 << 16;
 template <class Real>
 RNNFAST_INLINE bool divides_units(const Problem& p, Index threads) {
   const Index parts = threads / p.D, bytes = p.cell->gate_count * p.H * p.head * Index(sizeof(Real));
-  return parts > 1 && !is_normalised(*p.cell) && p.H > group_of_columns * Widest<Real>::lanes &&
+  return parts > 1 && !is_normalised(*p.cell) && p.format != Format::int8 && p.H > group_of_columns * Widest<Real>::lanes &&
          bytes / parts >= least_share && (p.B < few_rows * parts || bytes > cache_sizes.near);
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/products/blocks.h"
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
+#include "kernels/products/quantized.h"
 #include "kernels/time/chunks.h"
 #include "kernels/time/dropout.h"
 #include "kernels/time/norm.h"
@@ -29,6 +30,7 @@ namespace {
 template <class Real>
 struct PackedWeights {
   Panels<Real> w_ih, w_hh, w_hr;
+  ColumnScales<Real> ih, hh, hr;  // of int8 ones
   Real* bias;     // [unit block][slot x lanes]
   Real* vectors;  // [unit block][vector x lanes]
   Real* zeros;    // [H], the initial state where none is given
@@ -45,9 +47,12 @@ void lay_out_packed(const Problem& p, const Blocks& units, const Blocks& project
   to.w_ih.gates = to.w_hh.gates = cell.gate_count, to.w_hr.gates = 1;
   to.w_hh.reach = reach_of(p.P, p.head, vector_bytes / Index(sizeof(Real)));
   to.w_ih.K = input_columns(p), to.w_hh.K = to.w_hh.reach.width, to.w_hr.K = p.H;
+  to.w_ih.shift = to.w_hh.shift = to.w_hr.shift = shift_of(p.format);
   to.w_ih.data = take(arena, size(to.w_ih));
   to.w_hh.data = take(arena, size(to.w_hh));
   to.w_hr.data = take(arena, size(to.w_hr));
+  if (p.format == Format::int8)
+    to.ih = take_scales(arena, to.w_ih), to.hh = take_scales(arena, to.w_hh), to.hr = take_scales(arena, to.w_hr);
   to.bias = take(arena, gates_size(cell.slot_count, 1, units));
   to.vectors = take(arena, gates_size(cell.vector_count, 1, units));
   to.zeros = take(arena, p.H);
@@ -80,6 +85,7 @@ struct ForwardScratch {
     Real* dropped;             // h' times its factors, [B,masks·H]
     Real* mixed[most_states];  // the state before a step, [B,H], where some rows start anew
     Made<Real> made;
+    Quantized<Real> x, h;  // of one chunk, or where tokens are embedded of the table's rows; of one step
   } directions[2];
   Real* embedded;  // the rows of the tokens that occur, [U,I]
 };
@@ -104,6 +110,10 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     direction.dropped = take(arena, p.B * p.masks * p.H);
     for (int i = 0; i < cell.state_count && p.starts[d]; ++i) direction.mixed[i] = take(arena, p.B * state_size(p, i));
     direction.made = lay_out_made(p, arena);
+    if (p.format == Format::int8) {
+      direction.x = take_quantized(arena, p.input == InputKind::embedded ? p.U : most_chunk_rows(p), input_columns(p));
+      direction.h = take_quantized(arena, p.B, p.H);
+    }
   }
   s.embedded = take(arena, p.U * input_columns(p));
   return s;
@@ -129,13 +139,28 @@ void pack_bias(const CellShape& cell, const Parameters<const Real>& parameters, 
   }
 }
 
+// A matrix, for the unit blocks of the span.
+template <class Real>
+void pack_matrix(const Problem& p, const GateRows<const Real>& w, const float* scales, const Panels<Real>& to,
+                 const ColumnScales<Real>& columns, Span span) {
+  pack(w, to, 0, span);
+  if constexpr (has_formats<Real>)
+    if (p.format == Format::int8) pack_scales(w, scales, to, span, columns);
+}
+
+template <class Real>
+void pack_projection(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
+                     Span span) {
+  pack_matrix(p, projection_rows(p, parameters), parameters.scales[2], to.w_hr, to.hr, span);
+}
+
 // For the unit blocks of the span; the biases and vectors alone if not the weights.
 template <class Real>
 void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
                     Span span, bool weights = true) {
   if (weights) {
-    if (input_columns(p)) pack(input_rows(p, parameters), to.w_ih, 0, span);
-    pack(recurrent_rows(p, parameters), to.w_hh, 0, span);
+    if (input_columns(p)) pack_matrix(p, input_rows(p, parameters), parameters.scales[0], to.w_ih, to.ih, span);
+    pack_matrix(p, recurrent_rows(p, parameters), parameters.scales[1], to.w_hh, to.hh, span);
   }
   pack_bias(*p.cell, parameters, to.w_hh, p.H, span, to.bias);
   pack_vectors(*p.cell, parameters, to.w_hh.units, p.H, span, to.vectors);
@@ -154,6 +179,31 @@ void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots
 }
 
 enum class Products { input, recurrent, both };
+
+// The products of one phase with matrices of int8, for a range of unit blocks: that of x, and then that of h'.
+template <class Real>
+void multiply_integers(const CellShape& cell, const Phase& part, Products products, const ForwardStep<Real>& s,
+                       const PackedWeights<const Real>& weights, const BlockRange& range, Real* gates) {
+  const Index lanes = range.lanes, row = cell.slot_count * lanes, unit = s.gates.rows * row;
+  const auto multiply = [&](const Quantized<Real>& a, const Panels<const Real>& w,
+                            const ColumnScales<const Real>& columns, int slot, const Real* bias) {
+    IntegerProduct product = product_of(a, s.rows, w, columns, range, part.gate, part.gates);
+    product.out = gates + slot * lanes, product.out_row = row, product.out_unit = unit;
+    product.init = bias ? bias : product.out;
+    product.init_row = bias ? 0 : row, product.init_unit = bias ? row : unit;
+    integers->multiply(product);
+  };
+  if (products != Products::recurrent) {
+    const Real* const bias = weights.bias + range.unit * cell.slot_count;
+    const int of_input = part.slot + part.slots - part.gates;  // the first slot that x reaches
+    for (Index block = 0; block < range.blocks && of_input > part.slot; ++block)
+      for (Index i = 0; i < s.rows; ++i)
+        copy_vectors(bias + block * row + part.slot * lanes, (of_input - part.slot) * lanes,
+                     gates + block * unit + i * row + part.slot * lanes);
+    multiply(s.quantized_x, weights.w_ih, weights.ih, of_input, bias + of_input * lanes);
+  }
+  if (products != Products::input) multiply(s.quantized_h, weights.w_hh, weights.hh, part.slot, nullptr);
+}
 
 // The points of a column wait for so many of its rows: of fewer, too few independent operations are under way; of more,
 // the first have left the first cache level again.
@@ -186,12 +236,23 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   // under way. Where a phase has one slot, a tile has blocks enough.
   const bool waits = s.rows == 1 && slots > 1;
   const bool has_heads = weights.w_hh.reach.last;  // unit blocks with heads of their own share no tile
+  const bool pairs = weights.w_hh.shift == 1;
   for_each_range<Real>(
       weights.w_hh.units, s.units, unit_group(slots, s.rows == 1 && !has_heads), s.backwards,
       [&](const BlockRange& range) {
         if (skips(team, s.rows)) return;
         const Index lanes = range.lanes, width = cell.gate_count * lanes, offset = part.gate * lanes;
         Real* const gates = gates_of(range);
+        if constexpr (has_formats<Real>)
+          if (weights.hh.scales) {
+            if (products == Products::recurrent && s.tokens)
+              for (Index block = 0; block < range.blocks; ++block)
+                copy_tokens(s, table, cell.slot_count, of_input, part.slots, range.unit + block * lanes, lanes,
+                            gates + block * s.gates.rows * cell.slot_count * lanes);
+            multiply_integers(cell, part, products, s, weights, range, gates);
+            if (ends && !waits) pointwise(range, 0, s.rows);
+            return;
+          }
         Tile<Real> t = {};
         t.out = gates + (products == Products::input ? of_input : part.slot) * lanes;
         t.out_row = cell.slot_count * lanes;
@@ -215,13 +276,13 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           }
           const Panels<const Real> w_ih =
               unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
-          t.first = rows_by_panels(s.x, panel(w_ih, range.unit) + offset, w_ih.K, width);
+          t.first = rows_by_panels(s.x, panel(w_ih, range.unit) + offset, w_ih.K, width, pairs);
         }
         if (products != Products::input) {
           const Panels<const Real> w_hh =
               unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
           const View<const Real> read = {h.data + first_read(w_hh.reach, range.unit), h.stride};
-          t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width);
+          t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width, pairs);
         }
         if (by_gate && products == Products::recurrent) {
           multiply_by_gate(cell, part, s, range, t);
@@ -229,7 +290,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           return;
         }
         Index done = 0;
-        tile_rows(tiles_of<Real>(slots, part.gates, range), t, s.rows, [&](Index row, Index M) {
+        tile_rows(tiles_of<Real>(slots, part.gates, range, pairs), t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
           if (!ends || waits || (end < s.rows && end - done < pointwise_rows)) return;
           pointwise(range, done, end - done);
@@ -258,6 +319,29 @@ RNNFAST_INLINE Index projected_rows(const Problem& p) {
   return max_index(cache_sizes.near / max_index(2 * p.I * Index(sizeof(Real)), 1), 1);
 }
 
+// x of some rows, where matrices are of int8; it goes to rows of scratch from `place` on.
+template <class Real>
+RNNFAST_INLINE void quantize_x(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch, Index place,
+                               ForwardStep<Real>& s) {
+  if constexpr (has_formats<Real>)
+    if (p.format == Format::int8) {
+      s.quantized_x = at(scratch.x, place);
+      quantize(s.x, s.rows, p.I, Real(0), s.quantized_x);
+    }
+}
+
+// What the products of a step's rows read for h', likewise.
+template <class Real>
+RNNFAST_INLINE void quantize_h(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch,
+                               const View<const Real>& h, Index size, bool is_bounded, Index place,
+                               ForwardStep<Real>& s) {
+  if constexpr (has_formats<Real>)
+    if (p.format == Format::int8) {
+      s.quantized_h = at(scratch.h, place);
+      quantize(h, s.rows, size, Real(is_bounded), s.quantized_h);
+    }
+}
+
 // The input's part in the gates of a step's rows.
 template <class Real>
 void project_step(const CellShape& cell, const ForwardStep<Real>& s,
@@ -268,11 +352,13 @@ void project_step(const CellShape& cell, const ForwardStep<Real>& s,
 // Rows of a chunk's gates become those of its input.
 template <class Real>
 void project(const ForwardArgs<Real>& args, const typename ForwardScratch<Real>::Direction& scratch,
-             const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units, const Team& team) {
+             const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units, Index place,
+             const Team& team) {
   for (Index done = 0; done < rows; done += projected_rows<Real>(args.problem)) {
     ForwardStep<Real> s = {};
     s.gates = gates, s.gate_row = gate_row + done, s.x = at(args.x, row + done), s.units = units;
     s.rows = min_index(projected_rows<Real>(args.problem), rows - done);
+    quantize_x(args.problem, scratch, place + done, s);
     project_step(*args.problem.cell, s, scratch, team);
   }
 }
@@ -331,11 +417,11 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
 
     if (ahead && item.rows == p.B)
       project(args, scratch, gates, gate_row(first_row), first_row, row_of(p, chunk.last) - first_row, item.units,
-              team);
+              first_row - chunk_row, team);
     else if (ahead)
       for (Index t = chunk.first; t < chunk.last; ++t) {
         const Index row = row_of(p, t) + item.first;
-        project(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units, team);
+        project(args, scratch, gates, gate_row(row), row, rows_of_item(p, item, t), item.units, row - chunk_row, team);
       }
 
     // What the steps of the chunk have in common.
@@ -372,8 +458,11 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       s.rows = rows.count;
       s.shared_gates = !s.store_gates && !projects && s.rows > 1;
       s.backwards = turns_back(t) != args.turned;
-      if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, team);
+      if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, item.first, team);
+      if (folds) quantize_x(p, scratch, item.first, s);
       for (int phase = 0; phase < cell.phase_count; ++phase) {
+        const bool resets = cell.phases[phase].reset_h;
+        quantize_h(p, scratch, resets ? read_only(s.reset_h) : s.before[0], p.P, resets || bounds_h(p), item.first, s);
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
         if (is_normalised(cell)) forward_norm(p, args.eps, s, team);
         if (p.masks && phase + 1 < cell.phase_count)
@@ -382,7 +471,8 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         if (!meet(item, team)) return;
       }
       if (!is_projected(p)) continue;
-      project_h(scratch.weights.w_hr, s, item, h, team);
+      quantize_h(p, scratch, read_only(s.after[0]), p.H, true, item.first, s);
+      project_h(scratch.weights.w_hr, scratch.weights.hr, s, item, h, team);
       if (!meet(item, team)) return;
     }
   }
@@ -413,6 +503,7 @@ void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>
       ForwardStep<Real> s = {};
       s.gates = scratch.directions[d].table, s.gate_row = range.first;
       s.x = read_only(rows), s.rows = range.count, s.units = all(scratch.directions[d].weights.w_hh.units);
+      quantize_x(p, scratch.directions[d], range.first, s);
       project_step(*p.cell, s, scratch.directions[d], team);
     }
   });
@@ -428,7 +519,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   const bool packed = args.directions[0].packed;
   // Members that divide the rows would each have to pack all.
   const bool by_block =
-      !packed && steps_of(p.run) == 1 && p.input == InputKind::dense && !resets_h(*p.cell) && team.size == 1;
+      !packed && p.format != Format::int8 && steps_of(p.run) == 1 && p.input == InputKind::dense && !resets_h(*p.cell) && team.size == 1;
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
@@ -455,7 +546,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
     });
     if (!packed && is_projected(p))
       for_my_blocks(count(projected), p.D, team, [&](int d, Span span) {
-        pack(projection_rows(p, args.directions[d].parameters), own[d].w_hr, 0, span);
+        pack_projection(p, args.directions[d].parameters, own[d], span);
       });
     if (!team.barrier(team)) return;
   }

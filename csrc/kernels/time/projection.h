@@ -8,6 +8,7 @@
 #include "kernels/products/blocks.h"
 #include "kernels/products/gradients.h"
 #include "kernels/products/pack.h"
+#include "kernels/products/quantized.h"
 #include "kernels/products/rows.h"
 #include "kernels/products/unpacked.h"
 #include "kernels/time/chunks.h"
@@ -22,8 +23,10 @@ namespace {
 
 // h = w_hr u, for an item's elements of h. Joined members meet before, as each needs all of u.
 template <class Real>
-void project_h(const Panels<const Real>& w_hr, const ForwardStep<Real>& s, const Item& item, const View<Real>& h,
-               const Team& team) {
+void project_h(const Panels<const Real>& w_hr, const ColumnScales<const Real>& scales, const ForwardStep<Real>& s,
+               const Item& item, const View<Real>& h, const Team& team) {
+  if constexpr (has_formats<Real>)
+    if (scales.scales) return multiply_quantized_rows(s.quantized_h, w_hr, scales, h, s.rows, item.of_h);
   multiply_rows(RowProduct<Real>{.x = read_only(s.after[0]),
                                  .w = w_hr,
                                  .b = nullptr,

@@ -1,0 +1,59 @@
+// Matrices of fewer bits, as both borders hand them to the kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "run/memory.h"
+#include "run/problem.h"
+#include "types.h"
+
+namespace rnnfast {
+
+constexpr Index bytes_of_number(Format format) { return format == Format::int8 ? 1 : 2; }
+
+// Of a row of K numbers.
+constexpr Index words_of_row(Index K, Format format) { return (K * bytes_of_number(format) + 3) / 4; }
+
+// Sums of as many products of 8 bits have 31 bits.
+constexpr Index most_integers = 1 << 16;
+
+// Why a call's matrices cannot have its format; "" if they can.
+inline std::string refusal(const Problem& p) {
+  const std::string name = p.cell->name;
+  if (p.format == Format::bfloat16 && p.head != p.P) return "bfloat16 for one head, got several heads of " + name;
+  if (p.format != Format::int8) return "";
+  if (p.cell->stage_count || p.cell->has_heads) return "another format for " + name + ", got int8";
+  const Index most = p.I > p.H ? p.I : p.H;
+  if (most <= most_integers) return "";
+  return "rows of at most " + std::to_string(most_integers) + " for int8, got " + std::to_string(most);
+}
+
+// Rows of K numbers as rows of words.
+inline void copy_words(const void* numbers, Index rows, Index K, Format format, void* words) {
+  const auto row = std::size_t(K * bytes_of_number(format)), stride = std::size_t(4 * words_of_row(K, format));
+  std::memset(words, 0, std::size_t(rows) * stride);
+  for (std::size_t r = 0; r < std::size_t(rows); ++r)
+    std::memcpy(static_cast<char*>(words) + r * stride, static_cast<const char*>(numbers) + r * row, row);
+}
+
+inline float widened(std::uint16_t number) {
+  const std::uint32_t bits = std::uint32_t(number) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// What rows of w_ih bring to the gates where x is one-hot: for int8, with the operations that such a row meets.
+inline void copy_numbers(const void* numbers, const float* scales, Index rows, Index K, Format format, float* to) {
+  for (Index r = 0; r < rows; ++r)
+    for (Index k = 0; k < K; ++k, ++to)
+      if (format == Format::int8)
+        *to = float(127 * static_cast<const std::int8_t*>(numbers)[r * K + k]) * (1.0f / 127 * scales[r]);
+      else
+        *to = widened(static_cast<const std::uint16_t*>(numbers)[r * K + k]);
+}
+
+}  // namespace rnnfast
