@@ -32,7 +32,6 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
 
     layer_norm: str | None = None
     layer_norm_eps: float
-    format: str | None = None  # of the matrices: "bfloat16" or "int8"; None: that of the dtype
 
     def __init__(
         self,
