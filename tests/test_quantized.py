@@ -647,23 +647,6 @@ def test_damaged_files_are_refused_or_read(form: Any, tmp_path: Path) -> None:
             q(np.ones((2, 1, q.input_size), np.float32))
 
 
-REFUSED = [
-    (rnnfast.LSTM(3, 4, seed=0), "int4", ValueError, "format: expected 'bfloat16' or 'int8', got 'int4'"),
-    (rnnfast.LSTM(3, 4, seed=0), None, ValueError, "format: expected 'bfloat16' or 'int8', got None"),
-    (rnnfast.GRU(3, 4, dtype="float64", seed=0), "int8", TypeError, "dtype: expected a layer of float32"),
-    (rnnfast.GRU(3, 4, layer_norm="inside", seed=0), "int8", ValueError, "format: expected another one .* layer_norm"),
-    (rnnfast.SLSTM(3, 4, seed=0), "int8", ValueError, "format: expected another one for an SLSTM, got 'int8'"),
-    (rnnfast.SLSTM(3, 4, 2, seed=0), "bfloat16", ValueError, "format: expected another one .* num_heads=2"),
-    (rnnfast.RNN(65_537, 1, seed=0), "int8", ValueError, "format: expected another one .* 65537 columns"),
-]
-
-
-@pytest.mark.parametrize(("layer", "form", "error", "message"), REFUSED, ids=lambda value: str(value)[:20])
-def test_what_has_no_form_in_a_format_is_refused(layer: Any, form: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        layer.quantize(form)
-
-
 @by_format
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3.4e38])
 @pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
@@ -675,10 +658,3 @@ def test_parameters_that_are_not_finite_are_named(name: str, value: float, form:
         return
     with pytest.raises(ValueError, match=f"^{name}: expected finite numbers"):
         layer.quantize(form)
-
-
-def test_forward_of_the_kernels_refuses_formats() -> None:
-    p = make_problem("lstm", "float32", Shape(2, 1, 3, 4))
-    for parameters in (as_pairs(with_rows(p)), rnnfast.LSTM(3, 4).quantize("bfloat16").of_layer(0)):
-        with pytest.raises(TypeError, match="w_ih: expected float32 or float64 to train"):
-            _core.forward(p.cell, p.x, parameters)
