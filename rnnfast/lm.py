@@ -234,12 +234,12 @@ class CharLM:
         tokens = encode(prompt or start, self.vocabulary)
 
         def characters() -> Iterator[str]:
-            last, state, end = tokens, None, ""
+            stream, last, end = self.rnn.stream(), tokens, ""
             for _ in range(length):
-                logits, state = self(last[:, np.newaxis], state)
+                logits = self.readout(stream.run(self.embedding[last])[-1])
                 # The largest of logits + temperature * Gumbel noise is a draw from softmax(logits / temperature).
                 with np.errstate(all="ignore"):  # of an extreme temperature
-                    token = np.argmax(logits[-1, 0] + temperature * rng.gumbel(size=len(self.vocabulary)))
+                    token = np.argmax(logits + temperature * rng.gumbel(size=len(self.vocabulary)))
                 last = np.array([token])
                 yield self.vocabulary[token]
                 end = (end + self.vocabulary[token])[-max(len(stop), 1) :]

@@ -20,7 +20,7 @@ from .names import PROJECTION, SCALE, WEIGHTS
 
 Format: TypeAlias = Literal["bfloat16", "int8"]
 
-FORMATS = "bfloat16", "int8"
+FORMATS: tuple[Format, Format] = ("bfloat16", "int8")
 LARGEST = 127  # of the integers: -128 would have no opposite
 SMALLEST = 2.0**-100  # rows below it are zeros, as 127 / x of so small an x could overflow
 FLOAT = np.dtype(np.float32)
