@@ -1,6 +1,8 @@
 // How memory is laid out in scratch and tape, and how work is shared out among the members of a team.
 #pragma once
 
+#include <cstddef>
+
 #include "kernels/products/blocks.h"
 #include "kernels/vec.h"
 #include "types.h"
@@ -74,6 +76,16 @@ RNNFAST_INLINE View<const Real> or_zeros(View<const Real> view, const Real* zero
 struct RowRange {
   Index first, count;
 };
+
+// Some elements of rows; all at once where nothing lies between them.
+template <class Real>
+RNNFAST_INLINE void copy_rows(const View<const Real>& from, const Span& elements, Index rows, const View<Real>& to) {
+  Index n = elements.last - elements.first;
+  if (from.stride == n && to.stride == n) n *= rows, rows = 1;
+  for (Index row = 0; row < rows; ++row)
+    __builtin_memcpy(at(to, row).data + elements.first, at(from, row).data + elements.first,
+                     std::size_t(n) * sizeof(Real));
+}
 
 // ---- Shares of a team -----------------------------------------------------------------------------------------------
 

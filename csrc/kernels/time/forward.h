@@ -477,15 +477,15 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     }
   }
 
+  // The last states of sequences that end together lie side by side, and so they go where they do there as well.
   Index end = p.run.last;  // of the steps that a sequence has
-  for (Index b = item.first; b < item.first + item.rows; ++b) {
+  for (Index b = item.first, together; b < item.first + item.rows; b += together) {
     if ((b - item.first) % rows_at_once == 0 && skips(team, item.rows)) return;
     while (rows_at(p, end - 1) <= b) --end;
+    together = p.first_row ? 1 : min_index(rows_at_once, item.first + item.rows - b);
     const Index last = row_of(p, order.reverse ? p.run.first : end - 1) + b;
     for (int i = 0; i < states; ++i)
-      if (keeps[i])
-        __builtin_memcpy(at(direction.last[i], b).data + elements[i].first, at(after[i], last).data + elements[i].first,
-                         std::size_t(elements[i].last - elements[i].first) * sizeof(Real));
+      if (keeps[i]) copy_rows(read_only(at(after[i], last)), elements[i], together, at(direction.last[i], b));
   }
 }
 
