@@ -24,7 +24,7 @@ import rnnfast
 from rnnfast import bench, gradflow, lm
 from rnnfast.__main__ import main
 from rnnfast._base import files, tensors
-from rnnfast.lm import CharLM, Checkpoint, Training
+from rnnfast.lm import Checkpoint, Training
 from rnnfast.lm_options import LAYERS
 
 TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
