@@ -409,6 +409,19 @@ def test_streams_have_the_bits_of_calls(q: Any) -> None:
     assert np.array_equal([one.step(x_t) for x_t in x[:, 0]], q(x[:, 0])[0])
 
 
+@by_format
+def test_both_directions_and_the_last_output_alone(form: Any) -> None:
+    q: Any = rnnfast.LSTM(7, 19, 2, bidirectional=True, seed=0).quantize(form)
+    twin: Any = rnnfast.LSTM(7, 19, 2, bidirectional=True, batch_first=True, seed=0).quantize(form)
+    x, lengths = normal((300, 3, 7), np.float32, 0), [300, 1, 170]
+    y, (h, c) = q(x, lengths=lengths)
+    last, (h_alone, c_alone) = q(x, lengths=lengths, outputs="last")
+    assert np.array_equal(h_alone, h)
+    assert np.array_equal(c_alone, c)
+    assert np.array_equal(last, np.concatenate([h[2], h[3]], axis=1))
+    assert np.array_equal(twin(x.swapaxes(0, 1), lengths=lengths)[0].swapaxes(0, 1), y)
+
+
 def test_a_sequence_with_nan_or_infinity_concerns_no_other() -> None:
     x = normal((6, 3, 5), np.float32, 0)
     for form, bad in ((form, bad) for form in FORMATS for bad in (np.nan, np.inf)):
