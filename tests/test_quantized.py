@@ -23,6 +23,7 @@ from problems import (
     parts,
 )
 from scripts import run_script
+from tolerances import TOLERANCE, relative_error
 
 import rnnfast
 from rnnfast import _core
@@ -35,7 +36,6 @@ FORMATS = formats.FORMATS
 INT8_CELLS = [cell for cell in CELLS if "slstm" not in cell and not _core.cells[cell].normalises]
 RELU = "rnn_relu"
 SIZES = ((1, 1), (3, 2), (2, 3), (5, 5), (33, 17), (17, 33), (100, 100))
-TOLERANCE = 1e-6  # of a step's pointwise part, in float32
 
 by_format = pytest.mark.parametrize("form", FORMATS)
 by_cell = pytest.mark.parametrize("cell", INT8_CELLS)
@@ -80,7 +80,8 @@ def assert_near(a: dict[str, Array], b: dict[str, Array]) -> None:
     assert a.keys() == b.keys()
     for name, values in a.items():
         assert values.dtype == np.float32
-        np.testing.assert_allclose(values, b[name], rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
+        error = relative_error(values, b[name])
+        assert error <= TOLERANCE[values.dtype], f"{name}: relative error {error}"
 
 
 def digits_away_from_ties(p: Problem) -> bool:
