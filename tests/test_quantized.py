@@ -244,7 +244,8 @@ def test_each_step_of_a_sequence_follows_from_the_one_before(cell: str) -> None:
 def test_states_may_be_beyond_1_and_sizes_of_rows_as_far_apart_as_they_like(cell: str) -> None:
     p = make_problem(cell, "float32", Shape(1, 4, 6, 9))
     big = np.array([1, 30, 1e-3, 0], np.float32)[:, None]
-    p = replace(p, x=p.x * big).with_each(lambda s: s * big, "state0")
+    h, *others = p.state0 or ()
+    p = replace(p, x=p.x * big, state0=(big if h is None else h * big, *others))
     for w in p.parameters[0][:2]:
         assert w is not None
         w[0], w[1], w[2] = 0, w[1] * 1e-20, w[2] * 100
