@@ -143,7 +143,7 @@ def plot(found: dict[tuple[str, int, int], dict[str, float]], path: Path) -> Non
     from matplotlib.figure import Figure
 
     cells, B = list(dict.fromkeys(cell for cell, _, _ in found)), min(B for _, B, _ in found)
-    with mpl.rc_context({"svg.hashsalt": "0"}):
+    with mpl.rc_context({"svg.hashsalt": "0", "svg.fonttype": "none"}):
         figure = Figure(figsize=(4 * len(cells), 3.4), layout="constrained")
         for panel, cell in zip(figure.subplots(1, len(cells), sharey=True, squeeze=False)[0], cells, strict=True):
             rows = {H: times for (own, batch, H), times in found.items() if (own, batch) == (cell, B)}
@@ -157,7 +157,7 @@ def plot(found: dict[tuple[str, int, int], dict[str, float]], path: Path) -> Non
             panel.minorticks_off()
             panel.legend(fontsize=7)
         figure.axes[0].set_ylabel("µs")
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
