@@ -54,6 +54,10 @@ struct CellShape {
   bool reads_before[most_states], reads_after[most_states];
 };
 
+// The place of an operand, in two bytes: lists of them are read at every step, mostly from beyond the second cache
+// level.
+using Column = std::uint16_t;
+
 enum class Activation { sigmoid, tanh };
 
 // What x is: rows of numbers, or tokens. One-hot tokens stand for rows of I = V numbers, one of which is 1; embedded
@@ -61,8 +65,8 @@ enum class Activation { sigmoid, tanh };
 enum class InputKind { dense, one_hot, embedded };
 
 // What the matrices are made of: numbers of the dtype, or of fewer bits, for forwards in float that keep no tape. Of
-// these a word of 32 bits holds 2 or 4 numbers of a row, the first in its lowest bits; rows of words begin anew, and what
-// a last word lacks is zero.
+// these a word of 32 bits holds 2 or 4 numbers of a row, the first in its lowest bits; rows of words begin anew, and
+// what a last word lacks is zero.
 enum class Format { real, bfloat16, int8 };
 
 // Steps [first, last).
@@ -89,6 +93,7 @@ struct Problem {
   int masks = 0;  // of h' in the products of all steps: none, one for all gates, or one for each of the G
   bool keeps_by_sequence = false;  // which candidates are kept is said of each sequence, for all its steps
   Format format = Format::real;    // of w_ih, w_hh and w_hr; of w_ih not where tokens are one-hot
+  bool skips_zeros = false;        // of w_ih and w_hh, once they are packed
 };
 
 // The tokens of a call, numbered by those that occur; absent where x is dense.
@@ -231,10 +236,6 @@ struct LinearBackwardArgs {
   Real* scratch;
 };
 
-// The place of an operand, in two bytes: lists of connections are read at every step, mostly from beyond the second
-// cache level.
-using Column = std::uint16_t;
-
 // A reservoir of leaky units with few connections, packed by run/reservoir.h. Its units are ordered by descending
 // number of connections and make blocks of so many as the kernels say; slot j of a block holds the j-th connection
 // of each of its units. What a unit lacks there has the weight 0 and leads to the operand that is zero.
@@ -323,6 +324,7 @@ struct IntegerProduct {
   const float* scales;          // of columns, [unit block][gate x lanes]
   const std::int32_t* offsets;  // likewise, 128 times what the numbers of a column sum up to
   Index column_unit;
+  const Column* places = nullptr;  // of the words of a that each vector's words meet, [word][vector]; null: all of them
   int blocks, gates, halvings, valid;  // of BlockRange, and the gates that take part
   const float* init;                   // strides of rows and of unit blocks as in Tile; null: zeros
   Index init_row, init_unit;

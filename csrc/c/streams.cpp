@@ -95,6 +95,7 @@ class Stream final : public rnnfast_stream {
       }
       layer.eps = Real(read_eps(cell, stack.dtype, stack.layer_norm_eps));
       layer.problem.format = read_format(stack.format, stack.dtype);
+      layer.problem.skips_zeros = true;
       require(refusal(layer.problem).empty(), "format: expected %s", refusal(layer.problem).c_str());
       set_direction(layer, read_layer_weights(stack, l, layer.problem.format), l);
       if (l > 0) layer.x = {data(between_[(l - 1) % 2]), P_};

@@ -33,8 +33,7 @@ RNNFAST_INLINE I4 dot(I4 sum, I4 a, I4 w) { return I4(_mm_dpbusd_avx_epi32(__m12
 #if defined(__AVX512BW__)
 RNNFAST_INLINE I16 dot(I16 sum, I16 a, I16 w) {
   const __m512i given = __m512i(w), magnitude = _mm512_abs_epi8(__m512i(a));
-  const __m512i with_sign =
-      _mm512_mask_sub_epi8(given, _mm512_movepi8_mask(__m512i(a)), _mm512_setzero_si512(), given);
+  const __m512i with_sign = _mm512_mask_sub_epi8(given, _mm512_movepi8_mask(__m512i(a)), _mm512_setzero_si512(), given);
   const __m512i pairs = _mm512_maddubs_epi16(magnitude, with_sign);
   return sum + I16(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
@@ -67,8 +66,8 @@ RNNFAST_INLINE typename S::Bits load_words(const float* p) {
   return reinterpret_cast<typename S::Bits>(S::load(p));
 }
 
-// M rows by NB unit blocks of some gates, from a row on.
-template <class S, int M, int NB, int gates>
+// M rows by NB unit blocks of some gates, from a row on; all words of a, or for each vector those that are listed.
+template <class S, int M, int NB, int gates, bool listed>
 __attribute__((noinline)) void tile(const IntegerProduct& p, Index row) {
   using V = typename S::V;
   using Bits = typename S::Bits;
@@ -89,12 +88,22 @@ __attribute__((noinline)) void tile(const IntegerProduct& p, Index row) {
   }
   const std::uint32_t* a = p.a + row * p.a_row;
   const float* w = p.panel;
-  for (Index word = 0; word < p.words; ++word, ++a, w += p.panel_word) {
+  const Column* place = p.places;
+  for (Index word = 0; word < p.words; ++word, w += p.panel_word) {
     constexpr int outer = M > N ? M : N, inner = M > N ? N : M;
-    const auto of_row = [&](int m) { return Bits{} + std::int32_t(a[m * p.a_row]); };
-    const auto of_panel = [&](int n) {
-      return load_words<S>(w + n / gates * p.panel_unit + n % gates * S::lanes);
-    };
+    const auto of_panel = [&](int n) { return load_words<S>(w + n / gates * p.panel_unit + n % gates * S::lanes); };
+    if constexpr (listed) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        const Bits vector = of_panel(n);
+        const Index at = place[n];
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) acc[m][n] = dot(acc[m][n], Bits{} + std::int32_t(a[m * p.a_row + at]), vector);
+      }
+      place += N;
+      continue;
+    }
+    const auto of_row = [&](int m) { return Bits{} + std::int32_t(a[m * p.a_row + word]); };
     Bits held[inner];
 #pragma GCC unroll 12
     for (int i = 0; i < inner; ++i) held[i] = M > N ? of_panel(i) : of_row(i);
@@ -146,22 +155,22 @@ struct Tiles {
   const TileFunction* of_rows;  // those of 1, 2, ..
 };
 
-template <class S, int NB, int gates, class Rows>
+template <class S, int NB, int gates, bool listed, class Rows>
 struct TileFunctions;
-template <class S, int NB, int gates, int... i>
-struct TileFunctions<S, NB, gates, Lanes<i...>> {
-  static constexpr TileFunction of_rows[] = {tile<S, i + 1, NB, gates>...};
+template <class S, int NB, int gates, bool listed, int... i>
+struct TileFunctions<S, NB, gates, listed, Lanes<i...>> {
+  static constexpr TileFunction of_rows[] = {tile<S, i + 1, NB, gates, listed>...};
 };
 
 // Unit blocks taken at once are powers of two, of at most 8 vectors; narrower ones come alone.
 struct TileKind {
-  Tiles of[width_count][4];
+  Tiles of[width_count][4], listed;
 };
 
 template <int gates, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind& kind) {
   constexpr int NB = 1 << log2_NB, most = most_rows(NB * gates);
-  using Functions = TileFunctions<Width<float, halvings>, NB, gates, typename LanesTo<most>::type>;
+  using Functions = TileFunctions<Width<float, halvings>, NB, gates, false, typename LanesTo<most>::type>;
   kind.of[halvings][log2_NB] = {.most = most, .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB * gates <= 8)
     add_tiles<gates, halvings, log2_NB + 1>(kind);
@@ -173,6 +182,9 @@ template <int gates>
 constexpr TileKind tile_kind() {
   TileKind kind = {};
   add_tiles<gates>(kind);
+  constexpr int NB = gates > 2 ? 1 : 4 / gates, most = vector_registers == 32 ? 4 : 2;  // as lists.h has them
+  using Functions = TileFunctions<Widest<float>, NB, gates, true, typename LanesTo<most>::type>;
+  kind.listed = {.most = most, .of_rows = Functions::of_rows};
   return kind;
 }
 
@@ -180,7 +192,8 @@ constexpr TileKind tile_kinds[] = {tile_kind<1>(), tile_kind<2>(), tile_kind<3>(
 
 // All rows, cut into tiles of nearly equal height.
 void multiply(const IntegerProduct& p) {
-  const Tiles& tiles = tile_kinds[p.gates - 1].of[p.halvings][__builtin_ctz(unsigned(p.blocks))];
+  const TileKind& kind = tile_kinds[p.gates - 1];
+  const Tiles& tiles = p.places ? kind.listed : kind.of[p.halvings][__builtin_ctz(unsigned(p.blocks))];
   const Index count = (p.rows + tiles.most - 1) / tiles.most;
   for (Index i = 0, row = 0, next; i < count; ++i, row = next) {
     next = p.rows * (i + 1) / count;

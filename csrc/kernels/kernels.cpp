@@ -49,6 +49,8 @@ void pack_weights(const Problem& p, const Parameters<const Real>& parameters, Re
   lay_out_packed(p, units, projected_blocks<Real>(p), arena, to);
   pack_direction(p, parameters, to, all(units));
   if (is_projected(p)) pack_projection(p, parameters, to, all(to.w_hr.units));
+  if (to.ih_lists.places) make_lists(to.w_ih, to.ih_lists);
+  if (to.hh_lists.places) make_lists(to.w_hh, to.hh_lists);
 }
 
 template <class Real>

@@ -32,7 +32,7 @@ inline std::span<const CellShape> cells() {
 // Throws std::runtime_error if RNNFAST_ISA or RNNFAST_INTEGERS asks for what this machine lacks.
 const KernelTable& choose_kernels();
 
-std::vector<const KernelTable*> available_kernels();  // the best one last
+std::vector<const KernelTable*> available_kernels();                              // the best one last
 std::vector<const IntegerKernels*> available_integers(const KernelTable& table);  // likewise
 
 }  // namespace rnnfast

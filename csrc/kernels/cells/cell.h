@@ -156,12 +156,12 @@ struct ForwardStep {
   View<Real> after[most_states], reset_h;
   View<const Real> dropped;  // h' times its factors, which the products of the first phase read; null: h' itself
   Quantized<Real> quantized_x, quantized_h;  // where matrices are of int8: x, and what the phase reads for h'
-  int masks;                 // of these
-  const Real* vectors;       // the cell's, [unit block][vector x lanes]
-  const Real* bias;          // [unit block][slot x lanes]
-  Gates<Real> values;        // where rows are normalised: what is kept beside the slots
-  View<Real> moments;        // likewise: means, and what is multiplied by
-  const Index* tokens;       // the rows of the table that the gates start from; null: from what is there
+  int masks;                                 // of these
+  const Real* vectors;                       // the cell's, [unit block][vector x lanes]
+  const Real* bias;                          // [unit block][slot x lanes]
+  Gates<Real> values;                        // where rows are normalised: what is kept beside the slots
+  View<Real> moments;                        // likewise: means, and what is multiplied by
+  const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
   Index rows;
   Span units;
   bool store_gates;   // the activated slots are read again

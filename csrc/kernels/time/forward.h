@@ -13,65 +13,20 @@
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
 #include "kernels/products/quantized.h"
+#include "kernels/time/apart.h"
 #include "kernels/time/chunks.h"
 #include "kernels/time/dropout.h"
 #include "kernels/time/norm.h"
 #include "kernels/time/projection.h"
 #include "kernels/time/sequence.h"
 #include "kernels/time/tokens.h"
+#include "kernels/time/weights.h"
 #include "kernels/time/zoneout.h"
 #include "kernels/vec.h"
 #include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
-
-// The parameters of one direction as the products read them.
-template <class Real>
-struct PackedWeights {
-  Panels<Real> w_ih, w_hh, w_hr;
-  ColumnScales<Real> ih, hh, hr;  // of int8 ones
-  Real* bias;     // [unit block][slot x lanes]
-  Real* vectors;  // [unit block][vector x lanes]
-  Real* zeros;    // [H], the initial state where none is given
-};
-
-// Filled where it lies: copied, it would be read by wide loads before its narrow stores are done, which a stream's step
-// would feel.
-template <class Real>
-void lay_out_packed(const Problem& p, const Blocks& units, const Blocks& projected, Arena<Real>& arena,
-                    PackedWeights<Real>& to) {
-  const CellShape& cell = *p.cell;
-  to = {};
-  to.w_ih.units = to.w_hh.units = units, to.w_hr.units = projected;
-  to.w_ih.gates = to.w_hh.gates = cell.gate_count, to.w_hr.gates = 1;
-  to.w_hh.reach = reach_of(p.P, p.head, vector_bytes / Index(sizeof(Real)));
-  to.w_ih.K = input_columns(p), to.w_hh.K = to.w_hh.reach.width, to.w_hr.K = p.H;
-  to.w_ih.shift = to.w_hh.shift = to.w_hr.shift = shift_of(p.format);
-  to.w_ih.data = take(arena, size(to.w_ih));
-  to.w_hh.data = take(arena, size(to.w_hh));
-  to.w_hr.data = take(arena, size(to.w_hr));
-  if (p.format == Format::int8)
-    to.ih = take_scales(arena, to.w_ih), to.hh = take_scales(arena, to.w_hh), to.hr = take_scales(arena, to.w_hr);
-  to.bias = take(arena, gates_size(cell.slot_count, 1, units));
-  to.vectors = take(arena, gates_size(cell.vector_count, 1, units));
-  to.zeros = take(arena, p.H);
-}
-
-// Where there is one step, which reads each weight once: a unit block is packed when its turn comes, into memory that
-// the next one uses again.
-template <class Real>
-struct UnpackedWeights {
-  GateRows<const Real> w_ih, w_hh;  // null: they are packed
-  Panels<Real> w_ih_block, w_hh_block;
-};
-
-template <class Real>
-RNNFAST_INLINE Panels<const Real> pack_block(const GateRows<const Real>& w, Panels<Real> to, const BlockRange& range) {
-  to.first = range.unit;
-  pack(w, to, 0, Span{.first = range.block, .last = range.block + range.blocks});
-  return read_only(to);
-}
 
 template <class Real>
 struct ForwardScratch {
@@ -119,55 +74,6 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
   return s;
 }
 
-// bias[slot] is what the slot's chain starts from: b_ih, b_hh or their sum.
-template <class Real>
-void pack_bias(const CellShape& cell, const Parameters<const Real>& parameters, const Panels<Real>& w_hh, Index H,
-               Span span, Real* bias) {
-  const int shift = cell.slot_count - cell.gate_count;
-  for (Index block = span.first; block < span.last; ++block) {
-    const BlockWidth width = width_of<Real>(w_hh.units, block);
-    Real* to = bias + width.unit * cell.slot_count;
-    for (int slot = 0; slot < cell.slot_count; ++slot) {
-      for (Index lane = 0; lane < width.lanes; ++lane, ++to) {
-        *to = 0;
-        if (lane >= width.valid) continue;
-        const Index unit = width.unit + lane;
-        if (parameters.b_ih && slot >= shift) *to += parameters.b_ih[cell.input_gates[slot - shift] * H + unit];
-        if (parameters.b_hh && slot < cell.gate_count) *to += parameters.b_hh[cell.recurrent_gates[slot] * H + unit];
-      }
-    }
-  }
-}
-
-// A matrix, for the unit blocks of the span.
-template <class Real>
-void pack_matrix(const Problem& p, const GateRows<const Real>& w, const float* scales, const Panels<Real>& to,
-                 const ColumnScales<Real>& columns, Span span) {
-  pack(w, to, 0, span);
-  if constexpr (has_formats<Real>)
-    if (p.format == Format::int8) pack_scales(w, scales, to, span, columns);
-}
-
-template <class Real>
-void pack_projection(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
-                     Span span) {
-  pack_matrix(p, projection_rows(p, parameters), parameters.scales[2], to.w_hr, to.hr, span);
-}
-
-// For the unit blocks of the span; the biases and vectors alone if not the weights.
-template <class Real>
-void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
-                    Span span, bool weights = true) {
-  if (weights) {
-    if (input_columns(p)) pack_matrix(p, input_rows(p, parameters), parameters.scales[0], to.w_ih, to.ih, span);
-    pack_matrix(p, recurrent_rows(p, parameters), parameters.scales[1], to.w_hh, to.hh, span);
-  }
-  pack_bias(*p.cell, parameters, to.w_hh, p.H, span, to.bias);
-  pack_vectors(*p.cell, parameters, to.w_hh.units, p.H, span, to.vectors);
-  if (span.first == 0)
-    for (Index j = 0; j < p.H; ++j) to.zeros[j] = 0;
-}
-
 // The rows of the table that a step's tokens name, one unit block of them and the slots of one phase, or where rows are
 // normalised those of the input.
 template <class Real>
@@ -176,33 +82,6 @@ void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots
   const Index shift = slot * lanes;
   for (Index row = 0; row < s.rows; ++row, gates += slots * lanes)
     copy_vectors(gates_at(table, unit, s.tokens[row], lanes, slots) + shift, count * lanes, gates + shift);
-}
-
-enum class Products { input, recurrent, both };
-
-// The products of one phase with matrices of int8, for a range of unit blocks: that of x, and then that of h'.
-template <class Real>
-void multiply_integers(const CellShape& cell, const Phase& part, Products products, const ForwardStep<Real>& s,
-                       const PackedWeights<const Real>& weights, const BlockRange& range, Real* gates) {
-  const Index lanes = range.lanes, row = cell.slot_count * lanes, unit = s.gates.rows * row;
-  const auto multiply = [&](const Quantized<Real>& a, const Panels<const Real>& w,
-                            const ColumnScales<const Real>& columns, int slot, const Real* bias) {
-    IntegerProduct product = product_of(a, s.rows, w, columns, range, part.gate, part.gates);
-    product.out = gates + slot * lanes, product.out_row = row, product.out_unit = unit;
-    product.init = bias ? bias : product.out;
-    product.init_row = bias ? 0 : row, product.init_unit = bias ? row : unit;
-    integers->multiply(product);
-  };
-  if (products != Products::recurrent) {
-    const Real* const bias = weights.bias + range.unit * cell.slot_count;
-    const int of_input = part.slot + part.slots - part.gates;  // the first slot that x reaches
-    for (Index block = 0; block < range.blocks && of_input > part.slot; ++block)
-      for (Index i = 0; i < s.rows; ++i)
-        copy_vectors(bias + block * row + part.slot * lanes, (of_input - part.slot) * lanes,
-                     gates + block * unit + i * row + part.slot * lanes);
-    multiply(s.quantized_x, weights.w_ih, weights.ih, of_input, bias + of_input * lanes);
-  }
-  if (products != Products::input) multiply(s.quantized_h, weights.w_hh, weights.hh, part.slot, nullptr);
 }
 
 // The points of a column wait for so many of its rows: of fewer, too few independent operations are under way; of more,
@@ -243,16 +122,15 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         if (skips(team, s.rows)) return;
         const Index lanes = range.lanes, width = cell.gate_count * lanes, offset = part.gate * lanes;
         Real* const gates = gates_of(range);
-        if constexpr (has_formats<Real>)
-          if (weights.hh.scales) {
-            if (products == Products::recurrent && s.tokens)
-              for (Index block = 0; block < range.blocks; ++block)
-                copy_tokens(s, table, cell.slot_count, of_input, part.slots, range.unit + block * lanes, lanes,
-                            gates + block * s.gates.rows * cell.slot_count * lanes);
-            multiply_integers(cell, part, products, s, weights, range, gates);
-            if (ends && !waits) pointwise(range, 0, s.rows);
-            return;
-          }
+        if (weights.apart) {
+          if (products == Products::recurrent && s.tokens)
+            for (Index block = 0; block < range.blocks; ++block)
+              copy_tokens(s, table, cell.slot_count, of_input, part.slots, range.unit + block * lanes, lanes,
+                          gates + block * s.gates.rows * cell.slot_count * lanes);
+          multiply_apart(cell, part, products, s, h, weights, range, gates);
+          if (ends && !waits) pointwise(range, 0, s.rows);
+          return;
+        }
         Tile<Real> t = {};
         t.out = gates + (products == Products::input ? of_input : part.slot) * lanes;
         t.out_row = cell.slot_count * lanes;
@@ -518,13 +396,15 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
   const bool packed = args.directions[0].packed;
   // Members that divide the rows would each have to pack all.
-  const bool by_block =
-      !packed && p.format != Format::int8 && steps_of(p.run) == 1 && p.input == InputKind::dense && !resets_h(*p.cell) && team.size == 1;
+  const bool by_block = !packed && p.format != Format::int8 && steps_of(p.run) == 1 && p.input == InputKind::dense &&
+                        !resets_h(*p.cell) && team.size == 1;
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
     Arena<const Real> weights = {.base = packed ? args.directions[d].packed : own[d].w_ih.data, .used = 0};
-    lay_out_packed(p, units, projected, weights, scratch.directions[d].weights);
+    PackedWeights<const Real>& w = scratch.directions[d].weights;
+    lay_out_packed(p, units, projected, weights, w);
+    w.apart = p.format == Format::int8 || has_lists(w.ih_lists, w.w_ih) || has_lists(w.hh_lists, w.w_hh);
     const auto& parameters = args.directions[d].parameters;
     if (by_block)
       scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),
@@ -545,9 +425,8 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       }
     });
     if (!packed && is_projected(p))
-      for_my_blocks(count(projected), p.D, team, [&](int d, Span span) {
-        pack_projection(p, args.directions[d].parameters, own[d], span);
-      });
+      for_my_blocks(count(projected), p.D, team,
+                    [&](int d, Span span) { pack_projection(p, args.directions[d].parameters, own[d], span); });
     if (!team.barrier(team)) return;
   }
   if (p.input == InputKind::embedded) {
