@@ -20,6 +20,7 @@ except ImportError as error:
 from . import functional, hopfield, reservoir, truncation
 from ._base.module import Module, initialize, num_parameters
 from ._base.scalars import Integer, int64
+from ._stack.quantized import Quantized
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import Modules, load
 from .flow import GradientFlow, gradient_flow
@@ -49,6 +50,7 @@ __all__ = [
     "Module",
     "Modules",
     "PackedSequence",
+    "Quantized",
     "RNNCell",
     "functional",
     "get_include",

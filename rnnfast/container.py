@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ._base.arrays import Array, checked, checked_target
-from ._base.files import UNREADABLE, Name, check_readable
+from ._base.files import UNREADABLE, Name
 from ._base.module import Module, Stateful, described, description_of
 from ._base.named import check_apart, checked_keys
+from ._base.tensors import read_tensors
 
 __all__ = ["Modules", "load"]
 
@@ -178,16 +179,12 @@ def load(path: Name) -> Module | Modules:
 
     import safetensors
 
-    check_readable(path)
     metadata: dict[str, str] = {}
     try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            description = json.loads(metadata["rnnfast"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            made: Module | Modules = _made(description, tensors)
-            if tensors:
-                raise ValueError([*tensors])
+        metadata, tensors = read_tensors(path)
+        made: Module | Modules = _made(json.loads(metadata["rnnfast"]), tensors)
+        if tensors:
+            raise ValueError([*tensors])
     except (*UNREADABLE, safetensors.SafetensorError) as error:
         msg = f"path: expected a file that save has written, got {str(path)!r}: {error!r}"
         if "rnnfast.lm" in metadata:

@@ -29,10 +29,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._base.arrays import Array, checked
-from ._base.files import UNREADABLE, check_readable, write
+from ._base.files import UNREADABLE, check_readable
+from ._base.formats import Format
 from ._base.module import Kept, Tape
 from ._base.scalars import integer
 from ._base.state import STATES, State, parts_of, state_of
+from ._base.tensors import read_tensors, write_tensors
+from ._stack.quantized import Quantized
 from .container import joined
 from .linear import Linear
 from .lm_options import DROPOUTS, SIZE, TEMPERATURE
@@ -72,11 +75,14 @@ class CharLM:
         Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts, zoneout and the seed.
     parameters : mapping of ndarrays, optional
         By the names of `state_dict`, used without a copy. By default new ones are drawn.
+    format : {"bfloat16", "int8"}, optional
+        Of the matrices of `rnn` among the parameters. Such a model is not trained.
 
     Attributes
     ----------
+    vocabulary, options
     embedding : ndarray [V,E]
-    rnn : LSTM, GRU or RNN
+    rnn : LSTM, GRU, RNN, or Quantized of one of them
     readout : Linear
     rng : numpy.random.Generator
         The only source of chance, which the layers share.
@@ -96,7 +102,14 @@ class CharLM:
     (4, 1, 3)
     """
 
-    def __init__(self, vocabulary: str, options: Options, parameters: Mapping[str, Array] | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: str,
+        options: Options,
+        parameters: Mapping[str, Array] | None = None,
+        *,
+        format: Format | None = None,  # noqa: A002
+    ) -> None:
         if not isinstance(vocabulary, str):
             msg = f"vocabulary: expected a str, got {type(vocabulary).__name__}"
             raise TypeError(msg)
@@ -104,7 +117,10 @@ class CharLM:
         if not V or len(set(vocabulary)) < V:
             msg = f"vocabulary: expected different characters, got {vocabulary!r}"
             raise ValueError(msg)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.options = vocabulary, options
+        if format is not None and parameters is None:
+            msg = f"parameters: expected those of a model that was quantised to {format}, got None"
+            raise TypeError(msg)
         self.rng = np.random.default_rng(options.seed)
         rnn: Any = self.rng
         readout: Any = self.rng
@@ -114,7 +130,12 @@ class CharLM:
             embedding, rnn, readout = (Kept(_part(parameters, part), self.rng) for part in PARTS)
             self.embedding = embedding.take([("weight", (V, E))], FLOAT)["weight"]
         rates = {name: rate for name in DROPOUTS if (rate := getattr(options, name))}
-        self.rnn = LAYERS[options.cell](E, H, L, **rates, seed=rnn)
+        kind, arguments = LAYERS[options.cell], {"input_size": E, "hidden_size": H, "num_layers": L, **rates}
+        self.rnn: Any
+        if format is None:
+            self.rnn = kind(**arguments, seed=rnn)
+        else:
+            self.rnn = Quantized({"class": kind.__name__, "arguments": arguments}, format, kept=rnn)
         self.readout = Linear(H, V, seed=readout)
         if parameters is not None:
             _check_keys(parameters, self.state_dict())
@@ -128,6 +149,18 @@ class CharLM:
         """Return the parameters: the arrays themselves, by the names that torch gives them."""
         rnn, readout = self.rnn.state_dict(), self.readout.state_dict()
         return joined({"embedding": {"weight": self.embedding}, "rnn": rnn, "readout": readout})
+
+    def quantize(self, format: Format) -> "CharLM":  # noqa: A002
+        """Return the model with `rnn` for inference, of weights with fewer bits; the other arrays are shared.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the format is not "bfloat16" or "int8", or has no form for the layer.
+        """
+        rnn = self.rnn.quantize(format)
+        others = {name: a for name, a in self.state_dict().items() if not name.startswith("rnn.")}
+        return CharLM(self.vocabulary, self.options, {**others, **joined({"rnn": rnn.state_dict()})}, format=format)
 
     def __call__(self, tokens: Array, state: State | None = None) -> tuple[Array, State]:
         """Return the logits of what follows each token.
@@ -201,12 +234,12 @@ class CharLM:
         tokens = encode(prompt or start, self.vocabulary)
 
         def characters() -> Iterator[str]:
-            last, state, end = tokens, None, ""
+            stream, last, end = self.rnn.stream(), tokens, ""
             for _ in range(length):
-                logits, state = self(last[:, np.newaxis], state)
+                logits = self.readout(stream.run(self.embedding[last])[-1])
                 # The largest of logits + temperature * Gumbel noise is a draw from softmax(logits / temperature).
                 with np.errstate(all="ignore"):  # of an extreme temperature
-                    token = np.argmax(logits[-1, 0] + temperature * rng.gumbel(size=len(self.vocabulary)))
+                    token = np.argmax(logits + temperature * rng.gumbel(size=len(self.vocabulary)))
                 last = np.array([token])
                 yield self.vocabulary[token]
                 end = (end + self.vocabulary[token])[-max(len(stop), 1) :]
@@ -217,7 +250,7 @@ class CharLM:
 
 
 class Checkpoint(NamedTuple):
-    """What is in a file that `Training.save` wrote.
+    """What is in a file that `Training.save` or `write` wrote.
 
     Attributes
     ----------
@@ -234,7 +267,9 @@ class Checkpoint(NamedTuple):
         The state of the run's generator.
     tensors : dict of ndarrays
         The parameters as ``model.<name>``, what Adam carries as ``adam.<name>``, the state of the streams as
-        ``state.h`` and ``state.c``.
+        ``state.h`` and ``state.c``. Of a quantised model, the parameters alone.
+    format : {"bfloat16", "int8"}, optional
+        Of a quantised model, which can be sampled, but not be trained any more.
     """
 
     path: Path
@@ -244,6 +279,7 @@ class Checkpoint(NamedTuple):
     steps: int
     generator: dict[str, Any]
     tensors: dict[str, Array]
+    format: Format | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Checkpoint":
@@ -269,9 +305,8 @@ class Checkpoint(NamedTuple):
         path = Path(path)
         check_readable(path)
         try:
-            with safetensors.safe_open(path, "numpy") as file:
-                description = json.loads((file.metadata() or {})[FORMAT])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata, tensors = read_tensors(path)
+            description = json.loads(metadata[FORMAT])
             options = Options(**description.pop("options"))
             checkpoint = cls(path=path, options=options, tensors=tensors, **description)
             checkpoint._check_tensors()
@@ -283,23 +318,50 @@ class Checkpoint(NamedTuple):
     def model(self) -> CharLM:
         """Return the trained model, with parameters of its own."""
         parameters = {name: a.copy() for name, a in _part(self.tensors, "model").items()}
-        return CharLM(self.vocabulary, self.options, parameters)
+        return CharLM(self.vocabulary, self.options, parameters, format=self.format)
+
+    def quantize(self, format: Format) -> "Checkpoint":  # noqa: A002
+        """Return what is in the file of the model with `rnn` of fewer bits: see `CharLM.quantize`."""
+        parameters = self.model().quantize(format).state_dict()
+        return self._replace(tensors=joined({"model": parameters}), format=format)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+            Of a regular file, which is replaced once the new one is complete, or of one that does not exist.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written. An older one is then as it was.
+        """
+        others = {name: value for name, value in self._asdict().items() if name not in ("path", "tensors")}
+        if self.format is None:
+            del others["format"]
+        description = {**others, "options": asdict(self.options)}
+        write_tensors(path, self.tensors, {FORMAT: json.dumps(description)})
 
     def _check_tensors(self) -> None:
         """Check all that is no tensor against the tensors, and these against each other."""
         options = self.options
-        model = CharLM(self.vocabulary, options, _part(self.tensors, "model"))
+        model = CharLM(self.vocabulary, options, _part(self.tensors, "model"), format=self.format)
+        steps = integer(self.steps, "steps")
+        np.random.default_rng(0).bit_generator.state = self.generator
+        if self.format is not None:
+            _check_keys(self.tensors, joined({"model": model.state_dict()}))
+            return
         shapes = {name: p.shape for name, p in model.state_dict().items()}
         state = dict.fromkeys(model.states, (options.layers, options.batch, options.hidden))
         expected = joined({"model": shapes, "adam": {"t": (), "m": shapes, "v": shapes}, "state": state})
         _check_keys(self.tensors, expected)
         for name, shape in expected.items():
             checked(self.tensors[name], name, shape, np.dtype(np.int64) if name == "adam.t" else FLOAT)
-        steps = integer(self.steps, "steps")
         if steps < 0 or steps != self.tensors["adam.t"]:
             msg = f"steps: expected as many as Adam has had, got {steps}"
             raise ValueError(msg)
-        np.random.default_rng(0).bit_generator.state = self.generator
 
 
 class Training:
@@ -392,16 +454,9 @@ class Training:
         OSError
             If the file cannot be written. An older one is then as it was.
         """
-        from safetensors.numpy import save
-
-        description = {
-            "options": asdict(self.options),
-            "vocabulary": self.model.vocabulary,
-            "text_hash": self.text_hash,
-            "steps": self.steps,
-            "generator": self.model.rng.bit_generator.state,
-        }
-        write(path, save(self._arrays(), {FORMAT: json.dumps(description)}))
+        generator: Any = self.model.rng.bit_generator.state
+        vocabulary, text_hash = self.model.vocabulary, self.text_hash
+        Checkpoint(Path(path), self.options, vocabulary, text_hash, self.steps, generator, self._arrays()).write(path)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from where a run of the same text, cell and sizes was saved.
@@ -413,10 +468,13 @@ class Training:
         Raises
         ------
         UsageError
-            If the text is another one.
+            If the text is another one, or the model was quantised.
         TypeError, ValueError
-            If the cell or a size is. Then nothing has been changed.
+            If the cell or a size is another one. Then nothing has been changed.
         """
+        if checkpoint.format is not None:
+            msg = f"{checkpoint.path} has weights of {checkpoint.format}, which cannot be trained any more"
+            raise UsageError(msg)
         if self.text_hash != checkpoint.text_hash:
             msg = f"the text is not the one that the run of {checkpoint.path} was started with"
             raise UsageError(msg)

@@ -60,10 +60,15 @@ from problems import (
 
 import rnnfast
 from rnnfast import _core, functional, reference
+from rnnfast._base.formats import FORMATS
 from rnnfast.hopfield import Hopfield, Mode, ModernHopfield, Rule
+from rnnfast.reference import quantized
+from rnnfast.reference.quantized import Rows
 from rnnfast.reservoir import ESN, State
 
 Rng = np.random.Generator
+
+INTEGER_KINDS = [kind for kind in KINDS if not kind.startswith("slstm") and not _core.cells[kind].normalises]
 
 # Wide enough for sums that cancel; a wrong result is off by far more
 TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-11}
@@ -271,7 +276,7 @@ def spoil(rng: Rng, attempt: Attempt) -> None:
     if not isinstance(a, np.ndarray) or chance < 0.4:
         return
     if chance < 0.5:
-        if name not in attempt.written and a.size and a.flags.writeable:
+        if name not in attempt.written and a.size and a.flags.writeable and a.dtype.kind in "fb":
             a.flat[0] = rng.choice([np.nan, np.inf, -np.inf, 1e38, 1e-40])
             attempt.free = True
     elif chance < 0.6 and name in attempt.written:
@@ -820,6 +825,58 @@ def streaming(rng: Rng) -> Attempt:
     return Attempt("Stream", call, slots, frozenset({"out"}), in_place=True, expected=expected)
 
 
+def quantized_layer(rng: Rng) -> Attempt:
+    """Call a quantised layer: bfloat16 beside the layer of rounded weights, int8 of relu beside its oracle."""
+    (T, B, I, H), form = (int(n) for n in rng.integers(1, 9, 4)), choose(rng, FORMATS)
+    kinds = list(KINDS) if form == "bfloat16" else INTEGER_KINDS
+    kind = choose(rng, kinds) if rng.random() < 0.5 else "rnn_relu"
+    options: dict[str, Any] = {name: bool(rng.random() < 0.5) for name in ("bias", "bidirectional")}
+    options |= {"num_heads": 1} if kind.startswith("slstm") else layer_projection(rng, kind, H)
+    layer = make_layer(kind, (I, H), **options, seed=int(rng.integers(2**31)))
+    q, sizes = layer.quantize(form), modules.state_sizes(layer)
+    slots: dict[str, Any] = {"x": normal((T, B, I), "f4", int(rng.integers(2**31))), "resets": rng.random((T, B)) < 0.2}
+    for name, n in zip(state_names(kind), sizes, strict=True):
+        slots[name] = 0.5 + np.abs(normal((layer.directions, B, n), "f4", int(rng.integers(2**31))))
+    originals, lengths = dict(slots), rng.integers(0, T + 1, B) if rng.random() < 0.3 else None
+
+    def run(layer: Any, given: dict[str, Any]) -> Results:
+        state = state_of(state_in(given, kind, "{}"))
+        y, after = layer(given["x"], state, lengths=lengths, resets=given["resets"])
+        return {"y": y, **named_state(kind, parts(after))}
+
+    def expected() -> Results:
+        if form == "bfloat16":
+            return run(q.dequantize(), originals)
+        rows: Any = {name: Rows(*a) if isinstance(a, tuple) else a for name, a in q.operands.items()}
+        own = [modules.parameters_of(q, rows, end) for end in ("_l0", "_l0_reverse")[: layer.directions]]
+        state = state_in(originals, kind, "{}")
+        y, after = quantized.forward(kind, originals["x"], own, state, lengths=lengths, resets=originals["resets"])
+        return {"y": y, **named_state(kind, after)}
+
+    exact = form == "bfloat16" or kind == "rnn_relu"  # elsewhere the last bit of an activation decides about integers
+    return Attempt("quantized", lambda: run(q, slots), slots, expected=expected if exact else None)
+
+
+def bare_formats(rng: Rng) -> Attempt:
+    """Give the core matrices of fewer bits, their scales and shapes among what is spoiled."""
+    cell = choose(rng, CELLS)
+    p: Any = make_problem(cell, "float32", Shape(*(int(n) for n in rng.integers(1, 9, 4))), heads=1)
+    slots: dict[str, Any] = {"x": p.x, **parameter_slots(p.parameters, "w")}
+    forms = rng.random(2) < 0.5
+    for name, is_int8 in zip(("w[0][0]", "w[0][1]"), forms if rng.random() < 0.2 else (forms[0],) * 2, strict=True):
+        if is_int8:
+            slots[name], slots[f"scales of {name}"] = quantized.quantized_weights(slots[name])
+        else:
+            slots[name] = quantized.to_bfloat16(slots[name])
+
+    def call() -> Results:
+        given = {n: (a, slots[f"scales of {n}"]) if f"scales of {n}" in slots else a for n, a in slots.items()}
+        _core.inference(cell, slots["x"], parameters_of(given, "w", 1))
+        return {}
+
+    return Attempt("formats", call, slots, free=True)
+
+
 def one_cell(rng: Rng) -> Attempt:
     """Make one step of a cell, and back."""
     kind, own = KINDS[choose(rng, ONE_STEP)]
@@ -1079,6 +1136,7 @@ def constructor(rng: Rng) -> Attempt:
 
 TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     *[bare_forward, bare_backward, whole_layer] * 4,
+    *[quantized_layer, bare_formats] * 2,
     *[tokens, streaming, one_cell, readout, activation, structure, unequal_rows, c_interface, steps_to_come] * 2,
     adam_step,
     state_dict,

@@ -32,7 +32,7 @@ def kinds() -> dict[str, tuple[str, dict[str, Any]]]:
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name in rnnfast.__all__:
         kind = getattr(rnnfast, name)
-        if hasattr(kind, "stream"):
+        if hasattr(kind, "quantize"):
             for form in FORMS:
                 has_c = name == "LSTM" or form.get("layer_norm") != "carried"
                 if has_c and form.keys() <= inspect.signature(kind).parameters.keys():

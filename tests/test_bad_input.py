@@ -1270,6 +1270,63 @@ OTHERS = {
     "threads_str": Case(lambda _: rf.set_num_threads("2"), TypeError, "n"),
 }
 
+
+def formats_of(i: int, given: Any, form: str = "int8", run: Any = _core.inference) -> Callable[[World], Any]:
+    """Return a call of the kernels with a layer of fewer bits, and another i-th parameter."""
+
+    def call(w: World) -> Any:
+        [own] = rnnfast.RNN(I, H, seed=0).quantize(cast("Any", form)).of_layer(0)
+        return run("rnn_tanh", w.x, [(*own[:i], given, *own[i + 1 :])])
+
+    return call
+
+
+INT8, SCALES = np.ones((H, H), np.int8), np.ones(H, np.float32)
+BITS = np.ones((H, H), np.uint16)
+QUANTIZED = {
+    "format": Case(lambda w: w.lstm.quantize("int4"), ValueError, "format: expected 'bfloat16' or 'int8', got 'int4'"),
+    "none": Case(lambda w: w.lstm.quantize(None), ValueError, "format: expected 'bfloat16' or 'int8', got None"),
+    "double": Case(
+        lambda _: rf.GRU(3, 4, dtype="float64").quantize("int8"), TypeError, "dtype: expected a layer of float32"
+    ),
+    "layer_norm": Case(
+        lambda _: rf.GRU(3, 4, layer_norm="inside").quantize("int8"),
+        ValueError,
+        "format: expected another one for a layer with layer_norm='inside', got 'int8'",
+    ),
+    "slstm": Case(lambda _: rf.SLSTM(3, 4).quantize("int8"), ValueError, "format: expected another one for an SLSTM"),
+    "heads": Case(
+        lambda _: rf.SLSTM(3, 4, 2).quantize("bfloat16"), ValueError, "format: expected another .* with num_heads=2"
+    ),
+    "columns": Case(
+        lambda _: rf.RNN(65_537, 1).quantize("int8"), ValueError, "format: expected another one .* of 65537 columns"
+    ),
+    "cell": Case(lambda w: rf.Quantized(w.cell, "int8"), TypeError, "layer: expected .*, got LSTMCell"),
+    "twice": Case(
+        lambda w: rf.Quantized(w.gru.quantize("int8"), "int8"), TypeError, "layer: expected .*, got Quantized"
+    ),
+    "x": Case(lambda w: w.gru.quantize("int8")(w.x[..., 1:]), ValueError, r"x: expected shape \(B, T, 7\)"),
+    "stream": Case(lambda w: w.gru.quantize("int8").stream(), ValueError, "layer: expected one direction"),
+    "batch_size": Case(lambda w: w.lstm.quantize("int8").stream(0), ValueError, "batch_size: expected at least 1"),
+    "forward": Case(lambda w: w.lstm.quantize("int8").forward(w.x), TypeError, "forward: expected a layer to train"),
+    "backward": Case(
+        lambda w: w.lstm.quantize("bfloat16").backward(w.tape, w.y), TypeError, "backward: expected a layer to train"
+    ),
+    "core_forward": Case(
+        formats_of(2, None, run=_core.forward), TypeError, "w_ih: expected float32 or float64 to train, got fewer bits"
+    ),
+    "no_scales": Case(formats_of(1, INT8), TypeError, "w_hh: expected int8 and scales"),
+    "mixed": Case(formats_of(1, INT8.astype("f4")), TypeError, "w_hh: expected int8 and scales"),
+    "mixed_bits": Case(formats_of(1, (INT8, SCALES), "bfloat16"), TypeError, "w_hh: expected dtype uint16, got int8"),
+    "bits_shape": Case(formats_of(1, BITS[1:], "bfloat16"), ValueError, r"w_hh: expected shape .*, got \(5, 6\)"),
+    "shape": Case(formats_of(1, (INT8[:, 1:], SCALES)), ValueError, "w_hh: expected shape"),
+    "scales": Case(formats_of(1, (INT8, SCALES[1:])), ValueError, r"w_hh's scales: expected shape \(6,\), got \(5,\)"),
+    "scales_dtype": Case(
+        formats_of(1, (INT8, SCALES.astype("f8"))), TypeError, "w_hh's scales: expected dtype float32"
+    ),
+    "bias": Case(formats_of(2, SCALES.astype("i1")), TypeError, "b_ih: expected dtype float32, got int8"),
+}
+
 CASES = {
     f"{group}-{name}": case
     for group, cases in {
@@ -1282,6 +1339,7 @@ CASES = {
         "core": CORE,
         "readout": READOUT,
         "functional": FUNCTIONAL,
+        "quantized": QUANTIZED,
         "other": OTHERS,
     }.items()
     for name, case in cases.items()

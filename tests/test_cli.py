@@ -23,8 +23,8 @@ import safetensors.numpy
 import rnnfast
 from rnnfast import bench, gradflow, lm
 from rnnfast.__main__ import main
-from rnnfast._base import files
-from rnnfast.lm import CharLM, Checkpoint, Training
+from rnnfast._base import files, tensors
+from rnnfast.lm import Checkpoint, Training
 from rnnfast.lm_options import LAYERS
 
 TEXT = "".join(f"{n} times {n} is {n * n}.\n" for n in range(60))
@@ -123,6 +123,22 @@ def test_sample_continues_the_prompt(model: Path, capfd: pytest.CaptureFixture[s
     assert run(f"sample {model} --stop i") == 0
     text = capfd.readouterr().out
     assert text.index("i") == len(text) - len("i\n")
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "int8"])
+def test_a_quantised_model_can_be_sampled(form: str, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    size, before = model.stat().st_size, model.read_bytes()
+    assert run(f"quantize {model} --to {form}") == 0
+    out = Path(f"charlm.{form}.safetensors")
+    assert capfd.readouterr().out == f"saved {out}; to sample: python -m rnnfast sample {out}\n"
+    assert out.stat().st_size < size / 2
+    assert Checkpoint.read(out).format == form
+    assert run(f"sample {out} --prompt 12 --length 30 --seed 1") == 0
+    assert len(capfd.readouterr().out) == 33
+    assert run(f"quantize {model} --to {form} -o other") == 0
+    assert run(f"quantize {model} --to {form} --out other --force") == 0
+    assert Path("other").read_bytes() == out.read_bytes()
+    assert model.read_bytes() == before
 
 
 def test_a_byte_order_mark_and_line_ends_are_no_part_of_the_text(capfd: pytest.CaptureFixture[str]) -> None:
@@ -354,7 +370,7 @@ def test_the_result_is_printed_before_it_is_saved(
     model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = model.read_bytes()
-    monkeypatch.setattr(lm, "write", failing)
+    monkeypatch.setattr(tensors, "write", failing)
     assert run("train {small} --steps 6 --quiet --force") == 2
     out, err = capfd.readouterr()
     assert HELD_OUT.fullmatch(out.rstrip())
@@ -447,7 +463,7 @@ def test_a_save_on_the_way_that_fails_leaves_the_older_file_and_the_run(
         found.append(Checkpoint.read(path).steps if path.exists() else 0)
         (failing if len(found) == 3 else files.write)(path, data)
 
-    monkeypatch.setattr(lm, "write", third_fails)
+    monkeypatch.setattr(tensors, "write", third_fails)
     assert run("train {small} --steps 9 --quiet --save-every 2") == 0
     assert found == [0, 2, 4, 4, 8]
     assert capfd.readouterr().err == "step 6 was not saved: charlm.safetensors: No space left on device\n"
@@ -504,17 +520,17 @@ def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -
 
 def test_a_command_has_the_threads_that_it_is_given(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    inference, run_bench = CharLM.__call__, bench._print_rows
+    readout, run_bench = rnnfast.Linear.__call__, bench._print_rows
 
     def noted(*arguments: Any) -> Any:
         seen.append(rnnfast.get_num_threads())
-        return inference(*arguments)
+        return readout(*arguments)
 
     def noted_bench(*arguments: Any) -> None:
         seen.append(rnnfast.get_num_threads())
         run_bench(*arguments)
 
-    monkeypatch.setattr(CharLM, "__call__", noted)
+    monkeypatch.setattr(rnnfast.Linear, "__call__", noted)
     monkeypatch.setattr(bench, "_print_rows", noted_bench)
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     rnnfast.set_num_threads(4)
@@ -628,6 +644,18 @@ ERRORS = {
     "train --resume model --epochs 1 --hidden 9": "model has --hidden 8; a resumed run cannot change it to 9",
     f"{RESUME} --seq-len 64": "model has --seq-len 20; a resumed run cannot change it to 64",
     f"{RESUME} --text other.txt": "the text is not the one that the run of model was started with",
+    "train --resume integers --steps 9": "integers has weights of int8, which cannot be trained any more",
+    "quantize": "FILE, --to",
+    "quantize model": "--to",
+    "quantize model --to int4": "--to: invalid choice: 'int4'",
+    "quantize none --to int8": "none: No such file or directory",
+    "quantize text.txt --to int8": "text.txt: not a model",
+    "quantize model --to int8 --out model --force": "--out model: that is the model itself, which could not be trained",
+    "quantize model --to int8 --out other": "--out other: there is a model of an earlier run; --force overwrites it",
+    "quantize model --to int8 -o text.txt --force": "--out text.txt: there is such a file, and it is no model of ours",
+    "quantize model --to int8 -o none/model": "--out none/model: No such file or directory; take a place",
+    "quantize integers --to bfloat16 -o new": "integers has weights of int8 already; take the model that it was made",
+    "quantize infinite --to int8": "infinite: weight_hh_l0: expected finite numbers, got inf",
     "sample": "FILE",
     "sample wide": "wide: not a model",
     "sample deep": "deep: not a model",
@@ -659,6 +687,10 @@ def test_errors_are_one_line(
     for name, change in CHANGED.items():
         saved_as(Path(name), **change)
     safetensors.numpy.save_file({"a": np.zeros(1)}, "deep", {lm.FORMAT: "[" * 100_000})
+    checkpoint = Checkpoint.read("model")
+    checkpoint.quantize("int8").write("integers")
+    checkpoint.tensors["model.rnn.weight_hh_l0"][0, 0] = np.inf
+    checkpoint.write("infinite")
     Path("folder").mkdir()
     Path("empty.txt").touch()
     Path("short.txt").write_text("x" * 100, encoding="utf-8")

@@ -374,6 +374,8 @@ REPRESENTATIONS = (
     "GRU(3, 4, learn_initial_state=True, zoneout=0.25, reset_after=False)",
     "RNN(3, 4, nonlinearity='relu', weight_dropout=('rows', 0.25))",
     "SLSTM(3, 4, num_heads=2)",
+    "LSTM(3, 4, num_layers=2, learn_initial_state=True, zoneout=(0.1, 0.5)).quantize('int8')",
+    "RNN(3, 4, batch_first=True, leak=0.3).quantize('bfloat16')",
     "LSTMCell(3, 4)",
     "GRUCell(3, 4, bias=False, reset_after=False)",
     "RNNCell(3, 4, nonlinearity='relu', dtype='float64')",

@@ -20,6 +20,7 @@ from tolerances import TOLERANCE, relative_error
 
 import rnnfast
 from rnnfast import lm
+from rnnfast._base.formats import FORMATS, Format
 from rnnfast.lm import CharLM, Checkpoint, Options, Training, UsageError, encode
 from rnnfast.lm_options import DROPOUTS
 from rnnfast.training import softmax_cross_entropy
@@ -332,6 +333,35 @@ def test_a_vocabulary_is_a_str_of_different_characters(vocabulary: Any) -> None:
         CharLM(vocabulary, SMALL)
 
 
+# Fewer bits
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_quantised_model_predicts_as_well(form: Format, trained: Training, tmp_path: Path) -> None:
+    path, twin = tmp_path / "quantised", Training(TEXT, trained.options)
+    trained.save(path)
+    checkpoint = Checkpoint.read(path)
+    checkpoint.quantize(form).write(path)
+    read = Checkpoint.read(path)
+    assert (read.options, read.steps, read.format) == (checkpoint.options, checkpoint.steps, form)
+    twin.model = read.model()
+    assert same_bits(twin.model.state_dict(), trained.model.quantize(form).state_dict())
+    assert twin.held_out_bits() < 1.01 * trained.held_out_bits()
+    assert list(twin.model.sample("1", seed=3)) == list(trained.model.quantize(form).sample("1", seed=3))
+    with pytest.raises(UsageError, match=f"quantised has weights of {form}, which cannot be trained"):
+        Training(TEXT, trained.options).resume(read)
+    with pytest.raises(TypeError, match="forward: expected a layer to train"):
+        twin.step()
+    with pytest.raises(TypeError, match=f"parameters: expected those of a model that was quantised to {form}"):
+        CharLM("abc", SMALL, format=form)
+
+
+def test_samples_are_drawn_from_what_a_call_predicts(trained: Training) -> None:
+    text = "".join(trained.model.sample("1", length=40, temperature=0))
+    logits, _ = trained.model(encode(f"1{text}", trained.model.vocabulary)[:-1, np.newaxis])
+    assert text == "".join(trained.model.vocabulary[token] for token in logits[:, 0].argmax(axis=1))
+
+
 # The file
 
 SAVE_AGAIN = """
@@ -423,6 +453,9 @@ SPOILED: dict[str, Callable[[Path], object]] = {
         }.items()
         for value in values
     },
+    "a format without its arrays": described(format="int8"),
+    "an unknown format": described(format="int4"),
+    "a format of another type": described(format=["int8"]),
     "no vocabulary": described(vocabulary=""),
     "short vocabulary": described(vocabulary="abc"),
     "characters twice": described(vocabulary="a" * len(set(TEXT))),

@@ -28,6 +28,7 @@ from rnnfast import (
     LSTMCell,
     Module,
     PackedSequence,
+    Quantized,
     RNNCell,
     _core,
     functional,
@@ -70,6 +71,24 @@ def test_a_layer_has_the_state_of_its_class() -> None:
     assert y.shape == DY.shape
     assert dx.shape == X.shape
     assert dh0.shape == dc0.shape == c.shape
+
+
+def test_a_quantised_layer_has_the_state_of_its_layer() -> None:
+    q = LSTM(3, 4).quantize("int8")
+    assert_type(q, Quantized[Pair])
+    y, (h, c) = q(X)
+    assert_type(c, Array)
+    assert_type(q.stream().state, Pair)
+    assert_type(GRU(3, 4).quantize("bfloat16")(X), tuple[Array, Array])
+    layer = q.dequantize()
+    assert isinstance(layer, LSTM)
+    assert_type(layer.forward(X)[1], Pair)
+    assert y.shape == DY.shape
+    assert h.shape == (1, 2, 4)
+    with pytest.raises(ValueError, match="format"):
+        LSTM(3, 4).quantize("int4")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="layer"):
+        rnnfast.gradient_flow(q, X, DY)  # type: ignore[arg-type]
 
 
 def test_a_cell_has_the_state_of_its_class() -> None:

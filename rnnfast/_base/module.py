@@ -1,6 +1,7 @@
 """What layers, cells and `Linear` share: named parameters, how they start, and how they are kept in files."""
 
 import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -13,18 +14,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 
 from .. import _core
-from . import files
 from .arrays import Array, ArrayLike, checked, float_dtype, quiet
 from .named import checked_values
-from .names import BIASES, PROJECTION, parameter_names
+from .names import BIASES, PROJECTION, SCALE, parameter_names
 from .scalars import Flag, Number, choice, flag, generator, number
+from .tensors import write_tensors
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
 Check: TypeAlias = Callable[[Any, Any, str], Any]  # of a module's option: from a value and its name to what is kept
 # What constructors make of their arguments, or of what some of the classes do not take
 MADE = (
     *("parameters", "fixed", "rng", "fan", "gates", "directions", "cell"),
-    *("proj_size", "h_size", "state_sizes", "reservoirs", "readout", "_runners"),
+    *("proj_size", "h_size", "state_sizes", "reservoirs", "readout", "_runners", "operands"),
 )
 PACKAGE = __name__.partition(".")[0]
 
@@ -44,6 +45,7 @@ class Kept:
 
     tensors: dict[str, Any]
     rng: np.random.Generator | None = None
+    required: ClassVar[Any] = ["C", "A", "W", "E"]
 
     def take(self, shapes: Iterable[Shape], dtype: np.dtype[Any]) -> dict[str, Array]:
         """Return the parameters of these names and shapes, and none that is not there."""
@@ -54,7 +56,7 @@ class Kept:
                 raise ValueError(msg)
             array = self.tensors.pop(name)
             checked(array, name, shape, dtype)
-            parameters[name] = np.require(array, requirements=["C", "A", "W", "E"])  # itself where it will do
+            parameters[name] = np.require(array, requirements=self.required)  # itself where it will do
         return parameters
 
 
@@ -97,6 +99,10 @@ class Stateful(ABC):
             has been changed.
         """
         own = self.state_dict()
+        for key, a in own.items():
+            if not a.flags.writeable:
+                msg = f"{key}: expected an array to write to, got a read-only one"
+                raise ValueError(msg)
         for key, value in checked_values(state_dict, own, "state_dict").items():
             np.copyto(own[key], value)
 
@@ -115,13 +121,7 @@ class Stateful(ABC):
         TypeError
             For a class derived from one of rnnfast, which `load` could not find.
         """
-        import json
-
-        from safetensors.numpy import save
-
-        description = json.dumps(description_of(self))
-        tensors = {name: np.require(a, requirements="C") for name, a in self.state_dict().items()}
-        files.write(path, save(tensors, {"rnnfast": description}))
+        write_tensors(path, self.state_dict(), {"rnnfast": json.dumps(description_of(self))})
 
 
 class Module(Stateful):
@@ -191,13 +191,7 @@ class Module(Stateful):
 
     def __repr__(self) -> str:
         """Return the constructor's call, without what is at its default."""
-        defaults = {name: p.default for name, p in parameters_of(kind_of(self)).items()}
-        words = [
-            repr(value) if defaults[name] is inspect.Parameter.empty else f"{name}={value!r}"
-            for name, value in arguments_of(self).items()
-            if isinstance(value, np.ndarray) or value != defaults[name]
-        ]
-        return f"{type(self).__name__}({', '.join(words)})"
+        return f"{type(self).__name__}({words_of(kind_of(self), arguments_of(self))})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and copy keep: the constructor's arguments, the state_dict, the generator and the rest."""
@@ -225,6 +219,7 @@ class RecurrentModule(Module):
     input_size: int
     hidden_size: int
     num_heads: int = 1  # into which the units are divided for the recurrent product
+    format: str | None = None  # of matrices with fewer bits
     bias: bool
 
     def with_fixed(self, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
@@ -237,6 +232,17 @@ def kind_of(module: Module) -> Any:
     return next(kind for kind in type(module).__mro__ if is_own(kind))
 
 
+def words_of(kind: Any, arguments: Mapping[str, Any]) -> str:
+    """Return the arguments of a constructor's call in words, without what is at its default."""
+    defaults = {name: p.default for name, p in parameters_of(kind).items()}
+    words = [
+        repr(value) if defaults[name] is inspect.Parameter.empty else f"{name}={value!r}"
+        for name, value in arguments.items()
+        if isinstance(value, np.ndarray) or value != defaults[name]
+    ]
+    return ", ".join(words)
+
+
 def arguments_of(module: Module) -> dict[str, Any]:
     """Return the constructor's arguments, but for the one in whose place a copy gets what is kept."""
     kind = kind_of(module)
@@ -244,7 +250,8 @@ def arguments_of(module: Module) -> dict[str, Any]:
     # The bias of a `Linear` and the peephole of a cell are the array itself or None.
     flags = {name: arguments[name] for name in ("bias", "peephole") if name in arguments}
     has = {name: value is not None and value is not False for name, value in flags.items()}
-    return arguments | {"dtype": str(module.dtype)} | has
+    own = {"dtype": str(module.dtype)} if "dtype" in arguments else {}
+    return arguments | own | has
 
 
 @singledispatch
@@ -325,7 +332,8 @@ def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: Flag = Fa
     merged_bias = flag(merged_bias, "merged_bias")
     if isinstance(layer, Module):
         merged = "bias_hh" if merged_bias else ()
-        return sum(p.size for name, p in layer.parameters.items() if not name.startswith(merged))
+        own = layer.parameters.items()
+        return sum(p.size for name, p in own if not name.startswith(merged) and not name.endswith(SCALE))
     if isinstance(layer, np.ndarray):
         return layer.size
     if isinstance(layer, str) or not isinstance(layer, Iterable):

@@ -23,6 +23,7 @@ FourStateCell: TypeAlias = Literal["slstm", "slstm_exp"]
 WEIGHTS = "weight_ih", "weight_hh"
 BIASES = "bias_ih", "bias_hh"
 PROJECTION = "weight_hr"
+SCALE = "_scale"  # how the name of a matrix of integers goes on in that of its scales
 OTHERS = {"b_c": "bias_c"}  # the names of what else cells have, where they are not the kernels'
 
 

@@ -1,10 +1,13 @@
 """The other commands."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from .. import show_config
-from ..lm import Checkpoint
+from .._base.formats import Format
+from ..lm import Checkpoint, UsageError
+from .runs import PROGRAM, check_out
 
 
 def sample(*, file: Path, prompt: str = "", **options: Any) -> None:
@@ -14,6 +17,26 @@ def sample(*, file: Path, prompt: str = "", **options: Any) -> None:
     for character in characters:
         print(character, end="", flush=True)
     print()
+
+
+def quantize(*, file: Path, to: Format, out: Path | None = None, force: bool = False) -> None:
+    """Save a model with weights of fewer bits, which can be sampled, but not be trained any more."""
+    out = out or file.with_suffix(f".{to}{file.suffix}")
+    checkpoint = Checkpoint.read(file)
+    if checkpoint.format is not None:
+        msg = f"{file} has weights of {checkpoint.format} already; take the model that it was made of"
+        raise UsageError(msg)
+    if out.exists() and out.samefile(file):
+        msg = f"--out {out}: that is the model itself, which could not be trained any more; take another name"
+        raise UsageError(msg)
+    check_out(out, None, force)
+    try:
+        quantized = checkpoint.quantize(to)
+    except ValueError as error:  # weights that are not finite
+        msg = f"{file}: {error}"
+        raise UsageError(msg) from error
+    quantized.write(out)
+    print(f"saved {out}; to sample: {PROGRAM} sample {shlex.quote(str(out))}")
 
 
 def bench(**options: Any) -> None:

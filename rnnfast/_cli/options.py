@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
+from .._base.formats import FORMATS
 from ..lm_options import LAYERS, RANGES, SEED, SIZE, TEMPERATURE, Numbers, Options
-from .commands import bench, gradflow, info, sample
+from .commands import bench, gradflow, info, quantize, sample
 from .runs import OUT, PROGRAM, train
 
 
@@ -118,6 +119,18 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("file", type=Path, metavar="FILE", help="what train has saved")
     for name, kind, metavar, says in SAMPLE:
         p.add_argument(f"--{name}", type=kind, metavar=metavar, help=says)
+
+    p = add(quantize)
+    p.add_argument("file", type=Path, metavar="FILE", help="what train has saved")
+    p.add_argument("--to", choices=FORMATS, required=True, help="the format of the weights of the layers")
+    p.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to save (default: FILE, with the format before its suffix)",
+    )
+    p.add_argument("--force", action="store_true", help="overwrite a model")
 
     p = add(bench, "1")
     p.set_defaults(threads=1)

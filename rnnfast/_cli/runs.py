@@ -44,7 +44,7 @@ def train(
         msg = "--dropout acts between layers: it needs --layers of at least 2"
         raise UsageError(msg)
     out = out or resume or OUT
-    _check_out(out, resume, force)
+    check_out(out, resume, force, f", --resume {out} goes on with it")
     training = _training(options)
     if checkpoint is not None:
         training.resume(checkpoint)
@@ -172,8 +172,8 @@ def _read(text: str) -> str:
     return data.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _check_out(out: Path, resumed: Path | None, force: bool) -> None:
-    """Refuse to train what cannot be saved, and to overwrite what is not meant to be."""
+def check_out(out: Path, resumed: Path | None, force: bool, otherwise: str = "") -> None:
+    """Refuse to make what cannot be saved, and to overwrite what is not meant to be."""
     try:
         check_writable(out)
         if not out.exists() or (resumed is not None and out.samefile(resumed)):
@@ -186,5 +186,5 @@ def _check_out(out: Path, resumed: Path | None, force: bool) -> None:
         msg = f"--out {out}: {reason(error)}; take a place where a file can be written"
         raise UsageError(msg) from error
     if not force:
-        msg = f"--out {out}: there is a model of an earlier run; --force overwrites it, --resume {out} goes on with it"
+        msg = f"--out {out}: there is a model of an earlier run; --force overwrites it{otherwise}"
         raise UsageError(msg)

@@ -37,7 +37,6 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
     zoneout: float | tuple[float, float]
     layer_norm_eps: float
     changeable: ClassVar[Mapping[str, Check]] = {**RecurrentModule.changeable, **OPTIONS}
-    format: str | None = None  # of the matrices: "bfloat16" or "int8"; None: that of the dtype
 
     def __init__(
         self,

@@ -85,7 +85,7 @@ class Window(Generic[StateT]):
 
 def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tuple[int, int]:
     """Return k1 and k2 if windows of the layer can be made with them."""
-    if not isinstance(layer, RecurrentModule):
+    if not isinstance(layer, RecurrentModule) or layer.format is not None:
         msg = f"layer: expected a recurrent layer or cell, got {type(layer).__name__}"
         raise TypeError(msg)
     if getattr(layer, "bidirectional", False):
