@@ -9,6 +9,7 @@
 
 #include "python/arguments.h"
 #include "python/arrays.h"
+#include "python/forward.h"
 #include "python/interpreter.h"
 #include "python/tape.h"
 #include "python/tokens.h"
@@ -20,215 +21,15 @@
 namespace rnnfast {
 namespace {
 
-// ---- Forward -------------------------------------------------------------------------------------------------------
-
-// Gives the tape memory: its own, or three arrays [n], gates, states and reset_h, as `memory_of` has returned them.
-template <class Real>
-void allocate(TapeObject& tape, const py::object& given) {
-  const TapeSize size = kernels<Real>().tape_size(tape.problem);
-  const auto lent = tuple_of("memory", given, 3, "(gates, states, reset_h)");
-  const auto memory = [&](std::size_t i, Index elements) {
-    elements *= tape.problem.B > 0 ? tape.problem.D : 0;
-    if (lent)
-      return Memory{.own = {},
-                    .lent = contiguous_input<Real>("memory", as_array(entry(lent, i), "memory"), {elements}).array()};
-    return elements ? Memory{.own = Buffer(std::size_t(elements) * sizeof(Real)), .lent = {}} : Memory{};
-  };
-  tape.memory = {.gates = memory(0, size.gates), .states = memory(1, size.states), .reset_h = memory(2, size.reset_h)};
-}
-
-// The rows that x is or picks; null where tokens are one-hot.
-template <class Real>
-View<const Real> rows_of_input(const Saved<Real>& saved) {
-  const auto& rows = saved.embedding ? saved.embedding : saved.x;
-  return rows ? rows->view() : View<const Real>{};
-}
-
-template <class Real>
-void read_states(OverlapCheck& check, const CellShape& cell, const StateNames& names, const StateInputs<Real>& states) {
-  for (int s = names.first; s < cell.state_count; ++s) check.read(names.of(cell, s), states[std::size_t(s)]);
-}
-
-template <class Real>
-void write_states(OverlapCheck& check, const CellShape& cell, const StateNames& names,
-                  const StateOutputs<Real>& states) {
-  for (int s = names.first; s < cell.state_count; ++s) check.written(names.of(cell, s), states[std::size_t(s)]);
-}
-
-template <class Real>
-void read_all(OverlapCheck& check, const Problem& p, const Saved<Real>& saved) {
-  const CellShape& cell = *p.cell;
-  check.read("x", saved.x);
-  check.read("embedding", saved.embedding);
-  check.read("recurrent_factors", saved.factors);
-  read_states(check, cell, state0_names, saved.initial);
-  if (saved.start) read_states(check, cell, start_names, *saved.start);
-  for (std::size_t i = 0; i < saved.parameters.size(); ++i)
-    check.read(parameter_name(cell, i % parameter_count(p)), saved.parameters[i]);
-}
-
-// The arrays that a forward starts from and ends in.
-struct ForwardObjects {
-  py::object state0, start, out;
-  py::object factors, zoneout, candidates;
-  py::object memory;  // of the tape, filled: the steps have been run, and `out` holds their y; None: they are to be run
-};
-
-// For each state its rate, which units are new [T,B,*] as `read_bits` reads it, or None.
-template <class Real>
-Zoneout read_zoneout(const py::object& object, Problem& p) {
-  Zoneout zoneout;
-  if (object.is_none()) return zoneout;
-  if (is_projected(p)) throw py::value_error("zoneout: expected None, since h is a projection");
-  const StateObjects objects = state_objects(*p.cell, zoneout_names, object);
-  for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
-    const py::object& given = objects[s];
-    const std::string name = zoneout_names.of(*p.cell, int(s));
-    if (given.is_none()) continue;
-    if (py::isinstance<py::array>(given))
-      zoneout.renewed[s] = read_bits(name, given, p, false);
-    else
-      zoneout.rate[s] = read_rate<Real>(given, name);
-    if (zoneout.renewed[s] || zoneout.rate[s] > 0) p.zoned |= 1u << s;
-  }
-  return zoneout;
-}
-
-StateViews<const unsigned char> bits_of(const Zoneout& zoneout) {
-  StateViews<const unsigned char> bits = {};
-  for (std::size_t s = 0; s < most_states; ++s)
-    if (zoneout.renewed[s]) bits[s] = zoneout.renewed[s]->view();
-  return bits;
-}
-
-// Which candidates are kept, [T,B,*], or [1,B,*] in all steps, and the rate of those that are not; the problem is told.
-template <class Real>
-CandidateDropout read_candidates(const py::object& object, Problem& p) {
-  CandidateDropout candidates;
-  const auto given = tuple_of("candidate_dropout", object, 2, "(kept, p)");
-  if (!given) return candidates;
-  if (!p.cell->has_candidate)
-    throw py::value_error("candidate_dropout: expected None, since " + std::string(p.cell->name) + " has no candidate");
-  const py::object kept = (*given)[0];
-  const std::string name = "candidate_dropout: kept";
-  const Array array = as_array(kept, name);
-  p.keeps_by_sequence = array.ndim() == 3 && array.shape(0) == 1 && (p.T > 1 || p.first_row);
-  candidates.kept = read_bits(name, array.view(), p, p.keeps_by_sequence);
-  candidates.rate = read_rate<Real>((*given)[1], "candidate_dropout: p");
-  return candidates;
-}
-
-// Of the steps to run, at their places among all rows.
-template <class Real>
-TokenArrays tokens_of_run(const Array& x, const Problem& p, const Saved<Real>& saved) {
-  const py::array run = x.view()[py::slice(p.run.first, p.run.last, 1)];
-  TokenArrays tokens = read_tokens(run, saved.embedding ? saved.embedding->array().shape(0) : p.I);
-  tokens.number.insert(tokens.number.begin(), std::size_t(p.run.first * p.B), 0);
-  return tokens;
-}
-
-// Runs the steps that the problem names; a tape without memory of its own keeps nothing.
-template <class Real>
-void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& saved, const TokenArrays& tokens,
-                 const StateOutputs<Real>& last) {
-  if (p.B == 0) return;
-  const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
-  ForwardArgs<Real> args = {.problem = p,
-                            .x = rows_of_input(saved),
-                            .directions = {},
-                            .scratch = static_cast<Real*>(scratch.data()),
-                            .tokens = view(tokens, TokenLinks{}),
-                            .held = held_as<Real>(tape.held)};
-  const StateViews<const Real> initial = views_of(saved.initial);
-  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(p, saved.parameters),
-                                      .packed = nullptr,
-                                      .initial = initial,
-                                      .start = saved.start ? views_of(*saved.start) : initial,
-                                      .y = {static_cast<Real*>(saved.y.data()), p.D * p.P},
-                                      .last = views_of(last),
-                                      .renewed = bits_of(tape.zoneout),
-                                      .factors = saved.factors ? saved.factors->view() : View<const Real>{},
-                                      .kept = tape.candidates.view()};
-  for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.zoneout.rate[s]);
-  args.candidate_scale = Real(tape.candidates.scale());
-  args.eps = Real(tape.eps);
-  set_directions(args, arrays, tape.memory);
-  call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
-}
-
-template <class Real>
-py::tuple finish(const CellShape& cell, const StateOutputs<Real>& states) {
-  py::tuple results{std::size_t(cell.state_count)};
-  for (std::size_t s = 0; s < results.size(); ++s) results[s] = finish(states[s]);
-  return results;
-}
-
 template <class Real>
 py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
-                     ParameterArrays parameters, const ForwardObjects& given, const py::object& held, bool training,
-                     const py::object& steps, const py::object& eps, Index threads) {
-  // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
-  // is to take over, and so would its owner here.
-  TapeObject inference;
-  py::object owner;
-  if (training) owner = py::cast(new TapeObject{}, py::return_value_policy::take_ownership);
-  TapeObject* const tape = training ? &owner.cast<TapeObject&>() : &inference;
-  tape->threads = checked_threads(threads);
-  if (!training && !given.memory.is_none())
-    throw py::value_error("memory: expected None, since inference makes no tape");
-  if (!steps.is_none() && !given.memory.is_none())
-    throw py::value_error("memory: expected None, since steps are still to come");
-  tape->problem = read_problem(cell, in, sequences, parameters, tape->schedule);
-  tape->held = read_held<Real>(cell, held);
-  Problem& p = tape->problem;
-  p.run = read_steps(steps, p);
-  if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
-    throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
-  const auto need_all_steps = [&](const char* name, const py::object& option) {
-    if (!steps.is_none() && !option.is_none())
-      throw py::value_error(std::string(name) + ": expected None, since steps are still to come");
-  };
-  need_all_steps("recurrent_factors", given.factors), need_all_steps("zoneout", given.zoneout);
-  need_all_steps("candidate_dropout", given.candidates);
-  tape->zoneout = read_zoneout<Real>(given.zoneout, p);
-  tape->candidates = read_candidates<Real>(given.candidates, p);
-  tape->eps = read_eps<Real>(cell, eps);
-  Saved<Real> saved;
-  const auto states = [&](const StateNames& names, const py::object& tuple) {
-    return state_inputs<Real>(p, names, state_objects(cell, names, tuple));
-  };
-  saved.initial = states(state0_names, given.state0);
-  if (!given.start.is_none()) saved.start = states(start_names, given.start);
-  saved.parameters = check_parameters<Real>(p, std::move(parameters));
-  if (!given.factors.is_none()) saved.factors = read_factors<Real>(given.factors, p);
-  if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
-  const bool later = steps_to_come(p);
-  if (p.input == InputKind::dense)
-    saved.x = input<Real>("x", in.x, shape_of_rows(p, p.I));
-  else if (later)
-    tape->x = in.x;
-  else
-    tape->tokens = read_tokens(in.x.view(), in.embedding ? in.embedding->shape(0) : p.I);
-  p.U = Index(tape->tokens.token.size());
-
-  const auto outs = tuple_of("out", given.out, 2, "(y, state)");
-  std::optional<Output<Real>> y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.P), later);
-  const auto last = state_outputs<Real>(p, out_names, entry(outs, 1));
-  if (outs) {
-    OverlapCheck check;
-    read_all(check, p, saved);
-    if (p.input != InputKind::dense) check.read("x", in.x);
-    check.written("out[0]", y);
-    write_states(check, cell, out_names, last);
-    check.run();
-  }
-  saved.y = y->array();
-  if (training) allocate<Real>(*tape, given.memory);
-  if (p.run.last > p.run.first && given.memory.is_none()) run_forward(p, *tape, saved, tape->tokens, last);
-  py::tuple state = finish(cell, last);
-  if (!training) return py::make_tuple(finish(y), std::move(state));
-  tape->saved = std::move(saved);
-  return py::make_tuple(finish(y), std::move(state), std::move(owner));
+                     ParameterArrays parameters, const ForwardObjects& given, const ForwardOptions& options) {
+  ForwardCall<Real> call;
+  prepare(call, cell, in, sequences, std::move(parameters), given, options);
+  const TapeObject& tape = *call.tape;
+  const Problem& p = tape.problem;
+  if (p.run.last > p.run.first && given.memory.is_none()) run_forward(p, tape, call.saved, tape.tokens, call.last);
+  return finish(call);
 }
 
 // ---- Backward ------------------------------------------------------------------------------------------------------
@@ -491,16 +292,16 @@ py::tuple forward(const py::object& cell, const py::object& x, const py::object&
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   ParameterArrays arrays = read_parameters(shape, parameters);
   const auto run = [&]<class Real> {
-    return forward_of<Real>(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
-                            std::move(arrays),
-                            {.state0 = state0,
-                             .start = start,
-                             .out = out,
-                             .factors = recurrent_factors,
-                             .zoneout = zoneout,
-                             .candidates = candidate_dropout,
-                             .memory = memory},
-                            gate_override, training, steps, layer_norm_eps, threads);
+    return forward_of<Real>(
+        shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse}, std::move(arrays),
+        {.state0 = state0,
+         .start = start,
+         .out = out,
+         .factors = recurrent_factors,
+         .zoneout = zoneout,
+         .candidates = candidate_dropout,
+         .memory = memory},
+        {.held = gate_override, .training = training, .steps = steps, .eps = layer_norm_eps, .threads = threads});
   };
   return is_double("w_ih", *arrays[0]) ? run.template operator()<double>() : run.template operator()<float>();
 }

@@ -294,6 +294,19 @@ Index team_size(double flops, Index parts, Index most) {
   return worth >= double(most) ? most : Index(worth);
 }
 
+bool wait_until(const Team& team, const std::function<bool()>& done) {
+  Region& region = region_of(team);
+  bool stops = false;
+  const auto ask_or_look = [&] { stops = interrupted(team); };
+  if (region.bell)
+    region.bell->wait([&] { return stops || done(); }, ask_or_look);
+  return !stops;
+}
+
+void tell(const Team& team) {
+  if (Bell* const bell = region_of(team).bell) bell->ring();
+}
+
 Outcome run_parallel(Index threads, const std::function<void(const Team&)>& job, const std::function<bool()>& poll) {
   Region region = {.job = job, .poll = poll, .size = threads};
   if (threads > 1)
