@@ -313,6 +313,7 @@ struct Kernels {
   TapeSize (*tape_size)(const Problem&);
   Index (*packed_size)(const Problem&);  // of one direction
   void (*pack)(const Problem&, const Parameters<const Real>&, Real* packed);
+  double (*speed_of_team)(const Problem&, Index threads);  // in forward, that of one being 1; roughly
   Index (*forward_scratch)(const Problem&, bool packed);
   void (*forward)(const ForwardArgs<Real>&, const Team&);
   Index (*backward_scratch)(const Problem&, bool need_dx, const Windows&);

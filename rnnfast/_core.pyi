@@ -118,6 +118,24 @@ def backward(
     steps: tuple[int, int] | None = None,
     windows: tuple[int, int, bool, bool] | None = None,
 ) -> tuple[_Array | None, tuple[_Array, ...], _Grads]: ...
+def wave(
+    cell: str,
+    x: object,
+    parameters: Sequence[_Parameters],
+    state0: Sequence[Sequence[object] | None] | None,
+    training: bool,
+    *,
+    out: Sequence[Sequence[object] | None] | None = None,
+    start: Sequence[Sequence[object] | None] | None = None,
+    dropout: Sequence[object] | None = None,
+    resets: object | None = None,
+    gate_override: Sequence[Mapping[str, Any] | None] | None = None,
+    recurrent_factors: Sequence[object] | None = None,
+    zoneout: Sequence[Sequence[object] | None] | None = None,
+    candidate_dropout: Sequence[tuple[object, float]] | None = None,
+    layer_norm_eps: float | None = None,
+) -> list[tuple[Any, ...]]: ...
+def wave_pays(cell: str, T: int, B: int, I: int, H: int, P: int, heads: int, layers: int, wide: bool) -> bool: ...
 def advance(tape: Tape, steps: tuple[int, int], resets: object | None = None) -> tuple[_Array, ...]: ...
 def shift(tape: Tape, steps: int) -> None: ...
 def tape_row(cell: str, H: int, dtype: object, P: int = 0) -> tuple[int, int, int]: ...

@@ -159,7 +159,7 @@ void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& sa
   const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
   ForwardArgs<Real> args = forward_args(p, tape, saved, tokens, last);
   args.scratch = static_cast<Real*>(scratch.data());
-  call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
+  call(forward_threads<Real>(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
 }
 
 template <class Real>

@@ -295,11 +295,12 @@ Index team_size(double flops, Index parts, Index most) {
 }
 
 bool wait_until(const Team& team, const std::function<bool()>& done) {
-  Region& region = region_of(team);
   bool stops = false;
-  const auto ask_or_look = [&] { stops = interrupted(team); };
-  if (region.bell)
-    region.bell->wait([&] { return stops || done(); }, ask_or_look);
+  Bell* const bell = region_of(team).bell;
+  if (bell)
+    bell->wait([&] { return stops || done(); }, [&] { stops = interrupted(team); });
+  else
+    done();
   return !stops;
 }
 

@@ -9,6 +9,7 @@ from .. import _core
 from .._base.arrays import Array, quiet
 from .._base.names import by_direction, ends_of
 from .._base.state import Parts
+from . import wave
 from .call import Call, Given
 from .stack import Stack, mask, state_of_layer
 from .tape import LayerTape
@@ -31,6 +32,8 @@ def _run(
     run: Callable[..., Any], stack: Stack[Any], call: Call, *, dropout: bool
 ) -> tuple[tuple[Array, ...], Parts, tuple[Any, ...], tuple[Array, ...]]:
     """Run each layer by `run` of the core."""
+    if wave.pays(stack, call, call.layout.T):
+        return _run_as_wave(stack, call, training=run is _core.forward, dropout=dropout)
     y = call.rows
     last: list[Parts] = []
     hidden: list[Array] = []
@@ -58,8 +61,27 @@ def _run(
         last.append(after)
         hidden = [*hidden, y] if tape else [y]
         kept += tape
-    whole = last[0] if len(last) == 1 else tuple(np.concatenate(parts) for parts in zip(*last, strict=True))
-    return tuple(hidden), whole, tuple(kept), tuple(masks)
+    return tuple(hidden), _whole_state(last), tuple(kept), tuple(masks)
+
+
+def _run_as_wave(
+    stack: Stack[Any], call: Call, *, training: bool, dropout: bool
+) -> tuple[tuple[Array, ...], Parts, tuple[Any, ...], tuple[Array, ...]]:
+    """Do the same where all layers run at once."""
+    layers = range(stack.num_layers)
+    shape = *call.layout.row_shape, stack.h_size
+    masks = [mask(stack, shape) for _ in layers[1:]] if dropout else None
+    states = [state_of_layer(stack, call.state, k) for k in layers]
+    results = wave.run(stack, call, call.rows, states, masks, training=training)
+    hidden = [y for y, *_ in results]
+    kept = tuple(tape for _, _, *tapes in results for tape in tapes)
+    last = _whole_state([after for _, after, *_ in results])
+    return tuple(hidden if training else hidden[-1:]), last, kept, tuple(masks or ())
+
+
+def _whole_state(last: list[Parts]) -> Parts:
+    """Return the state of all layers."""
+    return last[0] if len(last) == 1 else tuple(np.concatenate(parts) for parts in zip(*last, strict=True))
 
 
 def backward(
