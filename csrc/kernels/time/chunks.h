@@ -127,13 +127,17 @@ RNNFAST_INLINE bool divides_units(const Problem& p, Index threads) {
          bytes / parts >= least_share && (p.B < few_rows * parts || bytes > cache_sizes.near);
 }
 
-// How many times as fast as one thread so many are in forward, roughly. Members that divide the units meet at each
-// product, which takes as long as reading the least share; but they gain more than that where the second cache level
-// holds their shares of w_hh, and has no room for all of it beside what else a step needs.
+// How many times as fast as one thread so many are in forward, roughly. Members that divide the rows read all of w_hh,
+// which takes as long as a few rows do. Members that divide the units meet at each product, which takes as long as
+// reading the least share; but they gain more than that where the second cache level holds their shares of w_hh, and
+// has no room for all of it beside what else a step needs.
 template <class Real>
 double speed_of_team(const Problem& p, Index threads) {
-  const Index group = is_normalised(*p.cell) ? rows_of_sum : 1;
-  if (!divides_units<Real>(p, threads)) return double(min_index(threads, p.D * ((p.B + group - 1) / group)));
+  if (!divides_units<Real>(p, threads)) {
+    const Index group = is_normalised(*p.cell) ? rows_of_sum : 1, groups = (p.B + group - 1) / group;
+    const Index parts = min_index(max_index(threads / p.D, 1), groups), rows = (groups + parts - 1) / parts * group;
+    return double(min_index(threads, p.D)) * double(few_rows + p.B) / double(few_rows + rows);
+  }
   const Index bytes = p.cell->gate_count * p.H * p.head * Index(sizeof(Real)), parts = threads / p.D;
   if (2 * bytes > cache_sizes.near) return double(parts * p.D);
   const double share = double(bytes) / double(parts), meetings = p.cell->phase_count + is_projected(p);
