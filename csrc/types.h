@@ -182,6 +182,12 @@ struct Windows {
                           // the windows that go through it, in ascending order
 };
 
+// A backward by parts, for calls that each are one of them, of one direction whose steps have B rows each. What they
+// leave for each other is in scratch. First come the weights; then for each chunk of time, from the last to the first,
+// its steps, in ranges of any length, the left operands of its sums, and the sums; then the gradients. Members may
+// share each of them but the steps, and are to be done before the next one.
+enum class BackwardPart { all, weights, steps, operands, sums, gradients };
+
 template <class Real>
 struct BackwardArgs {
   Problem problem;
@@ -196,6 +202,8 @@ struct BackwardArgs {
   Windows windows = {};            // the gradients of the last states are then zero
   Real zoneout[most_states] = {};  // as in forward
   Real candidate_scale = 1;        // as in forward
+  BackwardPart part = BackwardPart::all;
+  Steps of_part = {};  // of the run, within a chunk: those to go through, or all of a chunk whose part it is
 };
 
 // y = x w^T + b, of N rows from I inputs to O outputs.

@@ -118,7 +118,7 @@ def backward(
     steps: tuple[int, int] | None = None,
     windows: tuple[int, int, bool, bool] | None = None,
 ) -> tuple[_Array | None, tuple[_Array, ...], _Grads]: ...
-def wave(
+def forward_wave(
     cell: str,
     x: object,
     parameters: Sequence[_Parameters],
@@ -135,6 +135,17 @@ def wave(
     candidate_dropout: Sequence[tuple[object, float]] | None = None,
     layer_norm_eps: float | None = None,
 ) -> list[tuple[Any, ...]]: ...
+def backward_wave(
+    tapes: Sequence[Tape],
+    dy: object | None,
+    dstate: Sequence[Sequence[object] | None] | None,
+    need_dx: bool,
+    *,
+    grads: Sequence[_Parameters] | None = None,
+    out: Sequence[Sequence[object] | None] | None = None,
+    dropout: Sequence[object] | None = None,
+    clip_dh: float = 0.0,
+) -> list[tuple[_Array | None, tuple[_Array, ...], _Grads]]: ...
 def wave_pays(cell: str, T: int, B: int, I: int, H: int, P: int, heads: int, layers: int, wide: bool) -> bool: ...
 def advance(tape: Tape, steps: tuple[int, int], resets: object | None = None) -> tuple[_Array, ...]: ...
 def shift(tape: Tape, steps: int) -> None: ...

@@ -31,11 +31,16 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 
 def runs_as_wave(layer: Any, x: Any, **options: Any) -> bool:
-    """Return whether a call has gone through `wave.run`, and what it gives is as it was."""
-    seen: list[bool] = []
-    run = wave.run
+    """Return whether a call runs as a wavefront."""
+    seen = []
+    run = wave.run_forward
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        seen.append(True)
+        return run(*arguments, **named)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wave, "run", lambda *a, **k: seen.append(True) or run(*a, **k))
+        patch.setattr(wave, "run_forward", noted)
         layer(x, **options)
     return bool(seen)
 
@@ -102,7 +107,7 @@ def test_a_wave_of_few_steps_or_rows_is_right_too() -> None:
         layer = rnnfast.LSTM(I, H, L, seed=0)
         x = normal((T, B, I), "float32", 1)
         parameters = [layer_parameters(layer, k) for k in range(L)]
-        results = _core.wave("lstm", x, parameters, None, training=True)
+        results = _core.forward_wave("lstm", x, parameters, None, training=True)
         y, last, tape = layer.forward(x)
         assert_same_bits(
             named(y=results[-1][0], **{f"h{k}": r[1][0] for k, r in enumerate(results)}),
@@ -121,7 +126,7 @@ def test_the_core_refuses_what_no_wave_can_have() -> None:
     x, parameters = normal((4, B, I), "float32", 1), [layer_parameters(layer, k) for k in range(L)]
 
     def run(x: Any = x, parameters: Any = parameters, **options: Any) -> Any:
-        return _core.wave("lstm", x, parameters, None, training=False, **options)
+        return _core.forward_wave("lstm", x, parameters, None, training=False, **options)
 
     with pytest.raises(ValueError, match="parameters: expected those of at least one layer"):
         run(parameters=[])

@@ -1,14 +1,16 @@
-// A stack as a wavefront: a layer is a chunk of time or more behind the one below, on another thread. The threads meet
-// once a chunk, where those that share a layer meet at each of its steps.
+// A stack as a wavefront: a layer is a chunk of time or more behind the one before it, on another thread. The threads
+// meet once a chunk, where those that share a layer meet at each of its steps.
 //
-// Each member of a team takes what is next of one layer or another, and does it alone: whichever is furthest behind of
-// those that nobody works on and that need not wait for the layer below. So nothing depends on the number of members.
+// What is to be done of a layer are stages, one after the other. A member of a team takes the next stage, or its share
+// of it, of whichever layer is furthest behind among those that need not wait. So nothing depends on the number of
+// members.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -21,6 +23,134 @@
 
 namespace rnnfast {
 
+constexpr Index least_steps_of_wave = 32;
+
+// On how many threads a stack is faster as a wavefront than one layer after the other, of which each has all threads; 1
+// where it is not. The layers are like this one.
+template <class Real>
+Index wave_threads(const Problem& layer, Index layers) {
+  // What is left where some members wait at both ends of time, and weights are brought from afar for each chunk.
+  constexpr double efficiency = 0.9;
+  const Index members = team_size(double(layers) * flops(layer), layers);
+  if (members < 2 || layer.T < least_steps_of_wave) return 1;
+  const double without = kernels<Real>().speed_of_team(layer, forward_threads<Real>(layer));
+  return efficiency * double(members) > without ? members : 1;
+}
+
+// Steps of a chunk. At both ends of time some members have nothing to do while others are busy with a chunk, and for
+// each chunk its weights are brought from afar, which takes as long as some steps: n. sqrt(n T) steps make the sum of
+// both least.
+inline Index steps_for_wave(Index T) {
+  constexpr double n = 4;
+  return std::max(Index(std::sqrt(n * double(T))), Index(2));
+}
+
+// ---- The order of the work -----------------------------------------------------------------------------------------
+
+class Wave {
+ public:
+  struct Stage {
+    Index shares;  // that members may take at the same time
+    bool waits;    // for the layer before to be past the same stage
+    Steps steps;
+    BackwardPart part = BackwardPart::all;
+  };
+
+  Wave(Index layers, std::vector<Stage> stages, Index threads)
+      : stages_(std::move(stages)),
+        places_(std::size_t(layers)),
+        group_(layers % threads == 0 ? std::size_t(threads) : std::size_t(layers)) {
+    begin();
+  }
+
+  // To be called before each run.
+  void begin() {
+    for (Place& place : places_) place.next = 0, place.finished = 0;
+  }
+
+  // By each member of a team. work(layer, stage, the share as a team of its own).
+  template <class Work>
+  void run(const Team& team, Work&& work) {
+    Task task = {.layer = 0, .stage = 0, .share = 0};
+    for (;;) {
+      bool taken = false;  // which is asked for more than once
+      const auto found = [&] { return taken || (taken = take(task)) || is_finished(); };
+      if (!wait_until(team, std::ref(found)) || !taken) return;
+      const Stage& stage = stages_[task.stage];
+      const Team share = {.rank = task.share,
+                          .size = stage.shares,
+                          .barrier = goes_on,
+                          .interrupted = stops,
+                          .context = const_cast<Team*>(&team)};
+      work(task.layer, stage, share);
+      if (team.interrupted(team)) return;
+      Place& place = places_[task.layer];
+      if (place.finished.fetch_add(1) + 1 < stage.shares) continue;
+      place.finished = 0;
+      place.next = first_share(task.stage + 1);
+      tell(team);
+    }
+  }
+
+ private:
+  // The stage that is next of a layer, and which share of it.
+  struct alignas(64) Place {
+    std::atomic<std::uint64_t> next = 0;
+    std::atomic<Index> finished = 0;  // shares
+  };
+
+  struct Task {
+    std::size_t layer, stage;
+    Index share;
+  };
+
+  static constexpr std::uint64_t first_share(std::size_t stage) { return std::uint64_t(stage) << 32; }
+  static constexpr std::size_t stage_of(std::uint64_t next) { return std::size_t(next >> 32); }
+  static constexpr Index share_of(std::uint64_t next) { return Index(next & 0xffffffff); }
+
+  static bool stops(const Team& share) {
+    const Team& team = *static_cast<const Team*>(share.context);
+    return team.interrupted(team);
+  }
+  static bool goes_on(const Team& share) { return !stops(share); }
+
+  bool is_finished() const {
+    return std::all_of(places_.begin(), places_.end(),
+                       [&](const Place& place) { return stage_of(place.next.load()) == stages_.size(); });
+  }
+
+  bool is_free(std::size_t layer, std::uint64_t next) const {
+    const std::size_t i = stage_of(next);
+    if (i == stages_.size() || share_of(next) == stages_[i].shares) return false;
+    return !stages_[i].waits || layer == 0 || stage_of(places_[layer - 1].next.load()) > i;
+  }
+
+  // Takes what is the furthest behind the front of the wave, best of the layer that the member had before, whose
+  // weights are near. Where members can keep their layers to the end of time, they do, and take others then.
+  bool take(Task& task) {
+    for (;;) {
+      std::size_t best = places_.size(), least = 0;
+      std::uint64_t next_of_best = 0;
+      for (std::size_t l = places_.size(); l-- > 0;) {
+        const std::uint64_t next = places_[l].next.load();
+        if (!is_free(l, next)) continue;
+        const std::size_t behind = 2 * (stage_of(next) + l + l / group_ * stages_.size()) + (l != task.layer);
+        if (best == places_.size() || behind < least) best = l, least = behind, next_of_best = next;
+      }
+      if (best == places_.size()) return false;
+      if (!places_[best].next.compare_exchange_strong(next_of_best, next_of_best + 1)) continue;
+      task = {.layer = best, .stage = stage_of(next_of_best), .share = share_of(next_of_best)};
+      return true;
+    }
+  }
+
+  std::vector<Stage> stages_;
+  std::vector<Place> places_;
+  std::size_t group_;  // layers that pass through all of time before the next ones do
+};
+
+// ---- Forward -------------------------------------------------------------------------------------------------------
+
 // A layer of one direction, forwards in time, of steps that have B rows each.
 template <class Real>
 struct WaveLayer {
@@ -30,39 +160,13 @@ struct WaveLayer {
   Real* x = nullptr;
 };
 
-// On how many threads a stack is faster as a wavefront than one layer after the other, of which each has all threads; 1
-// where it is not. The layers are like this one.
 template <class Real>
-Index wave_threads(const Problem& layer, Index layers) {
-  constexpr Index least_steps = 32;
-  // What is left where some members wait at both ends of time, and weights are brought from afar for each chunk.
-  constexpr double efficiency = 0.9;
-  const Index members = team_size(double(layers) * flops(layer), layers);
-  if (members < 2 || layer.T < least_steps) return 1;
-  const double without = kernels<Real>().speed_of_team(layer, forward_threads<Real>(layer));
-  return efficiency * double(members) > without ? members : 1;
-}
-
-// Where time is cut. At both ends of time some members have nothing to do while others are busy with a chunk, and for
-// each chunk its weights are brought from afar, which takes as long as some steps: n. sqrt(n T) steps make the sum of
-// both least. The first and the last chunk are half as long.
-inline std::vector<Index> cut_for_wave(Index T) {
-  constexpr double n = 4;
-  const Index steps = std::max(Index(std::sqrt(n * double(T))), Index(2)), half = steps / 2;
-  const Index between = T - 2 * half, pieces = (between + steps / 2) / steps;
-  std::vector<Index> cuts = {0};
-  for (Index i = 0; i <= pieces; ++i) cuts.push_back(half + (pieces ? between * i / pieces : 0));
-  cuts.push_back(T);
-  return cuts;
-}
-
-template <class Real>
-class Wave {
+class ForwardWave {
  public:
-  Wave(std::vector<WaveLayer<Real>> layers, Index threads)
-      : layers_(std::move(layers)), cuts_(cut_for_wave(layers_[0].args.problem.T)), places_(layers_.size()) {
-    const Index L = Index(layers_.size());
-    group_ = L % threads == 0 ? threads : L;
+  ForwardWave(std::vector<WaveLayer<Real>> layers, Index threads)
+      : layers_(std::move(layers)),
+        wave_(Index(layers_.size()), stages(layers_[0].args.problem.T), threads),
+        scratch_size_(0) {
     for (WaveLayer<Real>& layer : layers_) {
       const Problem& p = layer.args.problem;
       packed_.emplace_back(std::size_t(kernels<Real>().packed_size(p)) * sizeof(Real));
@@ -74,78 +178,32 @@ class Wave {
     scratch_ = Buffer(std::size_t(scratch_size_ * threads) * sizeof(Real));
   }
 
-  // To be called before each run.
-  void begin() {
-    for (Place& place : places_) place.done = 0, place.taken = false;
-  }
+  void begin() { wave_.begin(); }
 
-  // By each member of a team of at most as many as were named.
   void run(const Team& team) {
-    const Team alone = {
-        .rank = 0, .size = 1, .barrier = goes_on, .interrupted = stops, .context = &const_cast<Team&>(team)};
     Real* const scratch = static_cast<Real*>(scratch_.data()) + team.rank * scratch_size_;
-    std::size_t l = 0;
-    for (;;) {
-      bool taken = false;  // which is asked for more than once
-      const auto found = [&] { return taken || (taken = take(l)) || is_finished(); };
-      if (!wait_until(team, std::ref(found))) return;
-      if (!taken) return;
-      Place& place = places_[l];
-      const Index done = place.done.load();
-      if (done == 0)
-        pack(l);
+    wave_.run(team, [&](std::size_t l, const Wave::Stage& stage, const Team& alone) {
+      if (stage.waits)
+        run_steps(layers_[l], stage.steps, alone, scratch);
       else
-        run_chunk(l, done - 1, alone, scratch);
-      if (team.interrupted(team)) return;
-      place.done.store(done + 1);
-      place.taken.store(false);
-      tell(team);
-    }
+        pack(l);
+    });
   }
 
  private:
-  // Of a layer: its weights are packed first, then its chunks follow.
-  struct alignas(64) Place {
-    std::atomic<Index> done = 0;
-    std::atomic<bool> taken = false;
-  };
-
-  static bool stops(const Team& alone) {
-    const Team& team = *static_cast<const Team*>(alone.context);
-    return team.interrupted(team);
-  }
-  static bool goes_on(const Team& alone) { return !stops(alone); }
-
-  Index last() const { return Index(cuts_.size()); }  // what is done of a layer in the end
-
-  bool is_finished() const { return places_.back().done.load() == last(); }
-
-  // Whether what is next of a layer need not wait.
-  bool is_ready(std::size_t l, Index done) const {
-    return done < last() && (l == 0 || done == 0 || places_[l - 1].done.load() > done);
-  }
-
-  // Takes the layer that is the furthest behind the front of the wave, best the one that the member had before, whose
-  // weights are near. Where members can keep theirs to the end of time, they do, and take other layers then.
-  bool take(std::size_t& l) {
-    for (;;) {
-      std::size_t best = layers_.size();
-      Index least = 0, done_of_best = 0;
-      for (std::size_t k = layers_.size(); k-- > 0;) {
-        const Place& place = places_[k];
-        if (place.taken.load()) continue;
-        const Index done = place.done.load(), front = 2 * (done + Index(k) + Index(k) / group_ * last()) - (k == l);
-        if (is_ready(k, done) && (best == layers_.size() || front < least))
-          best = k, least = front, done_of_best = done;
-      }
-      if (best == layers_.size()) return false;
-      if (places_[best].taken.exchange(true)) continue;
-      if (places_[best].done.load() == done_of_best) {
-        l = best;
-        return true;
-      }
-      places_[best].taken.store(false);  // another one has done this since
-    }
+  // The weights are packed first. The first and the last chunk of time are half as long as the others.
+  static std::vector<Wave::Stage> stages(Index T) {
+    const Index steps = steps_for_wave(T), half = std::min(steps, T) / 2;
+    const Index between = T - 2 * half, pieces = (between + steps / 2) / steps;
+    std::vector<Wave::Stage> stages = {{.shares = 1, .waits = false, .steps = {}}};
+    Index first = 0;
+    const auto add = [&](Index last) {
+      if (last > first) stages.push_back({.shares = 1, .waits = true, .steps = {.first = first, .last = last}});
+      first = last;
+    };
+    for (Index i = 0; i <= pieces; ++i) add(half + (pieces ? between * i / pieces : 0));
+    add(T);
+    return stages;
   }
 
   void pack(std::size_t l) const {
@@ -153,27 +211,91 @@ class Wave {
     kernels<Real>().pack(args.problem, args.directions[0].parameters, static_cast<Real*>(packed_[l].data()));
   }
 
-  void run_chunk(std::size_t l, Index chunk, const Team& alone, Real* scratch) const {
-    const WaveLayer<Real>& layer = layers_[l];
+  static void run_steps(const WaveLayer<Real>& layer, const Steps& steps, const Team& alone, Real* scratch) {
     ForwardArgs<Real> args = layer.args;
     Problem& p = args.problem;
-    p.run = {.first = cuts_[std::size_t(chunk)], .last = cuts_[std::size_t(chunk) + 1]};
+    p.run = steps;
     args.scratch = scratch;
-    for (Index i = p.run.first * p.B * p.I; layer.factors && i < p.run.last * p.B * p.I; ++i)
+    for (Index i = steps.first * p.B * p.I; layer.factors && i < steps.last * p.B * p.I; ++i)
       layer.x[i] = layer.y_below[i] * layer.factors[i];
     ForwardDirection<Real>& direction = args.directions[0];
     // What no tape keeps of a state lies where the last one is to be.
-    for (int s = 1; s < p.cell->state_count && chunk > 0; ++s)
+    for (int s = 1; s < p.cell->state_count && steps.first > 0; ++s)
       if (!direction.tape.states[s].data) direction.initial[s] = {direction.last[s].data, direction.last[s].stride};
     kernels<Real>().forward(args, alone);
   }
 
   std::vector<WaveLayer<Real>> layers_;
-  std::vector<Index> cuts_;
+  Wave wave_;
   std::vector<Buffer> packed_;  // the weights of each layer
   Buffer scratch_;              // of each member
-  Index scratch_size_ = 0, group_;
-  std::vector<Place> places_;
+  Index scratch_size_;
+};
+
+// ---- Backward ------------------------------------------------------------------------------------------------------
+
+// The same, whose dx is the dy of the next one.
+template <class Real>
+struct BackwardWaveLayer {
+  BackwardArgs<Real> args;        // without scratch
+  const Real* factors = nullptr;  // of dropout above the layer, [T,B,P]: dy is to be multiplied by them
+  Real* dy = nullptr;
+};
+
+template <class Real>
+class BackwardWave {
+ public:
+  // From the top layer to the bottom one.
+  BackwardWave(std::vector<BackwardWaveLayer<Real>> layers, Index threads)
+      : layers_(std::move(layers)), wave_(Index(layers_.size()), stages(layers_[0].args.problem, threads), threads) {
+    for (BackwardWaveLayer<Real>& layer : layers_) {
+      const BackwardArgs<Real>& args = layer.args;
+      const Index size = kernels<Real>().backward_scratch(args.problem, args.dx.data != nullptr, args.windows);
+      scratch_.emplace_back(std::size_t(size) * sizeof(Real));
+      layer.args.scratch = static_cast<Real*>(scratch_.back().data());
+    }
+  }
+
+  void begin() { wave_.begin(); }
+
+  void run(const Team& team) {
+    wave_.run(team, [&](std::size_t l, const Wave::Stage& stage, const Team& share) {
+      const BackwardWaveLayer<Real>& layer = layers_[l];
+      BackwardArgs<Real> args = layer.args;
+      args.part = stage.part, args.of_part = stage.steps;
+      const Index row = args.problem.B * args.problem.P;
+      for (Index i = stage.steps.first * row; stage.waits && layer.factors && i < stage.steps.last * row; ++i)
+        layer.dy[i] *= layer.factors[i];
+      kernels<Real>().backward(args, share);
+    });
+  }
+
+ private:
+  static std::vector<Wave::Stage> stages(const Problem& p, Index threads) {
+    std::vector<Index> first_step(std::size_t(p.T) + 1);
+    const Index chunks = kernels<Real>().cut(p, first_step.data()), at_once = steps_for_wave(p.T);
+    std::vector<Wave::Stage> stages;
+    const auto add = [&](BackwardPart part, const Steps& steps) {
+      const bool waits = part == BackwardPart::steps;
+      stages.push_back({.shares = waits ? 1 : threads, .waits = waits, .steps = steps, .part = part});
+    };
+    add(BackwardPart::weights, {});
+    for (Index i = chunks - 1; i >= 0; --i) {
+      const Steps chunk = {.first = first_step[std::size_t(i)], .last = first_step[std::size_t(i) + 1]};
+      const Index length = chunk.last - chunk.first, pieces = (length + at_once - 1) / at_once;
+      for (Index k = pieces - 1; k >= 0; --k)
+        add(BackwardPart::steps,
+            {.first = chunk.first + length * k / pieces, .last = chunk.first + length * (k + 1) / pieces});
+      add(BackwardPart::operands, chunk);
+      add(BackwardPart::sums, chunk);
+    }
+    add(BackwardPart::gradients, {});
+    return stages;
+  }
+
+  std::vector<BackwardWaveLayer<Real>> layers_;
+  Wave wave_;
+  std::vector<Buffer> scratch_;  // of each layer
 };
 
 }  // namespace rnnfast

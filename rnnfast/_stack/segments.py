@@ -156,7 +156,7 @@ def _run(
         shape = (*y.shape[:2], stack.h_size)
         between = [_mask(stack, kept, shape) for kept in bits] if bits else None
         training = run is _core.forward
-        yield from wave.run(stack, call, y, states, between, segment.rows, outs, training=training)
+        yield from wave.run_forward(stack, call, y, states, between, segment.rows, outs, training=training)
         return
     initial = _of_strand(stack, call.state, strand)
     for n, k in enumerate(strand.layers):

@@ -8,10 +8,11 @@ from typing import Any
 
 from .. import _core
 from .._base.arrays import Array
-from .._base.names import ends_of
+from .._base.names import by_direction, ends_of
 from .._base.state import Parts
-from .call import Call
+from .call import Call, Given
 from .stack import Stack, state_of_layer
+from .tape import LayerTape
 from .zoneout import part_of
 
 ALL = slice(None)
@@ -26,7 +27,7 @@ def pays(stack: Stack[Any], call: Call, T: int) -> bool:
     return _core.wave_pays(stack.cell, *sizes, stack.num_layers, stack.dtype.itemsize == 8)
 
 
-def run(
+def run_forward(
     stack: Stack[Any],
     call: Call,
     x: Array,
@@ -44,7 +45,7 @@ def run(
     layers = range(stack.num_layers)
     dropped = call.dropped_h is not None
     zoned = call.zoneout is not None
-    return _core.wave(
+    return _core.forward_wave(
         stack.cell,
         x,
         [call.of_layer(stack, k) for k in layers],
@@ -59,4 +60,21 @@ def run(
         zoneout=[part_of(call.zoneout_of(k), rows, 0, 1) for k in layers] if zoned else None,
         candidate_dropout=[call.candidates_of(ends_of(k, 1), rows) for k in layers] if call.candidates else None,
         layer_norm_eps=stack.eps,
+    )
+
+
+def run_backward(
+    stack: Stack[Any], tape: LayerTape, given: Given, grads: dict[str, Array] | None, dfirst: Parts
+) -> list[tuple[Any, ...]]:
+    """Run the layers backwards, where nothing but dy and dlast is given; return what the core does for each layer."""
+    layers = range(stack.num_layers)
+    return _core.backward_wave(
+        tape.kept,
+        given.dy,
+        [state_of_layer(stack, given.dlast, k) for k in layers],
+        given.need_dx,
+        grads=None if grads is None else [by_direction(grads, stack.names_of(k)) for k in layers],
+        out=[(None, state_of_layer(stack, dfirst, k)) for k in layers],
+        dropout=tape.masks or None,
+        clip_dh=given.clip_dh,
     )

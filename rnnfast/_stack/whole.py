@@ -72,7 +72,7 @@ def _run_as_wave(
     shape = *call.layout.row_shape, stack.h_size
     masks = [mask(stack, shape) for _ in layers[1:]] if dropout else None
     states = [state_of_layer(stack, call.state, k) for k in layers]
-    results = wave.run(stack, call, call.rows, states, masks, training=training)
+    results = wave.run_forward(stack, call, call.rows, states, masks, training=training)
     hidden = [y for y, *_ in results]
     kept = tuple(tape for _, _, *tapes in results for tape in tapes)
     last = _whole_state([after for _, after, *_ in results])
@@ -90,6 +90,12 @@ def backward(
     """Run the layers backwards; fill dfirst, return dx and the gradients of the parameters."""
     d: Any = given.dy
     made: dict[str, Array] = {}
+    others = given.dsteps is not None or given.dh is not None or given.flow is not None
+    if not others and wave.pays(stack, tape.call, tape.call.layout.T):
+        results = wave.run_backward(stack, tape, given, grads, dfirst)
+        for k, (_, _, new) in enumerate(results):
+            _add_named(stack, k, new, made)
+        return results[0][0], made
     for k in reversed(range(stack.num_layers)):
         d = given.with_layer(d, k)
         flow: Parts = () if given.flow is None else _room_for_steps(stack, tape.hidden[k])
@@ -108,9 +114,14 @@ def backward(
             given.flow(k, flow)
         if k and tape.masks:
             d *= tape.masks[k - 1]
-        for names, arrays in zip(stack.names_of(k), new, strict=True):
-            made |= {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
+        _add_named(stack, k, new, made)
     return d, made
+
+
+def _add_named(stack: Stack[Any], layer: int, new: Any, made: dict[str, Array]) -> None:
+    """Put the gradients of a layer's parameters there by name."""
+    for names, arrays in zip(stack.names_of(layer), new, strict=True):
+        made |= {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
 
 
 def _room_for_steps(stack: Stack[Any], h: Array) -> Parts:

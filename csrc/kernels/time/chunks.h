@@ -144,12 +144,14 @@ double speed_of_team(const Problem& p, Index threads) {
   return double(parts * p.D) * share / (share + meetings * double(least_share));
 }
 
-// Steps [t, t + steps) of a direction, which a backward has gone through.
+// Steps [t, t + steps) of a direction, which a backward goes through or has gone through.
 struct Chunk {
   int direction;
   Index chunk, t, steps, rows;
-  Index rounds;  // steps of the direction that takes more: joined members wait for each other in all of them
-  bool first;    // in the order of backward
+  Index first_row;  // where dgates begin: at t, or at an earlier step where these are some of the steps
+  Index rounds;     // steps of the direction that takes more: joined members wait for each other in all of them
+  bool first;       // in the order of backward
+  bool begins;      // with its last step
 };
 
 // Joined members wait for all. False: the call was interrupted.
