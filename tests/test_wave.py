@@ -30,18 +30,20 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def runs_as_wave(layer: Any, x: Any, **options: Any) -> bool:
+def runs_as_wave(layer: Any, x: Any, backward: bool = False, **options: Any) -> bool:
     """Return whether a call runs as a wavefront."""
     seen = []
-    run = wave.run_forward
+    name = "run_backward" if backward else "run_forward"
+    run = getattr(wave, name)
 
     def noted(*arguments: Any, **named: Any) -> Any:
         seen.append(True)
         return run(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wave, "run_forward", noted)
-        layer(x, **options)
+        patch.setattr(wave, name, noted)
+        y, _, tape = layer.forward(x, **options)
+        layer.backward(tape, y)
     return bool(seen)
 
 
@@ -63,7 +65,8 @@ def solve(
 
 def check(layer: Any, x: Any, options: dict[str, Any], more: dict[str, Any]) -> None:
     rnnfast.set_num_threads(2)
-    assert runs_as_wave(layer, x, **options)
+    assert runs_as_wave(layer, x, **options, **more)
+    assert runs_as_wave(layer, x, backward=True, **options, **more) == (not more)
     expected = solve(layer, x, options, more, threads=2, wave_too=False)
     for threads in (1, 2, 3, 5):
         assert_same_bits(solve(layer, x, options, more, threads=threads, wave_too=True), expected)
@@ -95,6 +98,7 @@ def test_what_has_two_directions_or_tokens_or_lengths_runs_layer_by_layer() -> N
     layer = rnnfast.LSTM(I, H, L, seed=0)
     assert runs_as_wave(layer, x)
     assert not runs_as_wave(layer, tokens)
+    assert not runs_as_wave(layer, tokens, backward=True)
     assert not runs_as_wave(layer, x, lengths=[T, T - 1])
     assert not runs_as_wave(rnnfast.LSTM(I, H, L, bidirectional=True, seed=0), x)
     assert not runs_as_wave(rnnfast.LSTM(I, H, 1, proj_size=3, seed=0), x)
