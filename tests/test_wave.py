@@ -55,7 +55,7 @@ def solve(
     layer.rng = np.random.default_rng(3)
     with pytest.MonkeyPatch.context() as patch:
         if not wave_too:
-            patch.setattr(wave, "pays", lambda *_: False)
+            patch.setattr(wave, "pays", lambda *_, **__: False)
         y0, last0 = layer(x, **options)
         y, last, tape = layer.forward(x, **options, **more)
         dx, dstate0, grads = layer.backward(tape, np.ones_like(y))

@@ -217,12 +217,13 @@ void bind_stack(py::module_& m) {
         "grads"_a = py::none(), "out"_a = py::none(), "dropout"_a = py::none(), "clip_dh"_a = 0.0);
   m.def(
       "wave_pays",
-      [](const py::object& cell, Index T, Index B, Index I, Index H, Index P, Index heads, Index layers, bool wide) {
+      [](const py::object& cell, Index T, Index B, Index I, Index H, Index P, Index heads, Index layers, bool wide,
+         bool backward) {
         const Sizes sizes = {.T = T, .B = B, .I = I, .H = H, .D = 1, .P = P, .heads = heads};
         const Problem p = problem_of(cell_named(cell), sizes);
-        return (wide ? wave_threads<double>(p, layers) : wave_threads<float>(p, layers)) > 1;
+        return (wide ? wave_threads<double>(p, layers, backward) : wave_threads<float>(p, layers, backward)) > 1;
       },
-      "cell"_a, "T"_a, "B"_a, "I"_a, "H"_a, "P"_a, "heads"_a, "layers"_a, "wide"_a);
+      "cell"_a, "T"_a, "B"_a, "I"_a, "H"_a, "P"_a, "heads"_a, "layers"_a, "wide"_a, "backward"_a);
 }
 
 }  // namespace rnnfast

@@ -28,21 +28,24 @@ constexpr Index least_steps_of_wave = 32;
 // On how many threads a stack is faster as a wavefront than one layer after the other, of which each has all threads; 1
 // where it is not. The layers are like this one.
 template <class Real>
-Index wave_threads(const Problem& layer, Index layers) {
-  // What is left where some members wait at both ends of time, and weights are brought from afar for each chunk.
-  constexpr double efficiency = 0.9;
-  const Index members = team_size(double(layers) * flops(layer), layers);
+Index wave_threads(const Problem& layer, Index layers, bool backward) {
+  const Index members = team_size((backward ? 2 : 1) * double(layers) * flops(layer), layers);
   if (members < 2 || layer.T < least_steps_of_wave) return 1;
+  // What is left where some members wait at both ends of time, and weights are brought from afar for each chunk, of
+  // which there are as many as sqrt(T) has it. Members that wait in backward have sums to make.
+  const double efficiency = backward ? 0.95 : 1 - 1.2 / std::sqrt(double(layer.T));
   const double without = kernels<Real>().speed_of_team(layer, forward_threads<Real>(layer));
   return efficiency * double(members) > without ? members : 1;
 }
 
-// Steps of a chunk. At both ends of time some members have nothing to do while others are busy with a chunk, and for
-// each chunk its weights are brought from afar, which takes as long as some steps: n. sqrt(n T) steps make the sum of
-// both least.
-inline Index steps_for_wave(Index T) {
+// Steps of a chunk. At both ends of time some members have nothing to do while others are busy with a chunk, and where
+// a member takes another layer, the weights are brought from afar, which takes as long as some steps: n. sqrt(n T)
+// steps make the sum of both least. Products of the input and of dx go by tiles of some rows, which are to be full.
+inline Index steps_for_wave(Index T, Index B) {
   constexpr double n = 4;
-  return std::max(Index(std::sqrt(n * double(T))), Index(2));
+  constexpr Index tile_rows = 12;  // whole tiles of 3, 4, 6 and 12 rows
+  const Index of_tiles = B < tile_rows ? tile_rows / std::max(B, Index(1)) : 1;
+  return std::max(Index(std::sqrt(n * double(T)) / double(of_tiles) + 0.5), Index(1)) * of_tiles;
 }
 
 // ---- The order of the work -----------------------------------------------------------------------------------------
@@ -125,16 +128,19 @@ class Wave {
     return !stages_[i].waits || layer == 0 || stage_of(places_[layer - 1].next.load()) > i;
   }
 
-  // Takes what is the furthest behind the front of the wave, best of the layer that the member had before, whose
-  // weights are near. Where members can keep their layers to the end of time, they do, and take others then.
+  // Takes what is the furthest behind the front of the wave. A member keeps its layer, whose weights are near, until
+  // another one is more than two stages further behind. Where members can keep theirs to the end of time, they do, and
+  // take other layers then.
   bool take(Task& task) {
+    constexpr std::size_t another = 5;  // half stages
     for (;;) {
       std::size_t best = places_.size(), least = 0;
       std::uint64_t next_of_best = 0;
       for (std::size_t l = places_.size(); l-- > 0;) {
         const std::uint64_t next = places_[l].next.load();
         if (!is_free(l, next)) continue;
-        const std::size_t behind = 2 * (stage_of(next) + l + l / group_ * stages_.size()) + (l != task.layer);
+        const std::size_t behind =
+            2 * (stage_of(next) + l + l / group_ * stages_.size()) + (l == task.layer ? 0 : another);
         if (best == places_.size() || behind < least) best = l, least = behind, next_of_best = next;
       }
       if (best == places_.size()) return false;
@@ -165,7 +171,7 @@ class ForwardWave {
  public:
   ForwardWave(std::vector<WaveLayer<Real>> layers, Index threads)
       : layers_(std::move(layers)),
-        wave_(Index(layers_.size()), stages(layers_[0].args.problem.T), threads),
+        wave_(Index(layers_.size()), stages(layers_[0].args.problem), threads),
         scratch_size_(0) {
     for (WaveLayer<Real>& layer : layers_) {
       const Problem& p = layer.args.problem;
@@ -191,18 +197,15 @@ class ForwardWave {
   }
 
  private:
-  // The weights are packed first. The first and the last chunk of time are half as long as the others.
-  static std::vector<Wave::Stage> stages(Index T) {
-    const Index steps = steps_for_wave(T), half = std::min(steps, T) / 2;
-    const Index between = T - 2 * half, pieces = (between + steps / 2) / steps;
+  // The weights are packed first. The first and the last chunk of time are shorter than the others.
+  static std::vector<Wave::Stage> stages(const Problem& p) {
+    const Index steps = steps_for_wave(p.T, p.B), half = (steps + 1) / 2;
     std::vector<Wave::Stage> stages = {{.shares = 1, .waits = false, .steps = {}}};
-    Index first = 0;
-    const auto add = [&](Index last) {
-      if (last > first) stages.push_back({.shares = 1, .waits = true, .steps = {.first = first, .last = last}});
-      first = last;
-    };
-    for (Index i = 0; i <= pieces; ++i) add(half + (pieces ? between * i / pieces : 0));
-    add(T);
+    for (Index first = 0, n = half; first < p.T; first += n, n = steps) {
+      const Index left = p.T - first;
+      n = left <= n ? left : std::min(n, std::max(left - half, Index(1)));
+      stages.push_back({.shares = 1, .waits = true, .steps = {.first = first, .last = first + n}});
+    }
     return stages;
   }
 
@@ -273,7 +276,7 @@ class BackwardWave {
  private:
   static std::vector<Wave::Stage> stages(const Problem& p, Index threads) {
     std::vector<Index> first_step(std::size_t(p.T) + 1);
-    const Index chunks = kernels<Real>().cut(p, first_step.data()), at_once = steps_for_wave(p.T);
+    const Index chunks = kernels<Real>().cut(p, first_step.data()), at_once = steps_for_wave(p.T, p.B);
     std::vector<Wave::Stage> stages;
     const auto add = [&](BackwardPart part, const Steps& steps) {
       const bool waits = part == BackwardPart::steps;

@@ -91,7 +91,7 @@ def backward(
     d: Any = given.dy
     made: dict[str, Array] = {}
     others = given.dsteps is not None or given.dh is not None or given.flow is not None
-    if not others and wave.pays(stack, tape.call, tape.call.layout.T):
+    if not others and wave.pays(stack, tape.call, tape.call.layout.T, backward=True):
         results = wave.run_backward(stack, tape, given, grads, dfirst)
         for k, (_, _, new) in enumerate(results):
             _add_named(stack, k, new, made)
