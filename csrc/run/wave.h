@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -155,6 +156,16 @@ class Wave {
   std::size_t group_;  // layers that pass through all of time before the next ones do
 };
 
+// a · b of so many numbers, as the thread with this floating point mode rounds it.
+template <class Real>
+void multiply(const std::fenv_t& mode, const Real* a, const Real* b, Real* out, Index n) {
+  std::fenv_t own;
+  std::fegetenv(&own);
+  std::fesetenv(&mode);
+  for (Index i = 0; i < n; ++i) out[i] = a[i] * b[i];
+  std::fesetenv(&own);
+}
+
 // ---- Forward -------------------------------------------------------------------------------------------------------
 
 // A layer of one direction, forwards in time, of steps that have B rows each.
@@ -182,6 +193,7 @@ class ForwardWave {
     constexpr Index line = 128 / sizeof(Real);
     scratch_size_ = (scratch_size_ + line - 1) / line * line;
     scratch_ = Buffer(std::size_t(scratch_size_ * threads) * sizeof(Real));
+    std::fegetenv(&callers_mode_);
   }
 
   void begin() { wave_.begin(); }
@@ -214,13 +226,15 @@ class ForwardWave {
     kernels<Real>().pack(args.problem, args.directions[0].parameters, static_cast<Real*>(packed_[l].data()));
   }
 
-  static void run_steps(const WaveLayer<Real>& layer, const Steps& steps, const Team& alone, Real* scratch) {
+  void run_steps(const WaveLayer<Real>& layer, const Steps& steps, const Team& alone, Real* scratch) const {
     ForwardArgs<Real> args = layer.args;
     Problem& p = args.problem;
     p.run = steps;
     args.scratch = scratch;
-    for (Index i = steps.first * p.B * p.I; layer.factors && i < steps.last * p.B * p.I; ++i)
-      layer.x[i] = layer.y_below[i] * layer.factors[i];
+    if (layer.factors) {
+      const Index row = p.B * p.I, first = steps.first * row, n = (steps.last - steps.first) * row;
+      multiply(callers_mode_, layer.y_below + first, layer.factors + first, layer.x + first, n);
+    }
     ForwardDirection<Real>& direction = args.directions[0];
     // What no tape keeps of a state lies where the last one is to be.
     for (int s = 1; s < p.cell->state_count && steps.first > 0; ++s)
@@ -233,6 +247,7 @@ class ForwardWave {
   std::vector<Buffer> packed_;  // the weights of each layer
   Buffer scratch_;              // of each member
   Index scratch_size_;
+  std::fenv_t callers_mode_;
 };
 
 // ---- Backward ------------------------------------------------------------------------------------------------------
@@ -257,6 +272,7 @@ class BackwardWave {
       scratch_.emplace_back(std::size_t(size) * sizeof(Real));
       layer.args.scratch = static_cast<Real*>(scratch_.back().data());
     }
+    std::fegetenv(&callers_mode_);
   }
 
   void begin() { wave_.begin(); }
@@ -266,9 +282,11 @@ class BackwardWave {
       const BackwardWaveLayer<Real>& layer = layers_[l];
       BackwardArgs<Real> args = layer.args;
       args.part = stage.part, args.of_part = stage.steps;
-      const Index row = args.problem.B * args.problem.P;
-      for (Index i = stage.steps.first * row; stage.waits && layer.factors && i < stage.steps.last * row; ++i)
-        layer.dy[i] *= layer.factors[i];
+      if (stage.waits && layer.factors) {
+        const Index row = args.problem.B * args.problem.P, first = stage.steps.first * row;
+        Real* const dy = layer.dy + first;
+        multiply(callers_mode_, dy, layer.factors + first, dy, (stage.steps.last - stage.steps.first) * row);
+      }
       kernels<Real>().backward(args, share);
     });
   }
@@ -299,6 +317,7 @@ class BackwardWave {
   std::vector<BackwardWaveLayer<Real>> layers_;
   Wave wave_;
   std::vector<Buffer> scratch_;  // of each layer
+  std::fenv_t callers_mode_;
 };
 
 }  // namespace rnnfast
