@@ -215,7 +215,7 @@ class ForwardWave {
     std::vector<Wave::Stage> stages = {{.shares = 1, .waits = false, .steps = {}}};
     for (Index first = 0, n = half; first < p.T; first += n, n = steps) {
       const Index left = p.T - first;
-      n = left <= n ? left : std::min(n, std::max(left - half, Index(1)));
+      n = left <= half ? left : std::min(n, left - half);
       stages.push_back({.shares = 1, .waits = true, .steps = {.first = first, .last = first + n}});
     }
     return stages;
