@@ -12,6 +12,7 @@ _Array: TypeAlias = NDArray[Any]
 _Parameters: TypeAlias = Sequence[Sequence[object]]
 _Grads: TypeAlias = list[tuple[Any, ...]]  # arrays, or None where there is no bias
 
+least_steps_of_wave: int
 _C_API: Any  # the capsule of csrc/c/capi.h
 
 @final

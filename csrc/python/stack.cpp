@@ -209,6 +209,7 @@ py::list backward_wave(const py::object& tapes, const py::object& dy, const py::
 }  // namespace
 
 void bind_stack(py::module_& m) {
+  m.attr("least_steps_of_wave") = least_steps_of_wave;
   m.def("forward_wave", &forward_wave, "cell"_a, "x"_a, "parameters"_a, "state0"_a, "training"_a, py::kw_only(),
         "out"_a = py::none(), "start"_a = py::none(), "dropout"_a = py::none(), "resets"_a = py::none(),
         "gate_override"_a = py::none(), "recurrent_factors"_a = py::none(), "zoneout"_a = py::none(),

@@ -20,8 +20,10 @@ ALL = slice(None)
 
 def pays(stack: Stack[Any], call: Call, T: int, *, backward: bool = False) -> bool:
     """Return whether T steps of all layers can be had so, and are faster."""
+    if T < _core.least_steps_of_wave or stack.num_layers == 1 or stack.directions == 2:
+        return False
     layout = call.layout
-    if stack.num_layers == 1 or stack.directions == 2 or layout.batch_sizes is not None or call.is_tokens:
+    if layout.batch_sizes is not None or call.is_tokens:
         return False
     sizes = T, layout.row_shape[1], stack.input_size, stack.hidden_size, stack.proj_size, stack.num_heads
     return _core.wave_pays(stack.cell, *sizes, stack.num_layers, stack.dtype.itemsize == 8, backward)
