@@ -217,7 +217,7 @@ void time_backward_parts(const Layer& layer) {
   auto scratch = lay_out_backward(p, args.dx, true, {}, arena);
   const auto direction = scratch.directions[0];
   const Index rows = layer.chunk * p.B;
-  const Chunk chunk = {0, 0, 0, layer.chunk, rows, layer.chunk, false};
+  const Chunk chunk = {0, 0, 0, layer.chunk, rows, 0, layer.chunk, false, true};
 
   print("packing, transposed", seconds([&] { backward_prepare(args, scratch, layer.team); }), layer.weight_bytes,
         Unit::bytes);

@@ -196,6 +196,12 @@ struct Windows {
                           // the windows that go through it, in ascending order
 };
 
+// A backward by parts, for calls that each are one of them, of one direction whose steps have B rows each. What they
+// leave for each other is in scratch. First come the weights; then for each chunk of time, from the last to the first,
+// its steps, in ranges of any length, the left operands of its sums, and the sums; then the gradients. Members may
+// share each of them but the steps, and are to be done before the next one.
+enum class BackwardPart { all, weights, steps, operands, sums, gradients };
+
 template <class Real>
 struct BackwardArgs {
   Problem problem;
@@ -210,6 +216,8 @@ struct BackwardArgs {
   Windows windows = {};            // the gradients of the last states are then zero
   Real zoneout[most_states] = {};  // as in forward
   Real candidate_scale = 1;        // as in forward
+  BackwardPart part = BackwardPart::all;
+  Steps of_part = {};  // of the run, within a chunk: those to go through, or all of a chunk whose part it is
 };
 
 // y = x w^T + b, of N rows from I inputs to O outputs.
@@ -389,6 +397,7 @@ struct Kernels {
   TapeSize (*tape_size)(const Problem&);
   Index (*packed_size)(const Problem&);  // of one direction
   void (*pack)(const Problem&, const Parameters<const Real>&, Real* packed);
+  double (*speed_of_team)(const Problem&, Index threads);  // in forward, that of one being 1; roughly
   Index (*forward_scratch)(const Problem&, bool packed);
   Index layout_size;  // in bytes
   void (*lay_out)(const ForwardArgs<Real>&, void* layout);

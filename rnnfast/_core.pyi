@@ -12,6 +12,7 @@ _Array: TypeAlias = NDArray[Any]
 _Parameters: TypeAlias = Sequence[Sequence[object]]
 _Grads: TypeAlias = list[tuple[Any, ...]]  # arrays, or None where there is no bias
 
+least_steps_of_wave: int
 _C_API: Any  # the capsule of csrc/c/capi.h
 
 @final
@@ -118,6 +119,37 @@ def backward(
     steps: tuple[int, int] | None = None,
     windows: tuple[int, int, bool, bool] | None = None,
 ) -> tuple[_Array | None, tuple[_Array, ...], _Grads]: ...
+def forward_wave(
+    cell: str,
+    x: object,
+    parameters: Sequence[_Parameters],
+    state0: Sequence[Sequence[object] | None] | None,
+    training: bool,
+    *,
+    out: Sequence[Sequence[object] | None] | None = None,
+    start: Sequence[Sequence[object] | None] | None = None,
+    dropout: Sequence[object] | None = None,
+    resets: object | None = None,
+    gate_override: Sequence[Mapping[str, Any] | None] | None = None,
+    recurrent_factors: Sequence[object] | None = None,
+    zoneout: Sequence[Sequence[object] | None] | None = None,
+    candidate_dropout: Sequence[tuple[object, float]] | None = None,
+    layer_norm_eps: float | None = None,
+) -> list[tuple[Any, ...]]: ...
+def backward_wave(
+    tapes: Sequence[Tape],
+    dy: object | None,
+    dstate: Sequence[Sequence[object] | None] | None,
+    need_dx: bool,
+    *,
+    grads: Sequence[_Parameters] | None = None,
+    out: Sequence[Sequence[object] | None] | None = None,
+    dropout: Sequence[object] | None = None,
+    clip_dh: float = 0.0,
+) -> list[tuple[_Array | None, tuple[_Array, ...], _Grads]]: ...
+def wave_pays(
+    cell: str, T: int, B: int, I: int, H: int, P: int, heads: int, layers: int, wide: bool, backward: bool
+) -> bool: ...
 def advance(tape: Tape, steps: tuple[int, int], resets: object | None = None) -> tuple[_Array, ...]: ...
 def shift(tape: Tape, steps: int) -> None: ...
 def tape_row(cell: str, H: int, dtype: object, P: int = 0) -> tuple[int, int, int]: ...

@@ -375,6 +375,27 @@ def bare_forward(rng: Rng) -> Attempt:
     return Attempt(f"{'_core' if core else 'functional'}.{run}", call, slots, written, expected=expected)
 
 
+def wavefront(rng: Rng) -> Attempt:
+    """Run a layer as a wave, forwards and, where it has steps enough, backwards."""
+    T, B = choose(rng, (1, 33, 40)), choose(rng, (0, 1, 9))
+    p: Any = make_problem(choose(rng, CELLS), choose(rng, DTYPES), Shape(T, B, 3, 6), seed=0)
+    slots = {"x": p.x, **state_slots(p.cell, p.state0, "{}0"), **parameter_slots(p.parameters, "w")}
+    eps = p.options("layer_norm_eps")
+
+    def call() -> Results:
+        layers, states = [parameters_of(slots, "w", 1)], [state_in(slots, p.cell, "{}0")]
+        [(y, state, tape)] = _core.forward_wave(p.cell, slots["x"], layers, states, True, **eps)
+        if T > 32:
+            _core.backward_wave([tape], y, None, True)
+        return {"y": y, **named_state(p.cell, parts(state))}
+
+    def expected() -> Results:
+        y, state, _ = reference.forward(p.cell, p.x, p.parameters, p.state0, **eps)
+        return {"y": y, **named_state(p.cell, state)}
+
+    return Attempt("wavefront", call, slots, expected=expected)
+
+
 def bare_backward(rng: Rng) -> Attempt:
     """Call backward, of the extension or of `functional`."""
     p = bare_problem(rng)
@@ -1137,7 +1158,8 @@ def constructor(rng: Rng) -> Attempt:
 TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     *[bare_forward, bare_backward, whole_layer] * 4,
     *[quantized_layer, bare_formats] * 2,
-    *[tokens, streaming, one_cell, readout, activation, structure, unequal_rows, c_interface, steps_to_come] * 2,
+    *[tokens, streaming, one_cell, readout, activation, structure, unequal_rows, c_interface, steps_to_come, wavefront]
+    * 2,
     adam_step,
     state_dict,
     constructor,

@@ -142,12 +142,27 @@ def streams_and_training_go_on_beside_each_other() -> None:
     at_once(run, run, train, train)
 
 
+def stacks_run_as_a_wave_in_one_thread_and_others_alone() -> None:
+    layer, x = rnnfast.LSTM(I, H, 3, dropout=0.5, seed=0), normal(5, 300, 2, I)
+    y, _, tape = layer.forward(x)
+    expected, inferred = layer.backward(tape, y)[2], layer(x)[0]
+
+    def use() -> None:
+        for _ in range(3):
+            np.testing.assert_array_equal(layer(x)[0], inferred)
+            require_equal(layer.backward(tape, y)[2], expected)
+
+    use()
+    at_once(use, use)
+
+
 PROPERTIES = (
     windows_of_several_threads_share_the_weights,
     a_window_is_right_or_refused_while_the_next_is_made,
     one_tape_serves_several_backwards,
     a_stream_is_used_by_one_thread_or_refused,
     streams_and_training_go_on_beside_each_other,
+    stacks_run_as_a_wave_in_one_thread_and_others_alone,
 )
 
 

@@ -14,6 +14,8 @@ PURE = {
     "inference": "layer(x)",
     "forward": "layer.forward(x)[:2]",
     "backward": "layer.backward(tape, y)",
+    "stack": "stack(thin)",
+    "backward of a stack": "stack.backward(stack_tape, stack_tape.h(2))",
     "tokens": "functional.backward(functional.forward('gru', tokens, of_tokens)[2], y)",
     "linear": "functional.linear(y, weight)",
     "linear_backward": "functional.linear_backward(y, weight, None, y)",
@@ -49,6 +51,9 @@ random = np.random.default_rng(0)
 layer = rnnfast.LSTM(64, 128, seed=0)
 x = random.standard_normal((STEPS, 16, 64), dtype=np.float32)
 y, _, tape = layer.forward(x)
+stack = rnnfast.LSTM(64, 128, 3, seed=0)
+thin = x[:, :2]
+stack_tape = stack.forward(thin)[2]
 tokens = random.integers(0, 128, (STEPS, 16))
 of_tokens = [tuple(rnnfast.GRU(128, 128, seed=0).parameters.values())]
 weight = random.standard_normal((128, 128), dtype=np.float32)

@@ -203,6 +203,15 @@ def backwards():
     while True:
         layer.backward(tape, y)
 
+def stacks():
+    layer = rnnfast.LSTM(1, 256, 3, seed=0)
+    x = np.ones((20_000, 1, 1), np.float32)
+    y, _, tape = layer.forward(x[:2_000])
+    print("ready", flush=True)
+    while True:
+        layer(x)
+        layer.backward(tape, y)
+
 def streaming():
     stream = rnnfast.LSTM(1, 1024, seed=0).stream()
     x = np.ones((100_000, 1), np.float32)
@@ -214,7 +223,7 @@ x = np.ones((20, 16, 24), np.float32)
 before = layer(x)[0]
 rnnfast.set_num_threads(int(sys.argv[2]))
 try:
-    {"hours": hours, "backwards": backwards, "streaming": streaming}[sys.argv[1]]()
+    {"hours": hours, "backwards": backwards, "stacks": stacks, "streaming": streaming}[sys.argv[1]]()
     print("went through")
 except KeyboardInterrupt:
     same = np.array_equal(layer(x)[0], before)
@@ -224,7 +233,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("call", ["hours", "backwards", "streaming"])
+@pytest.mark.parametrize("call", ["hours", "backwards", "stacks", "streaming"])
 def test_ctrl_c_ends_a_long_call(call: str, threads: int) -> None:
     command = [sys.executable, "-c", LONG, call, str(threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -384,7 +384,7 @@ void run_forward(rnnfast_tape& tape) {
                                       .kept = view_of<const unsigned char>(args.candidate_mask, row_of_bits(p))};
   set_directions(forward, arrays, tape.memory);
   run_parallel(
-      forward_threads(p), [&](const Team& team) { kernels<Real>().forward(forward, team); }, never);
+      forward_threads<Real>(p), [&](const Team& team) { kernels<Real>().forward(forward, team); }, never);
 }
 
 // Gives a tape new memory in place of what a call was changing when it was cut off, which may not even be freed.

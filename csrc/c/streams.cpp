@@ -198,7 +198,8 @@ class Stream final : public rnnfast_stream {
     if (T != laid_out_) lay_out(T);
     layers_.front().x = {x, I_};
     layers_.back().directions[0].y = {y, P_};
-    const Index threads = team_size(flops_per_step_ * double(T), most_members(layers_.front().problem));
+    const Problem& p = layers_.back().problem;
+    const Index threads = useful_threads<Real>(p, team_size(flops_per_step_ * double(T), most_members(p)));
     if (threads == 1)
       run_layers(alone);
     else

@@ -155,6 +155,11 @@ inline Shape parameter_shape(const Problem& p, std::size_t i) {
   return i == 0 ? Shape{rows, p.I} : i == 1 ? Shape{rows, p.head} : Shape{rows};
 }
 
+// Whether the dtype of the call is float64.
+inline bool has_double(const GivenParameters& given) {
+  return format_of(given) == Format::real && is_double("w_ih", *given.arrays[0]);
+}
+
 // A matrix of fewer bits as the kernels take it; scales [rows] of int8.
 inline Input<float> matrix_input(const std::string& name, Array given, const std::optional<Input<float>>& scales,
                                  const Problem& p, std::size_t i) {

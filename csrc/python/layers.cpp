@@ -11,6 +11,8 @@
 
 #include "python/arguments.h"
 #include "python/arrays.h"
+#include "python/backward.h"
+#include "python/forward.h"
 #include "python/interpreter.h"
 #include "python/tape.h"
 #include "python/tokens.h"
@@ -22,425 +24,35 @@
 namespace rnnfast {
 namespace {
 
-// ---- Forward -------------------------------------------------------------------------------------------------------
-
-// Gives the tape memory: its own, or three arrays [n], gates, states and reset_h, as `memory_of` has returned them.
-template <class Real>
-void allocate(TapeObject& tape, const py::object& given) {
-  const TapeSize size = kernels<Real>().tape_size(tape.problem);
-  const auto lent = tuple_of("memory", given, 3, "(gates, states, reset_h)");
-  const auto memory = [&](std::size_t i, Index elements) {
-    elements *= tape.problem.B > 0 ? tape.problem.D : 0;
-    if (lent)
-      return Memory{.own = {},
-                    .lent = contiguous_input<Real>("memory", as_array(entry(lent, i), "memory"), {elements}).array()};
-    return elements ? Memory{.own = Buffer(std::size_t(elements) * sizeof(Real)), .lent = {}} : Memory{};
-  };
-  tape.memory = {.gates = memory(0, size.gates), .states = memory(1, size.states), .reset_h = memory(2, size.reset_h)};
-}
-
-// The rows that x is or picks; null where tokens are one-hot.
-template <class Real>
-View<const Real> rows_of_input(const Saved<Real>& saved) {
-  const auto& rows = saved.embedding ? saved.embedding : saved.x;
-  return rows ? rows->view() : View<const Real>{};
-}
-
-template <class Real>
-void read_states(OverlapCheck& check, const CellShape& cell, const StateNames& names, const StateInputs<Real>& states) {
-  for (int s = names.first; s < cell.state_count; ++s) check.read(names.of(cell, s), states[std::size_t(s)]);
-}
-
-template <class Real>
-void write_states(OverlapCheck& check, const CellShape& cell, const StateNames& names,
-                  const StateOutputs<Real>& states) {
-  for (int s = names.first; s < cell.state_count; ++s) check.written(names.of(cell, s), states[std::size_t(s)]);
-}
-
-template <class Real>
-void read_all(OverlapCheck& check, const Problem& p, const Saved<Real>& saved) {
-  const CellShape& cell = *p.cell;
-  check.read("x", saved.x);
-  check.read("embedding", saved.embedding);
-  check.read("recurrent_factors", saved.factors);
-  read_states(check, cell, state0_names, saved.initial);
-  if (saved.start) read_states(check, cell, start_names, *saved.start);
-  for (std::size_t i = 0; i < saved.parameters.size(); ++i)
-    check.read(parameter_name(cell, i % parameter_count(p)), saved.parameters[i]);
-}
-
-// For each state its rate, which units are new [T,B,*] as `read_bits` reads it, or None.
-template <class Real>
-Zoneout read_zoneout(const py::object& object, Problem& p) {
-  Zoneout zoneout;
-  if (object.is_none()) return zoneout;
-  if (is_projected(p)) throw py::value_error("zoneout: expected None, since h is a projection");
-  const StateObjects objects = state_objects(*p.cell, zoneout_names, object);
-  for (std::size_t s = 0; s < std::size_t(p.cell->state_count); ++s) {
-    const py::object& given = objects[s];
-    const std::string name = zoneout_names.of(*p.cell, int(s));
-    if (given.is_none()) continue;
-    if (py::isinstance<py::array>(given))
-      zoneout.renewed[s] = read_bits(name, given, p, false);
-    else
-      zoneout.rate[s] = read_rate<Real>(given, name);
-    if (zoneout.renewed[s] || zoneout.rate[s] > 0) p.zoned |= 1u << s;
-  }
-  return zoneout;
-}
-
-StateViews<const unsigned char> bits_of(const Zoneout& zoneout) {
-  StateViews<const unsigned char> bits = {};
-  for (std::size_t s = 0; s < most_states; ++s)
-    if (zoneout.renewed[s]) bits[s] = zoneout.renewed[s]->view();
-  return bits;
-}
-
-// Which candidates are kept, [T,B,*], or [1,B,*] in all steps, and the rate of those that are not; the problem is told.
-template <class Real>
-CandidateDropout read_candidates(const py::object& object, Problem& p) {
-  CandidateDropout candidates;
-  const auto given = tuple_of("candidate_dropout", object, 2, "(kept, p)");
-  if (!given) return candidates;
-  if (!p.cell->has_candidate)
-    throw py::value_error("candidate_dropout: expected None, since " + std::string(p.cell->name) +
-                          " drops no candidate");
-  const py::object kept = (*given)[0];
-  const std::string name = "candidate_dropout: kept";
-  const Array array = as_array(kept, name);
-  p.keeps_by_sequence = array.ndim() == 3 && array.shape(0) == 1 && (p.T > 1 || p.first_row);
-  candidates.kept = read_bits(name, array.view(), p, p.keeps_by_sequence);
-  candidates.rate = read_rate<Real>((*given)[1], "candidate_dropout: p");
-  return candidates;
-}
-
-// Of the steps to run, at their places among all rows.
-template <class Real>
-TokenArrays tokens_of_run(const Array& x, const Problem& p, const Saved<Real>& saved) {
-  const py::array run = x.view()[py::slice(p.run.first, p.run.last, 1)];
-  TokenArrays tokens = read_tokens(run, saved.embedding ? saved.embedding->array().shape(0) : p.I);
-  tokens.number.insert(tokens.number.begin(), std::size_t(p.run.first * p.B), 0);
-  return tokens;
-}
-
-// Runs the steps that the problem names; a tape without memory of its own keeps nothing.
-template <class Real>
-void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& saved, const TokenArrays& tokens,
-                 const StateOutputs<Real>& last) {
-  if (p.B == 0) return;
-  const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
-  ForwardArgs<Real> args = {.problem = p,
-                            .x = rows_of_input(saved),
-                            .directions = {},
-                            .scratch = static_cast<Real*>(scratch.data()),
-                            .tokens = view(tokens, TokenLinks{}),
-                            .held = held_as<Real>(tape.held)};
-  const StateViews<const Real> initial = views_of(saved.initial);
-  const ForwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(p, saved.parameters, saved.scales),
-                                      .packed = nullptr,
-                                      .initial = initial,
-                                      .start = saved.start ? views_of(*saved.start) : initial,
-                                      .y = {static_cast<Real*>(saved.y.data()), p.D * p.P},
-                                      .last = views_of(last),
-                                      .renewed = bits_of(tape.zoneout),
-                                      .factors = saved.factors ? saved.factors->view() : View<const Real>{},
-                                      .kept = tape.candidates.view()};
-  for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.zoneout.rate[s]);
-  args.candidate_scale = Real(tape.candidates.scale());
-  args.eps = Real(tape.eps);
-  set_directions(args, arrays, tape.memory);
-  call(forward_threads(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
-}
-
-template <class Real>
-py::tuple finish(const CellShape& cell, const StateOutputs<Real>& states) {
-  py::tuple results{std::size_t(cell.state_count)};
-  for (std::size_t s = 0; s < results.size(); ++s) results[s] = finish(states[s]);
-  return results;
-}
-
 template <class Real>
 py::tuple forward_of(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                      GivenParameters parameters, const ForwardObjects& given) {
-  const bool training = given.training;
-  const py::object& steps = given.steps;
-  // Owned by Python from the start, and empty until then: where memory runs out, pybind11 would free the tape that it
-  // is to take over, and so would its owner here.
-  TapeObject inference;
-  py::object owner;
-  if (training) owner = py::cast(new TapeObject{}, py::return_value_policy::take_ownership);
-  TapeObject* const tape = training ? &owner.cast<TapeObject&>() : &inference;
-  tape->threads = checked_threads(given.threads);
-  if (!training && !given.memory.is_none())
-    throw py::value_error("memory: expected None, since inference makes no tape");
-  if (!steps.is_none() && !given.memory.is_none())
-    throw py::value_error("memory: expected None, since steps are still to come");
-  tape->problem = read_problem(cell, in, sequences, parameters, tape->schedule);
-  tape->held = read_held<Real>(cell, given.held);
-  Problem& p = tape->problem;
-  if (training && p.format != Format::real)
-    throw py::type_error("w_ih: expected float32 or float64 to train, got fewer bits");
-  p.run = read_steps(steps, p);
-  if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
-    throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
-  const auto need_all_steps = [&](const char* name, const py::object& option) {
-    if (!steps.is_none() && !option.is_none())
-      throw py::value_error(std::string(name) + ": expected None, since steps are still to come");
-  };
-  need_all_steps("recurrent_factors", given.factors), need_all_steps("zoneout", given.zoneout);
-  need_all_steps("candidate_dropout", given.candidates);
-  tape->zoneout = read_zoneout<Real>(given.zoneout, p);
-  tape->candidates = read_candidates<Real>(given.candidates, p);
-  tape->eps = read_eps<Real>(cell, given.eps);
-  Saved<Real> saved;
-  const auto states = [&](const StateNames& names, const py::object& tuple) {
-    return state_inputs<Real>(p, names, state_objects(cell, names, tuple));
-  };
-  saved.initial = states(state0_names, given.state0);
-  if (!given.start.is_none()) saved.start = states(start_names, given.start);
-  CheckedParameters<Real> checked = check_parameters<Real>(p, std::move(parameters));
-  saved.parameters = std::move(checked.arrays), saved.scales = std::move(checked.scales);
-  if (!given.factors.is_none()) saved.factors = read_factors<Real>(given.factors, p);
-  if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
-  const bool later = steps_to_come(p);
-  if (p.input == InputKind::dense)
-    saved.x = input<Real>("x", in.x, shape_of_rows(p, p.I));
-  else if (later)
-    tape->x = in.x;
-  else
-    tape->tokens = read_tokens(in.x.view(), in.embedding ? in.embedding->shape(0) : p.I);
-  p.U = Index(tape->tokens.token.size());
-
-  const auto outs = tuple_of("out", given.out, 2, "(y, state)");
-  std::optional<Output<Real>> y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.P), later);
-  const auto last = state_outputs<Real>(p, out_names, entry(outs, 1));
-  if (outs) {
-    OverlapCheck check;
-    read_all(check, p, saved);
-    if (p.input != InputKind::dense) check.read("x", in.x);
-    check.written("out[0]", y);
-    write_states(check, cell, out_names, last);
-    check.run();
-  }
-  saved.y = y->array();
-  if (training) allocate<Real>(*tape, given.memory);
-  if (p.run.last > p.run.first && given.memory.is_none()) run_forward(p, *tape, saved, tape->tokens, last);
-  py::tuple state = finish(cell, last);
-  if (!training) return py::make_tuple(finish(y), std::move(state));
-  tape->saved = std::move(saved);
-  return py::make_tuple(finish(y), std::move(state), std::move(owner));
-}
-
-// ---- Backward ------------------------------------------------------------------------------------------------------
-
-// (k1, k2, whether each has the losses of all its steps, whether each has a dx of its own), or None.
-Windows read_windows(const BackwardObjects& given, const Problem& p, bool dropped) {
-  const auto numbers = tuple_of("windows", given.windows, 4, "(k1, k2, all_losses, each_dx)");
-  if (!numbers) return {};
-  const auto flag = [&](std::size_t i) { return (*numbers)[i].cast<bool>(); };
-  const auto steps = [&](std::size_t i) {
-    const auto n = (*numbers)[i].cast<Index>();
-    if (n < 1) throw py::value_error("windows: expected k1 and k2 of at least 1, got " + std::to_string(n));
-    return std::min(n, p.T);
-  };
-  if (given.clip > 0)
-    throw py::value_error("clip_dh: expected none, since the gradients of windows are summed up before, got " +
-                          std::to_string(given.clip));
-  if (p.zoned) throw py::value_error("windows: expected None, since units of the tape's states keep their value");
-  bool plain = p.D == 1 && !p.reverse && !p.first_row && !p.starts[0];
-  for (const py::object* other : {&given.dstate, &given.dsteps, &given.flow, &given.dstart, &given.steps})
-    plain = plain && other->is_none();
-  if (p.masks) throw py::value_error("windows: expected None, since h' has recurrent_factors");
-  if (dropped) throw py::value_error("windows: expected None, since candidates are dropped");
-  if (!plain) throw py::value_error("windows: expected steps of B rows in one direction, and dy alone");
-  Windows windows = {
-      .k1 = steps(0), .k2 = steps(1), .most = 0, .all_losses = flag(2), .each_dy = false, .each_dx = false};
-  const Index k1 = windows.k1, count = (p.T + k1 - 1) / k1;
-  windows.most = count - (p.T - windows.k2) / k1;  // at the step k2 before T
-  // Of one at a time, all of them are one array as it is without windows.
-  windows.each_dx = flag(3) && windows.most > 1 && p.input == InputKind::dense;
-  windows.each_dy = windows.most > 1 && py::isinstance<py::array>(given.dy) && py::array(given.dy).ndim() == 4;
-  return windows;
-}
-
-// Gives an output the elements of an input, or zeros.
-template <class Real>
-void set(const std::optional<Output<Real>>& out, const std::optional<Input<Real>>& from = std::nullopt) {
-  if (!out || out->array().size() == 0) return;
-  const View<Real> to = out->view();
-  const Index rows = out->array().size() / to.stride;
-  for (Index row = 0; row < rows; ++row)
-    if (from)
-      std::copy_n(from->view().data + row * from->stride, to.stride, to.data + row * to.stride);
-    else
-      std::fill_n(to.data + row * to.stride, to.stride, Real(0));
-}
-
-// Gradients of the parameters of each direction; none where a bias is missing, or where one is not wanted.
-template <class Real>
-struct GradientOutputs {
-  std::vector<std::optional<Output<Real>>> arrays;
-  std::vector<std::string> names;
-  bool are_given;
-};
-
-template <class Real>
-GradientOutputs<Real> gradient_outputs(const py::object& grads, const Problem& p, const Saved<Real>& saved) {
-  const CellShape& cell = *p.cell;
-  const std::size_t count = parameter_count(p);
-  const std::string content = parameter_content(cell, is_projected(p));
-  const auto given = tuple_of("grads", grads, std::size_t(p.D), "(one tuple for each direction)");
-  GradientOutputs<Real> gradients = {.arrays = {}, .names = {}, .are_given = given.has_value()};
-  for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
-    const auto direction = given ? tuple_of("grads", (*given)[d], count, content) : std::nullopt;
-    if (given && !direction) throw py::type_error("grads: expected a tuple " + content + ", got None");
-    for (std::size_t i = 0; i < count; ++i) {
-      const py::object array = entry(direction, i);
-      const std::string& name =
-          gradients.names.emplace_back("grads[" + std::to_string(d) + "]: " + parameter_name(cell, i));
-      const bool is_own = i >= weight_count && i < parameter_count(cell, false);  // the cell's
-      const bool is_unwanted = given && is_own && array.is_none();
-      const bool exists = saved.parameters[count * d + i].has_value() && !is_unwanted;
-      if (given && !is_unwanted && exists == array.is_none())
-        throw py::type_error(name + ": expected " + (exists ? "an array, got None" : "None, got an array"));
-      if (exists)
-        gradients.arrays.emplace_back(output<Real>(name, array, parameter_shape(p, i), true));
-      else
-        gradients.arrays.emplace_back();
-    }
-  }
-  return gradients;
+  ForwardCall<Real> call;
+  prepare(call, cell, in, sequences, std::move(parameters), given);
+  const TapeObject& tape = *call.tape;
+  const Problem& p = tape.problem;
+  if (p.run.last > p.run.first && given.memory.is_none()) run_forward(p, tape, call.saved, tape.tokens, call.last);
+  return finish(call);
 }
 
 template <class Real>
 py::tuple backward_of(const TapeObject& tape, const Saved<Real>& saved, const BackwardObjects& given) {
-  const CellShape& cell = *tape.problem.cell;
-  Problem p = tape.problem;
-  p.run = read_steps(given.steps, p);
-  if (p.run.first == p.run.last) throw py::value_error("steps: expected at least one step, got none");
-  const Windows windows = read_windows(given, p, tape.candidates.kept.has_value());
-  const auto of_each_window = [&](Index n) { return Shape{p.T, windows.most, p.B, n}; };
-  const auto steps_shape = [&](std::size_t s) { return shape_of_run(p, p.D * state_size(p, s)); };
-  StateObjects dsteps_objects = state_objects(cell, dsteps_names, given.dsteps);
-  dsteps_objects[0] = given.dy;
-  const StateObjects dstate_objects = state_objects(cell, dstate_names, given.dstate);
-  if (all_none(dsteps_objects) && all_none(dstate_objects))
-    throw py::value_error("dy, dstate: expected at least one gradient, got none");
-  const Real clip = Real(given.clip);
-  if (!(clip >= 0) || (clip == 0 && given.clip != 0))
-    throw py::value_error("clip_dh: expected a positive bound, got " + text(py::float_(given.clip)));
-  StateInputs<Real> dsteps;
-  dsteps[0] = optional_input<Real>("dy", given.dy, windows.each_dy ? of_each_window(p.P) : steps_shape(0));
-  for (std::size_t s = 1; s < std::size_t(cell.state_count); ++s)
-    dsteps[s] = optional_input<Real>(dsteps_names.of(cell, int(s)), dsteps_objects[s], steps_shape(s));
-  const auto dlast = state_inputs<Real>(p, dstate_names, dstate_objects);
-
-  TokenArrays own;
-  if (tape.x) own = tokens_of_run(*tape.x, p, saved);
-  const TokenArrays& tokens = tape.x ? own : tape.tokens;
-  p.U = Index(tokens.token.size());
-
-  const auto outs = tuple_of("out", given.out, 2, "(dx, dstate0)");
-  const bool need_dx = given.need_dx && p.input != InputKind::one_hot;
-  if (!need_dx && !entry(outs, 0).is_none()) throw py::value_error("out[0]: expected None, since dx is not computed");
-  std::optional<Output<Real>> dx;
-  const Shape dx_shape = windows.each_dx   ? of_each_window(p.I)
-                         : saved.embedding ? saved.embedding->array().shape()
-                                           : shape_of_run(p, p.I);
-  if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
-  const auto dstate0 = state_outputs<Real>(p, out_names, entry(outs, 1));
-
-  const StateObjects flow_objects = state_objects(cell, flow_names, given.flow);
-  StateOutputs<Real> flow, dstart;
-  for (std::size_t s = 0; s < most_states; ++s)
-    if (!flow_objects[s].is_none())
-      flow[s] = output<Real>(flow_names.of(cell, int(s)), flow_objects[s], steps_shape(s));
-  const bool adds_to_start = !given.dstart.is_none(), restarts = p.starts[0] || p.starts[1];
-  if (adds_to_start || restarts) dstart = state_outputs<Real>(p, dstart_names, given.dstart, true);
-
-  const GradientOutputs<Real> gradients = gradient_outputs(given.grads, p, saved);
-  if (outs || gradients.are_given || !given.flow.is_none() || adds_to_start) {
-    OverlapCheck check;
-    read_all(check, p, saved);
-    check.read("y", saved.y);
-    check.read("dy", dsteps[0]);
-    read_states(check, cell, dsteps_names, dsteps);
-    read_states(check, cell, dstate_names, dlast);
-    check.written("out[0]", dx);
-    write_states(check, cell, out_names, dstate0);
-    write_states(check, cell, flow_names, flow);
-    write_states(check, cell, dstart_names, dstart);
-    for (std::size_t i = 0; i < gradients.arrays.size(); ++i) check.written(gradients.names[i], gradients.arrays[i]);
-    check.run();
-  }
-
-  // The gradients of the states are carried in place, from the last states' to the initial states'.
-  const auto begin = [&] {
-    for (std::size_t s = 0; s < most_states; ++s) {
-      set(dstate0[s], dlast[s]);
-      if (restarts && !adds_to_start) set<Real>(dstart[s]);
-    }
-    // The kernels write what belongs to tokens that occur.
-    if (saved.embedding) set<Real>(dx);
-    for (std::size_t d = 0; d < std::size_t(p.D) && p.input == InputKind::one_hot && !gradients.are_given; ++d)
-      set<Real>(gradients.arrays[parameter_count(p) * d]);
-  };
-
-  const Index most = checked_threads(given.threads);
+  BackwardCall<Real> call(tape, saved);
+  prepare(call, given);
+  const Problem& p = call.problem;
   if (p.B > 0) {
-    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, need_dx, windows)) * sizeof(Real));
-    const TokenLinks links = link(tokens);
-    BackwardArgs<Real> args = {.problem = p,
-                               .x = rows_of_input(saved),
-                               .dx = dx ? dx->view() : View<Real>{},
-                               .directions = {},
-                               .accumulate = gradients.are_given,
-                               .scratch = static_cast<Real*>(scratch.data()),
-                               .tokens = view(tokens, links),
-                               .held = held_as<Real>(tape.held),
-                               .clip = clip,
-                               .windows = windows};
-    const StateViews<const Real> initial = views_of(saved.initial);
-    const BackwardArrays<Real> arrays = {.parameters = parameters_of<const Real>(p, saved.parameters),
-                                         .initial = initial,
-                                         .start = saved.start ? views_of(*saved.start) : initial,
-                                         .y = {static_cast<const Real*>(saved.y.data()), p.D * p.P},
-                                         .dsteps = views_of(dsteps),
-                                         .dstate = views_of(dstate0),
-                                         .dstart = views_of(dstart),
-                                         .flow = views_of(flow),
-                                         .gradients = parameters_of<Real>(p, gradients.arrays),
-                                         .renewed = bits_of(tape.zoneout),
-                                         .factors = saved.factors ? saved.factors->view() : View<const Real>{},
-                                         .kept = tape.candidates.view()};
-    for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.zoneout.rate[s]);
-    args.candidate_scale = Real(tape.candidates.scale());
-    set_directions(args, arrays, tape.memory);
-    call(
-        backward_threads(p, need_dx, most), [&](const Team& team) { kernels<Real>().backward(args, team); },
-        gradients.are_given || adds_to_start ? Interruption::once : Interruption::restart, begin);
+    const Buffer scratch(std::size_t(kernels<Real>().backward_scratch(p, call.need_dx, call.windows)) * sizeof(Real));
+    BackwardArgs<Real> args = backward_args(call);
+    args.scratch = static_cast<Real*>(scratch.data());
+    rnnfast::call(
+        backward_threads(p, call.need_dx, call.threads),
+        [&](const Team& team) { kernels<Real>().backward(args, team); }, call.interruption(), [&] { begin(call); });
   } else {
-    begin();
-    for (const auto& gradient : gradients.arrays)
-      if (!gradients.are_given) set<Real>(gradient);
+    begin(call);
+    for (const auto& gradient : call.gradients.arrays)
+      if (!call.gradients.are_given) set<Real>(gradient);
   }
-  for (std::size_t s = 0; s < most_states; ++s)
-    if (restarts && !adds_to_start && dstate0[s]) {
-      const py::array total = dstate0[s]->array().view();
-      called(numpy().attr("add"), py::make_tuple(total, dstart[s]->array().view(), total));
-    } else {
-      finish(dstart[s]);
-    }
-  for (const auto& out : flow) finish(out);
-
-  py::list by_direction;
-  for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
-    py::tuple direction(parameter_count(p));
-    for (std::size_t i = 0; i < direction.size(); ++i)
-      direction[i] = finish(gradients.arrays[direction.size() * d + i]);
-    by_direction.append(direction);
-  }
-  return py::make_tuple(finish(dx), finish(cell, dstate0), by_direction);
+  return finish(call);
 }
 
 // ---- Steps as they come --------------------------------------------------------------------------------------------
@@ -498,9 +110,8 @@ py::tuple forward_of_objects(const py::object& cell, const py::object& x, const 
 
 py::tuple forward(const CellShape& cell, const InputArrays& in, const Sequences& sequences, GivenParameters parameters,
                   const ForwardObjects& given) {
-  const bool is_wide = format_of(parameters) == Format::real && is_double("w_ih", *parameters.arrays[0]);
-  return is_wide ? forward_of<double>(cell, in, sequences, std::move(parameters), given)
-                 : forward_of<float>(cell, in, sequences, std::move(parameters), given);
+  return has_double(parameters) ? forward_of<double>(cell, in, sequences, std::move(parameters), given)
+                                : forward_of<float>(cell, in, sequences, std::move(parameters), given);
 }
 
 py::tuple backward(const py::object& tape, const BackwardObjects& given) {

@@ -82,8 +82,21 @@ constexpr Index most_members(const Problem& p) {
   return p.D * (p.B > groups ? p.B : groups);
 }
 
+// Of so many threads, those that a forward gains from.
+template <class Real>
+Index useful_threads(const Problem& p, Index threads) {
+  Index best = 1;
+  double speed = 1;
+  for (Index n = threads; double(n) > speed; --n)
+    if (const double other = kernels<Real>().speed_of_team(p, n); other > speed) best = n, speed = other;
+  return best;
+}
+
 // At most `most`, or as many as are set where that is 0.
-inline Index forward_threads(const Problem& p, Index most = 0) { return team_size(flops(p), most_members(p), most); }
+template <class Real>
+Index forward_threads(const Problem& p, Index most = 0) {
+  return useful_threads<Real>(p, team_size(flops(p), most_members(p), most));
+}
 
 inline Index backward_threads(const Problem& p, bool need_dx, Index most = 0) {
   return team_size((need_dx ? 2 : 1.5) * flops(p), most_members(p), most);

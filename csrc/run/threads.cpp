@@ -38,6 +38,9 @@ void pause() {
 // where other processes take the processors, it would spin while the one that it waits for waits for a processor.
 class Bell {
  public:
+  static constexpr int few_spins = 2000;    // bridge the unevenness of a chunk's shares, some 0.1 ms
+  static constexpr int many_spins = 20000;  // and what another member does meanwhile of a wave
+
   // To be called after each change that `done` of a wait depends on. The change and done() are sequentially consistent:
   // either the sleeper sees the change, or the ringer the sleeper.
   void ring() {
@@ -48,8 +51,8 @@ class Bell {
 
   // Waits until done(). Calls ask() every few milliseconds, or more often.
   template <class Done, class Ask>
-  void wait(Done&& done, Ask&& ask) {
-    if (done() || spin(done)) return;
+  void wait(Done&& done, Ask&& ask, int most_spins = few_spins) {
+    if (done() || spin(done, most_spins)) return;
     while (!done()) {
       {
         std::unique_lock lock(mutex_);
@@ -65,8 +68,7 @@ class Bell {
   // Whether spinning was enough. A thread whose spinning was in vain twice in a row leaves it out for some waits, for
   // more of them each time.
   template <class Done>
-  static bool spin(Done&& done) {
-    constexpr int most_spins = 2000;  // bridges the unevenness of a chunk's shares, some 0.1 ms
+  static bool spin(Done&& done, int most_spins) {
     constexpr int most_losses = 8;
     thread_local int losses = 0, waits_to_sleep = 0;
     if (waits_to_sleep > 0) {
@@ -292,6 +294,20 @@ Index team_size(double flops, Index parts, Index most) {
   if (worth < 2 || most < 2) return 1;
   if (!oversubscribes) most = std::min(most, scheduled_processors());
   return worth >= double(most) ? most : Index(worth);
+}
+
+bool wait_until(const Team& team, const std::function<bool()>& done) {
+  bool stops = false;
+  Bell* const bell = region_of(team).bell;
+  if (bell)
+    bell->wait([&] { return stops || done(); }, [&] { stops = interrupted(team); }, Bell::many_spins);
+  else
+    done();
+  return !stops;
+}
+
+void tell(const Team& team) {
+  if (Bell* const bell = region_of(team).bell) bell->ring();
 }
 
 Outcome run_parallel(Index threads, const std::function<void(const Team&)>& job, const std::function<bool()>& poll) {

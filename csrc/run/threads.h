@@ -33,4 +33,9 @@ enum class Outcome {
 // function may throw.
 Outcome run_parallel(Index threads, const std::function<void(const Team&)>& job, const std::function<bool()>& poll);
 
+// For a job whose members wait for each other's results, rather than for each other. wait_until returns when done(),
+// which is sequentially consistent, or as `interrupted`: false, the call was interrupted. Who makes it true calls tell.
+bool wait_until(const Team& team, const std::function<bool()>& done);
+void tell(const Team& team);
+
 }  // namespace rnnfast

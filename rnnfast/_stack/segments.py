@@ -18,6 +18,7 @@ from .._base.arrays import Array, quiet
 from .._base.names import ends_of
 from .._base.scalars import Integer, size
 from .._base.state import Parts, each, fill
+from . import wave
 from .call import Call, Given
 from .stack import Stack, factors, new_state
 from .tape import Checkpoints, LayerTape, Segment, Strand
@@ -151,6 +152,12 @@ def _run(
     """Run a segment through the layers of the strand by `run` of the core; yield what that returns for each layer."""
     y = x[segment.rows]
     layout = call.layout
+    if wave.pays(stack, call, len(y)):
+        shape = (*y.shape[:2], stack.h_size)
+        between = [_mask(stack, kept, shape) for kept in bits] if bits else None
+        training = run is _core.forward
+        yield from wave.run_forward(stack, call, y, states, between, segment.rows, outs, training=training)
+        return
     initial = _of_strand(stack, call.state, strand)
     for n, k in enumerate(strand.layers):
         if n and bits:

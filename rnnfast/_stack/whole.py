@@ -9,6 +9,7 @@ from .. import _core
 from .._base.arrays import Array, quiet
 from .._base.names import by_direction, ends_of
 from .._base.state import Parts
+from . import wave
 from .call import Call, Given
 from .stack import Stack, mask, state_of_layer
 from .tape import LayerTape
@@ -31,6 +32,8 @@ def _run(
     run: Callable[..., Any], stack: Stack[Any], call: Call, *, dropout: bool
 ) -> tuple[tuple[Array, ...], Parts, tuple[Any, ...], tuple[Array, ...]]:
     """Run each layer by `run` of the core."""
+    if wave.pays(stack, call, call.layout.T):
+        return _run_as_wave(stack, call, training=run is _core.forward, dropout=dropout)
     y = call.rows
     last: list[Parts] = []
     hidden: list[Array] = []
@@ -58,8 +61,27 @@ def _run(
         last.append(after)
         hidden = [*hidden, y] if tape else [y]
         kept += tape
-    whole = last[0] if len(last) == 1 else tuple(np.concatenate(parts) for parts in zip(*last, strict=True))
-    return tuple(hidden), whole, tuple(kept), tuple(masks)
+    return tuple(hidden), _whole_state(last), tuple(kept), tuple(masks)
+
+
+def _run_as_wave(
+    stack: Stack[Any], call: Call, *, training: bool, dropout: bool
+) -> tuple[tuple[Array, ...], Parts, tuple[Any, ...], tuple[Array, ...]]:
+    """Do the same where all layers run at once."""
+    layers = range(stack.num_layers)
+    shape = *call.layout.row_shape, stack.h_size
+    masks = [mask(stack, shape) for _ in layers[1:]] if dropout else None
+    states = [state_of_layer(stack, call.state, k) for k in layers]
+    results = wave.run_forward(stack, call, call.rows, states, masks, training=training)
+    hidden = [y for y, *_ in results]
+    kept = tuple(tape for _, _, *tapes in results for tape in tapes)
+    last = _whole_state([after for _, after, *_ in results])
+    return tuple(hidden if training else hidden[-1:]), last, kept, tuple(masks or ())
+
+
+def _whole_state(last: list[Parts]) -> Parts:
+    """Return the state of all layers."""
+    return last[0] if len(last) == 1 else tuple(np.concatenate(parts) for parts in zip(*last, strict=True))
 
 
 def backward(
@@ -68,6 +90,12 @@ def backward(
     """Run the layers backwards; fill dfirst, return dx and the gradients of the parameters."""
     d: Any = given.dy
     made: dict[str, Array] = {}
+    others = given.dsteps is not None or given.dh is not None or given.flow is not None
+    if not others and wave.pays(stack, tape.call, tape.call.layout.T, backward=True):
+        results = wave.run_backward(stack, tape, given, grads, dfirst)
+        for k, (_, _, new) in enumerate(results):
+            _add_named(stack, k, new, made)
+        return results[0][0], made
     for k in reversed(range(stack.num_layers)):
         d = given.with_layer(d, k)
         flow: Parts = () if given.flow is None else _room_for_steps(stack, tape.hidden[k])
@@ -86,9 +114,14 @@ def backward(
             given.flow(k, flow)
         if k and tape.masks:
             d *= tape.masks[k - 1]
-        for names, arrays in zip(stack.names_of(k), new, strict=True):
-            made |= {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
+        _add_named(stack, k, new, made)
     return d, made
+
+
+def _add_named(stack: Stack[Any], layer: int, new: Any, made: dict[str, Array]) -> None:
+    """Put the gradients of a layer's parameters there by name."""
+    for names, arrays in zip(stack.names_of(layer), new, strict=True):
+        made |= {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
 
 
 def _room_for_steps(stack: Stack[Any], h: Array) -> Parts:

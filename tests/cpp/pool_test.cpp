@@ -19,6 +19,8 @@ using rnnfast::Index;
 using rnnfast::Outcome;
 using rnnfast::run_parallel;
 using rnnfast::Team;
+using rnnfast::tell;
+using rnnfast::wait_until;
 
 constexpr Index most_threads = 4;
 
@@ -115,6 +117,44 @@ void questions_and_barriers_may_take_turns() {
   }
 }
 
+// Plain memory that goes from member to member, each of which waits for the one before: a wait that orders too little
+// is a data race.
+void a_member_waits_for_what_another_one_brings_about() {
+  for (int region = 0; region < 50; ++region) {
+    std::atomic<Index> turn = 0;
+    Index sum = 0;
+    const Outcome outcome = run_parallel(
+        most_threads,
+        [&](const Team& team) {
+          for (Index round = 0; round < 20; ++round) {
+            if (!wait_until(team, [&] { return turn.load() % team.size == team.rank; })) return;
+            sum += 1;
+            turn += 1;
+            tell(team);
+          }
+        },
+        never);
+    require(outcome == Outcome::finished && sum == turn, "members that wait for each other's results see them");
+  }
+}
+
+// Whoever waits for what never comes returns when rank 0 is told to stop, wherever that is.
+void an_interruption_ends_a_wait() {
+  for (const bool rank_0_waits : {true, false}) {
+    int asked = 0;
+    const Outcome outcome = run_parallel(
+        most_threads,
+        [&](const Team& team) {
+          if (rank_0_waits || team.rank > 0)
+            require(!wait_until(team, [] { return false; }), "a wait that is interrupted says so");
+          while (!team.interrupted(team)) std::this_thread::yield();
+        },
+        [&] { return ++asked == 3; });
+    require(outcome == Outcome::interrupted, "an interrupted region says so");
+    require(add_and_look(most_threads) == most_threads, "the pool works after an interruption");
+  }
+}
+
 void the_number_of_threads_is_kept() {
   const Index before = rnnfast::get_num_threads();
   require(before >= 1, "there is at least one thread");
@@ -138,7 +178,7 @@ void a_forked_child_starts_with_a_fresh_pool() {
   require(add_and_look(most_threads) == most_threads, "the parent's pool works on");
 }
 
-// Wherever rank 0 is when `poll` forks: at a barrier, between two, or waiting for the end.
+// Wherever rank 0 is when `poll` forks: at a barrier, between two, waiting for a result or for the end.
 void a_child_that_poll_forks_abandons_the_region() {
   for (const bool at_barrier : {true, false})
     for (int asked_before : {0, 1, 50}) {
@@ -176,6 +216,8 @@ constexpr Property properties[] = {
     {"a call inside a region runs alone", a_call_inside_a_region_runs_alone},
     {"an interrupted region ends", an_interrupted_region_ends},
     {"questions and barriers may take turns", questions_and_barriers_may_take_turns},
+    {"a member waits for what another one brings about", a_member_waits_for_what_another_one_brings_about},
+    {"an interruption ends a wait", an_interruption_ends_a_wait},
     {"the number of threads is kept", the_number_of_threads_is_kept},
 #if HAS_FORK
     {"a forked child starts with a fresh pool", a_forked_child_starts_with_a_fresh_pool},

@@ -156,7 +156,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
   Span elements[most_states];  // the item's
   for (int i = 0; i < states; ++i) elements[i] = elements_of<Real>(p, item, i);
 
-  if (is_normalised(cell)) clear_sums(p, scratch.sums, item);
+  if (is_normalised(cell) && chunk.begins) clear_sums(p, scratch.sums, item);
   for (Index step = 0; step < chunk.steps; ++step) {
     const Index t = chunk.t + (order.reverse ? step : chunk.steps - 1 - step), row = row_of(p, t) + item.first;
     bool mixes = false;  // only in units of its own
@@ -171,7 +171,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     }
     s.gate_row = row - tape_row;
     s.dgates = scratch.dgates, s.dvectors = scratch.dvectors, s.vectors = scratch.vectors;
-    s.dgate_row = row - row_of(p, chunk.t);
+    s.dgate_row = row - chunk.first_row;
     s.dy = at(dy, row - run_row);
     for (int i = 0; i < states; ++i) {
       if (cell.reads_before[i]) s.before[i] = state_before(p, before[i], item, t, elements[i], mixes);
@@ -267,86 +267,131 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     });
 }
 
+// A chunk as a direction takes it as its i-th.
+inline Chunk chunk_of_backward(const Problem& p, int d, Index i) {
+  const ChunkSteps steps = run_chunk(p, i, !time_order(p, d).reverse);
+  const Index first = row_of(p, steps.first);
+  return {.direction = d,
+          .chunk = steps.chunk,
+          .t = steps.first,
+          .steps = steps.last - steps.first,
+          .rows = row_of(p, steps.last) - first,
+          .first_row = first,
+          .rounds = 0,
+          .first = i == 0,
+          .begins = true};
+}
+
+// dx of steps that have been gone through, this member's share.
+template <class Real>
+void backward_input(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Chunk& chunk,
+                    const Team& team) {
+  const Problem& p = args.problem;
+  const auto& direction = scratch.directions[chunk.direction];
+  const Index first = share(chunk.rows, team.rank, team.size), row = row_of(p, chunk.t);
+  const Index from = row - chunk.first_row;
+  const View<Real> out = at(direction.dx, row - row_of(p, p.run.first));
+  Product<Real> dx = {.dgates = direction.dgates,
+                      .gate_row = from + first,
+                      .init = {},
+                      .out = at(out, first),
+                      .rows = share(chunk.rows, team.rank + 1, team.size) - first,
+                      .columns = all(direction.w_ih.columns)};
+  if (direction.unpacked_w_ih.data && !is_thin(p.I))
+    dx.gate_row = from, dx.out = out, dx.rows = chunk.rows, dx.columns = my_columns(dx.columns, team);
+  multiply_input(*p.cell, dx, direction, team);
+}
+
+// What a chunk adds to the gradients of the parameters, this member's share.
+template <class Real>
+void backward_sums(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Chunk (&chunk)[2],
+                   const Team& team) {
+  const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
+  const bool sums = is_normalised(cell);
+  for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
+    const auto& direction = scratch.directions[d];
+    if (direction.unpacked_w_hh.data)
+      unpacked_weight_gradients(args, scratch, d, span);
+    else
+      weight_gradients(args, scratch, chunk[d], span, team);
+    sum_vectors(p,
+                VectorSums<Real>{.terms = sums ? direction.sums : direction.dvectors,
+                                 .slots = sums ? sum_count(cell) : cell.vector_count,
+                                 .units = direction.w_hh.units,
+                                 .rows = sums ? direction.sums.rows : chunk[d].rows,
+                                 .add = !chunk[d].first || args.accumulate},
+                span, args.directions[d].gradients);
+    if (p.input != InputKind::dense)
+      sum_by_token(TableBlocks<Real>{.table = direction.table, .units = direction.w_hh.units, .span = span}, cell,
+                   direction.dgates, args.tokens, RowRange{.first = row_of(p, chunk[d].t), .count = chunk[d].rows});
+  });
+  if (is_projected(p)) projection_gradients(args, scratch.projections, chunk, team);
+}
+
+// The gradients of the weights as the caller has them, this member's share.
+template <class Real>
+void backward_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Team& team) {
+  const Problem& p = args.problem;
+  for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
+    for_each_gradient(p, args.directions[d].gradients, scratch.directions[d],
+                      [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
+                        unpack(panels, k, gradient, span);
+                      });
+  });
+  if (is_projected(p)) unpack_projections(args, scratch.projections, team);
+}
+
+template <class Real>
+__attribute__((noinline, cold)) void backward_by_part(const BackwardArgs<Real>& args,
+                                                      const BackwardScratch<Real>& scratch, const Team& team) {
+  const Problem& p = args.problem;
+  if (args.part == BackwardPart::weights) return backward_prepare(args, scratch, team);
+  if (args.part == BackwardPart::gradients) return backward_gradients(args, scratch, team);
+  const Index last = run_chunks(p) - 1, place = chunk_of(p, args.of_part.first) - chunk_of(p, p.run.first);
+  Chunk chunk[2] = {chunk_of_backward(p, 0, last - place), {}};
+  if (args.part == BackwardPart::operands) return regroup_chunk(args, scratch, chunk[0], team);
+  if (args.part == BackwardPart::sums) return backward_sums(args, scratch, chunk, team);
+  Chunk& some = chunk[0];
+  some.begins = args.of_part.last == some.t + some.steps;
+  some.t = args.of_part.first, some.rounds = some.steps = steps_of(args.of_part), some.rows = some.steps * p.B;
+  for_each_item<Real>(p, team, [&](const Item& item) { backward_chunk(args, scratch, item, some, team); });
+  if (args.dx.data) backward_input(args, scratch, some, team);
+}
+
 template <class Real>
 void backward(const BackwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
-  const CellShape& cell = *p.cell;
   Arena<Real> arena = {.base = args.scratch, .used = 0};
   BackwardScratch<Real> scratch = lay_out_backward(p, args.dx, args.dx.data != nullptr, args.windows, arena);
-  const Index units = count(scratch.directions[0].w_hh.units);
-  const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p, args.windows), sums = is_normalised(cell);
+  const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p, args.windows);
   for (Index d = 0; d < p.D && !packs; ++d) {
     const Parameters<const Real>& parameters = args.directions[d].parameters;
     scratch.directions[d].unpacked_w_ih = input_rows(p, parameters);
     scratch.directions[d].unpacked_w_hh = recurrent_rows(p, parameters);
     if (is_projected(p)) scratch.projections[d].caller = projection_rows(p, parameters);
   }
+  if (args.part != BackwardPart::all) return backward_by_part(args, scratch, team);
   backward_prepare(args, scratch, team);
   if (!team.barrier(team)) return;
 
   for (Index i = 0, chunks = run_chunks(p); i < chunks; ++i) {
     Chunk chunk[2] = {};
-    for (int d = 0; d < p.D; ++d) {
-      const ChunkSteps steps = run_chunk(p, i, !time_order(p, d).reverse);
-      const Index rows = row_of(p, steps.last) - row_of(p, steps.first);
-      chunk[d] = {.direction = d,
-                  .chunk = steps.chunk,
-                  .t = steps.first,
-                  .steps = steps.last - steps.first,
-                  .rows = rows,
-                  .rounds = 0,
-                  .first = i == 0};
-    }
+    for (int d = 0; d < p.D; ++d) chunk[d] = chunk_of_backward(p, d, i);
     for (Chunk& c : chunk) c.rounds = max_index(chunk[0].steps, chunk[1].steps);
     for (int d = 0; d < p.D && packs; ++d) regroup_chunk(args, scratch, chunk[d], team);
     for_each_item<Real>(p, team,
                         [&](const Item& item) { backward_chunk(args, scratch, item, chunk[item.direction], team); });
     if (!team.barrier(team)) return;
-    for (Index d = 0; d < p.D && args.dx.data && dense && !args.windows.each_dx; ++d) {
-      const auto& direction = scratch.directions[d];
-      const Index rows = chunk[d].rows, first = share(rows, team.rank, team.size);
-      const View<Real> out = at(direction.dx, row_of(p, chunk[d].t) - row_of(p, p.run.first));
-      Product<Real> dx = {.dgates = direction.dgates,
-                          .gate_row = first,
-                          .init = {},
-                          .out = at(out, first),
-                          .rows = share(rows, team.rank + 1, team.size) - first,
-                          .columns = all(direction.w_ih.columns)};
-      if (!packs && !is_thin(p.I))
-        dx.gate_row = 0, dx.out = out, dx.rows = rows, dx.columns = my_columns(dx.columns, team);
-      multiply_input(cell, dx, direction, team);
-    }
-    for_my_blocks(units, p.D, team, [&](int d, Span span) {
-      const auto& direction = scratch.directions[d];
-      if (packs)
-        weight_gradients(args, scratch, chunk[d], span, team);
-      else
-        unpacked_weight_gradients(args, scratch, d, span);
-      sum_vectors(p,
-                  VectorSums<Real>{.terms = sums ? direction.sums : direction.dvectors,
-                                   .slots = sums ? sum_count(cell) : cell.vector_count,
-                                   .units = direction.w_hh.units,
-                                   .rows = sums ? direction.sums.rows : chunk[d].rows,
-                                   .add = !chunk[d].first || args.accumulate},
-                  span, args.directions[d].gradients);
-      if (!dense)
-        sum_by_token(TableBlocks<Real>{.table = direction.table, .units = direction.w_hh.units, .span = span}, cell,
-                     direction.dgates, args.tokens, RowRange{.first = row_of(p, chunk[d].t), .count = chunk[d].rows});
-    });
-    if (is_projected(p)) projection_gradients(args, scratch.projections, chunk, team);
+    for (int d = 0; d < p.D && args.dx.data && dense && !args.windows.each_dx; ++d)
+      backward_input(args, scratch, chunk[d], team);
+    backward_sums(args, scratch, chunk, team);
     if (!team.barrier(team)) return;
   }
   if (!dense && !table_gradients(args, scratch, team)) return;
 
-  if (packs)
-    for_my_blocks(units, p.D, team, [&](int d, Span span) {
-      for_each_gradient(p, args.directions[d].gradients, scratch.directions[d],
-                        [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
-                          unpack(panels, k, gradient, span);
-                        });
-    });
-  if (packs && is_projected(p)) unpack_projections(args, scratch.projections, team);
+  if (packs) backward_gradients(args, scratch, team);
   if (args.dx.data && (p.D == 2 || !dense)) {
     const Index rows = dense ? run_rows(p) : p.U;
     for (Index row = share(rows, team.rank, team.size); row < share(rows, team.rank + 1, team.size); ++row) {

@@ -139,12 +139,31 @@ RNNFAST_INLINE bool divides_units(const Problem& p, Index threads) {
          (p.B < few_rows * parts || bytes > cache_sizes.near);
 }
 
-// Steps [t, t + steps) of a direction, which a backward has gone through.
+// How many times as fast as one thread so many are in forward, roughly. Members that divide the rows read all of w_hh,
+// which takes as long as a few rows do. Members that divide the units meet at each product, which takes as long as
+// reading the least share; but they gain more than that where the second cache level holds their shares of w_hh, and
+// has no room for all of it beside what else a step needs.
+template <class Real>
+double speed_of_team(const Problem& p, Index threads) {
+  if (!divides_units<Real>(p, threads)) {
+    const Index group = is_normalised(*p.cell) ? rows_of_sum : 1, groups = (p.B + group - 1) / group;
+    const Index parts = min_index(max_index(threads / p.D, 1), groups), rows = (groups + parts - 1) / parts * group;
+    return double(min_index(threads, p.D)) * double(few_rows + p.B) / double(few_rows + rows);
+  }
+  const Index bytes = p.cell->gate_count * p.H * p.head * Index(sizeof(Real)), parts = threads / p.D;
+  if (2 * bytes > cache_sizes.near) return double(parts * p.D);
+  const double share = double(bytes) / double(parts), meetings = p.cell->phase_count + is_projected(p);
+  return double(parts * p.D) * share / (share + meetings * double(least_share));
+}
+
+// Steps [t, t + steps) of a direction, which a backward goes through or has gone through.
 struct Chunk {
   int direction;
   Index chunk, t, steps, rows;
-  Index rounds;  // steps of the direction that takes more: joined members wait for each other in all of them
-  bool first;    // in the order of backward
+  Index first_row;  // where dgates begin: at t, or at an earlier step where these are some of the steps
+  Index rounds;     // steps of the direction that takes more: joined members wait for each other in all of them
+  bool first;       // in the order of backward
+  bool begins;      // with its last step
 };
 
 // Joined members wait for all. False: the call was interrupted.
