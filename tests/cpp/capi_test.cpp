@@ -91,7 +91,8 @@ struct State {
 rnnfast_stream* make_stream() {
   const rnnfast_weights layer = {weights.data(), weights.data() + G * H * H, nullptr, nullptr, nullptr},
                         layers[L] = {layer, layer};
-  const rnnfast_stack stack = {"lstm", RNNFAST_FLOAT32, L, I, H, layers, nullptr, 0, 0, nullptr, 0, RNNFAST_SAME, nullptr};
+  const rnnfast_stack stack = {"lstm", RNNFAST_FLOAT32, L,      I, H, layers, nullptr, 0, 0, nullptr,
+                               0,      RNNFAST_SAME,    nullptr};
   rnnfast_stream* stream = nullptr;
   succeed(api.stream_create(&stack, B, &stream));
   return stream;
