@@ -123,7 +123,7 @@ def make_job(
         rows["resets"] = np.random.default_rng(seed).random((T, B)) < resets
     gates = held_gates(layer.cell)
     if learned:
-        layer.learn_initial_state = True
+        vars(layer)["learn_initial_state"] = True  # which cannot be assigned
         for name, n in zip(initial(layer.cell), state_sizes(layer), strict=True):
             layer.parameters[name] = normal((L * D, n), layer.dtype, seed + 9)
     job = Job(
