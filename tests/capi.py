@@ -40,6 +40,8 @@ class Stack(Structure):
         *sizes("proj_size", "num_heads"),
         ("zoneout", POINTER(c_double)),
         ("layer_norm_eps", c_double),
+        ("format", c_int),
+        ("scales", POINTER(c_void_p)),
     ]
 
 

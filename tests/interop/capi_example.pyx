@@ -7,6 +7,7 @@ from rnnfast.capi cimport (
     RNNFAST_FLOAT32,
     RNNFAST_FLOAT64,
     RNNFAST_OK,
+    RNNFAST_SAME,
     rnnfast_api,
     rnnfast_backward_args,
     rnnfast_forward_args,

@@ -720,7 +720,7 @@ def test_a_gradient_of_another_parameter_may_be_unwanted(dmore: Any) -> None:
 
 
 def test_a_stream_says_what_does_not_fit() -> None:
-    layer = make_layer("gru")
+    layer, scales = make_layer("gru"), np.ones(100, np.float32)
     c = SOME
     stream = ctypes.c_void_p()
     unfit: list[tuple[dict[str, Any], int, str]] = [
@@ -730,6 +730,10 @@ def test_a_stream_says_what_does_not_fit() -> None:
         ({}, 0, "L, I, H, B: expected at least 1, got less"),
         ({"input_size": 2**61}, 1, "L, I, H, B: expected sizes that fit the address space, got more"),
         ({"layers": (capi.Weights * 1)()}, 1, "w_ih, w_hh: expected arrays, got NULL"),
+        ({"format": 3}, 1, "format: expected RNNFAST_SAME, RNNFAST_BFLOAT16 or RNNFAST_INT8, got 3"),
+        ({"format": 1, "dtype": 1}, 1, "format: expected RNNFAST_SAME for float64, got 1"),
+        ({"format": 2}, 1, "scales: expected an array for RNNFAST_INT8, got NULL"),
+        ({"format": 2, "scales": capi.state_of(scales, None, None)}, 1, "scales: expected arrays, got NULL"),
     ]
     for change, B, message in unfit:
         stack = capi.stack_of(layer)
@@ -741,6 +745,10 @@ def test_a_stream_says_what_does_not_fit() -> None:
     peephole.layers[0].more = None
     assert API.stream_create(peephole, 1, stream) == INVALID
     assert API.message().decode() == "peephole: expected an array, got NULL"
+    normalised = capi.stack_of(make_layer("gru_norm"))
+    set_fields(format=2, scales=capi.state_of(scales, scales, None))(normalised)
+    assert API.stream_create(normalised, 1, stream) == INVALID
+    assert API.message().decode() == "format: expected another format for gru_norm, got int8"
     stack = capi.stack_of(layer)
     assert API.stream_create(stack, 2**48, stream) == capi.NO_MEMORY
     assert API.stream_create(None, 1, stream) == INVALID
