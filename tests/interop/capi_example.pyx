@@ -104,7 +104,7 @@ def stream(object layer, object x, object y):
     cell = layer.cell.encode()
     cdef rnnfast_stack stack = rnnfast_stack(
         cell, dtype, layer.num_layers, layer.input_size, layer.hidden_size, &weights[0], NULL,
-        layer.proj_size, layer.num_heads, NULL, layer.eps or 0
+        layer.proj_size, layer.num_heads, NULL, layer.eps or 0, RNNFAST_SAME, NULL
     )
     cdef Py_ssize_t t, T = x.shape[0], x_step = x[0].nbytes, y_step = y[0].nbytes
     cdef const char* source = <const char*> data(x)
