@@ -56,8 +56,9 @@ Index next_of_pair(const std::uint32_t* units, Index vectors, std::uint32_t reac
 
 // A group of slots of a block.
 template <class S, int vectors>
-RNNFAST_INLINE void add_pairs(const Pairs<typename S::Real>& pairs, Index slot, const typename S::Real* operands,
-                              typename S::V& before, typename S::V (&a)[vectors]) {
+RNNFAST_INLINE void add_pairs([[maybe_unused]] const Pairs<typename S::Real>& pairs, [[maybe_unused]] Index slot,
+                              [[maybe_unused]] const typename S::Real* operands, [[maybe_unused]] typename S::V& before,
+                              [[maybe_unused]] typename S::V (&a)[vectors]) {
 #if defined(__AVX512F__)
   constexpr int units = vectors * S::lanes;
 #pragma GCC unroll 2
