@@ -356,6 +356,30 @@ RNNFAST_INLINE Where load_where(const std::uint16_t* p) {
 constexpr bool has_pairs = false;
 #endif
 
+// The lowest byte of each lane, of the widest vector of float.
+#if defined(__AVX512F__)
+RNNFAST_INLINE void store_bytes(unsigned char* p, Simd<float, 16>::Bits v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(__mmask16(-1), __m512i(v)));
+}
+#elif defined(__AVX2__)
+RNNFAST_INLINE void store_bytes(unsigned char* p, Simd<float, 8>::Bits v) {
+  const __m256i first_of_four = _mm256_set1_epi32(0x0c080400);
+  const __m256i bytes = _mm256_shuffle_epi8(__m256i(v), first_of_four);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                   _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+}
+#elif defined(RNNFAST_SSE)
+RNNFAST_INLINE void store_bytes(unsigned char* p, Simd<float, 4>::Bits v) {
+  const __m128i words = _mm_packs_epi32(__m128i(v & 0xff), __m128i{});
+  const int bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+  __builtin_memcpy(p, &bytes, sizeof(bytes));
+}
+#else
+RNNFAST_INLINE void store_bytes(unsigned char* p, Simd<float, 4>::Bits v) {
+  for (int lane = 0; lane < 4; ++lane) p[lane] = (unsigned char)(v[lane] & 0xff);
+}
+#endif
+
 // a[first], b[first], a[first + 1], b[first + 1], ...
 template <class S, int first, int... i>
 RNNFAST_INLINE typename S::V interleave(typename S::V a, typename S::V b, Lanes<i...>) {

@@ -61,7 +61,6 @@ __attribute__((noinline)) void quantize(const View<const Real>& rows, Index coun
   using S = Widest<Real>;
   // Added to a number, it leaves that one rounded to an integer in the lowest bits.
   const Real shift = Real(0x1.8p23) + Real(integers->adds_128 ? 128 : 0);
-  typedef signed char Bytes __attribute__((vector_size(S::lanes)));
   for (Index row = 0; row < count; ++row) {
     const Real* a = at(rows, row).data;
     const Real m = greatest<S>(a, K, least);
@@ -71,9 +70,7 @@ __attribute__((noinline)) void quantize(const View<const Real>& rows, Index coun
     auto* bytes = reinterpret_cast<unsigned char*>(to.words + row * to.stride);
     for (Index k = 0; k < K; k += S::lanes) {
       const typename S::V v = load_lanes<S>(a + k, int(min_index(S::lanes, K - k)));
-      const auto bits = reinterpret_cast<typename S::Bits>(v * inverse + shift);
-      const Bytes narrow = __builtin_convertvector(bits, Bytes);
-      __builtin_memcpy(bytes + k, &narrow, sizeof(narrow));
+      store_bytes(bytes + k, reinterpret_cast<typename S::Bits>(v * inverse + shift));
     }
   }
 }
