@@ -10,7 +10,14 @@ from ._errors import at
 
 SIGNED = TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64
 INTEGERS = frozenset({*SIGNED, TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64})
-NUMBERS = INTEGERS | {TensorProto.BOOL, TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16}
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+NUMBERS = INTEGERS | {
+    TensorProto.BFLOAT16,
+    TensorProto.BOOL,
+    TensorProto.DOUBLE,
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+}
 
 
 def operator_of(node: onnx.NodeProto) -> str:
@@ -33,7 +40,8 @@ def alone(node: onnx.NodeProto, opset: int) -> onnx.ModelProto:
     ends = dict.fromkeys(filter(None, node.input)), filter(None, node.output)
     with at(title_of(node)):
         graph = helper.make_graph([node], "node", *([onnx.ValueInfoProto(name=name) for name in end] for end in ends))
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)])
+        own = [] if node.domain in ("", "ai.onnx") else [helper.make_opsetid(node.domain, 1)]
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset), *own])
 
 
 def array_of(tensor: onnx.TensorProto) -> Array:
@@ -56,6 +64,10 @@ def array_of(tensor: onnx.TensorProto) -> Array:
 def check(node: onnx.NodeProto, opset: int) -> None:
     """Check that a node is what the schema of its operator says."""
     with at(title_of(node)):
+        if node.domain == MICROSOFT:  # the onnx package does not know it: an LSTM of opset 7 and more inputs
+            known = helper.make_node("LSTM", node.input[:8], node.output, node.name)
+            known.attribute.extend(node.attribute)
+            node, opset = known, 7
         context = onnx.checker.C.CheckerContext()
         context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": opset, "ai.onnx": opset}
         onnx.checker.check_node(node, context)
