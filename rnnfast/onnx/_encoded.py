@@ -71,14 +71,15 @@ def _encoded(
     if maker is None:
         return None
     if widens(maker, constants):
-        arrays: tuple[Array, ...] = (constants[maker.input[0]].view(np.uint16),)
+        bits = np.ascontiguousarray(constants[maker.input[0]]).view(np.uint32)
+        if (bits & 0xFFFF).any():
+            return None
+        arrays: tuple[Array, ...] = ((bits >> 16).astype(np.uint16),)
     elif operator_of(maker) == "DequantizeLinear":
         q, scale, zero_point = QuantizingNode(maker, opset).parts(constants, room)
         q, scale = centred(q, zero_point), np.broadcast_to(scale, q.shape)
-        if (
-            np.abs(q).max(initial=0) > LARGEST
-            or not (np.isfinite(scale) & ((scale > 0) | (q == 0) & (scale == 0))).all()
-        ):
+        fits = (np.abs(q) <= LARGEST) & np.isfinite(scale) & ((scale > 0) | (q == 0) & (scale == 0))
+        if not fits.all():
             return None
         arrays = q.astype(np.int8), scale
     else:

@@ -6,6 +6,7 @@ file is opened, and `Room` bounds the memory that its nodes can ask for.
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -119,9 +120,10 @@ def behind(graph: onnx.GraphProto, names: Iterable[str]) -> tuple[list[onnx.Node
 
 
 def widens(node: onnx.NodeProto, constants: Mapping[str, Array]) -> bool:
-    """Return whether a node makes floats of numbers of bfloat16."""
+    """Return whether a node makes float32 of constants of bfloat16, which are arrays of float32 here."""
     given = [*filter(None, node.input)]
-    return operator_of(node) == "Cast" and all(constants[name].dtype.name == "bfloat16" for name in given)
+    floats = all(name in constants and constants[name].dtype == np.float32 for name in given)
+    return operator_of(node) == "Cast" and floats and _element_type(node) == TensorProto.FLOAT
 
 
 def step_of(node: onnx.NodeProto, opset: int) -> MovingNode | QuantizingNode:

@@ -30,8 +30,8 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     model : onnx.ModelProto
         Of opset 7 or newer. It may have any other operators before, after and beside the recurrent ones.
     node : str, int or onnx.NodeProto, optional
-        The name of a node LSTM, GRU, RNN or DynamicQuantizeLSTM, its number among these, or the node itself. By default all of them are a
-        stack: each must read what the one before puts out.
+        The name of a node LSTM, GRU, RNN or DynamicQuantizeLSTM, its number among these, or the node itself. By default
+        all of them are a stack: each must read what the one before puts out.
 
     Returns
     -------

@@ -151,8 +151,8 @@ class Operator:
                 raise ValueError(self._expected(name, f"shape ({', '.join(sizes[k] for k in axes)})", a.shape))
         I, H = w.shape[axes[2]], r.shape[axes[2]] if self.hidden_size is None else self.hidden_size
         for name, a, n in (("W", w, I), ("R", r, H)):
-            sizes = D, G * H, n
-            self._checked(a, name, tuple(sizes[k] for k in axes), w.dtype)
+            shape = D, G * H, n
+            self._checked(a, name, tuple(shape[k] for k in axes), w.dtype)
         w, r = w.transpose(axes), r.transpose(axes)
         dtype = np.dtype(np.float32) if integers else w.dtype
         b = None if B is None else self._checked(B, "B", (D, 2 * G * H), dtype).reshape(D, 2, G * H)

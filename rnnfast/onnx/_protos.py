@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -58,7 +59,7 @@ def array_of(tensor: onnx.TensorProto) -> Array:
             msg = f"expected sizes of at least 0, got {[*tensor.dims]}"
             raise ValueError(msg)
         array: Array = numpy_helper.to_array(tensor)
-        return array
+        return array.astype(np.float32) if tensor.data_type == TensorProto.BFLOAT16 else array  # NumPy has no bfloat16
 
 
 def check(node: onnx.NodeProto, opset: int) -> None:

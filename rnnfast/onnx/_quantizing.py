@@ -119,8 +119,9 @@ class QuantizingNode:
 
 
 def _quantized(x: Array, scale: Array, zero_point: Array) -> Array:
-    range_of = np.iinfo(zero_point.dtype)
-    return np.clip(np.rint(x / scale) + zero_point, range_of.min, range_of.max).astype(zero_point.dtype)
+    bounds = np.iinfo(zero_point.dtype)
+    q: Array = np.clip(np.rint(x / scale) + zero_point, bounds.min, bounds.max).astype(zero_point.dtype)
+    return q
 
 
 def _dequantized(x: Array, scale: Array, zero_point: Array) -> Array:
