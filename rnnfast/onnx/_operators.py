@@ -79,6 +79,7 @@ CELLS = {
     ("rnn_tanh", False, False, ("relu",)): "rnn_relu",
 }
 
+LARGEST_SCALE = 1e36  # of integers: 255 times that is a float32
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}  # which run backwards in time
 
 
@@ -193,9 +194,9 @@ class Operator:
             if each.shape not in ((D,), (D, rows)):
                 raise ValueError(self._expected(full, f"shape {(D,)} or {(D, rows)}", each.shape))
             each = self._checked(each, full, each.shape, dtype)
-            if kind == "scale" and not (np.isfinite(256 * each) & (each >= 0)).all():
-                wrong = each[~(np.isfinite(256 * each) & (each >= 0))][0]
-                raise ValueError(self._expected(full, "numbers of at least 0, 256 times which are finite", wrong))
+            fits = (each >= 0) & (each <= LARGEST_SCALE)
+            if kind == "scale" and not fits.all():
+                raise ValueError(self._expected(full, f"numbers from 0 to {LARGEST_SCALE:.0e}", each[~fits][0]))
             checked_steps.append(np.broadcast_to(each.reshape(D, -1), (D, rows)))
         scales, zero_points = checked_steps
         return scales, zero_points

@@ -130,7 +130,6 @@ def seed_of_integers() -> Model:
         "W_zero": np.full((2, 4 * H), 128, np.uint8),
         "R_scale": np.full(2, 0.01, np.float32),
         "R_zero": np.full(2, 130, np.uint8),
-        "lengths": np.arange(1, B + 1, dtype=np.int32),
         "G": rng.standard_normal((1, 3 * H, I)).astype(np.float32),
         "G_scale": np.full(3 * H, 0.02, np.float32),
         "G_zero": np.zeros(3 * H, np.int8),
@@ -156,7 +155,10 @@ def seed_of_integers() -> Model:
     graph = helper.make_graph(
         nodes,
         "graph",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["T", "B", I])],
+        [
+            helper.make_tensor_value_info("X", TensorProto.FLOAT, ["T", "B", I]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT32, ["B"]),
+        ],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("Y", "Y_h", "h")],
         [numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items()],
     )
