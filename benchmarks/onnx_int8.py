@@ -10,6 +10,7 @@ Then the times of one step, as `benchmarks.quantized` has them.
 """
 
 import argparse
+import itertools
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from benchmarks.streaming import session_of
 from rnnfast.onnx import from_onnx, to_onnx
 
 T = 100
+FORMS = (1, 1), (1, 4), (2, 1), (2, 4)  # layers and gain
 
 
 def quantized_by_onnxruntime(layer: Any, *, per_channel: bool) -> Any:
@@ -40,9 +42,10 @@ def quantized_by_onnxruntime(layer: Any, *, per_channel: bool) -> Any:
         return onnx.load(result)
 
 
-def errors(H: int, B: int, gain: float, *, per_channel: bool) -> dict[str, tuple[float, float]]:
-    """Return the errors of an LSTM, root mean square and largest, by who computes it."""
-    layer = rnnfast.LSTM(H, H, seed=0)
+def errors(H: int, B: int, form: tuple[int, int], *, per_channel: bool) -> dict[str, tuple[float, float]]:
+    """Return the errors of an LSTM of so many layers and such a gain, by who computes it."""
+    num_layers, gain = form
+    layer = rnnfast.LSTM(H, H, num_layers=num_layers, seed=0)
     for parameter in layer.parameters.values():
         parameter *= gain
     x = np.random.default_rng(0).standard_normal((T, B, H), np.float32)
@@ -73,15 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.disable()  # advice of ONNX Runtime's tool
     if options.part != "steps":
         print("errors, root mean square and largest, in percent of y's root mean square; T = 100")
-        print(f"scales      gain     B     H {'rnnfast':>15} {'onnxruntime':>15} {'quantize(int8)':>15}")
-        for per_channel in (False, True):
-            for gain in (1, 4):
-                for B in options.batches:
-                    for H in options.sizes:
-                        found = errors(H, B, gain, per_channel=per_channel)
-                        kind = "of rows" if per_channel else "of tensors"
-                        cells = [f"{mean:7.2%} {largest:7.1%}" for mean, largest in found.values()]
-                        print(f"{kind:10} {gain:5} {B:5} {H:5} {' '.join(cells)}", flush=True)
+        print(f"scales     layers  gain     B     H {'rnnfast':>15} {'onnxruntime':>15} {'quantize(int8)':>15}")
+        for per_channel, form, B, H in itertools.product((False, True), FORMS, options.batches, options.sizes):
+            found = errors(H, B, form, per_channel=per_channel)
+            kind = "of rows" if per_channel else "of tensors"
+            cells = [f"{mean:7.2%} {largest:7.1%}" for mean, largest in found.values()]
+            print(f"{kind:10} {form[0]:6} {form[1]:5} {B:5} {H:5} {' '.join(cells)}", flush=True)
     if options.part != "errors":
         print()
         quantized.steps(options)

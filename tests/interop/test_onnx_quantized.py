@@ -352,7 +352,7 @@ WRONG = {
     "two axes": (replace("W", np.zeros((I, 4 * H), np.int8)), r"W: expected shape \(D, I, 4·H\), got"),
     "negative": (replace("W_scale", np.full(1, -1, np.float32)), "W_scale: expected numbers from 0 to 1e.36, got -1"),
     "NaN": (replace("W_scale", np.full(1, np.nan, np.float32)), "W_scale: expected numbers from 0 to 1e.36, got nan"),
-    "huge": (replace("R_scale", np.full(1, 3e38, np.float32)), "R_scale: expected numbers from 0 to 1e.36, got 3e"),
+    "huge": (replace("R_scale", np.full(1, 3e38, np.float32)), "R_scale: expected numbers from 0 to 1e.36, got 3"),
     "layout": (attribute("layout", 1), ".*layout"),
     "an attribute of another": (attribute("linear_before_reset", 1), ".*linear_before_reset"),
     "an input more": (lambda model: model.graph.node[0].input.append("X"), "expected at most 12 inputs, got 13"),
