@@ -55,8 +55,8 @@ def int8_rows(q: Array, scale: Array, zero_point: Array) -> tuple[Array, Array]:
 class QuantizingNode:
     """A node QuantizeLinear or DequantizeLinear; attributes as of `MovingNode`.
 
-    `quantize` and `dequantize` are as the specification has them: with a scale for the tensor or for each index of an
-    axis, of float32; without blocks.
+    It is as the specification has it: with a scale for the tensor or for each index of an axis, of float32; without
+    blocks.
     """
 
     def __init__(self, node: onnx.NodeProto, opset: int) -> None:
@@ -92,21 +92,19 @@ class QuantizingNode:
         if self._forward and zero_point.dtype not in INTEGERS[:4]:
             self._fail(self._names[2], f"dtype {' or '.join(INTEGERS[:4])}", zero_point.dtype, TypeError)
         shape: tuple[int, ...] = ()
+        steps = scale.shape  # a scale of the whole tensor has one element
         if scale.size != 1 or scale.ndim > 1:
             axis = self._attributes.get("axis", 1)
             if not -x.ndim <= axis < x.ndim:
                 self._fail("axis", f"one of {x.ndim} axes", axis)
             shape = tuple(n if k == axis % x.ndim else 1 for k, n in enumerate(x.shape))
-            checked(scale, f"{self.title}: {self._names[1]}", (x.shape[axis],), FLOAT)
-        checked(scale, f"{self.title}: {self._names[1]}", scale.shape, FLOAT)
-        if self._forward and not (np.isfinite(scale) & (scale > 0)).all():
-            self._fail("y_scale", "finite positive numbers", scale[~(scale > 0)][:1])
-        checked(
-            zero_point,
-            f"{self.title}: {self._names[2]}",
-            scale.shape,
-            zero_point.dtype if self._forward else x.dtype,
-        )
+            steps = (x.shape[axis],)
+        made = zero_point.dtype if self._forward else x.dtype
+        checked(scale, f"{self.title}: {self._names[1]}", steps, FLOAT)
+        checked(zero_point, f"{self.title}: {self._names[2]}", steps, made)
+        fits = np.isfinite(scale) & (scale > 0)
+        if self._forward and not fits.all():
+            self._fail("y_scale", "finite positive numbers", scale[~fits][0])
         return x, scale.reshape(shape), zero_point.reshape(shape)
 
     def _made(self) -> Any:

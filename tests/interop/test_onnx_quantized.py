@@ -315,6 +315,34 @@ def test_numbers_are_quantised_as_the_onnx_package_does(dtype: str) -> None:
     assert np.array_equal(y, ReferenceEvaluator(back).run(None, {"q": q, "s": scale, "z": zero})[0])
 
 
+def test_a_stack_of_which_some_matrices_are_integers_is_of_floats() -> None:
+    model = to_onnx(rnnfast.LSTM(I, H, num_layers=2, seed=0).quantize("int8"))
+    plain = to_onnx(rnnfast.LSTM(I, H, num_layers=2, seed=0))
+    for name in ("W_0", "R_0"):
+        put(model, name, array(plain, name))
+    node = model.graph.node[0]
+    node.op_type, node.domain = "LSTM", ""
+    del node.input[4:]
+    layer, x = from_onnx(model), draw((T, 1, I))
+    assert isinstance(layer, rnnfast.LSTM)
+    assert np.array_equal(layer.weight_ih_l0, rnnfast.LSTM(I, H, num_layers=2, seed=0).weight_ih_l0)
+    assert np.abs(run_model(model, [x])[0] - layer(x)[0]).max() < NOISE
+
+
+def test_inputs_may_be_quantised_and_dequantised() -> None:
+    model = dequantised()
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "r_scale"], ["x_integers"]),
+        helper.make_node("DequantizeLinear", ["x_integers", "r_scale"], ["X"]),
+    ]
+    for place, node in enumerate(nodes):
+        model.graph.node.insert(place, node)
+    model.graph.input[0].name = "x"
+    x = draw((T, 1, I))
+    assert_near(run_model(model, [x]), run_onnxruntime(model, {"x": x}), 1e-5)
+    assert isinstance(from_onnx(model), Quantized)
+
+
 # What is wrong is named
 
 
