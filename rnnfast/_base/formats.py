@@ -77,7 +77,7 @@ def encoded(parameters: Mapping[str, Array], form: str) -> dict[str, Array]:
             arrays[name] = _to_bfloat16(parameter)
             check_finite(_from_bfloat16(arrays[name]), name)  # those near the end of the range become infinite
         else:
-            arrays[name], arrays[name + SCALE] = _to_int8(parameter)
+            arrays[name], arrays[name + SCALE] = to_int8(parameter)
     return arrays
 
 
@@ -133,7 +133,8 @@ def _from_bfloat16(bits: Array) -> Array:
 
 
 @quiet
-def _to_int8(w: Array) -> tuple[Array, Array]:
+def to_int8(w: Array) -> tuple[Array, Array]:
+    """Return the integers of a matrix, and the scales of its rows."""
     largest = np.abs(w).max(axis=1)
     scales = np.where(largest < SMALLEST, 0, largest / np.float32(LARGEST)).astype(FLOAT)
     q = np.rint(w / np.where(scales == 0, np.inf, scales).astype(FLOAT)[:, np.newaxis])

@@ -1,10 +1,11 @@
 """ONNX: models of recurrent layers on our kernels, and layers as models, both ways.
 
 `prepare`, `run_model`, `run_node` and `supports_device` are a backend as `onnx.backend.base` describes it, for the
-operators LSTM, GRU and RNN of opset 7 and newer with all their inputs, outputs and attributes. What our kernels do not
-compute (clipping, other activation functions) NumPy does one step at a time. Beside them a
-model may have operators that only move data, such as Reshape, or compute sizes; one with any others is refused. A model
-from anywhere can be read: what is wrong with it is a `ModelError`, no file is opened, and memory is bounded.
+operators LSTM, GRU and RNN of opset 7 and newer with all their inputs, outputs and attributes, and for ONNX Runtime's
+DynamicQuantizeLSTM. What our kernels do not compute (clipping, other activation functions) NumPy does one step at a
+time. Beside them a model may have operators that only move data, such as Reshape, compute sizes, or quantise and
+dequantise; one with any others is refused. A model from anywhere can be read: what is wrong with it is a `ModelError`,
+no file is opened, and memory is bounded.
 
 `to_onnx` and `from_onnx` convert layers.
 

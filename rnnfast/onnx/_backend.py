@@ -8,11 +8,11 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from .. import _core
 from .._base.arrays import Array, quiet
-from ._graphs import behind, check_order, constants_of, opset_of, refuse_others
+from ._graphs import behind, check_order, constants_of, opset_of, refuse_others, step_of
 from ._memory import Room
-from ._nodes import MovingNode, RecurrentNode
+from ._nodes import RecurrentNode
 from ._operators import KINDS
-from ._protos import alone
+from ._protos import alone, operator_of
 
 
 class RnnfastRep(BackendRep):  # type: ignore[misc]
@@ -29,7 +29,7 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
         nodes, needed = behind(graph, self._outputs)
         constants, room = constants_of(graph, opset, nodes, needed)
         self._steps = [
-            RecurrentNode(node, opset, constants, room) if node.op_type in KINDS else MovingNode(node, opset)
+            RecurrentNode(node, opset, constants, room) if operator_of(node) in KINDS else step_of(node, opset)
             for node in nodes
             if not constants.keys() >= set(filter(None, node.output))
         ]

@@ -4,8 +4,9 @@ A model may come from anywhere. Whatever is wrong with it becomes a `ModelError`
 file is opened, and `Room` bounds the memory that its nodes can ask for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -14,7 +15,8 @@ from ._errors import ModelError, at
 from ._memory import Room
 from ._nodes import MovingNode
 from ._operators import KINDS
-from ._protos import INTEGERS, array_of, operator_of, title_of
+from ._protos import INTEGERS, MICROSOFT, array_of, operator_of, title_of
+from ._quantizing import QUANTIZES, QuantizingNode
 
 # Operators that exporters put around and between recurrent ones. The onnx package's own implementation runs them: they
 # compute nothing, so there is nothing to gain.
@@ -34,9 +36,14 @@ def opset_of(model: onnx.ModelProto) -> int:
         raise TypeError(msg)
     opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
     with at("model"):
-        newest = max(onnx.defs.get_schema(operator, max(opset, 1)).since_version for operator in KINDS)
+        own = [kind for kind in KINDS if not kind.startswith(MICROSOFT)]
+        newest = max(onnx.defs.get_schema(kind, max(opset, 1)).since_version for kind in own)
         if opset < OLDEST or newest > KNOWN_SCHEMA:
             msg = f"expected an opset that has the operators of opset {OLDEST} to {KNOWN_SCHEMA}, got {opset}"
+            raise ValueError(msg)
+        others = [each.version for each in model.opset_import if each.domain == MICROSOFT and each.version != 1]
+        if others:
+            msg = f"expected version 1 of {MICROSOFT}, got {others[0]}"
             raise ValueError(msg)
     return opset
 
@@ -70,14 +77,17 @@ def refuse_others(graph: onnx.GraphProto) -> None:
     """Name the operators that we do not run."""
     integers = {each.name for each in graph.initializer if each.data_type in INTEGERS}
     integers |= {each.name for each in graph.input if each.type.tensor_type.elem_type in INTEGERS}
+    halves = {each.name for each in graph.initializer if each.data_type == TensorProto.BFLOAT16}
     others = set()
     for node in graph.node:
         kind, given = operator_of(node), [*filter(None, node.input)]
         made = _element_type(node)
         counts = kind in COUNTS and integers.issuperset(given) and (kind != "Cast" or made in INTEGERS)
-        if not counts and kind not in KINDS and kind not in MOVES:
+        widens = kind == "Cast" and halves.issuperset(given) and made == TensorProto.FLOAT
+        if not counts and not widens and kind not in {*KINDS, *MOVES, *QUANTIZES}:
             others.add(kind)
-        if kind == "Shape" or made in INTEGERS or (made is None and given[:1] and given[0] in integers):
+        keeps = made is None and kind not in {*KINDS, *QUANTIZES} and given[:1] and given[0] in integers
+        if kind in ("Shape", "QuantizeLinear") or made in INTEGERS or keeps:
             integers.update(node.output)
     if others:
         expected = f"{', '.join(KINDS)} and operators that only move data or count"
@@ -101,10 +111,24 @@ def behind(graph: onnx.GraphProto, names: Iterable[str]) -> tuple[list[onnx.Node
     """Return the nodes, in their order, and all values that some values depend on through operators that we know."""
     needed, nodes = set(names), []
     for node in reversed(graph.node):
-        if operator_of(node) in {*KINDS, *MOVES, *COUNTS} and not needed.isdisjoint(filter(None, node.output)):
+        if operator_of(node) in {*KINDS, *MOVES, *COUNTS, *QUANTIZES} and not needed.isdisjoint(
+            filter(None, node.output)
+        ):
             needed.update(node.input)
             nodes.append(node)
     return nodes[::-1], needed
+
+
+def widens(node: onnx.NodeProto, constants: Mapping[str, Array]) -> bool:
+    """Return whether a node makes float32 of constants of bfloat16, which are arrays of float32 here."""
+    given = [*filter(None, node.input)]
+    floats = all(name in constants and constants[name].dtype == np.float32 for name in given)
+    return operator_of(node) == "Cast" and floats and _element_type(node) == TensorProto.FLOAT
+
+
+def step_of(node: onnx.NodeProto, opset: int) -> MovingNode | QuantizingNode:
+    """Return what a node does that is not recurrent."""
+    return (QuantizingNode if operator_of(node) in QUANTIZES else MovingNode)(node, opset)
 
 
 @quiet
@@ -117,9 +141,11 @@ def constants_of(
     for node in nodes:
         kind, given = operator_of(node), {*filter(None, node.input)}
         if constants.keys() >= given and (
-            kind in MOVES or (kind in COUNTS and all(constants[name].dtype.kind in "iu" for name in given))
+            kind in {*MOVES, *QUANTIZES}
+            or (kind in COUNTS and all(constants[name].dtype.kind in "iu" for name in given))
+            or widens(node, constants)
         ):
-            made = MovingNode(node, opset)(constants, room)
+            made = step_of(node, opset)(constants, room)
             if kind == "Constant":
                 room.extend(made.values())
             constants |= made

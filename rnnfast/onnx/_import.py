@@ -9,7 +9,11 @@ import onnx
 from onnx import helper
 
 from .._base.arrays import Array
+from .._base.module import Kept, description_of
+from .._base.names import SCALE
 from .._base.scalars import integer
+from .._stack.quantized import Quantized
+from ._encoded import encoded_weights
 from ._errors import ModelError, at
 from ._forms import FORMS
 from ._graphs import KEEPS, behind, check_order, constants_of, opset_of
@@ -26,15 +30,17 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     model : onnx.ModelProto
         Of opset 7 or newer. It may have any other operators before, after and beside the recurrent ones.
     node : str, int or onnx.NodeProto, optional
-        The name of a node LSTM, GRU or RNN, its number among these, or the node itself. By default all of them are a
-        stack: each must read what the one before puts out.
+        The name of a node LSTM, GRU, RNN or DynamicQuantizeLSTM, its number among these, or the node itself. By default
+        all of them are a stack: each must read what the one before puts out.
 
     Returns
     -------
-    LSTM, GRU or RNN
+    LSTM, GRU, RNN or Quantized
         In the weights' dtype and with their bits, so that ``from_onnx(to_onnx(layer))`` has the parameters of `layer`;
         the biases of a node without are zero if another node has some. The layer is `batch_first` where `layout` is 1,
         or where the stack's input is transposed. Lengths and initial states, learned ones too, are no part of it.
+        It is `Quantized` if all its matrices are: integers of DynamicQuantizeLSTM, or of DequantizeLinear where each
+        row has one scale and integers of at most 127 beside the zero point; or numbers of bfloat16.
 
     Raises
     ------
@@ -83,22 +89,28 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
         dtype=dtype,
         **form.options,
     )
+    encoded = encoded_weights(model.graph, opset, chosen, constants, room)
     given = {
         name: a
-        for k, each in enumerate(chosen)
-        for names, weights in zip(layer.names_of(k), each.weights or (), strict=True)
-        for name, a in zip(names, weights[: len(names)], strict=True)
+        for k, of_node in enumerate(encoded.weights)
+        for names, of_direction in zip(layer.names_of(k), of_node, strict=True)
+        for name, a in zip(names, of_direction, strict=False)
+        if a is not None
     }
     zero = {name: np.zeros_like(p) for name, p in layer.parameters.items()}
-    layer.load_state_dict(zero | {name: a for name, a in given.items() if a is not None})
-    return layer
+    if encoded.format is None:
+        layer.load_state_dict(zero | given)
+        return layer
+    scales = {name + SCALE: a[1] for name, a in given.items() if isinstance(a, tuple)}
+    arrays = {name: a[0] if isinstance(a, tuple) else a for name, a in given.items()}
+    with at("model"):  # parameters that are not finite
+        return Quantized(description_of(layer), encoded.format, kept=Kept(zero | arrays | scales))
 
 
 def _sizes(node: RecurrentNode) -> tuple[np.dtype[Any], int, int, int]:
     """Return the dtype, I, H and D of a node with constant weights."""
     weights = node.weights or []
-    w_ih, w_hh, *_ = weights[0]
-    return w_ih.dtype, w_ih.shape[1], w_hh.shape[1], len(weights)
+    return weights[0].dtype, *weights[0].sizes, len(weights)
 
 
 def _chosen(found: Sequence[onnx.NodeProto], node: str | int | onnx.NodeProto) -> onnx.NodeProto:

@@ -19,7 +19,7 @@ class Room:
 
     def extend(self, given: Iterable[Array], width: int = 1) -> None:
         """Allow for more arrays, each element of which may come to be so many."""
-        more = COPIES * width * sum(a.nbytes for a in given)
+        more = COPIES * width * sum(a.size * max(a.itemsize, 4) for a in given)  # integers of 8 bits may become floats
         self.whole, self.left = self.whole + more, self.left + more
 
     def take(self, needed: int) -> None:

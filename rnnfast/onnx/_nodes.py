@@ -11,15 +11,15 @@ from onnx.reference import ReferenceEvaluator
 from .._base.arrays import Array
 from ._errors import at
 from ._memory import Room
-from ._operators import KINDS, WEIGHTS, Operator
-from ._protos import alone, attributes_of, name_of, title_of
+from ._operators import KINDS, Operator
+from ._protos import alone, attributes_of, name_of, operator_of, title_of
 from ._stepwise import Weights
 
 Values: TypeAlias = Mapping[str, Any]  # arrays by their names in the graph
 
 
 class RecurrentNode:
-    """A node LSTM, GRU or RNN.
+    """A node LSTM, GRU, RNN or DynamicQuantizeLSTM.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class RecurrentNode:
         The names of the inputs that it has, by those of the specification.
     outputs : list of str
     computed : list of str
-        Those of W, R, B and P that it has, but not as constants.
+        Those weights, W, R and others, that it has, but not as constants.
     weights : list of D Weights, or None
         Converted, where all of them are constants.
     reads : list of str
@@ -40,13 +40,22 @@ class RecurrentNode:
         self.title = title_of(node)
         with at(self.title):
             self.attributes = attributes_of(node, opset)
-            kind = KINDS[node.op_type]
+            kind = KINDS[operator_of(node)]
+            if len(node.input) > len(kind.inputs):
+                msg = f"expected at most {len(kind.inputs)} inputs, got {len(node.input)}"
+                raise ValueError(msg)
             self.inputs = {name: given for name, given in zip(kind.inputs, node.input, strict=False) if given}
-            self.operator = Operator(node.op_type, name_of(node), self.attributes, peephole="P" in self.inputs)
+            missing = [name for name in kind.required if name not in self.inputs]
+            if missing:
+                msg = f"{missing[0]}: expected an input, got none"
+                raise ValueError(msg)
+            self.operator = Operator(operator_of(node), name_of(node), self.attributes, peephole="P" in self.inputs)
             self.outputs = [*node.output] + [""] * (len(kind.outputs) - len(node.output))
-            self.computed = [name for name in WEIGHTS if name in self.inputs and self.inputs[name] not in constants]
+            self.computed = [
+                name for name in kind.weights if name in self.inputs and self.inputs[name] not in constants
+            ]
             self.weights: list[Weights] | None = None if self.computed else self._weights(constants, room)
-            self.reads = [given for name, given in self.inputs.items() if self.computed or name not in WEIGHTS]
+            self.reads = [given for name, given in self.inputs.items() if self.computed or name not in kind.weights]
 
     def __call__(self, values: Values, room: Room) -> dict[str, Any]:
         with at(self.title):
@@ -54,22 +63,22 @@ class RecurrentNode:
             x, lengths, *initial = self._given(values, ("X", "sequence_lens", *self.operator.kind.initial))
             sizes = (*x.shape, 0, 0)
             T, B = sizes[1::-1] if self.operator.batch_first else sizes[:2]
-            room.take(8 * (T + 1) * B * len(weights) * weights[0].w_hh.shape[1])
+            room.take(8 * (T + 1) * B * len(weights) * weights[0].sizes[1])
             results = self.operator.run(weights, x, lengths, initial)
         return dict(zip(self.outputs, results, strict=True))
 
     def width(self, values: Values) -> int:
         """Return how many features its input and its outputs have, I + D·H, where the weights are known."""
         if self.weights is not None:
-            shapes = [(len(self.weights), *w.shape) for w in self.weights[0][:2]]
-        else:
-            shapes = [np.shape(values.get(self.inputs[name], ())) for name in ("W", "R")]
-        w, r = shapes
-        return int(w[2] + r[0] * r[2]) if len(w) == len(r) == 3 else 0
+            I, H = self.weights[0].sizes
+            return I + len(self.weights) * H
+        w, r = (np.shape(values.get(self.inputs[name], ())) for name in ("W", "R"))
+        axis = 1 if self.operator.kind.quantized else 2
+        return int(w[axis] + r[0] * r[axis]) if len(w) == len(r) == 3 else 0
 
     def _weights(self, values: Values, room: Room) -> list[Weights]:
-        given = self._given(values, WEIGHTS)
-        room.take(sum(a.nbytes for a in given if a is not None))
+        given = self._given(values, self.operator.kind.weights)
+        room.take(sum(a.size * max(a.itemsize, 4) for a in given if a is not None))  # integers may become floats
         return self.operator.weights(*given)
 
     def _given(self, values: Values, names: Iterable[str]) -> list[Any]:

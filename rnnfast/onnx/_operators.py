@@ -1,5 +1,7 @@
 """The recurrent operators of ONNX on arrays: LSTM, GRU and RNN, with whatever their nodes may ask for.
 
+DynamicQuantizeLSTM of ONNX Runtime is among them: an LSTM whose matrices are integers, which lie transposed.
+
 A node that is one of our cells runs in its kernel. Any other, one with other activation functions or a clip, runs one
 step at a time in NumPy: exact, but slower.
 
@@ -17,8 +19,12 @@ from .._base.arrays import Array, checked
 from .._base.names import reordered
 from .._base.state import each
 from .._stack.layout import layout_of
+from .._stack.quantized import MOST_COLUMNS
 from ..functional import linear
-from ._stepwise import FUNCTIONS, Activation, State, Step, Weights, elman, gru, lstm
+from ._quantizing import int8_rows
+from ._stepwise import FUNCTIONS, Activation, Matrix, State, Step, Weights, elman, gru, lstm
+
+DYNAMIC_LSTM = "com.microsoft.DynamicQuantizeLSTM"
 
 
 class Kind(NamedTuple):
@@ -30,6 +36,17 @@ class Kind(NamedTuple):
     step: Callable[[Step, Weights, Array, State], State]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    quantized: bool = False  # W [D,I,G·H] and R [D,H,G·H] are integers
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The inputs that are weights, in the order of `Operator.weights`."""
+        return tuple(name for name in self.inputs if name not in _DATA)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The inputs that every node has."""
+        return tuple(name for name in self.inputs if name in {"X", "W", "R"} or "_scale" in name or "_zero" in name)
 
     @property
     def initial(self) -> tuple[str, ...]:
@@ -38,26 +55,31 @@ class Kind(NamedTuple):
 
 
 _INPUTS = "X", "W", "R", "B", "sequence_lens", "initial_h"
-KINDS = {
-    "LSTM": Kind("iofg", "lstm", ("sigmoid", "tanh", "tanh"), lstm, (*_INPUTS, "initial_c", "P"), ("Y", "Y_h", "Y_c")),
+_DATA = "X", "sequence_lens", "initial_h", "initial_c"
+_LSTM = Kind("iofg", "lstm", ("sigmoid", "tanh", "tanh"), lstm, (*_INPUTS, "initial_c", "P"), ("Y", "Y_h", "Y_c"))
+KINDS = {  # by what `operator_of` returns
+    "LSTM": _LSTM,
     "GRU": Kind("zrn", "gru", ("sigmoid", "tanh"), gru, _INPUTS, ("Y", "Y_h")),
     "RNN": Kind("", "rnn_tanh", ("tanh",), elman, _INPUTS, ("Y", "Y_h")),
+    DYNAMIC_LSTM: _LSTM._replace(
+        inputs=(*_LSTM.inputs, "W_scale", "W_zero_point", "R_scale", "R_zero_point"), quantized=True
+    ),
 }
 PEEPHOLES = "iof"  # the order of P
-WEIGHTS = "W", "R", "B", "P"
 
-# Which of them are cells of the kernels: by operator, input_forget or linear_before_reset, peepholes, and activations
+# Which are cells of the kernels: by the full one, input_forget or linear_before_reset, peepholes, and activations
 CELLS = {
-    ("LSTM", False, False, ("sigmoid", "tanh", "tanh")): "lstm",
-    ("LSTM", False, True, ("sigmoid", "tanh", "tanh")): "lstm_peephole",
-    ("LSTM", True, False, ("sigmoid", "tanh", "tanh")): "cifg",
-    ("LSTM", True, True, ("sigmoid", "tanh", "tanh")): "cifg_peephole",
-    ("GRU", True, False, ("sigmoid", "tanh")): "gru",
-    ("GRU", False, False, ("sigmoid", "tanh")): "gru_reset_before",
-    ("RNN", False, False, ("tanh",)): "rnn_tanh",
-    ("RNN", False, False, ("relu",)): "rnn_relu",
+    ("lstm", False, False, ("sigmoid", "tanh", "tanh")): "lstm",
+    ("lstm", False, True, ("sigmoid", "tanh", "tanh")): "lstm_peephole",
+    ("lstm", True, False, ("sigmoid", "tanh", "tanh")): "cifg",
+    ("lstm", True, True, ("sigmoid", "tanh", "tanh")): "cifg_peephole",
+    ("gru", True, False, ("sigmoid", "tanh")): "gru",
+    ("gru", False, False, ("sigmoid", "tanh")): "gru_reset_before",
+    ("rnn_tanh", False, False, ("tanh",)): "rnn_tanh",
+    ("rnn_tanh", False, False, ("relu",)): "rnn_relu",
 }
 
+LARGEST_SCALE = 1e36  # of integers: 255 times that is a float32
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}  # which run backwards in time
 
 
@@ -101,43 +123,83 @@ class Operator:
             )
             for functions in activations
         ]
-        cells = {CELLS.get((op_type, option, peephole, of_direction)) for of_direction in names}
+        cells = {CELLS.get((self.kind.full, option, peephole, of_direction)) for of_direction in names}
         self.cell = cells.pop() if len(cells) == 1 and clip is None else None
         self._letters = _core.cells[self.cell or self.kind.full].gates
 
-    def weights(self, W: object, R: object, B: object = None, P: object = None) -> list[Weights]:
+    def weights(self, W: object, R: object, B: object = None, P: object = None, *steps: object) -> list[Weights]:
         """Check the weights of a node and return those of each direction.
 
         Parameters
         ----------
-        W : array [D,G·H,I]
-        R : array [D,G·H,H]
+        W : array [D,G·H,I], or [D,I,G·H] of integers
+        R : array [D,G·H,H], or [D,H,G·H] of integers
         B : array [D,2·G·H], optional
         P : array [D,3·H], optional
+        *steps : arrays [D] or [D,G·H]
+            Of integers, scales and zero points of W, and those of R.
         """
         w, r = (_core.asarray(a, f"{self.name}: {name}") for name, a in (("W", W), ("R", R)))
-        if w.dtype not in (np.float32, np.float64):
-            raise TypeError(self._expected("W", "dtype float32 or float64", w.dtype))
+        integers = self.kind.quantized
+        dtypes = ("int8", "uint8") if integers else ("float32", "float64")
+        if w.dtype not in dtypes:
+            raise TypeError(self._expected("W", f"dtype {' or '.join(dtypes)}", w.dtype))
         D, G = len(self.backwards), max(len(self.kind.gates), 1)
+        axes = (0, 2, 1) if integers else (0, 1, 2)
         for name, a in (("W", w), ("R", r)):
-            if a.ndim != 3 or a.shape[2] < 1:
-                raise ValueError(self._expected(name, f"shape (D, {G}·H, {'I' if a is w else 'H'})", a.shape))
-        I, H = w.shape[2], r.shape[2] if self.hidden_size is None else self.hidden_size
-        w, r = self._checked(w, "W", (D, G * H, I), w.dtype), self._checked(r, "R", (D, G * H, H), w.dtype)
-        b = None if B is None else self._checked(B, "B", (D, 2 * G * H), w.dtype).reshape(D, 2, G * H)
-        p = None if P is None else self._checked(P, "P", (D, 3 * H), w.dtype)
-        order = [self.kind.gates.index(letter) for letter in self._letters] or [0]
+            if a.ndim != 3 or a.shape[axes[2]] < 1:
+                sizes = "D", f"{G}·H", "I" if a is w else "H"
+                raise ValueError(self._expected(name, f"shape ({', '.join(sizes[k] for k in axes)})", a.shape))
+        I, H = w.shape[axes[2]], r.shape[axes[2]] if self.hidden_size is None else self.hidden_size
+        for name, a, n in (("W", w, I), ("R", r, H)):
+            shape = D, G * H, n
+            self._checked(a, name, tuple(shape[k] for k in axes), w.dtype)
+        w, r = w.transpose(axes), r.transpose(axes)
+        dtype = np.dtype(np.float32) if integers else w.dtype
+        b = None if B is None else self._checked(B, "B", (D, 2 * G * H), dtype).reshape(D, 2, G * H)
+        p = None if P is None else self._checked(P, "P", (D, 3 * H), dtype)
         seeing = [PEEPHOLES.index(letter) for letter in self._letters if letter in PEEPHOLES]
-        return [
+        w_steps = self._steps_of(w, "W", *steps[:2]) if integers else ()
+        r_steps = self._steps_of(r, "R", *steps[2:]) if integers else ()
+
+        def matrix(a: Array, steps: Sequence[Array], d: int) -> Matrix:
+            rows, *of_rows = (self.in_our_order(each[d]) for each in (a, *steps))
+            return int8_rows(rows, *of_rows) if of_rows else rows
+
+        of_directions = [
             Weights(
-                reordered(w[d], order, G),
-                reordered(r[d], order, G),
-                None if b is None else reordered(b[d, 0], order, G),
-                None if b is None else reordered(b[d, 1], order, G),
+                matrix(w, w_steps, d),
+                matrix(r, r_steps, d),
+                None if b is None else self.in_our_order(b[d, 0]),
+                None if b is None else self.in_our_order(b[d, 1]),
                 None if p is None else reordered(p[d], seeing, len(PEEPHOLES)),
             )
             for d in range(D)
         ]
+        fused = self.cell is not None and max(I, H) <= MOST_COLUMNS
+        return of_directions if fused else [each.floats() for each in of_directions]
+
+    def in_our_order(self, a: Array) -> Array:
+        """Return the blocks of rows of the gates in our order."""
+        order = [self.kind.gates.index(letter) for letter in self._letters] or [0]
+        return reordered(a, order, max(len(self.kind.gates), 1))
+
+    def _steps_of(self, a: Array, name: str, scale: object, zero_point: object) -> tuple[Array, Array]:
+        """Check scales and zero points and return those of each row, [D,G·H]."""
+        D, rows, _ = a.shape
+        checked_steps = []
+        for kind, given, dtype in (("scale", scale, np.dtype(np.float32)), ("zero_point", zero_point, a.dtype)):
+            full = f"{name}_{kind}"
+            each = _core.asarray(given, f"{self.name}: {full}")
+            if each.shape not in ((D,), (D, rows)):
+                raise ValueError(self._expected(full, f"shape {(D,)} or {(D, rows)}", each.shape))
+            each = self._checked(each, full, each.shape, dtype)
+            fits = (each >= 0) & (each <= LARGEST_SCALE)
+            if kind == "scale" and not fits.all():
+                raise ValueError(self._expected(full, f"numbers from 0 to {LARGEST_SCALE:.0e}", each[~fits][0]))
+            checked_steps.append(np.broadcast_to(each.reshape(D, -1), (D, rows)))
+        scales, zero_points = checked_steps
+        return scales, zero_points
 
     def run(
         self, weights: Sequence[Weights], X: object, lengths: object, initial: Sequence[object]
@@ -155,7 +217,7 @@ class Operator:
 
         All shapes are those of `layout` 0.
         """
-        I, H, D, dtype = weights[0].w_ih.shape[1], weights[0].w_hh.shape[1], len(weights), weights[0].w_ih.dtype
+        (I, H), D, dtype = weights[0].sizes, len(weights), weights[0].dtype
         x = _core.asarray(X, f"{self.name}: X")
         if x.ndim != 3:
             raise ValueError(self._expected("X", f"shape ({'B, T' if self.batch_first else 'T, B'}, {I})", x.shape))

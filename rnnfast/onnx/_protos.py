@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -10,7 +11,14 @@ from ._errors import at
 
 SIGNED = TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64
 INTEGERS = frozenset({*SIGNED, TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64})
-NUMBERS = INTEGERS | {TensorProto.BOOL, TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16}
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+NUMBERS = INTEGERS | {
+    TensorProto.BFLOAT16,
+    TensorProto.BOOL,
+    TensorProto.DOUBLE,
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+}
 
 
 def operator_of(node: onnx.NodeProto) -> str:
@@ -33,7 +41,8 @@ def alone(node: onnx.NodeProto, opset: int) -> onnx.ModelProto:
     ends = dict.fromkeys(filter(None, node.input)), filter(None, node.output)
     with at(title_of(node)):
         graph = helper.make_graph([node], "node", *([onnx.ValueInfoProto(name=name) for name in end] for end in ends))
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)])
+        own = [] if node.domain in ("", "ai.onnx") else [helper.make_opsetid(node.domain, 1)]
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset), *own])
 
 
 def array_of(tensor: onnx.TensorProto) -> Array:
@@ -50,12 +59,16 @@ def array_of(tensor: onnx.TensorProto) -> Array:
             msg = f"expected sizes of at least 0, got {[*tensor.dims]}"
             raise ValueError(msg)
         array: Array = numpy_helper.to_array(tensor)
-        return array
+        return array.astype(np.float32) if tensor.data_type == TensorProto.BFLOAT16 else array  # NumPy has no bfloat16
 
 
 def check(node: onnx.NodeProto, opset: int) -> None:
     """Check that a node is what the schema of its operator says."""
     with at(title_of(node)):
+        if node.domain == MICROSOFT:  # the onnx package does not know it: an LSTM of opset 7 and more inputs
+            known = helper.make_node("LSTM", node.input[:8], node.output, node.name)
+            known.attribute.extend(node.attribute)
+            node, opset = known, 7
         context = onnx.checker.C.CheckerContext()
         context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": opset, "ai.onnx": opset}
         onnx.checker.check_node(node, context)

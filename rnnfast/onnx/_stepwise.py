@@ -4,7 +4,7 @@ Sizes are B sequences, I inputs, H hidden units and G gates, which are in our or
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -40,14 +40,41 @@ FUNCTIONS = {
 }
 
 
+Matrix: TypeAlias = Array | tuple[Array, Array]  # of floats; or integers of int8 and the scales of their rows
+
+
 class Weights(NamedTuple):
     """The weights of one direction, the gates in our order."""
 
-    w_ih: Array  # [G·H,I]
-    w_hh: Array  # [G·H,H]
+    w_ih: Any  # a Matrix [G·H,I]
+    w_hh: Any  # a Matrix [G·H,H]
     b_ih: Array | None  # [G·H]
     b_hh: Array | None
     peephole: Array | None  # p_i, p_f, p_o [3·H], those of the gates that there are
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """I and H."""
+        return columns(self.w_ih), columns(self.w_hh)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of all but integers."""
+        return np.dtype(np.float32) if isinstance(self.w_ih, tuple) else self.w_ih.dtype
+
+    def floats(self) -> "Weights":
+        """Return the same with matrices of floats."""
+        return self._replace(w_ih=floats(self.w_ih), w_hh=floats(self.w_hh))
+
+
+def columns(matrix: Matrix) -> int:
+    """Return how many columns a matrix has."""
+    return int((matrix[0] if isinstance(matrix, tuple) else matrix).shape[1])
+
+
+def floats(matrix: Matrix) -> Array:
+    """Return a matrix of the numbers that another one stands for."""
+    return matrix[0] * matrix[1][:, np.newaxis] if isinstance(matrix, tuple) else matrix
 
 
 class Step(NamedTuple):

@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import rnnfast
-from rnnfast.onnx import ModelError, _graphs, _memory, _operators, from_onnx, prepare, run_node, to_onnx
+from rnnfast.onnx import ModelError, _graphs, _memory, _operators, _quantizing, from_onnx, prepare, run_node, to_onnx
 
 Rng: TypeAlias = np.random.Generator
 Model: TypeAlias = Any  # onnx.ModelProto
@@ -69,7 +69,8 @@ def seed_of_lengths() -> Model:
     ]
     for place, node in enumerate(nodes):
         model.graph.node.insert(place, node)
-    recurrent.input[0], recurrent.input[4], recurrent.input[5] = "x_sorted", "sequence_lens", "h_0"
+    recurrent.input[0] = "x_sorted"
+    recurrent.input.extend(["sequence_lens", "h_0"])
     model.graph.node.append(helper.make_node("Gather", ["h_n", "unsort"], ["h_unsorted"], axis=1))
     model.graph.input.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, ["B"]))
     model.graph.output[-1].name = "h_unsorted"
@@ -119,12 +120,62 @@ def seed_of_folding() -> Model:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
 
+def seed_of_integers() -> Model:
+    """Return an LSTM of integers with zero points, and a GRU whose weights are quantised and dequantised."""
+    rng = np.random.default_rng(0)
+    constants: dict[str, Any] = {
+        "W": rng.integers(256, size=(2, I, 4 * H)).astype(np.uint8),
+        "R": rng.integers(256, size=(2, H, 4 * H)).astype(np.uint8),
+        "W_scale": np.full((2, 4 * H), 0.01, np.float32),
+        "W_zero": np.full((2, 4 * H), 128, np.uint8),
+        "R_scale": np.full(2, 0.01, np.float32),
+        "R_zero": np.full(2, 130, np.uint8),
+        "G": rng.standard_normal((1, 3 * H, I)).astype(np.float32),
+        "G_scale": np.full(3 * H, 0.02, np.float32),
+        "G_zero": np.zeros(3 * H, np.int8),
+        "S": rng.integers(-127, 128, size=(3 * H, H)).astype(np.int8),
+        "S_scale": np.float32(0.01),
+        "S_shape": np.array([1, 3 * H, H]),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["G", "G_scale", "G_zero"], ["G_integers"], axis=1),
+        helper.make_node("DequantizeLinear", ["G_integers", "G_scale", "G_zero"], ["G_floats"], axis=1),
+        helper.make_node("DequantizeLinear", ["S", "S_scale"], ["S_floats"]),
+        helper.make_node("Reshape", ["S_floats", "S_shape"], ["S_shaped"]),
+        helper.make_node("GRU", ["X", "G_floats", "S_shaped"], ["", "h"], hidden_size=H),
+        helper.make_node(
+            "DynamicQuantizeLSTM",
+            ["X", "W", "R", "", "lengths", "", "", "", "W_scale", "W_zero", "R_scale", "R_zero"],
+            ["Y", "Y_h", ""],
+            domain="com.microsoft",
+            direction="bidirectional",
+            hidden_size=H,
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [
+            helper.make_tensor_value_info("X", TensorProto.FLOAT, ["T", "B", I]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT32, ["B"]),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("Y", "Y_h", "h")],
+        [numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
 SEEDS: dict[str, Callable[[], Model]] = {
     "stack": lambda: to_onnx(rnnfast.LSTM(I, H, num_layers=2, bidirectional=True, seed=0), state=True),
     "peepholes": lambda: to_onnx(rnnfast.LSTM(I, H, peephole=True, coupled_gates=True, seed=0)),
     "learned": lambda: to_onnx(rnnfast.GRU(I, H, batch_first=True, learn_initial_state=True, seed=0)),
     "one": lambda: to_onnx(rnnfast.RNN(I, H, nonlinearity="relu", bias=False, seed=0)),
     "lengths": seed_of_lengths,
+    "integers": seed_of_integers,
+    "dynamic": lambda: to_onnx(rnnfast.LSTM(I, H, num_layers=2, seed=0).quantize("int8")),
+    "dequantised": lambda: to_onnx(rnnfast.GRU(I, H, bidirectional=True, seed=0).quantize("int8")),
+    "bfloat16": lambda: to_onnx(rnnfast.RNN(I, H, seed=0).quantize("bfloat16")),
     "folding": seed_of_folding,
 }
 
@@ -213,10 +264,19 @@ def change_nodes(rng: Rng, model: Model) -> None:
             nodes.insert(other, node)
         case 3:
             nodes[k].op_type = choose(
-                rng, sorted({*_operators.KINDS, *_graphs.MOVES, *_graphs.COUNTS, "If", "", "\ud7ff"})
+                rng,
+                sorted(
+                    {
+                        *(kind.rpartition(".")[2] for kind in _operators.KINDS),
+                        *_graphs.MOVES,
+                        *_graphs.COUNTS,
+                        *_quantizing.QUANTIZES,
+                        *("If", "", "\ud7ff"),
+                    }
+                ),
             )
         case _:
-            nodes[k].domain = choose(rng, ("", "ai.onnx", "ai.onnx.ml", "mine"))
+            nodes[k].domain = choose(rng, ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "mine"))
 
 
 def any_value(rng: Rng) -> Any:

@@ -45,3 +45,14 @@ def test_each_step_and_model_has_a_row(tmp_path: Path, capsys: pytest.CaptureFix
     forms = [row[:2] for row in words if row[1:2] and row[1] in ("float32", "bfloat16", "int8")]
     assert forms == [[cell, form] for cell in ("lstm", "gru") for form in ("float32", "bfloat16", "int8")]
     assert picture.stat().st_size > 10_000
+
+
+def test_int8_models_are_compared_with_float32(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import onnx_int8
+
+    onnx_int8.main(["--sizes", "8", "--batches", "1", "--part", "errors"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("of ")]
+    assert len(rows) == 8
+    for row in rows:
+        here, there, own = (float(word.rstrip("%")) for word in row[6::2])
+        assert 0 < min(here, there, own) <= max(here, there, own) < 10
