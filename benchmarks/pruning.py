@@ -43,8 +43,7 @@ def trained(options: argparse.Namespace, density: float) -> tuple[Any, float]:
 def step_of(layer: Any) -> Call:
     """Return one step of a stream of one sequence."""
     x = np.random.default_rng(0).standard_normal((1, layer.input_size), np.float32)
-    stream, out = layer.stream(), np.empty((1, layer.hidden_size), np.float32)
-    x, out = x[0], out[0]
+    stream, out = layer.stream(1), np.empty((1, layer.hidden_size), np.float32)
     return lambda: stream.step(x, out=out)
 
 
@@ -59,7 +58,7 @@ def size(layer: Any) -> int:
 def left(layer: Any) -> float:
     """Return the share of the weights of matrices that are not zero."""
     matrices = [a for name, a in layer.state_dict().items() if name.startswith("weight")]
-    return sum(map(np.count_nonzero, matrices)) / sum(a.size for a in matrices)
+    return float(sum(map(np.count_nonzero, matrices)) / sum(a.size for a in matrices))
 
 
 def table(options: argparse.Namespace) -> list[Row]:
@@ -75,7 +74,8 @@ def table(options: argparse.Namespace) -> list[Row]:
     ]
     first = rows[0]
     print(f"\n{options.cell} of {options.hidden} units, {options.steps} steps of training\n")
-    print("| density | left | bits per character | more than dense | step, µs | times as fast | file, KiB | bfloat16 | int8 |")
+    columns = ["density", "left", "bits per character", "more than dense", "step, µs", "times as fast"]
+    print(f"| {' | '.join([*columns, 'file, KiB', 'of bfloat16', 'of int8'])} |")
     print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for row in rows:
         sizes = " | ".join(f"{n / 1024:.0f}" for n in row.sizes)
@@ -97,15 +97,12 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
         densities = [row.density for row in rows]
         quality.plot(densities, [row.bits for row in rows], marker="o", ms=4, color="C0")
         quality.axhline(1.03 * rows[0].bits, ls=":", color="C7")
-        quality.annotate("3% more than dense", (1, 1.03 * rows[0].bits), (0, -10), ha="right", **POINTS, color="C7")
+        quality.text(1, 1.03 * rows[0].bits, "3% more than dense", va="bottom", ha="right", fontsize=8, color="C7")
         quality.set(title="bits per character, held out", xlabel="density", ylim=(None, 1.05 * rows[0].bits))
         speed.plot(densities, [row.step * 1e6 for row in rows], marker="o", ms=4, color="C3")
         speed.set(title="a step of one sequence, µs", xlabel="density", ylim=(0, None))
         figure.suptitle(title, fontsize=10)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-POINTS = {"textcoords": "offset points", "fontsize": 8}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -95,9 +95,10 @@ class Pruner:
         every: Integer,
         keep_diagonal: Flag = True,
     ) -> None:
-        owners = owners_of_matrices(module) if isinstance(module, Stateful) else {}
+        given: object = module
+        owners = owners_of_matrices(module) if isinstance(given, Stateful) else {}
         if not owners:
-            msg = f"module: expected a recurrent layer or cell, or rnnfast.Modules with one, got {type(module).__name__}"
+            msg = f"module: expected a recurrent layer, a cell or Modules with one, got {type(module).__name__}"
             raise TypeError(msg)
         self._matrices = {name: a for name, a in module.state_dict().items() if name in owners}
         self._owners = owners
@@ -121,6 +122,7 @@ class Pruner:
 
     @property
     def density(self) -> float:
+        """The share that a matrix keeps at present."""
         return float(self._density)
 
     def __repr__(self) -> str:
