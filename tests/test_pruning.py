@@ -1,6 +1,7 @@
 """Pruning: the cubic, the blocks that stay, masks that hold, streams of pruned layers, and files of their blocks."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -362,8 +363,11 @@ def test_blocks_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
     layer.save(tmp_path / "layer", sparse=True)
     change, message = HOSTILE[name]
     change(tmp_path / "layer")
+    tracemalloc.start()
     with pytest.raises(ValueError, match=f"path: expected a file that save has written.*({message})"):
         rnnfast.load(tmp_path / "layer")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("text", ["", "?", "[]", "3", "null", '{"weight_hh_l0": null}', "[" * 100_000])
