@@ -98,7 +98,7 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
         quality.plot(densities, [row.bits for row in rows], marker="o", ms=4, color="C0")
         quality.axhline(1.03 * rows[0].bits, ls=":", color="C7")
         quality.text(1, 1.03 * rows[0].bits, "3% more than dense", va="bottom", ha="right", fontsize=8, color="C7")
-        quality.set(title="bits per character, held out", xlabel="density", ylim=(None, 1.05 * rows[0].bits))
+        quality.set(title="bits per character, held out", xlabel="density")
         speed.plot(densities, [row.step * 1e6 for row in rows], marker="o", ms=4, color="C3")
         speed.set(title="a step of one sequence, µs", xlabel="density", ylim=(0, None))
         figure.suptitle(title, fontsize=10)

@@ -363,8 +363,8 @@ class Checkpoint(NamedTuple):
             checked(self.tensors[name], name, shape, np.dtype(np.int64) if name == "adam.t" else FLOAT)
         if pruner is not None:
             pruner.load_state_dict(_part(self.tensors, "pruner"))
-        if steps < 0 or steps != self.tensors["adam.t"]:
-            msg = f"steps: expected as many as Adam has had, got {steps}"
+        if steps < 0 or any(steps != self.tensors[name] for name in ("adam.t", "pruner.t") if name in self.tensors):
+            msg = f"steps: expected as many as Adam and the pruner have had, got {steps}"
             raise ValueError(msg)
 
 

@@ -178,7 +178,7 @@ class Pruner:
 
     def _scheduled(self, t: int) -> float:
         d = self.final_density
-        rest: float = max(0, 1 - (t - self.start) / (self.stop - self.start)) ** 3
+        rest: float = 0 if t >= self.stop else (1 - (t - self.start) / (self.stop - self.start)) ** 3
         return d + (1 - d) * rest
 
     def _apply(self) -> None:

@@ -206,6 +206,7 @@ PRUNED: dict[str, Callable[[dict[str, Any]], object]] = {
     "the mask's shape": lambda tensors: tensors.update({"pruner.mask.weight_hh_l0": np.ones((20, 80), bool)}),
     "the mask's dtype": lambda tensors: tensors.update({"pruner.mask.weight_hh_l0": np.full((80, 20), 0.5)}),
     "no t": lambda tensors: tensors.pop("pruner.t"),
+    "another t": lambda tensors: tensors.update({"pruner.t": np.full((), 1)}),
     "negative t": lambda tensors: tensors.update({"pruner.t": np.full((), -1)}),
     "a density of 0": lambda tensors: tensors.update({"pruner.density": np.zeros(())}),
     "a density that is none": lambda tensors: tensors.update({"pruner.density": np.full((), np.nan)}),

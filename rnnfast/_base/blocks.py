@@ -48,7 +48,7 @@ def packed(tensors: Mapping[str, Array], heights: Mapping[str, int]) -> tuple[di
         if values.nbytes + bitmap.nbytes < w.nbytes:
             made |= {name: values, name + KEPT: bitmap}
             shapes[name] = [*w.shape, H]
-    return made, {SPARSE: json.dumps(shapes)}
+    return made, {SPARSE: json.dumps(shapes)} if shapes else {}
 
 
 def unpacked(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> dict[str, Array]:
