@@ -1367,6 +1367,7 @@ PRUNING = {
     "every_zero": Case(pruner(every=0), ValueError, "every: expected at least 1, got 0"),
     "every_bool": Case(pruner(every=True), TypeError, "every: expected an int, got bool"),
     "keep_diagonal": Case(pruner(keep_diagonal=1), TypeError, "keep_diagonal: expected a bool, got int"),
+    "balanced": Case(pruner(balanced="yes"), TypeError, "balanced: expected a bool, got str"),
     "save_sparse": Case(lambda w: w.lstm.save("never", sparse=1), TypeError, "sparse: expected a bool, got int"),
 }
 

@@ -191,7 +191,7 @@ def test_a_pruned_run_ends_with_its_density(tmp_path: Path) -> None:
     layer = training.model.rnn
     for name, w in layer.state_dict().items():
         share = np.mean(w != 0)
-        assert share == 1 if name.startswith("bias") else 0.3 <= share < 0.4
+        assert share == 1 if name.startswith("bias") else 0.3 <= share <= 0.4  # 2 of 5 in each row
     training.save(tmp_path / "model")
     checkpoint = Checkpoint.read(tmp_path / "model")
     assert same_bits(checkpoint.model().rnn.state_dict(), layer.state_dict())

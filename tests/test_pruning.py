@@ -111,6 +111,28 @@ def test_the_blocks_with_the_most_energy_stay(cell: str, block: Any) -> None:
         assert np.array_equal(layer.state_dict()[name], before[name])
 
 
+@pytest.mark.parametrize("block", [(16, 1), (16, 4), (1, 1), (5, 3), (100, 2)])
+@pytest.mark.parametrize("keep_diagonal", [False, True])
+def test_balanced_masks_leave_as_much_in_each_row_of_blocks(block: Any, keep_diagonal: bool) -> None:
+    I, H, density = 30, 37, 0.4
+    layer = rnnfast.LSTM(I, H, seed=0)
+    before = {name: w.astype(float) for name, w in layer.state_dict().items()}
+    pruner = pruned(layer, density, block, keep_diagonal=keep_diagonal, balanced=True)
+    for name, mask in pruner.masks.items():
+        K: int = mask.shape[-1]
+        for w, kept in zip(np.split(before[name], 4), np.split(mask, 4), strict=True):
+            for i in range(0, H, block[0]):
+                rows = slice(i, min(i + block[0], H))
+                energies = np.add.reduceat((w[rows] ** 2).mean(axis=0), range(0, K, block[1]))
+                widths = np.add.reduceat(np.ones(K), range(0, K, block[1]))
+                if keep_diagonal and K == H:
+                    energies[rows.start // block[1] : (rows.stop - 1) // block[1] + 1] = np.inf
+                order = np.argsort(-energies / widths)
+                n = np.searchsorted(np.cumsum(widths[order]), density * K) + 1
+                expected = np.isin(np.arange(K) // block[1], order[: max(n, np.isinf(energies).sum())])
+                assert (kept[rows] == expected).all()
+
+
 @pytest.mark.parametrize("block", [(16, 1), (16, 4), (1, 1), (7, 5)])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 def test_the_diagonal_of_each_gate_stays(cell: str, block: tuple[int, int]) -> None:
@@ -223,8 +245,10 @@ def test_a_pruner_shows_what_it_is() -> None:
     assert repr(Pruner(layer, 0.2, start=1, stop=9, every=2)) == (
         "Pruner(<460 weights in 2 matrices>, 0.2, start=1, stop=9, every=2)"
     )
-    assert repr(Pruner(layer, 0.2, (8, 2), start=1, stop=9, every=2, keep_diagonal=False)) == (
-        "Pruner(<460 weights in 2 matrices>, 0.2, block=(8, 2), start=1, stop=9, every=2, keep_diagonal=False)"
+    others: dict[str, Any] = {"keep_diagonal": False, "balanced": True}
+    assert repr(Pruner(layer, 0.2, (8, 2), start=1, stop=9, every=2, **others)) == (
+        "Pruner(<460 weights in 2 matrices>, 0.2, block=(8, 2), start=1, stop=9, every=2, "
+        "keep_diagonal=False, balanced=True)"
     )
 
 
