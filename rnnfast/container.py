@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ._base.arrays import Array, checked, checked_target
+from ._base.blocks import unpacked
 from ._base.files import UNREADABLE, Name
 from ._base.module import Module, Stateful, described, description_of
 from ._base.named import check_apart, checked_keys
@@ -182,7 +183,9 @@ def load(path: Name) -> Module | Modules:
     metadata: dict[str, str] = {}
     try:
         metadata, tensors = read_tensors(path)
-        made: Module | Modules = _made(json.loads(metadata["rnnfast"]), tensors)
+        description = json.loads(metadata["rnnfast"])
+        tensors = unpacked(tensors, metadata)
+        made: Module | Modules = _made(description, tensors)
         if tensors:
             raise ValueError([*tensors])
     except (*UNREADABLE, safetensors.SafetensorError) as error:

@@ -41,7 +41,7 @@ from .linear import Linear
 from .lm_options import DROPOUTS, SIZE, TEMPERATURE
 from .lm_options import LAYERS as LAYERS
 from .lm_options import Options as Options
-from .training import Adam, clip_grad_norm, softmax_cross_entropy
+from .training import Adam, Pruner, clip_grad_norm, softmax_cross_entropy
 
 __all__ = ["CharLM", "CharLMTape", "Checkpoint", "Options", "Training", "UsageError", "default_text", "encode"]
 
@@ -267,7 +267,8 @@ class Checkpoint(NamedTuple):
         The state of the run's generator.
     tensors : dict of ndarrays
         The parameters as ``model.<name>``, what Adam carries as ``adam.<name>``, the state of the streams as
-        ``state.h`` and ``state.c``. Of a quantised model, the parameters alone.
+        ``state.h`` and ``state.c``, and where weights are pruned ``pruner.t``, ``pruner.density`` and
+        ``pruner.mask.<name>``. Of a quantised model, the parameters alone.
     format : {"bfloat16", "int8"}, optional
         Of a quantised model, which can be sampled, but not be trained any more.
     """
@@ -356,11 +357,14 @@ class Checkpoint(NamedTuple):
         shapes = {name: p.shape for name, p in model.state_dict().items()}
         state = dict.fromkeys(model.states, (options.layers, options.batch, options.hidden))
         expected = joined({"model": shapes, "adam": {"t": (), "m": shapes, "v": shapes}, "state": state})
-        _check_keys(self.tensors, expected)
+        pruner = None if options.density == 1 else _pruner(model, options)
+        _check_keys(self.tensors, {**expected, **joined({"pruner": {} if pruner is None else pruner.state_dict()})})
         for name, shape in expected.items():
             checked(self.tensors[name], name, shape, np.dtype(np.int64) if name == "adam.t" else FLOAT)
-        if steps < 0 or steps != self.tensors["adam.t"]:
-            msg = f"steps: expected as many as Adam has had, got {steps}"
+        if pruner is not None:
+            pruner.load_state_dict(_part(self.tensors, "pruner"))
+        if steps < 0 or any(steps != self.tensors[name] for name in ("adam.t", "pruner.t") if name in self.tensors):
+            msg = f"steps: expected as many as Adam and the pruner have had, got {steps}"
             raise ValueError(msg)
 
 
@@ -374,7 +378,7 @@ class Training:
     ----------
     text : str
     options : Options
-        Of these all but the text's file and the number of steps, which are the caller's.
+        Of these all but the text's file and the number of steps, which are the caller's; only pruning is spread by it.
 
     Attributes
     ----------
@@ -382,6 +386,9 @@ class Training:
     steps : int
         How many have been taken.
     steps_per_epoch : int
+    pruner : Pruner or None
+        With a density below 1, of the layers: from a tenth to seven tenths of ``options.steps``, in blocks of 16 units
+        by one column, balanced, without regard to diagonals.
 
     Raises
     ------
@@ -409,6 +416,7 @@ class Training:
         self.options = options
         self.model = CharLM(vocabulary, options)
         self.adam = Adam(self.model.state_dict(), options.lr)
+        self.pruner = None if options.density == 1 else _pruner(self.model, options)
         parts = tuple(np.zeros((options.layers, B, options.hidden), FLOAT) for _ in self.model.states)
         self.state: State = state_of(parts)
         self.steps = 0
@@ -428,6 +436,9 @@ class Training:
         grads = self.model.backward(tape, dlogits)
         clip_grad_norm(grads, self.options.clip)
         self.adam.step(grads)
+        if self.pruner is not None:
+            self.pruner.start, self.pruner.stop, self.pruner.every = _schedule(self.options.steps)
+            self.pruner.step()
         self.steps += 1
         return loss
 
@@ -490,7 +501,21 @@ class Training:
         """Return all arrays that a step changes, by their names in the file."""
         state = dict(zip(self.model.states, parts_of(self.model.rnn.cell, self.state, "state"), strict=True))
         adam = {name: a for name, a in self.adam.state_dict().items() if name != "lr"}  # which is an option
-        return joined({"model": self.model.state_dict(), "adam": adam, "state": state})
+        pruner = {} if self.pruner is None else self.pruner.state_dict()
+        return joined({"model": self.model.state_dict(), "adam": adam, "state": state, "pruner": pruner})
+
+
+def _pruner(model: CharLM, options: Options) -> Pruner:
+    start, stop, every = _schedule(options.steps)
+    # By held-out bits, the others help more than the diagonals, and balanced masks are better than others.
+    own: dict[str, Any] = {"keep_diagonal": False, "balanced": True}
+    return Pruner(model.rnn, options.density, start=start, stop=stop, every=every, **own)
+
+
+def _schedule(steps: int) -> tuple[int, int, int]:
+    """Return where in a run pruning starts and stops, and after how many steps each there are new masks."""
+    start = steps // 10
+    return start, max(7 * steps // 10, start + 1), max(steps // 100, 1)
 
 
 def encode(text: str, vocabulary: str) -> Array:

@@ -58,6 +58,7 @@ RATE = Range(float, "a number above 0", lambda value: 0 < value < math.inf)
 NORM = Range(float, "a number above 0", lambda value: value > 0)
 PROBABILITY = Range(float, "a number of at least 0 and less than 1", lambda value: 0 <= value < 1)
 RATES = Rates("a number of at least 0 and less than 1, or two such")
+SHARE = Range(float, "a number above 0 and up to 1", lambda value: 0 < value <= 1)
 TEMPERATURE = Range(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
 
 # Of the options that are numbers
@@ -75,6 +76,7 @@ RANGES: dict[str, Numbers] = {
     "recurrent_dropout": PROBABILITY,
     "candidate_dropout": PROBABILITY,
     "zoneout": RATES,
+    "density": SHARE,
     "seed": SEED,
 }
 
@@ -111,6 +113,8 @@ class Options:
         Probabilities: of dropout between layers, of recurrent weights, of h' at these, of the candidate.
     zoneout : float or (float, float), optional
         Those of a unit to stay as it is, the same of each state or those of h and c.
+    density : float, optional
+        The share of the layers' weights that pruning leaves; with 1 there is none.
     seed : int, optional
         The seed of the weights and the dropout.
 
@@ -135,6 +139,7 @@ class Options:
     recurrent_dropout: float = 0.0
     candidate_dropout: float = 0.0
     zoneout: float | tuple[float, float] = 0.0
+    density: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""As much as training without a framework needs: losses, clipping, SGD and Adam.
+"""As much as training without a framework needs: losses, clipping, SGD, Adam and pruning.
 
 A loss returns its value and its gradient. An optimizer takes the parameters of a layer, of several that
 `rnnfast.Modules` joins, or of a dict of arrays, and changes them in place. Gradients are dicts of arrays with the same
@@ -40,8 +40,9 @@ from ._base.arrays import Array, ArrayLike, checked, checked_floats, checked_tar
 from ._base.module import Stateful, parameters_of
 from ._base.named import check_apart, checked_keys, checked_values
 from ._base.scalars import Integer, Number, choice, int64, not_negative, number, positive
+from .pruning import Pruner
 
-__all__ = ["SGD", "Adam", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
+__all__ = ["SGD", "Adam", "Pruner", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 

@@ -65,6 +65,7 @@ from rnnfast.hopfield import Hopfield, Mode, ModernHopfield, Rule
 from rnnfast.reference import quantized
 from rnnfast.reference.quantized import Rows
 from rnnfast.reservoir import ESN, State
+from rnnfast.training import Pruner
 
 Rng = np.random.Generator
 
@@ -1004,6 +1005,24 @@ def state_dict(rng: Rng) -> Attempt:
     return Attempt("load_state_dict", call, slots, expected=lambda: originals, watched=[*layer.parameters.values()])
 
 
+def pruning(rng: Rng) -> Attempt:
+    """Load masks, and apply them."""
+    kind, block = choose(rng, list(KINDS)), (int(rng.integers(1, 20)), int(rng.integers(1, 6)))
+    layer = make_layer(kind, (3, 4), dtype=choose(rng, DTYPES), **layer_projection(rng, kind, 4))
+    pruner = Pruner(layer, float(rng.uniform(0.1, 1)), block, start=5, stop=9, every=2)
+    masks: dict[str, Any] = {name: rng.random(mask.shape) < 0.5 for name, mask in pruner.masks.items()}
+    expected = {name: np.where(mask, layer.parameters[name], 0) for name, mask in masks.items()}
+    others = {name: np.array(a) for name, a in pruner.state_dict().items() if a.ndim == 0}
+
+    def call() -> Results:
+        pruner.load_state_dict({**others, **{f"mask.{name}": mask for name, mask in masks.items()}})
+        pruner.step()
+        return {name: layer.parameters[name] for name in pruner.masks}
+
+    watched = [*layer.parameters.values(), *pruner.masks.values()]
+    return Attempt("pruning", call, masks, expected=lambda: expected, watched=watched)
+
+
 def associative_memory(rng: Rng) -> Attempt:
     """Store patterns of signs, and recall."""
     M, N = (int(n) for n in rng.integers(2, 12, 2))  # of one pattern or unit, arrays of two ranks are legal
@@ -1162,6 +1181,7 @@ TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     * 2,
     adam_step,
     state_dict,
+    pruning,
     constructor,
     associative_memory,
     modern_memory,

@@ -17,6 +17,7 @@ from problems import Array, Shape, make_problem, num_states, with_dsteps
 
 import rnnfast
 from rnnfast import _core, functional
+from rnnfast.training import Pruner
 
 rf: Any = rnnfast  # these calls are not what the types allow
 F: Any = functional
@@ -1327,6 +1328,49 @@ QUANTIZED = {
     "bias": Case(formats_of(2, SCALES.astype("i1")), TypeError, "b_ih: expected dtype float32, got int8"),
 }
 
+
+def pruner(module: Any = "lstm", density: Any = 0.5, block: Any = (16, 1), **options: Any) -> Callable[[World], Any]:
+    """Return what makes a pruner of one of the world's modules, or of another."""
+    options = {"start": 1, "stop": 5, "every": 2, **options}
+    return lambda w: Pruner(getattr(w, module) if isinstance(module, str) else module, density, block, **options)
+
+
+ONLY_READ = rf.RNN(3, 4, seed=0)
+ONLY_READ.parameters["weight_hh_l0"].flags.writeable = False
+MODULE = "module: expected a recurrent layer, a cell or Modules with one, got"
+PRUNING = {
+    "module_linear": Case(pruner("readout"), TypeError, f"{MODULE} Linear"),
+    "module_none": Case(pruner(None), TypeError, f"{MODULE} NoneType"),
+    "module_arrays": Case(pruner({"weight_hh_l0": X}), TypeError, f"{MODULE} dict"),
+    "module_modules": Case(pruner(rf.Modules(a=rf.Linear(2, 3))), TypeError, f"{MODULE} Modules"),
+    "module_quantized": Case(
+        pruner(rf.GRU(3, 4).quantize("int8")), TypeError, r"module: expected layers to train, got GRU\(3, 4\)\.quant"
+    ),
+    "module_read_only": Case(pruner(ONLY_READ), ValueError, r"module\['weight_hh_l0'\]: expected .*, got a read-only"),
+    **{
+        f"density_{density}": Case(
+            pruner(density=density), ValueError, "density: expected a number above 0 and up to 1"
+        )
+        for density in (0, -0.5, 1.5, float("nan"), float("inf"))
+    },
+    "density_str": Case(pruner(density="x"), TypeError, "density: expected a number, got str"),
+    "density_bool": Case(pruner(density=True), TypeError, "density: expected a number, got bool"),
+    "block_int": Case(pruner(block=16), TypeError, "block: expected two integers, got int"),
+    "block_str": Case(pruner(block="16"), TypeError, "block: expected two integers, got str"),
+    "block_three": Case(pruner(block=(1, 2, 3)), ValueError, r"block: expected two integers, got \(1, 2, 3\)"),
+    "block_zero": Case(pruner(block=(16, 0)), ValueError, "block: expected at least 1, got 0"),
+    "block_float": Case(pruner(block=(16, 1.0)), TypeError, "block: expected an int, got float"),
+    "start_negative": Case(pruner(start=-1), ValueError, "start: expected at least 0, got -1"),
+    "start_float": Case(pruner(start=1.0), TypeError, "start: expected an int, got float"),
+    "stop_start": Case(pruner(stop=1), ValueError, "stop: expected more than start, 1, got 1"),
+    "stop_none": Case(pruner(stop=None), TypeError, "stop: expected an int, got NoneType"),
+    "every_zero": Case(pruner(every=0), ValueError, "every: expected at least 1, got 0"),
+    "every_bool": Case(pruner(every=True), TypeError, "every: expected an int, got bool"),
+    "keep_diagonal": Case(pruner(keep_diagonal=1), TypeError, "keep_diagonal: expected a bool, got int"),
+    "balanced": Case(pruner(balanced="yes"), TypeError, "balanced: expected a bool, got str"),
+    "save_sparse": Case(lambda w: w.lstm.save("never", sparse=1), TypeError, "sparse: expected a bool, got int"),
+}
+
 CASES = {
     f"{group}-{name}": case
     for group, cases in {
@@ -1340,6 +1384,7 @@ CASES = {
         "readout": READOUT,
         "functional": FUNCTIONAL,
         "quantized": QUANTIZED,
+        "pruning": PRUNING,
         "other": OTHERS,
     }.items()
     for name, case in cases.items()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rnnfast
-from benchmarks import build_worker, builds, capacity, machine, peers, report
+from benchmarks import build_worker, builds, capacity, machine, peers, pruning, report
 from benchmarks.limits import Level, Limits, best_of
 from benchmarks.plot import roofline
 from benchmarks.problems import CELLS, FORWARD, GRIDS, ODD, PACKED, TRAINING, TRAINING_NO_DX, WORKS, Problem
@@ -255,6 +255,18 @@ def test_the_errors_of_hopfield_networks_are_printed_and_drawn(
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(",")[0] for line in lines[1:7:2]] == ["hebbian", "storkey", "pseudo_inverse"]
     assert set(lines[5].split()[-len(capacity.LOADS) :]) == {"0.00"}
+
+
+def test_pruned_language_models_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason='matplotlib is not installed (pip install ".[plot]")')
+    picture = tmp_path / "pruning.svg"
+    sizes = ["--hidden", "32", "--batch", "2", "--steps", "10"]
+    pruning.main([*sizes, "--densities", "1", "0.25", "--plot", str(picture)])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[1].strip() for row in rows] == ["left", "1.000", "0.250"]
+    dense, sparse = ([float(n) for n in row[-3:]] for row in rows[1:])
+    assert all(b < a for a, b in zip(dense, sparse, strict=True))
+    assert picture.read_text(encoding="utf-8").count("<svg") == 1
 
 
 # Two builds

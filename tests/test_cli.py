@@ -111,6 +111,18 @@ def test_train_takes_the_rates_of_h_and_of_c() -> None:
     assert Checkpoint.read(Path("charlm.safetensors")).options.zoneout == (0.1, 0.25)
 
 
+def test_train_prunes(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("train {small} --hidden 32 --steps 20 --quiet --density 0.25") == 0
+    checkpoint = Checkpoint.read(Path("charlm.safetensors"))
+    assert checkpoint.options.density == 0.25
+    assert np.mean(checkpoint.tensors["model.rnn.weight_ih_l0"] != 0) < 0.3
+    assert run("train --resume charlm.safetensors --steps 30 --quiet") == 0
+    assert np.mean(Checkpoint.read(Path("charlm.safetensors")).tensors["model.rnn.weight_ih_l0"] != 0) < 0.3
+    assert run("quantize charlm.safetensors --to int8") == 0
+    assert run("sample charlm.int8.safetensors --length 5") == 0
+    capfd.readouterr()
+
+
 def test_sample_continues_the_prompt(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = f"sample {model} --prompt 12 --length 30"
     texts = []
@@ -277,7 +289,7 @@ def _signals_as_in_a_terminal() -> Iterator[None]:
 
 
 @by_signal
-@pytest.mark.parametrize("dropout", ["", "--layers 2 --dropout 0.2 --weight-dropout 0.2"])
+@pytest.mark.parametrize("dropout", ["", "--layers 2 --dropout 0.2 --weight-dropout 0.2 --density 0.3"])
 def test_a_signal_saves_a_run_that_resumed_ends_with_the_same_bits(
     dropout: str, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -616,6 +628,9 @@ ERRORS = {
     "train --zoneout 0.1,0.1,0.1": "--zoneout: expected a number .*, or two such, got '0.1,0.1,0.1'",
     "train --zoneout 0.1,": "--zoneout: expected a number .*, or two such, got '0.1,'",
     "train --cell gru --zoneout 0.1,0.2": r"--zoneout: expected one number for gru, which has no c, got \(0.1, 0.2\)",
+    "train --density 0": "--density: expected a number above 0 and up to 1, got '0'",
+    "train --density 1.5": "--density: expected a number above 0 and up to 1, got '1.5'",
+    "train --density x": "--density: expected a number above 0 and up to 1, got 'x'",
     "train --dropout 0.5": "--dropout acts between layers: it needs --layers of at least 2",
     "train --seed -1": "--seed: expected an integer of at least 0, got '-1'",
     "train {small} --hidden 900000000": "not enough memory; lower --hidden",
@@ -642,6 +657,7 @@ ERRORS = {
     "train --resume short.txt": "short.txt: not a model that `python -m rnnfast train` has saved",
     "train --resume model": "model has had 5 of 5 steps; ask for more in all by --steps or --epochs",
     "train --resume model --epochs 1 --hidden 9": "model has --hidden 8; a resumed run cannot change it to 9",
+    f"{RESUME} --density 0.2": "model has --density 1.0; a resumed run cannot change it to 0.2",
     f"{RESUME} --seq-len 64": "model has --seq-len 20; a resumed run cannot change it to 64",
     f"{RESUME} --text other.txt": "the text is not the one that the run of model was started with",
     "train --resume integers --steps 9": "integers has weights of int8, which cannot be trained any more",

@@ -38,6 +38,7 @@ RUNS = {
         candidate_dropout=0.1,
         zoneout=(0.1, 0.2),
     ),
+    "pruned": replace(SMALL, hidden=20, density=0.3, steps=30),
 }
 by_run = pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
 
@@ -178,6 +179,49 @@ def test_a_resumed_run_ends_with_the_same_bits(options: Options, stop: str, tmp_
     assert same_bits(weights(resumed), weights(straight))
 
 
+def test_a_pruned_run_ends_with_its_density(tmp_path: Path) -> None:
+    options = RUNS["pruned"]
+    training = Training(TEXT, options)
+    for _ in range(options.steps):
+        training.step()
+        assert training.pruner is not None
+        started, ended = training.steps > 3, training.steps >= 21
+        assert (training.pruner.density < 1) == started
+        assert (training.pruner.density == 0.3) == ended
+    layer = training.model.rnn
+    for name, w in layer.state_dict().items():
+        share = np.mean(w != 0)
+        assert share == 1 if name.startswith("bias") else 0.3 <= share <= 0.4  # 2 of 5 in each row
+    training.save(tmp_path / "model")
+    checkpoint = Checkpoint.read(tmp_path / "model")
+    assert same_bits(checkpoint.model().rnn.state_dict(), layer.state_dict())
+    quantized = checkpoint.quantize("int8")
+    quantized.write(tmp_path / "quantized")
+    assert not any(name.startswith("pruner") for name in Checkpoint.read(tmp_path / "quantized").tensors)
+
+
+PRUNED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no mask": lambda tensors: tensors.pop("pruner.mask.weight_hh_l0"),
+    "a mask more": lambda tensors: tensors.update({"pruner.mask.bias_hh_l0": np.ones(80, bool)}),
+    "the mask's shape": lambda tensors: tensors.update({"pruner.mask.weight_hh_l0": np.ones((20, 80), bool)}),
+    "the mask's dtype": lambda tensors: tensors.update({"pruner.mask.weight_hh_l0": np.full((80, 20), 0.5)}),
+    "no t": lambda tensors: tensors.pop("pruner.t"),
+    "another t": lambda tensors: tensors.update({"pruner.t": np.full((), 1)}),
+    "negative t": lambda tensors: tensors.update({"pruner.t": np.full((), -1)}),
+    "a density of 0": lambda tensors: tensors.update({"pruner.density": np.zeros(())}),
+    "a density that is none": lambda tensors: tensors.update({"pruner.density": np.full((), np.nan)}),
+}
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_a_pruner_that_does_not_fit_is_refused(name: str, tmp_path: Path) -> None:
+    Training(TEXT, RUNS["pruned"]).save(tmp_path / "model.safetensors")
+    Checkpoint.read(tmp_path / "model.safetensors")
+    spoil(lambda tensors, _: PRUNED[name](tensors))(tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"model\.safetensors: not a model"):
+        Checkpoint.read(tmp_path / "model.safetensors")
+
+
 def test_a_run_is_not_resumed_with_another_text(saved: Path) -> None:
     checkpoint = Checkpoint.read(saved)
     with pytest.raises(UsageError, match="the text is not the one"):
@@ -221,6 +265,8 @@ def test_the_shortest_text_is_enough(batch: int, seq_len: int) -> None:
         ({"clip": np.nan}, ValueError),
         ({"dropout": 1}, ValueError),
         ({"weight_dropout": ("rows", 0.5)}, TypeError),
+        ({"density": 0}, ValueError),
+        ({"density": 1.1}, ValueError),
         ({"seed": -1}, ValueError),
         ({"cell": "transformer"}, ValueError),
         ({"text": Path("text")}, TypeError),
@@ -449,6 +495,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
             "weight_dropout": (1, ["rows", 0.5]),
             "candidate_dropout": (1, "x"),
             "zoneout": (1, [0.5], [0.5, 1]),
+            "density": (0.5, 0, 1.5, "1"),
             "seed": (-1, 1.0),
         }.items()
         for value in values

@@ -15,8 +15,9 @@ import numpy as np
 
 from .. import _core
 from .arrays import Array, ArrayLike, checked, float_dtype, quiet
+from .blocks import packed
 from .named import checked_values
-from .names import BIASES, PROJECTION, SCALE, parameter_names
+from .names import BIASES, PROJECTION, SCALE, WEIGHTS, parameter_names
 from .scalars import Flag, Number, choice, flag, generator, number
 from .tensors import write_tensors
 
@@ -106,13 +107,16 @@ class Stateful(ABC):
         for key, value in checked_values(state_dict, own, "state_dict").items():
             np.copyto(own[key], value)
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], *, sparse: Flag = False) -> None:
         """Write the constructors' arguments and the parameters to a safetensors file, for `rnnfast.load`.
 
         Parameters
         ----------
         path : path-like
             An older file is overwritten once all of the new one is on the disk; a link is followed.
+        sparse : bool, optional
+            True: of each weight_ih and weight_hh only blocks that are not all zeros, 16 units of a gate by one column,
+            and a bitmap of them. A matrix that would be no smaller stays whole.
 
         Raises
         ------
@@ -121,7 +125,12 @@ class Stateful(ABC):
         TypeError
             For a class derived from one of rnnfast, which `load` could not find.
         """
-        write_tensors(path, self.state_dict(), {"rnnfast": json.dumps(description_of(self))})
+        tensors, metadata = self.state_dict(), {"rnnfast": json.dumps(description_of(self))}
+        if flag(sparse, "sparse"):
+            heights = {name: owner.hidden_size for name, owner in owners_of_matrices(self).items()}
+            tensors, blocks = packed(tensors, heights)
+            metadata |= blocks
+        write_tensors(path, tensors, metadata)
 
 
 class Module(Stateful):
@@ -225,6 +234,14 @@ class RecurrentModule(Module):
     def with_fixed(self, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
         """Return one direction's parameters with what is fixed in its place."""
         return tuple(map(self.fixed.get, parameter_names(self.cell), arrays))
+
+
+def owners_of_matrices(module: Any) -> dict[str, RecurrentModule]:
+    """Return the layers and cells whose weight_ih and weight_hh are in a module, by the names in its state_dict."""
+    if isinstance(module, RecurrentModule):
+        return {name: module for name in module.parameters if name.startswith(WEIGHTS) and not name.endswith(SCALE)}
+    parts = module.items() if isinstance(module, Mapping) else ()
+    return {f"{part}.{name}": owner for part, own in parts for name, owner in owners_of_matrices(own).items()}
 
 
 def kind_of(module: Module) -> Any:

@@ -11,7 +11,15 @@ from .arrays import Array
 from .files import Name, check_readable, write
 
 BFLOAT16, BITS = "BF16", np.dtype(np.uint16)
-TYPES: dict[str, Any] = {"F32": np.float32, "F64": np.float64, "I8": np.int8, "I64": np.int64, BFLOAT16: BITS}
+TYPES: dict[str, Any] = {
+    "F32": np.float32,
+    "F64": np.float64,
+    "I8": np.int8,
+    "I64": np.int64,
+    "U8": np.uint8,
+    "BOOL": np.bool,
+    BFLOAT16: BITS,
+}
 
 
 def write_tensors(path: Name, tensors: Mapping[str, Array], metadata: dict[str, str]) -> None:

@@ -55,6 +55,7 @@ TRAIN = (
     ("recurrent_dropout", "P", "probability of dropout of the state in recurrent products"),
     ("candidate_dropout", "P", "probability of dropout of the candidate of an LSTM or GRU"),
     ("zoneout", "P[,PC]", "probability with which a unit of a state keeps its value in a step; of h, and of c"),
+    ("density", "D", "share of the layers' weights that pruning leaves, from 0.1 to 0.7 of the run on"),
     ("seed", "N", "seed of the weights and the dropout"),
 )
 SAMPLE = (

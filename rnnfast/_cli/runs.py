@@ -21,7 +21,7 @@ from .streams import Stderr, reason, say
 PROGRAM = "python -m rnnfast"
 OUT = Path("charlm.safetensors")
 STDIN = "-"
-KEPT = "cell", "hidden", "layers", "embed", "batch", "seq_len", "seed"  # what a resumed run cannot change
+KEPT = "cell", "hidden", "layers", "embed", "batch", "seq_len", "density", "seed"  # what a resumed run cannot change
 
 
 def train(
