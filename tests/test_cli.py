@@ -666,6 +666,7 @@ ERRORS = {
     "quantize model --to int4": "--to: invalid choice: 'int4'",
     "quantize none --to int8": "none: No such file or directory",
     "quantize text.txt --to int8": "text.txt: not a model",
+    "quantize . --to int8": ".: Is a directory",
     "quantize model --to int8 --out model --force": "--out model: that is the model itself, which could not be trained",
     "quantize model --to int8 --out other": "--out other: there is a model of an earlier run; --force overwrites it",
     "quantize model --to int8 -o text.txt --force": "--out text.txt: there is such a file, and it is no model of ours",

@@ -1,6 +1,8 @@
 """Layers whose weights have fewer bits: beside the oracle, their promises bit by bit, their files."""
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -411,6 +413,17 @@ def test_sequences_do_not_depend_on_neighbours_cuts_and_padding(q: Any) -> None:
 
 
 @by_layer
+def test_copies_have_the_bits_of_calls(q: Any, tmp_path: Path) -> None:
+    x = normal((7, 3, 7), np.float32, 0)
+    y, _ = q(x)
+    q.save(tmp_path / "q")
+    twins = [copy.copy(q), copy.deepcopy(q), pickle.loads(pickle.dumps(q)), rnnfast.load(tmp_path / "q")]
+    for twin in [*twins, *(pickle.loads(pickle.dumps(twin)) for twin in twins)]:
+        assert np.array_equal(twin(x)[0], y)
+        assert np.array_equal(twin.stream(3).run(x), y)
+
+
+@by_layer
 def test_streams_have_the_bits_of_calls(q: Any) -> None:
     x = normal((7, 3, 7), np.float32, 0)
     y, _ = q(x)
@@ -511,8 +524,12 @@ def test_a_quantised_layer_is_for_inference_alone(form: Any) -> None:
         rnnfast.initialize(q, "xavier")
     with pytest.raises(TypeError, match=r"^params\['weight_ih_l0'\]: expected dtype"):
         rnnfast.training.SGD(q, 0.1)
-    with pytest.raises(AttributeError, match=r"^weight_ih_l0: expected no assignment"):
-        q.weight_ih_l0 = 1
+    for name in ("weight_ih_l0", "num_layers", "zoneout", "operands", "parameters", "format", "names_of"):
+        with pytest.raises(AttributeError, match=f"^{name}: expected no assignment"):
+            setattr(q, name, 1)
+    with pytest.raises(AttributeError, match=r"^format: expected no assignment"):
+        del q.format
+    q.note = "a user's own"
     with pytest.raises(ValueError, match="read-only"):
         q.bias_ih_l0[0] = 1
     model = rnnfast.Modules(readout=rnnfast.Linear(4, 2), rnn=q)
@@ -603,6 +620,10 @@ HOSTILE = {
     "negative scale": (put("weight_ih_l0_scale", 1, -1), "weight_ih_l0_scale: expected numbers of at least 0"),
     "nan scale": (put("weight_hh_l0_scale", 1, np.nan), "weight_hh_l0_scale: expected finite"),
     "infinite scale": (put("weight_hh_l0_scale", 1, np.inf), "weight_hh_l0_scale: expected finite"),
+    "large scale": (
+        put("weight_hh_l0_scale", 1, 3e38),
+        "weight_hh_l0_scale: expected numbers whose 127-fold is finite",
+    ),
     "-128": (put("weight_hh_l0", (0, 0), -128), "weight_hh_l0: expected integers from -127"),
     "nan bias": (put("bias_hh_l0", 0, np.nan), "bias_hh_l0: expected finite"),
 }

@@ -86,9 +86,8 @@ inline std::optional<py::tuple> pair_of_int8(const py::object& object) {
   if (!py::isinstance<py::tuple>(object) || py::len(object) != 2) return std::nullopt;
   const auto pair = py::reinterpret_borrow<py::tuple>(object);
   const py::object first = pair[0];
-  if (!py::isinstance<py::array>(first) || !py::array(first).dtype().is(py::dtype::of<std::int8_t>()))
-    return std::nullopt;
-  return pair;
+  const bool is_pair = py::isinstance<py::array>(first) && py::array(first).dtype().equal(py::dtype::of<std::int8_t>());
+  return is_pair ? std::optional(pair) : std::nullopt;
 }
 
 inline GivenParameters read_parameters(const CellShape& cell, const py::object& parameters) {

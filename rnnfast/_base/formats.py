@@ -110,6 +110,9 @@ def _check(arrays: Mapping[str, Array], name: str) -> None:
         check_finite(_from_bfloat16(array), name)
         return
     check_finite(scales, name + SCALE)
+    if (scales > np.finfo(FLOAT).max / LARGEST).any():
+        msg = f"{name + SCALE}: expected numbers whose {LARGEST}-fold is finite, got {scales.max()}"
+        raise ValueError(msg)
     if (scales < 0).any():
         msg = f"{name + SCALE}: expected numbers of at least 0, got {scales.min()}"
         raise ValueError(msg)

@@ -21,8 +21,8 @@ def sample(*, file: Path, prompt: str = "", **options: Any) -> None:
 
 def quantize(*, file: Path, to: Format, out: Path | None = None, force: bool = False) -> None:
     """Save a model with weights of fewer bits, which can be sampled, but not be trained any more."""
-    out = out or file.with_suffix(f".{to}{file.suffix}")
     checkpoint = Checkpoint.read(file)
+    out = out or file.with_suffix(f".{to}{file.suffix}")
     if checkpoint.format is not None:
         msg = f"{file} has weights of {checkpoint.format} already; take the model that it was made of"
         raise UsageError(msg)

@@ -112,10 +112,19 @@ class Quantized(Inference[StateT]):
     if not TYPE_CHECKING:
 
         def __setattr__(self, name: str, value: object) -> None:
-            if name in vars(self).get("parameters", {}):
-                msg = f"{name}: expected no assignment, as the arrays of a quantised layer are read-only"
-                raise AttributeError(msg, name=name, obj=self)
+            if name != "parameters" or value is not self.parameters:  # a copy adds those of a user's class
+                self._check_changeable(name)
             super().__setattr__(name, value)
+
+        def __delattr__(self, name: str) -> None:
+            self._check_changeable(name)
+            super().__delattr__(name)
+
+    def _check_changeable(self, name: str) -> None:
+        own = vars(self)
+        if "operands" in own and (name in own or name in self.parameters or hasattr(type(self), name)):
+            msg = f"{name}: expected no assignment, as a quantised layer is read-only; quantise a layer that differs"
+            raise AttributeError(msg, name=name, obj=self)
 
     def of_layer(self, layer: int, others: Mapping[str, Array] | None = None) -> list[tuple[Any, ...]]:  # noqa: ARG002
         """Return the parameters of a layer as the kernels take them."""
