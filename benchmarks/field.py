@@ -267,6 +267,7 @@ def onnx_of(case: Case) -> bytes:
         model.graph.input.append(onnx.helper.make_tensor_value_info("lengths", onnx.TensorProto.INT32, ["B"]))
         for node in model.graph.node:
             if node.op_type == type(case.layer).__name__:
+                node.input.extend([""] * (5 - len(node.input)))
                 node.input[4] = "lengths"  # the operator's sequence_lens
     if only_last(case.row):
         del model.graph.output[0]  # y, and with it what only y needs
