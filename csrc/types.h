@@ -94,6 +94,7 @@ struct Problem {
   bool keeps_by_sequence = false;  // which candidates are kept is said of each sequence, for all its steps
   Format format = Format::real;    // of w_ih, w_hh and w_hr; of w_ih not where tokens are one-hot
   bool skips_zeros = false;        // of w_ih and w_hh, once they are packed
+  bool rounded = false;  // to bfloat16: both factors of the products with w_hh, and with w_ih where x is dense
 };
 
 // The tokens of a call, numbered by those that occur; absent where x is dense.
@@ -358,6 +359,60 @@ struct TapeSize {
   Index gates, states, reset_h;
 };
 
+// What a product multiplies: numbers; numbers by words of a panel that hold two in bfloat16; such words by such words.
+enum class Factors { numbers, by_pairs, pairs };
+
+// sum over blocks b < `blocks` and k < K of a[m, b, k] * panel[b, k, n].
+template <class Real>
+struct Operand {
+  const Real* a;  // strides of rows, of k and of blocks of k
+  Index a_row, a_k, a_block;
+  const Real* panel;  // strides of unit blocks, of k and of blocks of k; the gates of a unit block are contiguous
+  Index panel_unit, panel_k, panel_block;
+  Index K, blocks;
+  bool pairs = false;  // the panel has words that hold two k in bfloat16 each: panel_k is the stride of words,
+  bool odd = false;    // of the first of which the second k comes first
+};
+
+// What follows a panel in memory and is read after it. The rows of a tile column ask for a share of it each, evenly
+// over their k: asked for all at once, it would hold up the multiply-adds.
+template <class Real>
+struct Ahead {
+  const Real* data;
+  Index row, k;  // strides; 0: nothing is asked for
+};
+
+// A tile of M rows by NB unit blocks of some vectors each, their `slots`. Where a product has fewer gates than there
+// are slots, the first operand fills the last ones and the second operand the first ones: the GRU's n keeps its
+// recurrent part apart from its input part.
+template <class Real>
+struct Tile {
+  Operand<Real> first, second;
+  const Real* init;  // strides of rows and of unit blocks; 0 repeats a row; null: zeros
+  Index init_row, init_unit;
+  Real* out;
+  Index out_row, out_unit;
+  int valid;       // lanes of the last unit block that exist in memory
+  bool far;        // the panels come from beyond the second cache level
+  bool backwards;  // the next panel is the one before
+  bool add;        // to what is in out; tile_rows sets this and the next for its later chains
+  Ahead<Real> ahead;
+};
+
+// The tiles of one kind: NB unit blocks of `slots` vectors, of which a product's panels have `gates`.
+template <class Real>
+struct Tiles {
+  int blocks, most;                                      // NB, and the rows of the highest tile
+  void (*const* of_rows)(const Tile<Real>&, Index row);  // those of 1, 2, ..
+};
+
+// All tiles with so many slots and gates, by halvings of the widest vector and by NB = 1, 2, 4, 8. Narrower blocks come
+// alone.
+template <class Real>
+struct TileKind {
+  Tiles<Real> of[3][4];
+};
+
 // out = init + a panel, of rows of a with 8 bits a number by the panels of some unit blocks. Sums are exact, whatever
 // the order: (float)sum * (scale of the row * scale of the column), which is added to init, depends on nothing else.
 struct IntegerProduct {
@@ -386,6 +441,15 @@ struct IntegerKernels {
   void (*multiply)(const IntegerProduct&);
 };
 
+// The tiles of products whose factors are both pairs of bfloat16: by what a cell's phases have, and backward.
+constexpr int tile_kind_count = 5;
+
+struct PairKernels {
+  const char* name;
+  bool emulates;                 // the instruction for it, slowly
+  const TileKind<float>* tiles;  // of each kind
+};
+
 // What is compiled for one instruction set and dtype.
 template <class Real>
 struct Kernels {
@@ -393,6 +457,7 @@ struct Kernels {
   int cell_count;
   void (*set_cache_sizes)(const CacheSizes&);       // before anything else is called
   void (*set_integers)(const IntegerKernels&);      // likewise
+  void (*set_pairs)(const PairKernels&);            // before a problem is rounded
   Index (*cut)(const Problem&, Index* first_step);  // fills chunks + 1 entries, at most T + 1
   TapeSize (*tape_size)(const Problem&);
   Index (*packed_size)(const Problem&);  // of one direction

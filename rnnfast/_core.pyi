@@ -80,6 +80,7 @@ def inference(
     zoneout: Sequence[object] | None = None,
     candidate_dropout: tuple[object, float] | None = None,
     layer_norm_eps: float | None = None,
+    rounded: bool = False,
 ) -> tuple[_Array, tuple[_Array, ...]]: ...
 def forward(
     cell: str,
@@ -102,6 +103,7 @@ def forward(
     zoneout: Sequence[object] | None = None,
     candidate_dropout: tuple[object, float] | None = None,
     layer_norm_eps: float | None = None,
+    rounded: bool = False,
 ) -> tuple[_Array, tuple[_Array, ...], Tape]: ...
 def backward(
     tape: Tape,

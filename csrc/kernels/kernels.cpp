@@ -117,11 +117,14 @@ void set_cache_sizes(const CacheSizes& sizes) { cache_sizes = sizes; }
 
 void set_integers(const IntegerKernels& kernels) { integers = &kernels; }
 
+void set_pairs(const PairKernels& kernels) { pair_kernels = &kernels; }
+
 template <class Real>
 constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,
                                    .cell_count = AllCells::count,
                                    .set_cache_sizes = set_cache_sizes,
                                    .set_integers = set_integers,
+                                   .set_pairs = set_pairs,
                                    .cut = cut_into_chunks,
                                    .tape_size = tape_size<Real>,
                                    .packed_size = packed_size<Real>,

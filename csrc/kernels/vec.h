@@ -44,7 +44,8 @@ struct BitsOf<double> {
   using word = std::uint64_t;
 };
 
-// N lanes of Real: V is the vector, Bits the integers of the same width, Words those without a sign.
+// N lanes of Real: V is the vector, Bits the integers of the same width, Words those without a sign, Halves as many of
+// 16 bits.
 template <class R, int N>
 struct Simd {
   using Real = R;
@@ -52,6 +53,7 @@ struct Simd {
   typedef R V __attribute__((vector_size(N * sizeof(R))));
   typedef typename BitsOf<R>::type Bits __attribute__((vector_size(N * sizeof(R))));
   typedef typename BitsOf<R>::word Words __attribute__((vector_size(N * sizeof(R))));
+  typedef std::uint16_t Halves __attribute__((vector_size(N * 2)));
   typedef R Unaligned __attribute__((vector_size(N * sizeof(R)), aligned(sizeof(R)), may_alias));
 
   static RNNFAST_INLINE V load(const R* p) { return *reinterpret_cast<const Unaligned*>(p); }
@@ -379,6 +381,21 @@ RNNFAST_INLINE void store_bytes(unsigned char* p, Simd<float, 4>::Bits v) {
   for (int lane = 0; lane < 4; ++lane) p[lane] = (unsigned char)(v[lane] & 0xff);
 }
 #endif
+
+// Numbers rounded to bfloat16, to nearest even: the upper half of their bits. NaN stays NaN.
+template <class S>
+RNNFAST_INLINE typename S::Words rounded(typename S::V v) {
+  using Words = typename S::Words;
+  const Words bits = reinterpret_cast<Words>(v);
+  const Words even = bits + 0x7fff + (bits >> 16 & 1);
+  return (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : even;
+}
+
+// Words whose first numbers are those of a vector, and whose second ones those of another.
+template <class S>
+RNNFAST_INLINE typename S::V pairs_of(typename S::V first, typename S::V second) {
+  return reinterpret_cast<typename S::V>(rounded<S>(first) >> 16 | (rounded<S>(second) & 0xffff0000));
+}
 
 // a[first], b[first], a[first + 1], b[first + 1], ...
 template <class S, int first, int... i>

@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "python/arguments.h"
@@ -14,6 +16,7 @@
 #include "python/tape.h"
 #include "python/tokens.h"
 #include "run/dispatch.h"
+#include "run/formats.h"
 #include "run/memory.h"
 #include "run/problem.h"
 #include "types.h"
@@ -181,6 +184,21 @@ struct ForwardCall {
   ForwardCall& operator=(const ForwardCall&) = delete;
 };
 
+// Tells the problem that factors of its products are rounded.
+template <class Real>
+void round_factors(Problem& p) {
+  if constexpr (!std::is_same_v<Real, float>)
+    throw py::type_error("precision: expected parameters of float32 for 'bfloat16', got float64");
+  if (!pair_kernels)
+    throw std::runtime_error(
+        "precision: 'bfloat16' needs a processor with AVX512_BF16, which this one lacks, or the "
+        "environment variable RNNFAST_BF16=emulate, which computes the same numbers slowly");
+  if (p.format != Format::real) throw py::type_error("precision: expected None for weights of fewer bits");
+  if (const std::string refusal = refusal_of_rounding(p); !refusal.empty())
+    throw py::value_error("precision: expected " + refusal);
+  p.rounded = true;
+}
+
 // Checks the arguments, and makes room for the results.
 template <class Real>
 void prepare(ForwardCall<Real>& call, const CellShape& cell, const InputArrays& in, const Sequences& sequences,
@@ -202,7 +220,9 @@ void prepare(ForwardCall<Real>& call, const CellShape& cell, const InputArrays& 
   Problem& p = tape->problem;
   if (training && p.format != Format::real)
     throw py::type_error("w_ih: expected float32 or float64 to train, got fewer bits");
+  if (given.rounded) round_factors<Real>(p);
   p.run = read_steps(steps, p);
+  if (!steps.is_none() && p.rounded) throw py::value_error("steps: expected None, since factors are rounded");
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
   const auto need_all_steps = [&](const char* name, const py::object& option) {
@@ -223,6 +243,7 @@ void prepare(ForwardCall<Real>& call, const CellShape& cell, const InputArrays& 
   CheckedParameters<Real> checked = check_parameters<Real>(p, std::move(parameters));
   saved.parameters = std::move(checked.arrays), saved.scales = std::move(checked.scales);
   if (!given.factors.is_none()) saved.factors = read_factors<Real>(given.factors, p);
+  if (p.rounded && p.masks) throw py::value_error("precision: expected " + refusal_of_rounding(p));
   if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
   const bool later = steps_to_come(p);
   if (p.input == InputKind::dense)

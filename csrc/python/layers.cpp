@@ -86,7 +86,7 @@ py::tuple forward_of_objects(const py::object& cell, const py::object& x, const 
                              const py::object& ends, const py::object& start, const py::object& gate_override,
                              bool reverse, const py::object& steps, const py::object& memory,
                              const py::object& recurrent_factors, const py::object& zoneout,
-                             const py::object& candidate_dropout, const py::object& layer_norm_eps) {
+                             const py::object& candidate_dropout, const py::object& layer_norm_eps, bool rounded) {
   const CellShape& shape = cell_named(cell);
   InputArrays in = {.x = as_array(x, "x"), .embedding = std::nullopt};
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
@@ -102,6 +102,7 @@ py::tuple forward_of_objects(const py::object& cell, const py::object& x, const 
                   .held = gate_override,
                   .steps = steps,
                   .eps = layer_norm_eps,
+                  .rounded = rounded,
                   .training = training,
                   .threads = threads});
 }
@@ -125,7 +126,8 @@ void bind_layers(py::module_& m) {
           "embedding"_a = py::none(), "batch_sizes"_a = py::none(), "threads"_a = 0, py::kw_only(),
           "resets"_a = py::none(), "ends"_a = py::none(), "start"_a = py::none(), "gate_override"_a = py::none(),
           "reverse"_a = false, "steps"_a = py::none(), "memory"_a = py::none(), "recurrent_factors"_a = py::none(),
-          "zoneout"_a = py::none(), "candidate_dropout"_a = py::none(), "layer_norm_eps"_a = py::none());
+          "zoneout"_a = py::none(), "candidate_dropout"_a = py::none(), "layer_norm_eps"_a = py::none(),
+          "rounded"_a = false);
   };
   def_forward("inference", &forward_of_objects<false>);
   def_forward("forward", &forward_of_objects<true>);

@@ -16,6 +16,7 @@ struct ForwardObjects {
   py::object held = py::none();
   py::object steps = py::none();
   py::object eps = py::none();
+  bool rounded = false;  // the factors of products are, to bfloat16
   bool training;
   Index threads;
 };

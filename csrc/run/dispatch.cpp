@@ -19,6 +19,7 @@ const KernelTable* kernel_table = nullptr;
 #define RNNFAST_TABLE(isa)                                                                 \
   namespace isa {                                                                          \
   extern const IntegerKernels integer_kernels;                                             \
+  extern const PairKernels pair_kernels_of_set;                                            \
   extern const Kernels<float> kernels_float;                                               \
   extern const Kernels<double> kernels_double;                                             \
   const KernelTable table = {.name = #isa, .f32 = &kernels_float, .f64 = &kernels_double}; \
@@ -36,9 +37,13 @@ RNNFAST_TABLE(avx512)
 namespace avx512vnni {
 extern const IntegerKernels integer_kernels;
 }
+namespace avx512bf16 {
+extern const PairKernels pair_kernels_of_set;
+}
 #endif
 
 const IntegerKernels* integer_kernels = nullptr;
+const PairKernels* pair_kernels = nullptr;
 
 namespace {
 
@@ -113,6 +118,28 @@ std::vector<const IntegerKernels*> available_integers(const KernelTable& table) 
   return {&baseline::integer_kernels};
 }
 
+const PairKernels* pairs_of(const KernelTable& table, bool emulates) {
+#ifdef RNNFAST_HAS_avx512
+  if (&table == &avx512::table) {
+    if (emulates) return &avx512::pair_kernels_of_set;
+    return __builtin_cpu_supports("avx512bf16") ? &avx512bf16::pair_kernels_of_set : nullptr;
+  }
+#endif
+#ifdef RNNFAST_HAS_avx2
+  if (&table == &avx2::table) return emulates ? &avx2::pair_kernels_of_set : nullptr;
+#endif
+  return emulates ? &baseline::pair_kernels_of_set : nullptr;
+}
+
+// Whether RNNFAST_BF16 asks for emulation.
+bool emulates_pairs() {
+  const char* wanted = std::getenv("RNNFAST_BF16");
+  if (!wanted || !*wanted) return false;
+  if (wanted != std::string("emulate"))
+    throw std::runtime_error("RNNFAST_BF16: expected 'emulate', got '" + std::string(wanted) + "'");
+  return true;
+}
+
 const KernelTable& choose_kernels() {
   const auto available = available_kernels();
   if (const Index bytes = second_cache_level())
@@ -124,6 +151,8 @@ const KernelTable& choose_kernels() {
   for (const KernelTable* one : available) one->f32->set_integers(*available_integers(*one).back());
   integer_kernels = &chosen("RNNFAST_INTEGERS", available_integers(table));
   table.f32->set_integers(*integer_kernels);
+  pair_kernels = pairs_of(table, emulates_pairs());
+  if (pair_kernels) table.f32->set_pairs(*pair_kernels);
   return table;
 }
 

@@ -12,6 +12,7 @@ namespace rnnfast {
 
 extern const KernelTable* kernel_table;        // in use, chosen at import
 extern const IntegerKernels* integer_kernels;  // likewise, of that instruction set
+extern const PairKernels* pair_kernels;        // likewise; null: the machine has none
 
 template <class Real>
 const Kernels<Real>& kernels();
@@ -29,7 +30,8 @@ inline std::span<const CellShape> cells() {
   return {kernel_table->f32->cells, std::size_t(kernel_table->f32->cell_count)};
 }
 
-// Throws std::runtime_error if RNNFAST_ISA or RNNFAST_INTEGERS asks for what this machine lacks.
+// Throws std::runtime_error if RNNFAST_ISA or RNNFAST_INTEGERS asks for what this machine lacks, or RNNFAST_BF16 for
+// anything but emulation.
 const KernelTable& choose_kernels();
 
 std::vector<const KernelTable*> available_kernels();                              // the best one last

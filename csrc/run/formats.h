@@ -31,6 +31,15 @@ inline std::string refusal(const Problem& p) {
   return "rows of at most " + std::to_string(most_integers) + " for int8, got " + std::to_string(most);
 }
 
+// Why the products of a call cannot have factors that are rounded; "" if they can.
+inline std::string refusal_of_rounding(const Problem& p) {
+  const std::string name = p.cell->name;
+  if (p.cell->stage_count) return "None for layer_norm, got " + name;
+  if (p.cell->has_heads) return "None for " + name;
+  if (p.P != p.H) return "None where h is a projection";
+  return p.masks ? "None with recurrent dropout" : "";
+}
+
 // Rows of K numbers as rows of words.
 inline void copy_words(const void* numbers, Index rows, Index K, Format format, void* words) {
   const auto row = std::size_t(K * bytes_of_number(format)), stride = std::size_t(4 * words_of_row(K, format));

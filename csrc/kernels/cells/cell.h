@@ -154,7 +154,8 @@ struct ForwardStep {
   Index gate_row;
   View<const Real> x, before[most_states];
   View<Real> after[most_states], reset_h;
-  View<const Real> dropped;  // h' times its factors, which the products of the first phase read; null: h' itself
+  View<const Real> h;                        // what the products of a phase read for h'
+  View<const Real> dropped;                  // h' times its factors, which those of the first phase read
   Quantized<Real> quantized_x, quantized_h;  // where matrices are of int8: x, and what the phase reads for h'
   int masks;                                 // of these
   const Real* vectors;                       // the cell's, [unit block][vector x lanes]

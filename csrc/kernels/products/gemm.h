@@ -17,60 +17,26 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// sum over blocks b < `blocks` and k < K of a[m, b, k] * panel[b, k, n].
-template <class Real>
-struct Operand {
-  const Real* a;  // strides of rows, of k and of blocks of k
-  Index a_row, a_k, a_block;
-  const Real* panel;  // strides of unit blocks, of k and of blocks of k; the gates of a unit block are contiguous
-  Index panel_unit, panel_k, panel_block;
-  Index K, blocks;
-  bool pairs = false;  // the panel has words that hold two k in bfloat16 each: panel_k is the stride of words,
-  bool odd = false;    // of the first of which the second k comes first
-};
-
-// Rows of a [M,K] by panels [unit block][k], whose k are `panel_k` apart; of pairs, [unit block][word].
+// Rows of a [M,K] by panels [unit block][k], whose k are `panel_k` apart; of pairs, [unit block][word], where also rows
+// of a may be of words.
 template <class Real>
 RNNFAST_INLINE Operand<Real> rows_by_panels(const View<const Real>& a, const Real* panel, Index K, Index panel_k,
-                                            bool pairs = false) {
+                                            Factors factors = Factors::numbers) {
+  const bool by_pairs = factors == Factors::by_pairs;
+  if (factors == Factors::pairs) K = (K + 1) / 2;
   return {.a = a.data,
           .a_row = a.stride,
           .a_k = 1,
           .a_block = 0,
           .panel = panel,
-          .panel_unit = (pairs ? (K + 1) / 2 : K) * panel_k,
+          .panel_unit = (by_pairs ? (K + 1) / 2 : K) * panel_k,
           .panel_k = panel_k,
           .panel_block = 0,
           .K = K,
           .blocks = 1,
-          .pairs = pairs,
+          .pairs = by_pairs,
           .odd = false};
 }
-
-// What follows a panel in memory and is read after it. The rows of a tile column ask for a share of it each, evenly
-// over their k: asked for all at once, it would hold up the multiply-adds.
-template <class Real>
-struct Ahead {
-  const Real* data;
-  Index row, k;  // strides; 0: nothing is asked for
-};
-
-// A tile of M rows by NB unit blocks of some vectors each, their `slots`. Where a product has fewer gates than there
-// are slots, the first operand fills the last ones and the second operand the first ones: the GRU's n keeps its
-// recurrent part apart from its input part.
-template <class Real>
-struct Tile {
-  Operand<Real> first, second;
-  const Real* init;  // strides of rows and of unit blocks; 0 repeats a row; null: zeros
-  Index init_row, init_unit;
-  Real* out;
-  Index out_row, out_unit;
-  int valid;       // lanes of the last unit block that exist in memory
-  bool far;        // the panels come from beyond the second cache level
-  bool backwards;  // the next panel is the one before
-  bool add;        // to what is in out; tile_rows sets this and the next for its later chains
-  Ahead<Real> ahead;
-};
 
 template <class Real>
 RNNFAST_INLINE Operand<Real> from_row(Operand<Real> o, Index row) {
@@ -101,14 +67,38 @@ RNNFAST_INLINE Operand<Real> chain_of(Operand<Real> o, Index chain, Index chains
   return o;
 }
 
-// What a word of a panel holds.
-enum class Word { number, first_of_pair, second_of_pair };
+// What counts of a word of a panel.
+enum class Word { number, first_of_pair, second_of_pair, pair };
+
+#if defined(__AVX512BF16__)
+constexpr bool multiplies_pairs = true;
+RNNFAST_INLINE F16 add_pairs(F16 sum, F16 a, F16 w) { return _mm512_dpbf16_ps(sum, __m512bh(a), __m512bh(w)); }
+RNNFAST_INLINE F8 add_pairs(F8 sum, F8 a, F8 w) { return _mm256_dpbf16_ps(sum, __m256bh(a), __m256bh(w)); }
+RNNFAST_INLINE F4 add_pairs(F4 sum, F4 a, F4 w) { return _mm_dpbf16_ps(sum, __m128bh(a), __m128bh(w)); }
+#else
+constexpr bool multiplies_pairs = false;
+#endif
 
 template <class S, Word word>
 RNNFAST_INLINE typename S::V number_of(typename S::V words) {
-  if constexpr (word == Word::number) return words;
+  if constexpr (word == Word::number || word == Word::pair) return words;
   const auto bits = reinterpret_cast<typename S::Bits>(words);
   return reinterpret_cast<typename S::V>(word == Word::first_of_pair ? bits << 16 : bits & ~0xffff);
+}
+
+template <class S>
+RNNFAST_INLINE typename S::V broadcast_word(const typename S::Real* word) {
+  typename BitsOf<typename S::Real>::type bits;
+  __builtin_memcpy(&bits, word, sizeof(bits));
+  return reinterpret_cast<typename S::V>(typename S::Bits{} + bits);
+}
+
+// sum + the products of the two numbers in each word, as processors have it: the second first, each sum rounded.
+template <class S>
+RNNFAST_INLINE typename S::V multiply_add_pairs(typename S::V a, typename S::V w, typename S::V sum) {
+  if constexpr (multiplies_pairs) return add_pairs(sum, a, w);
+  sum = fma(number_of<S, Word::second_of_pair>(a), number_of<S, Word::second_of_pair>(w), sum);
+  return fma(number_of<S, Word::first_of_pair>(a), number_of<S, Word::first_of_pair>(w), sum);
 }
 
 // The products of one k. The accumulators stay in registers only because every loop over them is unrolled: one run-time
@@ -119,7 +109,9 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
   using V = typename S::V;
   // The shorter side is held in registers, the longer one passes by.
   constexpr int N = NB * gates, outer = M > N ? M : N, inner = M > N ? N : M;
-  const auto row = [&](int m) { return S::broadcast(a[m * o.a_row]); };
+  const auto row = [&](int m) {
+    return word == Word::pair ? broadcast_word<S>(a + m * o.a_row) : S::broadcast(a[m * o.a_row]);
+  };
   const auto vector = [&](int n) {
     return number_of<S, word>(S::load(w + n / gates * o.panel_unit + n % gates * S::lanes));
   };
@@ -133,19 +125,22 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
     for (int j = 0; j < inner; ++j) {
       const int m = M > N ? i : j, n = M > N ? j : i;
       V& sum = acc[m][n / gates * slots + shift + n % gates];
-      sum = fma(passing, held[j], sum);
+      if constexpr (word == Word::pair)
+        sum = multiply_add_pairs<S>(passing, held[j], sum);
+      else
+        sum = fma(passing, held[j], sum);
     }
   }
 }
 
-template <class S, int M, int NB, int slots, int gates, int shift, bool pairs, bool prefetch>
+template <class S, int M, int NB, int slots, int gates, int shift, Factors factors, bool prefetch>
 RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
                                       [[maybe_unused]] Ahead<typename S::Real> ahead) {
   using Real = typename S::Real;
   const auto fetch = [&] {
     if constexpr (prefetch) __builtin_prefetch(ahead.data, 0, 3), ahead.data += ahead.k;
   };
-  if constexpr (pairs) {
+  if constexpr (factors == Factors::by_pairs) {
     const Real *a = o.a, *w = o.panel;
     Index k = o.K;
     if (o.odd && k > 0) {
@@ -165,24 +160,57 @@ RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const
     const Real* w = o.panel + block * o.panel_block;
     for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
       fetch();
-      accumulate_k<S, M, NB, slots, gates, shift, Word::number>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, factors == Factors::pairs ? Word::pair : Word::number>(acc, o, a, w);
     }
   }
 }
 
-template <class S, int M, int NB, int slots, int gates, int shift, bool pairs>
+template <class S, int M, int NB, int slots, int gates, int shift, Factors factors>
 RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
                                const Ahead<typename S::Real>& ahead) {
   if (ahead.k > 0)
-    accumulate_blocks<S, M, NB, slots, gates, shift, pairs, true>(acc, o, ahead);
+    accumulate_blocks<S, M, NB, slots, gates, shift, factors, true>(acc, o, ahead);
   else
-    accumulate_blocks<S, M, NB, slots, gates, shift, pairs, false>(acc, o, ahead);
+    accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, o, ahead);
 }
 
-template <class S, int M, int NB, int slots, int gates, bool pairs>
+// A tile of pairs where the machine has no instruction for them: the same sums, in loops that cost little room.
+template <class S>
+__attribute__((noinline)) void emulated_tile(const Tile<typename S::Real>& t, Index row, int M, int NB, int slots,
+                                             int gates) {
+  using V = typename S::V;
+  using Real = typename S::Real;
+  const bool ragged = slots == 1 && NB == 1;
+  for (Index m = row; m < row + M; ++m)
+    for (int n = 0; n < NB * slots; ++n) {
+      const Index column = n % slots * S::lanes;
+      const auto load = [&](const Real* from) { return ragged ? load_lanes<S>(from, t.valid) : S::load(from); };
+      V sum = t.init ? load(t.init + m * t.init_row + n / slots * t.init_unit + column) : V{};
+      const Operand<Real>* const operands[] = {&t.first, &t.second};
+      for (const Operand<Real>* o : operands) {
+        const int gate = n % slots - (o == &t.first ? slots - gates : 0);
+        if (gate < 0 || gate >= gates) continue;
+        for (Index block = 0; block < o->blocks; ++block) {
+          const Real* a = o->a + m * o->a_row + block * o->a_block;
+          const Real* w = o->panel + n / slots * o->panel_unit + block * o->panel_block + gate * S::lanes;
+          for (Index k = 0; k < o->K; ++k, a += o->a_k, w += o->panel_k)
+            sum = multiply_add_pairs<S>(broadcast_word<S>(a), S::load(w), sum);
+        }
+      }
+      Real* const to = t.out + m * t.out_row + n / slots * t.out_unit + column;
+      if (t.add) sum = sum + load(to);
+      if (ragged)
+        store_lanes<S>(to, sum, t.valid);
+      else
+        S::store(to, sum);
+    }
+}
+
+template <class S, int M, int NB, int slots, int gates, Factors factors>
 __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) {
   using V = typename S::V;
   using Real = typename S::Real;
+  if constexpr (factors == Factors::pairs && !multiplies_pairs) return emulated_tile<S>(t, row, M, NB, slots, gates);
   V acc[M][NB * slots];
   // Only rows of single vectors end in the caller's memory; those of several slots are padded to full width.
   constexpr bool ragged = slots == 1 && NB == 1;
@@ -197,9 +225,9 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   }
   const Ahead<Real> ahead = {.data = t.ahead.data + row * t.ahead.row, .row = t.ahead.row, .k = t.ahead.k};
   constexpr int shift = slots - gates;
-  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, pairs>(acc, from_row(t.first, row), ahead);
+  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(t.first, row), ahead);
   for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
-    accumulate<S, M, NB, slots, gates, 0, pairs>(acc, from_row(i == 0 ? t.first : t.second, row), ahead);
+    accumulate<S, M, NB, slots, gates, 0, factors>(acc, from_row(i == 0 ? t.first : t.second, row), ahead);
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
@@ -230,58 +258,50 @@ constexpr int most_rows(int N) {
 // halves.
 constexpr int unit_group(int slots, bool one_row) { return (one_row ? 8 : 4) / (slots == 3 ? 4 : slots); }
 
-// The tiles of one kind: NB unit blocks of `slots` vectors, of which a product's panels have `gates`.
-template <class Real>
-struct Tiles {
-  int blocks, most;                                      // NB, and the rows of the highest tile
-  void (*const* of_rows)(const Tile<Real>&, Index row);  // those of 1, 2, ..
-};
-
-template <class S, int NB, int slots, int gates, bool pairs, class Rows>
+template <class S, int NB, int slots, int gates, Factors factors, class Rows>
 struct TileFunctions;
-template <class S, int NB, int slots, int gates, bool pairs, int... i>
-struct TileFunctions<S, NB, slots, gates, pairs, Lanes<i...>> {
+template <class S, int NB, int slots, int gates, Factors factors, int... i>
+struct TileFunctions<S, NB, slots, gates, factors, Lanes<i...>> {
   static constexpr void (*of_rows[])(const Tile<typename S::Real>&,
-                                     Index) = {tile<S, i + 1, NB, slots, gates, pairs>...};
+                                     Index) = {tile<S, i + 1, NB, slots, gates, factors>...};
 };
 
-// All tiles with so many slots and gates, by halvings of the widest vector and by NB = 1, 2, 4, 8. Narrower blocks come
-// alone.
-template <class Real>
-struct TileKind {
-  Tiles<Real> of[width_count][4];
-};
-
-template <class Real, int slots, int gates, bool pairs, int halvings = 0, int log2_NB = 0>
+template <class Real, int slots, int gates, Factors factors, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind<Real>& kind) {
   constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots);
-  using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, pairs, typename LanesTo<most>::type>;
+  using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, factors, typename LanesTo<most>::type>;
   kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
-    add_tiles<Real, slots, gates, pairs, halvings, log2_NB + 1>(kind);
+    add_tiles<Real, slots, gates, factors, halvings, log2_NB + 1>(kind);
   else if constexpr (halvings + 1 < width_count)
-    add_tiles<Real, slots, gates, pairs, halvings + 1>(kind);
+    add_tiles<Real, slots, gates, factors, halvings + 1>(kind);
 }
 
-template <class Real, int slots, int gates, bool pairs>
+template <class Real, int slots, int gates, Factors factors>
 constexpr TileKind<Real> tile_kind() {
   TileKind<Real> kind = {};
-  add_tiles<Real, slots, gates, pairs>(kind);
+  add_tiles<Real, slots, gates, factors>(kind);
   return kind;
 }
 
 // Whatever a cell's phases have is among these, and the one, two and four columns of backward are.
-template <class Real, bool pairs>
-constexpr TileKind<Real> tile_kinds[] = {tile_kind<Real, 4, 3, pairs>(), tile_kind<Real, 1, 1, pairs>(),
-                                         tile_kind<Real, 2, 2, pairs>(), tile_kind<Real, 3, 3, pairs>(),
-                                         tile_kind<Real, 4, 4, pairs>()};
+template <class Real, Factors factors>
+constexpr TileKind<Real> tile_kinds[tile_kind_count] = {
+    tile_kind<Real, 4, 3, factors>(), tile_kind<Real, 1, 1, factors>(), tile_kind<Real, 2, 2, factors>(),
+    tile_kind<Real, 3, 3, factors>(), tile_kind<Real, 4, 4, factors>()};
+
+// `set_pairs` of the table tells them.
+const PairKernels* pair_kernels = nullptr;
 
 template <class Real>
-RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range, bool pairs = false) {
+RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range,
+                                           Factors factors = Factors::numbers) {
   const int kind = slots > gates ? 0 : slots, blocks = __builtin_ctz(unsigned(range.blocks));
-  if constexpr (has_formats<Real>)
-    if (pairs) return tile_kinds<Real, true>[kind].of[range.halvings][blocks];
-  return tile_kinds<Real, false>[kind].of[range.halvings][blocks];
+  if constexpr (has_formats<Real>) {
+    if (factors == Factors::by_pairs) return tile_kinds<Real, Factors::by_pairs>[kind].of[range.halvings][blocks];
+    if (factors == Factors::pairs) return pair_kernels->tiles[kind].of[range.halvings][blocks];
+  }
+  return tile_kinds<Real, Factors::numbers>[kind].of[range.halvings][blocks];
 }
 
 // What is done with rows [row, row + M) of a tile while they are still in the first cache level.

@@ -6,13 +6,15 @@
 #include "kernels/products/blocks.h"
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
+#include "kernels/products/pairs.h"
 #include "kernels/vec.h"
 #include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// out = init + dgates w, row by row, over `gates` slots of dgates from `slot` on and gates of w from `gate` on.
+// out = init + dgates w, row by row, over `gates` slots of dgates from `slot` on and gates of w from `gate` on. Where
+// panels have words, so do the dgates: lanes of half as many, of blocks of half as many units.
 struct Factor {
   int slot, gate, gates;
 };
@@ -31,7 +33,7 @@ struct Product {
 template <class Real>
 void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w) {
   constexpr Index W = Widest<Real>::lanes;
-  const Index K = panel_rows(w), full = w.units.full * W;
+  const Index K = panel_rows(w) >> w.rounds, full = w.units.full * W;
   // The groups of a tile meet the same dgates.
   const int at_once = w.reach.head ? group_of_columns : unit_group(1, p.rows == 1);
   for_each_range<Real>(w.columns, p.columns, at_once, p.backwards, [&](const BlockRange& range) {
@@ -40,10 +42,12 @@ void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, con
     const auto operand = [&](Index unit, Index lanes, Index n) {
       Operand<Real> o = {};
       if (n == 0) return o;
+      const Index before = (unit - first * W) >> w.rounds;
+      unit >>= w.rounds, lanes >>= w.rounds;
       o.a = gates_at(p.dgates, unit, p.gate_row, lanes, slots) + factor.slot * lanes;
       o.a_row = slots * lanes, o.a_k = 1, o.a_block = lanes * p.dgates.rows * slots;
       o.panel_k = group * range.lanes, o.panel_unit = K * o.panel_k, o.panel_block = lanes * w.gates * o.panel_k;
-      o.panel = w.data + range.unit * K + ((unit - first * W) * w.gates + factor.gate * lanes) * o.panel_k;
+      o.panel = w.data + range.unit * K + (before * w.gates + factor.gate * lanes) * o.panel_k;
       o.K = factor.gates * lanes, o.blocks = n;
       return o;
     };
@@ -57,7 +61,7 @@ void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, con
     // A group of columns is to a tile what the gates of one unit block are.
     BlockRange groups = range;
     groups.blocks /= group;
-    tile_rows(tiles_of<Real>(int(group), int(group), groups), t, p.rows);
+    tile_rows(tiles_of<Real>(int(group), int(group), groups, factors_of(w)), t, p.rows);
   });
 }
 
@@ -83,6 +87,8 @@ void clear_padding(const Gates<Real>& dgates, int slots, const Blocks& units) {
 
 // Up to so many inputs, the tiles of dx would be mostly padding.
 constexpr bool is_thin(Index I) { return I <= 4; }
+
+constexpr bool has_thin_dx(const Problem& p) { return is_thin(p.I) && !p.rounded; }
 
 // out = dgates w for a thin w, over the gates of the input: dot products, a lane at a time.
 template <int gates, class Real>
@@ -127,12 +133,13 @@ constexpr int columns_of_tile(const Problem& p) {
 }
 
 // Rows of x or h', regrouped so that a tile reads its columns one after the other: [tile][row][columns]. A last column
-// of ones makes the gradient of the bias another column of that of the weights.
+// of ones makes the gradient of the bias another column of that of the weights. Or rows by twos, as words.
 template <class Real>
 struct Columns {
   Real* data;
   Index count, rows;
   int width;  // columns of a tile
+  bool rounds = false;
 };
 
 template <class Real>
@@ -163,8 +170,63 @@ void regroup(View<const Real> a, const RowRange& range, const Columns<Real>& to,
     regroup_tiles<most_rows(4)>(a, range, to, team);
 }
 
+// Columns that are taken together, a multiple of any tile's height, and tiles of dgates that pass over them: both stay
+// in the second cache level.
+constexpr Index columns_at_once = 192, tiles_at_once = 4;
+
+// The same of two rows; a null second one is of zeros.
+template <int M, class Real>
+void regroup_two(const Real* first, const Real* second, Index place, const Columns<Real>& to) {
+  using S = Widest<Real>;
+  const Index K = to.count - 1;
+  alignas(64) Real words[columns_at_once + S::lanes];
+  for (Index column = 0; column < to.count; column += columns_at_once) {
+    const Index end = min_index(column + columns_at_once, K);
+    for (Index k = column; k < end; k += S::lanes) {
+      const int valid = int(min_index(S::lanes, end - k));
+      const typename S::V other = second ? load_lanes<S>(second + k, valid) : typename S::V{};
+      if constexpr (has_formats<Real>)
+        S::store(words + k - column, pairs_of<S>(load_lanes<S>(first + k, valid), other));
+    }
+    if (K < column + columns_at_once) {
+      const std::uint32_t ones = 0x3f803f80;
+      __builtin_memcpy(words + K - column, &ones, sizeof(ones));
+    }
+    const Index last = min_index(column + columns_at_once, to.count);
+    for (Index k = column; k < last; k += M)
+      __builtin_memcpy(to.data + k * to.rows + place * M, words + k - column, M * sizeof(Real));
+  }
+}
+
+// Regroups rows as they come, by twos, to words from `place` on; at the end, an odd last one.
+template <class Real>
+struct RegroupedPairs {
+  const Columns<Real>& to;
+  Index place;
+  const Real* waiting = nullptr;
+};
+
+template <class Real>
+void regroup_pair(RegroupedPairs<Real>& pairs, const Real* second) {
+  if (!pairs.waiting) return;
+  if (pairs.to.width == most_rows(3))
+    regroup_two<most_rows(3)>(pairs.waiting, second, pairs.place++, pairs.to);
+  else
+    regroup_two<most_rows(4)>(pairs.waiting, second, pairs.place++, pairs.to);
+  pairs.waiting = nullptr;
+}
+
+template <class Real>
+void regroup(View<const Real> a, Index count, RegroupedPairs<Real>& pairs) {
+  for (Index row = 0; row < count; ++row)
+    if (pairs.waiting)
+      regroup_pair(pairs, at(a, row).data);
+    else
+      pairs.waiting = at(a, row).data;
+}
+
 // dw [unit block][column][gate x lanes] = or += sum over rows, in descending order, of columns^T dgates: `gates` gates
-// of dw from `gate` on, and as many of the slots of dgates from `slot` on.
+// of dw from `gate` on, and as many of the slots of dgates from `slot` on. Where columns have words, so do dgates.
 template <class Real>
 struct WeightProduct {
   Gates<Real> dgates;
@@ -174,10 +236,6 @@ struct WeightProduct {
   Index rows;
   bool add;
 };
-
-// Columns that are taken together, a multiple of any tile's height, and tiles of dgates that pass over them: both stay
-// in the second cache level.
-constexpr Index columns_at_once = 192, tiles_at_once = 4;
 
 // The chains are cut on the rows of the chunk, and the chunk is summed up before it is added to the gradients: a run
 // that begins here sums like one that passes.
@@ -194,7 +252,8 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
       const Index columns = min_index(columns_at_once, w.columns.count - first);
       for_each_range<Real>(w.dw.units, units, int(group), false, [&](const BlockRange& range) {
         if (skips(team, w.rows)) return;
-        const Tiles<Real> tiles = tiles_of<Real>(w.gates, w.gates, range);
+        const Tiles<Real> tiles =
+            tiles_of<Real>(w.gates, w.gates, range, w.columns.rounds ? Factors::pairs : Factors::numbers);
         const Index sum_row = w.gates * range.lanes, sum_unit = columns_at_once * sum_row;
         const Index total_row = w.dw.gates * range.lanes, total_unit = w.dw.K * total_row;
         Real* const total = panel(w.dw, range.unit) + first * total_row + w.gate * range.lanes;

@@ -40,10 +40,16 @@ struct Panels {
   Blocks units;
   Index K;
   int gates;
-  Index first = 0;   // the unit that data begins with
-  Reach reach = {};  // which of all k the panel of a unit block has
-  int shift = 0;     // words of it hold 1 << shift numbers, as `Format` says, and take the place of k
+  Index first = 0;      // the unit that data begins with
+  Reach reach = {};     // which of all k the panel of a unit block has
+  int shift = 0;        // words of it hold 1 << shift numbers, as `Format` says, and take the place of k
+  bool rounds = false;  // such words, of two, are made of numbers as they are packed, and meet such words
 };
+
+template <class Real>
+constexpr Factors factors_of(const Panels<Real>& p) {
+  return p.shift != 1 ? Factors::numbers : p.rounds ? Factors::pairs : Factors::by_pairs;
+}
 
 constexpr Index words_of(Index K, int shift) { return (K + (1 << shift) - 1) >> shift; }
 
@@ -65,7 +71,8 @@ RNNFAST_INLINE Panels<const Real> read_only(const Panels<Real>& p) {
           .gates = p.gates,
           .first = p.first,
           .reach = p.reach,
-          .shift = p.shift};
+          .shift = p.shift,
+          .rounds = p.rounds};
 }
 
 // f(rows of the matrix, the place of their first k in the panel, the panel's stride of k) for each gate of each block.
@@ -130,6 +137,13 @@ void pack(const GateRows<const Real>& w, const Panels<Real>& p, Index k, Span sp
       for (int i = 0; i < S::lanes; ++i)
         tile[i] = i < units ? load_lanes<S>(from + i * w.K + column, columns) : typename S::V{};
       transpose<S>(tile);
+      if constexpr (has_formats<Real>)
+        if (p.rounds) {
+#pragma GCC unroll 16
+          for (int i = 0; i < S::lanes; i += 2)
+            if (i < columns) S::store(to + (column + i) / 2 * stride, pairs_of<S>(tile[i], tile[i + 1]));
+          continue;
+        }
 #pragma GCC unroll 16
       for (int i = 0; i < S::lanes; ++i)
         if (i < columns) S::store(to + (column + i) * stride, tile[i]);
@@ -180,7 +194,8 @@ struct TransposedPanels {
   Blocks columns;  // of K
   Blocks units;    // of H
   int gates;
-  Reach reach = {};  // of a group's columns; they and the units are the same
+  Reach reach = {};     // of a group's columns; they and the units are the same
+  bool rounds = false;  // rows make words by twos, as in Panels, and meet such words
 };
 
 // Unit blocks that a group has, and the first of the one whose columns begin with `column`.
@@ -206,7 +221,12 @@ constexpr Index panel_rows(const TransposedPanels<Real>& p) {
 
 template <class Real>
 constexpr Index size(const TransposedPanels<Real>& p) {
-  return p.columns.units * panel_rows(p);
+  return p.columns.units * (panel_rows(p) >> p.rounds);
+}
+
+template <class Real>
+constexpr Factors factors_of(const TransposedPanels<Real>& p) {
+  return p.rounds ? Factors::pairs : Factors::numbers;
 }
 
 constexpr int group_of_columns = 4;
@@ -241,17 +261,21 @@ void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>
   const Span blocks = {.first = span.first * group_of_columns,
                        .last = min_index(span.last * group_of_columns, count(p.columns))};
   const auto pack_group = [&]<class S>(const BlockRange& range) {
-    Real* to = p.data + range.unit * rows;
+    Real* to = p.data + range.unit * (rows >> p.rounds);
     for (Index block = 0; block < count(p.units); ++block) {
       const BlockWidth width = width_of<Real>(p.units, block);
       for (int gate = 0; gate < p.gates; ++gate) {
         const Real* from = w.data + (w.order[gate] * w.H + width.unit) * w.K + range.unit;
-        for (Index unit = 0; unit < width.lanes; ++unit, from += w.K)
-          for (Index i = 0; i < range.blocks; ++i, to += S::lanes) {
-            const bool padding = unit >= width.valid;
-            const int valid = i + 1 < range.blocks ? S::lanes : range.valid;
-            S::store(to, padding ? typename S::V{} : load_lanes<S>(from + i * S::lanes, valid));
-          }
+        const auto row = [&](Index unit, Index i) {
+          const int valid = i + 1 < range.blocks ? S::lanes : range.valid;
+          return unit < width.valid ? load_lanes<S>(from + unit * w.K + i * S::lanes, valid) : typename S::V{};
+        };
+        if constexpr (has_formats<Real>)
+          for (Index unit = 0; p.rounds && unit < width.lanes; unit += 2)
+            for (Index i = 0; i < range.blocks; ++i, to += S::lanes)
+              S::store(to, pairs_of<S>(row(unit, i), row(unit + 1, i)));
+        for (Index unit = 0; !p.rounds && unit < width.lanes; ++unit)
+          for (Index i = 0; i < range.blocks; ++i, to += S::lanes) S::store(to, row(unit, i));
       }
     }
   };

@@ -29,11 +29,11 @@ __attribute__((noinline)) void multiply_rows(const RowProduct<Real>& p, const Te
     if (skips(team, p.rows)) return;
     const Index lanes = range.lanes;
     Tile<Real> t = {};
-    t.first = rows_by_panels(p.x, panel(p.w, range.unit), p.w.K, lanes, p.w.shift == 1);
+    t.first = rows_by_panels(p.x, panel(p.w, range.unit), p.w.K, lanes, factors_of(p.w));
     if (p.b) t.init = p.b + range.unit, t.init_unit = lanes;
     t.out = p.y.data + range.unit, t.out_row = p.y.stride, t.out_unit = lanes;
     t.valid = range.valid;
-    tile_rows(tiles_of<Real>(1, 1, range, p.w.shift == 1), t, p.rows);
+    tile_rows(tiles_of<Real>(1, 1, range, factors_of(p.w)), t, p.rows);
   });
 }
 

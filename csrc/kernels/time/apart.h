@@ -40,13 +40,12 @@ template <class Real>
 void multiply_whole(const StepProduct<Real>& f, const Phase& part, const BlockRange& range, const Slots<Real>& slots,
                     Index rows) {
   const Index width = f.w.gates * range.lanes, from = part.gate * range.lanes;
-  const bool pairs = f.w.shift == 1;
   Tile<Real> t = {};
-  t.first = rows_by_panels(f.a, panel(f.w, range.unit) + from, f.w.K, width, pairs);
+  t.first = rows_by_panels(f.a, panel(f.w, range.unit) + from, f.w.K, width, factors_of(f.w));
   t.init = slots.init, t.init_row = slots.init_row, t.init_unit = slots.init_unit;
   t.out = slots.out, t.out_row = slots.out_row, t.out_unit = slots.out_unit;
   t.valid = range.lanes;
-  tile_rows(tiles_of<Real>(part.gates, part.gates, range, pairs), t, rows);
+  tile_rows(tiles_of<Real>(part.gates, part.gates, range, factors_of(f.w)), t, rows);
 }
 
 template <class Real>
@@ -94,8 +93,7 @@ void multiply_lists(const StepProduct<Real>& f, const Phase& part, const BlockRa
 // The products of one phase, each by itself, for a range of unit blocks: that of x, and then that of h'.
 template <class Real>
 void multiply_apart(const CellShape& cell, const Phase& part, Products products, const ForwardStep<Real>& s,
-                    const View<const Real>& h, const PackedWeights<const Real>& weights, const BlockRange& range,
-                    Real* gates) {
+                    const PackedWeights<const Real>& weights, const BlockRange& range, Real* gates) {
   const Index lanes = range.lanes, row = cell.slot_count * lanes, unit = s.gates.rows * row;
   const auto multiply = [&](const StepProduct<Real>& f, int slot, const Real* bias) {
     Real* const out = gates + slot * lanes;
@@ -119,7 +117,7 @@ void multiply_apart(const CellShape& cell, const Phase& part, Products products,
     multiply({s.x, s.quantized_x, weights.w_ih, weights.ih, weights.ih_lists}, of_input, bias + of_input * lanes);
   }
   if (products != Products::input)
-    multiply({h, s.quantized_h, weights.w_hh, weights.hh, weights.hh_lists}, part.slot, nullptr);
+    multiply({s.h, s.quantized_h, weights.w_hh, weights.hh, weights.hh_lists}, part.slot, nullptr);
 }
 
 }  // namespace

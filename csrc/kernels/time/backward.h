@@ -11,6 +11,7 @@
 #include "kernels/products/gemm.h"
 #include "kernels/products/gradients.h"
 #include "kernels/products/pack.h"
+#include "kernels/products/pairs.h"
 #include "kernels/products/unpacked.h"
 #include "kernels/time/backward_scratch.h"
 #include "kernels/time/chunks.h"
@@ -57,12 +58,16 @@ bool backward_step(const Problem& p, const BackwardStep<Real>& s, const StepWind
       });
     }
     if (s.held->slots && !is_normalised(cell)) clear_held(s, cell.slot_count, part, units, windows.count * s.rows);
+    const bool rounds = scratch.w_hh.rounds;
+    if (rounds)
+      pair_neighbours(s.dgates, units, s.units, cell.slot_count, part.slot, part.slots,
+                      RowRange{.first = s.dgate_row, .count = s.rows}, scratch.pairs);
     if (!meet(item, team)) return false;
     const Factor factor = {.slot = part.slot, .gate = part.gate, .gates = part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh_before;
     const bool from_dh = s.adds_to_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    const Product<Real> product = {.dgates = s.dgates,
+    const Product<Real> product = {.dgates = rounds ? scratch.pairs : s.dgates,
                                    .gate_row = s.dgate_row,
                                    .init = init,
                                    .out = out,
@@ -235,7 +240,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
     }
   }
   const auto& sizes = scratch.directions[0];
-  const bool thin = is_thin(p.I), packs = !is_unpacked(p, args.windows);
+  const bool thin = has_thin_dx(p), packs = !is_unpacked(p, args.windows);
   if (packs)
     for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
       pack_transposed(recurrent_rows(p, args.directions[d].parameters), scratch.directions[d].w_hh, span);
@@ -291,7 +296,7 @@ void backward_input(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
   const Index first = share(chunk.rows, team.rank, team.size), row = row_of(p, chunk.t);
   const Index from = row - chunk.first_row;
   const View<Real> out = at(direction.dx, row - row_of(p, p.run.first));
-  Product<Real> dx = {.dgates = direction.dgates,
+  Product<Real> dx = {.dgates = direction.w_ih.rounds ? direction.pairs : direction.dgates,
                       .gate_row = from + first,
                       .init = {},
                       .out = at(out, first),

@@ -33,6 +33,8 @@ struct BackwardScratch {
     Columns<Real> h_before[most_gates];  // likewise, for each mask
     Real* vectors;                       // [unit block][vector x lanes]
     Gates<Real> dgates, dvectors;        // of one chunk
+    Gates<Real> pairs;                   // of dgates as they are, neighbours by twos; where products are rounded
+    Gates<Real> row_pairs;               // likewise, rows by twos
     Gates<Real> table;                   // dgates summed by token
     Real* dreset_h;                      // [B,H], of each window
     Real* dropped;                       // [B,H], what is to meet factors
@@ -49,8 +51,8 @@ struct BackwardScratch {
 
 // Whether the weights stay as the caller has them: few rows, all of one chunk.
 constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
-  return !windows.k1 && p.head == p.P && !p.masks && p.input == InputKind::dense && run_rows(p) <= most_unpacked_rows &&
-         run_chunks(p) == 1;
+  return !windows.k1 && !p.rounded && p.head == p.P && !p.masks && p.input == InputKind::dense &&
+         run_rows(p) <= most_unpacked_rows && run_chunks(p) == 1;
 }
 
 template <class Real>
@@ -66,13 +68,15 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
                       .columns = blocks_of<Real>(p.P),
                       .units = units,
                       .gates = cell.gate_count,
-                      .reach = reach_of(p.P, p.head, group_of_columns * Widest<Real>::lanes)};
+                      .reach = reach_of(p.P, p.head, group_of_columns * Widest<Real>::lanes),
+                      .rounds = p.rounded};
     direction.w_hh.data = take(arena, packs * size(direction.w_hh));
     if (need_dx) {
-      direction.thin_w_ih = {.data = nullptr, .units = units, .K = is_thin(p.I) ? p.I : 0, .gates = cell.gate_count};
+      direction.thin_w_ih = {.data = nullptr, .units = units, .K = has_thin_dx(p) ? p.I : 0, .gates = cell.gate_count};
       direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
       direction.w_ih = {
-          .data = nullptr, .columns = is_thin(p.I) ? Blocks{} : inputs, .units = units, .gates = cell.gate_count};
+          .data = nullptr, .columns = has_thin_dx(p) ? Blocks{} : inputs, .units = units, .gates = cell.gate_count};
+      direction.w_ih.rounds = p.rounded && dense;
       direction.w_ih.data = take(arena, packs * size(direction.w_ih));
       direction.dx = d == 0 && dense ? dx : View<Real>{take(arena, (dense ? run_rows(p) : p.U) * p.I), p.I};
     }
@@ -81,8 +85,10 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
       panels.data = take(arena, packs * size(panels));
       return panels;
     };
-    const auto columns = [&](Index K, Index count) {
-      Columns<Real> columns = {.data = nullptr, .count = K + 1, .rows = count, .width = columns_of_tile(p)};
+    const auto columns = [&](Index K, Index count, bool rounds) {
+      if (rounds) count = most_row_pairs(p);
+      Columns<Real> columns = {
+          .data = nullptr, .count = K + 1, .rows = count, .width = columns_of_tile(p), .rounds = rounds};
       columns.data = take(arena, packs * size(columns));
       return columns;
     };
@@ -91,15 +97,23 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
     };
     direction.dw_ih = gradient(of_columns(I));
     direction.dw_hh = gradient(p.head == p.P ? of_columns(p.P) : head_gradients<Real>(p, units));
-    direction.x = columns(I, p.input == InputKind::embedded ? p.U : rows);
-    for (int mask = 0; mask < max_index(p.masks, 1); ++mask) direction.h_before[mask] = columns(p.P, rows);
+    if (p.input == InputKind::embedded)
+      direction.x = columns(I, p.U, false);
+    else
+      direction.x = columns(I, rows, p.rounded);
+    for (int mask = 0; mask < max_index(p.masks, 1); ++mask) direction.h_before[mask] = columns(p.P, rows, p.rounded);
     if (p.masks) direction.dropped = take(arena, p.B * p.H);
-    if (resets_h(cell)) direction.reset_h = columns(p.H, rows);
+    if (resets_h(cell)) direction.reset_h = columns(p.H, rows, p.rounded);
     direction.vectors = take(arena, gates_size(cell.vector_count, 1, units));
     direction.dvectors = {.data = take(arena, gates_size(row_vectors(cell), rows, units)), .rows = rows};
     direction.dinner = {.data = take(arena, gates_size(cell.stage_count > 1, p.B, units)), .rows = p.B};
     direction.sums = {.data = take(arena, gates_size(sum_count(cell), sum_rows(p), units)), .rows = sum_rows(p)};
     direction.dgates = {.data = take(arena, gates_size(cell.slot_count, rows, units)), .rows = rows};
+    if (p.rounded) {
+      direction.pairs = {.data = take(arena, gates_size(cell.slot_count, rows, units) / 2), .rows = rows};
+      direction.row_pairs.rows = most_row_pairs(p);
+      direction.row_pairs.data = take(arena, gates_size(cell.slot_count, most_row_pairs(p), units));
+    }
     direction.table = {.data = take(arena, gates_size(cell.slot_count, p.U, units)), .rows = p.U};
     if (resets_h(cell)) direction.dreset_h = take(arena, most_deltas(windows) * p.B * p.H);
     s.projections[d] = lay_out_projection(p, packs, windows, arena);

@@ -57,6 +57,18 @@ constexpr Index most_chunk_rows(const Problem& p) {
   return p.first_step ? max_index(chunk_rows(p.H), p.B) : chunk_steps(p) * p.B;
 }
 
+// Where rows are taken by twos, each step's are by themselves.
+constexpr Index row_pairs(const Problem& p, const Steps& steps) {
+  if (!p.first_row) return steps_of(steps) * ((p.B + 1) / 2);
+  Index pairs = 0;
+  for (Index t = steps.first; t < steps.last; ++t) pairs += (rows_at(p, t) + 1) / 2;
+  return pairs;
+}
+
+constexpr Index most_row_pairs(const Problem& p) {
+  return p.first_step ? most_chunk_rows(p) : chunk_steps(p) * ((p.B + 1) / 2);
+}
+
 // The chunk that step t lies in.
 constexpr Index chunk_of(const Problem& p, Index t) {
   if (!p.first_step) return p.T == 1 ? 0 : t / chunk_steps(p);
@@ -134,7 +146,7 @@ constexpr Index least_share = 1 << 16;
 template <class Real>
 RNNFAST_INLINE bool divides_units(const Problem& p, Index threads) {
   const Index parts = threads / p.D, bytes = p.cell->gate_count * p.H * p.head * Index(sizeof(Real));
-  return parts > 1 && !is_normalised(*p.cell) && p.format != Format::int8 &&
+  return parts > 1 && !is_normalised(*p.cell) && p.format != Format::int8 && !p.rounded &&
          p.H > group_of_columns * Widest<Real>::lanes && bytes / parts >= least_share &&
          (p.B < few_rows * parts || bytes > cache_sizes.near);
 }

@@ -12,6 +12,7 @@
 #include "kernels/products/blocks.h"
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
+#include "kernels/products/pairs.h"
 #include "kernels/products/quantized.h"
 #include "kernels/time/apart.h"
 #include "kernels/time/chunks.h"
@@ -40,7 +41,8 @@ struct ForwardScratch {
     Real* dropped;             // h' times its factors, [B,masks·H]
     Real* mixed[most_states];  // the state before a step, [B,H], where some rows start anew
     Made<Real> made;
-    Quantized<Real> x, h;  // of one chunk, or where tokens are embedded of the table's rows; of one step
+    Quantized<Real> x, h;              // of one chunk, or where tokens are embedded of the table's rows; of one step
+    View<Real> x_pairs, h_pairs = {};  // likewise
   } directions[2];
   Real* embedded;  // the rows of the tokens that occur, [U,I]
 };
@@ -68,6 +70,10 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
     if (p.format == Format::int8) {
       direction.x = take_quantized(arena, p.input == InputKind::embedded ? p.U : most_chunk_rows(p), input_columns(p));
       direction.h = take_quantized(arena, p.B, p.H);
+    }
+    if (p.rounded) {
+      if (p.input == InputKind::dense) direction.x_pairs = take_pairs(arena, most_chunk_rows(p), p.I);
+      direction.h_pairs = take_pairs(arena, p.B, p.H);
     }
   }
   s.embedded = take(arena, p.U * input_columns(p));
@@ -101,7 +107,6 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   const PackedWeights<const Real>& weights = scratch.weights;
   const UnpackedWeights<Real>& unpacked = scratch.unpacked;
   const Gates<Real>& table = scratch.table;
-  const View<const Real> h = part.reset_h ? read_only(s.reset_h) : s.masks ? s.dropped : s.before[0];
   const bool by_gate = s.masks > 1 && !part.reset_h;
   const Index first_unit = s.units.first * Widest<Real>::lanes;
   const auto gates_of = [&](const BlockRange& range) {
@@ -115,7 +120,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   // under way. Where a phase has one slot, a tile has blocks enough.
   const bool waits = s.rows == 1 && slots > 1;
   const bool has_heads = weights.w_hh.reach.last;  // unit blocks with heads of their own share no tile
-  const bool pairs = weights.w_hh.shift == 1;
+  const Factors factors = factors_of(products == Products::input ? weights.w_ih : weights.w_hh);
   for_each_range<Real>(
       weights.w_hh.units, s.units, unit_group(slots, s.rows == 1 && !has_heads), s.backwards,
       [&](const BlockRange& range) {
@@ -127,7 +132,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
             for (Index block = 0; block < range.blocks; ++block)
               copy_tokens(s, table, cell.slot_count, of_input, part.slots, range.unit + block * lanes, lanes,
                           gates + block * s.gates.rows * cell.slot_count * lanes);
-          multiply_apart(cell, part, products, s, h, weights, range, gates);
+          multiply_apart(cell, part, products, s, weights, range, gates);
           if (ends && !waits) pointwise(range, 0, s.rows);
           return;
         }
@@ -154,13 +159,13 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           }
           const Panels<const Real> w_ih =
               unpacked.w_ih.data ? pack_block(unpacked.w_ih, unpacked.w_ih_block, range) : weights.w_ih;
-          t.first = rows_by_panels(s.x, panel(w_ih, range.unit) + offset, w_ih.K, width, pairs);
+          t.first = rows_by_panels(s.x, panel(w_ih, range.unit) + offset, w_ih.K, width, factors);
         }
         if (products != Products::input) {
           const Panels<const Real> w_hh =
               unpacked.w_hh.data ? pack_block(unpacked.w_hh, unpacked.w_hh_block, range) : weights.w_hh;
-          const View<const Real> read = {h.data + first_read(w_hh.reach, range.unit), h.stride};
-          t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width, pairs);
+          const View<const Real> read = {s.h.data + first_read(w_hh.reach, range.unit), s.h.stride};
+          t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width, factors);
         }
         if (by_gate && products == Products::recurrent) {
           multiply_by_gate(cell, part, s, range, t);
@@ -168,7 +173,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           return;
         }
         Index done = 0;
-        tile_rows(tiles_of<Real>(slots, part.gates, range, pairs), t, s.rows, [&](Index row, Index M) {
+        tile_rows(tiles_of<Real>(slots, part.gates, range, factors), t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
           if (!ends || waits || (end < s.rows && end - done < pointwise_rows)) return;
           pointwise(range, done, end - done);
@@ -197,27 +202,38 @@ RNNFAST_INLINE Index projected_rows(const Problem& p) {
   return max_index(cache_sizes.near / max_index(2 * p.I * Index(sizeof(Real)), 1), 1);
 }
 
-// x of some rows, where matrices are of int8; it goes to rows of scratch from `place` on.
+// x of some rows, where products read it with fewer bits; it goes to rows of scratch from `place` on.
 template <class Real>
-RNNFAST_INLINE void quantize_x(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch, Index place,
-                               ForwardStep<Real>& s) {
+RNNFAST_INLINE void encode_x(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch, Index place,
+                             ForwardStep<Real>& s) {
   if constexpr (has_formats<Real>)
     if (p.format == Format::int8) {
       s.quantized_x = at(scratch.x, place);
       quantize(s.x, s.rows, p.I, Real(0), s.quantized_x);
     }
+  if (scratch.x_pairs.data) {
+    const View<Real> to = at(scratch.x_pairs, place);
+    pair_neighbours(s.x, s.rows, p.I, to);
+    s.x = read_only(to);
+  }
 }
 
 // What the products of a step's rows read for h', likewise.
 template <class Real>
-RNNFAST_INLINE void quantize_h(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch,
-                               const View<const Real>& h, Index size, bool is_bounded, Index place,
-                               ForwardStep<Real>& s) {
+RNNFAST_INLINE void encode_h(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch,
+                             const View<const Real>& h, Index size, bool is_bounded, Index place,
+                             ForwardStep<Real>& s) {
+  s.h = h;
   if constexpr (has_formats<Real>)
     if (p.format == Format::int8) {
       s.quantized_h = at(scratch.h, place);
       quantize(h, s.rows, size, Real(is_bounded), s.quantized_h);
     }
+  if (scratch.h_pairs.data) {
+    const View<Real> to = at(scratch.h_pairs, place);
+    pair_neighbours(h, s.rows, size, to);
+    s.h = read_only(to);
+  }
 }
 
 // The input's part in the gates of a step's rows.
@@ -236,7 +252,7 @@ void project(const ForwardArgs<Real>& args, const typename ForwardScratch<Real>:
     ForwardStep<Real> s = {};
     s.gates = gates, s.gate_row = gate_row + done, s.x = at(args.x, row + done), s.units = units;
     s.rows = min_index(projected_rows<Real>(args.problem), rows - done);
-    quantize_x(args.problem, scratch, place + done, s);
+    encode_x(args.problem, scratch, place + done, s);
     project_step(*args.problem.cell, s, scratch, team);
   }
 }
@@ -337,10 +353,11 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       s.shared_gates = !s.store_gates && !projects && s.rows > 1;
       s.backwards = turns_back(t) != args.turned;
       if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, item.first, team);
-      if (folds) quantize_x(p, scratch, item.first, s);
+      if (folds) encode_x(p, scratch, item.first, s);
       for (int phase = 0; phase < cell.phase_count; ++phase) {
         const bool resets = cell.phases[phase].reset_h;
-        quantize_h(p, scratch, resets ? read_only(s.reset_h) : s.before[0], p.P, resets || bounds_h(p), item.first, s);
+        const View<const Real> h = resets ? read_only(s.reset_h) : p.masks ? s.dropped : s.before[0];
+        encode_h(p, scratch, h, p.P, resets || bounds_h(p), item.first, s);
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
         if (is_normalised(cell)) forward_norm(p, args.eps, s, team);
         if (p.masks && phase + 1 < cell.phase_count)
@@ -349,7 +366,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
         if (!meet(item, team)) return;
       }
       if (!is_projected(p)) continue;
-      quantize_h(p, scratch, read_only(s.after[0]), p.H, true, item.first, s);
+      encode_h(p, scratch, read_only(s.after[0]), p.H, true, item.first, s);
       project_h(scratch.weights.w_hr, scratch.weights.hr, s, item, h, team);
       if (!meet(item, team)) return;
     }
@@ -381,7 +398,7 @@ void project_embedding(const ForwardArgs<Real>& args, const ForwardScratch<Real>
       ForwardStep<Real> s = {};
       s.gates = scratch.directions[d].table, s.gate_row = range.first;
       s.x = read_only(rows), s.rows = range.count, s.units = all(scratch.directions[d].weights.w_hh.units);
-      quantize_x(p, scratch.directions[d], range.first, s);
+      encode_x(p, scratch.directions[d], range.first, s);
       project_step(*p.cell, s, scratch.directions[d], team);
     }
   });
@@ -413,8 +430,8 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
   const bool packed = args.directions[0].packed;
   // Members that divide the rows would each have to pack all.
-  const bool by_block = !packed && p.format != Format::int8 && steps_of(p.run) == 1 && p.input == InputKind::dense &&
-                        !resets_h(*p.cell) && team.size == 1;
+  const bool by_block = !packed && p.format != Format::int8 && !p.rounded && steps_of(p.run) == 1 &&
+                        p.input == InputKind::dense && !resets_h(*p.cell) && team.size == 1;
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);

@@ -6,6 +6,7 @@
 #include "kernels/products/blocks.h"
 #include "kernels/products/gradients.h"
 #include "kernels/products/pack.h"
+#include "kernels/products/pairs.h"
 #include "kernels/products/unpacked.h"
 #include "kernels/time/backward_scratch.h"
 #include "kernels/time/chunks.h"
@@ -33,6 +34,29 @@ __attribute__((noinline)) void multiply_input(const CellShape& cell, const Produ
     multiply(dx, cell.slot_count, factor, scratch.w_ih, team);
 }
 
+// Regroups the rows of a step by twos, where products are rounded.
+template <class Real>
+__attribute__((noinline)) void regroup_rounded(const BackwardArgs<Real>& args,
+                                               const typename BackwardScratch<Real>::Direction& scratch,
+                                               const StateBefore<Real>& before_h, const Chunk& chunk, Index t) {
+  const Problem& p = args.problem;
+  const Index place = row_pairs(p, Steps{.first = chunk.t, .last = t}), row = row_of(p, t), rows = rows_at(p, t);
+  const auto regroup_rows = [&](const View<const Real>& a, const Columns<Real>& to) {
+    RegroupedPairs<Real> pairs = {.to = to, .place = place};
+    regroup(a, rows, pairs);
+    regroup_pair(pairs, static_cast<const Real*>(nullptr));
+  };
+  if (p.input != InputKind::embedded) regroup_rows(at(args.x, row), scratch.x);
+  if (resets_h(*p.cell)) {
+    const View<const Real> reset_h = {args.directions[chunk.direction].tape.reset_h, p.H};
+    regroup_rows(at(reset_h, row), scratch.reset_h);
+  }
+  RegroupedPairs<Real> pairs = {.to = scratch.h_before[0], .place = place};
+  for_each_piece(p, chunk.direction, before_h, t, {.first = 0, .count = rows},
+                 [&](View<const Real> piece, const RowRange& range) { regroup(piece, range.count, pairs); });
+  regroup_pair(pairs, static_cast<const Real*>(nullptr));
+}
+
 // Regroups the left operands of a chunk's weight gradients, this member's share of the rows.
 template <class Real>
 void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk,
@@ -46,6 +70,10 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
        ++step) {
     const Index t = chunk.t + step, row = row_of(p, t), first = row - row_of(p, chunk.t);
     const RowRange rows = {.first = first, .count = rows_at(p, t)};
+    if (p.rounded) {
+      regroup_rounded(args, scratch, before_h, chunk, t);
+      continue;
+    }
     if (p.input != InputKind::embedded) regroup(at(args.x, row), rows, scratch.x, team);
     for_each_piece(p, chunk.direction, before_h, t, {.first = 0, .count = rows.count},
                    [&](View<const Real> piece, const RowRange& range) {
@@ -64,16 +92,25 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
 template <class Real>
 void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk, Span span,
                       const Team& team) {
-  const CellShape& cell = *args.problem.cell;
-  const int masks = args.problem.masks;
+  const Problem& p = args.problem;
+  const CellShape& cell = *p.cell;
+  const int masks = p.masks;
   const auto& scratch = whole.directions[chunk.direction];
   WeightProduct<Real> product = {};
   product.dgates = scratch.dgates;
   product.rows = chunk.rows;
+  if (p.rounded) {
+    product.dgates = scratch.row_pairs, product.rows = 0;
+    for (Index t = chunk.t; t < chunk.t + chunk.steps; ++t) {
+      const RowRange rows = {.first = row_of(p, t) - chunk.first_row, .count = rows_at(p, t)};
+      pair_rows(scratch.dgates, scratch.w_hh.units, span, cell.slot_count, rows, product.rows, scratch.row_pairs);
+      product.rows += (rows.count + 1) / 2;
+    }
+  }
   product.add = !chunk.first || args.accumulate;
   product.columns = scratch.x, product.dw = scratch.dw_ih;
   product.slots = cell.slot_count, product.slot = cell.slot_count - cell.gate_count, product.gates = cell.gate_count;
-  if (args.problem.input != InputKind::embedded) add_products(product, span, team);
+  if (p.input != InputKind::embedded) add_products(product, span, team);
   product.dw = scratch.dw_hh;
   for (int phase = 0; phase < cell.phase_count; ++phase) {
     const Phase& part = cell.phases[phase];
@@ -81,7 +118,7 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
     for (int i = 0; i < part.gates; i += product.gates) {
       product.slot = part.slot + i, product.gate = part.gate + i;
       product.columns = part.reset_h ? scratch.reset_h : scratch.h_before[mask_of(cell, masks, product.gate)];
-      if (args.problem.head == args.problem.P)
+      if (p.head == p.P)
         add_products(product, span, team);
       else
         add_head_products(product, span, team);

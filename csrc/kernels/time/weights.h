@@ -39,6 +39,8 @@ void lay_out_packed(const Problem& p, const Blocks& units, const Blocks& project
   to.w_hh.reach = reach_of(p.P, p.head, vector_bytes / Index(sizeof(Real)));
   to.w_ih.K = input_columns(p), to.w_hh.K = to.w_hh.reach.width, to.w_hr.K = p.H;
   to.w_ih.shift = to.w_hh.shift = to.w_hr.shift = shift_of(p.format);
+  if (p.rounded) to.w_ih.rounds = p.input == InputKind::dense, to.w_hh.rounds = true;
+  if (p.rounded) to.w_ih.shift = to.w_ih.rounds, to.w_hh.shift = 1;
   to.w_ih.data = take(arena, size(to.w_ih));
   to.w_hh.data = take(arena, size(to.w_hh));
   to.w_hr.data = take(arena, size(to.w_hr));
