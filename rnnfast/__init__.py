@@ -19,6 +19,7 @@ except ImportError as error:
 
 from . import functional, hopfield, reservoir, truncation
 from ._base.module import Module, initialize, num_parameters
+from ._base.precision import set_precision
 from ._base.scalars import Integer, int64
 from ._stack.quantized import Quantized
 from .cells import GRUCell, LSTMCell, RNNCell
@@ -65,6 +66,7 @@ __all__ = [
     "pad_packed",
     "reservoir",
     "set_num_threads",
+    "set_precision",
     "show_config",
     "tbptt",
     "tbptt_gradient",

@@ -11,6 +11,7 @@ from ._base.bounds import bounds_of
 from ._base.layer_norm import LayerNorm, norm_of
 from ._base.leak import Leak, leak_of
 from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
+from ._base.precision import Precision
 from ._base.scalars import Flag, Integer, Number, count, flag, head_count
 from ._base.state import FourStates
 from ._stack.options import WeightDropout, Zoneout
@@ -77,6 +78,10 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         with `peephole`, `coupled_gates` or `proj_size`.
     layer_norm_eps : float, optional
         What is added to the variances that these are divided by the roots of, above 0.
+    precision : {"full", "bfloat16"}, optional
+        "bfloat16": the factors of products, x, h, weights and the gradients of gates, are rounded to bfloat16 in calls,
+        `forward` and `backward`; sums, states and gradients are float32. By default as `set_precision` says. Needs a
+        processor with AVX512_BF16, float32, and neither `proj_size`, `layer_norm` nor `recurrent_dropout`.
 
     Attributes
     ----------
@@ -174,6 +179,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         proj_size: Integer = 0,
         layer_norm: LayerNorm | None = None,
         layer_norm_eps: Number = 1e-5,
+        precision: Precision | None = None,
     ) -> None:
         self.peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
@@ -203,6 +209,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             candidate_dropout_per_sequence=candidate_dropout_per_sequence,
             zoneout=zoneout,
             layer_norm_eps=layer_norm_eps,
+            precision=precision,
         )
 
 
@@ -231,6 +238,8 @@ class GRU(Recurrent[Array]):
     layer_norm : "inside", optional
         As for `LSTM`: the two products are normalised. Not with ``reset_after=False``.
     layer_norm_eps : float, optional
+        As for `LSTM`.
+    precision : {"full", "bfloat16"}, optional
         As for `LSTM`.
 
     Attributes
@@ -282,6 +291,7 @@ class GRU(Recurrent[Array]):
         reset_after: Flag = True,
         layer_norm: Literal["inside"] | None = None,
         layer_norm_eps: Number = 1e-5,
+        precision: Precision | None = None,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
         self.layer_norm = norm_of(layer_norm, ("inside",), {"reset_after=False": not self.reset_after})
@@ -304,6 +314,7 @@ class GRU(Recurrent[Array]):
             candidate_dropout_per_sequence=candidate_dropout_per_sequence,
             zoneout=zoneout,
             layer_norm_eps=layer_norm_eps,
+            precision=precision,
         )
 
 
@@ -332,6 +343,8 @@ class RNN(Recurrent[Array]):
         How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
         the unit would be without. The same in all layers and directions. It is no parameter: optimizers leave it
         alone. (`functional.backward` returns its gradient.)
+    precision : {"full", "bfloat16"}, optional
+        As for `LSTM`.
 
     Attributes
     ----------
@@ -378,6 +391,7 @@ class RNN(Recurrent[Array]):
         recurrent_dropout_per_gate: Flag = False,
         zoneout: Number = 0.0,
         leak: Leak = 1.0,
+        precision: Precision | None = None,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
         self.cell = elman_cell(nonlinearity, bool(self.fixed))
@@ -397,6 +411,7 @@ class RNN(Recurrent[Array]):
             recurrent_dropout=recurrent_dropout,
             recurrent_dropout_per_gate=recurrent_dropout_per_gate,
             zoneout=zoneout,
+            precision=precision,
         )
 
 

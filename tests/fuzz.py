@@ -62,7 +62,7 @@ import rnnfast
 from rnnfast import _core, functional, reference
 from rnnfast._base.formats import FORMATS
 from rnnfast.hopfield import Hopfield, Mode, ModernHopfield, Rule
-from rnnfast.reference import quantized
+from rnnfast.reference import bfloat16, quantized
 from rnnfast.reference.quantized import Rows
 from rnnfast.reservoir import ESN, State
 from rnnfast.training import Pruner
@@ -889,7 +889,7 @@ def bare_formats(rng: Rng) -> Attempt:
         if is_int8:
             slots[name], slots[f"scales of {name}"] = quantized.quantized_weights(slots[name])
         else:
-            slots[name] = quantized.to_bfloat16(slots[name])
+            slots[name] = bfloat16.to_bfloat16(slots[name])
 
     def call() -> Results:
         given = {n: (a, slots[f"scales of {n}"]) if f"scales of {n}" in slots else a for n, a in slots.items()}

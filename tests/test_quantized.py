@@ -31,6 +31,7 @@ import rnnfast
 from rnnfast import _core
 from rnnfast._base import formats
 from rnnfast._base.tensors import read_tensors
+from rnnfast.reference import bfloat16
 from rnnfast.reference import quantized as oracle
 from rnnfast.reference.quantized import Rows
 
@@ -122,11 +123,11 @@ def test_bfloat16_is_the_nearest_with_8_bits_ties_to_even() -> None:
     values = np.array(
         [1, 1 + 2**-8, 1 + 2**-7, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -3.0e-40, 3.4e38, np.inf], np.float32
     )
-    rounded = oracle.from_bfloat16(oracle.to_bfloat16(values))
+    rounded = bfloat16.from_bfloat16(bfloat16.to_bfloat16(values))
     want = [1, 1, 1 + 2**-7, 1 + 2**-6, 1 + 2**-7, rounded[5], np.inf, np.inf]
     assert np.array_equal(rounded, np.array(want, np.float32))
     assert abs(rounded[5] + 3.0e-40) < 2.0**-134
-    assert np.isnan(oracle.from_bfloat16(oracle.to_bfloat16(np.array([0x7F800001], np.uint32).view(np.float32))))
+    assert np.isnan(bfloat16.from_bfloat16(bfloat16.to_bfloat16(np.array([0x7F800001], np.uint32).view(np.float32))))
 
 
 @pytest.mark.parametrize("bounded", [False, True])
@@ -160,8 +161,8 @@ def test_layers_round_as_the_oracle_does() -> None:
         assert np.array_equal(q.parameters[name], rows.q)
         assert np.array_equal(q.parameters[name + "_scale"], rows.scales)
         bits = layer.quantize("bfloat16").parameters[name]
-        assert np.array_equal(bits, oracle.to_bfloat16(w))
-        assert np.array_equal(layer.quantize("bfloat16").dequantize().parameters[name], oracle.from_bfloat16(bits))
+        assert np.array_equal(bits, bfloat16.to_bfloat16(w))
+        assert np.array_equal(layer.quantize("bfloat16").dequantize().parameters[name], bfloat16.from_bfloat16(bits))
         assert np.array_equal(q.dequantize().parameters[name], oracle.dequantized(rows))
 
 

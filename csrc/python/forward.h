@@ -184,15 +184,19 @@ struct ForwardCall {
   ForwardCall& operator=(const ForwardCall&) = delete;
 };
 
+// Whether this machine has products of rounded factors.
+inline void check_pairs(const std::string& name) {
+  if (!pair_kernels)
+    throw std::runtime_error(name + ": 'bfloat16' needs a processor with AVX512_BF16, which this one lacks, or the "
+                             "environment variable RNNFAST_BF16=emulate, which computes the same numbers slowly");
+}
+
 // Tells the problem that factors of its products are rounded.
 template <class Real>
 void round_factors(Problem& p) {
   if constexpr (!std::is_same_v<Real, float>)
     throw py::type_error("precision: expected parameters of float32 for 'bfloat16', got float64");
-  if (!pair_kernels)
-    throw std::runtime_error(
-        "precision: 'bfloat16' needs a processor with AVX512_BF16, which this one lacks, or the "
-        "environment variable RNNFAST_BF16=emulate, which computes the same numbers slowly");
+  check_pairs("precision");
   if (p.format != Format::real) throw py::type_error("precision: expected None for weights of fewer bits");
   if (const std::string refusal = refusal_of_rounding(p); !refusal.empty())
     throw py::value_error("precision: expected " + refusal);

@@ -137,6 +137,7 @@ void bind_layers(py::module_& m) {
         return with_tape(object, [&](TapeObject& tape, auto& saved) { return advance_of(tape, saved, steps, resets); });
       },
       "tape"_a, "steps"_a, "resets"_a = py::none());
+  m.def("check_pairs", &check_pairs, "name"_a);
   m.def(
       "check_gate_override",
       [](const py::object& cell, const py::object& held, const py::dtype& dtype) {

@@ -35,7 +35,7 @@ inline std::string refusal(const Problem& p) {
 inline std::string refusal_of_rounding(const Problem& p) {
   const std::string name = p.cell->name;
   if (p.cell->stage_count) return "None for layer_norm, got " + name;
-  if (p.cell->has_heads) return "None for " + name;
+  if (p.head != p.P) return "None for several heads of " + name;
   if (p.P != p.H) return "None where h is a projection";
   return p.masks ? "None with recurrent dropout" : "";
 }

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, ArrayLike, Integers, checked
+from .._base.precision import is_rounded
 from .._base.scalars import Integer, Number, choice
 from .._base.state import Parts, each, state_of
 from . import candidate_dropout, recurrent_dropout, weight_dropout
@@ -40,6 +41,7 @@ class Call(NamedTuple):
     dropped_h: recurrent_dropout.DroppedH | None = None  # the masks of h', where there are some
     candidates: candidate_dropout.DroppedCandidates | None = None  # their masks, likewise
     zoneout: Zoned | None = None
+    rounded: bool = False  # the factors of products are, to bfloat16
 
     def of_layer(self, stack: Stack[Any], layer: int) -> list[tuple[Array | None, ...]]:
         """Return the parameters of a layer in this call as the kernels take them."""
@@ -125,8 +127,21 @@ def checked_call(
     if resets is not None:
         resets = layout.checked(resets, "resets", (), np.dtype(bool))
     taken = each(layout.take_state, first)
-    call = Call(layout, x, layout.take(x), first, taken, resets, outputs, list(held), rows, learned)
-    return call._replace(zoneout=mean_of(stack)) if stack.zoneout else call
+    zoneout = mean_of(stack) if stack.zoneout else None
+    return Call(
+        layout,
+        x,
+        layout.take(x),
+        first,
+        taken,
+        resets,
+        outputs,
+        list(held),
+        rows,
+        learned,
+        zoneout=zoneout,
+        rounded=is_rounded(stack),
+    )
 
 
 def with_masks(stack: Stack[Any], call: Call, masks: object) -> Call:

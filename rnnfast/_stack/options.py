@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 from .. import _core
 from .._base.layer_norm import eps_of
 from .._base.module import Check
+from .._base.precision import Precision, checked_precision, refusal_of
 from .._base.scalars import Number, flag, number
 
 WeightDropout: TypeAlias = Number | tuple[Literal["rows"], Number]
@@ -57,6 +58,7 @@ def _weight_dropout(_: Any, value: Any, name: str) -> float | tuple[Literal["row
 def _recurrent_dropout(stack: Any, value: object, name: str) -> float:
     rate = _rate(value, name)
     _refuse(rate, name, "proj_size", stack.proj_size)
+    _refuse(rate, name, "precision 'bfloat16'", getattr(stack, "precision", None) == "bfloat16")
     return rate
 
 
@@ -84,6 +86,16 @@ def _eps(stack: Any, value: object, _: str) -> float:
     return eps_of(value, stack.dtype)
 
 
+def _precision(stack: Any, value: object, name: str) -> Precision | None:
+    if value is None:
+        return None
+    precision = checked_precision(value, name)
+    if precision == "bfloat16" and (option := refusal_of(stack)):
+        msg = f"{name}: expected None or 'full' for a layer with {option}, got {value!r}"
+        raise ValueError(msg)
+    return precision
+
+
 OPTIONS: Mapping[str, Check] = {
     "batch_first": _flag,
     "dropout": _dropout,
@@ -94,4 +106,5 @@ OPTIONS: Mapping[str, Check] = {
     "candidate_dropout_per_sequence": _flag,
     "zoneout": _zoneout,
     "layer_norm_eps": _eps,
+    "precision": _precision,
 }

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array
+from .._base.precision import is_rounded
 from .._base.state import parts_if_plain, parts_of, state_of
 from .call import Call
 from .layout import Layout
@@ -32,6 +33,7 @@ def fits(x: object, stack: Stack[Any], state: object, outputs: object) -> TypeGu
         and not stack.learn_initial_state
         and not stack.zoneout
         and stack.layer_norm is None
+        and not is_rounded(stack)
         and _is_state(stack, state, x.shape[1])
     )
 

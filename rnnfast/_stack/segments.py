@@ -181,6 +181,7 @@ def _run(
             zoneout=part_of(call.zoneout_of(k), segment.rows, strand.direction, stack.directions),
             candidate_dropout=call.candidates_of(ends_of(k, stack.directions)[own], segment.rows, segment.B),
             layer_norm_eps=stack.eps,
+            rounded=call.rounded,
         )
         y = result[0]
         yield result

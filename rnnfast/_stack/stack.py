@@ -15,6 +15,7 @@ from .. import _core
 from .._base.arrays import Array, checked, float_dtype
 from .._base.module import Check, Kept, RecurrentModule, Shape
 from .._base.names import by_direction, ends_of, layer_names, recurrent_shapes
+from .._base.precision import Precision
 from .._base.scalars import Flag, Integer, Number, addressable, count, flag, shown, size
 from .._base.state import STATES, Parts, StateT, each, initial_names, parts_of
 from .attributes import StackAttributes
@@ -36,6 +37,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
     candidate_dropout_per_sequence: bool
     zoneout: float | tuple[float, float]
     layer_norm_eps: float
+    precision: Precision | None = None
     changeable: ClassVar[Mapping[str, Check]] = {**RecurrentModule.changeable, **OPTIONS}
 
     def __init__(
@@ -59,6 +61,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         candidate_dropout_per_sequence: Flag = False,
         zoneout: Zoneout = 0.0,
         layer_norm_eps: Number = 1e-5,
+        precision: Precision | None = None,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
@@ -86,6 +89,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
             "candidate_dropout_per_sequence": candidate_dropout_per_sequence,
             "zoneout": zoneout,
             "layer_norm_eps": layer_norm_eps,
+            "precision": precision,
         }
         for name, value in given.items():
             setattr(self, name, value)

@@ -57,6 +57,7 @@ def _run(
             zoneout=call.zoneout_of(k),
             candidate_dropout=call.candidates_of(ends_of(k, stack.directions)),
             layer_norm_eps=stack.eps,
+            rounded=call.rounded,
         )
         last.append(after)
         hidden = [*hidden, y] if tape else [y]

@@ -94,6 +94,9 @@ def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tu
             f"comes after the windows, got {layer!r}"
         )
         raise ValueError(msg)
+    if getattr(layer, "precision", None) == "bfloat16":
+        msg = f"layer: expected full precision, since windows have no other, got {layer!r}"
+        raise ValueError(msg)
     for name in MASKED:
         if getattr(layer, name, 0):
             msg = f"layer: expected no {name}, since windows go over steps that ran with other masks, got {layer!r}"

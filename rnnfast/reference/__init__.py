@@ -1,10 +1,10 @@
 """The oracle: recurrent layers in plain NumPy and float64. The kernels are tested against it and share no code with it.
 
 `cells` has the equations and one step of each cell, `sequence` the loop over time, `truncated` the windows of truncated
-backpropagation, `quantized` the arithmetic of weights with fewer bits.
+backpropagation, `quantized` the arithmetic of weights with fewer bits, `bfloat16` rounding.
 """
 
-from . import quantized
+from . import bfloat16, quantized
 from .cells import CELLS, Cell, linear, linear_backward, sigmoid
 from .sequence import Gradients, Tape, backward, forward, gates, gradients
 from .truncated import Truncated, Window, tbptt, tbptt_gradient, windows
@@ -17,6 +17,7 @@ __all__ = [
     "Truncated",
     "Window",
     "backward",
+    "bfloat16",
     "forward",
     "gates",
     "gradients",

@@ -77,6 +77,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .bfloat16 import factor
+
 Array: TypeAlias = NDArray[np.float64]
 State: TypeAlias = tuple[Array, ...]  # a part for each of the cell's states, h first; each [B,H]
 Kept: TypeAlias = tuple[Any, ...]  # arrays: what a step keeps for its backward: its previous state, its gates, and more
@@ -93,12 +95,14 @@ def sigmoid(x: Array) -> Array:
 
 def linear(v: Array, w: Array, b: Array | None) -> Array:
     """Return v w^T + b, [B,N], for v [B,K], w [N,K] and b [N] or None."""
-    return v @ w.T if b is None else v @ w.T + b
+    u = factor(v) @ factor(w).T
+    return u if b is None else u + b
 
 
 def linear_backward(du: Array, v: Array, w: Array) -> tuple[Array, Array, Array]:
     """Return dv [B,K], dw [N,K], db [N] for the gradient du [B,N] of ``linear(v, w, b)``."""
-    return du @ w, du.T @ v, du.sum(axis=0)
+    du = factor(du)
+    return du @ factor(w), du.T @ factor(v), du.sum(axis=0)
 
 
 def norm(v: Array, gain: Array, b: Array | None, eps: float) -> Kept:

@@ -49,19 +49,6 @@ class Rows(NamedTuple):
     scales: Floats
 
 
-def to_bfloat16(w: ArrayLike) -> NDArray[np.uint16]:
-    """Return the bits of the nearest bfloat16 numbers, ties to even: the upper half of those of float32."""
-    w = np.asarray(w, np.float32)
-    bits = w.view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(w), (bits >> 16) | 0x40, rounded).astype(np.uint16)  # no NaN becomes infinity
-
-
-def from_bfloat16(bits: NDArray[np.uint16]) -> Floats:
-    """Return the numbers with these bits."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
 def quantized_weights(w: ArrayLike) -> Rows:
     """Return the integers of a matrix [O,K] and a scale for each of its rows."""
     w = np.asarray(w, np.float32)

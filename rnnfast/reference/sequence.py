@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .bfloat16 import rounding
 from .cells import CELLS, Array, Backward, Cell, Kept, State, hold, linear, linear_backward, product, product_backward
 
 StateLike: TypeAlias = tuple[ArrayLike | None, ...]
@@ -52,6 +53,7 @@ class Tape(NamedTuple):
     candidate: list[Any]  # by direction and step, what the candidate is multiplied by, [B,H] or None
     normed: list[list[Kept]]  # like kept, what normalised input products keep
     new: tuple[Any, ...]  # of each state, the part that the cell makes, [T,B,D·H]; None: it has no zoneout
+    rounded: bool
 
 
 @np.errstate(all="ignore")  # infinity and NaN pass
@@ -69,6 +71,7 @@ def forward(
     candidate_dropout: tuple[ArrayLike, float] | None = None,
     zoneout: StateLike | None = None,
     layer_norm_eps: float = 1e-5,
+    rounded: bool = False,
 ) -> tuple[Array, State, Tape]:
     """Run one layer over whole sequences.
 
@@ -104,6 +107,8 @@ def forward(
         probability with which they keep the old one, of which the state is the mean; or None. Not with a projection.
     layer_norm_eps : float, optional
         What is added to the variances of cells that normalise.
+    rounded : bool, optional
+        The factors of products are rounded to bfloat16, here and in `backward`; not those of tokens.
 
     Returns
     -------
@@ -171,6 +176,7 @@ def forward(
         candidate=_by_step(candidate_dropout, T, D),
         normed=[[()] * T for _ in weights],
         new=tuple(_new_part(z, (T, B, D * n)) for z, n in zip(zoneout or [None] * len(sizes), sizes, strict=True)),
+        rounded=rounded,
     )
     first, last = _filled("state0", state0, step.states, [(D, B, n) for n in sizes]), []
     for d, (w_ih, w_hh, b_ih, b_hh, *more) in enumerate(weights):
@@ -179,11 +185,13 @@ def forward(
         state = initial
         for t in _times(T, d):
             state = _where(tape.anew[d][t], initial, state)
-            a, *normed = product(x[t], w_ih, b_ih, gain_ih, layer_norm_eps)
+            with rounding(rounded and one_hot is None):
+                a, *normed = product(x[t], w_ih, b_ih, gain_ih, layer_norm_eps)
             tape.normed[d][t] = tuple(normed)
             own = b_hh, partial(hold, held), *vectors
             factors = tape.factors[d], tape.candidate[d][t]
-            made, tape.kept[d][t] = _forward_step(step, factors, a, state, w_hh, *own)
+            with rounding(rounded):
+                made, tape.kept[d][t] = _forward_step(step, factors, a, state, w_hh, *own)
             if w_hr is not None:
                 tape.u[d][t] = made[0]
                 made = (linear(made[0], w_hr, None), *made[1:])
@@ -293,7 +301,8 @@ def gradients(
                 dmade = (du, *dmade[1:])
             own = partial(hold, zero), *vectors
             factors = tape.factors[d], tape.candidate[d][t]
-            da, dmade, dbefore, dparameters = _backward_step(step, factors, dmade, tape.kept[d][t], w_hh, *own)
+            with rounding(tape.rounded):
+                da, dmade, dbefore, dparameters = _backward_step(step, factors, dmade, tape.kept[d][t], w_hh, *own)
             dmade = (dh, *dmade[1:])
             dbefore = _add(dbefore, dold)
             for ds, m, before_zoneout, made in zip(here, new, dall, dmade, strict=True):
@@ -302,7 +311,8 @@ def gradients(
                 dbefore = tuple(np.clip(ds, -clip_dh, clip_dh) for ds in dbefore)
             dinitial = _add(dinitial, _where(anew, dbefore, none))
             dnext = _add(_where(anew, none, dbefore), waits)
-            dx_t, *dparameters_x = product_backward(da, x[t], w_ih, gain_ih, tape.normed[d][t])
+            with rounding(tape.rounded and tape.one_hot is None):
+                dx_t, *dparameters_x = product_backward(da, x[t], w_ih, gain_ih, tape.normed[d][t])
             dx[t] += dx_t
             totals = dw_hh, db_hh, *dvectors[of_x:], dw_ih, db_ih, *dvectors[:of_x]
             for total_of, d_new in zip(totals, (*dparameters, *dparameters_x), strict=True):

@@ -1,0 +1,79 @@
+"""How exact the factors of a layer's products are: `set_precision` and what layers ask of it."""
+
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
+
+from .. import _core
+from .scalars import choice
+
+Precision: TypeAlias = Literal["full", "bfloat16"]
+PRECISIONS = "full", "bfloat16"
+
+_chosen: ContextVar[str] = ContextVar("precision", default="full")
+
+
+class set_precision:  # noqa: N801
+    """Set the precision of layers that have none of their own; as a context manager, only within it.
+
+    Like `numpy.errstate` it holds for the present thread or task.
+
+    Parameters
+    ----------
+    precision : {"full", "bfloat16"}
+        "bfloat16": the factors of the products, x, h, the weights and the gradients of gates, are rounded to bfloat16,
+        and their sums are float32; states, gates, gradients and the weights themselves stay float32. Layers that have
+        no such products, of float64, with `layer_norm`, `proj_size` or `recurrent_dropout`, stay as exact as they are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `precision` is no such word.
+    RuntimeError
+        If the processor cannot multiply numbers of bfloat16.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> with rnnfast.set_precision("full"):
+    ...     layer = rnnfast.GRU(3, 4)
+    """
+
+    def __init__(self, precision: Precision) -> None:
+        chosen = checked_precision(precision, "precision")
+        self._before: Token[str] = _chosen.set(chosen)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _chosen.reset(self._before)
+
+
+def checked_precision(precision: object, name: str) -> Precision:
+    """Return a precision that this machine has."""
+    chosen: Any = choice(precision, name, PRECISIONS)
+    if chosen == "bfloat16":
+        _core.check_pairs(name)
+    return chosen
+
+
+def is_rounded(layer: Any) -> bool:
+    """Return whether the factors of a layer's products are rounded in calls that begin now."""
+    own = layer.precision
+    if own is None:
+        return _chosen.get() == "bfloat16" and refusal_of(layer) is None
+    return bool(own == "bfloat16")
+
+
+def refusal_of(layer: Any) -> str | None:
+    """Return the option with which a layer has no products whose factors are rounded, if there is one."""
+    if layer.format is not None:
+        return "fewer bits"
+    if layer.dtype.itemsize != 4:
+        return "dtype float64"
+    if layer.num_heads > 1:
+        return "several heads"
+    return next((name for name in ("layer_norm", "proj_size", "recurrent_dropout") if getattr(layer, name, None)), None)
