@@ -8,8 +8,8 @@ namespace rnnfast::RNNFAST_ISA {
 
 #define RNNFAST_TEXT(name) #name
 #define RNNFAST_NAME(name) RNNFAST_TEXT(name)
-extern const PairKernels pair_kernels_of_set;
-const PairKernels pair_kernels_of_set = {
+extern const PairKernels pair_kernels;
+const PairKernels pair_kernels = {
     .name = RNNFAST_NAME(RNNFAST_ISA), .emulates = !multiplies_pairs, .tiles = tile_kinds<float, Factors::pairs>};
 
 }  // namespace rnnfast::RNNFAST_ISA

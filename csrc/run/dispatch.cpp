@@ -19,7 +19,7 @@ const KernelTable* kernel_table = nullptr;
 #define RNNFAST_TABLE(isa)                                                                 \
   namespace isa {                                                                          \
   extern const IntegerKernels integer_kernels;                                             \
-  extern const PairKernels pair_kernels_of_set;                                            \
+  extern const PairKernels pair_kernels;                                                   \
   extern const Kernels<float> kernels_float;                                               \
   extern const Kernels<double> kernels_double;                                             \
   const KernelTable table = {.name = #isa, .f32 = &kernels_float, .f64 = &kernels_double}; \
@@ -38,7 +38,7 @@ namespace avx512vnni {
 extern const IntegerKernels integer_kernels;
 }
 namespace avx512bf16 {
-extern const PairKernels pair_kernels_of_set;
+extern const PairKernels pair_kernels;
 }
 #endif
 
@@ -121,14 +121,14 @@ std::vector<const IntegerKernels*> available_integers(const KernelTable& table) 
 const PairKernels* pairs_of(const KernelTable& table, bool emulates) {
 #ifdef RNNFAST_HAS_avx512
   if (&table == &avx512::table) {
-    if (emulates) return &avx512::pair_kernels_of_set;
-    return __builtin_cpu_supports("avx512bf16") ? &avx512bf16::pair_kernels_of_set : nullptr;
+    if (emulates) return &avx512::pair_kernels;
+    return __builtin_cpu_supports("avx512bf16") ? &avx512bf16::pair_kernels : nullptr;
   }
 #endif
 #ifdef RNNFAST_HAS_avx2
-  if (&table == &avx2::table) return emulates ? &avx2::pair_kernels_of_set : nullptr;
+  if (&table == &avx2::table) return emulates ? &avx2::pair_kernels : nullptr;
 #endif
-  return emulates ? &baseline::pair_kernels_of_set : nullptr;
+  return emulates ? &baseline::pair_kernels : nullptr;
 }
 
 // Whether RNNFAST_BF16 asks for emulation.

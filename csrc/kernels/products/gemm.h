@@ -72,7 +72,9 @@ enum class Word { number, first_of_pair, second_of_pair, pair };
 
 #if defined(__AVX512BF16__)
 constexpr bool multiplies_pairs = true;
+#if defined(__AVX512F__)
 RNNFAST_INLINE F16 add_pairs(F16 sum, F16 a, F16 w) { return _mm512_dpbf16_ps(sum, __m512bh(a), __m512bh(w)); }
+#endif
 RNNFAST_INLINE F8 add_pairs(F8 sum, F8 a, F8 w) { return _mm256_dpbf16_ps(sum, __m256bh(a), __m256bh(w)); }
 RNNFAST_INLINE F4 add_pairs(F4 sum, F4 a, F4 w) { return _mm_dpbf16_ps(sum, __m128bh(a), __m128bh(w)); }
 #else
@@ -290,8 +292,8 @@ constexpr TileKind<Real> tile_kinds[tile_kind_count] = {
     tile_kind<Real, 4, 3, factors>(), tile_kind<Real, 1, 1, factors>(), tile_kind<Real, 2, 2, factors>(),
     tile_kind<Real, 3, 3, factors>(), tile_kind<Real, 4, 4, factors>()};
 
-// `set_pairs` of the table tells them.
-const PairKernels* pair_kernels = nullptr;
+// `set_pairs` of the table tells those of pairs.
+const TileKind<float>* pair_tiles = nullptr;
 
 template <class Real>
 RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range,
@@ -299,7 +301,7 @@ RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRang
   const int kind = slots > gates ? 0 : slots, blocks = __builtin_ctz(unsigned(range.blocks));
   if constexpr (has_formats<Real>) {
     if (factors == Factors::by_pairs) return tile_kinds<Real, Factors::by_pairs>[kind].of[range.halvings][blocks];
-    if (factors == Factors::pairs) return pair_kernels->tiles[kind].of[range.halvings][blocks];
+    if (factors == Factors::pairs) return pair_tiles[kind].of[range.halvings][blocks];
   }
   return tile_kinds<Real, Factors::numbers>[kind].of[range.halvings][blocks];
 }
