@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+# Set before the kernels are loaded: products of bfloat16 are the same numbers where the machine lacks them.
+os.environ.setdefault("RNNFAST_BF16", "emulate")
+
 from rnnfast import _core
 
 # `default` draws the same examples in every run, so that a failure is never a matter of luck.

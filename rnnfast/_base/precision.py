@@ -13,7 +13,7 @@ PRECISIONS = "full", "bfloat16"
 _chosen: ContextVar[str] = ContextVar("precision", default="full")
 
 
-class set_precision:  # noqa: N801
+class set_precision:
     """Set the precision of layers that have none of their own; as a context manager, only within it.
 
     Like `numpy.errstate` it holds for the present thread or task.
@@ -65,7 +65,7 @@ def is_rounded(layer: Any) -> bool:
     own = layer.precision
     if own is None:
         return _chosen.get() == "bfloat16" and refusal_of(layer) is None
-    return bool(own == "bfloat16")
+    return bool(own == "bfloat16") and layer.format is None
 
 
 def refusal_of(layer: Any) -> str | None:

@@ -203,26 +203,27 @@ template <class Real>
 struct RegroupedPairs {
   const Columns<Real>& to;
   Index place;
-  const Real* waiting = nullptr;
+  const Real* waiting = nullptr;  // of rows without columns, null
+  bool waits = false;
 };
 
 template <class Real>
 void regroup_pair(RegroupedPairs<Real>& pairs, const Real* second) {
-  if (!pairs.waiting) return;
+  if (!pairs.waits) return;
   if (pairs.to.width == most_rows(3))
     regroup_two<most_rows(3)>(pairs.waiting, second, pairs.place++, pairs.to);
   else
     regroup_two<most_rows(4)>(pairs.waiting, second, pairs.place++, pairs.to);
-  pairs.waiting = nullptr;
+  pairs.waits = false;
 }
 
 template <class Real>
 void regroup(View<const Real> a, Index count, RegroupedPairs<Real>& pairs) {
   for (Index row = 0; row < count; ++row)
-    if (pairs.waiting)
+    if (pairs.waits)
       regroup_pair(pairs, at(a, row).data);
     else
-      pairs.waiting = at(a, row).data;
+      pairs.waiting = at(a, row).data, pairs.waits = true;
 }
 
 // dw [unit block][column][gate x lanes] = or += sum over rows, in descending order, of columns^T dgates: `gates` gates

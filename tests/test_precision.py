@@ -1,0 +1,328 @@
+"""Products whose factors are rounded to bfloat16: beside the oracle, their bits, `set_precision`, what has none."""
+
+import sys
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from modules import make_layer, normal, results
+from problems import CELLS, Array, Problem, Results, Shape, identify, make_problem, mapped, named_gradients, ragged
+from scripts import run_script
+
+import rnnfast
+from rnnfast import _core, reference
+from rnnfast.reference.bfloat16 import from_bfloat16, to_bfloat16
+
+ROUNDED = [cell for cell in CELLS if not _core.cells[cell].normalises]
+LAYERS = [cell for cell in ROUNDED if not cell.startswith("slstm")]
+SHAPES = (Shape(1, 1, 1, 1), Shape(3, 2, 4, 3), Shape(2, 5, 33, 17, 2), Shape(5, 3, 20, 70), Shape(2, 7, 130, 40, 2))
+HARDWARE = "needs a processor with AVX512_BF16"
+
+
+def solve_core(p: Problem, **options: Any) -> Results:
+    """Return all results of the kernels, with rounded factors."""
+    options = {"rounded": True, **options, **p.options("resets")}
+    y, last, tape = _core.forward(p.cell, p.x, p.parameters, p.state0, None, p.embedding, **options)
+    gradients = named_gradients(p.cell, *_core.backward(tape, p.dy, p.dstate))
+    return {"y": y, **{f"last {n}": s for n, s in enumerate(last)}, **gradients}
+
+
+def solve_oracle(p: Problem, *, rounded: bool = True) -> Results:
+    """Return all results of the oracle."""
+    options = p.options("resets", "embedding")
+    y, last, tape = reference.forward(p.cell, p.x, p.parameters, p.state0, rounded=rounded, **options)
+    gradients = named_gradients(p.cell, *reference.backward(tape, p.dy, p.dstate))
+    return {"y": y, **{f"last {n}": s for n, s in enumerate(last)}, **gradients}
+
+
+def assert_near(actual: Results, expected: Results) -> None:
+    """Compare all but what the last digit of a number has rounded to another neighbour, and bound that."""
+    assert actual.keys() == expected.keys()
+    errors = []
+    for name, a in actual.items():
+        scale = np.abs(expected[name]).max(initial=1e-3)
+        error = np.abs(a - expected[name]) / scale
+        assert error.max(initial=0) < 0.02, name
+        errors.append(error.ravel())
+    every = np.concatenate(errors)
+    assert np.median(every) < 2e-7
+    assert np.mean(every < 1e-5) > 0.8
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=identify)
+@pytest.mark.parametrize("cell", ROUNDED)
+def test_results_are_those_of_the_oracle(cell: str, shape: Shape) -> None:
+    p = make_problem(cell, "float32", shape, heads=1)
+    assert_near(solve_core(p), solve_oracle(p))
+    once = make_problem(cell, "float32", shape._replace(T=1), heads=1)
+    y, expected = solve_core(once)["y"], solve_oracle(once)["y"]
+    assert np.abs(y - expected).max() < 1e-6 * max(1, np.abs(expected).max())  # nothing is rounded but what is given
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_factors_are_rounded(cell: str) -> None:
+    p = make_problem(cell, "float32", Shape(4, 3, 40, 30))
+    exact, rounded = solve_oracle(p, rounded=False), solve_core(p)
+    for name, a in rounded.items():
+        assert 1e-4 < np.abs(a - exact[name]).max() / np.abs(exact[name]).max() < 0.1, name
+
+
+def integers(p: Problem, rng: np.random.Generator) -> Problem:
+    """Return the problem with small integers, and few weights."""
+
+    def some(a: Array) -> Array:
+        return rng.integers(-1, 2, a.shape).astype(np.float32)
+
+    def few(a: Array) -> Array:
+        return some(a) * (rng.random(a.shape) < 1 / a.shape[-1])
+
+    parameters = [(few(w_ih), few(w_hh), some(b_ih), some(b_hh)) for w_ih, w_hh, b_ih, b_hh in p.parameters]  # type: ignore[arg-type]
+    return replace(p.with_each(some, "x", "state0", "dy", "dstate"), parameters=parameters)
+
+
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("H", [1, 3, 16, 20, 33, 70])
+@pytest.mark.parametrize(("T", "B", "I"), [(1, 1, 1), (2, 3, 5), (5, 2, 16), (17, 3, 40), (3, 33, 3), (70, 8, 2)])
+def test_small_integers_are_exact(T: int, B: int, I: int, H: int, D: int) -> None:
+    """Where no sum exceeds 2^8, what bfloat16 holds, nothing is rounded: bits are those of full precision."""
+    rng = np.random.default_rng(T * H)
+    p = integers(make_problem("rnn_relu", "float32", Shape(T, B, I, H, D)), rng)
+    full = solve_core(p, rounded=False)
+    largest = max(np.abs(full[name]).max() for name in full if name != "dw_ih")
+    keep = {name: a for name, a in full.items() if largest <= 256 or name == "y"}
+    rounded = solve_core(p)
+    for name, a in keep.items():
+        assert np.array_equal(a, rounded[name]), name
+
+
+def test_nan_and_infinity_pass() -> None:
+    """A NaN whose upper half would round to infinity stays one; numbers near the end of the range become infinite."""
+    x = np.zeros((1, 3, 2), np.float32)
+    x.view(np.uint32)[0, 0, 0] = 0x7F800001
+    x[0, 1, 1], x[0, 2, 0] = np.inf, np.finfo(np.float32).max
+    weights = [(np.eye(2, dtype=np.float32), np.zeros((2, 2), np.float32), None, None)]
+    y, _ = _core.inference("rnn_relu", x, weights, rounded=True)
+    assert np.isnan(y[0, 0, 0])
+    assert y[0, 1, 1] == y[0, 2, 0] == np.inf
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh_leaky"])
+@pytest.mark.parametrize("B", [1, 4, 5])
+def test_bits_depend_on_sizes_alone(cell: str, B: int) -> None:
+    T, I, H = 40, 18, 40
+    layer = make_layer(cell, (I, H), num_layers=2, bidirectional=True, precision="bfloat16")
+    x, dy = normal((T, B, I), "float32", 1), normal((T, B, 2 * H), "float32", 2)
+    resets = np.random.default_rng(3).random((T, B)) < 0.1
+    lengths = np.random.default_rng(4).integers(0, T + 1, B)
+
+    def solve(**options: Any) -> Results:
+        y, state, tape = layer.forward(x, lengths=lengths, resets=resets, **options)
+        return results(y, state, *layer.backward(tape, dy))
+
+    expected = solve()
+    assert np.array_equal(layer(x, lengths=lengths, resets=resets)[0], expected["y"])
+    for threads in (2, 3):
+        _core.set_num_threads(threads)
+        for name, a in solve().items():
+            assert np.array_equal(a, expected[name]), name
+    for name, a in solve(checkpoint=7).items():
+        assert np.array_equal(a, expected[name]), name
+    alone = layer(
+        x[:, 1:2] if B > 1 else x,
+        lengths=lengths[1:2] if B > 1 else lengths,
+        resets=resets[:, 1:2] if B > 1 else resets,
+    )[0]
+    assert np.array_equal(alone[:, 0], expected["y"][:, min(1, B - 1)])
+    short = make_layer(cell, (I, H), precision="bfloat16")
+    whole, after = short(x)
+    first, state = short(x[:13])
+    second, last = short(x[13:], state)
+    assert np.array_equal(np.concatenate([first, second]), whole)
+    assert mapped(np.array_equal, ()) == ()
+    assert all(np.array_equal(a, b) for a, b in zip(np.atleast_1d(after), np.atleast_1d(last), strict=True))
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_options_go_with_it(cell: str) -> None:
+    """Tokens, held gates, zoneout, gradients that are added to: all near those of full precision."""
+    T, B, I, H = 12, 3, 9, 24
+    options: dict[str, Any] = {"zoneout": 0.2, "weight_dropout": 0.1}
+    full, rounded = (
+        make_layer(cell, (I, H), seed=0, **options),
+        make_layer(cell, (I, H), seed=0, precision="bfloat16", **options),
+    )
+    tokens = np.random.default_rng(0).integers(0, I, (T, B))
+    embedding, dy = normal((I, I), "float32", 1), normal((T, B, H), "float32", 2)
+    held = {_core.cells[cell].held[0]: 0.5} if _core.cells[cell].held else None
+    for x, table in ((tokens, None), (tokens, embedding), (normal((T, B, I), "float32", 3), None)):
+        all_results = []
+        for layer in (full, rounded):
+            y, state, tape = layer.forward(x, embedding=table, gate_override=held)
+            grads = {name: np.ones_like(a) for name, a in layer.parameters.items()}
+            if table is not None:
+                grads["embedding"] = np.ones_like(table)
+            all_results.append(results(y, state, *layer.backward(tape, dy, grads=grads)))
+        for name, a in all_results[0].items():
+            error = np.abs(all_results[1][name] - a).max() / np.abs(a).max()
+            assert error < (0.15 if "relu" in cell else 0.05), name  # an active unit more or less
+        assert not np.array_equal(all_results[0]["y"], all_results[1]["y"])
+
+
+def test_backward_is_linear_and_adjoint() -> None:
+    """What follows a rounding of dgates is linear in powers of two, which rounding leaves alone."""
+    layer = rnnfast.LSTM(7, 20, seed=0, precision="bfloat16")
+    x, dy = normal((9, 4, 7), "float32", 1), normal((9, 4, 20), "float32", 2)
+    y, _, tape = layer.forward(x)
+    dx, dstate, grads = layer.backward(tape, dy)
+    twice = layer.backward(tape, 4 * dy)
+    assert np.array_equal(twice[0], 4 * dx)
+    for name, a in grads.items():
+        assert np.array_equal(twice[2][name], 4 * a), name
+    again = layer.backward(tape, dy)
+    assert all(np.array_equal(a, b) for a, b in zip(again[1], dstate, strict=True))
+    assert y.dtype == np.float32
+
+
+def test_the_oracle_rounds_to_nearest() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal(1000).astype(np.float32)
+    near = from_bfloat16(to_bfloat16(a))
+    assert np.all(np.abs(near - a) <= np.abs(a) * 2.0**-8)
+    p = make_problem("lstm", "float64", Shape(2, 3, 4, 5))
+    exact, rounded = solve_oracle(p, rounded=False), solve_oracle(p)
+    assert 1e-4 < np.abs(exact["dx"] - rounded["dx"]).max() < 0.1
+
+
+def test_set_precision() -> None:
+    x = normal((5, 3, 4), "float32", 1)
+    layer, own = rnnfast.GRU(4, 6, seed=0), rnnfast.GRU(4, 6, seed=0, precision="full")
+    rounded = rnnfast.GRU(4, 6, seed=0, precision="bfloat16")
+    full, expected = layer(x)[0], rounded(x)[0]
+    assert not np.array_equal(full, expected)
+    with rnnfast.set_precision("bfloat16"):
+        assert np.array_equal(layer(x)[0], expected)
+        assert np.array_equal(own(x)[0], full)
+        with rnnfast.set_precision("full"):
+            assert np.array_equal(layer(x)[0], full)
+            assert np.array_equal(rounded(x)[0], expected)
+        assert np.array_equal(layer(x)[0], expected)
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(layer(x)[0]))
+        thread.start()
+        thread.join()
+        assert np.array_equal(seen[0], full)  # another thread has its own
+        y, _, tape = layer.forward(x)
+    assert np.array_equal(layer(x)[0], full)
+    gradients = layer.backward(tape, np.ones_like(y))  # as forward ran
+    y, _, tape = rounded.forward(x)
+    assert np.array_equal(gradients[0], rounded.backward(tape, np.ones_like(y))[0])
+    layer.precision = "bfloat16"
+    assert np.array_equal(layer(x)[0], expected)
+    layer.precision = None
+    assert np.array_equal(layer(x)[0], full)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "what"),
+    [
+        (rnnfast.LSTM, {"dtype": "float64"}, "dtype float64"),
+        (rnnfast.LSTM, {"proj_size": 2}, "proj_size"),
+        (rnnfast.GRU, {"layer_norm": "inside"}, "layer_norm"),
+        (rnnfast.RNN, {"recurrent_dropout": 0.5}, "recurrent_dropout"),
+        (rnnfast.SLSTM, {"num_heads": 2}, None),
+    ],
+)
+def test_what_has_none(kind: Any, options: dict[str, Any], what: str | None) -> None:
+    if what is not None:
+        with pytest.raises(ValueError, match=f"precision: expected None or 'full' for a layer with {what}"):
+            kind(4, 6, precision="bfloat16", **options)
+    layer = kind(4, 6, seed=0, **options)
+    x = normal((5, 3, 4), layer.dtype, 1)
+    with rnnfast.set_precision("bfloat16"):  # is then of no consequence
+        y = layer(x)[0]
+    assert np.array_equal(layer(x)[0], y)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="precision: expected 'full' or 'bfloat16', got 'half'"):
+        rnnfast.set_precision("half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="precision: expected 'full' or 'bfloat16', got 16"):
+        rnnfast.LSTM(2, 3, precision=16)  # type: ignore[arg-type]
+    layer = rnnfast.LSTM(2, 3, precision="bfloat16")
+    with pytest.raises(ValueError, match="recurrent_dropout: expected 0 for a layer with precision 'bfloat16'"):
+        layer.recurrent_dropout = 0.5
+    with pytest.raises(ValueError, match="precision"):
+        layer.precision = "int8"  # type: ignore[assignment]
+    assert layer.precision == "bfloat16"
+    with pytest.raises(ValueError, match="layer: expected full precision"):
+        rnnfast.tbptt(layer, np.zeros((4, 1, 2), np.float32), 2, 2)
+    p = make_problem("lstm", "float64", Shape(1, 1, 1, 1))
+    with pytest.raises(TypeError, match="precision: expected parameters of float32 for 'bfloat16', got float64"):
+        solve_core(p)
+    p = make_problem("lstm", "float32", Shape(1, 1, 2, 3, P=2))
+    with pytest.raises(ValueError, match="precision: expected None where h is a projection"):
+        solve_core(p)
+    p = make_problem("lstm_norm", "float32", Shape(1, 1, 2, 3))
+    with pytest.raises(ValueError, match="precision: expected None for layer_norm"):
+        solve_core(p)
+    p = make_problem("lstm", "float32", Shape(1, 1, 2, 3))
+    with pytest.raises(ValueError, match="precision: expected None with recurrent dropout"):
+        solve_core(p, recurrent_factors=np.ones((1, 1, 3), np.float32))
+    with pytest.raises(ValueError, match="steps: expected None, since factors are rounded"):
+        solve_core(p, steps=(0, 0))
+
+
+def test_a_quantised_layer_keeps_its_own() -> None:
+    layer = rnnfast.LSTM(4, 6, seed=0, precision="bfloat16")
+    x = normal((5, 3, 4), "float32", 1)
+    quantized = layer.quantize("bfloat16")
+    y = quantized(x)[0]
+    with rnnfast.set_precision("bfloat16"):
+        assert np.array_equal(quantized(x)[0], y)
+
+
+def test_streams_have_full_precision() -> None:
+    layer, full = rnnfast.GRU(4, 6, seed=0, precision="bfloat16"), rnnfast.GRU(4, 6, seed=0)
+    x = normal((5, 4), "float32", 1)
+    assert np.array_equal(layer.stream().run(x), full(x)[0])
+
+
+def test_a_machine_without_it_says_so() -> None:
+    script = """
+import numpy as np, rnnfast
+from rnnfast import _core
+if _core.config()["bfloat16"]:
+    print("has it")
+else:
+    for f in (lambda: rnnfast.set_precision("bfloat16"), lambda: rnnfast.GRU(2, 3, precision="bfloat16")):
+        try:
+            f()
+        except RuntimeError as error:
+            print(error)
+"""
+    printed = run_script(script, RNNFAST_BF16="")
+    assert printed == "has it\n" or printed.count(HARDWARE) == 2
+    message = run_script("import rnnfast", RNNFAST_BF16="always", status=1) if sys.flags.optimize else ""
+    assert message == ""
+    script = "import sys\ntry:\n import rnnfast\nexcept ImportError as error: print(error)"
+    assert "RNNFAST_BF16: expected 'emulate', got 'always'" in run_script(script, RNNFAST_BF16="always")
+
+
+def test_ragged_rows_are_paired_within_a_step() -> None:
+    p = ragged(make_problem("gru", "float32", Shape(6, 5, 4, 20)), 6, 5, 3, 3, 1)
+    layer = rnnfast.GRU(4, 20, seed=0, precision="bfloat16")
+    x = np.nan_to_num(p.x)
+    y, _, tape = layer.forward(x, lengths=p.lengths)
+    dx, _, grads = layer.backward(tape, p.dy)
+    sums: dict[str, Array] = {name: np.zeros_like(a) for name, a in grads.items()}
+    for b, n in enumerate([6, 5, 3, 3, 1]):
+        y_b, _, tape = layer.forward(x[:n, b])
+        assert np.array_equal(y_b, y[:n, b])
+        dx_b, _, grads_b = layer.backward(tape, p.dy[:n, b])  # type: ignore[index]
+        assert np.array_equal(dx_b, dx[:n, b])
+        for name, a in grads_b.items():
+            sums[name] += a
+    for name, a in grads.items():
+        assert np.abs(sums[name] - a).max() < 1e-5 * np.abs(a).max(), name
