@@ -10,6 +10,7 @@ Each call has a random generator of its own, so that any one can be repeated:
 import argparse
 import contextlib
 import inspect
+import os
 import sys
 import traceback
 import warnings
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, get_args
+
+os.environ.setdefault("RNNFAST_BF16", "emulate")  # before the kernels are loaded
 
 import capi
 import modules
@@ -44,6 +47,7 @@ from problems import (
     Array,
     Results,
     Shape,
+    integers,
     make_problem,
     make_token_problem,
     named,
@@ -395,6 +399,31 @@ def wavefront(rng: Rng) -> Attempt:
         return {"y": y, **named_state(p.cell, state)}
 
     return Attempt("wavefront", call, slots, expected=expected)
+
+
+def rounded(rng: Rng) -> Attempt:
+    """Run a layer with rounded factors on integers that bfloat16 holds, forwards and backwards."""
+    shape = Shape(choose(rng, (1, 2, 4)), choose(rng, (0, 1, 3)), choose(rng, (1, 5, 20)), choose(rng, (1, 6, 33)))
+    p: Any = integers(make_problem("rnn_relu", "float32", shape), rng)
+    slots = {
+        "x": p.x,
+        **state_slots(p.cell, p.state0, "{}0"),
+        **state_slots(p.cell, p.dstate, "d{}"),
+        **parameter_slots(p.parameters, "w"),
+        "dy": p.dy,
+    }
+
+    def call() -> Results:
+        state0, dstate = state_in(slots, p.cell, "{}0"), state_in(slots, p.cell, "d{}")
+        weights = parameters_of(slots, "w", 1)
+        y, state, tape = _core.forward(p.cell, slots["x"], weights, state0, rounded=True)
+        return {"y": y, **named_gradients(p.cell, *_core.backward(tape, slots["dy"], dstate))}
+
+    def expected() -> Results:
+        y, _, tape = reference.forward(p.cell, p.x, p.parameters, p.state0)
+        return {"y": y, **named_gradients(p.cell, *reference.backward(tape, p.dy, p.dstate))}
+
+    return Attempt("rounded", call, slots, expected=expected)
 
 
 def bare_backward(rng: Rng) -> Attempt:
@@ -1179,6 +1208,7 @@ TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     *[quantized_layer, bare_formats] * 2,
     *[tokens, streaming, one_cell, readout, activation, structure, unequal_rows, c_interface, steps_to_come, wavefront]
     * 2,
+    rounded,
     adam_step,
     state_dict,
     pruning,

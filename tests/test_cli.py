@@ -632,6 +632,7 @@ ERRORS = {
     "train --density 1.5": "--density: expected a number above 0 and up to 1, got '1.5'",
     "train --density x": "--density: expected a number above 0 and up to 1, got 'x'",
     "train --dropout 0.5": "--dropout acts between layers: it needs --layers of at least 2",
+    "train --precision half": "--precision: invalid choice: 'half'",
     "train --seed -1": "--seed: expected an integer of at least 0, got '-1'",
     "train {small} --hidden 900000000": "not enough memory; lower --hidden",
     "train {small} --lr 1e38 --cell rnn": "step [0-9]+ had a loss of (nan|inf), which is not saved; lower --lr",

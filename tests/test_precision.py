@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from modules import make_layer, normal, results
-from problems import CELLS, Array, Problem, Results, Shape, identify, make_problem, mapped, named_gradients, ragged
+from problems import (
+    CELLS,
+    Array,
+    Problem,
+    Results,
+    Shape,
+    identify,
+    integers,
+    make_problem,
+    mapped,
+    named_gradients,
+    ragged,
+)
 from scripts import run_script
 
 import rnnfast
@@ -67,19 +79,6 @@ def test_factors_are_rounded(cell: str) -> None:
     exact, rounded = solve_oracle(p, rounded=False), solve_core(p)
     for name, a in rounded.items():
         assert 1e-4 < np.abs(a - exact[name]).max() / np.abs(exact[name]).max() < 0.1, name
-
-
-def integers(p: Problem, rng: np.random.Generator) -> Problem:
-    """Return the problem with small integers, and few weights."""
-
-    def some(a: Array) -> Array:
-        return rng.integers(-1, 2, a.shape).astype(np.float32)
-
-    def few(a: Array) -> Array:
-        return some(a) * (rng.random(a.shape) < 1 / a.shape[-1])
-
-    parameters = [(few(w_ih), few(w_hh), some(b_ih), some(b_hh)) for w_ih, w_hh, b_ih, b_hh in p.parameters]  # type: ignore[arg-type]
-    return replace(p.with_each(some, "x", "state0", "dy", "dstate"), parameters=parameters)
 
 
 @pytest.mark.parametrize("D", [1, 2])

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from .._base.formats import FORMATS
+from .._base.precision import PRECISIONS
 from ..lm_options import LAYERS, RANGES, SEED, SIZE, TEMPERATURE, Numbers, Options
 from .commands import bench, gradflow, info, quantize, sample
 from .runs import OUT, PROGRAM, train
@@ -114,6 +115,11 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="overwrite the model of an earlier run")
     p.add_argument("--resume", type=Path, metavar="FILE", help="go on with a saved run and its options")
     p.add_argument("--save-every", type=_parsed(SIZE), metavar="STEPS", help="save every so many steps as well")
+    p.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the factors of products; bfloat16 needs a processor with AVX512_BF16 (default: full)",
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bar and no sample")
 
     p = add(sample, all_threads)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._base.files import check_readable, check_writable
+from .._base.precision import Precision, set_precision
 from ..lm import Checkpoint, Training, UsageError, allocating, default_text
 from ..lm_options import Options
 from .signals import Signals
@@ -32,6 +33,7 @@ def train(
     epochs: int = 0,
     save_every: int = 0,
     quiet: bool = False,
+    precision: Precision = "full",
     **given: Any,
 ) -> int:
     """Train a character language model, save it and tell how good it is."""
@@ -55,7 +57,7 @@ def train(
         msg = f"{resume} has had {training.steps} of {total} steps; ask for more in all by --steps or --epochs"
         raise UsageError(msg)
 
-    with Signals() as signals:
+    with _chosen(precision), Signals() as signals:
         try:
             _run(training, signals, quiet, save_every, out)
         except KeyboardInterrupt:
@@ -79,6 +81,14 @@ def train(
         print("".join(training.model.sample(seed=options.seed)))
         print(f"saved; for more: {PROGRAM} sample {file}")
     return signals.status
+
+
+def _chosen(precision: Precision) -> set_precision:
+    try:
+        return set_precision(precision)
+    except RuntimeError as error:
+        msg = f"--{error}"
+        raise UsageError(msg) from error
 
 
 def _run(training: Training, signals: "Signals", quiet: bool, save_every: int, out: Path) -> None:
