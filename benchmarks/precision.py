@@ -13,7 +13,7 @@ held-out text, and how many tokens a second were trained.
 import argparse
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ import torch
 import rnnfast
 from benchmarks.timing import Call, in_turns
 from rnnfast import _core
-from rnnfast._base.precision import PRECISIONS, Precision
+from rnnfast._base.precision import Precision
 from rnnfast.lm import LAYERS, Options, Training, default_text
 
 SHAPES = (50, 32, 256, 256), (50, 64, 512, 512), (100, 16, 128, 128)
@@ -70,7 +70,9 @@ def step_times(kind: Any, shape: tuple[int, ...]) -> dict[str, float]:
 
 def steps(options: argparse.Namespace) -> None:
     """Print the times of all steps."""
-    print("cell  T,B,I,H           " + "".join(f"{name:>16}" for name in NAMES) + "   ms, and times by ours of bfloat16")
+    print(
+        "cell  T,B,I,H           " + "".join(f"{name:>16}" for name in NAMES) + "   ms, and times by ours of bfloat16"
+    )
     for cell in options.cells:
         for shape in options.shapes:
             times = step_times(LAYERS[cell], shape)
@@ -88,7 +90,7 @@ def language_models(options: argparse.Namespace) -> None:
     print("cell  precision  bits/char  more than full  tokens/s")
     for cell in options.cells:
         full = None
-        for precision in PRECISIONS:
+        for precision in get_args(Precision):
             training = Training(default_text(), Options(cell=cell, hidden=options.hidden, steps=options.steps))
             start = time.perf_counter()
             with rnnfast.set_precision(precision):
@@ -101,11 +103,14 @@ def language_models(options: argparse.Namespace) -> None:
             print(f"{cell:5} {precision:9} {bits:10.4f} {bits - full:15.4f} {tokens / seconds:9.0f}", flush=True)
 
 
+def _shape(word: str) -> tuple[int, ...]:
+    return tuple(map(int, word.split(",")))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cells", nargs="+", choices=tuple(LAYERS), default=["lstm", "gru"])
-    sizes = {"type": lambda word: tuple(map(int, word.split(","))), "metavar": "T,B,I,H"}
-    parser.add_argument("--shapes", nargs="*", default=SHAPES, help="none: no steps", **sizes)
+    parser.add_argument("--shapes", nargs="*", type=_shape, default=SHAPES, metavar="T,B,I,H", help="none: no steps")
     parser.add_argument("--hidden", type=int, default=256, metavar="H", help="of the language models")
     parser.add_argument("--steps", type=int, default=2000, metavar="N", help="of their training; 0: no models")
     options = parser.parse_args(argv)

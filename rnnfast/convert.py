@@ -221,9 +221,8 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     _check_plain(layer, "torch", {**PLAIN, "reset_after": True})
     import torch
 
-    arguments = {
-        name: a for name, a in arguments.items() if name not in {*PLAIN, "reset_after", "layer_norm_eps", *IN_TRAINING}
-    }
+    own = {*PLAIN, "reset_after", "layer_norm_eps", "precision", *IN_TRAINING}
+    arguments = {name: a for name, a in arguments.items() if name not in own}
     dtype = getattr(torch, arguments.pop("dtype"))
     module = getattr(torch.nn, kind_of(layer).__name__)(**arguments, dtype=dtype, device="meta").to_empty(device="cpu")
     module.load_state_dict({name: torch.from_numpy(p) for name, p in layer.parameters.items()})

@@ -416,7 +416,7 @@ def rounded(rng: Rng) -> Attempt:
     def call() -> Results:
         state0, dstate = state_in(slots, p.cell, "{}0"), state_in(slots, p.cell, "d{}")
         weights = parameters_of(slots, "w", 1)
-        y, state, tape = _core.forward(p.cell, slots["x"], weights, state0, rounded=True)
+        y, _, tape = _core.forward(p.cell, slots["x"], weights, state0, rounded=True)
         return {"y": y, **named_gradients(p.cell, *_core.backward(tape, slots["dy"], dstate))}
 
     def expected() -> Results:

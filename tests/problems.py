@@ -220,13 +220,13 @@ def make_token_problem(
 def integers(p: Problem, rng: np.random.Generator) -> Problem:
     """Return the problem, in float32, with small integers, and few weights that are not 0: bfloat16 holds them all."""
 
-    def some(a: Array) -> Array:
+    def some(a: Any) -> Any:
         return rng.integers(-1, 2, a.shape).astype(np.float32)
 
-    def few(a: Array) -> Array:
+    def few(a: Any) -> Any:
         return some(a) * (rng.random(a.shape) < 1 / a.shape[-1])
 
-    parameters = [(few(w_ih), few(w_hh), some(b_ih), some(b_hh)) for w_ih, w_hh, b_ih, b_hh in p.parameters]  # type: ignore[arg-type]
+    parameters: list[Any] = [(few(w_ih), few(w_hh), some(b_ih), some(b_hh)) for w_ih, w_hh, b_ih, b_hh in p.parameters]
     return replace(p.with_each(some, "x", "state0", "dy", "dstate"), parameters=parameters)
 
 

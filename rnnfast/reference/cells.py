@@ -95,7 +95,7 @@ def sigmoid(x: Array) -> Array:
 
 def linear(v: Array, w: Array, b: Array | None) -> Array:
     """Return v w^T + b, [B,N], for v [B,K], w [N,K] and b [N] or None."""
-    u = factor(v) @ factor(w).T
+    u: Array = factor(v) @ factor(w).T
     return u if b is None else u + b
 
 
