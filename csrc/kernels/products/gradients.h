@@ -90,33 +90,47 @@ constexpr bool is_thin(Index I) { return I <= 4; }
 
 constexpr bool has_thin_dx(const Problem& p) { return is_thin(p.I) && !p.rounded; }
 
-// out = dgates w for a thin w, over the gates of the input: dot products, a lane at a time.
-template <int gates, class Real>
-void multiply_thin(const Product<Real>& p, int slots, const Panels<Real>& w, const Team& team) {
+// out = dgates w for a thin w, over the gates of the input: dot products, a lane at a time. The last unit block has
+// vectors of its own.
+template <int gates, class Last, class Real>
+void multiply_thin_rows(const Product<Real>& p, int slots, const Panels<Real>& w, const Team& team) {
   using Wide = Widest<Real>;
-  const int shift = slots - gates;
+  const Index shift = slots - gates, full = w.units.full * Wide::lanes;
+  const Index next_a = p.dgates.rows * slots * Wide::lanes, next_b = w.K * gates * Wide::lanes;
   for (Index row = 0; row < p.rows; ++row) {
     if (row % rows_at_once == 0 && skips(team, row)) return;
+    const Real* const first = gates_at(p.dgates, 0, p.gate_row + row, Wide::lanes, slots) + shift * Wide::lanes;
+    const Real* const last = gates_at(p.dgates, full, p.gate_row + row, Last::lanes, slots) + shift * Last::lanes;
     for (Index column = 0; column < w.K; ++column) {
       typename Wide::V sums[gates] = {};
+      const Real *a = first, *b = w.data + column * gates * Wide::lanes;
+      for (Index block = 0; block < w.units.full; ++block, a += next_a, b += next_b)
+#pragma GCC unroll 4
+        for (int gate = 0; gate < gates; ++gate)
+          sums[gate] = fma(Wide::load(a + gate * Wide::lanes), Wide::load(b + gate * Wide::lanes), sums[gate]);
       Real tail = 0;
-      for_each_block<Real>(w.units, all(w.units), [&]<class S>(const BlockRange& range) {
-        const Real* a = gates_at(p.dgates, range.unit, p.gate_row + row, S::lanes, slots) + shift * S::lanes;
-        const Real* b = panel(w, range.unit) + column * gates * S::lanes;
+      if (w.units.tail) {
+        b = panel(w, full) + column * gates * Last::lanes;
 #pragma GCC unroll 4
         for (int gate = 0; gate < gates; ++gate) {
-          const typename S::V u = S::load(a + gate * S::lanes), v = S::load(b + gate * S::lanes);
-          if constexpr (S::lanes == Wide::lanes)
+          const auto u = Last::load(last + gate * Last::lanes), v = Last::load(b + gate * Last::lanes);
+          if constexpr (Last::lanes == Wide::lanes)
             sums[gate] = fma(u, v, sums[gate]);
           else
-            tail += sum_lanes<S>(u * v);
+            tail += sum_lanes<Last>(u * v);
         }
-      });
+      }
 #pragma GCC unroll 4
       for (int gate = 1; gate < gates; ++gate) sums[0] = sums[0] + sums[gate];
       p.out.data[row * p.out.stride + column] = sum_lanes<Wide>(sums[0]) + tail;
     }
   }
+}
+
+template <int gates, class Real>
+void multiply_thin(const Product<Real>& p, int slots, const Panels<Real>& w, const Team& team) {
+  with_width<Real>(w.units.tail ? tail_of<Real>(w.units) : BlockRange{},
+                   [&]<class Last> { multiply_thin_rows<gates, Last>(p, slots, w, team); });
 }
 
 // Vectors of a tile of weight gradients: all gates of a unit block, or one gate of several.
