@@ -7,7 +7,7 @@ import numpy as np
 from .._base.arrays import Array, checked, quiet
 from .._base.named import checked_grads
 from .._base.scalars import bound, flag
-from .._base.state import Parts, add_to_initial, beside_h, each, parts_of, state_of
+from .._base.state import Parts, add_to_initial, beside_h, parts_of
 from . import segments, whole
 from .call import Flow, Given, checked_steps
 from .layout import Layout
@@ -47,7 +47,7 @@ def backward(
     H = stack.hidden_size
     given = Given(
         d,
-        each(layout.take_state, dlast),
+        layout.take_state(dlast),
         None if beside is None else _by_layer([checked_steps(stack, part, "dc", layout, H) for part in beside]),
         checked_steps(stack, dh_layers, "dh_layers", layout, stack.h_size),
         bound(clip_dh),
@@ -55,10 +55,12 @@ def backward(
         flow,
     )
     others = {} if call.embedding is None or not need_dx else {"embedding": call.embedding}
-    steps = tuple(given.dsteps or ()), given.dh or ()
-    given_parts = parts_of(stack.cell, dstate, "dstate")
-    read = call.x, call.first, call.embedding, dy, given_parts  # the last two are copied on some ways to `given`
-    into = checked_grads(grads, stack.parameters, read, tape.hidden, given[:2], steps, **others)
+    into = None
+    if grads is not None:
+        steps = tuple(given.dsteps or ()), given.dh or ()
+        given_parts = parts_of(stack.cell, dstate, "dstate")
+        read = call.x, call.first, call.embedding, dy, given_parts  # the last two are copied on some ways to `given`
+        into = checked_grads(grads, stack.parameters, read, tape.hidden, given[:2], steps, **others)
     dfirst = new_state(stack, layout)
     run = segments.backward if isinstance(tape.kept, Checkpoints) else whole.backward
     masks = () if call.dropped is None else call.dropped.kept
@@ -67,7 +69,7 @@ def backward(
     dx, made = run(stack, tape, given, targets, dfirst)
     if call.dropped is not None:
         made |= {name: call.dropped.masked(name, made[name]) for name in masks}
-    first = tuple(map(layout.whole_state, dfirst, dlast))
+    first = layout.whole_state(dfirst, dlast)
     if grads is None or into is None:
         made |= {name: dx for name in others if dx is not None}
         made |= {name: np.zeros_like(p) for name, p in stack.parameters.items() if name not in made}
@@ -80,7 +82,7 @@ def backward(
     if call.learned:
         add_to_initial(stack.cell, into, first)
     dx = None if dx is None or call.is_tokens else layout.give(dx)
-    return dx, state_of(each(layout.give_state, first)), grads
+    return dx, layout.give_state(first), grads
 
 
 def _by_layer(beside: list[list[Array] | None]) -> list[Parts]:

@@ -10,7 +10,7 @@ from .. import _core
 from .._base.arrays import Array, ArrayLike, Integers, checked
 from .._base.precision import is_rounded
 from .._base.scalars import Integer, Number, choice
-from .._base.state import Parts, each, state_of
+from .._base.state import Parts
 from . import candidate_dropout, recurrent_dropout, weight_dropout
 from .layout import Layout, layout_of
 from .masks import Check, checked_masks
@@ -126,7 +126,7 @@ def checked_call(
     first = learned_state(stack, layout.B) if learned else checked_state(stack, state, "state", layout)
     if resets is not None:
         resets = layout.checked(resets, "resets", (), np.dtype(bool))
-    taken = each(layout.take_state, first)
+    taken = layout.take_state(first)
     zoneout = mean_of(stack) if stack.zoneout else None
     return Call(
         layout,
@@ -171,9 +171,7 @@ def checked_steps(stack: Stack[Any], a: object, name: str, layout: Layout, units
 def results(stack: Stack[Any], call: Call, hidden: tuple[Array, ...], last: Parts) -> tuple[Any, Any]:
     """Return y and the last state as the caller has x and the state."""
     layout = call.layout
-    if layout.running is not None:
-        last = tuple(map(layout.whole_state, last, call.first))
-    state = state_of(each(layout.give_state, last) if layout.unbatched else last)
+    state = layout.give_state(layout.whole_state(last, call.first))
     if call.outputs == "all":
         return layout.give(hidden[-1]), state
     h, D = last[0], stack.directions

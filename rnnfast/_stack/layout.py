@@ -4,6 +4,7 @@ The kernels take [T,B,*], or the packed rows [N,*] of sequences in descending or
 call passes through its `Layout`, on the way in and on the way out.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array, checked
 from .._base.packed import PackedSequence, checked_lengths, checked_packed, rows
+from .._base.state import Parts, each, state_of
 
 LISTS = list, tuple, range  # whose numbers take the layer's dtype
 
@@ -99,21 +101,24 @@ class Layout(NamedTuple):
             return a[:, 0]
         return a.swapaxes(0, 1) if self.batch_first else a
 
-    def take_state(self, part: Array) -> Array:
-        """Return a part [K,B,H] of a state for the sequences that have a step."""
-        return part if self.running is None else part[:, self.running]
+    def take_state(self, parts: Parts) -> Parts:
+        """Return the parts [K,B,H] of a state for the sequences that have a step."""
+        running = self.running
+        return parts if running is None else each(lambda part: part[:, running], parts)
 
-    def whole_state(self, part: Array, rest: Array | None) -> Array:
-        """Return a part of a state in the caller's order; of sequences without a step it is that of `rest`, or zero."""
-        if self.running is None:
-            return part
+    def whole_state(self, parts: Parts, rest: Parts) -> Parts:
+        """Return a state in the caller's order; of sequences without a step it is that of `rest`, or zero."""
+        running = self.running
+        return parts if running is None else tuple(map(partial(self._whole, running), parts, rest))
+
+    def _whole(self, running: Array, part: Array, rest: Array | None) -> Array:
         whole = np.zeros((part.shape[0], self.B, part.shape[2]), part.dtype) if rest is None else np.array(rest)
-        whole[:, self.running] = part
+        whole[:, running] = part
         return whole
 
-    def give_state(self, part: Array) -> Array:
-        """Return a part of a state in the caller's order as the caller has it."""
-        return part[:, 0] if self.unbatched else part
+    def give_state(self, parts: Parts) -> Any:
+        """Return a state in the caller's order as the caller has it."""
+        return state_of(each(lambda part: part[:, 0], parts) if self.unbatched else parts)
 
 
 def layout_of(

@@ -6,7 +6,7 @@ and D directions. A state has parts [L·D,B,H]; that of h is [L·D,B,P].
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Generic, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from .._base.module import Check, Kept, RecurrentModule, Shape
 from .._base.names import by_direction, ends_of, layer_names, recurrent_shapes
 from .._base.precision import Precision
 from .._base.scalars import Flag, Integer, Number, addressable, count, flag, shown, size
-from .._base.state import STATES, Parts, StateT, each, initial_names, parts_of
+from .._base.state import STATES, Parts, StateT, initial_names, parts_of
 from .attributes import StackAttributes
 from .layout import Layout
 from .options import OPTIONS, WeightDropout, Zoneout
@@ -147,15 +147,20 @@ def state_of_layer(stack: Stack[Any], state: Parts, layer: int) -> Parts:
     """Return the state [D,B,H] of one layer."""
     if stack.num_layers == 1:
         return state
-    D = stack.directions
-    return each(lambda part: part[layer * D : (layer + 1) * D], state)
+    first, last = layer * stack.directions, (layer + 1) * stack.directions
+    return tuple([None if part is None else part[first:last] for part in state])
 
 
 def checked_state(stack: Stack[Any], state: object, name: str, layout: Layout) -> Parts:
     """Return a state that the caller gives."""
+    parts = parts_of(stack.cell, state, name)
+    if state is None:
+        return parts
     shapes = state_shapes(stack, layout.B)
-    given = [(shape[0], shape[2]) if layout.unbatched else shape for shape in shapes]
-    return checked_parts(stack, parts_of(stack.cell, state, name), name, given, shapes)
+    if layout.unbatched:
+        return checked_parts(stack, parts, name, [(K, n) for K, _, n in shapes], shapes)
+    given = zip(parts, shapes, strict=True)
+    return tuple([None if part is None else checked(part, name, shape, stack.dtype) for part, shape in given])
 
 
 def checked_parts(
@@ -188,12 +193,13 @@ def is_masked(stack: Stack[Any]) -> bool:
     return bool(stack.weight_dropout or stack.recurrent_dropout or stack.candidate_dropout or stack.zoneout)
 
 
-@contextmanager
-def drawing(stack: Stack[Any]) -> Iterator[None]:
+def drawing(stack: Stack[Any]) -> AbstractContextManager[None]:
     """Put the generator back where a run fails: tokens are checked when their steps are run, after draws."""
-    if not (stack.dropout or is_masked(stack)):
-        yield
-        return
+    return _drawing(stack) if stack.dropout or is_masked(stack) else nullcontext()
+
+
+@contextmanager
+def _drawing(stack: Stack[Any]) -> Iterator[None]:
     generator = stack.rng.bit_generator
     before = generator.state
     try:

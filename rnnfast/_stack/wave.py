@@ -21,7 +21,7 @@ ALL = slice(None)
 def pays(stack: Stack[Any], call: Call, T: int, *, backward: bool = False) -> bool:
     """Return whether T steps of all layers can be had so, and are faster."""
     is_short = _core.least_steps_of_wave > T
-    if is_short or stack.num_layers == 1 or stack.directions == 2 or call.rounded:
+    if is_short or stack.num_layers == 1 or stack.directions == 2 or call.rounded or _core.get_num_threads() == 1:
         return False
     layout = call.layout
     if layout.batch_sizes is not None or call.is_tokens:

@@ -17,7 +17,6 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array, checked
 from .._base.names import reordered
-from .._base.state import each
 from .._stack.layout import layout_of
 from .._stack.quantized import MOST_COLUMNS
 from ..functional import linear
@@ -248,12 +247,12 @@ class Operator:
     ) -> list[Array]:
         """Run the kernel: return h of each step [T,B,D·H] and the last state, each part [D,B,H]."""
         _, layout = layout_of(x, lengths, x.shape[2], batch_first=False, embedded=False, dtype=x.dtype)
-        first = each(layout.take_state, tuple(state))
+        first = layout.take_state(tuple(state))
         parameters = [w[: 4 + len(_core.cells[cell].parameters)] for w in weights]
         reverse = self.backwards == (True,)
         sizes = layout.batch_sizes
         y, last = _core.inference(cell, layout.take(x), parameters, first, batch_sizes=sizes, reverse=reverse)
-        return [layout.give(y), *(layout.whole_state(part, None) for part in last)]
+        return [layout.give(y), *layout.whole_state(last, (None,) * len(last))]
 
     def _stepwise(
         self, weights: Sequence[Weights], x: Array, lengths: Any, state: Sequence[Array | None]
