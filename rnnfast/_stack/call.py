@@ -171,7 +171,8 @@ def checked_steps(stack: Stack[Any], a: object, name: str, layout: Layout, units
 def results(stack: Stack[Any], call: Call, hidden: tuple[Array, ...], last: Parts) -> tuple[Any, Any]:
     """Return y and the last state as the caller has x and the state."""
     layout = call.layout
-    state = layout.give_state(layout.whole_state(last, call.first))
+    last = layout.whole_state(last, call.first)
+    state = layout.give_state(last)
     if call.outputs == "all":
         return layout.give(hidden[-1]), state
     h, D = last[0], stack.directions
