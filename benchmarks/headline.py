@@ -3,9 +3,9 @@
 python -m benchmarks.headline --json FILE      measures: needs torch, ONNX Runtime, Keras and TensorFlow
 python -m benchmarks.headline --json FILE --plot docs/headline.svg    draws what has been measured
 
-float32, one thread. A training step is forward + backward of a layer, without the gradient of x, by `benchmarks.systems`;
-a streaming step is one of a stream, a cell of torch, a session of ONNX Runtime with its state handed on by the caller, and
-a cell of Keras in a compiled function. All that stands in a row takes turns.
+float32, one thread. A training step is forward + backward of a layer, without the gradient of x, by
+`benchmarks.systems`. A streaming step is one of a stream, of a cell of torch, of a session of ONNX Runtime, which starts
+from a zero state each time, and of a cell of Keras in a compiled function. All that stands in a row takes turns.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def measure() -> dict[str, Any]:
     from benchmarks.systems import SYSTEMS
 
     rnnfast.set_num_threads(1)
-    versions = {}
+    versions: dict[str, str] = {}
     for name in NAMES:
         versions |= SYSTEMS[name].start(1)
     rows = []
