@@ -31,9 +31,21 @@ def _slstm_step(
     return torch.sigmoid(a_o) * c / n, c, n, scale
 
 
+def _reset_before_step(
+    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    """Make h by one step of a GRU that resets before its product, which torch lacks."""
+    a_r, a_z, a_n = torch.nn.functional.linear(x, w_ih, b_ih).chunk(3, 1)
+    (w_r, w_z, w_n), (b_r, b_z, b_n) = w_hh.chunk(3), (None,) * 3 if b_hh is None else b_hh.chunk(3)
+    r, z = (torch.sigmoid(a + torch.nn.functional.linear(h, w, b)) for a, w, b in ((a_r, w_r, b_r), (a_z, w_z, b_z)))
+    n = torch.tanh(a_n + torch.nn.functional.linear(r * h, w_n, b_n))
+    return n + z * (h - n)
+
+
 STEPS: dict[str, Callable[..., Any]] = {
     "lstm": torch.lstm_cell,
     "gru": torch.gru_cell,
+    "gru_reset_before": _reset_before_step,
     "rnn_tanh": torch.rnn_tanh_cell,
     "rnn_relu": torch.rnn_relu_cell,
     "slstm": partial(_slstm_step, torch.nn.functional.logsigmoid),

@@ -81,7 +81,7 @@ def layer(call: Call) -> Sequence[Any]:
             return None, *(state[0] for state in last)
         if call.batch_sizes is not None and not call.states:  # the operator's results have its shape
             call = call._replace(states=[call.x.new_zeros(shape) for shape in call.state_shapes])
-        *results, _, _ = forward_operator(*call, differentiable)
+        *results, _, _, _ = forward_operator(*call, differentiable)
         return tuple(results)
     return computed(
         (call.cell, call.bias, call.projected), len(call.weights), call.batch_sizes, tensors, differentiable

@@ -1,6 +1,6 @@
 """The same calls as operators of torch, for torch.compile and whatever else looks at operators alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +23,12 @@ def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
 
 @operator("forward", f"({CALL}, bool training) -> Tensor[]")
 def forward_operator(*arguments: Any) -> list[Tensor]:
-    """Return y, the last states and what backward needs, gates and states of each step; empty where nothing is."""
+    """Return y, the last states and what backward needs of each step, empty where nothing is."""
     call, training = Call(*arguments[:-1]), arguments[-1]
-    memory: tuple[Any, ...] = (None, None)
+    memory: tuple[Any, ...] = (None, None, None)
     if training:
         *results, tape = call.run(_core.forward)
-        memory = tape.memory[:2]
+        memory = tape.memory
     else:
         results = call.run(_core.inference)
     return [call.x.new_empty(0) if a is None else tensor_of(a) for a in (*results, *memory)]
@@ -39,52 +39,52 @@ def _forward_shapes(*arguments: Any) -> list[Tensor]:
     x, shapes = call.x, call.state_shapes
     rows = x.shape[0] * x.shape[1] if call.batch_sizes is None else x.shape[0]
     D, P, H = shapes[0][0], shapes[0][2], shapes[-1][2]
-    gates, steps, _ = _core.tape_row(call.cell, int(H), str(x.dtype).removeprefix("torch."), int(P))
+    sizes = _core.tape_row(call.cell, int(H), str(x.dtype).removeprefix("torch."), int(P))
     y = x.new_empty(*x.shape[:-1], D * P)
     states = map(x.new_empty, shapes)
-    memory = (x.new_empty(D * rows * n) if training else x.new_empty(0) for n in (gates, steps))
+    memory = (x.new_empty(D * rows * n) if training else x.new_empty(0) for n in sizes)
     return [y, *states, *memory]
 
 
-@operator("backward", f"({CALL}, Tensor y, Tensor gates, Tensor steps, Tensor[] dlast, bool need_dx) -> Tensor[]")
+@operator("backward", f"({CALL}, Tensor y, Tensor[] memory, Tensor[] dlast, bool need_dx) -> Tensor[]")
 def backward_operator(*arguments: Any) -> list[Tensor]:
     """Return dx, empty where it is not needed, and the gradients of the states and weights."""
-    call, (y, gates, steps, dlast, need_dx) = Call(*arguments[:-5]), arguments[-5:]
-    dx, dstates, dweights = run_backward(_filled_tape(call, y, gates, steps), dlast, need_dx)
+    call, (y, memory, dlast, need_dx) = Call(*arguments[:-4]), arguments[-4:]
+    dx, dstates, dweights = run_backward(_filled_tape(call, y, memory), dlast, need_dx)
     return [call.x.new_empty(0) if dx is None else dx, *dstates, *dweights]
 
 
-def _filled_tape(call: Call, y: Tensor, gates: Tensor, steps: Tensor) -> _core.Tape:
+def _filled_tape(call: Call, y: Tensor, saved: Sequence[Tensor]) -> _core.Tape:
     """Return the tape of a forward from the tensors that it has saved."""
-    memory = array_of(gates), array_of(steps), array_of(gates[:0])
+    memory = tuple(map(array_of, saved))
     tape: _core.Tape = call.run(_core.forward, out=(array_of(y.contiguous()), None), memory=memory)[-1]
     return tape
 
 
 def _backward_shapes(*arguments: Any) -> list[Tensor]:
-    call, need_dx = Call(*arguments[:-5]), arguments[-1]
+    call, need_dx = Call(*arguments[:-4]), arguments[-1]
     shapes = call.x.shape if need_dx else (0,), *call.state_shapes, *(w.shape for w in call.weights)
     return [call.x.new_empty(shape) for shape in shapes]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     *kind, x, states, batch_sizes, weights, _ = inputs
-    y, *_, gates, steps = output
+    y, *_, gates, steps, more = output
     ctx.kind, ctx.num_states = kind, len(states)
-    ctx.save_for_backward(batch_sizes, y, gates, steps, x, *states, *weights)
-    ctx.mark_non_differentiable(gates, steps)
+    ctx.save_for_backward(batch_sizes, y, gates, steps, more, x, *states, *weights)
+    ctx.mark_non_differentiable(gates, steps, more)
 
 
 def _operator_backward(ctx: Any, dresults: list[Tensor]) -> tuple[Any, ...]:
-    batch_sizes, y, gates, steps, x, *tensors = ctx.saved_tensors
+    batch_sizes, y, gates, steps, more, x, *tensors = ctx.saved_tensors
     cell, bias, projected = ctx.kind
     call = Call(cell, bias, projected, x, tensors[: ctx.num_states], batch_sizes, tensors[ctx.num_states :])
-    *dlast, _, _ = dresults
+    *dlast, _, _, _ = dresults
     if torch.is_grad_enabled():
         dx, dstates, dweights = differentiable_backward(call, dlast)
     else:
         need_dx = ctx.needs_input_grad[3]
-        dx, *gradients = backward_operator(*call, y, gates, steps, dlast, need_dx)
+        dx, *gradients = backward_operator(*call, y, [gates, steps, more], dlast, need_dx)
         S = len(dlast) - 1
         dx, dstates, dweights = dx if need_dx else None, gradients[:S], gradients[S:]
     return None, None, None, dx, dstates[: ctx.num_states], None, dweights, None
