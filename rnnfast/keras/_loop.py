@@ -21,15 +21,19 @@ def backend() -> Any:
         If there is none.
     """
     name = keras.backend.backend()
-    if name != "torch":
-        msg = (
-            f"rnnfast.keras: expected Keras's torch backend, got {name!r}, from whose graphs the kernels cannot be "
-            "called; set KERAS_BACKEND=torch before Keras is imported"
-        )
-        raise RuntimeError(msg)
-    from . import _torch
+    if name == "torch":
+        from . import _torch
 
-    return _torch
+        return _torch
+    if name == "jax":
+        from . import _jax
+
+        return _jax
+    msg = (
+        f"rnnfast.keras: expected Keras's torch or jax backend, got {name!r}, from whose graphs the kernels cannot be "
+        "called; set KERAS_BACKEND before Keras is imported"
+    )
+    raise RuntimeError(msg)
 
 
 def misfit(layer: Any) -> str:
@@ -56,7 +60,7 @@ def computed(
 ) -> tuple[Any, Any, list[Any]] | None:
     """Return what `inner_loop` does: the last output [B,H], the outputs [B,T,H] and the states of S [B,H].
 
-    None where Keras's own loop has to run: with a mask that is not one of lengths, and arguments that do not fit.
+    None where Keras's own loop has to run: with masks that the backend does not compute, arguments that do not fit.
     """
     kernels, cell = backend(), layer.cell
     x = ops.cast(sequences, cell.compute_dtype)
@@ -65,26 +69,23 @@ def computed(
     states: list[Any] = [*initial_state] if isinstance(initial_state, list | tuple) else [initial_state]
     B, T, I = x.shape
     shape = B, cell.units
-    if not B or not T or cell.kernel.shape[0] != I or any(tuple(state.shape) != shape for state in states):
+    if not all(isinstance(n, kernels.SIZES) and n for n in (B, T)):
+        return None
+    if cell.kernel.shape[0] != I or any(tuple(state.shape) != shape for state in states):
         return None
     if isinstance(mask, list | tuple):
         mask = mask[0]
     if layer.stateful:  # Keras will change them in place
         states = [ops.copy(state) for state in states]
-    if mask is None or kernels.is_abstract(mask):
-        y, states = kernels.whole(*_named(cell), x, states, layer.go_backwards)
+    named = *_named(cell), x, states, layer.go_backwards
+    if mask is None:
+        y, states = kernels.whole(*named)
         last = states[0]
     else:
-        lengths = kernels.lengths_of(mask)
-        if lengths is None:
+        results = kernels.masked(*named, mask, layer.zero_output_for_mask)
+        if results is None:
             return None
-        y, states = kernels.ragged(*_named(cell), x, states, layer.go_backwards, lengths)
-        last = states[0]
-        if not layer.go_backwards:  # else what is masked comes first, and its outputs are zero
-            if layer.zero_output_for_mask:
-                last = y[:, -1]
-            elif layer.return_sequences:
-                y = ops.where(ops.expand_dims(mask, -1), y, ops.expand_dims(last, 1))
+        last, y, states = results
     return last, y if layer.return_sequences else ops.expand_dims(last, 1), states
 
 

@@ -57,6 +57,7 @@ def accelerate(model: Model) -> Model:
     for layer in layers:
         if isinstance(layer, keras.layers.RNN) and type(layer).inner_loop in LOOPS and type(layer.cell) in CELLS:
             vars(layer)["inner_loop"] = MethodType(_inner_loop, layer)
+    _forget_compiled(model)
     return model
 
 
@@ -91,7 +92,14 @@ def restore(model: Model) -> Model:
             del vars(layer)["inner_loop"]
         if type(layer) in THEIRS:
             object.__setattr__(layer, "__class__", THEIRS[type(layer)])
+    _forget_compiled(model)
     return model
+
+
+def _forget_compiled(model: Any) -> None:
+    """Have a model compile its steps anew, which hold what its layers computed before."""
+    if isinstance(model, keras.Model):
+        model.train_function = model.test_function = model.predict_function = None
 
 
 def _layers_of(model: Any) -> list[Any]:

@@ -8,37 +8,52 @@ from torch import Tensor
 from ..torch._kernels import Call
 from ..torch._modules import layer
 
+SIZES = (int, torch.SymInt)  # what the sizes of a tensor may be
+
 
 def misfit(x: Tensor) -> str:
     """Return why a tensor is not computed with, or nothing."""
     return "" if x.device.type in ("cpu", "meta") else f"inputs: expected a tensor on the CPU, got one on {x.device}"
 
 
-def is_abstract(mask: Tensor) -> bool:
-    """Return whether a tensor stands for a shape alone."""
-    return bool(mask.is_meta)
-
-
 def whole(
     cell: str, weights: Sequence[Tensor], x: Tensor, states: Sequence[Tensor], backwards: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the outputs in the order in which they are computed, and the last states [B,H]."""
+    """Return h of every step in the order in which they are computed, and the last states [B,H]."""
     x = x.transpose(0, 1)
     y, *last = layer(_call(cell, weights, x.flip(0) if backwards else x, states))
     return y.transpose(0, 1), [state[0] for state in last]
 
 
-def lengths_of(mask: Tensor) -> Tensor | None:
-    """Return the lengths [B] of which a mask [B,T] is one, or None."""
+def masked(
+    cell: str, weights: Sequence[Tensor], x: Tensor, states: Sequence[Tensor], backwards: bool, mask: Tensor, zero: bool
+) -> tuple[Tensor, Tensor, list[Tensor]] | None:
+    """Return the last output, the outputs and the last states where a mask [B,T] is one of lengths, at least 1."""
+    if mask.is_meta:  # shapes alone are asked for
+        y, last = whole(cell, weights, x, states, backwards)
+        return last[0], y, last
+    lengths = _lengths_of(mask)
+    if lengths is None:
+        return None
+    y, last = _ragged(cell, weights, x, states, backwards, lengths)
+    if backwards:  # what is left out comes first: there is no output yet that could stay
+        return last[0], y, last
+    if zero:
+        return y[:, -1], y, last
+    return last[0], torch.where(mask.bool().unsqueeze(-1), y, last[0].unsqueeze(1)), last
+
+
+def _lengths_of(mask: Tensor) -> Tensor | None:
+    """Return the lengths [B] of which a mask is one, or None."""
     if mask.dim() != 2 or torch.compiler.is_compiling():
         return None
-    mask = mask.cpu().bool()
+    mask = mask.bool()
     lengths = mask.sum(1)
     is_prefix = torch.equal(mask, torch.arange(mask.shape[1]) < lengths[:, None])
     return lengths if is_prefix and bool(lengths.all()) else None
 
 
-def ragged(
+def _ragged(
     cell: str, weights: Sequence[Tensor], x: Tensor, states: Sequence[Tensor], backwards: bool, lengths: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Return what `whole` does for sequences of these lengths: outputs are zero where a step is none of them."""

@@ -1,8 +1,12 @@
-"""rnnfast.keras against the layers of Keras themselves, on the torch backend."""
+"""rnnfast.keras against the layers of Keras themselves, on the torch backend; keras_on_jax is the same for JAX."""
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +342,14 @@ def test_other_arguments_and_backends_are_refused(keras: Any, ours: Any, monkeyp
     for refused, argument in ((ours.LSTM, H), (ours.accelerate, keras.layers.LSTM(H))):
         with pytest.raises(RuntimeError, match=r"^rnnfast\.keras: expected .* got 'tensorflow'"):
             refused(argument)
+
+
+@pytest.mark.skipif(find_spec("jax") is None, reason='jax is not installed (pip install ".[jax]")')
+def test_the_jax_backend_computes_the_same(keras: Any) -> None:
+    del keras
+    program = Path(__file__).with_name("keras_on_jax.py")
+    path = os.pathsep.join([str(program.parents[1]), *sys.path])
+    done = subprocess.run(
+        [sys.executable, program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
