@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .._base.state import STATES
 from ._autograd import followed
 from ._derivatives import STEPS, by_steps, without_onednn
+from ._dynamo import Traceable
 from ._kernels import TENSORS, Call, Kind, forward
 from ._operators import forward_operator
 from ._sequences import Packing, bools, checked, turned
@@ -147,7 +148,7 @@ def weights_of(module: Any, names: Iterable[str]) -> list[Tensor]:
     return [stored[name] if name in stored else getattr(module, name) for name in names]
 
 
-class _Scriptable:
+class _Scriptable(Traceable):
     def __prepare_scriptable__(self) -> Any:
         """Return what torch.jit.script is to compile: torch's own module, with the same parameters."""
         module: Any = copy.copy(self)

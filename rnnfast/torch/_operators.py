@@ -54,9 +54,10 @@ def _padded_forward(call: Call, training: bool) -> list[Tensor]:
     first = call.states or [None] * len(last)
     if len(packing.order) == 0:
         states = [t.zero_() if part is None else t.copy_(part) for t, part in zip(last, first, strict=True)]
-        return [y.zero_(), *states, gates, steps]
+        return [y.zero_(), *states, gates.zero_(), steps.zero_()]
     y, *last, filled_gates, filled_steps = _forward(packing.packed(call), training)
-    gates[: len(filled_gates)], steps[: len(filled_steps)] = filled_gates, filled_steps  # the sizes follow from x alone
+    for whole, filled in ((gates, filled_gates), (steps, filled_steps)):  # whose sizes follow from x alone
+        whole[: len(filled)], whole[len(filled) :] = filled, 0
     last = [packing.give_state(part, rest) for part, rest in zip(last, first, strict=True)]
     return [packing.give(y), *last, gates, steps]
 
