@@ -629,6 +629,30 @@ def test_whole_graphs_compile(make: Callable[[], Any], backend: str, dynamic: bo
         assert_close([compiled(x)], [model(x)])
 
 
+def test_compilation_of_torchs_own_modules_is_as_if_ours_were_not_there() -> None:
+    assert not torch._dynamo.config.allow_rnn
+    torch.compiler.reset()
+    for name in ("LSTM", "GRU"):
+        theirs = getattr(torch.nn, name)(4, 8)
+        x = torch.randn(3, 2, 4)
+        y, _ = torch.compile(theirs, backend="aot_eager")(x)  # traced, the LSTM's backward is none
+        y.sum().backward()
+        assert_close([y], [theirs(x)[0]])
+
+
+class Derived(ours.GRU):
+    """A subclass of ours."""
+
+
+def test_subclasses_of_ours_compile_too() -> None:
+    torch.compiler.reset()
+    parametrised = ours.GRU(I, H)
+    torch.nn.utils.parametrize.register_parametrization(parametrised, "weight_hh_l0", torch.nn.Identity())
+    for module in (Derived(I, H), parametrised):
+        x = torch.randn(T, B, I)
+        assert_close([torch.compile(module, backend="aot_eager", fullgraph=True)(x)[0]], [module(x)[0]])
+
+
 @by_layer
 def test_one_graph_serves_all_numbers_of_steps_and_sequences(layer: str) -> None:
     torch.compiler.reset()
@@ -664,7 +688,8 @@ def test_the_operator_keeps_to_the_rules_of_operators(
     sizes = P or H, *[H] * (len(_core.cells[cell].states) - 1)
     states = [torch.randn(D, B, n, dtype=dtype, requires_grad=True) for n in sizes]
     batch_sizes = torch.tensor([3, 2, 1]) if packed else None
-    call = (cell, bias, P > 0, x, states, batch_sizes, weights, True)
+    uneven = (None, None) if packed else (torch.tensor([2, 0, 1]), torch.eye(2, B))
+    call = (cell, bias, P > 0, x, states, batch_sizes, weights, *uneven, True)
     torch.library.opcheck(torch.ops.rnnfast.forward.default, call)
 
 
