@@ -27,11 +27,11 @@ except ModuleNotFoundError as error:
     explain_missing("torch", error)
     raise
 
-from ._models import accelerate, restore
+from ._models import accelerate, report, restore
 from ._modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from ._slstm import SLSTM
 
-__all__ = ["GRU", "LSTM", "RNN", "SLSTM", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "restore"]
+__all__ = ["GRU", "LSTM", "RNN", "SLSTM", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "report", "restore"]
 
 for _kind in (GRU, LSTM, RNN, SLSTM, GRUCell, LSTMCell, RNNCell):
     _kind.__module__ = __name__  # where pickles look for them
