@@ -6,6 +6,7 @@ import torch
 from torch.nn.utils.parametrize import is_parametrized
 
 from ._modules import DTYPES, OURS, THEIRS
+from ._policies import accelerate_policy, is_policy, restore_policy
 from ._slstm import SLSTM
 from ._subclasses import accelerated, base_of, own_methods
 
@@ -30,7 +31,8 @@ def accelerate(model: Model) -> Model:
 
     Each module stays the object that it is, with its parameters, buffers, hooks and mode: only its class changes, from
     one of torch.nn to the one of the same name here, and from one that derives from it, and takes its forward over, to
-    one that derives from both. `report` says what is left as it is, and why.
+    one that derives from both. `report` says what is left as it is, and why. The recurrent policies of sb3-contrib
+    call their LSTM once for all steps of a batch, where they have a loop.
 
     Parameters
     ----------
@@ -55,6 +57,8 @@ def accelerate(model: Model) -> Model:
         kind: Any = type(module)
         if base_of(kind) in OURS and not _why_left(module):
             module.__class__ = accelerated(kind)
+        elif is_policy(module):
+            accelerate_policy(module)
     return model
 
 
@@ -84,6 +88,7 @@ def restore(model: Model) -> Model:
     """
     for module in modules_of(model):
         module.__class__ = THEIRS.get(type(module), type(module))
+        restore_policy(module)
     return model
 
 
