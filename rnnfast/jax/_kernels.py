@@ -7,10 +7,11 @@ where this lies inside of `jax.grad`, so that a batched call is one call of more
 """
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.ffi
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
@@ -116,7 +117,7 @@ def _shape_of_backward(x: Any, *arrays: Any, need_dx: bool, **options: Any) -> l
 
 def _refuse(ctx: Any, *arrays: Any, **options: Any) -> Any:  # noqa: ARG001
     platform = " or ".join(ctx.module_context.platforms)
-    msg = f"rnnfast.jax: expected arrays on the CPU, as jax.device_put(.., jax.devices('cpu')[0]) has them, got {platform}"
+    msg = f"rnnfast.jax: expected arrays on the CPU, where jax.device_put(a, jax.devices('cpu')[0]) is, got {platform}"
     raise NotImplementedError(msg)
 
 
@@ -127,15 +128,15 @@ def _primitive(name: str, shape: Any) -> Any:
     primitive.multiple_results = True
     primitive.def_abstract_eval(shape)
 
-    @lru_cache(maxsize=None)
+    @cache
     def compiled(**options: Any) -> Any:
         return jax.jit(partial(primitive.bind, **options))
 
-    @primitive.def_impl
     def evaluate(*arrays: Array, **options: Any) -> Any:
         with jax.disable_jit(False):
             return compiled(**options)(*arrays)
 
+    primitive.def_impl(evaluate)
     mlir.register_lowering(primitive, _refuse)
     mlir.register_lowering(primitive, jax.ffi.ffi_lowering(name), platform="cpu")
     return primitive
@@ -183,7 +184,7 @@ def _tangent(primal: Array, tangent: Any) -> Array:
     return jnp.zeros(primal.shape, primal.dtype) if type(tangent) is ad.Zero else tangent
 
 
-def _jvp_of_backward(primals: Sequence[Array], tangents: Sequence[Any], **options: Any) -> Any:  # noqa: ARG001
+def _jvp_of_backward(primals: Sequence[Array], tangents: Sequence[Any], **options: Any) -> Any:
     raise NotImplementedError(_SECOND)
 
 
