@@ -506,7 +506,7 @@ def test_a_forked_child_has_the_kernels() -> None:
 
 
 def test_rnnfast_itself_leaves_jax_alone() -> None:
-    assert run_script("import sys, rnnfast, rnnfast.torch; print('jax' in sys.modules)") == "False\n"
+    assert run_script("import sys, rnnfast; print('jax' in sys.modules)") == "False\n"
 
 
 def test_a_missing_jax_is_explained() -> None:
@@ -555,6 +555,8 @@ def test_linen_cells_compute_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nnx_cells_compute_the_same(name: str) -> None:
     nnx = pytest.importorskip("flax.nnx")
+    if not hasattr(nnx, "to_pure_dict"):
+        pytest.skip("an older Flax has no such function")
     made = getattr(nnx, name)(
         4, 5, param_dtype="float64", **({"dtype": "float64"} if name == "SimpleCell" else {}), rngs=nnx.Rngs(0)
     )
