@@ -34,6 +34,7 @@ class _Call(NamedTuple):
     reverse: bool
     biased: bool
     masked: bool
+    restarts: bool
 
     @property
     def num_weights(self) -> int:
@@ -51,6 +52,7 @@ def run(
     state: Sequence[Array],
     *,
     mask: Array | None = None,
+    resets: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run one direction of one layer over whole sequences.
@@ -66,6 +68,9 @@ def run(
     state : sequence of S arrays [B,H]
     mask : bool array [T,B], optional
         Where it is false, the state stays as it is, and y is h before the step; x should be finite there.
+    resets : bool array [T,B], optional
+        Where an episode begins: before such a step the state is the initial one. Backwards in time, it is that where
+        one ends.
     reverse : bool, optional
         Run from the last step to the first.
 
@@ -74,13 +79,15 @@ def run(
     y : array [T,B,H]
     state : tuple of S arrays [B,H]
     """
-    call = _Call(cell, reverse, len(weights) == 4, mask is not None)
+    call = _Call(cell, reverse, len(weights) == 4, mask is not None, resets is not None)
     T, B, _ = x.shape
     H = weights[1].shape[1]
     if T == 0 or B == 0:
         return jnp.zeros((T, B, H), x.dtype), tuple(state)
-    masks = [] if mask is None else [_bits(mask, H)]
-    y, *last = _forward.bind(x, *weights, *state, *masks, **call._asdict(), kept=False)
+    flags = [] if mask is None else [_bits(mask, H)]
+    if resets is not None:
+        flags.append(resets.astype(jnp.uint8))
+    y, *last = _forward.bind(x, *weights, *state, *flags, **call._asdict(), kept=False)
     return y, tuple(last)
 
 
@@ -164,7 +171,7 @@ def _backpropagate(call: _Call, need_dx: bool, kept: Any, dresults: list[Array])
     arrays, y, tape = kept
     gradients = _backward.bind(*arrays, y, tape, *dresults, **call._asdict(), need_dx=need_dx)
     dx = [] if need_dx else [jnp.zeros_like(arrays[0])]
-    return (*dx, *gradients, *([None] if call.masked else []))
+    return (*dx, *gradients, *[None] * (call.masked + call.restarts))
 
 
 _differentiable.defvjp(_keep, _backpropagate)
@@ -203,12 +210,12 @@ def _batched_forward(arrays: Sequence[Array], axes: Sequence[int | None], *, kep
         return _one_by_one(_forward, arrays, axes, kept=kept, **options)
     n = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
     folded = list(arrays)
-    last = 1 + call.num_weights + call.num_states
+    flags = 1 + call.num_weights + call.num_states
     for i in (0, *range(1 + call.num_weights, len(arrays))):
-        at = 1 if i == 0 or i >= last else 0  # where B is: in x and the mask, and in states
+        at = 1 if i == 0 or i >= flags else 0  # where B is: in x and flags, and in states
         a, axis = arrays[i], axes[i]
         a = jnp.moveaxis(a, axis, at) if axis is not None else jnp.repeat(jnp.expand_dims(a, at), n, axis=at)
-        folded[i] = a.reshape(*a.shape[:at], -1, a.shape[-1])
+        folded[i] = a.reshape(*a.shape[:at], -1, *a.shape[at + 2 :])
     B = folded[0].shape[1] // n
     y, *states = _forward.bind(*folded, kept=False, **options)
     states = [s.reshape(n, B, -1) for s in states]

@@ -66,18 +66,25 @@ def step(cell: str, weights: Any, state: Any, x: Any) -> Any:
     return ((jnp.tanh if cell == "rnn_tanh" else jax.nn.relu)(from_x + from_h),)
 
 
-def scanned(cell: str, parameters: Any, x: Any, state: Any, reverse: bool = False, mask: Any = None) -> Any:
+def scanned(
+    cell: str, parameters: Any, x: Any, state: Any, reverse: bool = False, mask: Any = None, resets: Any = None
+) -> Any:
     """Return y and the last state, by lax.scan; where the mask is false, the state stays and y is zero."""
     weights = [parameters[name] for name in NAMES if name in parameters]
     mask = jnp.ones(x.shape[:2], bool) if mask is None else mask
+    resets = jnp.zeros(x.shape[:2], bool) if resets is None else resets
+    if reverse:
+        resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    first = tuple(s[0] for s in state)
 
     def one(state: Any, row: Any) -> Any:
-        x, real = row[0], row[1][:, None]
+        x, real, begins = row[0], row[1][:, None], row[2][:, None]
+        state = tuple(jnp.where(begins, s, old) for s, old in zip(first, state, strict=True))
         new = step(cell, weights, state, x)
         state = tuple(jnp.where(real, s, old) for s, old in zip(new, state, strict=True))
         return state, jnp.where(real, state[0], 0)
 
-    state, y = jax.lax.scan(one, tuple(s[0] for s in state), (x, mask), reverse=reverse)
+    state, y = jax.lax.scan(one, first, (x, mask, resets), reverse=reverse)
     return y, tuple(s[None] for s in state)
 
 
@@ -190,6 +197,23 @@ def test_lengths_end_sequences(cell: str, reverse: bool) -> None:
     agree(actual, jax.grad(lambda *a: problem.loss(expected(*a)), argnums=(0, 1, 2))(*problem.arguments))
     padded = jnp.where(mask[..., None], problem.x, jnp.nan)
     agree(jax.grad(ours_of, argnums=(0, 1, 2))(problem.parameters, padded, problem.state, lengths), actual)
+
+
+@by_cell
+@by_reverse
+def test_resets_begin_episodes(cell: str, reverse: bool) -> None:
+    problem = Problem(cell, 7, 3, 2, 5)
+    both(problem, resets=jnp.asarray(np.random.default_rng(4).random((7, 3)) < 0.3), reverse=reverse)
+
+
+def test_resets_and_lengths_go_together_and_fold() -> None:
+    problem = Problem("lstm", 7, 3, 2, 5)
+    lengths, resets = jnp.array([7, 3, 4]), np.random.default_rng(4).random((2, 7, 3)) < 0.4
+    mask = jnp.arange(7)[:, None] < lengths
+    f = jax.vmap(lambda r: problem.run(*problem.arguments, lengths=lengths, resets=r))
+    for n, reset in enumerate(resets):
+        expected = scanned("lstm", problem.parameters, problem.x, problem.state, mask=mask, resets=reset & mask)
+        agree(jax.tree.map(lambda a, n=n: a[n], f(resets.astype(float))), expected)
 
 
 # Transformations
@@ -338,6 +362,7 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "c": (ValueError, r"state: expected c of shape \(1, 2, 5\), got \(2, 5\)", lstm(X, (H_ONLY, H_ONLY[0]))),
     "lengths": (TypeError, "lengths: expected integers", lstm(X, lengths=np.ones(2))),
     "lengths of": (ValueError, r"lengths: expected shape \(2,\)", lstm(X, lengths=np.ones(3, int))),
+    "resets": (ValueError, r"resets: expected shape \(4, 2\)", lstm(X, resets=np.ones(2))),
     "nonlinearity": (ValueError, "nonlinearity: expected", lambda: ours.rnn(changed(), X, nonlinearity="elu")),  # type: ignore[arg-type]
     "reverse": (ValueError, "reverse: expected False", lambda: ours.lstm(two_directions(), X, reverse=True)),
 }
@@ -387,7 +412,7 @@ def test_other_devices_are_refused() -> None:
 
 
 def call_directly(name: str, shapes: Any, *arrays: Any, **attributes: Any) -> Any:
-    options = {"cell": "gru", "biased": False, "masked": False, "reverse": False, **attributes}
+    options = {"cell": "gru", "biased": False, "masked": False, "restarts": False, "reverse": False, **attributes}
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     return jax.block_until_ready(jax.ffi.ffi_call(name, shapes)(*arrays, **options))
 
