@@ -1,13 +1,14 @@
 // The layers as functions of XLA, by which rnnfast.jax calls them: a frame becomes a call of the C interface, which
 // checks what is not checked here, and what it says becomes XLA's error.
 //
-//   forward    x, weights, state0, mask            ->  y, state, tape
-//   backward   x, weights, state0, mask, y, tape,  ->  dx, dweights, dstate0
-//              dy, dstate
+//   forward    x, weights, state0, mask, resets    ->  y, state, tape
+//   backward   x, weights, state0, mask, resets,   ->  dx, dweights, dstate0
+//              y, tape, dy, dstate
 //
 // Arrays are x [T,B,I], the weights w_ih [G*H,I], w_hh [G*H,H] and, if `biased`, b_ih and b_hh [G*H]; states are S
-// arrays [B,H]; if `masked`, mask [T,B,ceil(H/8)] has bits that are 1 where a unit has its new state; y is [T,B,H]. The
-// tape [bytes] is there if `kept`, dx if `need_dx`. `cell` is a name, and `reverse` runs backwards in time.
+// arrays [B,H]; if `masked`, mask [T,B,ceil(H/8)] has bits that are 1 where a unit has its new state; if `restarts`,
+// resets [T,B] are not 0 where an episode begins; y is [T,B,H]. The tape [bytes] is there if `kept`, dx if `need_dx`.
+// `cell` is a name, and `reverse` runs backwards in time.
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -138,6 +139,8 @@ void read(Call& call, const Frame& frame, Reader& inputs) {
     call.masks.fill(static_cast<unsigned char*>(inputs.next("mask", Type::uint8, {call.T, call.B, (call.H + 7) / 8})));
     call.forward.zoneout_masks = call.masks.data();
   }
+  if (flag(frame, "restarts"))
+    call.forward.resets = static_cast<unsigned char*>(inputs.next("resets", Type::uint8, {call.T, call.B}));
   call.lent = {.tape = nullptr, .bytes = 0, .reverse = flag(frame, "reverse")};
 }
 

@@ -22,9 +22,14 @@ except ModuleNotFoundError as error:
     explain_missing("jax", error)
     raise
 
+if jax.__version_info__ < (0, 5):
+    msg = f"rnnfast.jax: expected jax 0.5.0 or newer, got {jax.__version__}"
+    raise ImportError(msg)
+
+from ._flax import from_flax, to_flax
 from ._functions import gru, lstm, rnn
 
-__all__ = ["gru", "lstm", "rnn"]
+__all__ = ["from_flax", "gru", "lstm", "rnn", "to_flax"]
 
-for _function in (gru, lstm, rnn):
+for _function in (from_flax, gru, lstm, rnn, to_flax):
     _function.__module__ = __name__

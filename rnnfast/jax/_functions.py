@@ -23,6 +23,7 @@ def lstm(
     *,
     reverse: bool = False,
     lengths: Array | None = None,
+    resets: Array | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Run an LSTM, of one layer or several, over whole sequences.
 
@@ -43,6 +44,9 @@ def lstm(
     lengths : integer array [B], optional
         The steps of each sequence. Those that follow do not change the state, their y is zero, and nothing of x there
         matters. Backwards in time, each sequence starts at its own end. More than T is T, less than 0 is 0.
+    resets : bool array [T,B], optional
+        Where an episode begins: before such a step the state is the initial one, and no gradient crosses. Backwards in
+        time, the episode that ends before a reset starts there. 0 and 1 will do as well.
 
     Returns
     -------
@@ -68,7 +72,7 @@ def lstm(
     >>> gradients["weight_hh_l0"].shape
     (8, 2)
     """
-    y, (h, c) = _run("lstm", parameters, x, state, reverse, lengths)
+    y, (h, c) = _run("lstm", parameters, x, state, reverse, lengths, resets)
     return y, (h, c)
 
 
@@ -79,6 +83,7 @@ def gru(
     *,
     reverse: bool = False,
     lengths: Array | None = None,
+    resets: Array | None = None,
     reset_after: bool = True,
 ) -> tuple[Array, Array]:
     """Run a GRU, of one layer or several, over whole sequences.
@@ -93,6 +98,7 @@ def gru(
     state : array [L·D,B,H], optional
     reverse : bool, optional
     lengths : integer array [B], optional
+    resets : bool array [T,B], optional
         As of `lstm`.
     reset_after : bool, optional
         Whether the reset gate acts after the recurrent product, as in torch, or before it.
@@ -107,7 +113,7 @@ def gru(
     TypeError, ValueError, NotImplementedError
         As `lstm` does.
     """
-    y, (h,) = _run("gru" if reset_after else "gru_reset_before", parameters, x, state, reverse, lengths)
+    y, (h,) = _run("gru" if reset_after else "gru_reset_before", parameters, x, state, reverse, lengths, resets)
     return y, h
 
 
@@ -118,6 +124,7 @@ def rnn(
     *,
     reverse: bool = False,
     lengths: Array | None = None,
+    resets: Array | None = None,
     nonlinearity: Literal["tanh", "relu"] = "tanh",
 ) -> tuple[Array, Array]:
     """Run an Elman network, of one layer or several, over whole sequences.
@@ -132,6 +139,7 @@ def rnn(
     state : array [L·D,B,H], optional
     reverse : bool, optional
     lengths : integer array [B], optional
+    resets : bool array [T,B], optional
         As of `lstm`.
     nonlinearity : {"tanh", "relu"}, optional
 
@@ -148,12 +156,18 @@ def rnn(
     if nonlinearity not in ("tanh", "relu"):
         msg = f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}"
         raise ValueError(msg)
-    y, (h,) = _run(f"rnn_{nonlinearity}", parameters, x, state, reverse, lengths)
+    y, (h,) = _run(f"rnn_{nonlinearity}", parameters, x, state, reverse, lengths, resets)
     return y, h
 
 
 def _run(
-    cell: str, parameters: Parameters, x: Array, state: Any, reverse: bool, lengths: Array | None
+    cell: str,
+    parameters: Parameters,
+    x: Array,
+    state: Any,
+    reverse: bool,
+    lengths: Array | None,
+    resets: Array | None,
 ) -> tuple[Array, tuple[Array, ...]]:
     x = _floating(x, "x")
     if x.ndim != 3:
@@ -170,12 +184,15 @@ def _run(
     if lengths is not None:
         mask = _mask(lengths, T, B)
         x = jnp.where(mask[..., None], x, 0)
+    if resets is not None:
+        resets = _flags(resets, T, B)
+        resets = resets if mask is None else resets & mask  # what follows an end changes nothing
     last: list[tuple[Array, ...]] = []
     for k, directions in enumerate(layers):
         outputs = []
         for d, weights in enumerate(directions):
             start = [s[k * D + d] for s in states]
-            y, end = run(cell, x, weights, start, mask=mask, reverse=reverse or d == 1)
+            y, end = run(cell, x, weights, start, mask=mask, resets=resets, reverse=reverse or d == 1)
             outputs.append(y)
             last.append(end)
         x = outputs[0] if D == 1 else jnp.concatenate(outputs, axis=-1)
@@ -268,3 +285,11 @@ def _mask(lengths: Any, T: int, B: int) -> Array:
         msg = f"lengths: expected shape {(B,)}, got {array.shape}"
         raise ValueError(msg)
     return jax.lax.broadcasted_iota(array.dtype, (T, B), 0) < array
+
+
+def _flags(resets: Any, T: int, B: int) -> Array:
+    array = jnp.asarray(resets)
+    if array.shape != (T, B):
+        msg = f"resets: expected shape {(T, B)}, got {array.shape}"
+        raise ValueError(msg)
+    return array if array.dtype == bool else array != 0

@@ -7,10 +7,11 @@ where this lies inside of `jax.grad`, so that a batched call is one call of more
 """
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.ffi
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
@@ -33,6 +34,7 @@ class _Call(NamedTuple):
     reverse: bool
     biased: bool
     masked: bool
+    restarts: bool
 
     @property
     def num_weights(self) -> int:
@@ -50,6 +52,7 @@ def run(
     state: Sequence[Array],
     *,
     mask: Array | None = None,
+    resets: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run one direction of one layer over whole sequences.
@@ -65,6 +68,9 @@ def run(
     state : sequence of S arrays [B,H]
     mask : bool array [T,B], optional
         Where it is false, the state stays as it is, and y is h before the step; x should be finite there.
+    resets : bool array [T,B], optional
+        Where an episode begins: before such a step the state is the initial one. Backwards in time, it is that where
+        one ends.
     reverse : bool, optional
         Run from the last step to the first.
 
@@ -73,13 +79,15 @@ def run(
     y : array [T,B,H]
     state : tuple of S arrays [B,H]
     """
-    call = _Call(cell, reverse, len(weights) == 4, mask is not None)
+    call = _Call(cell, reverse, len(weights) == 4, mask is not None, resets is not None)
     T, B, _ = x.shape
     H = weights[1].shape[1]
     if T == 0 or B == 0:
         return jnp.zeros((T, B, H), x.dtype), tuple(state)
-    masks = [] if mask is None else [_bits(mask, H)]
-    y, *last = _forward.bind(x, *weights, *state, *masks, **call._asdict(), kept=False)
+    flags = [] if mask is None else [_bits(mask, H)]
+    if resets is not None:
+        flags.append(resets.astype(jnp.uint8))
+    y, *last = _forward.bind(x, *weights, *state, *flags, **call._asdict(), kept=False)
     return y, tuple(last)
 
 
@@ -116,7 +124,7 @@ def _shape_of_backward(x: Any, *arrays: Any, need_dx: bool, **options: Any) -> l
 
 def _refuse(ctx: Any, *arrays: Any, **options: Any) -> Any:  # noqa: ARG001
     platform = " or ".join(ctx.module_context.platforms)
-    msg = f"rnnfast.jax: expected arrays on the CPU, as jax.device_put(.., jax.devices('cpu')[0]) has them, got {platform}"
+    msg = f"rnnfast.jax: expected arrays on the CPU, where jax.device_put(a, jax.devices('cpu')[0]) is, got {platform}"
     raise NotImplementedError(msg)
 
 
@@ -127,15 +135,15 @@ def _primitive(name: str, shape: Any) -> Any:
     primitive.multiple_results = True
     primitive.def_abstract_eval(shape)
 
-    @lru_cache(maxsize=None)
+    @cache
     def compiled(**options: Any) -> Any:
         return jax.jit(partial(primitive.bind, **options))
 
-    @primitive.def_impl
     def evaluate(*arrays: Array, **options: Any) -> Any:
         with jax.disable_jit(False):
             return compiled(**options)(*arrays)
 
+    primitive.def_impl(evaluate)
     mlir.register_lowering(primitive, _refuse)
     mlir.register_lowering(primitive, jax.ffi.ffi_lowering(name), platform="cpu")
     return primitive
@@ -163,7 +171,7 @@ def _backpropagate(call: _Call, need_dx: bool, kept: Any, dresults: list[Array])
     arrays, y, tape = kept
     gradients = _backward.bind(*arrays, y, tape, *dresults, **call._asdict(), need_dx=need_dx)
     dx = [] if need_dx else [jnp.zeros_like(arrays[0])]
-    return (*dx, *gradients, *([None] if call.masked else []))
+    return (*dx, *gradients, *[None] * (call.masked + call.restarts))
 
 
 _differentiable.defvjp(_keep, _backpropagate)
@@ -183,7 +191,7 @@ def _tangent(primal: Array, tangent: Any) -> Array:
     return jnp.zeros(primal.shape, primal.dtype) if type(tangent) is ad.Zero else tangent
 
 
-def _jvp_of_backward(primals: Sequence[Array], tangents: Sequence[Any], **options: Any) -> Any:  # noqa: ARG001
+def _jvp_of_backward(primals: Sequence[Array], tangents: Sequence[Any], **options: Any) -> Any:
     raise NotImplementedError(_SECOND)
 
 
@@ -202,12 +210,12 @@ def _batched_forward(arrays: Sequence[Array], axes: Sequence[int | None], *, kep
         return _one_by_one(_forward, arrays, axes, kept=kept, **options)
     n = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
     folded = list(arrays)
-    last = 1 + call.num_weights + call.num_states
+    flags = 1 + call.num_weights + call.num_states
     for i in (0, *range(1 + call.num_weights, len(arrays))):
-        at = 1 if i == 0 or i >= last else 0  # where B is: in x and the mask, and in states
+        at = 1 if i == 0 or i >= flags else 0  # where B is: in x and flags, and in states
         a, axis = arrays[i], axes[i]
         a = jnp.moveaxis(a, axis, at) if axis is not None else jnp.repeat(jnp.expand_dims(a, at), n, axis=at)
-        folded[i] = a.reshape(*a.shape[:at], -1, a.shape[-1])
+        folded[i] = a.reshape(*a.shape[:at], -1, *a.shape[at + 2 :])
     B = folded[0].shape[1] // n
     y, *states = _forward.bind(*folded, kept=False, **options)
     states = [s.reshape(n, B, -1) for s in states]
