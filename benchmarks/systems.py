@@ -238,6 +238,44 @@ def _jax(problem: Problem) -> Tasks:
     }
 
 
+def _start_rnnfast_jax(threads: int) -> dict[str, str]:
+    return {**_start_jax(threads), **_start_rnnfast(threads)}
+
+
+def _rnnfast_jax(problem: Problem) -> Tasks:
+    """The functions of rnnfast.jax."""
+    import jax
+    import jax.numpy as jnp
+
+    import rnnfast.jax
+
+    jax.config.update("jax_enable_x64", problem.dtype == "float64")
+    function = getattr(rnnfast.jax, problem.cell)
+    parameters = {name: jnp.asarray(a) for name, a in state_dict(problem).items()}
+    x, dy = jnp.asarray(problem.x), jnp.asarray(problem.dy)
+
+    def forward(parameters: Any, x: Any) -> Any:
+        return function(parameters, x)[0]
+
+    def gradients(parameters: Any, x: Any, dy: Any) -> Any:
+        return jax.vjp(forward, parameters, x)[1](dy)
+
+    def gradients_no_dx(parameters: Any, x: Any, dy: Any) -> Any:
+        return (*jax.vjp(lambda parameters: forward(parameters, x), parameters)[1](dy), None)
+
+    def numbers(result: Any) -> Numbers:
+        d, dx = result
+        return named([*(d[name] for name in parameters), dx])
+
+    inference, training, training_no_dx = (jax.jit(f) for f in (forward, gradients, gradients_no_dx))
+    wait = jax.block_until_ready
+    return {
+        FORWARD: Task(lambda: wait(inference(parameters, x)), lambda y: {"y": np.asarray(y)}),
+        TRAINING: Task(lambda: wait(training(parameters, x, dy)), numbers),
+        TRAINING_NO_DX: Task(lambda: wait(training_no_dx(parameters, x, dy)), numbers),
+    }
+
+
 def _start_keras(threads: int) -> dict[str, str]:
     os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     import keras
@@ -309,7 +347,11 @@ SYSTEMS = {
     "keras": System(("keras", "tensorflow"), _start_keras, _keras, PLAIN),
 }
 # Ourselves otherwise, for comparison where asked for: as --systems rnnfast@avx2
-VARIANTS = {
-    f"{OURS}@{isa}": replace(SYSTEMS[OURS], environment=(("RNNFAST_ISA", isa),))
-    for isa in ("baseline", "avx2", "avx512")
-} | {f"{OURS}@float64": replace(SYSTEMS[OURS], tasks=_rnnfast_float64, dtypes=("float32",))}
+VARIANTS = (
+    {f"{OURS}@jax": System(("jax",), _start_rnnfast_jax, _rnnfast_jax, PLAIN)}
+    | {
+        f"{OURS}@{isa}": replace(SYSTEMS[OURS], environment=(("RNNFAST_ISA", isa),))
+        for isa in ("baseline", "avx2", "avx512")
+    }
+    | {f"{OURS}@float64": replace(SYSTEMS[OURS], tasks=_rnnfast_float64, dtypes=("float32",))}
+)

@@ -21,6 +21,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # Teams of three threads and more, on a machine of two processors too.
 os.environ["RNNFAST_OVERSUBSCRIBE"] = "1"
 
+# Of Keras's backends a process has one, from the first import on.
+os.environ["KERAS_BACKEND"] = "torch"
+
 
 def pytest_collection_finish() -> None:
     """Leave the thousands of collected tests out of every garbage collection to come."""

@@ -22,7 +22,7 @@ def blocks_of(page: Path) -> list[str]:
     return ["\n" * text.count("\n", 0, block.start(1)) + block[1] for block in blocks]
 
 
-OPTIONAL = {"keras", "onnx", "onnxruntime", "torch"}
+OPTIONAL = {"jax", "keras", "onnx", "onnxruntime", "torch"}
 README = ROOT / "README.md"
 LAYER, TORCH, STREAMING, SEQUENCES, TRAINING = blocks_of(README)
 PAGES = {page: blocks for page in sorted((ROOT / "docs").glob("*.md")) if (blocks := blocks_of(page))}

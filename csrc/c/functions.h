@@ -17,6 +17,20 @@ rnnfast_status pack_create(const rnnfast_layer* layer, rnnfast_pack** pack);
 rnnfast_status pack_update(rnnfast_pack* pack, const rnnfast_layer* layer);
 void pack_destroy(rnnfast_pack* pack);
 
+// What callers inside the library add to a call: memory for what its tape keeps, in place of a tape, and that the
+// single direction runs backwards in time.
+struct Borrowed {
+  void* tape;         // null: nothing is kept
+  std::size_t bytes;  // at least what `lent_bytes` says
+  bool reverse;
+};
+
+// Throws std::invalid_argument. `masked`: the forward has zoneout_masks of all states.
+std::size_t lent_bytes(const rnnfast_layer& layer, std::ptrdiff_t T, std::ptrdiff_t B, bool masked);
+rnnfast_status forward(const rnnfast_layer* layer, const rnnfast_forward_args* args, const Borrowed& lent);
+rnnfast_status backward(const rnnfast_layer* layer, const rnnfast_forward_args* forward, const Borrowed& lent,
+                        const rnnfast_backward_args* args);
+
 rnnfast_status stream_create(const rnnfast_stack* stack, ptrdiff_t B, rnnfast_stream** stream);
 void stream_destroy(rnnfast_stream* stream);
 rnnfast_status stream_run(rnnfast_stream* stream, ptrdiff_t T, const void* x, void* y);

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <memory>
 #include <new>
-#include <string>
 #include <type_traits>
 
+#include "c/calls.h"
 #include "c/capi.h"
 #include "c/checks.h"
 #include "c/claim.h"
@@ -21,198 +21,6 @@
 
 namespace rnnfast {
 namespace {
-
-// ---- Layers --------------------------------------------------------------------------------------------------------
-
-// A checked rnnfast_layer. Weights are null where none were given.
-struct Layer {
-  const CellShape* cell;
-  rnnfast_dtype dtype;
-  Index I, H, P, D, heads;
-  double eps;  // of a forward: packed weights are the same for any
-  Parameters<const void> weights[2];
-  std::array<double, most_states> zoneout;
-};
-
-bool same_sizes(const Layer& a, const Layer& b) {
-  return a.cell == b.cell && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.P == b.P && a.D == b.D &&
-         a.heads == b.heads;
-}
-
-template <class Args>
-void require_size(const Args* args, const char* name) {
-  require(args, "%s: expected a pointer, got NULL", name);
-  require(args->size == sizeof(Args), "%s->size: expected %zu, got %zu", name, sizeof(Args), args->size);
-}
-
-Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
-  require_size(layer, "layer");
-  require(layer->cell, "cell: expected the name of a cell, got NULL");
-  require_dtype(layer->dtype);
-  Layer read = {.cell = &cell_named(layer->cell),
-                .dtype = layer->dtype,
-                .I = layer->input_size,
-                .H = layer->hidden_size,
-                .P = 0,
-                .D = layer->num_directions,
-                .heads = 1,
-                .eps = 0,
-                .weights = {},
-                .zoneout = {}};
-  require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
-  require(read.D == 1 || read.D == 2, "D: expected 1 or 2, got %td", read.D);
-  read.P = read_size_of_h(*read.cell, read.H, layer->proj_size);
-  const double units = double(read.H) + 64;
-  require(64 * units * (double(read.I) + units) < most_elements,
-          "I, H: expected sizes that fit the address space, got %td, %td", read.I, read.H);
-  read.heads = read_heads(*read.cell, read.H, layer->num_heads);
-  read.zoneout = read_zoneout(layer->zoneout, *read.cell, read.P < read.H);
-  read.eps = read_eps(*read.cell, read.dtype, layer->layer_norm_eps);
-  require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
-  for (Index d = 0; layer->weights && d < read.D; ++d)
-    read.weights[d] = read_weights(layer->weights[d], *read.cell, read.P < read.H);
-  return read;
-}
-
-// A caller's arrays of the states of a cell.
-template <class Void>
-using StatePointers = std::array<Void*, most_states>;
-
-template <class Void>
-StatePointers<Void> read_states(Void* const* given, const CellShape& cell) {
-  StatePointers<Void> states = {};
-  if (given) std::copy_n(given, cell.state_count, states.begin());
-  return states;
-}
-
-}  // namespace
-}  // namespace rnnfast
-
-struct rnnfast_pack {
-  rnnfast::Layer layer;
-  rnnfast::Buffer data;
-};
-
-struct rnnfast_tape {
-  rnnfast::Layer layer = {};
-  rnnfast_forward_args forward = {};
-  rnnfast::StatePointers<const void> state0 = {};
-  rnnfast::StatePointers<const unsigned char> renewed = {};
-  rnnfast::Problem problem = {};
-  rnnfast::Schedule schedule;
-  rnnfast::TapeMemory<> memory;
-  rnnfast::Buffer scratch;
-  bool filled = false;
-  rnnfast::Caller caller = 0;
-};
-
-namespace rnnfast {
-namespace {
-
-// ---- Arrays --------------------------------------------------------------------------------------------------------
-
-// Of [D,B,H], of h [D,B,P].
-Index elements_of_state(const Problem& p, std::size_t state) { return p.D * p.B * state_size(p, state); }
-
-// Bytes of a row of masks.
-Index row_of_bits(const Problem& p) { return p.D * bytes_of_bits(p.H); }
-
-// Those of a call: none that is written may overlap another.
-class Arrays {
- public:
-  explicit Arrays(rnnfast_dtype dtype) : item_(dtype == RNNFAST_FLOAT64 ? sizeof(double) : sizeof(float)) {}
-
-  void read(const char* name, const void* data, Index elements) {
-    add({.argument = name, .state = no_state}, data, elements, false);
-  }
-  void written(const char* name, const void* data, Index elements) {
-    add({.argument = name, .state = no_state}, data, elements, true);
-  }
-
-  // The masks of a forward.
-  void read(const rnnfast_tape& tape) {
-    const Problem& p = tape.problem;
-    const rnnfast_forward_args& args = tape.forward;
-    const Index bytes = row_of_bits(p), rows = row_count(p);
-    for (std::size_t s = 0; s < most_states; ++s)
-      add_bytes({.argument = "zoneout_masks", .state = int(s)}, tape.renewed[s], std::size_t(rows * bytes), false);
-    read("recurrent_factors", args.recurrent_factors, p.D * p.B * p.masks * p.H);
-    add_bytes({.argument = "candidate_mask", .state = no_state}, args.candidate_mask,
-              std::size_t((p.keeps_by_sequence ? p.B : rows) * bytes), false);
-  }
-
-  void read(const char* name, const StatePointers<const void>& states, const Problem& p) {
-    for (std::size_t s = 0; s < most_states; ++s)
-      add({.argument = name, .state = int(s)}, states[s], elements_of_state(p, s), false);
-  }
-  void written(const char* name, const StatePointers<void>& states, const Problem& p) {
-    for (std::size_t s = 0; s < most_states; ++s)
-      add({.argument = name, .state = int(s)}, states[s], elements_of_state(p, s), true);
-  }
-
-  void read(const Layer& layer) {
-    for (Index d = 0; d < layer.D; ++d) {
-      const Parameters<const void>& w = layer.weights[d];
-      const Index rows = layer.cell->gate_count * layer.H;
-      read("w_ih", w.w_ih, rows * layer.I), read("w_hh", w.w_hh, rows * (layer.P / layer.heads));
-      read("b_ih", w.b_ih, rows), read("b_hh", w.b_hh, rows);
-      for (int i = 0; i < layer.cell->parameter_count; ++i)
-        read(layer.cell->parameters[i].name, w.vectors[i], layer.cell->parameters[i].count * layer.H);
-      read("w_hr", w.w_hr, layer.P * layer.H);
-    }
-  }
-
-  void check() const {
-    for (int i = 0; i < count_; ++i)
-      for (int j = 0; j < count_; ++j) {
-        const Entry &out = entries_[i], &other = entries_[j];
-        if (out.is_written && i != j && out.low < other.high && other.low < out.high)
-          require(false, "%s: expected memory of its own, got an array that overlaps %s", text(out.name).c_str(),
-                  text(other.name).c_str());
-      }
-  }
-
- private:
-  static constexpr int no_state = -1;
-
-  struct Name {
-    const char* argument;
-    int state;  // of an array of states, or no_state
-  };
-
-  struct Entry {
-    Name name;
-    std::uintptr_t low, high;
-    bool is_written;
-  };
-
-  static std::string text(const Name& name) {
-    std::string words = name.argument;
-    if (name.state != no_state) words.append("[").append(std::to_string(name.state)).append("]");
-    return words;
-  }
-
-  void add(const Name& name, const void* data, Index elements, bool is_written) {
-    if (!data) return;
-    const auto low = reinterpret_cast<std::uintptr_t>(data);
-    if (low % item_ != 0)
-      require(false, "%s: expected an array aligned to its elements, got one that is not", text(name).c_str());
-    add_bytes(name, data, std::size_t(elements) * item_, is_written);
-  }
-
-  void add_bytes(const Name& name, const void* data, std::size_t bytes, bool is_written) {
-    if (!data) return;
-    const auto low = reinterpret_cast<std::uintptr_t>(data);
-    entries_[count_++] = {.name = name, .low = low, .high = low + bytes, .is_written = is_written};
-  }
-
-  // Of a backward with two directions: weights and their gradients, x, y, dx and dy, three arrays of states, and masks.
-  static constexpr int most_entries = 4 * (5 + most_parameters) + 4 + 3 * most_states + most_states + 2;
-
-  std::size_t item_;
-  Entry entries_[most_entries];
-  int count_ = 0;
-};
 
 // ---- Views ---------------------------------------------------------------------------------------------------------
 
@@ -332,20 +140,26 @@ void read_masks(rnnfast_tape& tape) {
   p.keeps_by_sequence = args.candidate_mask && args.candidate_mask_per_sequence;
 }
 
+void require_fitting(const Problem& p) {
+  require(p.T >= 1 && p.B >= 1, "T, B: expected at least 1, got %td, %td", p.T, p.B);
+  require(double(p.T) * double(p.B) < most_elements && fits_address_space(p, double(p.T * p.B)),
+          "T, B: expected sizes that fit the address space, got %td, %td", p.T, p.B);
+}
+
 // Checks the arguments and makes their problem. A call whose tape is not the caller's gives it no memory.
 void prepare(rnnfast_tape& tape) {
   const Layer& layer = tape.layer;
   const rnnfast_forward_args& args = tape.forward;
   Problem& p = tape.problem = problem_of(layer, args.T, args.B);
-  require(p.T >= 1 && p.B >= 1, "T, B: expected at least 1, got %td, %td", p.T, p.B);
-  require(double(p.T) * double(p.B) < most_elements && fits_address_space(p, double(p.T * p.B)),
-          "T, B: expected sizes that fit the address space, got %td, %td", p.T, p.B);
+  require_fitting(p);
   require(args.x && args.y, "x, y: expected arrays, got NULL");
   if (args.batch_sizes) {
     find_first_rows(args.batch_sizes, p.T, tape.schedule.first_row);
     require(args.batch_sizes[0] == p.B, "B: expected %td, the first of batch_sizes, got %td", args.batch_sizes[0], p.B);
     point_to_rows(p, tape.schedule);
   }
+  require(p.D == 1 || !tape.lent.reverse, "reverse: expected one direction, got two");
+  p.reverse = tape.lent.reverse;
   find_starts(p, args.resets, nullptr, tape.schedule);
   read_masks(tape);
   Arrays arrays(layer.dtype);
@@ -357,11 +171,39 @@ void prepare(rnnfast_tape& tape) {
   arrays.check();
 }
 
+// Parts of memory that is lent begin at lines of the cache, as those of our own do.
+constexpr std::size_t whole_lines(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+constexpr std::size_t lent_bytes(const TapeMemory<std::size_t>& bytes) {
+  return whole_lines(bytes.gates) + whole_lines(bytes.states) + whole_lines(bytes.reset_h);
+}
+
+// Makes room for what a tape keeps, in the memory that is there if it suffices.
+template <class Real>
+void make_room(rnnfast_tape& tape) {
+  const TapeMemory<std::size_t> bytes = tape_bytes<Real>(tape.problem);
+  auto* next = static_cast<unsigned char*>(tape.lent.tape);
+  if (next) {
+    require(reinterpret_cast<std::uintptr_t>(next) % sizeof(Real) == 0,
+            "tape: expected memory aligned to its elements, got some that is not");
+    require(tape.lent.bytes >= lent_bytes(bytes), "tape: expected at least %zu bytes, got %zu", lent_bytes(bytes),
+            tape.lent.bytes);
+  }
+  const auto make = [&](Kept& part, std::size_t size) {
+    if (next)
+      part.lent = next, next += whole_lines(size);
+    else
+      grow(part.own, size);
+  };
+  make(tape.memory.gates, bytes.gates), make(tape.memory.states, bytes.states),
+      make(tape.memory.reset_h, bytes.reset_h);
+}
+
 template <class Real>
 void run_forward(rnnfast_tape& tape) {
   const Problem& p = tape.problem;
   const rnnfast_forward_args& args = tape.forward;
-  if (args.tape) grow<Real>(tape.memory, p);
+  if (args.tape || tape.lent.tape) make_room<Real>(tape);
   const Index states = p.D * p.B * p.H;  // the most of a state
   const auto scratch =
       grow_scratch<Real>(tape.scratch, kernels<Real>().forward_scratch(p, args.pack), p.cell->state_count * states);
@@ -387,10 +229,19 @@ void run_forward(rnnfast_tape& tape) {
       forward_threads<Real>(p), [&](const Team& team) { kernels<Real>().forward(forward, team); }, never);
 }
 
+void read_call(rnnfast_tape& tape, const rnnfast_layer* layer, const rnnfast_forward_args& args) {
+  tape.layer = read_layer(layer, !args.pack || args.tape), tape.forward = args;
+  tape.state0 = read_states(args.state0, *tape.layer.cell);
+  tape.renewed = read_states(args.zoneout_masks, *tape.layer.cell);
+  require(!args.pack || same_sizes(tape.layer, args.pack->layer),
+          "pack: expected one of the layer's cell, dtype and sizes, got another");
+  prepare(tape);
+}
+
 // Gives a tape new memory in place of what a call was changing when it was cut off, which may not even be freed.
 void abandon(rnnfast_tape& tape) {
   new (&tape.schedule) Schedule;
-  new (&tape.memory) TapeMemory<>;
+  new (&tape.memory) TapeMemory<Kept>;
   new (&tape.scratch) Buffer;
 }
 
@@ -404,15 +255,29 @@ rnnfast_status forward(const rnnfast_layer* layer, const rnnfast_forward_args* a
     const Claim claim(tape.caller, "tape", nullptr);
     if (claim.follows_cut_off()) abandon(tape);
     tape.filled = false;
-    tape.layer = read_layer(layer, !args->pack || args->tape), tape.forward = *args;
-    tape.state0 = read_states(args->state0, *tape.layer.cell);
-    tape.renewed = read_states(args->zoneout_masks, *tape.layer.cell);
-    require(!args->pack || same_sizes(tape.layer, args->pack->layer),
-            "pack: expected one of the layer's cell, dtype and sizes, got another");
-    prepare(tape);
+    read_call(tape, layer, *args);
     with_real(tape.layer.dtype, [&]<class Real> { run_forward<Real>(tape); });
     tape.filled = true;
   });
+}
+
+rnnfast_status forward(const rnnfast_layer* layer, const rnnfast_forward_args* args, const Borrowed& lent) {
+  return told([&] {
+    rnnfast_tape tape;
+    tape.lent = lent;
+    read_call(tape, layer, *args);
+    with_real(tape.layer.dtype, [&]<class Real> { run_forward<Real>(tape); });
+  });
+}
+
+std::size_t lent_bytes(const rnnfast_layer& layer, Index T, Index B, bool masked) {
+  const Layer read = read_layer(&layer, false);
+  Problem p = problem_of(read, T, B);
+  require_fitting(p);
+  if (masked) p.zoned = (1u << p.cell->state_count) - 1;
+  std::size_t bytes = 0;
+  with_real(read.dtype, [&]<class Real> { bytes = lent_bytes(tape_bytes<Real>(p)); });
+  return bytes;
 }
 
 rnnfast_status tape_create(rnnfast_tape** tape) {
@@ -541,6 +406,22 @@ rnnfast_status backward(rnnfast_tape* tape, const rnnfast_backward_args* args) {
     const StateGradients dstates = {.last = read_states(args->dstate, cell), .first = read_states(args->dstate0, cell)};
     check_arrays(*tape, *args, dstates);
     with_real(tape->layer.dtype, [&]<class Real> { run_backward<Real>(*tape, *args, dstates); });
+  });
+}
+
+rnnfast_status backward(const rnnfast_layer* layer, const rnnfast_forward_args* forward, const Borrowed& lent,
+                        const rnnfast_backward_args* args) {
+  return told([&] {
+    rnnfast_tape tape;
+    tape.lent = lent;
+    read_call(tape, layer, *forward);
+    const CellShape& cell = *tape.layer.cell;
+    const StateGradients dstates = {.last = read_states(args->dstate, cell), .first = read_states(args->dstate0, cell)};
+    check_arrays(tape, *args, dstates);
+    with_real(tape.layer.dtype, [&]<class Real> {
+      make_room<Real>(tape);
+      run_backward<Real>(tape, *args, dstates);
+    });
   });
 }
 

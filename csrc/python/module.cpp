@@ -17,6 +17,7 @@
 #include "run/random.h"
 #include "run/threads.h"
 #include "types.h"
+#include "xla/frame.h"
 
 namespace rnnfast {
 
@@ -158,6 +159,25 @@ void bind_cells(py::module_& m) {
   m.attr("cells") = py::module_::import("types").attr("MappingProxyType")(all);
 }
 
+// ---- XLA -----------------------------------------------------------------------------------------------------------
+
+void bind_xla(py::module_& m) {
+  const auto capsule = [](xla::Handler* handler) { return py::capsule(reinterpret_cast<void*>(handler)); };
+  m.attr("xla_handlers") = py::module_::import("types").attr("MappingProxyType")(
+      py::dict("rnnfast_forward"_a = capsule(xla::forward), "rnnfast_backward"_a = capsule(xla::backward)));
+  m.def(
+      "xla_tape_bytes",
+      [](const std::string& cell, const py::dtype& dtype, Index T, Index B, Index I, Index H, bool masked) {
+        rnnfast_layer layer = {};
+        layer.size = sizeof(layer);
+        layer.cell = cell.c_str();
+        layer.dtype = dtype.equal(py::dtype::of<double>()) ? RNNFAST_FLOAT64 : RNNFAST_FLOAT32;
+        layer.input_size = I, layer.hidden_size = H, layer.num_directions = 1;
+        return lent_bytes(layer, T, B, masked);
+      },
+      "cell"_a, "dtype"_a, "T"_a, "B"_a, "I"_a, "H"_a, "masked"_a);
+}
+
 }  // namespace
 
 // ---- The module ----------------------------------------------------------------------------------------------------
@@ -172,6 +192,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   }
 
   m.attr("_C_API") = py::capsule(&c_api, RNNFAST_CAPSULE);
+  bind_xla(m);
 
   bind_cells(m);
 

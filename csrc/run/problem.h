@@ -117,13 +117,12 @@ inline void grow(Buffer& buffer, std::size_t bytes) {
   buffer = Buffer(bytes);
 }
 
-// Makes room for the tape of a problem, in the memory that is there if it suffices.
+// Bytes of each part.
 template <class Real>
-void grow(TapeMemory<>& memory, const Problem& p) {
+TapeMemory<std::size_t> tape_bytes(const Problem& p) {
   const TapeSize size = kernels<Real>().tape_size(p);
   const auto bytes = [&](Index elements) { return std::size_t(elements * p.D) * sizeof(Real); };
-  grow(memory.gates, bytes(size.gates)), grow(memory.states, bytes(size.states)),
-      grow(memory.reset_h, bytes(size.reset_h));
+  return {.gates = bytes(size.gates), .states = bytes(size.states), .reset_h = bytes(size.reset_h)};
 }
 
 // One direction's part; null where there is no memory, or the cell needs none.

@@ -13,6 +13,7 @@ from .._base.module import Kept, description_of
 from .._base.names import SCALE
 from .._base.scalars import integer
 from .._stack.quantized import Quantized
+from ._branches import Found, recurrent_nodes
 from ._encoded import encoded_weights
 from ._errors import ModelError, at
 from ._forms import FORMS
@@ -30,8 +31,9 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     model : onnx.ModelProto
         Of opset 7 or newer. It may have any other operators before, after and beside the recurrent ones.
     node : str, int or onnx.NodeProto, optional
-        The name of a node LSTM, GRU, RNN or DynamicQuantizeLSTM, its number among these, or the node itself. By default
-        all of them are a stack: each must read what the one before puts out.
+        The name of a node LSTM, GRU, RNN or DynamicQuantizeLSTM, its number among these, or the node itself; it may lie
+        in a branch of an If. By default all of them are a stack: each must read what the one before puts out. Those in
+        branches are meant where there are no others, and one branch alone has some.
 
     Returns
     -------
@@ -56,17 +58,20 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
     """
     opset = opset_of(model)
     check_order(model.graph)
-    found = [each for each in model.graph.node if operator_of(each) in KINDS]
+    found = [*recurrent_nodes(model.graph)]
     if not found:
         msg = f"model: expected a node {', '.join(KINDS)}, got none"
         raise ModelError(msg)
-    selected = found if node is None else [_chosen(found, node)]
-    nodes, needed = behind(model.graph, [name for each in selected for name in each.input])
-    constants, room = constants_of(model.graph, opset, nodes, needed)
+    taken = _stack(found) if node is None else [_chosen(found, node)]
+    selected, graph = [each.node for each in taken], taken[0].graph()
+    if graph is not model.graph:
+        check_order(graph)
+    nodes, needed = behind(graph, [name for each in selected for name in each.input])
+    constants, room = constants_of(graph, opset, nodes, needed)
     chosen = [RecurrentNode(each, opset, constants, room) for each in selected]
     for each in chosen:
         _check_is_layer(each)
-    places = _places(model.graph, opset, chosen, constants)
+    places = _places(graph, opset, chosen, constants)
     first, form = chosen[0], FORMS[chosen[0].operator.cell or ""]
     dtype, I, H, D = _sizes(first)
     for before, each in pairwise(chosen):
@@ -89,7 +94,7 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
         dtype=dtype,
         **form.options,
     )
-    encoded = encoded_weights(model.graph, opset, chosen, constants, room)
+    encoded = encoded_weights(graph, opset, chosen, constants, room)
     given = {
         name: a
         for k, of_node in enumerate(encoded.weights)
@@ -113,18 +118,28 @@ def _sizes(node: RecurrentNode) -> tuple[np.dtype[Any], int, int, int]:
     return weights[0].dtype, *weights[0].sizes, len(weights)
 
 
-def _chosen(found: Sequence[onnx.NodeProto], node: str | int | onnx.NodeProto) -> onnx.NodeProto:
+def _stack(found: Sequence[Found]) -> list[Found]:
+    """Return the nodes of the model's own graph, or where it has none those of the one branch that has some."""
+    graphs = {each.path: [other for other in found if other.path == each.path] for each in found}
+    if ("",) not in graphs and len(graphs) > 1:
+        nodes = ", ".join(f"{name_of(each.node)} in {each.where}" for each in found)
+        msg = f"model: expected recurrent nodes in one branch, got {nodes}; from_onnx(model, node) takes one of them"
+        raise ModelError(msg)
+    return graphs.get(("",)) or next(iter(graphs.values()))
+
+
+def _chosen(found: Sequence[Found], node: str | int | onnx.NodeProto) -> Found:
     """Return the node that `from_onnx` is asked for."""
     if isinstance(node, onnx.NodeProto):
-        candidates = [each for each in found if each == node]
+        candidates = [each for each in found if each.node == node]
     elif isinstance(node, str):
-        candidates = [each for each in found if name_of(each) == node]
+        candidates = [each for each in found if name_of(each.node) == node]
     else:
         number = integer(node, "node")
         candidates = [each for k, each in enumerate(found) if k == number]
     if len(candidates) != 1:
         got = repr(name_of(node) if isinstance(node, onnx.NodeProto) else node)
-        msg = f"node: expected one of {', '.join(map(name_of, found))}, by name or number, got {got}"
+        msg = f"node: expected one of {', '.join(name_of(each.node) for each in found)}, by name or number, got {got}"
         raise ValueError(msg)
     return candidates[0]
 

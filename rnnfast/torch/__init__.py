@@ -7,9 +7,6 @@ is a module in the same manner.
 What is computed here are float32 and float64 tensors on the CPU. Left to torch's operators, correct though slower, are
 second derivatives and calls under `torch.func`, forward-mode differentiation and ``torch.jit.trace``.
 
-Importing this module sets ``torch._dynamo.config.allow_rnn``: without it `torch.compile` stops at every subclass of
-torch's recurrent modules.
-
 Examples
 --------
 >>> import torch
@@ -25,19 +22,16 @@ Examples
 from .._base.frameworks import explain_missing
 
 try:
-    import torch
-    import torch._dynamo.config
+    import torch  # noqa: F401
 except ModuleNotFoundError as error:
     explain_missing("torch", error)
     raise
 
-from ._models import accelerate, restore
+from ._models import accelerate, report, restore
 from ._modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from ._slstm import SLSTM
 
-__all__ = ["GRU", "LSTM", "RNN", "SLSTM", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "restore"]
-
-torch._dynamo.config.allow_rnn = True
+__all__ = ["GRU", "LSTM", "RNN", "SLSTM", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "report", "restore"]
 
 for _kind in (GRU, LSTM, RNN, SLSTM, GRUCell, LSTMCell, RNNCell):
     _kind.__module__ = __name__  # where pickles look for them

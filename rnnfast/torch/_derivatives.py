@@ -31,9 +31,21 @@ def _slstm_step(
     return torch.sigmoid(a_o) * c / n, c, n, scale
 
 
+def _reset_before_step(
+    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    """Make h by one step of a GRU that resets before its product, which torch lacks."""
+    a_r, a_z, a_n = torch.nn.functional.linear(x, w_ih, b_ih).chunk(3, 1)
+    (w_r, w_z, w_n), (b_r, b_z, b_n) = w_hh.chunk(3), (None,) * 3 if b_hh is None else b_hh.chunk(3)
+    r, z = (torch.sigmoid(a + torch.nn.functional.linear(h, w, b)) for a, w, b in ((a_r, w_r, b_r), (a_z, w_z, b_z)))
+    n = torch.tanh(a_n + torch.nn.functional.linear(r * h, w_n, b_n))
+    return n + z * (h - n)
+
+
 STEPS: dict[str, Callable[..., Any]] = {
     "lstm": torch.lstm_cell,
     "gru": torch.gru_cell,
+    "gru_reset_before": _reset_before_step,
     "rnn_tanh": torch.rnn_tanh_cell,
     "rnn_relu": torch.rnn_relu_cell,
     "slstm": partial(_slstm_step, torch.nn.functional.logsigmoid),
@@ -60,19 +72,35 @@ def by_steps(call: Call) -> list[Tensor]:
     D, B, P = shapes[0]
     states = call.states or [call.x.new_zeros(shape) for shape in shapes]
     sizes = [B] * len(call.x) if call.batch_sizes is None else call.batch_sizes.tolist()
+    T, x, lasting, begins = len(sizes), call.x, None, None
+    if call.resets is not None:
+        begins = call.resets != 0
+    if call.lengths is not None:
+        lasting = torch.arange(T, device=x.device)[:, None] < call.lengths
+        x = x.masked_fill(~lasting[..., None], 0)  # a NaN of the padding would reach gradients
+        begins = None if begins is None else begins & lasting
+    rows = x.flatten(0, -2).split(sizes)
+    begins = None if begins is None else begins.flatten().split(sizes)
     of_directions, step = [], len(call.weights) // D
     for d in range(D):
-        order = -1 if d else 1
         own = call.weights[d * step : (d + 1) * step]
         h, state = [], [part[d] for part in states]
-        for x_t in call.x.flatten(0, -2).split(sizes)[::order]:
-            n = len(x_t)  # of the longest sequences; the others' states wait, or are the last ones
+        for t in reversed(range(T)) if d else range(T):
+            n = sizes[t]  # the longest sequences; the others' states wait, or are the last ones
             before = [part[:n] for part in state]
-            after = take_step(x_t, before if len(before) > 1 else before[0], *own)
+            if begins is not None and t + d < T:
+                anew = begins[t + d]  # backwards where the later step begins, of the sequences that have one
+                anew = torch.cat((anew, anew.new_zeros(n - len(anew))))[:, None]
+                before = [part.masked_fill(anew, 0) for part in before]
+            after = take_step(rows[t], before if len(before) > 1 else before[0], *own)
             after = after if isinstance(after, tuple) else (after,)
-            state = [torch.cat((new, part[n:])) for new, part in zip(after, state, strict=True)]
             h.append(after[0])
-        of_directions.append([torch.cat(h[::order]), *state])
+            if lasting is not None:
+                lasts = lasting[t][:, None]
+                h[-1] = h[-1].masked_fill(~lasts, 0)
+                after = [torch.where(lasts, new, old) for new, old in zip(after, state, strict=True)]
+            state = [torch.cat((new, part[n:])) for new, part in zip(after, state, strict=True)]
+        of_directions.append([torch.cat(h[::-1] if d else h), *state])
     y, *last = zip(*of_directions, strict=True)
     return [torch.cat(y, -1).reshape(*call.x.shape[:-1], D * P), *map(torch.stack, last)]
 

@@ -27,6 +27,8 @@ class Call(NamedTuple):
     states: Sequence[Tensor]  # S initial states [D,B,H], of h [D,B,P], without D of a step; none: zero
     batch_sizes: Tensor | None  # [T]
     weights: Sequence[Tensor]  # of each direction w_ih, w_hh, with bias b_ih, b_hh, and what else there is
+    lengths: Tensor | None = None  # [B], where x is padded
+    resets: Tensor | None = None  # of each row, bools or 0 and 1: whether the state before it is zero
 
     @property
     def is_step(self) -> bool:
@@ -60,6 +62,8 @@ class Call(NamedTuple):
         weights = [w.numpy(force=True) for w in self.weights]
         biases = () if self.bias else (None, None)
         sizes = array_of(self.batch_sizes)
+        if self.resets is not None:
+            options |= {"resets": array_of(self.resets), "start": zeros_like(self.states) or None}
         y, last, *tape = kernel(
             self.cell,
             array_of(self.x, step),
@@ -75,18 +79,23 @@ class Call(NamedTuple):
 
 
 def forward(
-    kind: Kind, n: int, tensors: tuple[Tensor, ...], batch_sizes: Tensor | None, training: bool
+    kind: Kind,
+    n: int,
+    tensors: tuple[Tensor, ...],
+    batch_sizes: Tensor | None,
+    training: bool,
+    resets: Tensor | None = None,
 ) -> Sequence[Any]:
     """Return y, None of a step, and the last states; in training also the tape and a tensor that owns it.
 
     `tensors` are n weights, x and the initial states, if there are any.
     """
-    if TENSORS is not None:
+    if TENSORS is not None and resets is None:
         sizes = None if batch_sizes is None else array_of(batch_sizes)
         results = TENSORS.forward(*kind, n, tensors, sizes, training, torch.get_num_threads())
         if results is not None:
             return results
-    call = Call(*kind, tensors[n], tensors[n + 1 :], batch_sizes, tensors[:n])
+    call = Call(*kind, tensors[n], tensors[n + 1 :], batch_sizes, tensors[:n], None, resets)
     step = call.is_step
     if training:
         y, *last, tape = call.run(_core.forward)
@@ -97,10 +106,16 @@ def forward(
 
 
 def backward(
-    tape: _core.Tape, n: int, tensors: tuple[Tensor, ...], dlast: tuple[Tensor | None, ...], step: bool, need_dx: bool
+    tape: _core.Tape,
+    n: int,
+    tensors: tuple[Tensor, ...],
+    dlast: tuple[Tensor | None, ...],
+    step: bool,
+    need_dx: bool,
+    restarts: bool = False,
 ) -> Sequence[Tensor | None] | None:
     """Return the gradients of the tensors of a forward, or None where its tape does not refer to these tensors."""
-    if TENSORS is not None:
+    if TENSORS is not None and not restarts:
         gradients = TENSORS.backward(tape, n, tensors, dlast, step, need_dx, torch.get_num_threads())
         if gradients is not None:
             return gradients
@@ -111,14 +126,25 @@ def backward(
         return None
     if all(d is None for d in dlast):
         return [None] * len(tensors)
-    dx, dstates, dweights = run_backward(tape, dlast, need_dx, step)
+    dx, dstates, dweights = run_backward(tape, dlast, need_dx, step, tensors[n + 1 :] if restarts else ())
     return [*dweights, dx, *dstates[: len(tensors) - n - 1]]
 
 
-def run_backward(tape: _core.Tape, dlast: Sequence[Tensor | None], need_dx: bool, step: bool = False) -> Gradients:
-    """Return the gradients, given those of y and of the last states."""
+def run_backward(
+    tape: _core.Tape,
+    dlast: Sequence[Tensor | None],
+    need_dx: bool,
+    step: bool = False,
+    initial: Sequence[Tensor] = (),
+) -> Gradients:
+    """Return the gradients, given those of y and of the last states; with resets also the initial states, if any."""
     dy, *dparts = [array_of(d, step) for d in dlast]
-    dx, dstates, grads = _core.backward(tape, dy, tuple(dparts), need_dx, None, None, torch.get_num_threads())
+    options: dict[str, Any] = (
+        {"dstart": zeros_like(initial)} if initial else {}
+    )  # of the zeros after resets, which nobody asks for
+    dx, dstates, grads = _core.backward(
+        tape, dy, tuple(dparts), need_dx, None, None, torch.get_num_threads(), **options
+    )
     dweights = [torch.from_numpy(g) for direction in grads for g in direction if g is not None]
     return None if dx is None else tensor_of(dx, step), [tensor_of(d, step) for d in dstates], dweights
 
@@ -129,6 +155,11 @@ def array_of(tensor: Tensor | None, step: bool = False) -> Any:
         return None
     array = tensor.numpy(force=True)
     return array[None] if step else array
+
+
+def zeros_like(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Return arrays of the tensors' shapes and dtypes."""
+    return tuple([torch.zeros_like(t, memory_format=torch.contiguous_format).numpy() for t in tensors])
 
 
 def tensor_of(array: Any, step: bool = False) -> Tensor:

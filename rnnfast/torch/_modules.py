@@ -1,7 +1,7 @@
 """The recurrent modules of `torch.nn` with a forward of their own."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch.nn.utils.rnn import PackedSequence
 from .._base.state import STATES
 from ._autograd import followed
 from ._derivatives import STEPS, by_steps, without_onednn
+from ._dynamo import Traceable
 from ._kernels import TENSORS, Call, Kind, forward
 from ._operators import forward_operator
+from ._sequences import Packing, bools, checked, turned
 
 DTYPES = torch.float32, torch.float64
 MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}  # torch's names
@@ -47,12 +49,17 @@ def is_plain() -> bool:
 
 
 def computed(
-    kind: Kind, n: int, batch_sizes: Tensor | None, tensors: tuple[Tensor, ...], differentiable: bool
+    kind: Kind,
+    n: int,
+    batch_sizes: Tensor | None,
+    tensors: tuple[Tensor, ...],
+    differentiable: bool,
+    resets: Tensor | None = None,
 ) -> Sequence[Any]:
     """Return y, None of a step, and the last states, given n weights, x and the states."""
     if differentiable:
-        return followed(kind, n, batch_sizes, tensors)
-    return forward(kind, n, tensors, batch_sizes, False)
+        return followed(kind, n, batch_sizes, tensors, resets)
+    return forward(kind, n, tensors, batch_sizes, False, resets)
 
 
 def plainly(module: Any, kind: Kind, names: list[str], x: Tensor, hx: Any, step: bool = False) -> Sequence[Any] | None:
@@ -69,13 +76,38 @@ def plainly(module: Any, kind: Kind, names: list[str], x: Tensor, hx: Any, step:
     return computed(kind, len(names), None, tensors, requires_grad and torch.is_grad_enabled())
 
 
+def is_operators(x: Tensor) -> bool:
+    """Return whether a call with this x is one of operators."""
+    return is_watched() or type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu
+
+
+def starts_twice(states: Sequence[Tensor], D: int) -> bool:
+    """Return whether there are sequences that start backwards from other states than resets: a kernel has one place."""
+    return D == 2 and len(states) > 0
+
+
+def in_each_direction(call: Call, turn: Callable[[Tensor], Tensor], resets: Tensor) -> Sequence[Any]:
+    """Return the results of a layer whose second direction is run as a first one, on sequences turned round."""
+    n = len(call.weights) // 2
+    forwards, backwards = (
+        call._replace(states=[part[d : d + 1] for part in call.states], weights=call.weights[d * n : (d + 1) * n])
+        for d in range(2)
+    )
+    y, *last = layer(forwards)
+    y_turned, *first = layer(backwards._replace(x=turn(call.x), resets=resets))
+    return torch.cat((y, turn(y_turned)), -1), *map(torch.cat, zip(last, first, strict=True))
+
+
 def layer(call: Call) -> Sequence[Any]:
     """Return y, None of a step, and the last states."""
-    if left_to_torch():  # of a cell that torch lacks
+    if left_to_torch():  # of what torch's module lacks
         return tuple(by_steps(call))
+    lengths, resets = call.lengths, call.resets
+    if lengths is not None and resets is not None and starts_twice(call.states, call.state_shapes[0][0]):
+        return in_each_direction(call, *turned(lengths, resets))
     tensors = *call.weights, call.x, *call.states
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if is_watched() or type(call.x) not in (Tensor, torch.nn.Parameter) or not call.x.is_cpu:
+    if is_operators(call.x) or call.lengths is not None:
         if call.is_step:
             _, *last = layer(call.as_layer())
             return None, *(state[0] for state in last)
@@ -83,9 +115,8 @@ def layer(call: Call) -> Sequence[Any]:
             call = call._replace(states=[call.x.new_zeros(shape) for shape in call.state_shapes])
         *results, _, _ = forward_operator(*call, differentiable)
         return tuple(results)
-    return computed(
-        (call.cell, call.bias, call.projected), len(call.weights), call.batch_sizes, tensors, differentiable
-    )
+    kind = call.cell, call.bias, call.projected
+    return computed(kind, len(call.weights), call.batch_sizes, tensors, differentiable, call.resets)
 
 
 def prepared(weight: Tensor, x: Tensor, hx: Any, shapes: list[tuple[int, ...]]) -> list[Any] | None:
@@ -117,7 +148,7 @@ def weights_of(module: Any, names: Iterable[str]) -> list[Tensor]:
     return [stored[name] if name in stored else getattr(module, name) for name in names]
 
 
-class _Scriptable:
+class _Scriptable(Traceable):
     def __prepare_scriptable__(self) -> Any:
         """Return what torch.jit.script is to compile: torch's own module, with the same parameters."""
         module: Any = copy.copy(self)
@@ -128,19 +159,30 @@ class _Scriptable:
 class Recurrent(_Scriptable):
     """The forward of LSTM, GRU and RNN."""
 
-    def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
-        if type(input) is Tensor and self.num_layers == 1:
+    def forward(
+        self: Any,
+        input: Any,  # noqa: A002 (the name in torch)
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+    ) -> Any:
+        uneven = lengths is not None or resets is not None
+        if type(input) is Tensor and self.num_layers == 1 and not uneven:
             x = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
             kind = MODES[self.mode], bool(self.bias), self.proj_size > 0
             results = plainly(self, kind, self._flat_weights_names, x, hx)
             if results is not None:
                 y, *after = results
                 return y if x is input else y.transpose(0, 1), tuple(after) if len(after) > 1 else after[0]
+        packed = isinstance(input, PackedSequence)
+        if uneven and packed:
+            msg = f"{'resets' if lengths is None else 'lengths'}: expected None, since input is a PackedSequence"
+            raise ValueError(msg)
         is_theirs = isinstance(self, torch.nn.RNNBase)
-        if (is_theirs and left_to_torch()) or not isinstance(input, Tensor | PackedSequence):
+        if (is_theirs and left_to_torch() and not uneven) or not isinstance(input, Tensor | PackedSequence):
             with without_onednn if self.mode == "LSTM" else nullcontext():
                 return super().forward(input, hx)  # type: ignore[misc]
-        packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, places = input if packed else (input, None, None, None)
         weights = weights_of(self, self._flat_weights_names)
         cell, L, D = MODES[self.mode], self.num_layers, 1 + self.bidirectional
@@ -154,6 +196,19 @@ class Recurrent(_Scriptable):
         x, *first = (t.unsqueeze(1) for t in given) if unbatched else given
         if batch_first:
             x = x.transpose(0, 1)
+        packing, initial = None, first
+        if uneven:
+            B = None if unbatched else x.shape[1]
+            lengths, resets = checked(lengths, resets, x.shape[0], B, batch_first)
+            if not (left_to_torch() or is_operators(x)):
+                resets = None if resets is None else bools(resets)
+                # Where no sequence has a step operators know what there is; of turned sequences padding has a place.
+                apart = resets is not None and starts_twice(first, D)
+                if lengths is not None and lengths.any() and not apart:
+                    packing = Packing.of(lengths, *x.shape[:2])
+                    x, batch_sizes, lengths = packing.take(x), packing.batch_sizes, None
+                    first = [packing.take_state(part) for part in initial]
+                    resets = None if resets is None else packing.take(resets)
         if order is not None:
             first = [state.index_select(1, order) for state in first]
         last: list[Any] = []
@@ -162,14 +217,16 @@ class Recurrent(_Scriptable):
             if k and self.training and self.dropout:
                 x = torch.nn.functional.dropout(x, self.dropout)
             before = first if L == 1 else [state[k * D : (k + 1) * D] for state in first]
-            x, *after = layer(
-                Call(cell, self.bias, self.proj_size > 0, x, before, batch_sizes, weights[k * n : (k + 1) * n])
-            )
+            own, projected = weights[k * n : (k + 1) * n], self.proj_size > 0
+            x, *after = layer(Call(cell, self.bias, projected, x, before, batch_sizes, own, lengths, resets))
             last.append(after)
         states = last[0] if L == 1 else [torch.cat(part) for part in zip(*last, strict=True)]
 
         if places is not None:
             states = [state.index_select(1, places) for state in states]
+        if packing is not None:
+            x = packing.give(x)
+            states = [packing.give_state(*parts) for parts in zip(states, initial or [None] * S, strict=True)]
         if batch_first:
             x = x.transpose(0, 1)
         if unbatched:
@@ -220,6 +277,15 @@ class _Cell(_Scriptable):
 class LSTM(Recurrent, torch.nn.LSTM):  # type: ignore[misc]
     """`torch.nn.LSTM` on rnnfast's kernels.
 
+    A call takes torch's ``input`` and ``hx``, and by name, where ``input`` is no `PackedSequence`:
+
+    ``lengths`` : tensor [B] or sequence of integers, optional
+        How many steps of each sequence are real, 0 to T. y is zero behind them, the last states are those of the last
+        real step, and what the padding holds is not read.
+    ``resets`` : tensor [T,B], [B,T] with `batch_first`, or [T], optional
+        Bools, or 0 and 1: before such a step the state is zero, and no gradient crosses. Backwards in time an episode
+        starts from zero at its last step.
+
     Parameters
     ----------
     *args, **kwargs
@@ -228,7 +294,9 @@ class LSTM(Recurrent, torch.nn.LSTM):  # type: ignore[misc]
     Raises
     ------
     TypeError
-        In forward, if the parameters are not float32 or float64 on the CPU. All other errors are torch's.
+        In forward, if the parameters are not float32 or float64 on the CPU.
+    TypeError, ValueError
+        In forward, if `lengths` or `resets` do not fit. All other errors are torch's.
 
     Examples
     --------
@@ -238,6 +306,9 @@ class LSTM(Recurrent, torch.nn.LSTM):  # type: ignore[misc]
     >>> y, (h, c) = lstm(torch.zeros(50, 32, 28))
     >>> y.shape, h.shape
     (torch.Size([50, 32, 64]), torch.Size([2, 32, 64]))
+    >>> episode_starts = torch.zeros(50, 32, dtype=torch.bool)
+    >>> episode_starts[20, :] = True
+    >>> y, (h, c) = lstm(torch.zeros(50, 32, 28), (h, c), resets=episode_starts)
     >>> lstm
     LSTM(28, 64, num_layers=2)
     """

@@ -1,16 +1,21 @@
 """The same calls as operators of torch, for torch.compile and whatever else looks at operators alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _core
 from ._derivatives import differentiable_backward
 from ._kernels import Call, array_of, run_backward, tensor_of
+from ._sequences import Packing, bools
 
-CALL = "str cell, bool bias, bool projected, Tensor x, Tensor[] states, Tensor? batch_sizes, Tensor[] weights"
+CALL = (
+    "str cell, bool bias, bool projected, Tensor x, Tensor[] states, Tensor? batch_sizes, Tensor[] weights, "
+    "Tensor? lengths, Tensor? resets"
+)
 
 
 def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
@@ -24,39 +29,101 @@ def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
 @operator("forward", f"({CALL}, bool training) -> Tensor[]")
 def forward_operator(*arguments: Any) -> list[Tensor]:
     """Return y, the last states and what backward needs, gates and states of each step; empty where nothing is."""
-    call, training = Call(*arguments[:-1]), arguments[-1]
+    call, training = _looked_at(Call(*arguments[:-1])), arguments[-1]
+    return _forward(call, training) if call.lengths is None else _padded_forward(call, training)
+
+
+def _forward(call: Call, training: bool) -> list[Tensor]:
     memory: tuple[Any, ...] = (None, None)
     if training:
         *results, tape = call.run(_core.forward)
-        memory = tape.memory[:2]
+        gates, steps, more = tape.memory
+        memory = gates, np.concatenate((steps, more)) if len(more) else steps
     else:
         results = call.run(_core.inference)
     return [call.x.new_empty(0) if a is None else tensor_of(a) for a in (*results, *memory)]
+
+
+def _looked_at(call: Call) -> Call:
+    """Return a call whose resets are bools."""
+    return call if call.resets is None else call._replace(resets=bools(call.resets))
+
+
+def _padded_forward(call: Call, training: bool) -> list[Tensor]:
+    packing = Packing.of(call.lengths, *call.x.shape[:2])
+    results = _forward_shapes(*call, training)
+    y, *last, gates, steps = results
+    first = call.states or [None] * len(last)
+    if len(packing.order) == 0:
+        states = [t.zero_() if part is None else t.copy_(part) for t, part in zip(last, first, strict=True)]
+        return [y.zero_(), *states, gates.zero_(), steps.zero_()]
+    y, *last, filled_gates, filled_steps = _forward(packing.packed(call), training)
+    for whole, filled in ((gates, filled_gates), (steps, filled_steps)):  # whose sizes follow from x alone
+        whole[: len(filled)], whole[len(filled) :] = filled, 0
+    last = [packing.give_state(part, rest) for part, rest in zip(last, first, strict=True)]
+    return [packing.give(y), *last, gates, steps]
+
+
+def _memory_sizes(call: Call, rows: int) -> tuple[int, int]:
+    """Return the elements of gates and of steps that so many rows have."""
+    D = call.state_shapes[0][0]
+    gates, steps, more = _row(call)
+    return D * rows * gates, D * rows * (steps + more)
+
+
+def _row(call: Call) -> tuple[int, int, int]:
+    """Return the elements of one step of one sequence: gates, steps and what stands behind the steps of all."""
+    P, H = call.state_shapes[0][2], call.state_shapes[-1][2]
+    return _core.tape_row(call.cell, int(H), str(call.x.dtype).removeprefix("torch."), int(P))
 
 
 def _forward_shapes(*arguments: Any) -> list[Tensor]:
     call, training = Call(*arguments[:-1]), arguments[-1]
     x, shapes = call.x, call.state_shapes
     rows = x.shape[0] * x.shape[1] if call.batch_sizes is None else x.shape[0]
-    D, P, H = shapes[0][0], shapes[0][2], shapes[-1][2]
-    gates, steps, _ = _core.tape_row(call.cell, int(H), str(x.dtype).removeprefix("torch."), int(P))
-    y = x.new_empty(*x.shape[:-1], D * P)
-    states = map(x.new_empty, shapes)
-    memory = (x.new_empty(D * rows * n) if training else x.new_empty(0) for n in (gates, steps))
-    return [y, *states, *memory]
+    y = x.new_empty(*x.shape[:-1], shapes[0][0] * shapes[0][2])
+    memory = _memory_sizes(call, rows) if training else (0, 0)
+    return [y, *map(x.new_empty, shapes), *map(x.new_empty, memory)]
 
 
 @operator("backward", f"({CALL}, Tensor y, Tensor gates, Tensor steps, Tensor[] dlast, bool need_dx) -> Tensor[]")
 def backward_operator(*arguments: Any) -> list[Tensor]:
     """Return dx, empty where it is not needed, and the gradients of the states and weights."""
-    call, (y, gates, steps, dlast, need_dx) = Call(*arguments[:-5]), arguments[-5:]
-    dx, dstates, dweights = run_backward(_filled_tape(call, y, gates, steps), dlast, need_dx)
+    call, (y, gates, steps, dlast, need_dx) = _looked_at(Call(*arguments[:-5])), arguments[-5:]
+    backward = _backward if call.lengths is None else _padded_backward
+    return backward(call, y, gates, steps, dlast, need_dx)
+
+
+def _backward(
+    call: Call, y: Tensor, gates: Tensor, steps: Tensor, dlast: Sequence[Tensor], need_dx: bool
+) -> list[Tensor]:
+    initial = () if call.resets is None else call.states
+    dx, dstates, dweights = run_backward(_filled_tape(call, y, gates, steps), dlast, need_dx, initial=initial)
     return [call.x.new_empty(0) if dx is None else dx, *dstates, *dweights]
+
+
+def _padded_backward(
+    call: Call, y: Tensor, gates: Tensor, steps: Tensor, dlast: Sequence[Tensor], need_dx: bool
+) -> list[Tensor]:
+    packing = Packing.of(call.lengths, *call.x.shape[:2])
+    dy, *dparts = dlast
+    if len(packing.order) == 0:
+        results = _backward_shapes(*call, y, gates, steps, dlast, need_dx)
+        return [results[0].zero_(), *map(torch.clone, dparts), *map(torch.zero_, results[1 + len(dparts) :])]
+    packed = packing.packed(call)
+    of_gates, of_steps = _memory_sizes(packed, len(packed.x))
+    dpacked = [packing.take(dy), *map(packing.take_state, dparts)]
+    dx, *rest = _backward(packed, packing.take(y), gates[:of_gates], steps[:of_steps], dpacked, need_dx)
+    S = len(dparts)
+    dstates = map(packing.give_state, rest[:S], dparts)
+    return [packing.give(dx) if need_dx else dx, *dstates, *rest[S:]]
 
 
 def _filled_tape(call: Call, y: Tensor, gates: Tensor, steps: Tensor) -> _core.Tape:
     """Return the tape of a forward from the tensors that it has saved."""
-    memory = array_of(gates), array_of(steps), array_of(gates[:0])
+    _, of_step, more = _row(call)
+    behind = len(steps) * of_step // ((of_step + more) or 1)
+    memory = array_of(gates), array_of(steps[:behind]), array_of(steps[behind:])
     tape: _core.Tape = call.run(_core.forward, out=(array_of(y.contiguous()), None), memory=memory)[-1]
     return tape
 
@@ -68,17 +135,18 @@ def _backward_shapes(*arguments: Any) -> list[Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *kind, x, states, batch_sizes, weights, _ = inputs
+    *kind, x, states, batch_sizes, weights, lengths, resets, _ = inputs
     y, *_, gates, steps = output
     ctx.kind, ctx.num_states = kind, len(states)
-    ctx.save_for_backward(batch_sizes, y, gates, steps, x, *states, *weights)
+    ctx.save_for_backward(batch_sizes, lengths, resets, y, gates, steps, x, *states, *weights)
     ctx.mark_non_differentiable(gates, steps)
 
 
 def _operator_backward(ctx: Any, dresults: list[Tensor]) -> tuple[Any, ...]:
-    batch_sizes, y, gates, steps, x, *tensors = ctx.saved_tensors
+    batch_sizes, lengths, resets, y, gates, steps, x, *tensors = ctx.saved_tensors
     cell, bias, projected = ctx.kind
-    call = Call(cell, bias, projected, x, tensors[: ctx.num_states], batch_sizes, tensors[ctx.num_states :])
+    states, weights = tensors[: ctx.num_states], tensors[ctx.num_states :]
+    call = Call(cell, bias, projected, x, states, batch_sizes, weights, lengths, resets)
     *dlast, _, _ = dresults
     if torch.is_grad_enabled():
         dx, dstates, dweights = differentiable_backward(call, dlast)
@@ -87,7 +155,7 @@ def _operator_backward(ctx: Any, dresults: list[Tensor]) -> tuple[Any, ...]:
         dx, *gradients = backward_operator(*call, y, gates, steps, dlast, need_dx)
         S = len(dlast) - 1
         dx, dstates, dweights = dx if need_dx else None, gradients[:S], gradients[S:]
-    return None, None, None, dx, dstates[: ctx.num_states], None, dweights, None
+    return None, None, None, dx, dstates[: ctx.num_states], None, dweights, None, None, None
 
 
 forward_operator.register_fake(_forward_shapes)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import unittest
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -649,6 +649,88 @@ def test_one_layer_of_a_stack_is_found_by_name_by_number_or_as_itself() -> None:
         assert repr(layer) == f"GRU({2 * H}, {H}, bidirectional=True)"
         for name, p in layer.state_dict().items():
             assert np.array_equal(p, stack.parameters[name.replace("_l0", "_l1")])
+
+
+def branched(*branches: Sequence[Any], within: str = "") -> Any:
+    """Return a model whose input goes through the layers of one branch or of another, maybe in another If's branch."""
+    graphs = []
+    for k, layers in enumerate(branches):
+        parts = [to_onnx(layer).graph for layer in layers]
+        for n, part in enumerate(parts):
+            for node in part.node:
+                node.name = f"{k}_{n}_{node.name}" if node.name else ""
+                node.input[:] = [f"{k}_{n}_{name}" if name and name != "x" else name for name in node.input]
+                node.output[:] = [f"{k}_{n}_{name}" if name else "" for name in node.output]
+            for tensor in part.initializer:
+                tensor.name = f"{k}_{n}_{tensor.name}"
+        nodes = [node for part in parts for node in part.node] or [helper.make_node("Identity", ["x"], [f"{k}_0_y"])]
+        out = helper.make_tensor_value_info(f"{k}_0_y", onnx.TensorProto.FLOAT, [None] * 3)
+        graphs.append(
+            helper.make_graph(nodes, f"branch_{k}", [], [out], [t for part in parts for t in part.initializer])
+        )
+    node = helper.make_node("If", ["which"], ["y"], "choice", then_branch=graphs[0], else_branch=graphs[1])
+    outputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None] * 3)]
+    if within:
+        inner = helper.make_graph([node], "inner", [], outputs)
+        other = helper.make_graph([helper.make_node("Identity", ["x"], ["other"])], "other", [], [])
+        other.output.append(helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, [None] * 3))
+        node = helper.make_node("If", ["which"], ["y_outer"], within, then_branch=other, else_branch=inner)
+        outputs = [helper.make_tensor_value_info("y_outer", onnx.TensorProto.FLOAT, [None] * 3)]
+    inputs = [
+        helper.make_tensor_value_info("which", onnx.TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["T", "B", I]),
+    ]
+    graph = helper.make_graph([node], "graph", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
+def then_branch_of(model: Any) -> Any:
+    return next(a.g for a in model.graph.node[0].attribute if a.name == "then_branch")
+
+
+@pytest.mark.parametrize("within", ["", "outer"])
+def test_layers_in_branches_are_found(within: str) -> None:
+    one, other = rnnfast.LSTM(I, H, num_layers=2, seed=0), rnnfast.GRU(I, H, bidirectional=True, seed=1)
+    none: list[Any] = []
+    for first, second in (([one], none), (none, [one])):
+        back = from_onnx(branched(first, second, within=within))
+        assert repr(back) == repr(one)
+        assert all(np.array_equal(p, one.parameters[name]) for name, p in back.state_dict().items())
+    model = branched([one], [other], within=within)
+    for chosen in (2, "1_0_Y_0"):
+        back = from_onnx(model, chosen)
+        assert repr(back) == repr(other)
+        assert all(np.array_equal(p, other.parameters[name]) for name, p in back.state_dict().items())
+    inside = f" in else_branch of {within}" if within else ""
+    where = (
+        f"0_0_Y_0 in then_branch of choice{inside}, 0_0_Y_1 in then_branch of choice{inside}, 1_0_Y_0 in else_branch"
+    )
+    with pytest.raises(
+        ModelError, match=f"^model: expected recurrent nodes in one branch, got {where} of choice{inside};"
+    ):
+        from_onnx(model)
+
+
+def test_weights_of_a_branch_may_lie_around_it() -> None:
+    layer = rnnfast.RNN(I, H, seed=0)
+    model = branched([layer], [])
+    inside = then_branch_of(model)
+    tensors = [*inside.initializer]
+    model.graph.initializer.extend(tensors[:2])
+    for tensor in tensors[2:]:
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del inside.initializer[:]
+    back = from_onnx(model)
+    assert all(np.array_equal(p, layer.parameters[name]) for name, p in back.state_dict().items())
+
+
+def test_what_is_wrong_in_a_branch_is_named() -> None:
+    model = branched([rnnfast.RNN(I, H)], [])
+    then_branch_of(model).node[-1].input[0] = "nowhere"
+    with pytest.raises(ModelError, match="expected inputs, constants and results of nodes before, got nowhere"):
+        from_onnx(model)
 
 
 def test_a_node_of_layout_1_is_a_layer_with_the_batch_first() -> None:

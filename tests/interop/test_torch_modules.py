@@ -6,6 +6,7 @@ import importlib
 import io
 import itertools
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -629,6 +630,30 @@ def test_whole_graphs_compile(make: Callable[[], Any], backend: str, dynamic: bo
         assert_close([compiled(x)], [model(x)])
 
 
+def test_compilation_of_torchs_own_modules_is_as_if_ours_were_not_there() -> None:
+    assert not torch._dynamo.config.allow_rnn
+    torch.compiler.reset()
+    for name in ("LSTM", "GRU"):
+        theirs = getattr(torch.nn, name)(4, 8)
+        x = torch.randn(3, 2, 4)
+        y, _ = torch.compile(theirs, backend="aot_eager")(x)  # traced, the LSTM's backward is none
+        y.sum().backward()
+        assert_close([y], [theirs(x)[0]])
+
+
+class Derived(ours.GRU):
+    """A subclass of ours."""
+
+
+def test_subclasses_of_ours_compile_too() -> None:
+    torch.compiler.reset()
+    parametrised = ours.GRU(I, H)
+    torch.nn.utils.parametrize.register_parametrization(parametrised, "weight_hh_l0", torch.nn.Identity())
+    for module in (Derived(I, H), parametrised):
+        x = torch.randn(T, B, I)
+        assert_close([torch.compile(module, backend="aot_eager", fullgraph=True)(x)[0]], [module(x)[0]])
+
+
 @by_layer
 def test_one_graph_serves_all_numbers_of_steps_and_sequences(layer: str) -> None:
     torch.compiler.reset()
@@ -664,7 +689,8 @@ def test_the_operator_keeps_to_the_rules_of_operators(
     sizes = P or H, *[H] * (len(_core.cells[cell].states) - 1)
     states = [torch.randn(D, B, n, dtype=dtype, requires_grad=True) for n in sizes]
     batch_sizes = torch.tensor([3, 2, 1]) if packed else None
-    call = (cell, bias, P > 0, x, states, batch_sizes, weights, True)
+    uneven = (None, None) if packed else (torch.tensor([2, 0, 1]), torch.eye(2, B))
+    call = (cell, bias, P > 0, x, states, batch_sizes, weights, *uneven, True)
     torch.library.opcheck(torch.ops.rnnfast.forward.default, call)
 
 
@@ -865,25 +891,119 @@ def test_accelerate_changes_classes_alone_and_restore_changes_them_back() -> Non
 
 
 class Own(torch.nn.LSTM):  # type: ignore[misc]
-    """A subclass, which may have a forward of its own."""
+    """A subclass with a forward of its own."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name in torch)
+        return super().forward(input, hx)
 
 
-LEFT: dict[str, Callable[[], Any]] = {
-    "half precision": lambda: torch.nn.GRU(I, H).bfloat16(),
-    "no memory yet": lambda: torch.nn.GRU(I, H, device="meta"),
-    "subclass": lambda: Own(I, H),
-    "parametrised": lambda: weight_norm(torch.nn.LSTM(I, H)),
-    "unknown nonlinearity": lambda: torch.nn.RNNCell(I, H, nonlinearity="sin"),
-    "not recurrent": lambda: torch.nn.Linear(I, H),
+class Checked(torch.nn.GRU):  # type: ignore[misc]
+    """A subclass with its own of what torch's forward calls."""
+
+    def check_forward_args(self, *args: Any) -> None:
+        super().check_forward_args(*args)
+
+
+class Subclass(torch.nn.LSTM):  # type: ignore[misc]
+    """A subclass whose forward is torch's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.factor = 2
+
+    def twice(self, x: Any) -> Any:
+        return self.factor * self(x)[0]
+
+
+class SubclassOfCell(torch.nn.GRUCell):  # type: ignore[misc]
+    """A subclass of a cell."""
+
+
+class Base(torch.nn.RNNBase):  # type: ignore[misc]
+    """A module of its own kind."""
+
+
+def replaced() -> Any:
+    module = torch.nn.LSTM(I, H)
+    module.forward = module.forward
+    return module
+
+
+NO_REASON = "accelerate has not been called since it was made"
+LEFT: dict[str, tuple[Callable[[], Any], str | None]] = {  # with what the report says
+    "half precision": (
+        lambda: torch.nn.GRU(I, H).bfloat16(),
+        "parameters torch.bfloat16 on cpu, not float32 or float64 on the CPU",
+    ),
+    "no memory yet": (
+        lambda: torch.nn.GRU(I, H, device="meta"),
+        "parameters torch.float32 on meta, not float32 or float64 on the CPU",
+    ),
+    "own forward": (lambda: Own(I, H), "Own has its own forward"),
+    "own checks": (lambda: Checked(I, H), "Checked has its own check_forward_args"),
+    "own kind": (lambda: Base("GRU", I, H), "Base has a forward of its own"),
+    "replaced forward": (replaced, "its forward has been replaced"),
+    "parametrised": (lambda: weight_norm(torch.nn.LSTM(I, H)), "parametrised; parametrise after accelerate"),
+    "unknown nonlinearity": (lambda: torch.nn.RNNCell(I, H, nonlinearity="sin"), "nonlinearity 'sin'"),
+    "quantised": (
+        lambda: torch.ao.nn.quantized.dynamic.LSTM(I, H),
+        "quantised, of torch.ao.nn.quantized.dynamic.modules.rnn",
+    ),
+    "scripted": (lambda: torch.jit.script(torch.nn.GRU(I, H)), "compiled by torch.jit"),
+    "not recurrent": (lambda: torch.nn.Linear(I, H), None),
 }
 
 
-@pytest.mark.parametrize("make", LEFT.values(), ids=LEFT)
-def test_what_is_not_computed_is_left_to_torch(make: Callable[[], Any]) -> None:
+@torchscript_is_deprecated
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize(("make", "why"), LEFT.values(), ids=LEFT)
+def test_what_is_not_computed_is_left_to_torch_and_reported(make: Callable[[], Any], why: str | None) -> None:
     module = make()
     before = type(module)
-    assert ours.accelerate(torch.nn.ModuleList([module]))[0] is module
+    model = torch.nn.ModuleList([module])
+    assert ours.accelerate(model)[0] is module
     assert type(module) is before
+    assert [entry.why for entry in ours.report(model)] == [why] * (why is not None)
+
+
+def test_the_report_lists_each_module_once_with_its_name() -> None:
+    model = Tagger()
+    model.again = model.gru
+    assert {entry.why for entry in ours.report(model)} == {NO_REASON}
+    assert [entry[:2] for entry in ours.report(model)] == [
+        ("lstm", "LSTM"),
+        ("gru", "GRU"),
+        ("rnn", "RNN"),
+        ("cell", "LSTMCell"),
+    ]
+    assert {entry.why for entry in ours.report(ours.accelerate(model))} == {""}
+    assert str(ours.report(model)[0]) == "lstm: LSTM, rnnfast"
+    model.gru.bfloat16()
+    lines = [str(entry) for entry in ours.report(model)]
+    assert lines[1].startswith("gru: GRU, left to torch: parameters torch.bfloat16 on cpu")
+    assert ours.report(torch.nn.Linear(I, H)) == []
+    with pytest.raises(TypeError, match=r"^model: expected a torch\.nn\.Module, got int$"):
+        ours.report(1)
+
+
+def test_subclasses_without_a_forward_of_their_own_are_accelerated() -> None:
+    model = torch.nn.ModuleDict({"lstm": Subclass(I, H), "cell": SubclassOfCell(I, H)})
+    text, x = repr(model), torch.randn(T, B, I)
+    expected = [model["lstm"].twice(x), model["cell"](x[0])]
+    ours.accelerate(ours.accelerate(model))
+    lstm, cell = model["lstm"], model["cell"]
+    assert isinstance(lstm, ours.LSTM)
+    assert isinstance(lstm, Subclass)
+    assert isinstance(cell, ours.GRUCell)
+    assert repr(model) == text
+    assert_close([lstm.twice(x), cell(x[0])], expected)
+    for other in (copy.copy(lstm), copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
+        assert type(other) is type(lstm)
+        assert_close([other.twice(x)], expected[:1])
+    y, _ = torch.compile(lstm, backend="aot_eager", fullgraph=True)(x)
+    assert_close([2 * y], expected[:1])
+    ours.restore(model)
+    assert [type(m) for m in (lstm, cell)] == [Subclass, SubclassOfCell]
 
 
 def test_a_module_alone_may_be_accelerated_while_training() -> None:

@@ -1,0 +1,110 @@
+"""The layers of a model: `accelerate` and `restore`."""
+
+from types import MethodType
+from typing import Any, TypeVar
+
+import keras
+
+from ._layers import GRU, LSTM, SimpleRNN
+from ._loop import CELLS, backend, computed, misfit
+
+Model = TypeVar("Model")
+
+THEIRS = {LSTM: keras.layers.LSTM, GRU: keras.layers.GRU, SimpleRNN: keras.layers.SimpleRNN}
+LOOPS = {kind.inner_loop for kind in (keras.layers.RNN, *THEIRS.values())}
+
+
+def _inner_loop(layer: Any, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
+    """Stand in the place of a layer's own method, which computes what is not computed here."""
+    results = None
+    if not (misfit(layer) or backend().misfit(sequences)):
+        results = computed(layer, sequences, initial_state, mask, training)
+    return type(layer).inner_loop(layer, sequences, initial_state, mask, training) if results is None else results
+
+
+def accelerate(model: Model) -> Model:
+    """Let rnnfast compute the recurrent layers of a model, in place.
+
+    Each layer stays the object that it is, of its class; only its method `inner_loop` is another one. So a saved model,
+    a clone and a copy are Keras's alone, and can be accelerated again. What the kernels do not compute stays with
+    Keras's own loop: other activations than the defaults, `recurrent_dropout`, half precision, other masks
+    than of lengths.
+
+    Parameters
+    ----------
+    model : keras.Model or keras.layers.Layer
+        LSTM, GRU, SimpleRNN and RNN of one of their cells in it, also in Bidirectional and TimeDistributed. Left alone
+        are classes derived from these with an `inner_loop` or a cell of their own.
+
+    Returns
+    -------
+    keras.Model or keras.layers.Layer
+        `model`.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a layer.
+    RuntimeError
+        If Keras has another backend than torch.
+
+    Examples
+    --------
+    See `rnnfast.keras`.
+    """
+    layers = _layers_of(model)
+    backend()
+    for layer in layers:
+        if isinstance(layer, keras.layers.RNN) and type(layer).inner_loop in LOOPS and type(layer.cell) in CELLS:
+            vars(layer)["inner_loop"] = MethodType(_inner_loop, layer)
+    _forget_compiled(model)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate`: let Keras compute the recurrent layers of a model again, in place.
+
+    Parameters
+    ----------
+    model : keras.Model or keras.layers.Layer
+
+    Returns
+    -------
+    keras.Model or keras.layers.Layer
+        `model`. Layers that were made as rnnfast's become Keras's too.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a layer.
+
+    Examples
+    --------
+    >>> import os
+    >>> os.environ["KERAS_BACKEND"] = "torch"
+    >>> import keras
+    >>> import rnnfast.keras
+    >>> type(rnnfast.keras.restore(rnnfast.keras.GRU(4))) is keras.layers.GRU
+    True
+    """
+    for layer in _layers_of(model):
+        if getattr(vars(layer).get("inner_loop"), "__func__", None) is _inner_loop:
+            del vars(layer)["inner_loop"]
+        if type(layer) in THEIRS:
+            object.__setattr__(layer, "__class__", THEIRS[type(layer)])
+    _forget_compiled(model)
+    return model
+
+
+def _forget_compiled(model: Any) -> None:
+    """Have a model compile its steps anew, which hold what its layers computed before."""
+    if isinstance(model, keras.Model):
+        model.train_function = model.test_function = model.predict_function = None
+
+
+def _layers_of(model: Any) -> list[Any]:
+    """Return a model's layers, itself the first."""
+    if not isinstance(model, keras.layers.Layer):
+        msg = f"model: expected a keras.Model or keras.layers.Layer, got {type(model).__name__}"
+        raise TypeError(msg)
+    return list(model._flatten_layers())
