@@ -23,10 +23,11 @@ from ._base.scalars import Integer, int64
 from ._stack.quantized import Quantized
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import Modules, load
+from .embedding import Embedding
 from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, SLSTM
 from .linear import Linear
-from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
+from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed, pad_sequences
 from .truncation import tbptt, tbptt_gradient
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "SLSTM",
+    "Embedding",
     "GRUCell",
     "GradientFlow",
     "LSTMCell",
@@ -63,6 +65,7 @@ __all__ = [
     "num_parameters",
     "pack_padded",
     "pad_packed",
+    "pad_sequences",
     "reservoir",
     "set_num_threads",
     "show_config",
