@@ -65,7 +65,7 @@ from rnnfast.hopfield import Hopfield, Mode, ModernHopfield, Rule
 from rnnfast.reference import quantized
 from rnnfast.reference.quantized import Rows
 from rnnfast.reservoir import ESN, State
-from rnnfast.training import Pruner
+from rnnfast.training import Pruner, ctc_loss
 
 Rng = np.random.Generator
 
@@ -974,6 +974,37 @@ def adam_step(rng: Rng) -> Attempt:
     return Attempt("_core.adam_step", call, slots, frozenset("pmv"), in_place=True, expected=expected)
 
 
+def ctc(rng: Rng) -> Attempt:
+    """Call ctc_loss, at times of labels that do not fit."""
+    dtype, seed = choose(rng, DTYPES), int(rng.integers(2**31))
+    T, B, V = int(rng.integers(1, 12)), int(rng.integers(1, 4)), int(rng.integers(2, 20))
+    blank, mean = int(rng.integers(V)), bool(rng.random() < 0.5)
+    lengths = rng.integers(0, T + 1, B)
+    targets = [(blank + rng.integers(1, V, rng.integers(0, n // 2 + 1))) % V for n in lengths]
+    logits = 3 * normal((T, B, V), dtype, seed)
+    slots: dict[str, Any] = {"logits": logits}
+    bad = ""
+    if rng.random() < 0.2:
+        bad = choose(rng, ("labels", "length", "blank", "number"))
+    given = {
+        "labels": [*targets[:-1], np.full(T + 1, (blank + 1) % V)],
+        "blank": [*targets[:-1], [choose(rng, (blank, V, -1, 2**62, -(2**63)))]],
+        "number": targets[1:],
+    }.get(bad, targets)
+    steps = lengths + T + 1 if bad == "length" else lengths
+
+    def call() -> Results:
+        options: Any = {"lengths": steps, "blank": blank, "reduction": "mean" if mean else "sum"}
+        loss, dlogits = ctc_loss(slots["logits"], given, **options)
+        return named(loss=np.array(loss, dtype), dlogits=dlogits)
+
+    def expected() -> Results:
+        loss, dlogits = reference.ctc_loss(logits, targets, lengths, blank, mean=mean)
+        return named(loss=np.array(loss), dlogits=dlogits)
+
+    return Attempt("ctc_loss", call, slots, bad=bad, expected=expected)
+
+
 def activation(rng: Rng) -> Attempt:
     """Call sigmoid or tanh."""
     name, dtype = choose(rng, ("sigmoid", "tanh")), choose(rng, DTYPES)
@@ -1153,7 +1184,9 @@ def constructor(rng: Rng) -> Attempt:
     """Construct something of arguments that may be anything."""
     odd = (0, -1, 2**60, 2**62, 2**64, 3.0, None, "3", True, np.int64(3), np.float32(2), [3], np.nan)
     sizes = [choose(rng, odd) if rng.random() < 0.3 else int(rng.integers(1, 9)) for _ in range(2)]
-    kind = choose(rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear", "ESN", "Hopfield"))
+    kind = choose(
+        rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear", "Embedding", "ESN", "Hopfield")
+    )
     made: Any = {"ESN": ESN, "Hopfield": Hopfield}.get(kind) or getattr(rnnfast, kind)
     sizes = sizes[:1] if made is Hopfield else sizes
     names = list(inspect.signature(made).parameters)[len(sizes) :]
@@ -1180,6 +1213,7 @@ TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     *[tokens, streaming, one_cell, readout, activation, structure, unequal_rows, c_interface, steps_to_come, wavefront]
     * 2,
     adam_step,
+    ctc,
     state_dict,
     pruning,
     constructor,
