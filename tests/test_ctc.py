@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -66,7 +66,8 @@ def test_the_gradient_is_the_slope(reduction: Any) -> None:
     assert not d[5:, 2].any()
 
 
-SHAPES: list[tuple[int, int, int, int]] = [
+Sizes: TypeAlias = tuple[int, int, int, int]
+SHAPES: list[Sizes] = [
     (1, 1, 1, 0),
     (5, 3, 2, 2),
     (30, 4, 17, 9),
@@ -90,7 +91,7 @@ def problem(T: int, B: int, V: int, U: int, dtype: str) -> tuple[Array, list[Arr
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_is_torchs(shape: tuple[int, int, int, int], dtype: str, reduction: Any) -> None:
+def test_it_is_torchs(shape: Sizes, dtype: str, reduction: Any) -> None:
     torch = pytest.importorskip("torch", reason='torch is not installed (pip install ".[torch]")')
     logits, targets, lengths = problem(*shape, dtype)
     V = shape[2]
@@ -113,7 +114,7 @@ def test_it_is_torchs(shape: tuple[int, int, int, int], dtype: str, reduction: A
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES[:3])
-def test_it_is_the_oracles(shape: tuple[int, int, int, int], dtype: str) -> None:
+def test_it_is_the_oracles(shape: Sizes, dtype: str) -> None:
     logits, targets, lengths = problem(*shape, dtype)
     loss, d = ctc_loss(logits, targets, lengths=lengths, blank=shape[2] - 1)
     expected, d64 = rnnfast.reference.ctc_loss(logits, targets, lengths, shape[2] - 1)
