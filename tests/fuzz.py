@@ -996,7 +996,7 @@ def ctc(rng: Rng) -> Attempt:
     def call() -> Results:
         options: Any = {"lengths": steps, "blank": blank, "reduction": "mean" if mean else "sum"}
         loss, dlogits = ctc_loss(slots["logits"], given, **options)
-        if dlogits.shape != logits.shape:  # of other classes they are as legal
+        if (dlogits.shape, dlogits.dtype) != (logits.shape, logits.dtype):  # others are as legal
             raise ValueError
         return named(loss=np.array(loss, dtype), dlogits=dlogits)
 
