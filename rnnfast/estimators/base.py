@@ -1,0 +1,214 @@
+"""What the estimators share: scikit-learn's protocol, a recurrent network, and the loop that trains it."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn, Self
+
+import numpy as np
+
+from .._base.arrays import Array
+from .._base.module import parameters_of
+from .._base.scalars import choice, flag, generator, number, size
+from ..container import Modules
+from ..embedding import Embedding
+from ..layers import GRU, LSTM, RNN, SLSTM
+from ..linear import Linear
+from ..training import AdamW, CosineSchedule, EarlyStopping, clip_grad_norm
+
+LAYERS: Mapping[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "slstm": SLSTM}
+FLOAT = np.float32  # of what networks read and tell
+LEAST = 1e-12  # of a deviation, in units of the mean
+
+
+def scale_of(rows: Array) -> tuple[Array, Array]:
+    """Return the mean and the standard deviation over rows, 1 where they do not vary."""
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    return mean, np.where(deviation > LEAST * (1 + abs(mean)), deviation, 1)
+
+
+def wrong(name: str, expected: str, came: object) -> NoReturn:
+    """Raise the error of a bad argument."""
+    msg = f"{name}: expected {expected}, got {came}"
+    raise ValueError(msg)
+
+
+def numbers_of(a: Array, name: str) -> Array:
+    """Return an array of finite numbers in float64."""
+    if a.dtype.kind not in "biufO":
+        wrong(name, "real numbers", f"{a.dtype}. Complex data not supported" if a.dtype.kind == "c" else a.dtype)
+    numbers: Array = a.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        wrong(name, "finite numbers", "NaN or infinity (inf)")
+    return numbers
+
+
+class NotFittedError(ValueError, AttributeError):
+    """An estimator has been asked before it was fitted."""
+
+
+class Batch(NamedTuple):
+    """A part of the training set."""
+
+    x: Array
+    lengths: Array | None
+    target: Array
+
+
+# The network: a layer, of tokens an embedding before it, and a readout
+
+
+def network(options: Any, inputs: int, outputs: int, rng: np.random.Generator, embedding_dim: int = 0) -> Any:
+    """Make the modules; with an `embedding_dim` the inputs are tokens, the last of which is read as zeros."""
+    kind, H = LAYERS[choice(options.cell, "cell", tuple(LAYERS))], options.hidden_size
+    bidirectional = getattr(options, "bidirectional", False)
+    own = {"num_layers": options.num_layers, "dropout": options.dropout, "bidirectional": bidirectional}
+    parts: dict[str, Any] = {"embedding": Embedding(inputs, embedding_dim, -1, rng=rng)} if embedding_dim else {}
+    parts["rnn"] = kind(embedding_dim or inputs, H, **own, seed=rng)
+    return Modules(parts, readout=Linear((1 + bidirectional) * H, outputs, seed=rng))
+
+
+def output(model: Any, x: Array, lengths: Array | None, outputs: str) -> Array:
+    """Return what the readout makes of all steps or of the last ones."""
+    y, _ = model.rnn(x, lengths=lengths, outputs=outputs, embedding=_table(model))
+    return np.asarray(model.readout(y))
+
+
+def forward(model: Any, x: Array, lengths: Array | None, outputs: str) -> tuple[Array, Any]:
+    """Return likewise, with dropout, and the tapes for `gradients`."""
+    y, _, tape = model.rnn.forward(x, lengths=lengths, outputs=outputs, embedding=_table(model))
+    out, readout = model.readout.forward(y)
+    return out, (tape, readout)
+
+
+def gradients(model: Any, tapes: Any, dout: Array) -> dict[str, Array]:
+    """Return the gradients of all parameters, given that of the outputs."""
+    tape, readout = tapes
+    dy, of_readout = model.readout.backward(readout, dout)
+    of_rnn = model.rnn.backward(tape, dy, need_dx=False)[2]
+    parts = {"rnn": of_rnn, "readout": of_readout}
+    if "embedding" in model:
+        table = of_rnn.pop("embedding")
+        table[model.embedding.padding_idx] = 0
+        parts["embedding"] = {"weight": table}
+    return dict(model.join(parts))
+
+
+def _table(model: Any) -> Array | None:
+    return model.embedding.weight if "embedding" in model else None
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Estimator:
+    """Parameters as scikit-learn has them, and the training that they describe."""
+
+    cell: str = field(default="lstm", kw_only=False)
+    hidden_size: int = 64
+    num_layers: int = 1
+    dropout: float = 0.0
+    lr: float = 3e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.05
+    clip: float = 1.0
+    epochs: int = 100
+    patience: int | None = 10
+    validation_fraction: float = 0.1
+    verbose: bool = False
+    rng: Any = None
+
+    outputs = "last"  # which steps of the layer the readout reads
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
+        """Return the constructor's arguments; none of them is an estimator that `deep` would open."""
+        return {name: getattr(self, name) for name in _defaults(self)}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set arguments of the constructor; an unknown one is a ValueError, and changes nothing."""
+        unknown = params.keys() - _defaults(self).keys()
+        if unknown:
+            known = [*_defaults(self)]
+            msg = f"Invalid parameter {min(unknown)!r} for estimator {self!r}. Valid parameters are: {known!r}."
+            raise ValueError(msg)
+        vars(self).update(params)
+        return self
+
+    def __repr__(self) -> str:
+        """Return the constructor's call, without what is at its default."""
+        words = [f"{name}={getattr(self, name)!r}" for name, d in _defaults(self).items() if getattr(self, name) != d]
+        return f"{type(self).__name__}({', '.join(words)})"
+
+    def _tags(self, estimator_type: str | None, **own: Any) -> Any:
+        """Return what scikit-learn, which alone asks for it, is to know."""
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        inputs, target = InputTags(three_d_array=True), TargetTags(required=estimator_type is not None)
+        return Tags(estimator_type=estimator_type, target_tags=target, input_tags=inputs, **own)
+
+    def __sklearn_tags__(self) -> Any:
+        return self._tags(None)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "model_"):
+            known: Any = sys.modules.get("sklearn.exceptions")
+            kind = known.NotFittedError if known else NotFittedError
+            msg = f"This {type(self).__name__} instance is not fitted yet. Call 'fit' with appropriate arguments first."
+            raise kind(msg)
+
+    def _generator(self) -> np.random.Generator:
+        return generator(self.rng, "rng")
+
+    def _held_out_share(self) -> float:
+        share = number(self.validation_fraction, "validation_fraction")
+        if not 0 <= share < 1:
+            wrong("validation_fraction", "a share from 0 to less than 1", share)
+        return 0.0 if self.patience is None else share
+
+    def _loss(self, out: Array, target: Array) -> tuple[float, Array]:
+        """Return the mean loss of some outputs and its gradient."""
+        raise NotImplementedError
+
+    def _step(self, model: Any, optimizer: AdamW, batch: Batch) -> float:
+        """Train on a batch and return its loss."""
+        out, tapes = forward(model, batch.x, batch.lengths, self.outputs)
+        loss, dout = self._loss(out, batch.target)
+        grads = gradients(model, tapes, dout)
+        clip_grad_norm(grads, self.clip)
+        optimizer.step(grads)
+        return loss
+
+    def _train(self, batches: Callable[[], Iterable[Batch]], steps: int, held_out: list[Batch]) -> AdamW:
+        """Train for all epochs, or until what is held out gets no better, and keep the best parameters."""
+        from tqdm import tqdm
+
+        model, epochs, rise = self.model_, size(self.epochs, "epochs"), number(self.warmup, "warmup")
+        if not 0 <= rise < 1:
+            wrong("warmup", "a share of the steps from 0 to less than 1", rise)
+        optimizer = AdamW(model, self.lr, weight_decay=self.weight_decay)
+        schedule = CosineSchedule(self.lr, epochs * steps, int(rise * epochs * steps))
+        stopping = EarlyStopping(model, epochs if self.patience is None else self.patience)
+        history: dict[str, list[float]] = {"loss": [], "validation_loss": []}
+        step, held = 0, sum(len(batch.target) for batch in held_out)
+        with tqdm(total=epochs, disable=not flag(self.verbose, "verbose"), unit="epoch", dynamic_ncols=True) as bar:
+            while len(history["loss"]) < epochs:
+                losses = []
+                for batch in batches():
+                    optimizer.lr = schedule(step)
+                    losses.append(self._step(model, optimizer, batch))
+                    step += 1
+                history["loss"].append(float(np.mean(losses)))
+                if held_out:
+                    told = ((output(model, x, n, self.outputs), target) for x, n, target in held_out)
+                    total = sum(self._loss(out, target)[0] * len(target) for out, target in told)
+                    history["validation_loss"].append(total / held)
+                bar.set_postfix({name: losses[-1] for name, losses in history.items() if losses}, refresh=False)
+                bar.update()
+                if held_out and stopping.step(history["validation_loss"][-1]):
+                    break
+        if held_out:
+            stopping.restore()
+        self.history_, self.n_iter_ = history, len(history["loss"])
+        return optimizer
+
+
+def _defaults(estimator: Any) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in parameters_of(type(estimator)).items()}
