@@ -9,7 +9,7 @@ import numpy as np
 
 from .._base.arrays import Array
 from .._base.module import parameters_of
-from .._base.scalars import choice, flag, generator, number, size
+from .._base.scalars import choice, flag, number, positive, size
 from ..container import Modules
 from ..embedding import Embedding
 from ..layers import GRU, LSTM, RNN, SLSTM
@@ -41,10 +41,6 @@ def numbers_of(a: Array, name: str) -> Array:
     if not np.isfinite(numbers).all():
         wrong(name, "finite numbers", "NaN or infinity (inf)")
     return numbers
-
-
-class NotFittedError(ValueError, AttributeError):
-    """An estimator has been asked before it was fitted."""
 
 
 class Batch(NamedTuple):
@@ -85,7 +81,7 @@ def gradients(model: Any, tapes: Any, dout: Array) -> dict[str, Array]:
     """Return the gradients of all parameters, given that of the outputs."""
     tape, readout = tapes
     dy, of_readout = model.readout.backward(readout, dout)
-    of_rnn = model.rnn.backward(tape, dy, need_dx=False)[2]
+    of_rnn = model.rnn.backward(tape, dy, need_dx="embedding" in model)[2]  # which alone would need it
     parts = {"rnn": of_rnn, "readout": of_readout}
     if "embedding" in model:
         table = of_rnn.pop("embedding")
@@ -149,13 +145,10 @@ class Estimator:
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "model_"):
-            known: Any = sys.modules.get("sklearn.exceptions")
-            kind = known.NotFittedError if known else NotFittedError
+            own = type("NotFittedError", (ValueError, AttributeError), {})
+            kind = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", own)
             msg = f"This {type(self).__name__} instance is not fitted yet. Call 'fit' with appropriate arguments first."
             raise kind(msg)
-
-    def _generator(self) -> np.random.Generator:
-        return generator(self.rng, "rng")
 
     def _held_out_share(self) -> float:
         share = number(self.validation_fraction, "validation_fraction")
@@ -176,11 +169,12 @@ class Estimator:
         optimizer.step(grads)
         return loss
 
-    def _train(self, batches: Callable[[], Iterable[Batch]], steps: int, held_out: list[Batch]) -> AdamW:
+    def _train(self, model: Any, batches: Callable[[], Iterable[Batch]], steps: int, held_out: list[Batch]) -> AdamW:
         """Train for all epochs, or until what is held out gets no better, and keep the best parameters."""
         from tqdm import tqdm
 
-        model, epochs, rise = self.model_, size(self.epochs, "epochs"), number(self.warmup, "warmup")
+        epochs, rise = size(self.epochs, "epochs"), number(self.warmup, "warmup")
+        positive(self.clip, "clip")
         if not 0 <= rise < 1:
             wrong("warmup", "a share of the steps from 0 to less than 1", rise)
         optimizer = AdamW(model, self.lr, weight_decay=self.weight_decay)
@@ -211,4 +205,5 @@ class Estimator:
 
 
 def _defaults(estimator: Any) -> dict[str, Any]:
-    return {name: parameter.default for name, parameter in parameters_of(type(estimator)).items()}
+    kind: Any = type(estimator)
+    return {name: parameter.default for name, parameter in parameters_of(kind).items()}

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from .._base.arrays import Array
-from .._base.scalars import size
+from .._base.scalars import generator, size
 from ..training import quantile_loss
 from .base import FLOAT, Batch, Estimator, network, numbers_of, output, scale_of, wrong
 
@@ -31,10 +31,8 @@ class Forecaster(Estimator):
 
     Parameters
     ----------
-    cell, hidden_size, num_layers, dropout, lr, weight_decay, warmup, clip, verbose, rng
-        As in `SequenceClassifier`.
-    epochs, patience : int, optional
-        Passes over the series; None: nothing is held out.
+    cell, hidden_size, num_layers, dropout, lr, weight_decay, warmup, clip, epochs, patience, verbose, rng : optional
+        As in `SequenceClassifier`; an epoch is a pass over the series.
     validation_fraction : float, optional
         The share of the series, its end, that finds the best epoch.
     horizon : int, optional
@@ -44,12 +42,6 @@ class Forecaster(Estimator):
         autocorrelation of its differences has the highest peak, if that is above 0.3.
     quantiles : sequence of floats, optional
         Above 0 and below 1, rising, 0.5 among them.
-
-    Attributes
-    ----------
-    season_ : int
-    model_, history_, n_iter_
-        As in `SequenceClassifier`.
 
     References
     ----------
@@ -83,19 +75,11 @@ class Forecaster(Estimator):
     outputs = "all"
 
     def fit(self, series: Any, y: Any = None) -> Self:  # noqa: ARG002
-        """Train a new network.
+        """Train a new network on a series [T]; y is ignored.
 
-        Parameters
-        ----------
-        series : array [T]
-        y : ignored
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the series is too short or holds other than finite numbers, or a parameter does not fit.
+        TypeError or ValueError: the series is too short or not of finite numbers, or a parameter does not fit.
         """
-        K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), self._generator()
+        K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), generator(self.rng, "rng")
         self._K, levels = K, np.array(self.quantiles, np.float64)
         if levels.ndim != 1 or 0.5 not in levels or not (np.diff([0, *levels, 1]) > 0).all():
             wrong("quantiles", "rising numbers above 0 and below 1, 0.5 among them", self.quantiles)
@@ -114,7 +98,7 @@ class Forecaster(Estimator):
         unseen = target.copy()
         unseen[:held] = np.nan  # no number: neither learned nor compared
         held_out = [Batch(x, None, unseen)] if held < ends else []
-        self._train(lambda: [Batch(x[:learned], None, target[:learned])], 1, held_out)
+        self._train(self.model_, lambda: [Batch(x[:learned], None, target[:learned])], 1, held_out)
         self._history, self._shift = known, np.zeros(len(levels))
         if held_out:
             misses = target[held:, 0, :, np.newaxis] - self._quantiles(x)[held:]

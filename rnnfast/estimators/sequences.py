@@ -7,43 +7,36 @@ from typing import Any, Self
 
 import numpy as np
 
+from .. import training
 from .._base.arrays import Array
-from .._base.scalars import choice, flag, size
+from .._base.scalars import choice, flag, generator, size
 from ..ragged import pad_sequences
-from ..training import (
-    AdamW,
-    binary_cross_entropy,
-    gaussian_nll,
-    huber_loss,
-    minibatches,
-    quantile_loss,
-    softmax_cross_entropy,
-    squared_error,
-)
+from ..training import AdamW, minibatches
 from .base import FLOAT, Batch, Estimator, network, numbers_of, output, scale_of, wrong
 
 
 def read_sequences(X: Any) -> tuple[list[Array], bool]:
     """Return sequences as arrays [T,I] of float64 or as tokens [T], and whether they are tokens."""
     given = X if isinstance(X, Sequence) else np.asarray(X)
+    if isinstance(given, np.ndarray) and given.ndim == 0:
+        wrong("X", "a list of arrays or an array", f"{type(X).__name__}; sparse data is not supported")
     if isinstance(given, np.ndarray) and given.dtype != object and given.ndim not in (2, 3):
         wrong("X", "shape (N, T, I) or (N, T)", f"{given.shape}. Reshape your data: N sequences of T steps each")
     if len(given) == 0:
         wrong("X", "at least one sequence", "0 sample(s) (a minimum of 1 is required)")
     arrays = [np.asarray(x) for x in given]
-    if all(a.ndim == 1 and a.dtype.kind in "iu" and a.size for a in arrays):
+    for i, a in enumerate(arrays):
+        if a.ndim not in (1, 2) or a.size == 0:
+            wrong(f"X[{i}]", "shape (T, I), or (T,) for tokens and single features", a.shape)
+    if all(a.ndim == 1 and a.dtype.kind in "iu" for a in arrays):
         least = min(a.min() for a in arrays)
         if least < 0:
             wrong("X", "tokens of at least 0", least)
         return [a.astype(np.int64) for a in arrays], True
-    found = []
-    for i, a in enumerate(arrays):
-        if a.ndim not in (1, 2) or a.size == 0:
-            expected = "shape (T, I), or (T,) for tokens and single features"
-            wrong(f"X[{i}]", expected, f"{a.shape}. 0 feature(s) (shape={a.shape}) while a minimum of 1 is required")
-        found.append(numbers_of(a.reshape(len(a), -1), f"X[{i}]"))
-        if found[-1].shape[1] != found[0].shape[1]:
-            wrong(f"X[{i}]", f"{found[0].shape[1]} features, as X[0] has", found[-1].shape[1])
+    found = [numbers_of(a.reshape(len(a), -1), f"X[{i}]") for i, a in enumerate(arrays)]
+    for i, a in enumerate(found):
+        if a.shape[1] != found[0].shape[1]:
+            wrong(f"X[{i}]", f"{found[0].shape[1]} features, as X[0] has", a.shape[1])
     return found, False
 
 
@@ -67,20 +60,16 @@ class SequenceEstimator(Estimator):
     def fit(self, X: Any, y: Any) -> Self:
         """Train a new network.
 
-        Parameters
-        ----------
-        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
-            Sequences of features; those of integers [T_i] are tokens, of floats [T_i] single features.
-        y : array [N]; for a regressor also [N,O]
-            What each sequence is.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument or a parameter of the constructor does not fit.
+        X is a list of N arrays [T_i,I] or [T_i], or an array [N,T,I] or [N,T]: sequences of features, where those of
+        integers [T_i] are tokens, and of floats [T_i] single features. y is an array [N], for a regressor also [N,O].
+        TypeError or ValueError: one of them, or a parameter of the constructor, does not fit.
         """
         sequences, is_tokens = read_sequences(X)
-        given, rng, batch_size = self._paired(sequences, y), self._generator(), size(self.batch_size, "batch_size")
+        given, rng, batch_size = (
+            self._paired(sequences, y),
+            generator(self.rng, "rng"),
+            size(self.batch_size, "batch_size"),
+        )
         share, N = self._held_out_share(), len(sequences)
         self._start(sequences, is_tokens, given, None, rng)
         x, target = self._inputs(sequences, is_tokens), self._target(given)
@@ -92,7 +81,7 @@ class SequenceEstimator(Estimator):
                 yield Batch(padded, lengths, target[which[indices]])
 
         steps = -(-len(learned) // batch_size)
-        self._optimizer = self._train(lambda: batches(learned, True), steps, [*batches(held, False)])
+        self._optimizer = self._train(self.model_, lambda: batches(learned, True), steps, [*batches(held, False)])
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
@@ -104,7 +93,7 @@ class SequenceEstimator(Estimator):
         sequences, is_tokens = read_sequences(X)
         given, batch_size = self._paired(sequences, y), size(self.batch_size, "batch_size")
         if not hasattr(self, "model_"):
-            self._start(sequences, is_tokens, given, classes, self._generator())
+            self._start(sequences, is_tokens, given, classes, generator(self.rng, "rng"))
             self._optimizer = AdamW(self.model_, self.lr, weight_decay=self.weight_decay)
         self._optimizer.lr = self.lr
         x, target = self._inputs(sequences, is_tokens), self._target(given)
@@ -115,7 +104,7 @@ class SequenceEstimator(Estimator):
     def _paired(self, sequences: Sequence[Any], y: Any) -> Array:
         given = np.asarray(y)
         if y is None or given.ndim < 1 or len(given) != len(sequences):
-            came = "None: it requires y to be passed" if y is None else f"shape {given.shape}"
+            came = "None; it requires y to be passed, but the target y is None" if y is None else f"shape {given.shape}"
             wrong("y", f"a target for each of {len(sequences)} sequences", came)
         return given
 
@@ -136,9 +125,7 @@ class SequenceEstimator(Estimator):
         if is_tokens:
             return [np.minimum(tokens, self._tokens - 1) for tokens in sequences]
         if sequences[0].shape[1] != self.n_features_in_:
-            name = f"X has {sequences[0].shape[1]} features, but {type(self).__name__} is expecting"
-            msg = f"{name} {self.n_features_in_} features as input"
-            raise ValueError(msg)
+            wrong("X", f"{self.n_features_in_} features, as in fit", sequences[0].shape[1])
         return [((x - self._mean) / self._deviation).astype(FLOAT) for x in sequences]
 
     def _outputs(self, X: Any) -> Array:
@@ -160,11 +147,8 @@ class SequenceClassifier(SequenceEstimator):
     Parameters
     ----------
     cell : {"lstm", "gru", "rnn", "slstm"}, optional
-    hidden_size, num_layers : int, optional
-        H and L.
-    bidirectional : bool, optional
-    dropout : float, optional
-        Between layers, in training.
+    hidden_size, num_layers, bidirectional, dropout : optional
+        Of the layers.
     embedding_dim : int, optional
         The size of the vectors of tokens.
     loss : {"softmax", "binary"}, optional
@@ -176,7 +160,7 @@ class SequenceClassifier(SequenceEstimator):
     validation_fraction : float, optional
         The share of the sequences that is held out to find the best epoch, whose weights are kept.
     patience : int or None, optional
-        The epochs without a better one after which training stops; None: nothing is held out.
+        How many epochs without a better one are borne; None: nothing is held out.
     scale : bool, optional
         Whether features get the mean 0 and the deviation 1 that they have over all steps in `fit`.
     verbose : bool, optional
@@ -201,7 +185,8 @@ class SequenceClassifier(SequenceEstimator):
 
     def predict(self, X: Any) -> Array:
         """Return the likeliest class of each sequence, [N]."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+        likeliest = self.predict_proba(X).argmax(axis=1)
+        return np.asarray(self.classes_[likeliest])
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probabilities [N,K] of the classes, in the order of `classes_`."""
@@ -242,8 +227,8 @@ class SequenceClassifier(SequenceEstimator):
 
     def _loss(self, out: Array, target: Array) -> tuple[float, Array]:
         if out.shape[1] == 1:
-            return binary_cross_entropy(out, target[:, np.newaxis] == 1)
-        return softmax_cross_entropy(out, target)
+            return training.binary_cross_entropy(out, target[:, np.newaxis] == 1)
+        return training.softmax_cross_entropy(out, target)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -258,11 +243,6 @@ class SequenceRegressor(SequenceEstimator):
     delta : float, optional
     quantiles : sequence of floats, optional
     others
-        As in `SequenceClassifier`.
-
-    Attributes
-    ----------
-    model_, history_, n_iter_
         As in `SequenceClassifier`.
 
     Examples
@@ -287,13 +267,7 @@ class SequenceRegressor(SequenceEstimator):
         return self._unscaled(self._parts(X)[..., middle])
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] | None = None) -> Array:
-        """Return the quantiles of the constructor, or with the loss ``"gaussian"`` any others, [N,Q] or [N,O,Q].
-
-        Raises
-        ------
-        ValueError
-            If the loss gives none, or not these.
-        """
+        """Return the quantiles of the constructor, or with the loss ``"gaussian"`` any others, [N,Q] or [N,O,Q]."""
         if self.loss == "quantile" and quantiles is None:
             return np.sort(self._unscaled(self._parts(X)), axis=-1)  # quantiles that cross are exchanged
         if self.loss != "gaussian":
@@ -344,11 +318,14 @@ class SequenceRegressor(SequenceEstimator):
     def _loss(self, out: Array, target: Array) -> tuple[float, Array]:
         parts = out.reshape(*target.shape, self._width)
         if self.loss == "quantile":
-            loss, d = quantile_loss(parts, target, np.array(self.quantiles, np.float64))
+            loss, d = training.quantile_loss(parts, target, np.array(self.quantiles, np.float64))
         elif self.loss == "gaussian":
-            loss, pair = gaussian_nll(parts[..., 0], parts[..., 1], target)
+            loss, pair = training.gaussian_nll(parts[..., 0], parts[..., 1], target)
             d = np.stack(pair, axis=-1)
         else:
-            of_loss: Any = {"delta": self.delta} if self.loss == "huber" else {}
-            loss, d = (huber_loss if self.loss == "huber" else squared_error)(parts[..., 0], target, **of_loss)
+            y = parts[..., 0]
+            is_huber = self.loss == "huber"
+            loss, d = (
+                training.huber_loss(y, target, delta=self.delta) if is_huber else training.squared_error(y, target)
+            )
         return loss, d.reshape(out.shape)
