@@ -54,9 +54,7 @@ def test_sequences_come_in_many_forms() -> None:
     y = (even[:, :, 0].sum(axis=1) > 0).astype(int)
     classifier = SequenceClassifier("gru", **QUICK)
     found = classifier.fit(even, y).predict_proba(even)
-    assert np.array_equal(
-        classifier.fit([*even.astype(np.float32).astype(float)], y).predict(even), found.argmax(axis=1)
-    )
+    assert np.array_equal(classifier.fit([*even], y).predict_proba(even), found)
     single = SequenceClassifier("gru", **QUICK).fit(even[:, :, 0], y)
     assert np.array_equal(single.predict([*even[:, :, 0]]), single.predict(even[:, :, :1]))
     assert single.n_features_in_ == 1
@@ -104,7 +102,7 @@ def test_the_best_epoch_is_kept() -> None:
     regressor = SequenceRegressor("gru", **QUICK | {"patience": 3, "epochs": 200, "lr": 0.05}).fit(X, ENDS)
     told = regressor.history_["validation_loss"]
     assert regressor.n_iter_ == len(told) < 200
-    assert np.argmin(told) == len(told) - 4
+    assert np.argmin(told) == len(told) - 5
     whole = SequenceRegressor("gru", **QUICK | {"patience": None}).fit(X, ENDS)
     assert whole.n_iter_ == 25
     assert whole.history_["validation_loss"] == []
@@ -154,9 +152,10 @@ NOT_OF_SEQUENCES = {
 }
 
 
+@pytest.mark.usefixtures("sklearn")
 @pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor])
 @pytest.mark.filterwarnings("ignore")
-def test_scikit_learns_checks(sklearn: Any, kind: Any) -> None:
+def test_scikit_learns_checks(kind: Any) -> None:
     from sklearn.utils.estimator_checks import check_estimator
 
     estimator = kind("gru", **QUICK | {"hidden_size": 8, "epochs": 20})
@@ -167,7 +166,8 @@ def test_scikit_learns_checks(sklearn: Any, kind: Any) -> None:
     assert sum(check["status"] == "passed" for check in done) >= 40
 
 
-def test_searches_and_clones(sklearn: Any) -> None:
+@pytest.mark.usefixtures("sklearn")
+def test_searches_and_clones() -> None:
     from sklearn.base import clone, is_classifier, is_regressor
     from sklearn.model_selection import GridSearchCV, cross_val_score
 
@@ -298,14 +298,14 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "warmup": (lambda: SequenceClassifier(warmup=1.0).fit(X, SIGNS), ValueError, "warmup: expected a share"),
     "fraction": (lambda: SequenceClassifier(validation_fraction=1).fit(X, SIGNS), ValueError, "validation_fraction: "),
     "lr": (lambda: SequenceClassifier(lr=-1).fit(X, SIGNS), ValueError, "lr: expected at least 0"),
-    "clip": (lambda: SequenceClassifier(clip=0).fit(X, SIGNS), ValueError, "max_norm: expected more than 0"),
+    "clip": (lambda: SequenceClassifier(clip=0).fit(X, SIGNS), ValueError, "clip: expected more than 0"),
     "rng": (lambda: SequenceClassifier(rng="x").fit(X, SIGNS), TypeError, "rng: "),
     "verbose": (lambda: SequenceClassifier(verbose=1).fit(X, SIGNS), TypeError, "verbose: expected a bool"),  # type: ignore[arg-type]
     "tokens to features": (lambda: FIT(X, SIGNS).predict([[1, 2]]), ValueError, "X: expected features, as in fit"),
     "features": (
         lambda: FIT(X, SIGNS).predict([np.ones((2, 3))]),
         ValueError,
-        "X has 3 features, but Seq.* expecting 2",
+        "X: expected 2 features, as in fit, got 3",
     ),
     "unknown class": (lambda: FIT(X, SIGNS).partial_fit(X[:1], ["left"]), ValueError, "y: expected classes of"),
     "quantiles": (lambda: REGRESS(X, ENDS).predict_quantiles(X), ValueError, "quantiles: expected the loss 'gaussian'"),
@@ -316,7 +316,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "no median": (
         lambda: Forecaster(quantiles=(0.1, 0.9)).fit(wave()),
         ValueError,
-        "quantiles: expected rising numbers",
+        "quantiles: expected rising",
     ),
     "horizon": (lambda: Forecaster(horizon=0).fit(wave()), ValueError, "horizon: expected at least 1"),
     "season": (lambda: Forecaster(season=0).fit(wave()), ValueError, "season: expected at least 1"),

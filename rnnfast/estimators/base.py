@@ -64,15 +64,20 @@ def network(options: Any, inputs: int, outputs: int, rng: np.random.Generator, e
     return Modules(parts, readout=Linear((1 + bidirectional) * H, outputs, seed=rng))
 
 
+def table_of(model: Any) -> Array | None:
+    """Return the embedding's vectors."""
+    return getattr(model.get("embedding"), "weight", None)
+
+
 def output(model: Any, x: Array, lengths: Array | None, outputs: str) -> Array:
     """Return what the readout makes of all steps or of the last ones."""
-    y, _ = model.rnn(x, lengths=lengths, outputs=outputs, embedding=_table(model))
+    y, _ = model.rnn(x, lengths=lengths, outputs=outputs, embedding=table_of(model))
     return np.asarray(model.readout(y))
 
 
 def forward(model: Any, x: Array, lengths: Array | None, outputs: str) -> tuple[Array, Any]:
     """Return likewise, with dropout, and the tapes for `gradients`."""
-    y, _, tape = model.rnn.forward(x, lengths=lengths, outputs=outputs, embedding=_table(model))
+    y, _, tape = model.rnn.forward(x, lengths=lengths, outputs=outputs, embedding=table_of(model))
     out, readout = model.readout.forward(y)
     return out, (tape, readout)
 
@@ -88,10 +93,6 @@ def gradients(model: Any, tapes: Any, dout: Array) -> dict[str, Array]:
         table[model.embedding.padding_idx] = 0
         parts["embedding"] = {"weight": table}
     return dict(model.join(parts))
-
-
-def _table(model: Any) -> Array | None:
-    return model.embedding.weight if "embedding" in model else None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -113,6 +114,7 @@ class Estimator:
     rng: Any = None
 
     outputs = "last"  # which steps of the layer the readout reads
+    kind = ""  # for scikit-learn
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
         """Return the constructor's arguments; none of them is an estimator that `deep` would open."""
@@ -133,15 +135,13 @@ class Estimator:
         words = [f"{name}={getattr(self, name)!r}" for name, d in _defaults(self).items() if getattr(self, name) != d]
         return f"{type(self).__name__}({', '.join(words)})"
 
-    def _tags(self, estimator_type: str | None, **own: Any) -> Any:
-        """Return what scikit-learn, which alone asks for it, is to know."""
-        from sklearn.utils import InputTags, Tags, TargetTags
-
-        inputs, target = InputTags(three_d_array=True), TargetTags(required=estimator_type is not None)
-        return Tags(estimator_type=estimator_type, target_tags=target, input_tags=inputs, **own)
-
     def __sklearn_tags__(self) -> Any:
-        return self._tags(None)
+        """Return what scikit-learn, which alone asks for it, is to know."""
+        from sklearn import utils
+
+        own = {f"{self.kind}_tags": getattr(utils, f"{self.kind.title()}Tags")()} if self.kind else {}
+        inputs, target = utils.InputTags(three_d_array=True), utils.TargetTags(required=bool(self.kind))
+        return utils.Tags(estimator_type=self.kind or None, target_tags=target, input_tags=inputs, **own)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "model_"):

@@ -20,13 +20,13 @@ class Forecaster(Estimator):
     """Forecast the next steps of a series and their quantiles.
 
     After each step t the network tells Q quantiles of the next K steps at once, and the losses of all t are learned
-    together [1]_. It reads and tells differences, each divided by its deviation, so that neither units nor a trend
+    together (Wen et al., 2017, arXiv:1711.11053). It reads and tells differences, each divided by its deviation, so that neither units nor a trend
     matter. With the season s, the window w = max(s, 8), and the mean m of the last 4 w steps::
 
         inputs at t                 y[t] - y[t-1],  y[t] - y[t-s],  y[t-j] - m[t],  j = 0 .. w - 1
         outputs at t, k = 1 .. K    y[t+k] - y[t+k - s ceil(k/s)]: the last step of the same season
 
-    Quantiles are shifted by what they miss in the steps that are held out [2]_; they are still too near to each other
+    Quantiles are shifted by what they miss in the steps that are held out (Romano et al., 2019, arXiv:1905.03222); they are still too near to each other
     where a series changes its ways.
 
     Parameters
@@ -42,12 +42,6 @@ class Forecaster(Estimator):
         autocorrelation of its differences has the highest peak, if that is above 0.3.
     quantiles : sequence of floats, optional
         Above 0 and below 1, rising, 0.5 among them.
-
-    References
-    ----------
-    .. [1] Wen, Torkkola, Narayanaswamy, Madeka, "A Multi-Horizon Quantile Recurrent Forecaster", 2017
-       (arXiv:1711.11053).
-    .. [2] Romano, Patterson, Candès, "Conformalized Quantile Regression", NeurIPS 2019.
 
     Examples
     --------

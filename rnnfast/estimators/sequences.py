@@ -20,14 +20,13 @@ def read_sequences(X: Any) -> tuple[list[Array], bool]:
     given = X if isinstance(X, Sequence) else np.asarray(X)
     if isinstance(given, np.ndarray) and given.ndim == 0:
         wrong("X", "a list of arrays or an array", f"{type(X).__name__}; sparse data is not supported")
-    if isinstance(given, np.ndarray) and given.dtype != object and given.ndim not in (2, 3):
-        wrong("X", "shape (N, T, I) or (N, T)", f"{given.shape}. Reshape your data: N sequences of T steps each")
     if len(given) == 0:
         wrong("X", "at least one sequence", "0 sample(s) (a minimum of 1 is required)")
     arrays = [np.asarray(x) for x in given]
     for i, a in enumerate(arrays):
         if a.ndim not in (1, 2) or a.size == 0:
-            wrong(f"X[{i}]", "shape (T, I), or (T,) for tokens and single features", a.shape)
+            came = f"{a.shape}. Reshape your data: N sequences"
+            wrong(f"X[{i}]", "shape (T, I), or (T,) for tokens and single features", came)
     if all(a.ndim == 1 and a.dtype.kind in "iu" for a in arrays):
         least = min(a.min() for a in arrays)
         if least < 0:
@@ -183,6 +182,8 @@ class SequenceClassifier(SequenceEstimator):
 
     loss: str = "softmax"
 
+    kind = "classifier"
+
     def predict(self, X: Any) -> Array:
         """Return the likeliest class of each sequence, [N]."""
         likeliest = self.predict_proba(X).argmax(axis=1)
@@ -200,11 +201,6 @@ class SequenceClassifier(SequenceEstimator):
         """Return the share of sequences whose class is right."""
         found = self.predict(X)
         return float(np.mean(found == self._paired([*found], y)))
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags
-
-        return self._tags("classifier", classifier_tags=ClassifierTags())
 
     def _learn_target(self, y: Array, classes: Any) -> int:
         if y.ndim != 1 and y.shape[1:] != (1,):
@@ -261,6 +257,8 @@ class SequenceRegressor(SequenceEstimator):
     delta: float = 1.0
     quantiles: Sequence[float] = (0.1, 0.5, 0.9)
 
+    kind = "regressor"
+
     def predict(self, X: Any) -> Array:
         """Return a number for each sequence, [N], or [N,O] as y had it: of quantiles, the one next to the median."""
         middle = int(np.argmin(np.abs(np.asarray(self.quantiles) - 0.5))) if self.loss == "quantile" else 0
@@ -284,11 +282,6 @@ class SequenceRegressor(SequenceEstimator):
         rest, spread = ((found - given) ** 2).sum(axis=0), ((given - given.mean(axis=0)) ** 2).sum(axis=0)
         with np.errstate(all="ignore"):
             return float(np.mean(np.where(spread > 0, 1 - rest / spread, rest == 0)))
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import RegressorTags
-
-        return self._tags("regressor", regressor_tags=RegressorTags())
 
     def _learn_target(self, y: Array, classes: Any) -> int:
         if classes is not None:
