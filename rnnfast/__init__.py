@@ -32,6 +32,7 @@ from .truncation import tbptt, tbptt_gradient
 
 if TYPE_CHECKING:
     from . import convert as convert
+    from . import estimators as estimators
     from . import lm as lm
     from . import onnx as onnx
     from . import reference as reference
@@ -80,7 +81,7 @@ sys.modules[f"{__name__}.tbptt"] = truncation
 
 __version__: str = _core.config()["version"]
 
-_LAZY = "convert", "lm", "reference", "stream", "training"  # imported when first asked for
+_LAZY = "convert", "estimators", "lm", "reference", "stream", "training"  # imported when first asked for
 _FRAMEWORKS = "onnx", "torch"  # likewise, where the framework of that name is installed
 
 

@@ -1,14 +1,13 @@
 """What the estimators share: scikit-learn's protocol, a recurrent network, and the loop that trains it."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn, Self, TypeAlias
 
 import numpy as np
 
 from .._base.arrays import Array
-from .._base.module import parameters_of
 from .._base.scalars import choice, flag, number, positive, size
 from ..container import Modules
 from ..embedding import Embedding
@@ -43,15 +42,7 @@ def numbers_of(a: Array, name: str) -> Array:
     return numbers
 
 
-class Batch(NamedTuple):
-    """A part of the training set."""
-
-    x: Array
-    lengths: Array | None
-    target: Array
-
-
-# The network: a layer, of tokens an embedding before it, and a readout
+Batch: TypeAlias = tuple[Array, Array | None, Array]  # x, lengths, target
 
 
 def network(options: Any, inputs: int, outputs: int, rng: np.random.Generator, embedding_dim: int = 0) -> Any:
@@ -73,26 +64,6 @@ def output(model: Any, x: Array, lengths: Array | None, outputs: str) -> Array:
     """Return what the readout makes of all steps or of the last ones."""
     y, _ = model.rnn(x, lengths=lengths, outputs=outputs, embedding=table_of(model))
     return np.asarray(model.readout(y))
-
-
-def forward(model: Any, x: Array, lengths: Array | None, outputs: str) -> tuple[Array, Any]:
-    """Return likewise, with dropout, and the tapes for `gradients`."""
-    y, _, tape = model.rnn.forward(x, lengths=lengths, outputs=outputs, embedding=table_of(model))
-    out, readout = model.readout.forward(y)
-    return out, (tape, readout)
-
-
-def gradients(model: Any, tapes: Any, dout: Array) -> dict[str, Array]:
-    """Return the gradients of all parameters, given that of the outputs."""
-    tape, readout = tapes
-    dy, of_readout = model.readout.backward(readout, dout)
-    of_rnn = model.rnn.backward(tape, dy, need_dx="embedding" in model)[2]  # which alone would need it
-    parts = {"rnn": of_rnn, "readout": of_readout}
-    if "embedding" in model:
-        table = of_rnn.pop("embedding")
-        table[model.embedding.padding_idx] = 0
-        parts["embedding"] = {"weight": table}
-    return dict(model.join(parts))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -118,13 +89,12 @@ class Estimator:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
         """Return the constructor's arguments; none of them is an estimator that `deep` would open."""
-        return {name: getattr(self, name) for name in _defaults(self)}
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def set_params(self, **params: Any) -> Self:
         """Set arguments of the constructor; an unknown one is a ValueError, and changes nothing."""
-        unknown = params.keys() - _defaults(self).keys()
+        unknown, known = params.keys() - self.get_params().keys(), [*self.get_params()]
         if unknown:
-            known = [*_defaults(self)]
             msg = f"Invalid parameter {min(unknown)!r} for estimator {self!r}. Valid parameters are: {known!r}."
             raise ValueError(msg)
         vars(self).update(params)
@@ -132,7 +102,7 @@ class Estimator:
 
     def __repr__(self) -> str:
         """Return the constructor's call, without what is at its default."""
-        words = [f"{name}={getattr(self, name)!r}" for name, d in _defaults(self).items() if getattr(self, name) != d]
+        words = [f"{f.name}={v!r}" for f in fields(self) if (v := getattr(self, f.name)) != f.default]
         return f"{type(self).__name__}({', '.join(words)})"
 
     def __sklearn_tags__(self) -> Any:
@@ -162,14 +132,22 @@ class Estimator:
 
     def _step(self, model: Any, optimizer: AdamW, batch: Batch) -> float:
         """Train on a batch and return its loss."""
-        out, tapes = forward(model, batch.x, batch.lengths, self.outputs)
-        loss, dout = self._loss(out, batch.target)
-        grads = gradients(model, tapes, dout)
-        clip_grad_norm(grads, self.clip)
-        optimizer.step(grads)
+        x, lengths, target = batch
+        y, _, tape = model.rnn.forward(x, lengths=lengths, outputs=self.outputs, embedding=table_of(model))
+        out, readout = model.readout.forward(y)
+        loss, dout = self._loss(out, target)
+        dy, of_readout = model.readout.backward(readout, dout)
+        of_rnn = model.rnn.backward(tape, dy, need_dx="embedding" in model)[2]  # which alone would need it
+        grads = {"rnn": of_rnn, "readout": of_readout}
+        if "embedding" in model:
+            grads["embedding"] = {"weight": of_rnn.pop("embedding")}
+            grads["embedding"]["weight"][model.embedding.padding_idx] = 0
+        joined = model.join(grads)
+        clip_grad_norm(joined, self.clip)
+        optimizer.step(joined)
         return loss
 
-    def _train(self, model: Any, batches: Callable[[], Iterable[Batch]], steps: int, held_out: list[Batch]) -> AdamW:
+    def _train(self, model: Any, batches: Callable[[], Iterable[Batch]], steps: int, held: Sequence[Batch]) -> AdamW:
         """Train for all epochs, or until what is held out gets no better, and keep the best parameters."""
         from tqdm import tqdm
 
@@ -181,7 +159,7 @@ class Estimator:
         schedule = CosineSchedule(self.lr, epochs * steps, int(rise * epochs * steps))
         stopping = EarlyStopping(model, epochs if self.patience is None else self.patience)
         history: dict[str, list[float]] = {"loss": [], "validation_loss": []}
-        step, held = 0, sum(len(batch.target) for batch in held_out)
+        step, N = 0, sum(len(target) for _, _, target in held)
         with tqdm(total=epochs, disable=not flag(self.verbose, "verbose"), unit="epoch", dynamic_ncols=True) as bar:
             while len(history["loss"]) < epochs:
                 losses = []
@@ -190,20 +168,15 @@ class Estimator:
                     losses.append(self._step(model, optimizer, batch))
                     step += 1
                 history["loss"].append(float(np.mean(losses)))
-                if held_out:
-                    told = ((output(model, x, n, self.outputs), target) for x, n, target in held_out)
+                if held:
+                    told = ((output(model, x, n, self.outputs), target) for x, n, target in held)
                     total = sum(self._loss(out, target)[0] * len(target) for out, target in told)
-                    history["validation_loss"].append(total / held)
+                    history["validation_loss"].append(total / N)
                 bar.set_postfix({name: losses[-1] for name, losses in history.items() if losses}, refresh=False)
                 bar.update()
-                if held_out and stopping.step(history["validation_loss"][-1]):
+                if held and stopping.step(history["validation_loss"][-1]):
                     break
-        if held_out:
+        if held:
             stopping.restore()
         self.history_, self.n_iter_ = history, len(history["loss"])
         return optimizer
-
-
-def _defaults(estimator: Any) -> dict[str, Any]:
-    kind: Any = type(estimator)
-    return {name: parameter.default for name, parameter in parameters_of(kind).items()}

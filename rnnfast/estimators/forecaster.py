@@ -9,7 +9,7 @@ import numpy as np
 from .._base.arrays import Array
 from .._base.scalars import generator, size
 from ..training import quantile_loss
-from .base import FLOAT, Batch, Estimator, network, numbers_of, output, scale_of, wrong
+from .base import FLOAT, Estimator, network, numbers_of, output, scale_of, wrong
 
 SHORTEST = 8  # steps of a window where there is no season
 CLEAR = 0.3  # autocorrelation from which on a season is taken for one
@@ -20,14 +20,13 @@ class Forecaster(Estimator):
     """Forecast the next steps of a series and their quantiles.
 
     After each step t the network tells Q quantiles of the next K steps at once, and the losses of all t are learned
-    together (Wen et al., 2017, arXiv:1711.11053). It reads and tells differences, each divided by its deviation, so that neither units nor a trend
-    matter. With the season s, the window w = max(s, 8), and the mean m of the last 4 w steps::
+    together (Wen et al., 2017, arXiv:1711.11053). It reads and tells differences, each divided by its deviation, so
+    that neither units nor a trend matter. With the season s, w = max(s, 8), and the mean m of the last 4 w steps::
 
         inputs at t                 y[t] - y[t-1],  y[t] - y[t-s],  y[t-j] - m[t],  j = 0 .. w - 1
         outputs at t, k = 1 .. K    y[t+k] - y[t+k - s ceil(k/s)]: the last step of the same season
 
-    Quantiles are shifted by what they miss in the steps that are held out (Romano et al., 2019, arXiv:1905.03222); they are still too near to each other
-    where a series changes its ways.
+    Quantiles are shifted by what they miss in the steps that are held out (Romano et al., 2019, arXiv:1905.03222).
 
     Parameters
     ----------
@@ -52,8 +51,6 @@ class Forecaster(Estimator):
     >>> forecaster = Forecaster(horizon=12, epochs=60, rng=0).fit(series[:180])
     >>> forecaster.season_, forecaster.predict(12).shape, forecaster.predict_quantiles(12).shape
     (12, (12,), (12, 3))
-    >>> bool(np.abs(forecaster.predict(12) - series[180:192]).mean() < 2)
-    True
     """
 
     cell: str = field(default="gru", kw_only=False)
@@ -91,8 +88,8 @@ class Forecaster(Estimator):
         self.model_ = network(self, x.shape[2], K * len(levels), rng)
         unseen = target.copy()
         unseen[:held] = np.nan  # no number: neither learned nor compared
-        held_out = [Batch(x, None, unseen)] if held < ends else []
-        self._train(self.model_, lambda: [Batch(x[:learned], None, target[:learned])], 1, held_out)
+        held_out = [(x, None, unseen)] if held < ends else []
+        self._train(self.model_, lambda: [(x[:learned], None, target[:learned])], 1, held_out)
         self._history, self._shift = known, np.zeros(len(levels))
         if held_out:
             misses = target[held:, 0, :, np.newaxis] - self._quantiles(x)[held:]
@@ -121,10 +118,7 @@ class Forecaster(Estimator):
         return found[:steps]
 
     def score(self, series: Any, y: Any = None) -> float:  # noqa: ARG002
-        """Return 1 less the squared error of the medians, divided by that of the last value of the same season.
-
-        All K steps behind each step of the series [T] are forecast.
-        """
+        """Return 1 less the squared error of all medians, divided by that of the last values of the same season."""
         self._check_fitted()
         known = self._series(series, self._K + self.season_ + 1)
         target = self._targets(known) / self._spread

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import NormalDist
 from typing import Any, Self
 
@@ -64,12 +65,8 @@ class SequenceEstimator(Estimator):
         TypeError or ValueError: one of them, or a parameter of the constructor, does not fit.
         """
         sequences, is_tokens = read_sequences(X)
-        given, rng, batch_size = (
-            self._paired(sequences, y),
-            generator(self.rng, "rng"),
-            size(self.batch_size, "batch_size"),
-        )
-        share, N = self._held_out_share(), len(sequences)
+        given, rng, share = self._paired(sequences, y), generator(self.rng, "rng"), self._held_out_share()
+        batch_size, N = size(self.batch_size, "batch_size"), len(sequences)
         self._start(sequences, is_tokens, given, None, rng)
         x, target = self._inputs(sequences, is_tokens), self._target(given)
         order, part = rng.permutation(N), min(max(round(share * N), 1), N - 1) if share else 0
@@ -77,7 +74,7 @@ class SequenceEstimator(Estimator):
 
         def batches(which: Array, shuffle: bool) -> Iterator[Batch]:
             for padded, lengths, indices in minibatches([x[i] for i in which], batch_size, shuffle=shuffle, rng=rng):
-                yield Batch(padded, lengths, target[which[indices]])
+                yield padded, lengths, target[which[indices]]
 
         steps = -(-len(learned) // batch_size)
         self._optimizer = self._train(self.model_, lambda: batches(learned, True), steps, [*batches(held, False)])
@@ -97,7 +94,7 @@ class SequenceEstimator(Estimator):
         self._optimizer.lr = self.lr
         x, target = self._inputs(sequences, is_tokens), self._target(given)
         for padded, lengths, indices in minibatches(x, batch_size, rng=self.model_.rnn.rng):
-            self._step(self.model_, self._optimizer, Batch(padded, lengths, target[indices]))
+            self._step(self.model_, self._optimizer, (padded, lengths, target[indices]))
         return self
 
     def _paired(self, sequences: Sequence[Any], y: Any) -> Array:
@@ -245,11 +242,9 @@ class SequenceRegressor(SequenceEstimator):
     --------
     >>> import numpy as np
     >>> from rnnfast.estimators import SequenceRegressor
-    >>> rng = np.random.default_rng(0)
-    >>> X = [rng.standard_normal((n, 2)) for n in rng.integers(5, 15, 220)]
-    >>> y = np.array([x[-1, 0] - x[0, 1] for x in X])
-    >>> regressor = SequenceRegressor("gru", hidden_size=32, lr=0.01, rng=0).fit(X[:200], y[:200])
-    >>> regressor.score(X[200:], y[200:]) > 0.8
+    >>> X = np.random.default_rng(0).standard_normal((200, 5, 1))
+    >>> y = X.sum(axis=(1, 2))
+    >>> SequenceRegressor("gru", hidden_size=32, lr=0.01, rng=0).fit(X, y).score(X, y) > 0.8
     True
     """
 
@@ -316,9 +311,6 @@ class SequenceRegressor(SequenceEstimator):
             loss, pair = training.gaussian_nll(parts[..., 0], parts[..., 1], target)
             d = np.stack(pair, axis=-1)
         else:
-            y = parts[..., 0]
-            is_huber = self.loss == "huber"
-            loss, d = (
-                training.huber_loss(y, target, delta=self.delta) if is_huber else training.squared_error(y, target)
-            )
+            huber = partial(training.huber_loss, delta=self.delta)
+            loss, d = (huber if self.loss == "huber" else training.squared_error)(parts[..., 0], target)
         return loss, d.reshape(out.shape)
