@@ -5,7 +5,7 @@ with the loudness of the last 50 ms, and a filter behind. An LSTM hears plucked 
 learns its output by truncated backpropagation through time, in windows of 1,024 samples over sounds of 176,400 (Wright,
 Damskägg, Välimäki, "Real-Time Black-Box Modelling with Recurrent Neural Networks", DAFx 2019). Then it plays a sound
 that it has never heard, sample by sample, as a stream: the error has 0.31% of the sound's energy, and a second takes a
-seventh of a second.
+fifteenth of a second.
 """
 
 import argparse
