@@ -123,7 +123,8 @@ class Forecaster(Estimator):
         known = self._series(series, self._K + self.season_ + 1)
         target = self._targets(known) / self._spread
         medians = self._quantiles(self._scaled(self._features(known)))[: len(target), :, self._middle]
-        return float(1 - ((target - medians) ** 2).mean() / (target**2).mean())
+        errors, naive = ((target - medians) ** 2).mean(), (target**2).mean()
+        return float(1 - errors / naive) if naive else 0.0
 
     def _series(self, series: Any, least: int) -> Array:
         known = np.asarray(series)
