@@ -960,16 +960,17 @@ def adam_step(rng: Rng) -> Attempt:
     shape = tuple(int(n) for n in rng.integers(1, 9, rng.integers(1, 4)))
     slots: dict[str, Any] = {name: normal(shape, dtype, seed + k) ** 2 for k, name in enumerate("pgmv")}
     originals = {name: a.astype(np.float64) for name, a in slots.items()}
+    decay = choose(rng, (0.0, 0.25))
 
     def call() -> Results:
         p, g, m, v = slots.values()
-        _core.adam_step(p, g, m, v, lr=0.1, b1=0.5, b2=0.75, eps=0.01)
+        _core.adam_step(p, g, m, v, lr=0.1, b1=0.5, b2=0.75, eps=0.01, decay=decay)
         return {name: np.asarray(slots[name]) for name in "pmv"}
 
     def expected() -> Results:
         p, g, m, v = originals.values()
         m, v = 0.5 * m + 0.5 * g, 0.75 * v + 0.25 * g * g
-        return named(p=p - 0.1 * m / (np.sqrt(v) + 0.01), m=m, v=v)
+        return named(p=p - decay * p - 0.1 * m / (np.sqrt(v) + 0.01), m=m, v=v)
 
     return Attempt("_core.adam_step", call, slots, frozenset("pmv"), in_place=True, expected=expected)
 

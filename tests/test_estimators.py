@@ -188,6 +188,7 @@ def test_searches_and_clones() -> None:
 def test_parameters_and_representations() -> None:
     assert repr(SequenceClassifier("gru", lr=0.1)) == "SequenceClassifier(cell='gru', lr=0.1)"
     assert repr(Forecaster(horizon=3)) == "Forecaster(horizon=3)"
+    assert "quantiles=array([0.2, 0.5])" in repr(SequenceRegressor(quantiles=np.array([0.2, 0.5])))  # type: ignore[arg-type]
     regressor = SequenceRegressor(loss="huber")
     assert regressor.get_params()["loss"] == "huber"
     with pytest.raises(ValueError, match="Invalid parameter 'colour' for estimator SequenceRegressor"):

@@ -102,7 +102,7 @@ class Estimator:
 
     def __repr__(self) -> str:
         """Return the constructor's call, without what is at its default."""
-        words = [f"{f.name}={v!r}" for f in fields(self) if (v := getattr(self, f.name)) != f.default]
+        words = [f"{f.name}={v!r}" for f in fields(self) if repr(v := getattr(self, f.name)) != repr(f.default)]
         return f"{type(self).__name__}({', '.join(words)})"
 
     def __sklearn_tags__(self) -> Any:
