@@ -11,7 +11,7 @@ from benchmarks.problems import FEW, Problem
 from benchmarks.systems import layer_of
 from rnnfast import functional
 from rnnfast.lm import LAYERS
-from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
+from rnnfast.training import Adam, clip_grad_norm, ctc_loss, softmax_cross_entropy
 
 Benchmark: TypeAlias = Callable[..., Any]
 
@@ -85,6 +85,29 @@ def test_linear_backward(benchmark: Benchmark) -> None:
 def test_softmax_cross_entropy(benchmark: Benchmark) -> None:
     targets = np.random.default_rng(1).integers(0, V, ROWS)
     benchmark(softmax_cross_entropy, normal(ROWS, V), targets)
+
+
+@by_dtype
+@pytest.mark.parametrize("system", ["rnnfast", "torch"])
+@pytest.mark.parametrize("shape", [(100, 32, 64, 20), (400, 16, 64, 50), (1000, 16, 32, 100)], ids=str)
+def test_ctc_loss(benchmark: Benchmark, shape: tuple[int, int, int, int], system: str, dtype: str) -> None:
+    """Take logits [T,B,V] that are to spell U labels each."""
+    T, B, V, U = shape
+    logits, labels = normal(T, B, V, dtype=dtype), np.random.default_rng(1).integers(1, V, (B, U))
+    if system == "rnnfast":
+        benchmark(ctc_loss, logits, labels)
+        return
+    torch = pytest.importorskip("torch")
+    leaf, targets = torch.from_numpy(logits).requires_grad_(), torch.from_numpy(labels)
+    lengths = torch.full((B,), T), torch.full((B,), U)
+
+    def theirs() -> None:
+        torch.nn.functional.ctc_loss(leaf.log_softmax(-1), targets, *lengths).backward()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    benchmark(theirs)
+    torch.set_num_threads(threads)
 
 
 def test_clip_grad_norm(benchmark: Benchmark) -> None:

@@ -320,6 +320,22 @@ struct CrossEntropyArgs {
   Real* dlogits;  // [N,V]
 };
 
+// A batch of B sequences of logits [T,B,V] that are to spell labels.
+template <class Real>
+struct CtcArgs {
+  Index T, B, V;
+  View<const Real> logits;  // [T·B,V]
+  const Index* lengths;     // [B], from 0 to T
+  const Index* labels;      // of one sequence after the other; none is the blank
+  const Index* ends;        // [B], where those of each end
+  Index blank;
+  bool mean;              // over the sequences, each loss divided by its labels
+  double *losses, *loss;  // [B], of the sequences; of all
+  Real* dlogits;          // [T·B,V]
+  double* scratch;        // of each member of the team
+  Index scratch_of_member;
+};
+
 // Elements whose squares are summed up before the sums are.
 constexpr Index square_block = 4096;
 
@@ -337,7 +353,7 @@ struct SgdOptions {
 };
 
 struct AdamOptions {
-  double lr, b1, b2, eps;
+  double lr, b1, b2, eps, decay;  // decay: what of p is taken from it beside, 0 in Adam
 };
 
 // The threads that run one kernel call together, seen from one of them.
@@ -484,6 +500,8 @@ struct Kernels {
   Index (*reservoir_scratch)(const Reservoir<Real>&, Index members);
   void (*reservoir)(const ReservoirArgs<Real>&, const Team&);
   void (*cross_entropy)(const CrossEntropyArgs<Real>&, const Team&);
+  Index (*ctc_scratch)(Index T, Index U);  // in doubles
+  void (*ctc)(const CtcArgs<Real>&, const Team&);
   void (*sum_of_squares)(const Real* x, Index n, double* sums, const Team&);
   void (*sgd)(const OptimizerArgs<Real>&, const SgdOptions&, const Team&);
   void (*adam)(const OptimizerArgs<Real>&, const AdamOptions&, const Team&);

@@ -24,14 +24,16 @@ from ._base.scalars import Integer, int64
 from ._stack.quantized import Quantized
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import Modules, load
+from .embedding import Embedding
 from .flow import GradientFlow, gradient_flow
 from .layers import GRU, LSTM, RNN, SLSTM
 from .linear import Linear
-from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed
+from .ragged import PackedSequence, length_bucketed_batches, pack_padded, pad_packed, pad_sequences
 from .truncation import tbptt, tbptt_gradient
 
 if TYPE_CHECKING:
     from . import convert as convert
+    from . import estimators as estimators
     from . import lm as lm
     from . import onnx as onnx
     from . import reference as reference
@@ -44,6 +46,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "SLSTM",
+    "Embedding",
     "GRUCell",
     "GradientFlow",
     "LSTMCell",
@@ -64,6 +67,7 @@ __all__ = [
     "num_parameters",
     "pack_padded",
     "pad_packed",
+    "pad_sequences",
     "reservoir",
     "set_num_threads",
     "set_precision",
@@ -79,7 +83,7 @@ sys.modules[f"{__name__}.tbptt"] = truncation
 
 __version__: str = _core.config()["version"]
 
-_LAZY = "convert", "lm", "reference", "stream", "training"  # imported when first asked for
+_LAZY = "convert", "estimators", "lm", "reference", "stream", "training"  # imported when first asked for
 _FRAMEWORKS = "onnx", "torch"  # likewise, where the framework of that name is installed
 
 

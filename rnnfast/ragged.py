@@ -22,6 +22,7 @@ Examples
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,7 +41,7 @@ from ._base.packed import (
 )
 from ._base.scalars import Flag, Integer, Number, addressable, flag, generator, integer, number, shown, size
 
-__all__ = ["PackedSequence", "length_bucketed_batches", "pack_padded", "pad_packed"]
+__all__ = ["PackedSequence", "length_bucketed_batches", "pack_padded", "pad_packed", "pad_sequences"]
 
 
 def pack_padded(x: ArrayLike, lengths: Integers, *, batch_first: Flag = False) -> PackedSequence:
@@ -124,6 +125,69 @@ def pad_packed(
     x[row_numbers(batch_sizes, order, T, batch_first=batch_first)] = data
     lengths = np.searchsorted(-batch_sizes, -np.arange(B))[places]
     return x.reshape(*((B, T) if batch_first else (T, B)), *data.shape[1:]), lengths
+
+
+def checked_sequences(sequences: Any, name: str) -> list[Array]:
+    """Return sequences as arrays of one dtype, alike but for their lengths."""
+    if not isinstance(sequences, Sequence | np.ndarray) or isinstance(sequences, str):
+        msg = f"{name}: expected a sequence of arrays, got {type(sequences).__name__}"
+        raise TypeError(msg)
+    arrays = [_core.asarray(sequence, f"{name}[{i}]") for i, sequence in enumerate(sequences)]
+    for i, a in enumerate(arrays):
+        if a.ndim < 1:
+            msg = f"{name}[{i}]: expected shape (T, ...), got {a.shape}"
+            raise ValueError(msg)
+        if a.shape[1:] != arrays[0].shape[1:]:
+            msg = f"{name}[{i}]: expected shape {('T', *arrays[0].shape[1:])}, as the first, got {a.shape}"
+            raise ValueError(msg.replace("'", ""))
+        if a.dtype != arrays[0].dtype:
+            msg = f"{name}[{i}]: expected dtype {arrays[0].dtype}, as the first, got {a.dtype}"
+            raise TypeError(msg)
+    return arrays
+
+
+def pad_sequences(
+    sequences: Sequence[ArrayLike] | Array, *, batch_first: Flag = False, fill: Number = 0.0
+) -> tuple[Array, Array]:
+    """Lay sequences out side by side, as torch's `pad_sequence`.
+
+    Parameters
+    ----------
+    sequences : sequence of B arrays [T_i,*]
+        Of one dtype, and alike but for their lengths.
+    batch_first : bool, optional
+        How x is to be laid out.
+    fill : number, optional
+        What stands beyond the end of a sequence.
+
+    Returns
+    -------
+    x : ndarray [T,B,*], or [B,T,*] if `batch_first`
+        T being the length of the longest.
+    lengths : ndarray [B]
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, or there is no sequence.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pad_sequences([np.array([1, 2, 3]), np.array([4])], batch_first=True, fill=-1)
+    (array([[ 1,  2,  3],
+           [ 4, -1, -1]]), array([3, 1]))
+    """
+    arrays = checked_sequences(sequences, "sequences")
+    if not arrays:
+        msg = "sequences: expected at least one, got none"
+        raise ValueError(msg)
+    lengths = np.array([len(a) for a in arrays], np.int64)
+    first, dtype = arrays[0], arrays[0].dtype
+    x = np.full((len(arrays), lengths.max(), *first.shape[1:]), _as(dtype, fill), dtype)
+    for row, a in zip(x, arrays, strict=True):
+        row[: len(a)] = a
+    return (x if flag(batch_first, "batch_first") else np.ascontiguousarray(x.swapaxes(0, 1))), lengths
 
 
 def length_bucketed_batches(

@@ -69,7 +69,7 @@ from rnnfast.hopfield import Hopfield, Mode, ModernHopfield, Rule
 from rnnfast.reference import bfloat16, quantized
 from rnnfast.reference.quantized import Rows
 from rnnfast.reservoir import ESN, State
-from rnnfast.training import Pruner
+from rnnfast.training import Pruner, ctc_loss
 
 Rng = np.random.Generator
 
@@ -989,18 +989,52 @@ def adam_step(rng: Rng) -> Attempt:
     shape = tuple(int(n) for n in rng.integers(1, 9, rng.integers(1, 4)))
     slots: dict[str, Any] = {name: normal(shape, dtype, seed + k) ** 2 for k, name in enumerate("pgmv")}
     originals = {name: a.astype(np.float64) for name, a in slots.items()}
+    decay = choose(rng, (0.0, 0.25))
 
     def call() -> Results:
         p, g, m, v = slots.values()
-        _core.adam_step(p, g, m, v, lr=0.1, b1=0.5, b2=0.75, eps=0.01)
+        _core.adam_step(p, g, m, v, lr=0.1, b1=0.5, b2=0.75, eps=0.01, decay=decay)
         return {name: np.asarray(slots[name]) for name in "pmv"}
 
     def expected() -> Results:
         p, g, m, v = originals.values()
         m, v = 0.5 * m + 0.5 * g, 0.75 * v + 0.25 * g * g
-        return named(p=p - 0.1 * m / (np.sqrt(v) + 0.01), m=m, v=v)
+        return named(p=p - decay * p - 0.1 * m / (np.sqrt(v) + 0.01), m=m, v=v)
 
     return Attempt("_core.adam_step", call, slots, frozenset("pmv"), in_place=True, expected=expected)
+
+
+def ctc(rng: Rng) -> Attempt:
+    """Call ctc_loss, at times of labels that do not fit."""
+    dtype, seed = choose(rng, DTYPES), int(rng.integers(2**31))
+    T, B, V = int(rng.integers(1, 12)), int(rng.integers(1, 4)), int(rng.integers(2, 20))
+    blank, mean = int(rng.integers(V)), bool(rng.random() < 0.5)
+    lengths = rng.integers(0, T + 1, B)
+    targets = [(blank + rng.integers(1, V, rng.integers(0, n // 2 + 1))) % V for n in lengths]
+    logits = 3 * normal((T, B, V), dtype, seed)
+    slots: dict[str, Any] = {"logits": logits}
+    bad = ""
+    if rng.random() < 0.2:
+        bad = choose(rng, ("labels", "length", "blank", "number"))
+    given = {
+        "labels": [*targets[:-1], np.full(T + 1, (blank + 1) % V)],
+        "blank": [*targets[:-1], [choose(rng, (blank, V, -1, 2**62, -(2**63)))]],
+        "number": targets[1:],
+    }.get(bad, targets)
+    steps = lengths + T + 1 if bad == "length" else lengths
+
+    def call() -> Results:
+        options: Any = {"lengths": steps, "blank": blank, "reduction": "mean" if mean else "sum"}
+        loss, dlogits = ctc_loss(slots["logits"], given, **options)
+        if (dlogits.shape, dlogits.dtype) != (logits.shape, logits.dtype):  # others are as legal
+            raise ValueError
+        return named(loss=np.array(loss, dtype), dlogits=dlogits)
+
+    def expected() -> Results:
+        loss, dlogits = reference.ctc_loss(logits, targets, lengths, blank, mean=mean)
+        return named(loss=np.array(loss), dlogits=dlogits)
+
+    return Attempt("ctc_loss", call, slots, bad=bad, expected=expected)
 
 
 def activation(rng: Rng) -> Attempt:
@@ -1182,7 +1216,9 @@ def constructor(rng: Rng) -> Attempt:
     """Construct something of arguments that may be anything."""
     odd = (0, -1, 2**60, 2**62, 2**64, 3.0, None, "3", True, np.int64(3), np.float32(2), [3], np.nan)
     sizes = [choose(rng, odd) if rng.random() < 0.3 else int(rng.integers(1, 9)) for _ in range(2)]
-    kind = choose(rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear", "ESN", "Hopfield"))
+    kind = choose(
+        rng, ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Linear", "Embedding", "ESN", "Hopfield")
+    )
     made: Any = {"ESN": ESN, "Hopfield": Hopfield}.get(kind) or getattr(rnnfast, kind)
     sizes = sizes[:1] if made is Hopfield else sizes
     names = list(inspect.signature(made).parameters)[len(sizes) :]
@@ -1210,6 +1246,7 @@ TARGETS: tuple[Callable[[Rng], Attempt], ...] = (
     * 2,
     rounded,
     adam_step,
+    ctc,
     state_dict,
     pruning,
     constructor,

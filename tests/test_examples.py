@@ -14,6 +14,11 @@ PERCENT = r"(\d+\.\d+)%"
 # Of each script the options for few steps, the package that it or its data come from, and how its output ends
 RUNS = {
     "adding.py": ("--steps 2", None, r"1: loss 0\.1667\nGRU: loss [\d.]+\nIRNN: loss [\d.]+\ntanh: loss [\d.]+\n"),
+    "amplifier.py": (
+        "--steps 2 --seconds 0.5",
+        None,
+        rf"one stream: [\d,]+ samples .*\nerror-to-signal .*: {PERCENT}\n",
+    ),
     "digits.py": ("--steps 2", "sklearn", rf"test accuracy: {PERCENT}\n"),
     "distributed.py": ("--steps 2", "torch", r"1 x \d+ threads: .*\n([\d.]+) bits per character of unseen text\n"),
     "hopfield_digits.py": (
@@ -23,9 +28,16 @@ RUNS = {
     ),
     "mackey_glass.py": ("--units 100", None, r"one step .*: ([\d.]+)\n84 steps .*: ([\d.]+)\n"),
     "naming.py": ("--steps 2", "sklearn", rf"named right: {PERCENT}\n"),
+    "ocr.py": ("--steps 2", "sklearn", rf"strings read without a fault: {PERCENT}\n"),
     "ragged_digits.py": ("--epochs 1", "sklearn", rf"( +[1-8] +{PERCENT}  #*\n){{8}}"),
     "reversal.py": ("--steps 2", None, rf"greedy: {PERCENT} right, .*\nsampled: {PERCENT} right, .*\n"),
     "sunspots.py": ("--steps 2", "statsmodels", r"value +([\d.]+)\n.* mean +([\d.]+)\n.* GRU +([\d.]+)\n"),
+    "voice.py": (
+        "--steps 2 --sounds 8",
+        None,
+        rf"a frame of 16 ms .*\nframes with .*; told right: {PERCENT}\n",
+    ),
+    "words.py": ("--steps 2", None, r"by frequencies: (\d+)\n.*, plain: ([\d.]+)\n.*, weight drop: ([\d.]+)\n"),
 }
 
 

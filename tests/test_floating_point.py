@@ -136,12 +136,18 @@ def test_training(fill: Fill, dtype: Any) -> None:
     for reduction in ("mean", "sum"):
         training.squared_error(y, target, reduction=reduction)
         training.softmax_cross_entropy(y, np.zeros(B, int), reduction=reduction)
+        training.ctc_loss(y[:, np.newaxis], [[1, 2]], reduction=reduction)
+        training.binary_cross_entropy(y, np.ones_like(y), reduction=reduction)
+        training.huber_loss(y, target, reduction=reduction)
+        training.quantile_loss(y[..., np.newaxis], target, [0.5], reduction=reduction)
+        training.gaussian_nll(y, target, y, reduction=reduction)
     for limit in (1e-300, 1.0, 1e300):
         grads = {"w": fill((B, I), dtype)}
         training.clip_grad_norm(grads, limit)
         training.clip_grad_value(grads, min(limit, 1e30))
     w = fill((B, I), dtype)
-    for optimizer in (training.SGD({"w": w}, lr=1e-3, momentum=0.9), training.Adam({"w": w.copy()})):
+    sgd = training.SGD({"w": w}, lr=1e-3, momentum=0.9)
+    for optimizer in (sgd, training.Adam({"w": w.copy()}), training.AdamW({"w": w.copy()})):
         for _ in range(3):
             optimizer.step({"w": fill((B, I), dtype)})
 

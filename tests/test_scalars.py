@@ -13,7 +13,19 @@ from problems import Array
 
 import rnnfast
 from rnnfast import functional
-from rnnfast.training import SGD, Adam, clip_grad_norm, clip_grad_value, softmax_cross_entropy
+from rnnfast.training import (
+    SGD,
+    Adam,
+    AdamW,
+    CosineSchedule,
+    EarlyStopping,
+    ExponentialSchedule,
+    clip_grad_norm,
+    clip_grad_value,
+    ctc_loss,
+    huber_loss,
+    softmax_cross_entropy,
+)
 
 rf: Any = rnnfast  # these calls are not what the types allow
 F: Any = functional
@@ -248,6 +260,12 @@ NUMBERS = [
     Slot("momentum", lambda v: SGD({"w": W}, 1.0, momentum=v)),
     Slot("eps", lambda v: Adam({"w": W}, eps=v)),
     Slot("betas", lambda v: Adam({"w": W}, betas=(0.5, v))),
+    Slot("weight_decay", lambda v: AdamW({"w": W}, weight_decay=v)),
+    Slot("delta", lambda v: huber_loss(np.ones(2), np.ones(2), delta=v)),
+    Slot("gamma", lambda v: ExponentialSchedule(1.0, v)),
+    Slot("final", lambda v: CosineSchedule(1.0, 5, final=v)),
+    Slot("min_delta", lambda v: EarlyStopping({"w": W}, 1, min_delta=v)),
+    Slot("loss", lambda v: EarlyStopping({"w": W}, 1).step(v)),
     Slot("max_norm", lambda v: clip_grad_norm({"w": W.copy()}, v)),
     Slot("max_value", lambda v: clip_grad_value({"w": W.copy()}, v)),
 ]
@@ -256,6 +274,8 @@ WORDS = [
     Slot("nonlinearity", lambda v: rf.RNNCell(3, 4, nonlinearity=v)),
     Slot("scheme", lambda v: rf.initialize(layer(), v)),
     Slot("reduction", lambda v: softmax_cross_entropy(np.eye(3), np.arange(3), reduction=v)),
+    Slot("reduction", lambda v: ctc_loss(np.ones((2, 1, 3)), [[1]], reduction=v)),
+    Slot("reduction", lambda v: huber_loss(np.ones(2), np.ones(2), reduction=v)),
     Slot("outputs", lambda v: layer()(X, outputs=v)),
     Slot("losses", lambda v: rf.tbptt(layer(), X, 2, 3, losses=v)),
     Slot("activations", lambda v: rf.tbptt(layer(), X, 2, 3, activations=v)),

@@ -9,7 +9,23 @@ import pytest
 from tolerances import TOLERANCE, relative_error
 
 import rnnfast
-from rnnfast.training import SGD, Adam, clip_grad_norm, clip_grad_value, softmax_cross_entropy, squared_error
+from rnnfast.training import (
+    SGD,
+    Adam,
+    AdamW,
+    CosineSchedule,
+    EarlyStopping,
+    ExponentialSchedule,
+    binary_cross_entropy,
+    clip_grad_norm,
+    clip_grad_value,
+    gaussian_nll,
+    huber_loss,
+    minibatches,
+    quantile_loss,
+    softmax_cross_entropy,
+    squared_error,
+)
 
 Array = Any
 SHAPE, V = (4, 3), 5
@@ -248,6 +264,166 @@ def test_clipping_by_value_limits_each_element() -> None:
     assert grads["b"].tolist() == [-0.5]
 
 
+# Other losses: by name the loss of y and a target, and torch's
+
+PINBALL = [0.1, 0.5, 0.9]
+LOSSES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "binary": (
+        lambda y, t, **o: binary_cross_entropy(y, 1 / (1 + np.exp(-t)), **o),
+        lambda f, y, t, **o: f.binary_cross_entropy_with_logits(y, t.sigmoid(), **o),
+    ),
+    "huber": (huber_loss, lambda f, y, t, **o: f.huber_loss(y, t, **o)),
+    "huber, delta": (
+        lambda y, t, **o: huber_loss(y, t, delta=0.5, **o),
+        lambda f, y, t, **o: f.huber_loss(y, t, delta=0.5, **o),
+    ),
+    "squared": (squared_error, lambda f, y, t, **o: f.mse_loss(y, t, **o)),
+}
+by_loss = pytest.mark.parametrize(("ours", "theirs"), LOSSES.values(), ids=LOSSES)
+
+
+@by_reduction
+@by_dtype
+@by_loss
+def test_losses_are_torchs(torch: Any, ours: Any, theirs: Any, dtype: str, reduction: Any) -> None:
+    y, target = 3 * normal(*SHAPE, V, dtype=dtype), normal(*SHAPE, V, dtype=dtype, seed=1)
+    loss, dy = ours(y, target, reduction=reduction)
+    leaf = torch.from_numpy(y).requires_grad_()
+    expected = theirs(torch.nn.functional, leaf, torch.from_numpy(target), reduction=reduction)
+    expected.backward()
+    assert dy.dtype == dtype
+    assert loss == pytest.approx(expected.item(), rel=TOLERANCE[y.dtype])
+    assert relative_error(dy, leaf.grad.numpy()) <= TOLERANCE[y.dtype]
+
+
+@pytest.mark.parametrize("full", [False, True])
+@by_reduction
+@by_dtype
+def test_the_gaussian_likelihood_is_torchs(torch: Any, dtype: str, reduction: Any, full: bool) -> None:
+    mean, s, target = (normal(*SHAPE, dtype=dtype, seed=seed) for seed in range(3))
+    loss, (dmean, ds) = gaussian_nll(mean, s, target, reduction=reduction, full=full)
+    leaves = [torch.from_numpy(a).requires_grad_() for a in (mean, s)]
+    expected = torch.nn.functional.gaussian_nll_loss(
+        leaves[0], torch.from_numpy(target), leaves[1].exp(), reduction=reduction, full=full
+    )
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=TOLERANCE[mean.dtype])
+    for d, leaf in zip((dmean, ds), leaves, strict=True):
+        assert d.dtype == dtype
+        assert relative_error(d, leaf.grad.numpy()) <= TOLERANCE[mean.dtype]
+
+
+@by_reduction
+@by_dtype
+def test_the_quantile_loss_and_its_gradient_follow_the_equation(dtype: str, reduction: Any) -> None:
+    y, target = normal(*SHAPE, 3, dtype=dtype), normal(*SHAPE, dtype=dtype, seed=1)
+    y[0, 0, 0] = target[0, 0]
+    loss, dy = quantile_loss(y, target, PINBALL, reduction=reduction)
+    total, d = 0.0, np.zeros(y.shape)
+    for index in np.ndindex(y.shape):
+        q, e = PINBALL[index[-1]], float(target[index[:-1]]) - float(y[index])
+        total += max(q * e, (q - 1) * e)
+        d[index] = 0 if e == 0 else -q if e > 0 else 1 - q
+    n = y.size if reduction == "mean" else 1
+    assert dy.dtype == dtype
+    assert loss == pytest.approx(total / n, rel=TOLERANCE[y.dtype])
+    assert np.allclose(dy, d / n, rtol=0, atol=1e-7)
+
+
+@by_reduction
+@by_loss
+def test_gradients_of_losses_are_their_slopes(ours: Any, theirs: Any, reduction: Any) -> None:  # noqa: ARG001
+    y, target = normal(*SHAPE), normal(*SHAPE, seed=1)
+    dy = ours(y, target, reduction=reduction)[1]
+    assert np.allclose(dy, slopes(lambda a: ours(a, target, reduction=reduction)[0], y), rtol=0, atol=1e-9)
+
+
+def test_losses_of_extreme_and_of_no_numbers() -> None:
+    loss, d = binary_cross_entropy(np.array([1e4, -1e4]), np.array([True, False]), reduction="sum")
+    assert (loss, d.tolist()) == (0.0, [0, 0])
+    assert binary_cross_entropy(np.array([-1e4]), np.array([1.0]))[0] == 1e4
+    assert huber_loss(np.array([1e300]), np.array([0.0]))[0] == 1e300
+    for loss, d in (
+        binary_cross_entropy(np.zeros((0, 3)), np.zeros((0, 3))),
+        huber_loss(np.zeros(0), np.zeros(0)),
+        quantile_loss(np.zeros((0, 2)), np.zeros(0), [0.1, 0.9]),
+    ):
+        assert (loss, d.size) == (0.0, 0)
+    assert gaussian_nll(np.zeros(0), np.zeros(0), np.zeros(0))[0] == 0
+    assert huber_loss(np.array(2.0), np.array(0.0))[1].shape == ()
+
+
+# Schedules, early stopping and minibatches
+
+
+def test_schedules_are_torchs(torch: Any) -> None:
+    pairs: list[tuple[Any, Callable[[Any], Any]]] = [
+        (CosineSchedule(0.1, 20, final=0.01), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20, 0.01)),
+        (ExponentialSchedule(0.1, 0.9), lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9)),
+        (ExponentialSchedule(0.1, 0.5, every=7), lambda o: torch.optim.lr_scheduler.StepLR(o, 7, 0.5)),
+    ]
+    for ours, theirs in pairs:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+        scheduler = theirs(optimizer)
+        for step in range(20):
+            assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+            optimizer.step()
+            scheduler.step()
+
+
+def test_the_rise_of_a_cosine_is_linear() -> None:
+    schedule = CosineSchedule(1.0, 12, warmup=4, final=0.25)
+    assert [schedule(n) for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert schedule(8) == pytest.approx(0.625)
+    assert schedule(12) == schedule(1000) == 0.25
+
+
+def test_early_stopping_goes_on_where_it_was() -> None:
+    losses = [3.0, 2.0, math.nan, 1.99, 2.5, 1.0]
+
+    def run(stopping: Any, params: dict[str, Array], losses: list[float]) -> int:
+        for checks, loss in enumerate(losses):
+            params["w"] += 1
+            if stopping.step(loss):
+                return checks
+        return len(losses)
+
+    whole = {"w": np.zeros(2)}
+    stopping = EarlyStopping(whole, 2, min_delta=0.1)
+    assert run(stopping, whole, losses) == 4
+    first = {"w": np.zeros(2)}
+    stopped = EarlyStopping(first, 2, min_delta=0.1)
+    assert run(stopped, first, losses[:3]) == 3
+    second = {"w": first["w"].copy()}
+    resumed = EarlyStopping(second, 2, min_delta=0.1)
+    resumed.load_state_dict(stopped.state_dict())
+    assert run(resumed, second, losses[3:]) == 1
+    for each, params in ((stopping, whole), (resumed, second)):
+        each.restore()
+        assert (each.best, each.since, params["w"].tolist()) == (2.0, 3, [2.0, 2.0])
+
+
+def test_minibatches_hold_each_sequence_once() -> None:
+    rng = np.random.default_rng(0)
+    sequences = [rng.standard_normal((n, 3)) for n in rng.integers(0, 30, 101)]
+    found: list[int] = []
+    for x, lengths, indices in minibatches(sequences, 8, rng=1, fill=math.nan):
+        assert x.shape == (lengths.max(initial=0), len(indices), 3)
+        assert (np.diff(lengths) <= 0).all()
+        for b, index in enumerate(indices):
+            assert np.array_equal(x[: lengths[b], b], sequences[index])
+            assert np.isnan(x[lengths[b] :, b]).all()
+        found.extend(indices)
+    assert sorted(found) == list(range(101))
+    generator = np.random.default_rng(3)
+    epochs = [[batch.indices.tolist() for batch in minibatches(sequences, 8, rng=generator)] for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == [batch.indices.tolist() for batch in minibatches(sequences, 8, rng=3, batch_first=True)]
+    assert list(minibatches([], 8)) == []
+    [tokens] = minibatches([[1, 2], [3]], 2, shuffle=False, batch_first=True, fill=-1)
+    assert tokens.x.tolist() == [[1, 2], [3, -1]]
+
+
 # Optimizers
 
 OPTIMIZERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -255,7 +431,11 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "SGD with momentum": (SGD, {"lr": 0.1, "momentum": 0.9}),
     "Adam": (Adam, {"lr": 0.01}),
     "Adam with options": (Adam, {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3}),
+    "AdamW": (AdamW, {"lr": 0.01}),
+    "AdamW with options": (AdamW, {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.5}),
 }
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
+DEFAULTS: dict[Any, dict[str, Any]] = {SGD: {"momentum": 0.0}, Adam: ADAM, AdamW: {**ADAM, "weight_decay": 0.01}}
 by_optimizer = pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS.values(), ids=OPTIMIZERS)
 STEPS = 20
 
@@ -278,6 +458,7 @@ def equations(params: dict[str, Array], lr: float, **options: Any) -> dict[str, 
             if "betas" in options:
                 b1, b2 = options["betas"]
                 m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+                p = p * (1 - lr * options.get("weight_decay", 0.0))
                 p = p - lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + options["eps"])
             else:
                 v = options["momentum"] * v + g
@@ -290,8 +471,7 @@ def equations(params: dict[str, Array], lr: float, **options: Any) -> dict[str, 
 @by_optimizer
 def test_steps_follow_the_equations(optimizer: Any, options: dict[str, Any], dtype: str) -> None:
     params = parameters(dtype)
-    defaults = {"betas": (0.9, 0.999), "eps": 1e-8} if optimizer is Adam else {"momentum": 0.0}
-    expected = equations(params, **{**defaults, **options})
+    expected = equations(params, **{**DEFAULTS[optimizer], **options})
     made = optimizer(params, **options)
     for t in range(1, STEPS + 1):
         made.step(gradients_of(dtype, t))
@@ -325,6 +505,7 @@ def rounded(p: Array, g: Array, lr: float, **options: Any) -> Array:
             b1, b2 = options["betas"]
             root = math.sqrt(1 - b2**t)
             m, v = m * b1 + g * (1 - b1), v * b2 + g * g * (1 - b2)
+            p = p - p * (lr * options.get("weight_decay", 0.0))
             p = p - m / (np.sqrt(v) + options["eps"] * root) * (lr * root / (1 - b1**t))
         else:
             v = v * options.get("momentum", 0.0) + g
@@ -337,8 +518,7 @@ def rounded(p: Array, g: Array, lr: float, **options: Any) -> Array:
 @by_optimizer
 def test_a_step_rounds_each_operation_once(optimizer: Any, options: dict[str, Any], dtype: str, n: int) -> None:
     p, g = normal(n, dtype=dtype), normal(n, dtype=dtype, seed=1)
-    defaults = {"betas": (0.9, 0.999), "eps": 1e-8} if optimizer is Adam else {}
-    expected = rounded(p, g, **{**defaults, **options})
+    expected = rounded(p, g, **{**DEFAULTS[optimizer], **options})
     made = optimizer({"p": p}, **options)
     made.step({"p": g})
     made.step({"p": g})
@@ -552,6 +732,39 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "params": (lambda: SGD({"w": TARGETS}, 1), TypeError, r"params\['w'\]: expected dtype .*int64"),
     "lr": (lambda: SGD({"w": W}, -1), ValueError, "lr: expected at least 0, got -1"),
+    "binary targets": (
+        lambda: binary_cross_entropy(np.zeros(2), np.array([0.5, 1.5])),
+        ValueError,
+        "targets: expected probabilities from 0 to 1, got 1.5",
+    ),
+    "binary shape": (lambda: binary_cross_entropy(W, W[0]), ValueError, "targets: expected shape"),
+    "huber delta": (lambda: huber_loss(W, W, delta=0), ValueError, "delta: expected more than 0"),
+    "huber dtype": (lambda: huber_loss(W, W.astype("float32")), TypeError, "target: expected dtype float64"),
+    "quantiles": (lambda: quantile_loss(np.zeros((3, 2)), np.zeros(3), [0.1]), ValueError, r"quantiles: .*\(2,\)"),
+    "quantile 1": (lambda: quantile_loss(np.zeros((3, 1)), np.zeros(3), [1.0]), ValueError, "quantiles: .*got 1.0"),
+    "gaussian": (lambda: gaussian_nll(W, W[0], W), ValueError, "log_variance: expected shape"),
+    "decay": (lambda: AdamW({"w": W}, weight_decay=-1), ValueError, "weight_decay: expected at least 0"),
+    "warmup": (lambda: CosineSchedule(1, 5, warmup=5), ValueError, "warmup: expected less than steps, 5, got 5"),
+    "schedule step": (lambda: CosineSchedule(1, 5)(-1), ValueError, "step: expected at least 0"),
+    "gamma": (lambda: ExponentialSchedule(1, 0), ValueError, "gamma: expected more than 0"),
+    "patience": (lambda: EarlyStopping({"w": W}, -1), ValueError, "patience: expected at least 0"),
+    "stopping state": (lambda: EarlyStopping({"w": W}, 1).load_state_dict({}), ValueError, "state_dict: missing keys"),
+    "stopping loss": (lambda: EarlyStopping({"w": W}, 1).step("low"), TypeError, "loss: expected a number"),  # type: ignore[arg-type]
+    "sequences": (lambda: minibatches(3, 1), TypeError, "sequences: expected a sequence of arrays, got int"),  # type: ignore[arg-type]
+    "other features": (
+        lambda: minibatches([np.ones((2, 3)), np.ones((2, 4))], 1),
+        ValueError,
+        r"sequences\[1\]: expected shape \(T, 3\), as the first, got \(2, 4\)",
+    ),
+    "other dtype": (
+        lambda: minibatches([np.ones(2), np.ones(2, "float32")], 1),
+        TypeError,
+        r"sequences\[1\]: expected dtype float64, as the first, got float32",
+    ),
+    "0-d sequence": (lambda: minibatches([np.array(1.0)], 1), ValueError, r"sequences\[0\]: expected shape \(T, ...\)"),
+    "batch_size": (lambda: minibatches([np.ones(2)], 0), ValueError, "batch_size: expected at least 1"),
+    "rng": (lambda: minibatches([np.ones(2)], 1, rng="x"), TypeError, "rng: "),
+    "fill": (lambda: minibatches([np.ones(2, int)], 1, fill=0.5), ValueError, "fill: expected a number of dtype int64"),
     "lr word": (lambda: Adam({"w": W}, "fast"), TypeError, "lr: expected a number, got str"),  # type: ignore[arg-type]
     "momentum": (lambda: SGD({"w": W}, 1, momentum=-1), ValueError, "momentum: expected at least 0"),
     "betas": (lambda: Adam({"w": W}, betas=(0.9, 1.0)), ValueError, r"betas: expected .*\(0.9, 1.0\)"),

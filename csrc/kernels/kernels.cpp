@@ -11,6 +11,7 @@
 #include "kernels/time/forward.h"
 #include "kernels/time/norm.h"
 #include "kernels/time/zoneout.h"
+#include "kernels/training/ctc.h"
 #include "kernels/training/linear.h"
 #include "kernels/training/losses.h"
 #include "kernels/training/optimizers.h"
@@ -152,6 +153,8 @@ constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,
                                    .reservoir_scratch = reservoir_scratch<Real>,
                                    .reservoir = reservoir<Real>,
                                    .cross_entropy = cross_entropy<Real>,
+                                   .ctc_scratch = ctc_scratch,
+                                   .ctc = ctc<Real>,
                                    .sum_of_squares = sum_of_squares<Real>,
                                    .sgd = sgd<Real>,
                                    .adam = adam<Real>};

@@ -1,4 +1,4 @@
-// The border of what training needs beside the layers: the readout, the loss, and the steps of optimizers.
+// The border of what training needs beside the layers: the readout, losses, and the steps of optimizers.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -186,6 +186,96 @@ py::tuple cross_entropy_of(const Array& logits, const py::object& targets_object
   return py::make_tuple(loss, dlogits.result);
 }
 
+// Checks what is spelled: classes that are no blanks, and steps enough for them, with a blank between equal ones.
+struct Spelled {
+  py::array lengths, labels, ends;
+
+  const Index* of(const py::array& indices) const { return static_cast<const Index*>(indices.data()); }
+  Index U(Index b) const { return of(ends)[b] - (b ? of(ends)[b - 1] : 0); }
+};
+
+Spelled read_spelled(const py::object& lengths, const py::object& labels, const py::object& ends, const Shape& shape,
+                     Index blank) {
+  const auto integers = [](const py::object& object, const char* name, Index n) {
+    const py::array given = base_array(object, name).array;
+    const Array array(given);
+    if (!array.is_integer())
+      throw py::type_error(std::string(name) + ": expected integers, got " + text(array.dtype()));
+    require_shape(name, array, {n < 0 ? array.size() : n});
+    return as_indices(given);
+  };
+  const Index T = shape[0], B = shape[1], V = shape[2];
+  if (blank < 0 || blank >= V)
+    throw py::value_error("blank: expected a class from 0 to " + std::to_string(V - 1) + ", got " +
+                          std::to_string(blank));
+  const Spelled spelled = {.lengths = integers(lengths, "lengths", B),
+                           .labels = integers(labels, "targets", -1),
+                           .ends = integers(ends, "ends", B)};
+  const Index* const label = spelled.of(spelled.labels);
+  for (Index b = 0, first = 0; b < B; ++b) {
+    const Index last = spelled.of(spelled.ends)[b], length = spelled.of(spelled.lengths)[b];
+    const std::string name = "targets[" + std::to_string(b) + "]";
+    if (last < first || last > spelled.labels.size()) throw py::value_error("ends: expected ends of targets in turn");
+    if (length < 0 || length > T)
+      throw py::value_error("lengths: expected 0 to " + std::to_string(T) + ", got " + std::to_string(length));
+    Index steps = last - first;
+    for (Index k = first; k < last; ++k) {
+      if (label[k] < 0 || label[k] >= V || label[k] == blank)
+        throw py::value_error(name + ": expected classes from 0 to " + std::to_string(V - 1) + " but the blank, " +
+                              std::to_string(blank) + ", got " + std::to_string(label[k]));
+      steps += k > first && label[k] == label[k - 1];
+    }
+    if (steps > length)
+      throw py::value_error(name + ": expected labels for " + std::to_string(length) + " steps at most, got " +
+                            std::to_string(last - first) + " that need " + std::to_string(steps) +
+                            ", a blank between equal ones");
+    first = last;
+  }
+  return spelled;
+}
+
+template <class Real>
+py::tuple ctc_of(const Array& logits, const py::object& lengths, const py::object& labels, const py::object& ends,
+                 Index blank, bool mean) {
+  const Shape shape = logits.shape();
+  if (shape.size() != 3 || shape.back() < 1) wrong_shape("logits", "(T, B, V)", logits);
+  const Spelled spelled = read_spelled(lengths, labels, ends, shape, blank);
+  const Input<Real> in = input<Real>("logits", logits, shape);
+  Output<Real> dlogits = output<Real>("dlogits", py::none(), shape);
+  const Index T = shape[0], B = shape[1];
+  Index longest = 0, most = 0;
+  double states = 0;
+  for (Index b = 0; b < B; ++b) {
+    const Index steps = spelled.of(spelled.lengths)[b];
+    longest = std::max(longest, steps), most = std::max(most, spelled.U(b));
+    states += 2.0 * double(steps) * double(spelled.U(b) + 1);
+  }
+  constexpr double flops_per_state = 200;
+  const Index members =
+      team_size(flops_per_element * double(in.given.size()) + flops_per_state * states, std::max(B, Index(1)));
+  const Index scratch_of_member = kernels<Real>().ctc_scratch(longest, most);
+  const Buffer scratch(std::size_t(members * scratch_of_member) * sizeof(double));
+  std::vector<double> losses(std::size_t(B), 0.0);
+  double loss = 0;
+  const CtcArgs<Real> args = {.T = T,
+                              .B = B,
+                              .V = shape[2],
+                              .logits = in.view(),
+                              .lengths = spelled.of(spelled.lengths),
+                              .labels = spelled.of(spelled.labels),
+                              .ends = spelled.of(spelled.ends),
+                              .blank = blank,
+                              .mean = mean,
+                              .losses = losses.data(),
+                              .loss = &loss,
+                              .dlogits = dlogits.view().data,
+                              .scratch = static_cast<double*>(scratch.data()),
+                              .scratch_of_member = scratch_of_member};
+  call(
+      members, [&](const Team& team) { kernels<Real>().ctc(args, team); }, Interruption::restart);
+  return py::make_tuple(loss, dlogits.result);
+}
+
 // ---- Optimizers ----------------------------------------------------------------------------------------------------
 
 // An array of any shape as its elements in C order.
@@ -283,6 +373,15 @@ void bind_training(py::module_& m) {
       },
       "logits"_a, "targets"_a, "mean"_a, "ignore_index"_a = py::none());
   m.def(
+      "ctc_loss",
+      [](const py::object& object, const py::object& lengths, const py::object& labels, const py::object& ends,
+         Index blank, bool mean) {
+        const Array logits = as_array(object, "logits");
+        return is_double("logits", logits) ? ctc_of<double>(logits, lengths, labels, ends, blank, mean)
+                                           : ctc_of<float>(logits, lengths, labels, ends, blank, mean);
+      },
+      "logits"_a, "lengths"_a, "labels"_a, "ends"_a, "blank"_a, "mean"_a);
+  m.def(
       "sum_of_squares",
       [](const py::object& object) {
         const Array x = as_array(object, "x");
@@ -301,13 +400,13 @@ void bind_training(py::module_& m) {
   m.def(
       "adam_step",
       [](const py::object& object, const py::object& g, const py::object& moment1, const py::object& moment2, double lr,
-         double b1, double b2, double eps) {
+         double b1, double b2, double eps, double decay) {
         const Array p = as_array(object, "p");
-        const AdamOptions options = {.lr = lr, .b1 = b1, .b2 = b2, .eps = eps};
+        const AdamOptions options = {.lr = lr, .b1 = b1, .b2 = b2, .eps = eps, .decay = decay};
         return is_double("p", p) ? adam_of<double>(object, p.shape(), g, moment1, moment2, options)
                                  : adam_of<float>(object, p.shape(), g, moment1, moment2, options);
       },
-      "p"_a, "g"_a, "m"_a, "v"_a, "lr"_a, "b1"_a, "b2"_a, "eps"_a);
+      "p"_a, "g"_a, "m"_a, "v"_a, "lr"_a, "b1"_a, "b2"_a, "eps"_a, "decay"_a = 0.0);
 }
 
 }  // namespace rnnfast

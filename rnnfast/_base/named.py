@@ -85,3 +85,15 @@ def _arrays(values: Iterable[Any]) -> Iterator[Array]:
             yield from _arrays(value)
         elif value is not None:
             yield value
+
+
+def checked_floats_by_name(arrays: object, name: str) -> dict[str, Array]:
+    """Return views of arrays of floats that can be changed in place, each of them once."""
+    if not isinstance(arrays, Mapping):
+        expected = "a layer, rnnfast.Modules or a dict of arrays" if name == "params" else "a dict of arrays"
+        msg = f"{name}: expected {expected}, got {type(arrays).__name__}"
+        raise TypeError(msg)
+    targets = {key: checked_target(a, f"{name}[{key!r}]") for key, a in arrays.items()}
+    if len({*map(id, arrays.values())}) < len(arrays):
+        check_apart(targets, name)
+    return targets

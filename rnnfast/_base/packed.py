@@ -79,7 +79,7 @@ def inverse(order: Array) -> Array:
 
 def checked_lengths(lengths: object, T: int | None = None, B: int | None = None) -> Array:
     """Return lengths as an array of B integers from 0 to T."""
-    checked = _integers(lengths, "lengths", B)
+    checked = checked_integers(lengths, "lengths", B)
     if len(checked) and (checked.min() < 0 or (T is not None and checked.max() > T)):
         found = checked.min() if checked.min() < 0 else checked.max()
         msg = f"lengths: expected {'at least 0' if T is None else f'0 to {T}'}, got {found}"
@@ -93,7 +93,7 @@ def checked_packed(packed: object, name: str) -> PackedSequence:
         msg = f"{name}: expected an rnnfast.PackedSequence, got {type(packed).__name__}"
         raise TypeError(msg)
     data = _core.asarray(packed.data, f"{name}.data")
-    batch_sizes = _integers(packed.batch_sizes, f"{name}.batch_sizes")
+    batch_sizes = checked_integers(packed.batch_sizes, f"{name}.batch_sizes")
     if len(batch_sizes) and batch_sizes.min() < 1:
         msg = f"{name}.batch_sizes: expected at least 1, got {batch_sizes.min()}"
         raise ValueError(msg)
@@ -120,7 +120,7 @@ def checked_packed(packed: object, name: str) -> PackedSequence:
 
 
 def _permutation(indices: object, name: str, at_least: int) -> Array:
-    order = _integers(indices, name)
+    order = checked_integers(indices, name)
     if len(order) < at_least:
         msg = f"{name}: expected at least the {at_least} sequences of the first step, got {len(order)}"
         raise ValueError(msg)
@@ -130,7 +130,7 @@ def _permutation(indices: object, name: str, at_least: int) -> Array:
     return order
 
 
-def _integers(values: object, name: str, n: int | None = None) -> Array:
+def checked_integers(values: object, name: str, n: int | None = None) -> Array:
     """Return n integers, or as many as there are, of any integer dtype or in a sequence, as an array."""
     array = _core.asarray(values, name)
     if array.dtype.kind not in "iu" and (array.size or not isinstance(values, list | tuple)):  # an empty list has none

@@ -25,9 +25,15 @@ RNNFAST_INLINE typename S::V load_logits(const typename S::Real* p, int count) {
   return lane < typename S::Bits{} + count ? load_partial<S>(p, count) : S::broadcast(-infinity<typename S::Real>);
 }
 
-// Writes the gradient of one row [V] and returns its loss.
+// The softmax of a row: e^(logits - most) / total.
 template <class Real>
-RNNFAST_INLINE double cross_entropy_row(const Real* logits, Index V, Index target, Real scale, Real* dlogits) {
+struct Softmax {
+  Real most, total;
+};
+
+// Writes `scale` times the softmax of one row [V].
+template <class Real>
+RNNFAST_INLINE Softmax<Real> softmax_row(const Real* logits, Index V, Real scale, Real* out) {
   using S = Widest<Real>;
   using Vector = typename S::V;
   const auto lanes_at = [&](Index v) { return int(min_index(S::lanes, V - v)); };
@@ -38,14 +44,21 @@ RNNFAST_INLINE double cross_entropy_row(const Real* logits, Index V, Index targe
   for (Index v = 0; v < V; v += S::lanes) {
     const Vector e = exp_not_positive<S>(load_logits<S>(logits + v, lanes_at(v)) - m);
     totals = totals + e;
-    store_lanes<S>(dlogits + v, e, lanes_at(v));
+    store_lanes<S>(out + v, e, lanes_at(v));
   }
   const Real total = sum_lanes<S>(totals);
   const Real factor = scale / total;
   for (Index v = 0; v < V; v += S::lanes)
-    store_lanes<S>(dlogits + v, load_lanes<S>(dlogits + v, lanes_at(v)) * factor, lanes_at(v));
+    store_lanes<S>(out + v, load_lanes<S>(out + v, lanes_at(v)) * factor, lanes_at(v));
+  return {.most = m, .total = total};
+}
+
+// Writes the gradient of one row [V] and returns its loss.
+template <class Real>
+RNNFAST_INLINE double cross_entropy_row(const Real* logits, Index V, Index target, Real scale, Real* dlogits) {
+  const auto [most, total] = softmax_row(logits, V, scale, dlogits);
   dlogits[target] -= scale;
-  return log_from_one(double(total)) - double(logits[target] - m);
+  return log_from_one(double(total)) - double(logits[target] - most);
 }
 
 // A member takes rows; the first one sums up the losses of all.

@@ -1,5 +1,5 @@
-// Steps of SGD and Adam, one pass over a parameter with its gradient and what is carried, and the sum of squares that
-// clipping needs. A step fuses and reorders no operation: it has the same bits on every instruction set.
+// Steps of SGD, Adam and AdamW, one pass over a parameter with its gradient and what is carried, and the sum of squares
+// that clipping needs. A step fuses and reorders no operation: it has the same bits on every instruction set.
 #pragma once
 
 #include "kernels/layout.h"
@@ -35,12 +35,13 @@ void sgd(const OptimizerArgs<Real>& args, const SgdOptions& options, const Team&
   });
 }
 
-// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g²;  p = p - lr m / (sqrt(v) + eps)
+// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g²;  p = p - decay p - lr m / (sqrt(v) + eps)
 template <class Real>
 void adam(const OptimizerArgs<Real>& args, const AdamOptions& options, const Team& team) {
   const FloatingPointMode mode;
   using S = Widest<Real>;
   const Real b1 = Real(options.b1), b2 = Real(options.b2), lr = Real(options.lr), eps = Real(options.eps);
+  const Real decay = Real(options.decay);
   const Real rest1 = Real(1 - options.b1), rest2 = Real(1 - options.b2);
   for_my_vectors<Real>(args.n, team, [&](Index i, int valid) {
     const auto g = load_lanes<S>(args.g + i, valid);
@@ -48,7 +49,9 @@ void adam(const OptimizerArgs<Real>& args, const AdamOptions& options, const Tea
     const auto v = load_lanes<S>(args.v + i, valid) * b2 + g * g * rest2;
     store_lanes<S>(args.m + i, m, valid);
     store_lanes<S>(args.v + i, v, valid);
-    store_lanes<S>(args.p + i, load_lanes<S>(args.p + i, valid) - m / (sqrt(v) + eps) * lr, valid);
+    auto p = load_lanes<S>(args.p + i, valid);
+    if (decay != 0) p = p - p * decay;
+    store_lanes<S>(args.p + i, p - m / (sqrt(v) + eps) * lr, valid);
   });
 }
 

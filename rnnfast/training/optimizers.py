@@ -1,197 +1,22 @@
-"""As much as training without a framework needs: losses, clipping, SGD, Adam and pruning.
-
-A loss returns its value and its gradient. An optimizer takes the parameters of a layer, of several that
-`rnnfast.Modules` joins, or of a dict of arrays, and changes them in place. Gradients are dicts of arrays with the same
-keys, as ``layer.backward`` and `Modules.join` return them; clipping changes them in place. As in the layers, numbers
-below the smallest normal one count as zero, and the number of threads changes no bit.
-
-Examples
---------
->>> import numpy as np
->>> import rnnfast
->>> lstm, readout = rnnfast.LSTM(3, 8, seed=0), rnnfast.Linear(8, 5, seed=1)
->>> model = rnnfast.Modules(lstm=lstm, readout=readout)
->>> adam = Adam(model, lr=0.1)
->>> x = np.ones((4, 2, 3), np.float32)
->>> targets = np.array([[0, 1], [1, 2], [2, 3], [3, 4]])
->>> losses = []
->>> for step in range(60):
-...     y, state, lstm_tape = lstm.forward(x)
-...     logits, readout_tape = readout.forward(y)
-...     loss, dlogits = softmax_cross_entropy(logits, targets)
-...     dy, readout_grads = readout.backward(readout_tape, dlogits)
-...     dx, dstate, lstm_grads = lstm.backward(lstm_tape, dy, need_dx=False)
-...     grads = model.join(lstm=lstm_grads, readout=readout_grads)
-...     norm = clip_grad_norm(grads, 1.0)
-...     adam.step(grads)
-...     losses.append(loss)
->>> losses[0] > 1.5 > 0.8 > losses[-1]  # two equal inputs with different targets: at best log(2)
-True
-"""
+"""Optimizers: SGD, Adam and AdamW, whose steps are kernels."""
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from . import _core
-from ._base.arrays import Array, ArrayLike, checked, checked_floats, checked_target, quiet
-from ._base.module import Stateful, parameters_of
-from ._base.named import check_apart, checked_keys, checked_values
-from ._base.scalars import Integer, Number, choice, int64, not_negative, number, positive
-from .pruning import Pruner
+from .. import _core
+from .._base.arrays import Array, ArrayLike, checked
+from .._base.module import Stateful, parameters_of
+from .._base.named import check_apart, checked_floats_by_name, checked_keys, checked_values
+from .._base.scalars import Number, not_negative, number
 
-__all__ = ["SGD", "Adam", "Pruner", "clip_grad_norm", "clip_grad_value", "softmax_cross_entropy", "squared_error"]
-
-Reduction: TypeAlias = Literal["mean", "sum"]
-
-
-def softmax_cross_entropy(
-    logits: ArrayLike, targets: ArrayLike, *, reduction: Reduction = "mean", ignore_index: Integer | None = None
-) -> tuple[float, Array]:
-    """Return the loss ``-log softmax(logits)[target]`` in nats, over all targets, and its gradient.
-
-    Parameters
-    ----------
-    logits : array [..., V], float32 or float64
-        Of any size: the largest of a row is subtracted before the exponential.
-    targets : array [...] of integers
-        The class of each row of logits, at least 0 and less than V.
-    reduction : {"mean", "sum"}, optional
-        Over the targets that are not ignored.
-    ignore_index : int, optional
-        Targets of this value have no loss and no gradient. Where all are ignored the mean is 0, not 0/0 as in
-        torch: a batch with nothing to learn from must not make the weights NaN.
-
-    Returns
-    -------
-    loss : float
-    dlogits : ndarray [..., V]
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit, or a target is no class.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> softmax_cross_entropy(np.zeros((2, 4)), np.array([3, -1]), ignore_index=-1)
-    (1.3862943611198906, array([[ 0.25,  0.25,  0.25, -0.75],
-           [ 0.  ,  0.  ,  0.  ,  0.  ]]))
-    """
-    ignored = None if ignore_index is None else int64(ignore_index, "ignore_index")
-    return _core.softmax_cross_entropy(logits, targets, _is_mean(reduction), ignored)
-
-
-@quiet
-def squared_error(y: ArrayLike, target: ArrayLike, *, reduction: Reduction = "mean") -> tuple[float, Array]:
-    """Return the loss ``(y - target)²``, over all elements, and its gradient.
-
-    Parameters
-    ----------
-    y : array [...], float32 or float64
-    target : array like y
-    reduction : {"mean", "sum"}, optional
-        The mean of no elements is 0.
-
-    Returns
-    -------
-    loss : float
-    dy : ndarray like y
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> squared_error(np.array([1.0, 5.0]), np.array([2.0, 2.0]))
-    (5.0, array([-1.,  3.]))
-    """
-    given = checked_floats(y, "y")
-    dy = np.asarray(given - checked(target, "target", given.shape, given.dtype))
-    scale = 1 / max(dy.size, 1) if _is_mean(reduction) else 1.0
-    loss = scale * _core.sum_of_squares(dy)
-    dy *= 2 * scale
-    return loss, dy
-
-
-@quiet
-def clip_grad_norm(grads: Mapping[str, Array], max_norm: Number) -> float:
-    """Scale the gradients, in place, so that the norm of all their elements together is at most `max_norm`.
-
-    As in torch, they are multiplied by ``max_norm / (norm + 1e-6)`` where that is less than 1.
-
-    Parameters
-    ----------
-    grads : dict of ndarrays
-    max_norm : float
-        Positive.
-
-    Returns
-    -------
-    float
-        The norm before. If it is NaN, the gradients are left as they are.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> grads = {"w": np.array([3.0, 0.0]), "b": np.array([4.0])}
-    >>> clip_grad_norm(grads, 1.0)
-    5.0
-    >>> grads["b"].round(5)
-    array([0.8])
-    """
-    bound = positive(max_norm, "max_norm")
-    targets = _targets(grads, "grads")
-    norm = math.sqrt(sum(map(_core.sum_of_squares, targets.values())))
-    scale = bound / (norm + 1e-6)
-    if scale < 1:
-        for g in targets.values():
-            g *= scale
-    return norm
-
-
-@quiet
-def clip_grad_value(grads: Mapping[str, Array], max_value: Number) -> None:
-    """Limit each element of the gradients to -max_value ... max_value, in place.
-
-    Parameters
-    ----------
-    grads : dict of ndarrays
-    max_value : float
-        Positive.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> grads = {"w": np.array([0.5, -3.0])}
-    >>> clip_grad_value(grads, 1.0)
-    >>> grads["w"]
-    array([ 0.5, -1. ])
-    """
-    bound = positive(max_value, "max_value")
-    targets = _targets(grads, "grads")
-    for g in targets.values():
-        np.clip(g, -bound, bound, out=g)  # a bound that the dtype cannot hold bounds nothing
+__all__ = ["SGD", "Adam", "AdamW"]
 
 
 class Optimizer:
-    """What SGD and Adam share: parameters to change in place, and what is carried from step to step.
+    """What all optimizers share: parameters to change in place, and what is carried from step to step.
 
     Attributes
     ----------
@@ -202,7 +27,7 @@ class Optimizer:
 
     def __init__(self, params: Stateful | Mapping[str, Array], lr: Number, carried: tuple[str, ...]) -> None:
         arrays = params.state_dict() if isinstance(params, Stateful) else params
-        targets = _targets(arrays, "params")
+        targets = checked_floats_by_name(arrays, "params")
         check_apart(targets, "params")
         self.params = dict(arrays)
         self._lr = np.array(not_negative(lr, "lr"))
@@ -258,7 +83,7 @@ class Optimizer:
 
     def _check(self, grads: Mapping[str, Array]) -> None:
         """Check all arrays before any parameter is changed."""
-        _targets(self.params, "params")
+        checked_floats_by_name(self.params, "params")
         checked_keys(grads, self.params, "grads")
         for name, p in self.params.items():
             try:
@@ -362,6 +187,8 @@ class Adam(Optimizer):
     array([0.9])
     """
 
+    weight_decay = 0.0  # of what `AdamW` is
+
     def __init__(
         self,
         params: Stateful | Mapping[str, Array],
@@ -401,11 +228,57 @@ class Adam(Optimizer):
         lr, eps = rate * root / (1 - b1 ** int(self._t)), self.eps * root
         m, v = self._carried["m"], self._carried["v"]
         for name, p in self.params.items():
-            _core.adam_step(p, grads[name], m[name], v[name], lr, b1, b2, eps)
+            _core.adam_step(p, grads[name], m[name], v[name], lr, b1, b2, eps, rate * self.weight_decay)
 
 
-def _is_mean(reduction: Reduction) -> bool:
-    return choice(reduction, "reduction", ("mean", "sum")) == "mean"
+class AdamW(Adam):
+    """Adam with weight decay that is decoupled from the gradient [1]_, as torch has it.
+
+    A step is that of `Adam` and, of p before it, ``p = p - lr * weight_decay * p``.
+
+    Parameters
+    ----------
+    params : layer, `rnnfast.Modules` or dict of ndarrays
+        Changed in place by `step`; no two arrays may share memory. All of them decay; for those that should not, such
+        as biases, make another optimizer.
+    lr : float, optional
+        At least 0.
+    betas : pair of floats, optional
+        b1 and b2, at least 0 and less than 1.
+    eps : float, optional
+        At least 0.
+    weight_decay : float, optional
+        At least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    References
+    ----------
+    .. [1] Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019 (arXiv:1711.05101).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> params = {"w": np.array([1.0])}
+    >>> AdamW(params, lr=0.1, weight_decay=0.5).step({"w": np.array([2.0])})
+    >>> params["w"]  # 0.05 less for the decay, 0.1 for the gradient
+    array([0.85])
+    """
+
+    def __init__(
+        self,
+        params: Stateful | Mapping[str, Array],
+        lr: Number = 1e-3,
+        *,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-8,
+        weight_decay: Number = 1e-2,
+    ) -> None:
+        self.weight_decay = not_negative(weight_decay, "weight_decay")
+        super().__init__(params, lr, betas=betas, eps=eps)
 
 
 def _two_decays(betas: object) -> tuple[float, float]:
@@ -417,15 +290,3 @@ def _two_decays(betas: object) -> tuple[float, float]:
         msg = f"betas: expected two numbers from 0 to less than 1, got {rates}"
         raise ValueError(msg)
     return rates
-
-
-def _targets(arrays: object, name: str) -> dict[str, Array]:
-    """Return views of arrays of floats that can be changed in place, each of them once."""
-    if not isinstance(arrays, Mapping):
-        expected = "a layer, rnnfast.Modules or a dict of arrays" if name == "params" else "a dict of arrays"
-        msg = f"{name}: expected {expected}, got {type(arrays).__name__}"
-        raise TypeError(msg)
-    targets = {key: checked_target(a, f"{name}[{key!r}]") for key, a in arrays.items()}
-    if len({*map(id, arrays.values())}) < len(arrays):
-        check_apart(targets, name)
-    return targets

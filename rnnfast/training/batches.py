@@ -1,0 +1,89 @@
+"""Minibatches of sequences of different lengths."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._base.arrays import Array, ArrayLike
+from .._base.scalars import Flag, Integer, Number, generator
+from ..ragged import checked_sequences, length_bucketed_batches, pad_sequences
+
+__all__ = ["Minibatch", "minibatches"]
+
+
+class Minibatch(NamedTuple):
+    """Sequences side by side, the longest first.
+
+    Attributes
+    ----------
+    x : ndarray [T,B,*], or [B,T,*] if `batch_first`
+        With what is filled in beyond the end of each.
+    lengths : ndarray [B]
+        As the layers' ``lengths=`` takes them.
+    indices : ndarray [B]
+        The number of each sequence, by which their targets are found.
+    """
+
+    x: Array
+    lengths: Array
+    indices: Array
+
+
+def minibatches(
+    sequences: Sequence[ArrayLike] | Array,
+    batch_size: Integer,
+    *,
+    shuffle: Flag = True,
+    rng: Any = None,
+    bucket: Integer = 64,
+    batch_first: Flag = False,
+    fill: Number = 0.0,
+) -> Iterator[Minibatch]:
+    """Go once through sequences in padded batches of like lengths: see `rnnfast.length_bucketed_batches`.
+
+    Parameters
+    ----------
+    sequences : sequence of arrays [T_i,*], or array [N,T,*]
+        Features, tokens or targets, of one dtype and alike but for their lengths.
+    batch_size : int
+        Sequences of a batch, at least 1; the last one of a bucket may have fewer.
+    shuffle : bool, optional
+        False: nothing is drawn, and the longest come first.
+    rng : int, Generator or what `numpy.random.default_rng` takes, optional
+        A generator goes on with each call: every epoch has batches of its own.
+    bucket : int, optional
+        How many batches are sorted by length together.
+    batch_first : bool, optional
+        How x is to be laid out.
+    fill : number, optional
+        What stands beyond the end of a sequence.
+
+    Returns
+    -------
+    iterator of Minibatch
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sequences = [np.full((n, 2), n) for n in (3, 1, 4, 2)]
+    >>> for batch in minibatches(sequences, 2, shuffle=False):
+    ...     print(batch.x.shape, batch.lengths, batch.indices)
+    (4, 2, 2) [4 3] [2 0]
+    (2, 2, 2) [2 1] [3 1]
+    """
+    given = checked_sequences(sequences, "sequences")
+    source = generator(rng, "rng")
+    lengths = np.array([len(sequence) for sequence in given], np.int64)
+    batches = length_bucketed_batches(lengths, batch_size, shuffle=shuffle, seed=source, bucket=bucket)
+    if given:
+        pad_sequences(given[:1], batch_first=batch_first, fill=fill)  # whose errors are to come now
+    return (
+        Minibatch(*pad_sequences([given[i] for i in indices], batch_first=batch_first, fill=fill), indices)
+        for indices in batches
+    )
