@@ -8,12 +8,13 @@ with --training, with all gradients. The two take turns. Rows in which ours is s
 
 import argparse
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from benchmarks.machine import describe
-from benchmarks.modules import Arrays, arrays, inference_calls, torch_call, twins
+from benchmarks.modules import arrays, inference_calls, torch_call, twins
 from benchmarks.timing import Call, rounds_of
 
 KINDS = ["LSTMCell", "GRUCell", "RNNCell", "LSTM", "GRU", "RNN"]
@@ -23,14 +24,14 @@ TURNS, SAMPLE = 9, 2e-3
 
 def calls_of(kind: str, T: int, B: int, H: int, training: bool) -> list[Call]:
     """Return the same call of torch's module and of ours."""
-    given = Arrays(*arrays(kind, (T, B, H, H)))
+    given = arrays(kind, (T, B, H, H))
     modules = twins(getattr(nn, kind)(H, H))
     if training:
         return [torch_call(module, given) for module in modules]
     return inference_calls(None, modules, given.x)[1:]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="T of layers")
     parser.add_argument("--training", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     print(f"{describe()}, torch {torch.__version__}, {args.threads} thread(s)\n")
