@@ -4,8 +4,8 @@ python -m benchmarks.headline --json FILE      measures: needs torch, ONNX Runti
 python -m benchmarks.headline --json FILE --plot docs/headline.svg    draws what has been measured
 
 float32, one thread. A training step is forward + backward of a layer, without the gradient of x, by
-`benchmarks.systems`. A streaming step is one of a stream, of a cell of torch, of a session of ONNX Runtime, which starts
-from a zero state each time, and of a cell of Keras in a compiled function. All that stands in a row takes turns.
+`benchmarks.systems`. A streaming step is one of a stream, of a cell of torch, of a session of ONNX Runtime, which
+starts from a zero state each time, and of a cell of Keras in a compiled function. All that stands in a row takes turns.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The oracle: recurrent layers in plain NumPy and float64. The kernels are tested against it and share no code with it.
 
 `cells` has the equations and one step of each cell, `sequence` the loop over time, `truncated` the windows of truncated
-backpropagation, `quantized` the arithmetic of weights with fewer bits, `bfloat16` rounding, `ctc` the loss of that name.
+backpropagation, `quantized` the arithmetic of weights with fewer bits, `bfloat16` rounding, `ctc` a loss.
 """
 
 from . import bfloat16, quantized
