@@ -89,7 +89,8 @@ def darts() -> Model:
     model = module.BlockRNNModel(
         48, 12, model="LSTM", hidden_dim=40, n_rnn_layers=2, n_epochs=1, pl_trainer_kwargs=quiet, random_state=0
     )
-    model.fit(series)  # makes the network
+    linear = import_module("darts.utils.timeseries_generation").linear_timeseries
+    model.fit(linear(length=100).astype("float32"))  # makes the network
     given = import_module("darts.utils.data.torch_datasets.utils").PLModuleInput(torch.randn(32, 48, 1))
     return model.model, lambda model: model(given)
 
