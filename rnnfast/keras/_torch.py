@@ -74,4 +74,4 @@ def _ragged(
 
 def _call(cell: str, weights: Sequence[Tensor], x: Tensor, states: Sequence[Tensor]) -> Call:
     rows = [w.contiguous() for w in weights]  # Keras's kernels are transposed
-    return Call(cell, len(rows) == 4, False, x, [state[None] for state in states], None, rows)
+    return Call(cell, len(rows) == 4, False, False, x, [state[None] for state in states], None, rows)

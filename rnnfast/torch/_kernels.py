@@ -13,7 +13,7 @@ from .._base.state import STATES
 # The calls that take tensors as they are. Where an older torch lacks DLPack's C functions all of them go by arrays.
 TENSORS = _core.Tensors(Tensor, torch.nn.Parameter) if hasattr(Tensor, "__dlpack_c_exchange_api__") else None
 
-Kind: TypeAlias = tuple[str, bool, bool]  # the cell, and as in Call
+Kind: TypeAlias = tuple[str, bool, bool, bool]  # the cell, and as in Call
 Gradients: TypeAlias = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]  # dx, dstates and dweights
 
 
@@ -23,6 +23,7 @@ class Call(NamedTuple):
     cell: str
     bias: bool
     projected: bool
+    rounded: bool  # the factors of products are, to bfloat16
     x: Tensor  # [T,B,I], or [N,I] with batch_sizes; [B,I] of a step
     states: Sequence[Tensor]  # S initial states [D,B,H], of h [D,B,P], without D of a step; none: zero
     batch_sizes: Tensor | None  # [T]
@@ -62,6 +63,8 @@ class Call(NamedTuple):
         weights = [w.numpy(force=True) for w in self.weights]
         biases = () if self.bias else (None, None)
         sizes = array_of(self.batch_sizes)
+        if self.rounded:
+            options["rounded"] = True
         if self.resets is not None:
             options |= {"resets": array_of(self.resets), "start": zeros_like(self.states) or None}
         y, last, *tape = kernel(
@@ -90,9 +93,9 @@ def forward(
 
     `tensors` are n weights, x and the initial states, if there are any.
     """
-    if TENSORS is not None and resets is None:
+    if TENSORS is not None and resets is None and not kind[3]:
         sizes = None if batch_sizes is None else array_of(batch_sizes)
-        results = TENSORS.forward(*kind, n, tensors, sizes, training, torch.get_num_threads())
+        results = TENSORS.forward(*kind[:3], n, tensors, sizes, training, torch.get_num_threads())
         if results is not None:
             return results
     call = Call(*kind, tensors[n], tensors[n + 1 :], batch_sizes, tensors[:n], None, resets)

@@ -11,6 +11,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import _core
 from .._base.state import STATES
 from ._autograd import followed
 from ._derivatives import STEPS, by_steps, without_onednn
@@ -21,6 +22,8 @@ from ._sequences import Packing, bools, checked, turned
 
 DTYPES = torch.float32, torch.float64
 MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}  # torch's names
+ROUNDED = "lstm", "gru", "rnn_tanh", "rnn_relu"
+HAS_PAIRS = _core.config()["bfloat16"] is not None
 CELL_WEIGHTS = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 
 
@@ -35,6 +38,13 @@ def left_to_torch() -> bool:
         return bool(torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     return bool(transformed or torch.jit.is_tracing())
+
+
+def rounds(cell: str, projected: bool, weight: Tensor) -> bool:
+    """Return whether autocast wants products of bfloat16, and the machine and the kernels have them."""
+    if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return False
+    return HAS_PAIRS and cell in ROUNDED and not projected and weight.dtype == torch.float32
 
 
 def is_batched() -> bool:
@@ -74,7 +84,7 @@ def plainly(module: Any, kind: Kind, names: list[str], x: Tensor, hx: Any, step:
     """Return y, None of a step, and the last states; None if a call is no plain one, or something follows it."""
     if TENSORS is None or not is_plain():
         return None
-    cell, bias, projected = kind
+    cell, bias, projected, _ = kind
     I, H = module.input_size, module.hidden_size
     P = module.proj_size if projected else H
     plain = TENSORS.gather(cell, bias, I, H, P, module._parameters, names, x, hx, step)
@@ -123,8 +133,7 @@ def layer(call: Call) -> Sequence[Any]:
             call = call._replace(states=[call.x.new_zeros(shape) for shape in call.state_shapes])
         *results, _, _ = forward_operator(*call, differentiable)
         return tuple(results)
-    kind = call.cell, call.bias, call.projected
-    return computed(kind, len(call.weights), call.batch_sizes, tensors, differentiable, call.resets)
+    return computed(call[:4], len(call.weights), call.batch_sizes, tensors, differentiable, call.resets)
 
 
 def is_computable(weight: Tensor) -> bool:
@@ -177,7 +186,7 @@ class Recurrent(_Scriptable):
         uneven = lengths is not None or resets is not None
         if type(input) is Tensor and self.num_layers == 1 and not uneven:
             x = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
-            kind = MODES[self.mode], bool(self.bias), self.proj_size > 0
+            kind = MODES[self.mode], bool(self.bias), self.proj_size > 0, False
             results = plainly(self, kind, self._flat_weights_names, x, hx)
             if results is not None:
                 y, *after = results
@@ -227,7 +236,8 @@ class Recurrent(_Scriptable):
                 x = torch.nn.functional.dropout(x, self.dropout)
             before = first if L == 1 else [state[k * D : (k + 1) * D] for state in first]
             own, projected = weights[k * n : (k + 1) * n], self.proj_size > 0
-            x, *after = layer(Call(cell, self.bias, projected, x, before, batch_sizes, own, lengths, resets))
+            kind = cell, self.bias, projected, rounds(cell, projected, own[0])
+            x, *after = layer(Call(*kind, x, before, batch_sizes, own, lengths, resets))
             last.append(after)
         states = last[0] if L == 1 else [torch.cat(part) for part in zip(*last, strict=True)]
 
@@ -264,7 +274,8 @@ class _Cell(_Scriptable):
         cell = self.cell
         if cell in STEPS:
             bias = bool(self.bias)
-            results = plainly(self, (cell, bias, False), CELL_WEIGHTS if bias else CELL_WEIGHTS[:2], input, hx, True)
+            names = CELL_WEIGHTS if bias else CELL_WEIGHTS[:2]
+            results = plainly(self, (cell, bias, False, False), names, input, hx, True)
             if results is not None:
                 _, *after = results
                 return tuple(after) if len(after) > 1 else after[0]
@@ -279,7 +290,7 @@ class _Cell(_Scriptable):
         if given is None:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
         x, *first = given if len(shape) == 2 else (t.unsqueeze(0) for t in given)
-        _, *states = layer(Call(cell, self.bias, False, x, first, None, weights))
+        _, *states = layer(Call(cell, self.bias, False, rounds(cell, False, weights[0]), x, first, None, weights))
         if len(shape) == 1:
             states = [state.squeeze(0) for state in states]
         return tuple(states) if S > 1 else states[0]

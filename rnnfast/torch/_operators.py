@@ -11,12 +11,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .. import _core
 from ._derivatives import differentiable_backward
-from ._kernels import Call, array_of, backward, forward, run_backward, tensor_of
+from ._kernels import Call, Kind, array_of, backward, forward, run_backward, tensor_of
 from ._sequences import Packing, bools
 
 CALL = (
-    "str cell, bool bias, bool projected, Tensor x, Tensor[] states, Tensor? batch_sizes, Tensor[] weights, "
-    "Tensor? lengths, Tensor? resets"
+    "str cell, bool bias, bool projected, bool rounded, Tensor x, Tensor[] states, Tensor? batch_sizes, "
+    "Tensor[] weights, Tensor? lengths, Tensor? resets"
 )
 
 
@@ -36,8 +36,8 @@ def forward_operator(*arguments: Any) -> list[Tensor]:
 
 
 def _forward(call: Call, training: bool) -> list[Tensor]:
-    kind, tensors = (call.cell, call.bias, call.projected), (*call.weights, call.x, *call.states)
-    results = list(forward(kind, len(call.weights), tensors, call.batch_sizes, training, call.resets))
+    tensors = *call.weights, call.x, *call.states
+    results = list(forward(call[:4], len(call.weights), tensors, call.batch_sizes, training, call.resets))
     if not training:
         return [*results, call.x.new_empty(0), call.x.new_empty(0)]
     *results, tape, gates = results
@@ -146,31 +146,31 @@ def _backward_shapes(*arguments: Any) -> list[Tensor]:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     *kind, x, states, batch_sizes, weights, lengths, resets, _ = inputs
     y, *_, gates, steps = output
-    ctx.kind, ctx.num_states = kind, len(states)
+    ctx.kind, ctx.num_states = tuple(kind), len(states)
     ctx.save_for_backward(batch_sizes, lengths, resets, y, gates, steps, x, *states, *weights)
     ctx.mark_non_differentiable(gates, steps)
 
 
 def _operator_backward(ctx: Any, dresults: list[Tensor]) -> tuple[Any, ...]:
     batch_sizes, lengths, resets, y, gates, steps, x, *tensors = ctx.saved_tensors
-    cell, bias, projected = ctx.kind
     states, weights = tensors[: ctx.num_states], tensors[ctx.num_states :]
-    call = Call(cell, bias, projected, x, states, batch_sizes, weights, lengths, resets)
+    kind: Kind = ctx.kind
+    call = Call(*kind, x, states, batch_sizes, weights, lengths, resets)
     *dlast, _, _ = dresults
     if torch.is_grad_enabled():
         dx, dstates, dweights = differentiable_backward(call, dlast)
     else:
-        need_dx = ctx.needs_input_grad[3]
+        need_dx = ctx.needs_input_grad[4]
         dx, *gradients = backward_operator(*call, y, gates, steps, dlast, need_dx)
         S = ctx.num_states
         dx, dstates, dweights = dx if need_dx else None, gradients[:S], gradients[S:]
-    return None, None, None, dx, dstates[: ctx.num_states], None, dweights, None, None, None
+    return *(None,) * 4, dx, dstates[: ctx.num_states], None, dweights, None, None, None
 
 
 @register_flop_formula([torch.ops.rnnfast.forward])  # type: ignore[untyped-decorator]
 def _forward_flops(*arguments: Any, **_: Any) -> int:
     """Count multiply-adds of matrices as two, as torch does, from shapes in the place of tensors."""
-    x, weights = arguments[3], arguments[6]
+    x, weights = arguments[4], arguments[7]
     rows = math.prod(x[:-1])
     return int(2 * rows * sum(math.prod(w) for w in weights if len(w) == 2))
 
@@ -179,7 +179,7 @@ def _forward_flops(*arguments: Any, **_: Any) -> int:
 def _backward_flops(*arguments: Any, **_: Any) -> int:
     """Count the products of dweights, of dh and, where it is needed, of dx."""
     call, need_dx = Call(*arguments[:-5]), arguments[-1]
-    rows, matrices = math.prod(arguments[3][:-1]), arguments[6][:: call.of_direction]  # the w_ih
+    rows, matrices = math.prod(arguments[4][:-1]), arguments[7][:: call.of_direction]  # the w_ih
     dx = 0 if need_dx else 2 * rows * sum(math.prod(w) for w in matrices)
     return int(2 * _forward_flops(*arguments) - dx)
 

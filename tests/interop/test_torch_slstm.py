@@ -198,7 +198,6 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         r"hx: expected tensors torch.float32 \(1, 3, 8\), got",
     ),
-    "half": (lambda: ours.SLSTM(I, H).half()(X.half()), TypeError, "weight_ih: expected dtype float32 or float64"),
 }
 
 
