@@ -59,6 +59,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"\.py$",
     "download_all_examples": False,
     "show_signature": False,
+    "remove_config_comments": True,
     "min_reported_time": 1e9,
     "default_thumb_file": str(DOCS / "_static" / "example.png"),
 }
@@ -70,8 +71,9 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "icon_links": [{"name": "GitHub", "url": REPOSITORY, "icon": "fa-brands fa-github"}],
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 5,
     "show_toc_level": 2,
+    "navbar_persistent": ["search-button"],
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
@@ -85,14 +87,16 @@ LISTS = {"index", "guides", "explanation", "tutorials/index", "reference/index"}
 
 
 def source_read(_app: Sphinx, name: str, content: list[str]) -> None:
-    """Send links that leave docs/ to GitHub, and make the navigation from lists of pages."""
+    """Send links that leave docs/ to GitHub, name pages by titles, and make the navigation from lists of pages."""
     folder = (DOCS / name).parent
 
     def link(match: re.Match[str]) -> str:
         target, _, anchor = match[2].partition("#")
         path = Path(os.path.normpath(folder / target))
-        if not target or ":" in target or path.is_relative_to(DOCS):
+        if not target or ":" in target:
             return match[0]
+        if path.is_relative_to(DOCS):  # [kernels.md](kernels.md) on GitHub, the title of the page here
+            return f"[]({match[2]})" if match[1] == f"[{target}]" else match[0]
         if not path.exists():
             msg = f"{name}: {target} does not exist"
             raise FileNotFoundError(msg)

@@ -25,7 +25,7 @@ def blocks_of(page: Path) -> list[str]:
 OPTIONAL = {"keras", "onnx", "onnxruntime", "torch"}
 README = ROOT / "README.md"
 LAYER, TORCH, STREAMING, SEQUENCES, TRAINING = blocks_of(README)
-PAGES = {page: blocks for page in sorted((ROOT / "docs").glob("*.md")) if (blocks := blocks_of(page))}
+PAGES = {page: blocks for page in sorted(ROOT.glob("docs/**/*.md")) if (blocks := blocks_of(page))}
 
 
 def run(page: Path, blocks: list[str]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def run(page: Path, blocks: list[str]) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
 def test_a_page_runs_from_its_top_to_its_end(page: Path) -> None:
     run(page, PAGES[page])
 
