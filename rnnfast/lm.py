@@ -54,11 +54,28 @@ CHUNK = 1024
 
 
 class UsageError(Exception):
-    """What whoever started the run can put right; the message says how."""
+    """What whoever started the run can put right; the message says how.
+
+    Examples
+    --------
+    >>> Training("short", Options())
+    Traceback (most recent call last):
+        ...
+    rnnfast.lm.UsageError: ...
+    """
 
 
 class CharLMTape(NamedTuple):
-    """What `CharLM.forward` keeps for `CharLM.backward`."""
+    """What `CharLM.forward` keeps for `CharLM.backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> model = CharLM("ab", Options(hidden=4, embed=2))
+    >>> logits, state, tape = model.forward(np.zeros((3, 1), np.int64))
+    >>> type(tape).__name__
+    'CharLMTape'
+    """
 
     rnn: Tape
     readout: Tape
@@ -271,6 +288,17 @@ class Checkpoint(NamedTuple):
         ``pruner.mask.<name>``. Of a quantised model, the parameters alone.
     format : {"bfloat16", "int8"}, optional
         Of a quantised model, which can be sampled, but not be trained any more.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> training = Training("to be or not to be, " * 20, Options(hidden=8, embed=4, batch=2, seq_len=5))
+    >>> path = Path(tempfile.mkdtemp(), "model.safetensors")
+    >>> training.save(path)
+    >>> checkpoint = Checkpoint.read(path)
+    >>> checkpoint.steps, checkpoint.vocabulary
+    (0, ' ,benort')
     """
 
     path: Path
@@ -394,6 +422,13 @@ class Training:
     ------
     UsageError
         If the text is too short.
+
+    Examples
+    --------
+    >>> training = Training("to be or not to be, " * 20, Options(hidden=8, embed=4, batch=2, seq_len=5, lr=0.02))
+    >>> losses = [training.step() for _ in range(100)]
+    >>> losses[-1] < losses[0], training.steps
+    (True, 100)
     """
 
     def __init__(self, text: str, options: Options) -> None:
@@ -556,7 +591,13 @@ def _code_points(text: str) -> Array:
 
 
 def default_text() -> str:
-    """Return half a million characters that every Python carries: what help() says of its topics."""
+    """Return half a million characters that every Python carries: what help() says of its topics.
+
+    Examples
+    --------
+    >>> len(default_text()) > 100_000
+    True
+    """
     from pydoc_data.topics import topics
 
     return "\n".join(topics.values())

@@ -122,6 +122,11 @@ class Options:
     ------
     TypeError, ValueError
         If an option is of another type, out of its range, or nothing that the cell has.
+
+    Examples
+    --------
+    >>> Options(cell="gru", hidden=64).hidden
+    64
     """
 
     text: str | None = None
