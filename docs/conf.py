@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 REPOSITORY = PROJECT.get("urls", {}).get("Repository", "https://github.com/rnnfast/rnnfast")
 
 project = PROJECT["name"]
-author = copyright = "the rnnfast authors"
+author = project_copyright = "the rnnfast authors"
 version = release = PROJECT["version"]
 
 extensions = [
@@ -33,7 +33,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.mermaid",
 ]
-exclude_patterns = ["_build", "auto_examples/*.ipynb", "auto_examples/*.py", "auto_examples/*.zip", "auto_examples/*.md5"]
+exclude_patterns = ["_build"]
 nitpicky = True
 
 # The docstrings: types stand in their tables, so signatures show names and defaults alone.
