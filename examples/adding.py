@@ -1,4 +1,5 @@
 """The adding problem: which networks remember over 150 steps?
+===========================================================
 
 Each step of a sequence brings a number from 0 to 1 and a mark, and two numbers of the sequence are marked, one in each
 half. Their sum is asked for after the last step (Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997). Whoever

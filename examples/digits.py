@@ -1,4 +1,5 @@
 """Many to one: handwritten digits, read row by row.
+=================================================
 
 The images of scikit-learn's digits have 8 rows of 8 pixels. A GRU reads an image from top to bottom, and a linear layer
 tells from its last state which digit that was. Of a fifth of the images, which training never sees, it knows 98.9%.

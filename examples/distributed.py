@@ -1,4 +1,5 @@
 """Data-parallel training: a character language model in torch, on as many processes and machines as there are.
+============================================================================================================
 
     torchrun --nproc_per_node=2 examples/distributed.py
 

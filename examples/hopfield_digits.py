@@ -1,9 +1,12 @@
 """Associative memory: noisy handwritten digits, repaired by Hopfield networks.
+============================================================================
 
 The first images of scikit-learn's digits, made black and white, are stored, and some pixels of each are turned round.
 The digits are so much alike that Hebb's rule mixes them up; the pseudo-inverse brings all ten back, and so does the
 modern network, which keeps the images as they are and takes many more.
 """
+
+# sphinx_gallery_thumbnail_path = "../examples/hopfield_digits.png"
 
 import argparse
 from collections.abc import Sequence
@@ -56,3 +59,7 @@ def draw(rows: dict[str, Array], path: Path) -> None:
 
 if __name__ == "__main__":
     main()
+
+# %%
+# .. image:: ../../examples/hopfield_digits.png
+#    :alt: Ten digits as they are stored, with noise, and as four networks repair them

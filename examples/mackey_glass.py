@@ -1,9 +1,12 @@
 """An echo state network goes on with a chaotic series by itself.
+==============================================================
 
 The equation of Mackey and Glass, dx/dt = 0.2 x(t - 17) / (1 + x(t - 17)^10) - 0.1 x(t), is a model of the number of
 blood cells, and a usual test of forecasts. A reservoir of 500 fixed random units hears 2,500 values, a linear readout
 of its states learns to tell the next one, and then its outputs become its inputs.
 """
+
+# sphinx_gallery_thumbnail_path = "../examples/mackey_glass.png"
 
 import argparse
 from collections.abc import Sequence
@@ -70,3 +73,7 @@ def draw(true: Array, alone: Array, path: Path) -> None:
 
 if __name__ == "__main__":
     main()
+
+# %%
+# .. image:: ../../examples/mackey_glass.png
+#    :alt: 500 values of the series, and the forecast of the network

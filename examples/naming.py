@@ -1,4 +1,5 @@
 """One to many: a network sees a handwritten digit and spells its name.
+====================================================================
 
 The features of an image, tanh of a linear layer of its pixels, are the initial state of a GRU, which writes the name
 letter by letter, each letter with the one before as its input, until it writes a full stop. Of the images that training

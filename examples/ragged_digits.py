@@ -1,4 +1,5 @@
 """Sequences of different lengths: how much of a handwritten digit must one see?
+=============================================================================
 
 A GRU reads the first n rows of an image, n from 1 to 8 drawn at random, and a linear layer tells from its last state
 which digit that was. Images of like lengths share a batch, and what lies beyond the length of one costs nothing and

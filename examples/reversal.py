@@ -1,4 +1,5 @@
 """Many to many: an encoder reads a sequence of 1 to 8 digits, a decoder writes it backwards.
+==========================================================================================
 
 The encoder, an LSTM, hands nothing but its last state on to the decoder, another LSTM, which writes one digit after the
 other, each with the one before as its input, until it writes a token for the end. It takes the likeliest each time

@@ -1,4 +1,5 @@
 """Forecasting: the number of sunspots of the next year, from those of all years before it.
+========================================================================================
 
 A GRU reads the yearly numbers since 1700 (from statsmodels) and predicts each next one. The years before 1900 train it,
 those before 1950 say when it was at its best, and those from 1950 to 2008, the test, take no part in either. There its

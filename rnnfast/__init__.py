@@ -112,7 +112,10 @@ def get_num_threads() -> int:
 
     Examples
     --------
-    See `threads`.
+    >>> import rnnfast
+    >>> with rnnfast.threads(2):
+    ...     rnnfast.get_num_threads()
+    2
     """
     return _core.get_num_threads()
 
@@ -132,7 +135,12 @@ def set_num_threads(n: Integer) -> None:
 
     Examples
     --------
-    See `threads`, which sets them for a while.
+    >>> import rnnfast
+    >>> before = rnnfast.get_num_threads()
+    >>> rnnfast.set_num_threads(2)
+    >>> rnnfast.get_num_threads()
+    2
+    >>> rnnfast.set_num_threads(before)  # or use `threads`, which does so by itself
     """
     _core.set_num_threads(int64(n, "n"))
 

@@ -83,6 +83,14 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     See Also
     --------
     to_keras_weights : The way back.
+
+    Examples
+    --------
+    >>> import keras  # doctest: +SKIP
+    >>> layer = keras.layers.GRU(4)  # doctest: +SKIP
+    >>> layer.build((None, None, 3))  # doctest: +SKIP
+    >>> from_keras(layer)  # doctest: +SKIP
+    GRU(3, 4, batch_first=True)
     """
     given = list(layer) if isinstance(layer, list | tuple) else [layer]
     if not given:
@@ -168,6 +176,12 @@ def from_torch(module: Any) -> LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell:
     See Also
     --------
     to_torch : The way back.
+
+    Examples
+    --------
+    >>> import torch  # doctest: +SKIP
+    >>> from_torch(torch.nn.LSTM(3, 4, num_layers=2))  # doctest: +SKIP
+    LSTM(3, 4, num_layers=2)
     """
     bases: list[Any] = [
         base for base in type(module).__mro__ if base.__module__ in ("torch.nn.modules.rnn", "rnnfast.torch")
@@ -213,6 +227,12 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
     See Also
     --------
     from_torch : The way back.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> to_torch(rnnfast.GRU(3, 4))  # doctest: +SKIP
+    GRU(3, 4)
     """
     if not isinstance(layer, tuple(TORCH.values())):
         msg = f"layer: expected {', '.join(TORCH)}, got {type(layer).__name__}"

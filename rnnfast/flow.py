@@ -26,6 +26,15 @@ class GradientFlow(NamedTuple):
         Of dE/dh_t.
     c : ndarray [L,D,T] or None
         Of dE/dc_t, for the LSTM and the SLSTM.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> rnn = rnnfast.RNN(3, 4, seed=0)
+    >>> flow = rnnfast.gradient_flow(rnn, np.ones((5, 2, 3), np.float32), np.ones((5, 2, 4), np.float32))
+    >>> flow.h.shape, flow.c is None
+    ((1, 1, 5), True)
     """
 
     h: Array

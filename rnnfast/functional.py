@@ -455,7 +455,12 @@ def backward(
 
     Examples
     --------
-    See `forward`.
+    >>> import numpy as np
+    >>> w = np.ones((1, 1))
+    >>> y, h, tape = forward("rnn_relu", np.ones((3, 1, 1)), [(w, w, None, None)])
+    >>> dx, dh0, [(dw_ih, dw_hh, _, _)] = backward(tape, np.ones_like(y))
+    >>> dx.ravel()
+    array([3., 2., 1.])
     """
     if not isinstance(tape, _core.Tape):
         msg = f"tape: expected a tape of functional.forward, got {type(tape).__name__}"

@@ -47,6 +47,16 @@ class Recall(NamedTuple):
     period : ndarray [...] of int64
         1 if another update would leave the state as it is, 2 if synchronous updates go back and forth between it
         and one other state, 0 if `max_steps` came before either was seen.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> network = rnnfast.hopfield.Hopfield(4)
+    >>> network.store(np.array([[1, 1, -1, -1]]))
+    >>> recall = network.recall(np.array([1, 1, 1, -1]))
+    >>> recall.states, int(recall.period)
+    (array([ 1.,  1., -1., -1.], dtype=float32), 1)
     """
 
     states: Array

@@ -38,7 +38,7 @@ from ._base.tensors import read_tensors, write_tensors
 from ._stack.quantized import Quantized
 from .container import joined
 from .linear import Linear
-from .lm_options import DROPOUTS, SIZE, TEMPERATURE
+from .lm_options import DROPOUTS, SIZE, TEMPERATURE, UsageError, default_text
 from .lm_options import LAYERS as LAYERS
 from .lm_options import Options as Options
 from .training import Adam, Pruner, clip_grad_norm, softmax_cross_entropy
@@ -53,12 +53,15 @@ SHORTEST = 20  # characters of a text, so that its held-out tenth has something 
 CHUNK = 1024
 
 
-class UsageError(Exception):
-    """What whoever started the run can put right; the message says how."""
-
-
 class CharLMTape(NamedTuple):
-    """What `CharLM.forward` keeps for `CharLM.backward`."""
+    """What `CharLM.forward` keeps for `CharLM.backward`.
+
+    Examples
+    --------
+    >>> _, _, tape = CharLM("ab", Options(hidden=4, embed=2)).forward([[0], [1]])
+    >>> isinstance(tape, CharLMTape)
+    True
+    """
 
     rnn: Tape
     readout: Tape
@@ -271,6 +274,14 @@ class Checkpoint(NamedTuple):
         ``pruner.mask.<name>``. Of a quantised model, the parameters alone.
     format : {"bfloat16", "int8"}, optional
         Of a quantised model, which can be sampled, but not be trained any more.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "model.safetensors")
+    >>> Training("to be or not to be, " * 20, Options(hidden=8, embed=4, batch=2, seq_len=5)).save(path)
+    >>> Checkpoint.read(path).vocabulary
+    ' ,benort'
     """
 
     path: Path
@@ -394,6 +405,13 @@ class Training:
     ------
     UsageError
         If the text is too short.
+
+    Examples
+    --------
+    >>> training = Training("to be or not to be, " * 20, Options(hidden=8, embed=4, batch=2, seq_len=5, lr=0.02))
+    >>> losses = [training.step() for _ in range(100)]
+    >>> losses[-1] < losses[0], training.steps
+    (True, 100)
     """
 
     def __init__(self, text: str, options: Options) -> None:
@@ -553,13 +571,6 @@ def encode(text: str, vocabulary: str) -> Array:
 
 def _code_points(text: str) -> Array:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def default_text() -> str:
-    """Return half a million characters that every Python carries: what help() says of its topics."""
-    from pydoc_data.topics import topics
-
-    return "\n".join(topics.values())
 
 
 def _part(arrays: Mapping[str, Array], part: str) -> dict[str, Array]:

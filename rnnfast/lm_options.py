@@ -122,6 +122,11 @@ class Options:
     ------
     TypeError, ValueError
         If an option is of another type, out of its range, or nothing that the cell has.
+
+    Examples
+    --------
+    >>> Options(cell="gru", hidden=64).hidden
+    64
     """
 
     text: str | None = None
@@ -155,3 +160,32 @@ class Options:
         if isinstance(self.zoneout, tuple) and self.cell != "lstm":
             msg = f"zoneout: expected one number for {self.cell}, which has no c, got {self.zoneout}"
             raise ValueError(msg)
+
+
+class UsageError(Exception):
+    """What whoever started the run can put right; the message says how.
+
+    Examples
+    --------
+    >>> from rnnfast.lm import Options, Training
+    >>> Training("short", Options())
+    Traceback (most recent call last):
+        ...
+    rnnfast.lm.UsageError: ...
+    """
+
+
+UsageError.__module__ = "rnnfast.lm"  # where users find it
+
+
+def default_text() -> str:
+    """Return half a million characters that every Python carries: what help() says of its topics.
+
+    Examples
+    --------
+    >>> len(default_text()) > 100_000
+    True
+    """
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics.values())

@@ -68,7 +68,9 @@ def pack_padded(x: ArrayLike, lengths: Integers, *, batch_first: Flag = False) -
 
     Examples
     --------
-    See `rnnfast.ragged`.
+    >>> import numpy as np
+    >>> pack_padded(np.array([[10, 20], [11, 0]]), [2, 1]).data
+    array([10, 20, 11])
     """
     padded = _core.asarray(x, "x")
     batch_first = flag(batch_first, "batch_first")

@@ -1,5 +1,7 @@
 """The Python of the README and of docs/ runs as it stands there."""
 
+import importlib
+import inspect
 import re
 import shutil
 from importlib.util import find_spec
@@ -25,7 +27,7 @@ def blocks_of(page: Path) -> list[str]:
 OPTIONAL = {"jax", "keras", "onnx", "onnxruntime", "torch"}
 README = ROOT / "README.md"
 LAYER, TORCH, STREAMING, SEQUENCES, TRAINING = blocks_of(README)
-PAGES = {page: blocks for page in sorted((ROOT / "docs").glob("*.md")) if (blocks := blocks_of(page))}
+PAGES = {page: blocks for page in sorted(ROOT.glob("docs/**/*.md")) if (blocks := blocks_of(page))}
 
 
 def run(page: Path, blocks: list[str]) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def run(page: Path, blocks: list[str]) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
 def test_a_page_runs_from_its_top_to_its_end(page: Path) -> None:
     run(page, PAGES[page])
 
@@ -70,6 +72,40 @@ def test_the_sequences_follow_on_the_layer() -> None:
 
 def test_the_training_loop_learns() -> None:
     assert run(README, [TRAINING])["loss"] < 0.01
+
+
+# The modules of the reference, each with the page that lists its names
+REFERENCE = {
+    match[1]: page
+    for page in sorted((ROOT / "docs" / "reference").glob("*.rst"))
+    if (match := re.search(r"^\.\. automodule:: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
+}
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_each_public_name_is_in_the_reference_with_an_example(name: str) -> None:
+    framework = name.rpartition(".")[2]
+    if framework in OPTIONAL:
+        pytest.importorskip(framework, reason=f"{framework} is not installed")
+    module = importlib.import_module(name)
+    # Modules have pages of their own, and so have the names that `rnnfast` takes from one of them.
+    members = {each: getattr(module, each) for each in module.__all__ if not inspect.ismodule(getattr(module, each))}
+    members = {
+        each: member
+        for each, member in members.items()
+        if not (name == "rnnfast" and getattr(REFERENCE.get(member.__module__), "name", "layers.rst") != "layers.rst")
+    }
+    listed = set(re.findall(r"^   (\w+)$", REFERENCE[name].read_text(encoding="utf-8"), re.MULTILINE))
+    assert members.keys() <= listed
+    for each, member in members.items():
+        made_here = getattr(member, "__func__", member).__module__.startswith("rnnfast")
+        _, _, examples = (inspect.getdoc(member) or "").partition("\nExamples\n--------\n")
+        assert not made_here or ">>>" in examples, f"{name}.{each} has no example"
+
+
+def test_each_module_of_the_reference_is_in_its_list() -> None:
+    listed = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
+    assert all(f"({page.name})" in listed for page in REFERENCE.values())
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="blocks that change a file are applied by git")

@@ -150,6 +150,13 @@ class Module(Stateful):
     -----
     Options that decide no parameters, such as rates of dropout, may be assigned between calls: the value is checked as
     the constructor's argument is. To assign any other raises AttributeError.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> layer = rnnfast.GRU(3, 4, seed=0)
+    >>> isinstance(layer, rnnfast.Module), list(layer.parameters)
+    (True, ['weight_ih_l0', 'weight_hh_l0', 'bias_ih_l0', 'bias_hh_l0'])
     """
 
     parameters: dict[str, Array]

@@ -24,6 +24,15 @@ class PackedSequence(NamedTuple):
     unsorted_indices : array [B] of integers, optional
         The place of each sequence, the inverse of `sorted_indices`. Where one of the two is None the other says
         it; without both, the sequences are in the order of their places, and none is empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> packed = rnnfast.PackedSequence(np.array([1.0, 2.0, 3.0]), np.array([2, 1]))  # lengths 2 and 1
+    >>> rnnfast.pad_packed(packed)[0]
+    array([[1., 2.],
+           [3., 0.]])
     """
 
     data: Any

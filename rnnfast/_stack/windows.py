@@ -38,6 +38,17 @@ class Window(Generic[StateT]):
         h of the top layer, as it was computed.
     state : ndarray [L,B,H] or tuple of such
         The state after the last step; [B,H] of a cell, without B for one sequence.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> gru = rnnfast.GRU(3, 4, seed=0)
+    >>> first, second = rnnfast.tbptt(gru, np.ones((6, 2, 3), np.float32), k1=3, k2=5)
+    >>> second
+    Window(tau=1, start=3, stop=6)
+    >>> second.y.shape, sorted(second.backward(np.ones_like(second.y)))
+    ((3, 2, 4), ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_ih_l0'])
     """
 
     tau: int

@@ -16,7 +16,17 @@ from ._protos import alone, operator_of
 
 
 class RnnfastRep(BackendRep):  # type: ignore[misc]
-    """A model that is ready to run, as `prepare` returns it. Its constant weights have been converted once."""
+    """A model that is ready to run, as `prepare` returns it. Its constant weights have been converted once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> rep = rnnfast.onnx.prepare(rnnfast.onnx.to_onnx(rnnfast.GRU(3, 4, seed=0)))
+    >>> y, h_n = rep.run([np.ones((5, 2, 3), np.float32)])
+    >>> y.shape
+    (5, 2, 4)
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         opset, graph = opset_of(model), model.graph
@@ -82,7 +92,14 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
 
 
 class RnnfastBackend(Backend):  # type: ignore[misc]
-    """The backend, for what takes a class; the functions of this module are its methods."""
+    """The backend, for what takes a class; the functions of this module are its methods.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> rnnfast.onnx.RnnfastBackend.is_compatible(rnnfast.onnx.to_onnx(rnnfast.GRU(3, 4)))
+    True
+    """
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:  # noqa: ARG003
@@ -97,7 +114,14 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Return whether models run on a device: on ``"CPU"`` they do."""
+        """Return whether models run on a device: on ``"CPU"`` they do.
+
+        Examples
+        --------
+        >>> import rnnfast
+        >>> rnnfast.onnx.supports_device("CPU"), rnnfast.onnx.supports_device("CUDA")
+        (True, False)
+        """
         return device.partition(":")[0] == "CPU"
 
     @classmethod

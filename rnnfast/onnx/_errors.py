@@ -4,7 +4,20 @@ from onnx.checker import ValidationError
 
 
 class ModelError(ValueError):
-    """A model that cannot be read or run: what is wrong, after the name of the node or tensor where it is wrong."""
+    """A model that cannot be read or run: what is wrong, after the name of the node or tensor where it is wrong.
+
+    Examples
+    --------
+    >>> import onnx
+    >>> import rnnfast.onnx
+    >>> node = onnx.helper.make_node("Sin", ["x"], ["y"])
+    >>> graph = onnx.helper.make_graph([node], "g", [], [])
+    >>> try:
+    ...     rnnfast.onnx.prepare(onnx.helper.make_model(graph))
+    ... except rnnfast.onnx.ModelError as error:
+    ...     print("refused")
+    refused
+    """
 
 
 class ModelTypeError(ModelError, TypeError):

@@ -59,7 +59,10 @@ def to_onnx(layer: Recurrent[Any] | Quantized[Any], *, state: bool = False) -> o
 
     Examples
     --------
-    See `rnnfast.onnx`.
+    >>> import rnnfast
+    >>> model = rnnfast.onnx.to_onnx(rnnfast.LSTM(3, 4, num_layers=2))
+    >>> [node.op_type for node in model.graph.node].count("LSTM")
+    2
     """
     kind = CLASSES[layer.layer["class"]] if isinstance(layer, Quantized) else type(layer)
     if not issubclass(kind, tuple(form.layer for form in FORMS.values())):

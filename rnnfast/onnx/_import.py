@@ -54,7 +54,9 @@ def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = 
 
     Examples
     --------
-    See `rnnfast.onnx`.
+    >>> import rnnfast
+    >>> rnnfast.onnx.from_onnx(rnnfast.onnx.to_onnx(rnnfast.LSTM(3, 4, num_layers=2)))
+    LSTM(3, 4, num_layers=2)
     """
     opset = opset_of(model)
     check_order(model.graph)

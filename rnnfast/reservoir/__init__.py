@@ -12,6 +12,7 @@ Examples
 True
 """
 
-from ._esn import ESN, State
+from ._esn import ESN
+from ._state import State
 
 __all__ = ["ESN", "State"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,24 +16,10 @@ from ..layers import RNN
 from ..linear import Linear
 from ._readout import Rows, recursive_least_squares, ridge_regression
 from ._sparse import Runners
+from ._state import State
 from ._weights import Each, each, rate, recurrent, scale, share, signs, values
 
 ROWS = 4096  # of states that are held at a time while the readout is fitted
-
-
-class State(NamedTuple):
-    """Where a network stands, from which another call goes on.
-
-    Attributes
-    ----------
-    h : tuple of ndarrays [B,H], or [H] of one sequence
-        The last states, of each reservoir.
-    y : ndarray [B,O], or [O] of one sequence, or None
-        The last outputs, or the targets in their place; None where there were none.
-    """
-
-    h: tuple[Array, ...]
-    y: Array | None
 
 
 @dataclass

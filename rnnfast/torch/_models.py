@@ -51,7 +51,11 @@ def accelerate(model: Model) -> Model:
 
     Examples
     --------
-    See `rnnfast.torch`.
+    >>> import torch
+    >>> import rnnfast.torch
+    >>> model = rnnfast.torch.accelerate(torch.nn.ModuleDict({"rnn": torch.nn.GRU(3, 4)}))
+    >>> type(model["rnn"]) is rnnfast.torch.GRU
+    True
     """
     for module in modules_of(model):
         kind: Any = type(module)

@@ -336,11 +336,29 @@ class LSTM(Recurrent, torch.nn.LSTM):  # type: ignore[misc]
 
 
 class GRU(Recurrent, torch.nn.GRU):  # type: ignore[misc]
-    """`torch.nn.GRU` on rnnfast's kernels. Takes and raises what `LSTM` does."""
+    """`torch.nn.GRU` on rnnfast's kernels. Takes and raises what `LSTM` does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnfast.torch
+    >>> y, h = rnnfast.torch.GRU(3, 4)(torch.zeros(5, 2, 3))
+    >>> y.shape
+    torch.Size([5, 2, 4])
+    """
 
 
 class RNN(Recurrent, torch.nn.RNN):  # type: ignore[misc]
-    """`torch.nn.RNN` on rnnfast's kernels. Takes and raises what `LSTM` does, and `nonlinearity`."""
+    """`torch.nn.RNN` on rnnfast's kernels. Takes and raises what `LSTM` does, and `nonlinearity`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnfast.torch
+    >>> y, h = rnnfast.torch.RNN(3, 4, nonlinearity="relu")(torch.zeros(5, 2, 3))
+    >>> y.shape
+    torch.Size([5, 2, 4])
+    """
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):  # type: ignore[misc]
@@ -363,13 +381,29 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):  # type: ignore[misc]
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):  # type: ignore[misc]
-    """`torch.nn.GRUCell` on rnnfast's kernels. Raises what `LSTMCell` does."""
+    """`torch.nn.GRUCell` on rnnfast's kernels. Raises what `LSTMCell` does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnfast.torch
+    >>> rnnfast.torch.GRUCell(3, 4)(torch.zeros(2, 3)).shape
+    torch.Size([2, 4])
+    """
 
     cell = "gru"
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):  # type: ignore[misc]
-    """`torch.nn.RNNCell` on rnnfast's kernels. Raises what `LSTMCell` does."""
+    """`torch.nn.RNNCell` on rnnfast's kernels. Raises what `LSTMCell` does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnfast.torch
+    >>> rnnfast.torch.RNNCell(3, 4)(torch.zeros(2, 3)).shape
+    torch.Size([2, 4])
+    """
 
     @property
     def cell(self) -> str:

@@ -839,7 +839,7 @@ def test_autocast_runs_in_float32(layer: str, dtype: Any) -> None:
     if dtype == torch.bfloat16:  # products are rounded
         assert not torch.equal(y, expected)
         assert torch.allclose(y, expected, atol=0.02)
-        twin = rnnfast.convert.from_torch(module)
+        twin: Any = rnnfast.convert.from_torch(module)
         twin.precision = "bfloat16"
         parts = tuple(part.float().numpy() for part in flat(states_as(state, dtype)))
         rounded, _, tape = twin.forward(given.detach().numpy(), parts if len(parts) > 1 else parts[0])
