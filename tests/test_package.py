@@ -16,6 +16,7 @@ from rnnfast import _core, stream
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 SYSTEM_LIBRARIES = {"libc", "libm", "libstdc++", "libgcc_s", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64"}
+OURS = r"rnnfast/(\w+/)?\w+\.py|rnnfast-[^/]*\.dist-info/.*|(\.\./)*(bin|Scripts)/rnnfast(\.exe)?"
 
 ADDED_BY_IMPORT = """
 import sys, numpy.random
@@ -88,7 +89,7 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     files = [str(path) for path in metadata.files("rnnfast") or [] if "__pycache__" not in path.parts]
     if "rnnfast/__init__.py" not in files:
         pytest.skip("installed for editing")
-    others = [path for path in files if not re.fullmatch(r"rnnfast/(\w+/)?\w+\.py|rnnfast-[^/]*\.dist-info/.*", path)]
+    others = [path for path in files if not re.fullmatch(OURS, path)]
     assert sorted(re.sub(r"(_core|stream)\..*\.(so|pyd)", r"\1.so", path) for path in others) == [
         "rnnfast/_core.pyi",
         "rnnfast/_core.so",
