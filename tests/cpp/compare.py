@@ -1,21 +1,21 @@
-"""Compares what two builds of kernels_test wrote, for one processor and for another: compare.py float32 A B."""
+"""Compares what two builds of a kernels_test wrote, for one processor and for another: compare.py float A B."""
 
 import sys
 from pathlib import Path
 
 import numpy as np
 
-TOLERANCE = {"float32": 2e-6, "float64": 2e-13}  # both have errors of a few rounding steps, which products multiply
+TOLERANCE = {"float": 2e-6, "double": 2e-13}  # both have errors of a few rounding steps, which products multiply
 
 
-def main(dtype: str, *files: str) -> None:
+def main(real: str, *files: str) -> None:
     """Print how far apart the results are, and fail where that is too far."""
-    a, b = (np.frombuffer(Path(file).read_bytes(), dtype) for file in files)
+    a, b = (np.frombuffer(Path(file).read_bytes(), np.float32 if real == "float" else np.float64) for file in files)
     assert a.size == b.size > 0
     assert np.isfinite(a).all()
     apart = np.abs(a - b) / np.maximum(1, np.abs(a))
-    print(f"{dtype}: {a.size} results, at most {apart.max():.1e} apart")
-    assert apart.max() <= TOLERANCE[dtype]
+    print(f"{real}: {a.size} results, at most {apart.max():.1e} apart")
+    assert apart.max() <= TOLERANCE[real]
 
 
 if __name__ == "__main__":
