@@ -17,7 +17,7 @@ except ImportError as error:
     error.name = error.name or __name__  # of a bad RNNFAST_*: `python -m rnnfast` then says it in one line
     raise
 
-from . import functional, hopfield, reservoir, truncation
+from . import functional, truncation
 from ._base.module import Module, initialize, num_parameters
 from ._base.precision import set_precision
 from ._base.scalars import Integer, int64
@@ -34,9 +34,11 @@ from .truncation import tbptt, tbptt_gradient
 if TYPE_CHECKING:
     from . import convert as convert
     from . import estimators as estimators
+    from . import hopfield as hopfield
     from . import lm as lm
     from . import onnx as onnx
     from . import reference as reference
+    from . import reservoir as reservoir
     from . import stream as stream
     from . import torch as torch
     from . import training as training
@@ -83,7 +85,16 @@ sys.modules[f"{__name__}.tbptt"] = truncation
 
 __version__: str = _core.config()["version"]
 
-_LAZY = "convert", "estimators", "lm", "reference", "stream", "training"  # imported when first asked for
+_LAZY = (  # imported when first asked for
+    "convert",
+    "estimators",
+    "hopfield",
+    "lm",
+    "reference",
+    "reservoir",
+    "stream",
+    "training",
+)
 _FRAMEWORKS = "onnx", "torch"  # likewise, where the framework of that name is installed
 
 

@@ -1,8 +1,8 @@
-"""``python -m rnnfast``: the command line."""
+"""``rnnfast``, or ``python -m rnnfast``: the command line."""
 
 from ._cli import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]
 
 if __name__ == "__main__":
     program()

@@ -530,6 +530,17 @@ def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().out == f"rnnfast {rnnfast.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("called", "name"), [("/bin/rnnfast", "rnnfast"), (r"rnnfast.exe", "rnnfast"), ("__main__.py", "python -m rnnfast")]
+)
+def test_messages_name_the_program_as_it_was_called(called: str, name: str) -> None:
+    code = f"import sys; sys.argv = [{called!r}, 'brew']; from rnnfast.__main__ import program; program()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{name}: argument COMMAND: invalid choice")
+    assert done.stderr.endswith(f"(help: {name} --help)\n")
+
+
 def test_a_command_has_the_threads_that_it_is_given(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     readout, run_bench = rnnfast.Linear.__call__, bench._print_rows

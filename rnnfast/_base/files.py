@@ -2,7 +2,6 @@
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +67,7 @@ def check_readable(path: Name) -> None:
 def _beside(path: Path) -> Path:
     """Return where a file is written before it takes its place."""
     # Of a fixed length, since the name of the file may be as long as the system allows
-    return path.resolve().with_name(f".rnnfast-{secrets.token_hex(8)}.tmp")
+    return path.resolve().with_name(f".rnnfast-{os.urandom(8).hex()}.tmp")
 
 
 def _mode_to_write(path: Path) -> int | None:

@@ -45,7 +45,7 @@ class Kept:
     """What a copy starts from in place of a seed: parameters, which it takes out of `tensors`, and a generator."""
 
     tensors: dict[str, Any]
-    rng: np.random.Generator | None = None
+    rng: "np.random.Generator | None" = None  # names in quotes: numpy.random takes 12 ms to import
     required: ClassVar[Any] = ["C", "A", "W", "E"]
 
     def take(self, shapes: Iterable[Shape], dtype: np.dtype[Any]) -> dict[str, Array]:
@@ -367,25 +367,25 @@ def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: Flag = Fa
     return sum(num_parameters(part, merged_bias) for part in parts)
 
 
-Fill: TypeAlias = Callable[[np.random.Generator, int, int], Array]
+Fill: TypeAlias = Callable[["np.random.Generator", int, int], Array]
 
 
-def _xavier(rng: np.random.Generator, rows: int, columns: int) -> Array:
+def _xavier(rng: "np.random.Generator", rows: int, columns: int) -> Array:
     bound = math.sqrt(6 / (rows + columns))
     return rng.uniform(-bound, bound, (rows, columns))
 
 
-def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> Array:
+def _orthogonal(rng: "np.random.Generator", rows: int, columns: int) -> Array:
     q, r = np.linalg.qr(rng.standard_normal((rows, columns)))
     uniform: Array = q * np.copysign(1, np.diagonal(r))  # without the choice of signs that LAPACK made
     return uniform
 
 
-def _identity(rng: np.random.Generator, rows: int, columns: int) -> Array:  # noqa: ARG001
+def _identity(rng: "np.random.Generator", rows: int, columns: int) -> Array:  # noqa: ARG001
     return np.eye(rows, columns)
 
 
-def _small(rng: np.random.Generator, rows: int, columns: int) -> Array:
+def _small(rng: "np.random.Generator", rows: int, columns: int) -> Array:
     return rng.normal(0, 0.001, (rows, columns))
 
 

@@ -135,7 +135,7 @@ def held(value: Any) -> Any:
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
-def generator(seed: Any, name: str = "seed") -> np.random.Generator:
+def generator(seed: Any, name: str = "seed") -> "np.random.Generator":
     """Return the generator of a seed."""
     try:
         return np.random.default_rng(held(seed))

@@ -19,7 +19,7 @@ from ..lm_options import Options
 from .signals import Signals
 from .streams import Stderr, reason, say
 
-PROGRAM = "python -m rnnfast"
+PROGRAM = "rnnfast" if Path(sys.argv[0]).stem == "rnnfast" else "python -m rnnfast"  # as it was called
 OUT = Path("charlm.safetensors")
 STDIN = "-"
 KEPT = "cell", "hidden", "layers", "embed", "batch", "seq_len", "density", "seed"  # what a resumed run cannot change

@@ -15,17 +15,26 @@
 #include "run/threads.h"
 #include "types.h"
 
+#ifndef RNNFAST_REAL
+#define RNNFAST_REAL float
+#endif
+
 namespace rnnfast::baseline {
 extern const Kernels<float> kernels_float;
-}
+extern const Kernels<double> kernels_double;
+}  // namespace rnnfast::baseline
 
 namespace {
 
 using namespace rnnfast;
-using Real = float;
+using Real = RNNFAST_REAL;
 using Numbers = std::vector<Real>;
 
-const Kernels<Real>& kernels = baseline::kernels_float;
+template <class>
+const Kernels<float>& kernels_of = baseline::kernels_float;
+template <>
+const Kernels<double>& kernels_of<double> = baseline::kernels_double;
+const Kernels<Real>& kernels = kernels_of<Real>;
 
 struct Shape {
   Index T, B, I, H, D;
@@ -171,7 +180,15 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
 
 }  // namespace
 
-int main() {
+int main(int arguments, char**) {
+  if (arguments > 1) {
+    for (const CellShape& cell : std::span(kernels.cells, std::size_t(kernels.cell_count)))
+      for (const Shape& shape : shapes) {
+        const Numbers results = solve(cell, shape, 1);
+        std::fwrite(results.data(), sizeof(Real), results.size(), stdout);
+      }
+    return EXIT_SUCCESS;
+  }
   for (const CellShape& cell : std::span(kernels.cells, std::size_t(kernels.cell_count)))
     for (const Shape& shape : shapes) {
       const Numbers expected = solve(cell, shape, 1);

@@ -1,0 +1,22 @@
+"""Compares what two builds of a kernels_test wrote, for one processor and for another: compare.py float A B."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+TOLERANCE = {"float": 2e-6, "double": 2e-13}  # both have errors of a few rounding steps, which products multiply
+
+
+def main(real: str, *files: str) -> None:
+    """Print how far apart the results are, and fail where that is too far."""
+    a, b = (np.frombuffer(Path(file).read_bytes(), np.float32 if real == "float" else np.float64) for file in files)
+    assert a.size == b.size > 0
+    assert np.isfinite(a).all()
+    apart = np.abs(a - b) / np.maximum(1, np.abs(a))
+    print(f"{real}: {a.size} results, at most {apart.max():.1e} apart")
+    assert apart.max() <= TOLERANCE[real]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
