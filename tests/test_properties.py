@@ -119,6 +119,17 @@ def test_a_sequence_gets_the_same_bits_in_any_batch(cell: str, dtype: str, shape
             np.testing.assert_array_equal(a, whole[name][:, rows], err_msg=f"{name} {rows}")
 
 
+@pytest.mark.parametrize("rows", range(1, 7))  # few read the weights as they lie, more of them packed ones
+@pytest.mark.parametrize(("I", "H"), [(3, 1), (20, 20), (300, 33), (70, 300)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", REPRESENTATIVES)
+def test_a_step_has_the_bits_that_it_has_among_others(cell: str, dtype: str, I: int, H: int, rows: int) -> None:
+    problem = make_problem(cell, dtype, Shape(2, rows, I, H))
+    y, _ = _core.inference(cell, problem.x, problem.parameters, problem.state0)
+    for call in (_core.inference, _core.forward):
+        assert np.array_equal(call(cell, problem.x[:1], problem.parameters, problem.state0)[0], y[:1])
+
+
 # Few rows, whose weights stay as they are, beside many, whose weights are packed.
 @by_shape(Shape(1, 40, 37, 50, D=2), Shape(4, 13, 5, 83), Shape(2, 20, 1, 16, D=2), Shape(1, 70, 130, 96))
 @by_dtype

@@ -117,7 +117,8 @@ def backward(
     """Return the gradients of the tensors of a forward, or None where its tape does not refer to these tensors."""
     if TENSORS is not None and not restarts:
         gradients = TENSORS.backward(tape, n, tensors, dlast, step, need_dx, torch.get_num_threads())
-        if gradients is not None:
+        # Where the tape refers to other memory, arrays would only keep that of these tensors from being resized.
+        if gradients is not None or not any(t is not None and t.is_neg() for t in (*tensors, *dlast)):
             return gradients
     if any(d is not None and is_legacy_batchedtensor(d) for d in dlast):
         return None

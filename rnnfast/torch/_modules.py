@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
@@ -31,9 +32,16 @@ def is_watched() -> bool:
 def left_to_torch() -> bool:
     """Return whether something follows a call that sees torch's own operators alone."""
     if torch.compiler.is_compiling():
-        return False
+        return bool(torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     return bool(transformed or torch.jit.is_tracing())
+
+
+def is_batched() -> bool:
+    """Return whether one of the transforms that follow a call is `torch.func.vmap`."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    return any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
 
 
 def is_plain() -> bool:
@@ -100,7 +108,7 @@ def in_each_direction(call: Call, turn: Callable[[Tensor], Tensor], resets: Tens
 
 def layer(call: Call) -> Sequence[Any]:
     """Return y, None of a step, and the last states."""
-    if left_to_torch():  # of what torch's module lacks
+    if left_to_torch() or not is_computable(call.weights[0]):  # of what torch's module lacks
         return tuple(by_steps(call))
     lengths, resets = call.lengths, call.resets
     if lengths is not None and resets is not None and starts_twice(call.states, call.state_shapes[0][0]):
@@ -119,18 +127,17 @@ def layer(call: Call) -> Sequence[Any]:
     return computed(kind, len(call.weights), call.batch_sizes, tensors, differentiable, call.resets)
 
 
+def is_computable(weight: Tensor) -> bool:
+    """Return whether the kernels compute with such weights."""
+    return weight.dtype in DTYPES and (weight.is_cpu or weight.is_meta)
+
+
 def prepared(weight: Tensor, x: Tensor, hx: Any, shapes: list[tuple[int, ...]]) -> list[Any] | None:
     """Return x and the states, if there are any, as autocast hands them on, or None if they do not fit.
 
     `shapes` are those of the states that go with x; none if x is at fault.
     """
     S = len(shapes)
-    if weight.dtype not in DTYPES or not (weight.is_cpu or weight.is_meta):
-        msg = (
-            f"weight_ih: expected dtype float32 or float64 on the CPU, got {weight.dtype} on {weight.device}; "
-            "rnnfast.torch.restore(model) leaves its modules to torch"
-        )
-        raise TypeError(msg)
     given = [x] if hx is None else [x, *hx] if S > 1 else [x, hx]
     if torch.is_autocast_enabled("cpu"):
         given = [t.to(weight.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
@@ -181,10 +188,12 @@ class Recurrent(_Scriptable):
             raise ValueError(msg)
         is_theirs = isinstance(self, torch.nn.RNNBase)
         if (is_theirs and left_to_torch() and not uneven) or not isinstance(input, Tensor | PackedSequence):
-            with without_onednn if self.mode == "LSTM" else nullcontext():
+            with without_onednn if self.mode == "LSTM" and not is_batched() else nullcontext():
                 return super().forward(input, hx)  # type: ignore[misc]
         x, batch_sizes, order, places = input if packed else (input, None, None, None)
         weights = weights_of(self, self._flat_weights_names)
+        if is_theirs and not uneven and not is_computable(weights[0]):
+            return super().forward(input, hx)  # type: ignore[misc]
         cell, L, D = MODES[self.mode], self.num_layers, 1 + self.bidirectional
         S = len(STATES[cell])
         given = prepared(weights[0], x, hx, self._state_shapes(x.shape, batch_sizes, S))
@@ -262,6 +271,8 @@ class _Cell(_Scriptable):
         if left_to_torch() or cell not in STEPS:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong with a nonlinearity
         weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
+        if not is_computable(weights[0]):
+            return super().forward(input, hx)  # type: ignore[misc]
         shape, S = (*input.shape[:-1], self.hidden_size), len(STATES[cell])
         fits = len(shape) in (1, 2) and input.shape[-1:] == (self.input_size,)
         given = prepared(weights[0], input, hx, [shape] * S if fits else [])
@@ -293,10 +304,9 @@ class LSTM(Recurrent, torch.nn.LSTM):  # type: ignore[misc]
 
     Raises
     ------
-    TypeError
-        In forward, if the parameters are not float32 or float64 on the CPU.
     TypeError, ValueError
-        In forward, if `lengths` or `resets` do not fit. All other errors are torch's.
+        In forward, if `lengths` or `resets` do not fit. All other errors are torch's, and so is the forward where the
+        parameters are not float32 or float64 on the CPU.
 
     Examples
     --------
@@ -325,10 +335,7 @@ class RNN(Recurrent, torch.nn.RNN):  # type: ignore[misc]
 class LSTMCell(_Cell, torch.nn.LSTMCell):  # type: ignore[misc]
     """`torch.nn.LSTMCell` on rnnfast's kernels.
 
-    Raises
-    ------
-    TypeError
-        In forward, if the parameters are not float32 or float64 on the CPU. All other errors are torch's.
+    Errors are torch's, and so is the forward where the parameters are not float32 or float64 on the CPU.
 
     Examples
     --------

@@ -1,15 +1,17 @@
 """The same calls as operators of torch, for torch.compile and whatever else looks at operators alone."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .. import _core
 from ._derivatives import differentiable_backward
-from ._kernels import Call, array_of, run_backward, tensor_of
+from ._kernels import Call, array_of, backward, forward, run_backward, tensor_of
 from ._sequences import Packing, bools
 
 CALL = (
@@ -34,14 +36,13 @@ def forward_operator(*arguments: Any) -> list[Tensor]:
 
 
 def _forward(call: Call, training: bool) -> list[Tensor]:
-    memory: tuple[Any, ...] = (None, None)
-    if training:
-        *results, tape = call.run(_core.forward)
-        gates, steps, more = tape.memory
-        memory = gates, np.concatenate((steps, more)) if len(more) else steps
-    else:
-        results = call.run(_core.inference)
-    return [call.x.new_empty(0) if a is None else tensor_of(a) for a in (*results, *memory)]
+    kind, tensors = (call.cell, call.bias, call.projected), (*call.weights, call.x, *call.states)
+    results = list(forward(kind, len(call.weights), tensors, call.batch_sizes, training, call.resets))
+    if not training:
+        return [*results, call.x.new_empty(0), call.x.new_empty(0)]
+    *results, tape, gates = results
+    _, steps, more = tape.memory
+    return [*results, gates, tensor_of(np.concatenate((steps, more)) if len(more) else steps)]
 
 
 def _looked_at(call: Call) -> Call:
@@ -90,16 +91,22 @@ def _forward_shapes(*arguments: Any) -> list[Tensor]:
 def backward_operator(*arguments: Any) -> list[Tensor]:
     """Return dx, empty where it is not needed, and the gradients of the states and weights."""
     call, (y, gates, steps, dlast, need_dx) = _looked_at(Call(*arguments[:-5])), arguments[-5:]
-    backward = _backward if call.lengths is None else _padded_backward
-    return backward(call, y, gates, steps, dlast, need_dx)
+    of_rows = _backward if call.lengths is None else _padded_backward
+    return of_rows(call, y, gates, steps, dlast, need_dx)
 
 
 def _backward(
     call: Call, y: Tensor, gates: Tensor, steps: Tensor, dlast: Sequence[Tensor], need_dx: bool
 ) -> list[Tensor]:
-    initial = () if call.resets is None else call.states
-    dx, dstates, dweights = run_backward(_filled_tape(call, y, gates, steps), dlast, need_dx, initial=initial)
-    return [call.x.new_empty(0) if dx is None else dx, *dstates, *dweights]
+    tensors = *call.weights, call.x, *call.states
+    tape = _filled_tape(call, y, gates, steps)
+    n, restarts = len(call.weights), call.resets is not None
+    gradients = backward(tape, n, tensors, tuple(dlast), False, need_dx, restarts)
+    if gradients is None:
+        dx, dstates, dweights = run_backward(tape, dlast, need_dx, initial=call.states if restarts else ())
+    else:
+        dweights, dx, dstates = gradients[:n], gradients[n], gradients[n + 1 :]
+    return [call.x.new_empty(0) if dx is None else dx, *dstates[: len(call.states)], *dweights]
 
 
 def _padded_backward(
@@ -109,13 +116,14 @@ def _padded_backward(
     dy, *dparts = dlast
     if len(packing.order) == 0:
         results = _backward_shapes(*call, y, gates, steps, dlast, need_dx)
-        return [results[0].zero_(), *map(torch.clone, dparts), *map(torch.zero_, results[1 + len(dparts) :])]
+        S = len(call.states)
+        return [results[0].zero_(), *map(torch.clone, dparts[:S]), *map(torch.zero_, results[1 + S :])]
     packed = packing.packed(call)
     of_gates, of_steps = _memory_sizes(packed, len(packed.x))
     dpacked = [packing.take(dy), *map(packing.take_state, dparts)]
     dx, *rest = _backward(packed, packing.take(y), gates[:of_gates], steps[:of_steps], dpacked, need_dx)
-    S = len(dparts)
-    dstates = map(packing.give_state, rest[:S], dparts)
+    S = len(call.states)
+    dstates = map(packing.give_state, rest[:S], dparts)  # of states that were given
     return [packing.give(dx) if need_dx else dx, *dstates, *rest[S:]]
 
 
@@ -130,7 +138,8 @@ def _filled_tape(call: Call, y: Tensor, gates: Tensor, steps: Tensor) -> _core.T
 
 def _backward_shapes(*arguments: Any) -> list[Tensor]:
     call, need_dx = Call(*arguments[:-5]), arguments[-1]
-    shapes = call.x.shape if need_dx else (0,), *call.state_shapes, *(w.shape for w in call.weights)
+    states = call.state_shapes if call.states else ()
+    shapes = call.x.shape if need_dx else (0,), *states, *(w.shape for w in call.weights)
     return [call.x.new_empty(shape) for shape in shapes]
 
 
@@ -153,9 +162,26 @@ def _operator_backward(ctx: Any, dresults: list[Tensor]) -> tuple[Any, ...]:
     else:
         need_dx = ctx.needs_input_grad[3]
         dx, *gradients = backward_operator(*call, y, gates, steps, dlast, need_dx)
-        S = len(dlast) - 1
+        S = ctx.num_states
         dx, dstates, dweights = dx if need_dx else None, gradients[:S], gradients[S:]
     return None, None, None, dx, dstates[: ctx.num_states], None, dweights, None, None, None
+
+
+@register_flop_formula([torch.ops.rnnfast.forward])  # type: ignore[untyped-decorator]
+def _forward_flops(*arguments: Any, **_: Any) -> int:
+    """Count multiply-adds of matrices as two, as torch does, from shapes in the place of tensors."""
+    x, weights = arguments[3], arguments[6]
+    rows = math.prod(x[:-1])
+    return int(2 * rows * sum(math.prod(w) for w in weights if len(w) == 2))
+
+
+@register_flop_formula([torch.ops.rnnfast.backward])  # type: ignore[untyped-decorator]
+def _backward_flops(*arguments: Any, **_: Any) -> int:
+    """Count the products of dweights, of dh and, where it is needed, of dx."""
+    call, need_dx = Call(*arguments[:-5]), arguments[-1]
+    rows, matrices = math.prod(arguments[3][:-1]), arguments[6][:: call.of_direction]  # the w_ih
+    dx = 0 if need_dx else 2 * rows * sum(math.prod(w) for w in matrices)
+    return int(2 * _forward_flops(*arguments) - dx)
 
 
 forward_operator.register_fake(_forward_shapes)

@@ -107,6 +107,34 @@ def test_two_processes_have_the_gradients_of_one(name: str, dtype: str, view: bo
     assert all(torch.equal(second[parameter], grad) for parameter, grad in first.items())
 
 
+def test_parameters_may_be_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sharding = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(sharding, "fully_shard"):
+        pytest.skip("this torch has no fully_shard")
+    for name, value in LOOPBACK.items():
+        monkeypatch.setenv(name, value)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        mesh, found = torch.distributed.device_mesh.init_device_mesh("cpu", (1,)), []
+        for accelerated in (False, True):
+            torch.manual_seed(0)
+            model: Any = torch.nn.ModuleDict({"lstm": torch.nn.LSTM(4, 5, 2), "out": torch.nn.GRU(5, 3)})
+            if accelerated:
+                rnnfast.torch.accelerate(model)
+            for layer in model.values():
+                sharding.fully_shard(layer, mesh=mesh)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for step in range(3):
+                y, _ = model["out"](model["lstm"](torch.linspace(-1, 1, 56).reshape(7, 2, 4) + step)[0])
+                y.square().sum().backward()
+                optimizer.step()
+            found.append({name: p.full_tensor().detach() for name, p in model.named_parameters()})
+        assert_agree(*found)
+    finally:
+        del model, optimizer, y
+        dist.destroy_process_group()
+
+
 def test_the_example_has_the_same_result_in_two_processes_and_in_one() -> None:
     environment = {**os.environ, **LOOPBACK, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]

@@ -1,4 +1,4 @@
-"""`benchmarks.modules` times calls that do the same, and prints a row for each."""
+"""`benchmarks.modules` and `benchmarks.steps` time calls that do the same, and print a row for each."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from agreement import assert_agree, torch
 
-from benchmarks import modules, timing
+from benchmarks import modules, steps, timing
 
 SIZES = (3, 2, 5, 4)
 
@@ -60,3 +60,15 @@ def test_every_call_has_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     found = [tuple(row[:2]) for row in rows if not row[1].startswith("T,")]
     assert found == calls + calls + pairs
     assert all(float(number) > 0 for row in rows if row[0].startswith(("nn.", "GRU model")) for number in row[2:])
+
+
+def test_every_step_has_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(steps, "SAMPLE", 0.0)
+    monkeypatch.setattr(steps, "TURNS", 1)
+    threads = torch.get_num_threads()
+    for more in ([], ["--training"]):
+        steps.main(["--B", "1", "3", "--H", "2", *more])
+    torch.set_num_threads(threads)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    found = [tuple(row[:3]) for row in rows if row[0] in steps.KINDS]
+    assert found == [(kind, B, "2") for kind in steps.KINDS for B in ("1", "3")] * 2

@@ -323,12 +323,27 @@ def test_errors_are_torchs(layer: str, call: Callable[[Any], Any]) -> None:
     assert str(error.value) == str(expected.value)
 
 
-def test_what_the_classes_do_not_compute_is_an_error_that_says_so() -> None:
-    for module, x in ((ours.GRU(I, H), torch.zeros(T, B, I)), (ours.GRUCell(I, H), torch.zeros(B, I))):
-        with pytest.raises(TypeError, match=r"expected dtype float32 or float64 on the CPU, got torch.bfloat16 on cpu"):
-            module.bfloat16()(x.bfloat16())
+def test_accelerate_takes_a_module() -> None:
     with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got int"):
         ours.accelerate(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_half_precision_is_torchs(kind: str, dtype: Any) -> None:
+    theirs = getattr(torch.nn, kind)(I, H)
+    module = ours.accelerate(copy.deepcopy(theirs)).to(dtype)
+    theirs.to(dtype)
+    x = torch.randn(*(() if kind.endswith("Cell") else (T,)), B, I, dtype=dtype)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(flat(module(x)), flat(theirs(x)), strict=True))
+        if not kind.endswith("Cell"):  # what torch's module does not have
+            y, _ = module(x, lengths=[T, 2, 0])
+            expected, _ = module.float()(x.float(), lengths=[T, 2, 0])
+            assert (y.float() - expected).abs().max() < 0.02
+            assert not y[2:, 1].any()
+    module.float()
+    assert flat(module(x.float()))[0].dtype == torch.float32
 
 
 # The rules of autograd
@@ -692,6 +707,49 @@ def test_the_operator_keeps_to_the_rules_of_operators(
     uneven = (None, None) if packed else (torch.tensor([2, 0, 1]), torch.eye(2, B))
     call = (cell, bias, P > 0, x, states, batch_sizes, weights, *uneven, True)
     torch.library.opcheck(torch.ops.rnnfast.forward.default, call)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@by_layer
+def test_gradients_of_each_sequence_are_torchs_where_it_has_them(layer: str) -> None:
+    found = []
+    for module in twins(layer):
+
+        def loss(parameters: Any, x: Any, module: Any = module) -> Any:
+            y, _ = torch.func.functional_call(module, parameters, (x,))
+            return y.square().sum()
+
+        x = torch.linspace(-1, 1, 4 * T * I).reshape(4, T, I)
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+        try:
+            found.append(each(dict(module.named_parameters()), x))
+        except RuntimeError as error:  # of GRU and RNN
+            found.append(str(error))
+    if isinstance(found[1], str):
+        assert found[0] == found[1]
+    else:
+        assert_close(list(found[0].values()), list(found[1].values()))
+
+
+def test_flop_counters_count_the_matrices() -> None:
+    FlopCounterMode = importlib.import_module("torch.utils.flop_counter").FlopCounterMode
+    module, x = ours.GRU(I, H, bidirectional=True), torch.randn(T, B, I)
+    forward = 2 * T * B * 2 * 3 * H * (I + H)
+    for needs_dx in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            y, _ = module(x.detach().requires_grad_(needs_dx))
+            assert counter.get_total_flops() == forward
+            y.sum().backward()
+        assert counter.get_total_flops() == 3 * forward - (0 if needs_dx else 2 * T * B * 2 * 3 * H * I)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of torch's own exporter
+def test_onnx_models_are_made_of_torchs_operators() -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript, which torch exports with, is not installed")
+    model = ours.accelerate(torch.nn.Sequential(torch.nn.GRU(I, H)))
+    exported = torch.onnx.export(model, (torch.randn(T, B, I),), dynamo=True, verbose=False).model_proto
+    assert "GRU" in {node.op_type for node in exported.graph.node}
+    assert type(model[0]) is ours.GRU
 
 
 def test_export_keeps_the_operators() -> None:

@@ -10,6 +10,7 @@
 #include "kernels/cells/cell.h"
 #include "kernels/layout.h"
 #include "kernels/products/blocks.h"
+#include "kernels/products/direct.h"
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
 #include "kernels/products/quantized.h"
@@ -88,6 +89,13 @@ void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots
 // the first have left the first cache level again.
 constexpr Index pointwise_rows = 6;
 
+// Whether a step's products read the weights as the caller has them.
+template <class Real>
+bool is_direct(Products products, const UnpackedWeights<Real>& unpacked, Index rows) {
+  return unpacked.w_hh.data && products == Products::both && rows <= most_direct_rows && !unpacked.w_hh.has_heads &&
+         unpacked.w_hh_block.shift == 0;
+}
+
 // gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase. Where rows are normalised, each
 // product has slots of its own and starts from zeros, and the cell waits.
 template <class Real>
@@ -111,6 +119,24 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
     const Index gates_unit = s.gates.rows * cell.slot_count * range.lanes;
     functions_of<Real>(cell).forward[phase][range.halvings](s, gates_of(range), gates_unit, range, row, M);
   };
+  if (is_direct(products, unpacked, s.rows)) {
+    // x reaches the last slots of a phase, and h' the first ones.
+    const int shift = part.slots - part.gates;
+    multiply_direct<Real>(
+        {.gates = s.gates,
+         .row = s.gate_row,
+         .rows = s.rows,
+         .slots = cell.slot_count,
+         .slot = part.slot,
+         .count = part.slots,
+         .bias = weights.bias,
+         .units = weights.w_hh.units,
+         .span = s.units},
+        {.a = s.x, .w = unpacked.w_ih, .gate = part.gate, .slot = part.slot + shift, .gates = part.gates},
+        {.a = h, .w = unpacked.w_hh, .gate = part.gate, .slot = part.slot, .gates = part.gates});
+    return for_each_width<Real>(weights.w_hh.units, s.units,
+                                [&](const BlockRange& range) { pointwise(range, 0, s.rows); });
+  }
   // The points of one row wait for the products of all its unit blocks, so that more than one chain of operations is
   // under way. Where a phase has one slot, a tile has blocks enough.
   const bool waits = s.rows == 1 && slots > 1;
@@ -334,7 +360,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       if (p.zoned) zoned = enter_zones(args, item, row, scratch.made, s);
       if (resets_h(cell)) s.reset_h = at(reset_h, direction.tape.reset_h ? row : item.first);
       s.rows = rows.count;
-      s.shared_gates = !s.store_gates && !projects && s.rows > 1;
+      s.shared_gates = !s.store_gates && !projects && s.rows > most_direct_rows;
       s.backwards = turns_back(t) != args.turned;
       if (projects && !ahead) project(args, scratch, gates, s.gate_row, row, s.rows, item.units, item.first, team);
       if (folds) quantize_x(p, scratch, item.first, s);
@@ -413,8 +439,9 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
   const bool packed = args.directions[0].packed;
   // Members that divide the rows would each have to pack all.
+  const bool directly = p.B <= most_direct_rows && folds_input(p) && p.head == p.P && p.format == Format::real;
   const bool by_block = !packed && p.format != Format::int8 && steps_of(p.run) == 1 && p.input == InputKind::dense &&
-                        !resets_h(*p.cell) && team.size == 1;
+                        !resets_h(*p.cell) && (team.size == 1 || directly);
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
