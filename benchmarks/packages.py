@@ -10,7 +10,7 @@ both are compared first. sb3-contrib has a benchmark of its own, benchmarks.recu
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -112,7 +112,7 @@ def tensors_of(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result] if result.is_floating_point() else []
     if is_dataclass(result):
-        result = vars(result)
+        result = [getattr(result, field.name) for field in fields(result)]
     parts = result.values() if isinstance(result, dict) else result if isinstance(result, list | tuple) else ()
     return [tensor for part in parts for tensor in tensors_of(part)]
 

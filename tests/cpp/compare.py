@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,8 @@ TOLERANCE = {"float": 2e-6, "double": 2e-13}  # both have errors of a few roundi
 
 def main(real: str, *files: str) -> None:
     """Print how far apart the results are, and fail where that is too far."""
-    a, b = (np.frombuffer(Path(file).read_bytes(), np.float32 if real == "float" else np.float64) for file in files)
+    dtype: Any = np.float32 if real == "float" else np.float64
+    a, b = (np.frombuffer(Path(file).read_bytes(), dtype) for file in files)
     assert a.size == b.size > 0
     assert np.isfinite(a).all()
     apart = np.abs(a - b) / np.maximum(1, np.abs(a))
