@@ -64,6 +64,14 @@ def test_the_stream_gives_the_layers_last_output() -> None:
     assert np.array_equal(names["y_t"], y[-1])
 
 
+# The modules of the reference, each with the page that lists its names
+REFERENCE = {
+    match[1]: page
+    for page in sorted((ROOT / "docs" / "reference").glob("*.rst"))
+    if (match := re.search(r"^\.\. automodule:: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
+}
+
+
 @pytest.mark.parametrize("name", REFERENCE)
 def test_each_public_name_is_in_the_reference_with_an_example(name: str) -> None:
     framework = name.rpartition(".")[2]

@@ -174,7 +174,15 @@ class SequenceClassifier(SequenceEstimator):
 
     Examples
     --------
-    See `rnnfast.estimators`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnnfast.estimators import SequenceClassifier
+    >>> X = np.random.default_rng(0).standard_normal((200, 5, 1))
+    >>> y = X.sum(axis=(1, 2)) > 0
+    >>> SequenceClassifier("gru", hidden_size=32, lr=0.01, rng=0).fit(X, y).score(X, y) > 0.8
+    True
     """
 
     loss: str = "softmax"

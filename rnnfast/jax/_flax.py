@@ -42,6 +42,17 @@ def from_flax(params: Mapping[str, Any]) -> dict[str, Array]:
     See Also
     --------
     to_flax : The way back.
+
+    Examples
+    --------
+    >>> import flax.linen
+    >>> import jax
+    >>> import rnnfast.jax
+    >>> cell, x = flax.linen.GRUCell(4), jax.numpy.ones((5, 2, 3))
+    >>> params = cell.init(jax.random.key(0), jax.numpy.zeros((2, 4)), x[0])
+    >>> y, h = rnnfast.jax.gru(rnnfast.jax.from_flax(params), x)
+    >>> y.shape
+    (5, 2, 4)
     """
     cell = _cell_of(params)
     gates = _gates_of(cell)
@@ -81,6 +92,17 @@ def to_flax(parameters: Mapping[str, Array], params: Mapping[str, Any]) -> dict[
     See Also
     --------
     from_flax : The way back.
+
+    Examples
+    --------
+    >>> import flax.linen
+    >>> import jax
+    >>> import rnnfast.jax
+    >>> cell = flax.linen.SimpleCell(4)
+    >>> params = cell.init(jax.random.key(0), jax.numpy.zeros((2, 4)), jax.numpy.ones((2, 3)))
+    >>> again = rnnfast.jax.to_flax(rnnfast.jax.from_flax(params), params)
+    >>> sorted(again["params"]) == sorted(params["params"])
+    True
     """
     cell = _cell_of(params)
     gates = _gates_of(cell)

@@ -65,9 +65,29 @@ class LSTM(_Recurrent, keras.layers.LSTM):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("rnnfast")
 class GRU(_Recurrent, keras.layers.GRU):  # type: ignore[misc]
-    """`keras.layers.GRU` on rnnfast's kernels, with both values of `reset_after`. Raises what `LSTM` does."""
+    """`keras.layers.GRU` on rnnfast's kernels, with both values of `reset_after`. Raises what `LSTM` does.
+
+    Examples
+    --------
+    >>> import os
+    >>> os.environ["KERAS_BACKEND"] = "torch"
+    >>> import numpy as np
+    >>> import rnnfast.keras
+    >>> tuple(rnnfast.keras.GRU(64)(np.zeros((32, 50, 28), np.float32)).shape)
+    (32, 64)
+    """
 
 
 @keras.saving.register_keras_serializable("rnnfast")
 class SimpleRNN(_Recurrent, keras.layers.SimpleRNN):  # type: ignore[misc]
-    """`keras.layers.SimpleRNN` on rnnfast's kernels, of tanh or relu. Raises what `LSTM` does."""
+    """`keras.layers.SimpleRNN` on rnnfast's kernels, of tanh or relu. Raises what `LSTM` does.
+
+    Examples
+    --------
+    >>> import os
+    >>> os.environ["KERAS_BACKEND"] = "torch"
+    >>> import numpy as np
+    >>> import rnnfast.keras
+    >>> tuple(rnnfast.keras.SimpleRNN(64)(np.zeros((32, 50, 28), np.float32)).shape)
+    (32, 64)
+    """

@@ -23,6 +23,13 @@ class Minibatch(NamedTuple):
         As the layers' ``lengths=`` takes them.
     indices : ndarray [B]
         The number of each sequence, by which their targets are found.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> batch = next(minibatches([np.ones((n, 2)) for n in (3, 1)], 2, shuffle=False))
+    >>> batch.x.shape, batch.lengths, batch.indices
+    ((3, 2, 2), array([3, 1]), array([0, 1]))
     """
 
     x: Array
