@@ -112,6 +112,14 @@ def gru(
     ------
     TypeError, ValueError, NotImplementedError
         As `lstm` does.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> parameters = {"weight_ih_l0": jnp.ones((6, 3)), "weight_hh_l0": jnp.ones((6, 2))}
+    >>> y, h = gru(parameters, jnp.ones((5, 4, 3)))
+    >>> y.shape, h.shape
+    ((5, 4, 2), (1, 4, 2))
     """
     y, (h,) = _run("gru" if reset_after else "gru_reset_before", parameters, x, state, reverse, lengths, resets)
     return y, h
@@ -152,6 +160,14 @@ def rnn(
     ------
     TypeError, ValueError, NotImplementedError
         As `lstm` does.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> parameters = {"weight_ih_l0": jnp.ones((2, 3)), "weight_hh_l0": jnp.ones((2, 2))}
+    >>> y, h = rnn(parameters, jnp.ones((5, 4, 3)))
+    >>> y.shape, h.shape
+    ((5, 4, 2), (1, 4, 2))
     """
     if nonlinearity not in ("tanh", "relu"):
         msg = f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}"

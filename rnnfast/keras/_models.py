@@ -50,7 +50,13 @@ def accelerate(model: Model) -> Model:
 
     Examples
     --------
-    See `rnnfast.keras`.
+    >>> import os
+    >>> os.environ["KERAS_BACKEND"] = "torch"
+    >>> import keras
+    >>> import rnnfast.keras
+    >>> model = keras.Sequential([keras.layers.LSTM(8), keras.layers.Dense(1)])
+    >>> rnnfast.keras.accelerate(model) is model
+    True
     """
     layers = _layers_of(model)
     backend()
