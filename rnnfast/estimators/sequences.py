@@ -174,9 +174,6 @@ class SequenceClassifier(SequenceEstimator):
 
     Examples
     --------
-
-    Examples
-    --------
     >>> import numpy as np
     >>> from rnnfast.estimators import SequenceClassifier
     >>> X = np.random.default_rng(0).standard_normal((200, 5, 1))
