@@ -228,6 +228,7 @@ def test_set_precision() -> None:
         (rnnfast.GRU, {"layer_norm": "inside"}, "layer_norm"),
         (rnnfast.RNN, {"recurrent_dropout": 0.5}, "recurrent_dropout"),
         (rnnfast.SLSTM, {"num_heads": 2}, None),
+        (rnnfast.SLSTM, {}, None),
     ],
 )
 def test_what_has_none(kind: Any, options: dict[str, Any], what: str | None) -> None:
@@ -239,6 +240,31 @@ def test_what_has_none(kind: Any, options: dict[str, Any], what: str | None) -> 
     with rnnfast.set_precision("bfloat16"):  # is then of no consequence
         y = layer(x)[0]
     assert np.array_equal(layer(x)[0], y)
+
+
+def test_windows_have_full_precision() -> None:
+    x, dy, layer = normal((7, 2, 3), "float32", 1), normal((7, 2, 6), "float32", 2), rnnfast.GRU(3, 6, seed=0)
+    for k1, k2 in ((1, 3), (3, 3), (7, 7)):
+        dx, _, grads = rnnfast.tbptt_gradient(layer, x, dy, k1, k2)
+        with rnnfast.set_precision("bfloat16"):
+            again: Any = rnnfast.tbptt_gradient(layer, x, dy, k1, k2)
+        assert np.array_equal(dx, again[0])  # type: ignore[arg-type]
+        assert all(np.array_equal(a, again[2][name]) for name, a in grads.items())
+    p = make_problem("lstm", "float32", Shape(4, 1, 2, 3))
+    _, _, tape = _core.forward(p.cell, p.x, p.parameters, rounded=True)
+    with pytest.raises(ValueError, match="windows: expected None, since factors are rounded"):
+        _core.backward(tape, p.dy, windows=(1, 3, False, False))
+
+
+def test_a_precision_is_set_within_itself_and_again() -> None:
+    x, layer = normal((2, 1, 3), "float32", 1), rnnfast.GRU(3, 4, seed=0)
+    full, setting = layer(x)[0], rnnfast.set_precision("bfloat16")
+    with setting, setting:
+        assert not np.array_equal(layer(x)[0], full)
+    assert np.array_equal(layer(x)[0], full)
+    with setting:
+        assert not np.array_equal(layer(x)[0], full)
+    assert np.array_equal(layer(x)[0], full)
 
 
 def test_bad_input() -> None:

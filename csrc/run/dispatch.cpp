@@ -128,6 +128,7 @@ const PairKernels* pairs_of(const KernelTable& table, bool emulates) {
 #ifdef RNNFAST_HAS_avx2
   if (&table == &avx2::table) return emulates ? &avx2::pair_kernels : nullptr;
 #endif
+  (void)table;
   return emulates ? &baseline::pair_kernels : nullptr;
 }
 

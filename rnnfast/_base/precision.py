@@ -1,6 +1,6 @@
 """How exact the factors of a layer's products are: `set_precision` and what layers ask of it."""
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
@@ -16,14 +16,15 @@ _chosen: ContextVar[str] = ContextVar("precision", default="full")
 class set_precision:
     """Set the precision of layers that have none of their own; as a context manager, only within it.
 
-    Like `numpy.errstate` it holds for the present thread or task.
+    Like `numpy.errstate` it holds for the present thread or task; but from when it is made.
 
     Parameters
     ----------
     precision : {"full", "bfloat16"}
         "bfloat16": the factors of the products, x, h, the weights and the gradients of gates, are rounded to bfloat16,
         and their sums are float32; states, gates, gradients and the weights themselves stay float32. Layers that have
-        no such products, of float64, with `layer_norm`, `proj_size` or `recurrent_dropout`, stay as exact as they are.
+        no such products, sLSTMs, those of float64, with `layer_norm`, `proj_size` or `recurrent_dropout`, stay as exact
+        as they are.
 
     Raises
     ------
@@ -41,15 +42,17 @@ class set_precision:
 
     def __init__(self, precision: Precision) -> None:
         chosen = checked_precision(precision, "precision")
-        self._before: Token[str] = _chosen.set(chosen)
+        self._chosen, self._before, self._entered = chosen, [_chosen.set(chosen)], False
 
     def __enter__(self) -> None:
-        pass
+        if self._entered:  # again, or within itself
+            self._before.append(_chosen.set(self._chosen))
+        self._entered = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _chosen.reset(self._before)
+        _chosen.reset(self._before.pop())
 
 
 def checked_precision(precision: object, name: str) -> Precision:
@@ -74,6 +77,6 @@ def refusal_of(layer: Any) -> str | None:
         return "fewer bits"
     if layer.dtype.itemsize != 4:
         return "dtype float64"
-    if layer.num_heads > 1:
-        return "several heads"
+    if "num_heads" in vars(layer):  # an sLSTM
+        return "heads"
     return next((name for name in ("layer_norm", "proj_size", "recurrent_dropout") if getattr(layer, name, None)), None)

@@ -17,13 +17,12 @@ from ..training import AdamW, CosineSchedule, EarlyStopping, clip_grad_norm
 
 LAYERS: Mapping[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "slstm": SLSTM}
 FLOAT = np.float32  # of what networks read and tell
-LEAST = 1e-12  # of a deviation, in units of the mean
 
 
 def scale_of(rows: Array) -> tuple[Array, Array]:
     """Return the mean and the standard deviation over rows, 1 where they do not vary."""
     mean, deviation = rows.mean(axis=0), rows.std(axis=0)
-    return mean, np.where(deviation > LEAST * (1 + abs(mean)), deviation, 1)
+    return mean, np.where(deviation > 1e-12 * abs(mean), deviation, 1)
 
 
 def wrong(name: str, expected: str, came: object) -> NoReturn:
@@ -37,9 +36,17 @@ def numbers_of(a: Array, name: str) -> Array:
     if a.dtype.kind not in "biufO":
         wrong(name, "real numbers", f"{a.dtype}. Complex data not supported" if a.dtype.kind == "c" else a.dtype)
     numbers: Array = a.astype(np.float64)
-    if not np.isfinite(numbers).all():
-        wrong(name, "finite numbers", "NaN or infinity (inf)")
+    if not (np.abs(numbers) < 1e100).all():  # their squares have to be numbers too
+        wrong(name, "finite numbers below 1e100", "NaN, infinity (inf) or more")
     return numbers
+
+
+def levels_of(quantiles: Any) -> Array:
+    """Return the levels of quantiles."""
+    levels = np.array(quantiles, np.float64)
+    if levels.ndim != 1 or not levels.size or not (np.diff([0, *levels, 1]) > 0).all():
+        wrong("quantiles", "rising numbers above 0 and below 1", quantiles)
+    return levels
 
 
 Batch: TypeAlias = tuple[Array, Array | None, Array]  # x, lengths, target

@@ -9,7 +9,7 @@ import numpy as np
 from .._base.arrays import Array
 from .._base.scalars import generator, size
 from ..training import quantile_loss
-from .base import FLOAT, Estimator, network, numbers_of, output, scale_of, wrong
+from .base import FLOAT, Estimator, levels_of, network, numbers_of, output, scale_of, wrong
 
 SHORTEST = 8  # steps of a window where there is no season
 CLEAR = 0.3  # autocorrelation from which on a season is taken for one
@@ -71,9 +71,9 @@ class Forecaster(Estimator):
         TypeError or ValueError: the series is too short or not of finite numbers, or a parameter does not fit.
         """
         K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), generator(self.rng, "rng")
-        self._K, levels = K, np.array(self.quantiles, np.float64)
-        if levels.ndim != 1 or 0.5 not in levels or not (np.diff([0, *levels, 1]) > 0).all():
-            wrong("quantiles", "rising numbers above 0 and below 1, 0.5 among them", self.quantiles)
+        self._K, levels = K, levels_of(self.quantiles)
+        if 0.5 not in levels:
+            wrong("quantiles", "rising numbers, 0.5 among them", self.quantiles)
         known = self._series(series, 2 * (K + SHORTEST))
         self._levels, self._middle = levels, int(np.argmax(levels == 0.5))
         self.season_ = _season_of(known) if self.season is None else size(self.season, "season")

@@ -13,7 +13,7 @@ from .._base.arrays import Array
 from .._base.scalars import choice, flag, generator, size
 from ..ragged import pad_sequences
 from ..training import AdamW, minibatches
-from .base import FLOAT, Batch, Estimator, network, numbers_of, output, scale_of, wrong
+from .base import FLOAT, Batch, Estimator, levels_of, network, numbers_of, output, scale_of, wrong
 
 
 def read_sequences(X: Any) -> tuple[list[Array], bool]:
@@ -177,7 +177,7 @@ class SequenceClassifier(SequenceEstimator):
     >>> import numpy as np
     >>> from rnnfast.estimators import SequenceClassifier
     >>> X = np.random.default_rng(0).standard_normal((200, 5, 1))
-    >>> y = X.sum(axis=(1, 2)) > 0
+    >>> y = X.sum((1, 2)) > 0
     >>> SequenceClassifier("gru", hidden_size=32, lr=0.01, rng=0).fit(X, y).score(X, y) > 0.8
     True
     """
@@ -271,8 +271,8 @@ class SequenceRegressor(SequenceEstimator):
         if self.loss != "gaussian":
             expected = "None, as the network has its own" if self.loss == "quantile" else "the loss 'gaussian'"
             wrong("quantiles", expected, quantiles if self.loss == "quantile" else repr(self.loss))
-        out = self._parts(X)
-        z = np.array([NormalDist().inv_cdf(q) for q in (self.quantiles if quantiles is None else quantiles)])
+        out, given = self._parts(X), self.quantiles if quantiles is None else quantiles
+        z = np.array([NormalDist().inv_cdf(q) for q in levels_of(given)])
         return self._unscaled(out[..., :1] + z * np.exp(out[..., 1:] / 2))
 
     def score(self, X: Any, y: Any) -> float:
@@ -290,7 +290,7 @@ class SequenceRegressor(SequenceEstimator):
             wrong("y", "shape (N,) or (N, O)", y.shape)
         choice(self.loss, "loss", ("squared", "huber", "quantile", "gaussian"))
         self._y_mean, self._y_deviation = scale_of(numbers_of(y, "y"))
-        self._width = {"quantile": len(self.quantiles), "gaussian": 2}.get(self.loss, 1)
+        self._width = {"quantile": len(levels_of(self.quantiles)), "gaussian": 2}.get(self.loss, 1)
         return self._y_mean.size * self._width
 
     def _target(self, y: Array) -> Array:

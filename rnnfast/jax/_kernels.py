@@ -216,7 +216,7 @@ def _batched_forward(arrays: Sequence[Array], axes: Sequence[int | None], *, kep
         a, axis = arrays[i], axes[i]
         a = jnp.moveaxis(a, axis, at) if axis is not None else jnp.repeat(jnp.expand_dims(a, at), n, axis=at)
         folded[i] = a.reshape(*a.shape[:at], -1, *a.shape[at + 2 :])
-    B = folded[0].shape[1] // n
+    B = folded[0].shape[1] // (n or 1)
     y, *states = _forward.bind(*folded, kept=False, **options)
     states = [s.reshape(n, B, -1) for s in states]
     return [y.reshape(y.shape[0], n, B, -1), *states], [1, *[0] * len(states)]
