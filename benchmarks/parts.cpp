@@ -178,7 +178,10 @@ void forward_steps(const Layer& layer, Products products, const ForwardScratch<R
     }
     if (resets_h(cell)) s.reset_h = at(reset_h, row);
     s.rows = min_index(at_once, layer.chunk - t) * B, s.units = all(layer.units), s.store_gates = true;
-    for (int phase = 0; phase < cell.phase_count; ++phase) forward_phase(cell, phase, products, s, scratch, layer.team);
+    for (int phase = 0; phase < cell.phase_count; ++phase) {
+      s.h = cell.phases[phase].reset_h ? read_only(s.reset_h) : s.before[0];
+      forward_phase(cell, phase, products, s, scratch, layer.team);
+    }
   }
 }
 
