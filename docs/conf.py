@@ -12,6 +12,8 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # of rnnfast.keras
+
 import rnnfast.stream  # noqa: F401  # else autodoc would run its stub instead
 
 DOCS = Path(__file__).parent

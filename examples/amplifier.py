@@ -1,4 +1,7 @@
-"""Sound: an amplifier, learnt from what goes in and what comes out, and played through in real time.
+"""Sound: an amplifier, learnt from what goes in and what comes out
+================================================================
+
+It is learnt by truncated backpropagation, and then played through in real time.
 
 The amplifier is a made one: a filter that passes the middle, a gain, a tube that clips one side sooner, whose bias sags
 with the loudness of the last 50 ms, and a filter behind. An LSTM hears plucked strings at 44,100 samples a second and

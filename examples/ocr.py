@@ -1,4 +1,7 @@
-"""Reading: strings of handwritten digits, of which nobody has said where one ends and the next begins.
+"""Reading strings of digits that nobody has cut apart
+===================================================
+
+Nobody has said where one digit ends and the next begins.
 
 Images of scikit-learn's digits stand side by side, from 2 to 5 of them, with gaps of no to four columns, in noise. A
 bidirectional LSTM reads the columns of such a strip from both ends, a linear layer tells the digit or the blank at

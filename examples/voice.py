@@ -1,4 +1,7 @@
-"""Voice activity: is somebody speaking? Told every 16 ms, from a stream of samples.
+"""Voice activity: is somebody speaking?
+=====================================
+
+Told every 16 ms, from a stream of samples.
 
 The kind of network that silero-vad is: a short-time Fourier transform, a convolution over its frames, an LSTM, a
 sigmoid. It learns from signals that the example makes up, phrases of gliding harmonics and of hiss, under noises of

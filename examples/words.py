@@ -1,4 +1,5 @@
-"""A language model of words, with and without weight drop.
+"""A language model of words, with and without weight drop
+=======================================================
 
 The text is the first 40,000 words of what Python's help() says of its topics. An embedding, an LSTM and a linear layer
 that is the embedding's table again (Press and Wolf 2017) predict each next word of 1,183; rarer ones count as one. In

@@ -47,7 +47,7 @@ def minibatches(
     batch_first: Flag = False,
     fill: Number = 0.0,
 ) -> Iterator[Minibatch]:
-    """Go once through sequences in padded batches of like lengths: see `rnnfast.length_bucketed_batches`.
+    """Go once through sequences in padded batches of like lengths: see `rnnfast.ragged.length_bucketed_batches`.
 
     Parameters
     ----------
