@@ -1,11 +1,7 @@
 """A program for test_keras: what rnnfast.keras computes on the JAX backend, beside Keras itself.
 
-A process has one backend of Keras, so this is a program of its own.
+A process has one backend of Keras, so this is a program of its own, with KERAS_BACKEND=jax in its environment.
 """
-
-import os
-
-os.environ["KERAS_BACKEND"] = "jax"
 
 from typing import Any
 

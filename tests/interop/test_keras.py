@@ -349,7 +349,6 @@ def test_the_jax_backend_computes_the_same(keras: Any) -> None:
     del keras
     program = Path(__file__).with_name("keras_on_jax.py")
     path = os.pathsep.join([str(program.parents[1]), *sys.path])
-    done = subprocess.run(
-        [sys.executable, program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": "jax"}
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -836,12 +836,12 @@ def test_autocast_runs_in_float32(layer: str, dtype: Any) -> None:
     assert {t.dtype for t in (y, *flat(last))} == {torch.float32}
     given = x.detach().to(dtype).float().requires_grad_()
     expected, _ = module(given, states_as(states_as(state, dtype), torch.float32))
-    if dtype == torch.bfloat16:  # products are rounded
+    if dtype == torch.bfloat16 and not module.proj_size:  # products are rounded
         assert not torch.equal(y, expected)
         assert torch.allclose(y, expected, atol=0.02)
         twin: Any = rnnfast.convert.from_torch(module)
         twin.precision = "bfloat16"
-        parts = tuple(part.float().numpy() for part in flat(states_as(state, dtype)))
+        parts = tuple(part.detach().float().numpy() for part in flat(states_as(state, dtype)))
         rounded, _, tape = twin.forward(given.detach().numpy(), parts if len(parts) > 1 else parts[0])
         assert torch.equal(y, torch.from_numpy(rounded))
         dx, _, _ = twin.backward(tape, torch.ones_like(y).numpy())
