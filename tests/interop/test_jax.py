@@ -1,6 +1,7 @@
 """The functions of rnnfast.jax against lax.scan, under JAX's transformations, and what they refuse."""
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -525,7 +526,7 @@ print("done")
 """
 
 
-@pytest.mark.skipif("fork" not in dir(__import__("os")), reason="the system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_forked_child_has_the_kernels() -> None:
     assert run_script(FORKS) == "done\n"
 

@@ -5,6 +5,7 @@
 
 #include "kernels/layout.h"
 #include "kernels/products/blocks.h"
+#include "kernels/products/pack.h"
 #include "kernels/vec.h"
 #include "types.h"
 
@@ -26,12 +27,10 @@ RNNFAST_INLINE void store_neighbours(typename S::Real* words, typename S::V v, i
   }
 }
 
-// Words that a row of K numbers makes; an odd last one is paired with zero.
-constexpr Index pairs_of_row(Index K) { return (K + 1) / 2; }
-
+// Rows of words, of K numbers each; an odd last one is paired with zero.
 template <class Real>
 View<Real> take_pairs(Arena<Real>& arena, Index rows, Index K) {
-  const Index stride = pairs_of_row(K);
+  const Index stride = words_of(K, 1);
   return {.data = take(arena, rows * stride), .stride = stride};
 }
 
