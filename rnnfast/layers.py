@@ -12,7 +12,7 @@ from ._base.layer_norm import LayerNorm, norm_of
 from ._base.leak import Leak, leak_of
 from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
 from ._base.precision import Precision
-from ._base.scalars import Flag, Integer, Number, count, flag, head_count
+from ._base.scalars import RNG, Flag, Integer, Number, count, flag, head_count
 from ._base.state import FourStates
 from ._stack.options import WeightDropout, Zoneout
 from ._stack.recurrent import Recurrent
@@ -43,8 +43,11 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         True: D = 2, a second direction runs backwards in time.
     dtype : {"float32", "float64"}, optional
         Of the parameters, and of all arrays that the layer takes and returns.
-    seed : int, Generator or what `numpy.random.default_rng` takes, optional
-        For the initial weights, U(-1/sqrt(H), 1/sqrt(H)), and the dropout. Both dtypes draw the same.
+    rng : int, Generator or what `numpy.random.default_rng` takes, optional
+        For the initial weights, U(-1/sqrt(H), 1/sqrt(H)), and the dropout. Both dtypes draw the same. A generator goes
+        on with each layer that it is given to.
+    seed : as `rng`, optional
+        Its older name.
     learn_initial_state : bool, optional
         True: two more parameters, initial_h and initial_c [L·D,H], zero at first, are where sequences start
         for which no state is given.
@@ -128,7 +131,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> lstm = rnnfast.LSTM(28, 128, num_layers=2, bidirectional=True, seed=0)
+    >>> lstm = rnnfast.LSTM(28, 128, num_layers=2, bidirectional=True, rng=0)
     >>> x = np.zeros((50, 32, 28), np.float32)
     >>> y, (h, c) = lstm(x)
     >>> y.shape, h.shape, c.shape
@@ -166,7 +169,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -180,6 +183,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         layer_norm: LayerNorm | None = None,
         layer_norm_eps: Number = 1e-5,
         precision: Precision | None = None,
+        seed: RNG | None = None,
     ) -> None:
         self.peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
@@ -199,6 +203,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             proj_size=proj_size,
@@ -220,7 +225,7 @@ class GRU(Recurrent[Array]):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
         As for `LSTM`.
-    dtype, seed
+    dtype, rng, seed
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
@@ -280,7 +285,7 @@ class GRU(Recurrent[Array]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -292,6 +297,7 @@ class GRU(Recurrent[Array]):
         layer_norm: Literal["inside"] | None = None,
         layer_norm_eps: Number = 1e-5,
         precision: Precision | None = None,
+        seed: RNG | None = None,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
         self.layer_norm = norm_of(layer_norm, ("inside",), {"reset_after=False": not self.reset_after})
@@ -305,6 +311,7 @@ class GRU(Recurrent[Array]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
@@ -329,7 +336,7 @@ class RNN(Recurrent[Array]):
         The activation.
     bias, batch_first, dropout, bidirectional
         As for `LSTM`.
-    dtype, seed
+    dtype, rng, seed
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
@@ -384,7 +391,7 @@ class RNN(Recurrent[Array]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -392,6 +399,7 @@ class RNN(Recurrent[Array]):
         zoneout: Number = 0.0,
         leak: Leak = 1.0,
         precision: Precision | None = None,
+        seed: RNG | None = None,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
         self.cell = elman_cell(nonlinearity, bool(self.fixed))
@@ -405,6 +413,7 @@ class RNN(Recurrent[Array]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
@@ -441,7 +450,7 @@ class SLSTM(Recurrent[FourStates]):
         block-diagonal. It divides H.
     num_layers, bias, batch_first, dropout, bidirectional
         As for `LSTM`.
-    dtype, seed
+    dtype, rng, seed
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the four parameters initial_h, initial_c, initial_n and initial_m.
@@ -507,12 +516,13 @@ class SLSTM(Recurrent[FourStates]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         forget_gate: str = "sigmoid",
         min_n: Number | None = None,
         clamp_gates: Flag = False,
+        seed: RNG | None = None,
     ) -> None:
         self.num_heads = head_count(num_heads, hidden_size)
         self.cell = slstm_cell(forget_gate)
@@ -527,6 +537,7 @@ class SLSTM(Recurrent[FourStates]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,

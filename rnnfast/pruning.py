@@ -73,7 +73,7 @@ class Pruner:
     >>> import numpy as np
     >>> import rnnfast
     >>> from rnnfast.training import Adam, Pruner
-    >>> lstm = rnnfast.LSTM(32, 64, seed=0)
+    >>> lstm = rnnfast.LSTM(32, 64, rng=0)
     >>> adam, pruner = Adam(lstm), Pruner(lstm, 0.3, start=2, stop=8, every=2)
     >>> x = np.random.default_rng(0).standard_normal((5, 4, 32), np.float32)
     >>> densities = []

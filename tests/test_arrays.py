@@ -117,7 +117,7 @@ def of_functions(form: Callable[[Array], Any]) -> Iterator[Any]:
     yield from (dx, pair[0])
     yield training.softmax_cross_entropy(X, form(np.ones((T, B), int)))[1]
     yield training.squared_error(X, form(X + 1))[1]
-    readout = rnnfast.Linear(I, 4, seed=0)
+    readout = rnnfast.Linear(I, 4, rng=0)
     y, readout_tape = readout.forward(form(X))
     yield readout.backward(readout_tape, form(y.copy()))[0]
 
@@ -210,7 +210,7 @@ def test_a_bare_tape_does_not_see_a_new_shape() -> None:
 
 
 def test_a_cell_and_a_readout_do_not_see_a_new_shape() -> None:
-    cell, readout, x = make_cell("lstm"), rnnfast.Linear(I, 4, seed=0), X[0].copy()
+    cell, readout, x = make_cell("lstm"), rnnfast.Linear(I, 4, rng=0), X[0].copy()
     (h, c), tape = cell.forward(x)
     y, readout_tape = readout.forward(x)
     expected, expected_dx = cell.backward(tape, (h, c))[0], readout.backward(readout_tape, y.copy())[0]

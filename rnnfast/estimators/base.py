@@ -58,8 +58,8 @@ def network(options: Any, inputs: int, outputs: int, rng: np.random.Generator, e
     bidirectional = getattr(options, "bidirectional", False)
     own = {"num_layers": options.num_layers, "dropout": options.dropout, "bidirectional": bidirectional}
     parts: dict[str, Any] = {"embedding": Embedding(inputs, embedding_dim, -1, rng=rng)} if embedding_dim else {}
-    parts["rnn"] = kind(embedding_dim or inputs, H, **own, seed=rng)
-    return Modules(parts, readout=Linear((1 + bidirectional) * H, outputs, seed=rng))
+    parts["rnn"] = kind(embedding_dim or inputs, H, **own, rng=rng)
+    return Modules(parts, readout=Linear((1 + bidirectional) * H, outputs, rng=rng))
 
 
 def table_of(model: Any) -> Array | None:

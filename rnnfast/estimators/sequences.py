@@ -65,7 +65,7 @@ class SequenceEstimator(Estimator):
         TypeError or ValueError: one of them, or a parameter of the constructor, does not fit.
         """
         sequences, is_tokens = read_sequences(X)
-        given, rng, share = self._paired(sequences, y), generator(self.rng, "rng"), self._held_out_share()
+        given, rng, share = self._paired(sequences, y), generator(self.rng), self._held_out_share()
         batch_size, N = size(self.batch_size, "batch_size"), len(sequences)
         self._start(sequences, is_tokens, given, None, rng)
         x, target = self._inputs(sequences, is_tokens), self._target(given)
@@ -89,7 +89,7 @@ class SequenceEstimator(Estimator):
         sequences, is_tokens = read_sequences(X)
         given, batch_size = self._paired(sequences, y), size(self.batch_size, "batch_size")
         if not hasattr(self, "model_"):
-            self._start(sequences, is_tokens, given, classes, generator(self.rng, "rng"))
+            self._start(sequences, is_tokens, given, classes, generator(self.rng))
             self._optimizer = AdamW(self.model_, self.lr, weight_decay=self.weight_decay)
         self._optimizer.lr = self.lr
         x, target = self._inputs(sequences, is_tokens), self._target(given)
