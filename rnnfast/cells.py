@@ -224,9 +224,9 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
         *,
         dtype: Any = "float32",
         rng: RNG | None = None,
+        seed: RNG | None = None,
         peephole: Flag = False,
         coupled_gates: Flag = False,
-        seed: RNG | None = None,
     ) -> None:
         has_peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
@@ -276,8 +276,8 @@ class GRUCell(RecurrentCell[Array]):
         *,
         dtype: Any = "float32",
         rng: RNG | None = None,
-        reset_after: Flag = True,
         seed: RNG | None = None,
+        reset_after: Flag = True,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
         self.cell = gru_cell(self.reset_after)
@@ -289,10 +289,12 @@ class RNNCell(RecurrentCell[Array]):
 
     Parameters
     ----------
-    input_size, hidden_size, bias, dtype, rng, seed
+    input_size, hidden_size, bias
         As for `LSTMCell`.
     nonlinearity : {"tanh", "relu"}, optional
         The activation.
+    dtype, rng, seed
+        As for `LSTMCell`.
     leak : float or array [H], optional
         As for the layer `RNN`.
 
@@ -324,8 +326,8 @@ class RNNCell(RecurrentCell[Array]):
         *,
         dtype: Any = "float32",
         rng: RNG | None = None,
-        leak: Leak = 1.0,
         seed: RNG | None = None,
+        leak: Leak = 1.0,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
         self.cell = elman_cell(nonlinearity, bool(self.fixed))

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
 from ._base.arrays import Array, ArrayLike, checked, quiet
 from ._base.module import Kept, Module, Tape, check_tape
 from ._base.named import checked_grads
+from ._base.packed import integers
 from ._base.scalars import RNG, Integer, addressable, integer, size
 
 __all__ = ["Embedding"]
@@ -141,10 +141,7 @@ class Embedding(Module):
         return {"weight": dweight} if grads is None else grads
 
     def _checked(self, tokens: ArrayLike) -> Array:
-        a = _core.asarray(tokens, "tokens")
-        if a.dtype.kind not in "iu":
-            msg = f"tokens: expected integers, got {a.dtype}"
-            raise TypeError(msg)
+        a = integers(tokens, "tokens")
         if a.size and (a.min() < 0 or a.max() >= self.num_embeddings):
             other = a.min() if a.min() < 0 else a.max()
             msg = f"tokens: expected 0 to {self.num_embeddings - 1}, got {other}"

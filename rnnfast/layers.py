@@ -170,6 +170,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         *,
         dtype: Any = "float32",
         rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -183,7 +184,6 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         layer_norm: LayerNorm | None = None,
         layer_norm_eps: Number = 1e-5,
         precision: Precision | None = None,
-        seed: RNG | None = None,
     ) -> None:
         self.peephole = flag(peephole, "peephole")
         self.coupled_gates = flag(coupled_gates, "coupled_gates")
@@ -286,6 +286,7 @@ class GRU(Recurrent[Array]):
         *,
         dtype: Any = "float32",
         rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -297,7 +298,6 @@ class GRU(Recurrent[Array]):
         layer_norm: Literal["inside"] | None = None,
         layer_norm_eps: Number = 1e-5,
         precision: Precision | None = None,
-        seed: RNG | None = None,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
         self.layer_norm = norm_of(layer_norm, ("inside",), {"reset_after=False": not self.reset_after})
@@ -349,7 +349,7 @@ class RNN(Recurrent[Array]):
     leak : float or array [H], optional
         How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
         the unit would be without. The same in all layers and directions. It is no parameter: optimizers leave it
-        alone. (`functional.backward` returns its gradient.)
+        alone. `functional.backward` returns its gradient.
     precision : {"full", "bfloat16"}, optional
         As for `LSTM`.
 
@@ -392,6 +392,7 @@ class RNN(Recurrent[Array]):
         *,
         dtype: Any = "float32",
         rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -399,7 +400,6 @@ class RNN(Recurrent[Array]):
         zoneout: Number = 0.0,
         leak: Leak = 1.0,
         precision: Precision | None = None,
-        seed: RNG | None = None,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
         self.cell = elman_cell(nonlinearity, bool(self.fixed))
@@ -517,12 +517,12 @@ class SLSTM(Recurrent[FourStates]):
         *,
         dtype: Any = "float32",
         rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         forget_gate: str = "sigmoid",
         min_n: Number | None = None,
         clamp_gates: Flag = False,
-        seed: RNG | None = None,
     ) -> None:
         self.num_heads = head_count(num_heads, hidden_size)
         self.cell = slstm_cell(forget_gate)

@@ -156,6 +156,10 @@ class CharLM:
     def quantize(self, format: Format) -> "CharLM":  # noqa: A002
         """Return the model with `rnn` for inference, of weights with fewer bits; the other arrays are shared.
 
+        Parameters
+        ----------
+        format : {"bfloat16", "int8"}
+
         Raises
         ------
         TypeError, ValueError
@@ -184,7 +188,7 @@ class CharLM:
         return self.readout(y), state
 
     def forward(self, tokens: Array, state: State | None = None) -> tuple[Array, State, CharLMTape]:
-        """Return what a call does, with dropout, and the tape for `backward`."""
+        """Return what a call does, with dropout, and the tape for `backward`; takes and raises what a call does."""
         y, state, rnn = self.rnn.forward(tokens, state, embedding=self.embedding)
         logits, readout = self.readout.forward(y)
         return logits, state, CharLMTape(rnn, readout)
@@ -217,10 +221,8 @@ class CharLM:
             What the logits are divided by; 0 takes the likeliest character each time.
         stop : str, optional
             The last character is the one that completes this.
-        rng : int, Generator or what `numpy.random.default_rng` takes, optional
-            Without it, each text is another.
-        seed : as `rng`, optional
-            Its older name.
+        rng, seed : int, Generator or what `numpy.random.default_rng` takes, optional
+            Without it, each text is another. `seed` is its older name.
 
         Returns
         -------
@@ -336,7 +338,7 @@ class Checkpoint(NamedTuple):
         return CharLM(self.vocabulary, self.options, parameters, format=self.format)
 
     def quantize(self, format: Format) -> "Checkpoint":  # noqa: A002
-        """Return what is in the file of the model with `rnn` of fewer bits: see `CharLM.quantize`."""
+        """Return what is in the file of the model of fewer bits; takes and raises what `CharLM.quantize` does."""
         parameters = self.model().quantize(format).state_dict()
         return self._replace(tensors=joined({"model": parameters}), format=format)
 

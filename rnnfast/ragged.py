@@ -210,8 +210,8 @@ def length_bucketed_batches(
     *,
     shuffle: Flag = True,
     rng: RNG | None = None,
-    bucket: Integer = 64,
     seed: RNG | None = None,
+    bucket: Integer = 64,
 ) -> list[Array]:
     """Divide sequences into batches of like lengths, so that little of a batch is padding.
 

@@ -339,6 +339,20 @@ def test_a_thread_does_not_wait_for_itself() -> None:
     assert all("one use of the windows at a time" in error for error in errors)
 
 
+def test_an_empty_list_is_as_good_as_one_of_integers() -> None:
+    embedding, layer = rnnfast.Embedding(5, I, rng=0), make_layer("gru")
+    assert embedding([]).shape == (0, I)
+    assert embedding.forward([[], []])[0].shape == (2, 0, I)
+    assert layer([[], []], embedding=embedding.weight)[0].shape == (2, 0, H)
+    assert training.softmax_cross_entropy(np.zeros((0, 3)), [], reduction="sum")[0] == 0
+    assert next(iter(rnnfast.tbptt(layer, iter([[[], []]]), 1, 1, embedding=embedding.weight))).y.shape == (1, 0, H)
+    for call in (embedding, lambda x: training.softmax_cross_entropy(np.zeros((0, 3)), x)):
+        with pytest.raises(TypeError, match="expected integers, got float64"):
+            call(np.empty(0))
+    with pytest.raises(ValueError, match=r"^x: expected shape"):
+        layer([[], []])
+
+
 def test_no_sequences_have_no_resets() -> None:
     """As a layer's call takes them."""
     layer, x, resets = make_layer("lstm"), np.zeros((5, 0, I), np.float32), np.zeros((5, 0), bool)

@@ -375,7 +375,16 @@ def test_the_rise_of_a_cosine_is_linear() -> None:
     schedule = CosineSchedule(1.0, 12, warmup=4, final=0.25)
     assert [schedule(n) for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert schedule(8) == pytest.approx(0.625)
-    assert schedule(12) == schedule(1000) == 0.25
+    assert schedule(12) == schedule(1000) == schedule(10**400) == 0.25
+
+
+def test_an_exponential_leaves_the_floats_as_a_limit_does() -> None:
+    doubles, halves = ExponentialSchedule(1.0, 2.0), ExponentialSchedule(1.0, 0.5)
+    assert doubles(1023) == 2.0**1023
+    assert doubles(1024) == doubles(5000) == doubles(10**400) == np.inf
+    assert halves(5000) == halves(10**400) == 0
+    assert ExponentialSchedule(0.1, 1.0)(10**400) == 0.1
+    assert ExponentialSchedule(0.0, 2.0)(5000) == 0
 
 
 def test_early_stopping_goes_on_where_it_was() -> None:

@@ -334,9 +334,9 @@ def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: Flag = Fa
     ----------
     layer : layer, cell, `Linear`, `Modules`, array, or iterable or mapping of these
     merged_bias : bool, optional
-        Count b_ih and b_hh, which torch keeps apart, as the one bias of most of the literature. (Only in the
+        Count b_ih and b_hh, which torch keeps apart, as the one bias of most of the literature. Only in the
         new gate of the GRU that resets after its product are they not interchangeable; they are counted once
-        there too.)
+        there too.
 
     Returns
     -------

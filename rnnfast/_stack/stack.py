@@ -52,6 +52,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         *,
         dtype: Any = "float32",
         rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         proj_size: Integer = 0,
         weight_dropout: WeightDropout = 0.0,
@@ -62,7 +63,6 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         zoneout: Zoneout = 0.0,
         layer_norm_eps: Number = 1e-5,
         precision: Precision | None = None,
-        seed: RNG | None = None,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")

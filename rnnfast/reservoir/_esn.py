@@ -317,13 +317,14 @@ class ESN(Module):
 
         Parameters
         ----------
-        x, y, warmup, lengths, state
-            As for `fit`; give the state that the call before has returned to go on with the same sequences. Where there
-            are several, the steps of each time come one after the other.
+        x, y, warmup
+            As for `fit`. Where there are several sequences, the steps of each time come one after the other.
         ridge : float, optional
             More than 0; used by the first call after the network was made or `fit`.
         forgetting : float, optional
             More than 0, at most 1: by how much a step counts less with each later one.
+        lengths, state
+            As for `fit`; give the state that the call before has returned to go on with the same sequences.
 
         Returns
         -------
