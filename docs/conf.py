@@ -55,7 +55,7 @@ numpydoc_validation_overrides = {"PR01": [r"[Tt]akes and raises what", r"(?s:\A(
 numpydoc_validation_exclude = [
     r"rnnfast\.(estimators|keras|torch)\.",
     r"rnnfast\.onnx\.(Rnnfast|is_compatible|run_|supports_device)",
-    r"rnnfast\.Quantized(\.(forward|backward))?$",
+    r"rnnfast\.Quantized(\.(forward|backward|of_layer))?$",
     r"rnnfast\.lm\.CharLM(\.backward|Tape)$",
 ]
 templates_path = ["_templates"]
