@@ -12,7 +12,7 @@ from ._base.layer_norm import LayerNorm, norm_of
 from ._base.leak import Leak, leak_of
 from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
 from ._base.precision import Precision
-from ._base.scalars import Flag, Integer, Number, count, flag, head_count
+from ._base.scalars import RNG, Flag, Integer, Number, count, flag, head_count
 from ._base.state import FourStates
 from ._stack.options import WeightDropout, Zoneout
 from ._stack.recurrent import Recurrent
@@ -43,8 +43,11 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         True: D = 2, a second direction runs backwards in time.
     dtype : {"float32", "float64"}, optional
         Of the parameters, and of all arrays that the layer takes and returns.
-    seed : int, Generator or what `numpy.random.default_rng` takes, optional
-        For the initial weights, U(-1/sqrt(H), 1/sqrt(H)), and the dropout. Both dtypes draw the same.
+    rng : int, Generator or what `numpy.random.default_rng` takes, optional
+        For the initial weights, U(-1/sqrt(H), 1/sqrt(H)), and the dropout. Both dtypes draw the same. A generator goes
+        on with each layer that it is given to.
+    seed : as `rng`, optional
+        Its older name.
     learn_initial_state : bool, optional
         True: two more parameters, initial_h and initial_c [L·D,H], zero at first, are where sequences start
         for which no state is given.
@@ -128,7 +131,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> lstm = rnnfast.LSTM(28, 128, num_layers=2, bidirectional=True, seed=0)
+    >>> lstm = rnnfast.LSTM(28, 128, num_layers=2, bidirectional=True, rng=0)
     >>> x = np.zeros((50, 32, 28), np.float32)
     >>> y, (h, c) = lstm(x)
     >>> y.shape, h.shape, c.shape
@@ -166,7 +169,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -199,6 +203,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             proj_size=proj_size,
@@ -220,7 +225,7 @@ class GRU(Recurrent[Array]):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
         As for `LSTM`.
-    dtype, seed
+    dtype, rng, seed
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
@@ -280,7 +285,8 @@ class GRU(Recurrent[Array]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -305,6 +311,7 @@ class GRU(Recurrent[Array]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
@@ -329,7 +336,7 @@ class RNN(Recurrent[Array]):
         The activation.
     bias, batch_first, dropout, bidirectional
         As for `LSTM`.
-    dtype, seed
+    dtype, rng, seed
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
@@ -342,7 +349,7 @@ class RNN(Recurrent[Array]):
     leak : float or array [H], optional
         How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
         the unit would be without. The same in all layers and directions. It is no parameter: optimizers leave it
-        alone. (`functional.backward` returns its gradient.)
+        alone. `functional.backward` returns its gradient.
     precision : {"full", "bfloat16"}, optional
         As for `LSTM`.
 
@@ -384,7 +391,8 @@ class RNN(Recurrent[Array]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -405,6 +413,7 @@ class RNN(Recurrent[Array]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
@@ -441,7 +450,7 @@ class SLSTM(Recurrent[FourStates]):
         block-diagonal. It divides H.
     num_layers, bias, batch_first, dropout, bidirectional
         As for `LSTM`.
-    dtype, seed
+    dtype, rng, seed
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the four parameters initial_h, initial_c, initial_n and initial_m.
@@ -507,7 +516,8 @@ class SLSTM(Recurrent[FourStates]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         forget_gate: str = "sigmoid",
@@ -527,6 +537,7 @@ class SLSTM(Recurrent[FourStates]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,

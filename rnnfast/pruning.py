@@ -41,8 +41,8 @@ class Pruner:
         In optimizer steps, counted from 1: 0 <= start < stop, and every >= 1.
     keep_diagonal : bool, optional
         True: blocks with an element of the diagonal of a gate's weight_hh, by which a unit sees its own h', are never
-        left out, and count towards the density. (Where h is a projection or K is not H, as with heads, there is no such
-        diagonal.)
+        left out, and count towards the density. Where h is a projection or K is not H, as with heads, there is no such
+        diagonal.
     balanced : bool, optional
         True: the share is kept in each row of blocks by itself, not in the matrix as a whole [2]_. All units of all
         gates then keep as many, which makes the step of a stream shorter.
@@ -73,7 +73,7 @@ class Pruner:
     >>> import numpy as np
     >>> import rnnfast
     >>> from rnnfast.training import Adam, Pruner
-    >>> lstm = rnnfast.LSTM(32, 64, seed=0)
+    >>> lstm = rnnfast.LSTM(32, 64, rng=0)
     >>> adam, pruner = Adam(lstm), Pruner(lstm, 0.3, start=2, stop=8, every=2)
     >>> x = np.random.default_rng(0).standard_normal((5, 4, 32), np.float32)
     >>> densities = []

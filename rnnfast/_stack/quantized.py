@@ -10,7 +10,7 @@ import numpy as np
 
 from .._base.arrays import Array
 from .._base.formats import FLOAT, FORMATS, Format, KeptArrays, decoded, encoded, operands
-from .._base.module import CLASSES, Kept, arguments_of, description_of, kind_of, words_of
+from .._base.module import CLASSES, Kept, arguments_of, description_of, kind_of, with_fixed, words_of
 from .._base.names import by_direction
 from .._base.scalars import choice
 from .._base.state import StateT
@@ -66,7 +66,7 @@ class Quantized(Inference[StateT]):
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> q = rnnfast.LSTM(3, 4, seed=0).quantize("int8")
+    >>> q = rnnfast.LSTM(3, 4, rng=0).quantize("int8")
     >>> q
     LSTM(3, 4).quantize('int8')
     >>> y, (h, c) = q(np.ones((5, 2, 3), np.float32))
@@ -129,7 +129,7 @@ class Quantized(Inference[StateT]):
     def of_layer(self, layer: int, others: Mapping[str, Array] | None = None) -> list[tuple[Any, ...]]:  # noqa: ARG002
         """Return the parameters of a layer as the kernels take them."""
         directions = by_direction(self.operands, self.names_of(layer))
-        return [self.with_fixed(arrays) for arrays in directions] if self.fixed else directions
+        return [with_fixed(self, arrays) for arrays in directions] if self.fixed else directions
 
     def dequantize(self) -> Inference[StateT]:
         """Return the float32 layer with the weights that this one's arrays stand for, of the class of the first one.

@@ -198,7 +198,7 @@ class Recurrent(Inference[StateT]):
         --------
         >>> import numpy as np
         >>> import rnnfast
-        >>> lstm = rnnfast.LSTM(3, 4, seed=0)
+        >>> lstm = rnnfast.LSTM(3, 4, rng=0)
         >>> q = lstm.quantize("int8")
         >>> x = np.ones((5, 2, 3), np.float32)
         >>> bool(np.abs(q(x)[0] - lstm(x)[0]).max() < 0.01)

@@ -13,10 +13,10 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, checked, float_dtype
-from .._base.module import Check, Kept, RecurrentModule, Shape
+from .._base.module import Check, Kept, RecurrentModule, Shape, with_fixed
 from .._base.names import by_direction, ends_of, layer_names, recurrent_shapes
 from .._base.precision import Precision
-from .._base.scalars import Flag, Integer, Number, addressable, count, flag, shown, size
+from .._base.scalars import RNG, Flag, Integer, Number, addressable, count, flag, shown, size
 from .._base.state import STATES, Parts, StateT, initial_names, parts_of
 from .attributes import StackAttributes
 from .layout import Layout
@@ -51,7 +51,8 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         proj_size: Integer = 0,
         weight_dropout: WeightDropout = 0.0,
@@ -93,15 +94,15 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         }
         for name, value in given.items():
             setattr(self, name, value)
-        if self.dropout > 0 and self.num_layers == 1 and not isinstance(seed, Kept):
+        if self.dropout > 0 and self.num_layers == 1 and not isinstance(rng, Kept):
             msg = f"dropout: expected 0 for a single layer, as it acts between layers, got {self.dropout}"
-            warnings.warn(msg, stacklevel=2)
+            warnings.warn(msg, stacklevel=3)
         self.gates = _core.cells[self.cell].num_gates
         self.directions = 1 + self.bidirectional
         G, H, L, D = self.gates, self.hidden_size, self.num_layers, self.directions
         widest = max(self.input_size, D * H)
         addressable(L * D * G * H * (widest + H + 2), "input_size, hidden_size, num_layers")
-        super().__init__(self._shapes(), H, dtype, seed)
+        super().__init__(self._shapes(), H, dtype, rng, seed)
 
     def _shapes(self) -> Iterator[Shape]:
         H, P, L, D = self.hidden_size, self.h_size, self.num_layers, self.directions
@@ -114,19 +115,50 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
             yield from zip(initial_names(self.cell), ((L * D, n) for n in self.state_sizes), strict=True)
 
     def names_of(self, layer: int) -> tuple[tuple[str, ...], ...]:
-        """Return the names of the parameters of a layer, for each direction."""
+        """Return the names of one layer's parameters, a tuple for each direction, in the order of `of_layer`.
+
+        Parameters
+        ----------
+        layer : int
+            From 0 to L - 1.
+        """
+        if not 0 <= layer < self.num_layers:
+            msg = f"layer: expected 0 to {self.num_layers - 1}, got {layer}"
+            raise ValueError(msg)
         return layer_names(self.cell, layer, self.directions, self.proj_size > 0)
 
     @property
     def eps(self) -> float | None:
-        """What is added to variances; None where nothing is normalised."""
+        """What `rnnfast.functional` takes as `layer_norm_eps`: None where nothing is normalised."""
         return None if self.layer_norm is None else self.layer_norm_eps
 
     def of_layer(self, layer: int, others: Mapping[str, Array] | None = None) -> list[tuple[Array | None, ...]]:
-        """Return the parameters of a layer as the kernels take them, others in the place of those of their names."""
+        """Return one layer's parameters as `rnnfast.functional` takes them, a tuple for each direction.
+
+        Parameters
+        ----------
+        layer : int
+            From 0 to L - 1.
+        others : mapping of arrays, optional
+            What stands in the place of parameters, by their names.
+
+        Returns
+        -------
+        list of tuples of ndarrays
+            The arrays themselves. None where the layer has none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rnnfast
+        >>> gru, x = rnnfast.GRU(3, 4), np.ones((5, 2, 3), np.float32)
+        >>> y, h = rnnfast.functional.inference(gru.cell, x, gru.of_layer(0))
+        >>> np.array_equal(y, gru(x)[0])
+        True
+        """
         parameters = {**self.parameters, **others} if others else self.parameters
         directions = by_direction(parameters, self.names_of(layer))
-        return [self.with_fixed(arrays) for arrays in directions] if self.fixed else directions
+        return [with_fixed(self, arrays) for arrays in directions] if self.fixed else directions
 
 
 def rates_of(stack: Stack[Any]) -> tuple[float, ...]:

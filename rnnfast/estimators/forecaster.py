@@ -70,7 +70,7 @@ class Forecaster(Estimator):
 
         TypeError or ValueError: the series is too short or not of finite numbers, or a parameter does not fit.
         """
-        K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), generator(self.rng, "rng")
+        K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), generator(self.rng)
         self._K, levels = K, levels_of(self.quantiles)
         if 0.5 not in levels:
             wrong("quantiles", "rising numbers, 0.5 among them", self.quantiles)

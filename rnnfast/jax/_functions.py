@@ -41,7 +41,7 @@ def lstm(
         The initial state; zeros without one.
     reverse : bool, optional
         Run the single direction of each layer backwards in time.
-    lengths : integer array [B], optional
+    lengths : array [B] of ints, optional
         The steps of each sequence. Those that follow do not change the state, their y is zero, and nothing of x there
         matters. Backwards in time, each sequence starts at its own end. More than T is T, less than 0 is 0.
     resets : bool array [T,B], optional
@@ -97,7 +97,7 @@ def gru(
     x : array [T,B,I]
     state : array [L·D,B,H], optional
     reverse : bool, optional
-    lengths : integer array [B], optional
+    lengths : array [B] of ints, optional
     resets : bool array [T,B], optional
         As of `lstm`.
     reset_after : bool, optional
@@ -146,7 +146,7 @@ def rnn(
     x : array [T,B,I]
     state : array [L·D,B,H], optional
     reverse : bool, optional
-    lengths : integer array [B], optional
+    lengths : array [B] of ints, optional
     resets : bool array [T,B], optional
         As of `lstm`.
     nonlinearity : {"tanh", "relu"}, optional
