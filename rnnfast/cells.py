@@ -63,7 +63,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. The message names it, what was expected and what came.
+            If an argument is invalid. The message names the argument, what was expected and what was given.
         """
         after: StateT = self._run(_core.inference, x, state)[0]
         return after
@@ -110,7 +110,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. The message names it, what was expected and what came.
+            If an argument is invalid. The message names the argument, what was expected and what was given.
         """
         check_tape(tape, self)
         shape = tape.y.shape
@@ -176,9 +176,9 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     input_size, hidden_size : int
         I and H.
     bias : bool, optional
-        False: no b_ih and b_hh.
+        If False, there are no b_ih and b_hh.
     dtype : {"float32", "float64"}, optional
-        Of the parameters, and of all arrays that the cell takes and returns.
+        The dtype of the parameters, and of all arrays that the cell takes and returns.
     seed : int, Generator or what `numpy.random.default_rng` takes, optional
         For the initial weights, U(-1/sqrt(H), 1/sqrt(H)).
     peephole, coupled_gates : bool, optional
@@ -196,7 +196,7 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -251,7 +251,7 @@ class GRUCell(RecurrentCell[Array]):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -299,7 +299,7 @@ class RNNCell(RecurrentCell[Array]):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------

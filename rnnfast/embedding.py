@@ -37,7 +37,7 @@ class Embedding(Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -125,7 +125,7 @@ class Embedding(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit.
+            If an argument is invalid.
         """
         check_tape(tape, self)
         dy = checked(dy, "dy", tape.y.shape, self.dtype)

@@ -79,7 +79,7 @@ def gradient_flow(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit. The message names it, what was expected and what came.
+        If an argument is invalid. The message names the argument, what was expected and what was given.
 
     References
     ----------

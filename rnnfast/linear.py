@@ -19,9 +19,9 @@ class Linear(Module):
     in_features, out_features : int
         I and O.
     bias : bool, optional
-        False: no bias.
+        If False, there is no bias.
     dtype : {"float32", "float64"}, optional
-        Of the parameters, and of all arrays that the layer takes and returns.
+        The dtype of the parameters, and of all arrays that the layer takes and returns.
     seed : int, Generator or what `numpy.random.default_rng` takes, optional
         For the initial weights, U(-1/sqrt(I), 1/sqrt(I)).
 
@@ -33,7 +33,7 @@ class Linear(Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -120,7 +120,7 @@ class Linear(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit.
+            If an argument is invalid.
         """
         check_tape(tape, self)
         dy = checked(dy, "dy", tape.y.shape, self.dtype)

@@ -499,7 +499,7 @@ class Training:
         UsageError
             If the text is another one, or the model was quantised.
         TypeError, ValueError
-            If the cell or a size is another one. Then nothing has been changed.
+            If the cell or a size is another one. In that case nothing has changed.
         """
         if checkpoint.format is not None:
             msg = f"{checkpoint.path} has weights of {checkpoint.format}, which cannot be trained any more"

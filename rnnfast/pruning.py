@@ -60,7 +60,7 @@ class Pruner:
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or there is no matrix to prune.
+        If an argument is invalid, or there is no matrix to prune.
 
     References
     ----------
@@ -169,7 +169,7 @@ class Pruner:
         Raises
         ------
         TypeError, ValueError
-            If a key is missing or unknown, or a value does not fit. Then nothing has been changed.
+            If a key is missing or unknown, or a value does not fit. In that case nothing has changed.
         """
         own = self.state_dict()
         values = checked_values(state_dict, own, "state_dict")

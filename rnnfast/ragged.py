@@ -64,7 +64,7 @@ def pack_padded(x: ArrayLike, lengths: Integers, *, batch_first: Flag = False) -
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit. The message names it, what was expected and what came.
+        If an argument is invalid. The message names the argument, what was expected and what was given.
 
     Examples
     --------
@@ -92,11 +92,11 @@ def pad_packed(
     ----------
     packed : PackedSequence
     batch_first : bool, optional
-        How x is to be laid out.
+        The layout of x.
     total_length : int, optional
         T, by default that of the longest sequence.
     fill : number, optional
-        What stands beyond the end of a sequence.
+        The value of padding.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def pad_packed(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `pack_padded`.
+        If an argument is invalid; see `pack_padded`.
 
     Examples
     --------
@@ -158,9 +158,9 @@ def pad_sequences(
     sequences : sequence of B arrays [T_i,*]
         Of one dtype, and alike but for their lengths.
     batch_first : bool, optional
-        How x is to be laid out.
+        The layout of x.
     fill : number, optional
-        What stands beyond the end of a sequence.
+        The value of padding.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def pad_sequences(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or there is no sequence.
+        If an argument is invalid, or there is no sequence.
 
     Examples
     --------
@@ -222,7 +222,7 @@ def length_bucketed_batches(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `pack_padded`.
+        If an argument is invalid; see `pack_padded`.
 
     Examples
     --------

@@ -77,7 +77,7 @@ def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
+        If an argument is invalid (see `rnnfast.functional`).
 
     Examples
     --------
@@ -119,7 +119,7 @@ def linear_backward(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
+        If an argument is invalid (see `rnnfast.functional`).
 
     Examples
     --------

@@ -431,7 +431,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or `forget_bias` is given for a layer without that gate or without
+        If an argument is invalid, or `forget_bias` is given for a layer without that gate or without
         biases.
 
     References

@@ -90,7 +90,7 @@ class Inference(Stack[StateT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. The message names it, what was expected and what came.
+            If an argument is invalid. The message names the argument, what was expected and what was given.
         KeyboardInterrupt
             On Ctrl-C, between chunks of time.
         """

@@ -55,7 +55,7 @@ class Quantized(Inference[StateT]):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or the layer has what the format lacks; see `Recurrent.quantize`.
+        If an argument is invalid, or the layer has what the format lacks; see `Recurrent.quantize`.
 
     References
     ----------

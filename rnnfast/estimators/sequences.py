@@ -138,7 +138,7 @@ class SequenceEstimator(Estimator):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SequenceClassifier(SequenceEstimator):
-    """Tell the class of a sequence.
+    """Classify sequences.
 
     Parameters
     ----------
@@ -146,21 +146,21 @@ class SequenceClassifier(SequenceEstimator):
     hidden_size, num_layers, bidirectional, dropout : optional
         Of the layers.
     embedding_dim : int, optional
-        The size of the vectors of tokens.
+        The size of the embedding of tokens.
     loss : {"softmax", "binary"}, optional
         ``"binary"``: one output for two classes.
     lr, weight_decay, warmup, clip : float, optional
-        The highest learning rate of `rnnfast.training.AdamW`, which rises for the share `warmup` of all steps and then
-        falls to 0 by a cosine; `clip` is the largest norm of a gradient.
+        The highest learning rate of `rnnfast.training.AdamW`, which rises during the fraction `warmup` of all steps and
+        then falls to 0 along a cosine; `clip` is the largest norm of a gradient.
     batch_size, epochs : int, optional
     validation_fraction : float, optional
-        The share of the sequences that is held out to find the best epoch, whose weights are kept.
+        The fraction of the sequences that is held out to find the best epoch, whose weights are kept.
     patience : int or None, optional
-        How many epochs without a better one are borne; None: nothing is held out.
+        Training stops after this many epochs without improvement. With None, nothing is held out.
     scale : bool, optional
-        Whether features get the mean 0 and the deviation 1 that they have over all steps in `fit`.
+        Whether to scale features to mean 0 and standard deviation 1 over all steps in `fit`.
     verbose : bool, optional
-        Whether there is a progress bar with the losses.
+        Whether to show a progress bar with the losses.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
         For all that is random. With an int, each `fit` gives the same network.
 
@@ -168,7 +168,8 @@ class SequenceClassifier(SequenceEstimator):
     ----------
     classes_ : ndarray
     model_ : Modules
-        The network: ``rnn``, ``readout``, and for tokens ``embedding``. Tokens above all that `fit` has seen are zeros.
+        The network: ``rnn``, ``readout``, and for tokens ``embedding``. The embedding of tokens larger than any in
+        `fit` is zero.
     history_ : dict of lists
         ``loss`` and ``validation_loss`` of each of the `n_iter_` epochs.
 
@@ -187,7 +188,7 @@ class SequenceClassifier(SequenceEstimator):
     kind = "classifier"
 
     def predict(self, X: Any) -> Array:
-        """Return the likeliest class of each sequence, [N]."""
+        """Return the most likely class of each sequence, [N]."""
         likeliest = self.predict_proba(X).argmax(axis=1)
         return np.asarray(self.classes_[likeliest])
 
@@ -200,7 +201,7 @@ class SequenceClassifier(SequenceEstimator):
         return np.asarray(p / p.sum(axis=1, keepdims=True))
 
     def score(self, X: Any, y: Any) -> float:
-        """Return the share of sequences whose class is right."""
+        """Return the fraction of sequences that are classified correctly."""
         found = self.predict(X)
         return float(np.mean(found == self._paired([*found], y)))
 
@@ -231,13 +232,14 @@ class SequenceClassifier(SequenceEstimator):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SequenceRegressor(SequenceEstimator):
-    """Tell a number, or several, that belong to a sequence.
+    """Predict one or several numbers for each sequence.
 
     Parameters
     ----------
     loss : {"squared", "huber", "quantile", "gaussian"}, optional
-        What is learned: the mean; a mean that outliers move less; quantiles; the mean and the deviation of a normal
-        distribution. y is scaled to the mean 0 and the deviation 1: ``"huber"`` turns linear at `delta` of these.
+        What is learned: the mean; a mean that is less sensitive to outliers; quantiles; the mean and standard deviation
+        of a normal distribution. y is scaled to mean 0 and standard deviation 1; ``"huber"`` becomes linear at `delta`
+        of these standard deviations.
     delta : float, optional
     quantiles : sequence of floats, optional
     others
@@ -260,7 +262,10 @@ class SequenceRegressor(SequenceEstimator):
     kind = "regressor"
 
     def predict(self, X: Any) -> Array:
-        """Return a number for each sequence, [N], or [N,O] as y had it: of quantiles, the one next to the median."""
+        """Return a number for each sequence, [N], or [N,O] if y has that shape.
+
+        With quantiles, it is the one closest to the median.
+        """
         middle = int(np.argmin(np.abs(np.asarray(self.quantiles) - 0.5))) if self.loss == "quantile" else 0
         return self._unscaled(self._parts(X)[..., middle])
 
@@ -276,7 +281,7 @@ class SequenceRegressor(SequenceEstimator):
         return self._unscaled(out[..., :1] + z * np.exp(out[..., 1:] / 2))
 
     def score(self, X: Any, y: Any) -> float:
-        """Return the coefficient of determination, R², the mean over what y has of numbers."""
+        """Return the coefficient of determination, R², averaged over the O numbers of y."""
         found = self.predict(X)
         given = numbers_of(self._paired([*found], y).reshape(found.shape), "y")
         rest, spread = ((found - given) ** 2).sum(axis=0), ((given - given.mean(axis=0)) ** 2).sum(axis=0)

@@ -42,7 +42,7 @@ def to_onnx(layer: Recurrent[Any] | Quantized[Any], *, state: bool = False) -> o
     Raises
     ------
     TypeError
-        If an argument does not fit.
+        If an argument is invalid.
     ValueError
         If ONNX has no such operator: none has leaky units, zoneout, a projection or layer normalisation.
 

@@ -91,7 +91,7 @@ class ESN(Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or connections without a circle are to have a spectral radius.
+        If an argument is invalid, or connections without a circle are to have a spectral radius.
 
     References
     ----------
@@ -226,7 +226,7 @@ class ESN(Module):
         y : array [T,B,O] or [T,O], optional
             With feedback, what is fed back: y_{t-1} with u_t.
         lengths : integers [B], optional
-            How many steps of each sequence are real.
+            The length of each sequence.
 
         Returns
         -------
@@ -238,7 +238,7 @@ class ESN(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit.
+            If an argument is invalid.
         """
         run = self._run(x, y, lengths, state, targets=self.feedback_size > 0)
         [(states, _)] = self._driven(run, len(run.x))
@@ -271,7 +271,7 @@ class ESN(Module):
         ridge : float, optional
             At least 0.
         lengths : integers [B], optional
-            How many steps of each sequence are real.
+            The length of each sequence.
         state : State, optional
             Where the sequences start; by default zero.
 
@@ -283,7 +283,7 @@ class ESN(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit, or the states do not determine the readout. Then nothing has been changed.
+            If an argument is invalid, or the states do not determine the readout. In that case nothing has changed.
         """
         run = self._run(x, y, lengths, state, targets=True)
         first, penalty = count(warmup, "warmup"), scale(ridge, "ridge")
@@ -333,7 +333,7 @@ class ESN(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. Then nothing has been changed.
+            If an argument is invalid. In that case nothing has changed.
         """
         run = self._run(x, y, lengths, state, targets=True)
         first, penalty, keep = count(warmup, "warmup"), positive(ridge, "ridge"), rate(forgetting, "forgetting")
@@ -375,7 +375,7 @@ class ESN(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit, or there is no readout yet.
+            If an argument is invalid, or there is no readout yet.
         """
         readout = self._fitted()
         run = self._run(x, None, lengths, state, targets=False)
@@ -417,7 +417,7 @@ class ESN(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit, there is no readout yet, or its outputs cannot be inputs.
+            If an argument is invalid, there is no readout yet, or its outputs cannot be inputs.
         """
         readout = self._fitted()
         steps = count(n, "n")

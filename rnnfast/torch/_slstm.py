@@ -68,7 +68,7 @@ class SLSTM(Recurrent, _Unfit):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit. With parameters that are not float32 or float64 on the CPU torch's operators
+        If an argument is invalid. With parameters that are not float32 or float64 on the CPU torch's operators
         compute, step by step.
 
     References

@@ -62,9 +62,9 @@ def minibatches(
     bucket : int, optional
         How many batches are sorted by length together.
     batch_first : bool, optional
-        How x is to be laid out.
+        The layout of x.
     fill : number, optional
-        What stands beyond the end of a sequence.
+        The value of padding.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def minibatches(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------

@@ -33,7 +33,7 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: Number) -> float:
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: Number) -> None:
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------

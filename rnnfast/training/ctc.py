@@ -50,7 +50,7 @@ def ctc_loss(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or the labels need more steps than the sequence has: as many as they are, and one
+        If an argument is invalid, or the labels need more steps than the sequence has: as many as they are, and one
         more between two that are equal. The message says which sequence that is. (In torch its loss is infinite.)
 
     References

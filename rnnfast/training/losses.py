@@ -53,7 +53,7 @@ def softmax_cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or a target is no class.
+        If an argument is invalid, or a target is no class.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def squared_error(y: ArrayLike, target: ArrayLike, *, reduction: Reduction = "me
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def binary_cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or a target is no probability.
+        If an argument is invalid, or a target is no probability.
 
     Examples
     --------
@@ -170,7 +170,7 @@ def huber_loss(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -216,7 +216,7 @@ def quantile_loss(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -268,7 +268,7 @@ def gaussian_nll(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------

@@ -69,7 +69,7 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If a key is missing or unknown, or a value does not fit. Then nothing has been changed.
+            If a key is missing or unknown, or a value does not fit. In that case nothing has changed.
         """
         own = self.state_dict()
         given: object = state_dict
@@ -115,7 +115,7 @@ class SGD(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -141,7 +141,7 @@ class SGD(Optimizer):
         Raises
         ------
         TypeError, ValueError
-            If they do not fit. Then nothing has been changed.
+            If they do not fit. In that case nothing has changed.
         """
         self._check(grads)
         lr, v = not_negative(self.lr, "lr"), self._carried.get("v", {})
@@ -172,7 +172,7 @@ class Adam(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -217,7 +217,7 @@ class Adam(Optimizer):
         Raises
         ------
         TypeError, ValueError
-            If they do not fit. Then nothing has been changed.
+            If they do not fit. In that case nothing has changed.
         """
         self._check(grads)
         rate = not_negative(self.lr, "lr")
@@ -253,7 +253,7 @@ class AdamW(Adam):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------

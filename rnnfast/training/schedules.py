@@ -45,7 +45,7 @@ class CosineSchedule:
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -101,7 +101,7 @@ class ExponentialSchedule:
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------

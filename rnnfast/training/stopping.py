@@ -35,7 +35,7 @@ class EarlyStopping:
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -112,7 +112,7 @@ class EarlyStopping:
         Raises
         ------
         TypeError, ValueError
-            If a key is missing or unknown, or a value does not fit. Then nothing has been changed.
+            If a key is missing or unknown, or a value does not fit. In that case nothing has changed.
         """
         own = self.state_dict()
         values = checked_values(state_dict, own, "state_dict")
