@@ -97,7 +97,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         need_dx : bool, optional
             If False, dx is not computed and None is returned for it.
         grads : dict of ndarrays, optional
-            With the keys, shapes and dtype of `state_dict()`: the gradients are added into these arrays.
+            With the keys, shapes and dtype of `state_dict()`. The gradients are added to these arrays.
 
         Returns
         -------
@@ -240,8 +240,8 @@ class GRUCell(RecurrentCell[Array]):
     input_size, hidden_size, bias, dtype, seed
         As for `LSTMCell`.
     reset_after : bool, optional
-        Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
-        published (False).
+        If True, the reset gate acts on the recurrent product, as in torch. If False, it acts on the state before the
+        product, as published.
 
     Attributes
     ----------

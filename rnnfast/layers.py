@@ -234,8 +234,8 @@ class GRU(Recurrent[Array]):
     zoneout : float, optional
         As for `LSTM`, of h.
     reset_after : bool, optional
-        Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
-        published (False).
+        If True, the reset gate acts on the recurrent product, as in torch. If False, it acts on the state before the
+        product, as published.
     layer_norm : "inside", optional
         As for `LSTM`: the two products are normalised. Not with ``reset_after=False``.
     layer_norm_eps : float, optional

@@ -87,9 +87,9 @@ class Linear(Module):
         return _core.linear(x, self.weight, self.bias)
 
     def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
-        """Return y and the tape for `backward`, which refers to x and the parameters and does not copy them.
+        """Return y, and the tape for `backward`, which refers to x and the parameters without copying them.
 
-        Takes and raises what a call of the layer does.
+        It takes and raises the same as a call of the layer.
         """
         x = _core.asarray(x, "x", self.dtype)
         y = self(x)
@@ -109,7 +109,7 @@ class Linear(Module):
         need_dx : bool, optional
             If False, dx is not computed and None is returned for it.
         grads : dict of ndarrays, optional
-            With the keys, shapes and dtype of `state_dict()`: the gradients are added into these arrays.
+            With the keys, shapes and dtype of `state_dict()`. The gradients are added to these arrays.
 
         Returns
         -------

@@ -68,12 +68,12 @@ class CharLMTape(NamedTuple):
 
 
 class CharLM:
-    """The model, from tokens [T,B] to the logits [T,B,V] of what follows each.
+    """The language model, from tokens [T,B] to the logits [T,B,V] of the next token.
 
     Parameters
     ----------
     vocabulary : str
-        V different characters; a token is the index of one.
+        V different characters; a token is the index of a character.
     options : Options
         Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts, zoneout and the seed.
     parameters : mapping of ndarrays, optional
@@ -88,7 +88,7 @@ class CharLM:
     rnn : LSTM, GRU, RNN, or Quantized of one of them
     readout : Linear
     rng : numpy.random.Generator
-        The only source of chance, which the layers share.
+        The source of all random numbers, shared by the layers.
 
     Raises
     ------
@@ -213,16 +213,16 @@ class CharLM:
         length : int, optional
             How many characters at most; at least 1.
         temperature : float, optional
-            What the logits are divided by; 0 takes the likeliest character each time.
+            The logits are divided by this number; 0 takes the most likely character each time.
         stop : str, optional
-            The last character is the one that completes this.
+            Sampling ends when the text ends with this.
         seed : int, optional
-            Without it, each text is another.
+            Without a seed, each text is different.
 
         Returns
         -------
         iterator of str
-            One character at a time, as they are drawn.
+            The characters, one at a time.
 
         Raises
         ------
@@ -253,7 +253,7 @@ class CharLM:
 
 
 class Checkpoint(NamedTuple):
-    """What is in a file that `Training.save` or `write` wrote.
+    """The contents of a file written by `Training.save` or `Checkpoint.write`.
 
     Attributes
     ----------
@@ -265,7 +265,7 @@ class Checkpoint(NamedTuple):
     text_hash : str
         SHA-256 of the text in UTF-8.
     steps : int
-        How many have been taken.
+        The number of steps taken.
     generator : dict
         The state of the run's generator.
     tensors : dict of ndarrays
@@ -295,7 +295,7 @@ class Checkpoint(NamedTuple):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Checkpoint":
-        """Read a file. Nothing larger than its tensors is made, whatever else it says.
+        """Read a file. This allocates no more than the size of its tensors, whatever its metadata say.
 
         Parameters
         ----------
@@ -308,9 +308,9 @@ class Checkpoint(NamedTuple):
         Raises
         ------
         OSError
-            If the file cannot be read, or is no regular file.
+            If the file cannot be read, or is not a regular file.
         UsageError
-            If it is not one that `Training.save` wrote, or it has been damaged.
+            If it was not written by `Training.save`, or is damaged.
         """
         import safetensors
 
@@ -328,7 +328,7 @@ class Checkpoint(NamedTuple):
         return checkpoint
 
     def model(self) -> CharLM:
-        """Return the trained model, with parameters of its own."""
+        """Return the trained model, with its own parameters."""
         parameters = {name: a.copy() for name, a in _part(self.tensors, "model").items()}
         return CharLM(self.vocabulary, self.options, parameters, format=self.format)
 
@@ -343,12 +343,12 @@ class Checkpoint(NamedTuple):
         Parameters
         ----------
         path : path-like
-            Of a regular file, which is replaced once the new one is complete, or of one that does not exist.
+            A new file, or a regular file, which is replaced once the new one is complete.
 
         Raises
         ------
         OSError
-            If the file cannot be written. An older one is then as it was.
+            If the file cannot be written. An older file is then unchanged.
         """
         others = {name: value for name, value in self._asdict().items() if name not in ("path", "tensors")}
         if self.format is None:
@@ -380,10 +380,10 @@ class Checkpoint(NamedTuple):
 
 
 class Training:
-    """A run, which can be saved after any step: resumed, it ends with the same weights, bit for bit.
+    """A training run that can be saved and resumed; it ends with the same weights, bit for bit.
 
-    The last tenth of the text is held out, the rest is cut into B streams. An epoch reads them to their end, but
-    for a remainder shorter than T; the next starts again at their beginning, with a zero state.
+    The last tenth of the text is held out, and the rest is divided into B streams. An epoch reads these to the end,
+    except for a remainder shorter than T. The next epoch starts again at the beginning, with a zero state.
 
     Parameters
     ----------
@@ -395,7 +395,7 @@ class Training:
     ----------
     model : CharLM
     steps : int
-        How many have been taken.
+        The number of steps taken.
     steps_per_epoch : int
     pruner : Pruner or None
         With a density below 1, of the layers: from a tenth to seven tenths of ``options.steps``, in blocks of 16 units
@@ -445,7 +445,7 @@ class Training:
         Returns
         -------
         float
-            Its loss, in nats per character.
+            The loss of the window, in nats per character.
         """
         window, T = self.steps % self.steps_per_epoch, self.options.seq_len
         tokens = self.streams[window * T : (window + 1) * T + 1]
@@ -471,24 +471,24 @@ class Training:
         return nats / predicted / math.log(2)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what sampling and resuming need to a safetensors file, whole or not at all.
+        """Save the run to a safetensors file, for sampling and resuming. The file is written completely or not at all.
 
         Parameters
         ----------
         path : path-like
-            Of a regular file, which is replaced once the new one is complete, or of one that does not exist.
+            A new file, or a regular file, which is replaced once the new one is complete.
 
         Raises
         ------
         OSError
-            If the file cannot be written. An older one is then as it was.
+            If the file cannot be written. An older file is then unchanged.
         """
         generator: Any = self.model.rng.bit_generator.state
         vocabulary, text_hash = self.model.vocabulary, self.text_hash
         Checkpoint(Path(path), self.options, vocabulary, text_hash, self.steps, generator, self._arrays()).write(path)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from where a run of the same text, cell and sizes was saved.
+        """Continue a saved run with the same text, cell and sizes.
 
         Parameters
         ----------
@@ -497,9 +497,9 @@ class Training:
         Raises
         ------
         UsageError
-            If the text is another one, or the model was quantised.
+            If the text is different, or the model was quantised.
         TypeError, ValueError
-            If the cell or a size is another one. In that case nothing has changed.
+            If the cell or a size is different. In that case nothing has changed.
         """
         if checkpoint.format is not None:
             msg = f"{checkpoint.path} has weights of {checkpoint.format}, which cannot be trained any more"

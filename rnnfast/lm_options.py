@@ -163,7 +163,7 @@ class Options:
 
 
 class UsageError(Exception):
-    """What whoever started the run can put right; the message says how.
+    """An error that the user can correct; the message says how.
 
     Examples
     --------
@@ -179,7 +179,7 @@ UsageError.__module__ = "rnnfast.lm"  # where users find it
 
 
 def default_text() -> str:
-    """Return half a million characters that every Python carries: what help() says of its topics.
+    """Return half a million characters of text that comes with Python: the topics of help().
 
     Examples
     --------

@@ -109,7 +109,7 @@ def linear_backward(
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
     grads : pair (dweight, dbias), optional
-        The gradients are added into these arrays.
+        The gradients are added to these arrays.
 
     Returns
     -------
