@@ -418,11 +418,11 @@ class Training:
         B, T = options.batch, options.seq_len
         needed = -(-10 * B * (T + 1) // 9)  # rounded up, since a tenth is held out
         if len(text) < max(needed, SHORTEST):
-            says = f"the text has {len(text)} characters, and"
+            says = f"the text has {len(text)} characters,"
             if len(text) < SHORTEST:
                 msg = f"{says} {SHORTEST} is the least; take a longer one"
             else:
-                msg = f"{says} --batch {B} with --seq-len {T} needs {needed}; take a longer one, or lower these"
+                msg = f"{says} and --batch {B} with --seq-len {T} needs {needed}; use a longer text, or lower these options"
             raise UsageError(msg)
         vocabulary = "".join(sorted(set(text)))
         tokens = encode(text, vocabulary)
@@ -564,7 +564,7 @@ def encode(text: str, vocabulary: str) -> Array:
     tokens = token_of[codes]
     if (tokens < 0).any():
         unknown = " ".join(map(repr, sorted(set(text) - set(vocabulary))))
-        msg = f"characters that the model's text did not have: {unknown}"
+        msg = f"characters that do not occur in the model's text: {unknown}"
         raise UsageError(msg)
     return tokens
 
