@@ -418,11 +418,11 @@ class Training:
         B, T = options.batch, options.seq_len
         needed = -(-10 * B * (T + 1) // 9)  # rounded up, since a tenth is held out
         if len(text) < max(needed, SHORTEST):
-            says = f"the text has {len(text)} characters,"
+            says = f"the text has {len(text)} characters, and"
             if len(text) < SHORTEST:
-                msg = f"{says} {SHORTEST} is the least; take a longer one"
+                msg = f"{says} at least {SHORTEST} are needed; use a longer text"
             else:
-                msg = f"{says} and --batch {B} with --seq-len {T} needs {needed}; use a longer text, or lower these options"
+                msg = f"{says} --batch {B} with --seq-len {T} needs {needed}; use a longer text, or lower these"
             raise UsageError(msg)
         vocabulary = "".join(sorted(set(text)))
         tokens = encode(text, vocabulary)

@@ -239,7 +239,7 @@ def test_a_text_that_is_too_short_for_the_sizes_is_refused(length: int) -> None:
 @pytest.mark.parametrize("length", [0, 1, 19])
 def test_a_text_that_is_too_short_for_any_sizes_is_refused(length: int, batch: int) -> None:
     options = replace(SMALL, batch=min(batch, sys.maxsize), seq_len=1)
-    with pytest.raises(UsageError, match=f"the text has {length} characters, but at least 20 are needed; use a longer text$"):
+    with pytest.raises(UsageError, match=f"the text has {length} characters, and at least 20 are needed; use a longer"):
         Training(TEXT[:length], options)
 
 
