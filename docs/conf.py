@@ -33,7 +33,6 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
-    "sphinxcontrib.mermaid",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
@@ -49,7 +48,6 @@ default_role = "obj"  # `name` in a docstring: a link if the site has it, else c
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-myst_fence_as_directive = ["mermaid"]
 
 # The examples are shown with their pictures and not run: some take minutes, and tests run them.
 sphinx_gallery_conf = {
