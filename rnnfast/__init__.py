@@ -1,4 +1,4 @@
-"""Exact recurrent networks, LSTM, GRU and Elman, as fused CPU kernels for NumPy arrays."""
+"""Exact LSTM, GRU and Elman networks as fused CPU kernels for NumPy arrays."""
 
 from pkgutil import extend_path
 

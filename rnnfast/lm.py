@@ -1,10 +1,10 @@
-"""A character language model, and the runs of ``python -m rnnfast train`` that train it.
+"""A character language model, and the training behind ``python -m rnnfast train``.
 
 The model reads characters and predicts each next one: embedding, a stack of LSTM, GRU or Elman layers, linear
-readout, softmax. It is trained by truncated backpropagation through time: the text is cut into B streams that
-are read side by side, T characters at a time; the state goes on from window to window, the gradient does not.
+readout, softmax. It is trained by truncated backpropagation through time: the text is divided into B streams that are
+read in parallel, T characters at a time. The state is carried from window to window; gradients are not.
 
-`Training` is a run that can be saved, `Checkpoint` is the file that it leaves, and `CharLM` is the model in it.
+`Training` is a run that can be saved, `Checkpoint` is the contents of its file, and `CharLM` is the model in it.
 
 Examples
 --------
@@ -75,11 +75,11 @@ class CharLM:
     vocabulary : str
         V different characters; a token is the index of a character.
     options : Options
-        Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts, zoneout and the seed.
+        It uses the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts, zoneout and the seed.
     parameters : mapping of ndarrays, optional
-        By the names of `state_dict`, used without a copy. By default new ones are drawn.
+        The parameters by the names of `state_dict`, used without a copy. By default new ones are drawn.
     format : {"bfloat16", "int8"}, optional
-        Of the matrices of `rnn` among the parameters. Such a model is not trained.
+        The format of the matrices of `rnn` among the parameters. Such a model cannot be trained.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class CharLM:
     Raises
     ------
     ValueError
-        If a character occurs twice, or there is none.
+        If a character occurs twice, or the vocabulary is empty.
     TypeError, ValueError
         If a parameter is missing, unknown, or of another dtype or shape.
 
@@ -145,21 +145,21 @@ class CharLM:
 
     @property
     def states(self) -> tuple[str, ...]:
-        """The names of the states of `rnn`: h, and c of an LSTM."""
+        """The names of the states of `rnn`: h, and c for an LSTM."""
         return STATES[self.rnn.cell]
 
     def state_dict(self) -> dict[str, Array]:
-        """Return the parameters: the arrays themselves, by the names that torch gives them."""
+        """Return the parameters by torch's names, without copies."""
         rnn, readout = self.rnn.state_dict(), self.readout.state_dict()
         return joined({"embedding": {"weight": self.embedding}, "rnn": rnn, "readout": readout})
 
     def quantize(self, format: Format) -> "CharLM":  # noqa: A002
-        """Return the model with `rnn` for inference, of weights with fewer bits; the other arrays are shared.
+        """Return the model with a low-precision `rnn` for inference; the other arrays are shared.
 
         Raises
         ------
         TypeError, ValueError
-            If the format is not "bfloat16" or "int8", or has no form for the layer.
+            If the format is not "bfloat16" or "int8", or is not available for the layer.
         """
         rnn = self.rnn.quantize(format)
         others = {name: a for name, a in self.state_dict().items() if not name.startswith("rnn.")}
@@ -184,13 +184,13 @@ class CharLM:
         return self.readout(y), state
 
     def forward(self, tokens: Array, state: State | None = None) -> tuple[Array, State, CharLMTape]:
-        """Return what a call does, with dropout, and the tape for `backward`."""
+        """Return the same as a call, but with dropout, and the tape for `backward`."""
         y, state, rnn = self.rnn.forward(tokens, state, embedding=self.embedding)
         logits, readout = self.readout.forward(y)
         return logits, state, CharLMTape(rnn, readout)
 
     def backward(self, tape: CharLMTape, dlogits: Array) -> dict[str, Array]:
-        """Return the gradients by the keys of `state_dict()`, given that of the logits [T,B,V]."""
+        """Return the gradients by the keys of `state_dict()`, given the gradient of the logits [T,B,V]."""
         dy, readout = self.readout.backward(tape.readout, dlogits)
         _, _, rnn = self.rnn.backward(tape.rnn, dy)
         return joined({"embedding": {"weight": rnn.pop("embedding")}, "rnn": rnn, "readout": readout})
@@ -209,9 +209,10 @@ class CharLM:
         Parameters
         ----------
         prompt : str, optional
-            In the characters of the vocabulary; by default a line break, or else the vocabulary's first.
+            Consists of characters of the vocabulary. The default is a line break, or the first character if the
+            vocabulary has none.
         length : int, optional
-            How many characters at most; at least 1.
+            The maximum number of characters, at least 1.
         temperature : float, optional
             The logits are divided by this number; 0 takes the most likely character each time.
         stop : str, optional
@@ -267,13 +268,13 @@ class Checkpoint(NamedTuple):
     steps : int
         The number of steps taken.
     generator : dict
-        The state of the run's generator.
+        The state of the run's random generator.
     tensors : dict of ndarrays
-        The parameters as ``model.<name>``, what Adam carries as ``adam.<name>``, the state of the streams as
-        ``state.h`` and ``state.c``, and where weights are pruned ``pruner.t``, ``pruner.density`` and
-        ``pruner.mask.<name>``. Of a quantised model, the parameters alone.
+        The parameters as ``model.<name>``, the state of Adam as ``adam.<name>``, the state of the streams as
+        ``state.h`` and ``state.c``, and if weights are pruned ``pruner.t``, ``pruner.density`` and
+        ``pruner.mask.<name>``. For a quantised model, only the parameters.
     format : {"bfloat16", "int8"}, optional
-        Of a quantised model, which can be sampled, but not be trained any more.
+        The format of a quantised model, which can be sampled but not trained.
 
     Examples
     --------
@@ -333,12 +334,12 @@ class Checkpoint(NamedTuple):
         return CharLM(self.vocabulary, self.options, parameters, format=self.format)
 
     def quantize(self, format: Format) -> "Checkpoint":  # noqa: A002
-        """Return what is in the file of the model with `rnn` of fewer bits: see `CharLM.quantize`."""
+        """Return the checkpoint of the model with a low-precision `rnn`: see `CharLM.quantize`."""
         parameters = self.model().quantize(format).state_dict()
         return self._replace(tensors=joined({"model": parameters}), format=format)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a safetensors file, whole or not at all.
+        """Write it to a safetensors file, completely or not at all.
 
         Parameters
         ----------
@@ -389,7 +390,7 @@ class Training:
     ----------
     text : str
     options : Options
-        Of these all but the text's file and the number of steps, which are the caller's; only pruning is spread by it.
+        All are used except the file of the text and the number of steps, which only affects the schedule of pruning.
 
     Attributes
     ----------
@@ -398,8 +399,8 @@ class Training:
         The number of steps taken.
     steps_per_epoch : int
     pruner : Pruner or None
-        With a density below 1, of the layers: from a tenth to seven tenths of ``options.steps``, in blocks of 16 units
-        by one column, balanced, without regard to diagonals.
+        If the density is below 1, prunes the layers between 10% and 70% of ``options.steps``, with balanced blocks of
+        16 units by one column, and without keeping diagonals.
 
     Raises
     ------
