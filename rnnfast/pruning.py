@@ -140,8 +140,10 @@ class Pruner:
         return f"Pruner({', '.join(words)})"
 
     def step(self) -> None:
-        """Set pruned weights to zero, in place. Call it after each step of the optimizer, whose momentum changes
-        them."""
+        """Set pruned weights to zero, in place.
+
+        Call it after each step of the optimizer, whose momentum changes them.
+        """
         for name, w in self._matrices.items():
             checked_target(w, f"module[{name!r}]")
         self._t += 1
