@@ -67,9 +67,23 @@ class Forecaster(Estimator):
     outputs = "all"
 
     def fit(self, series: Any, y: Any = None) -> Self:  # noqa: ARG002
-        """Train a new network on a series [T]; y is ignored.
+        """Train a new network on a series.
 
-        Raises TypeError or ValueError if the series is too short or not finite, or if a parameter is invalid.
+        Parameters
+        ----------
+        series : array [T]
+        y : optional
+            Ignored.
+
+        Returns
+        -------
+        Forecaster
+            The estimator itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the series is too short or not finite, or if an argument of the constructor is invalid.
         """
         K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), generator(self.rng, "rng")
         self._K, levels = K, levels_of(self.quantiles)
@@ -99,14 +113,45 @@ class Forecaster(Estimator):
         return self
 
     def predict(self, horizon: Any = None, series: Any = None) -> Array:
-        """Return the medians of the next steps, [horizon]; by default, `horizon` is that of the constructor.
+        """Return the medians of the next steps.
 
-        They continue the series [T] of `fit`, or another one. Raises TypeError or ValueError if an argument is invalid.
+        Parameters
+        ----------
+        horizon : int, optional
+            The number of steps; by default that of the constructor.
+        series : array [T], optional
+            The series to continue; by default that of `fit`.
+
+        Returns
+        -------
+        ndarray [horizon]
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, or the estimator has not been fitted.
         """
         return np.asarray(self.predict_quantiles(horizon, series)[:, self._middle])
 
     def predict_quantiles(self, horizon: Any = None, series: Any = None) -> Array:
-        """Return the quantiles of the next steps, [horizon,Q]; takes and raises what `predict` does."""
+        """Return the quantiles of the next steps.
+
+        Parameters
+        ----------
+        horizon : int, optional
+            The number of steps; by default that of the constructor.
+        series : array [T], optional
+            The series to continue; by default that of `fit`.
+
+        Returns
+        -------
+        ndarray [horizon,Q]
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, or the estimator has not been fitted.
+        """
         self._check_fitted()
         steps = self._K if horizon is None else size(horizon, "horizon")
         known = self._history if series is None else self._series(series, self.season_ + 1)
@@ -119,7 +164,25 @@ class Forecaster(Estimator):
         return found[:steps]
 
     def score(self, series: Any, y: Any = None) -> float:  # noqa: ARG002
-        """Return 1 less the squared error of all medians, divided by that of the last values of the same season."""
+        """Return the skill over a seasonal forecast.
+
+        It is 1 minus the squared error of all medians, divided by that of repeating the last value of the same season.
+
+        Parameters
+        ----------
+        series : array [T]
+        y : optional
+            Ignored.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the series is invalid, or the estimator has not been fitted.
+        """
         self._check_fitted()
         known = self._series(series, self._K + self.season_ + 1)
         target = self._targets(known) / self._spread
