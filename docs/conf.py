@@ -80,7 +80,8 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": []}
+# Pages that are no part of a section have nothing to show in the left sidebar.
+html_sidebars = {page: [] for page in ("index", "install", "quickstart", "benchmarks", "changelog")}
 
 # The lists of pages: a line `- [Title](page.md): what it says` also puts the page into the navigation.
 LISTS = {"index", "guides", "explanation", "tutorials/index", "reference/index"}

@@ -11,6 +11,8 @@ processes a new sound, sample by sample, as a stream: the error has 0.31% of the
 takes a fifteenth of a second.
 """
 
+# sphinx_gallery_thumbnail_path = "../examples/amplifier.png"
+
 import argparse
 import time
 from collections.abc import Sequence

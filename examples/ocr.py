@@ -9,6 +9,8 @@ and the CTC loss compares these predictions with the string. For strings of imag
 are read without a mistake.
 """
 
+# sphinx_gallery_thumbnail_path = "../examples/ocr.png"
+
 import argparse
 from collections.abc import Sequence
 

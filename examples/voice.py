@@ -9,6 +9,8 @@ up to three times as loud. Then an `LSTMCell` processes a minute of new sound fr
 the frames correctly.
 """
 
+# sphinx_gallery_thumbnail_path = "../examples/voice.png"
+
 import argparse
 import time
 from collections.abc import Sequence

@@ -8,6 +8,8 @@ Keskar, Socher 2018) helps a little: the best perplexity on new text is 36.6 wit
 by their frequency gives 209.
 """
 
+# sphinx_gallery_thumbnail_path = "../examples/words.png"
+
 import argparse
 import math
 import re
