@@ -69,7 +69,7 @@ def main() -> None:
     for cell in options.cells:
         for B in options.batches:
             for H in options.sizes:
-                layer = OURS[cell](H, H, seed=0)
+                layer = OURS[cell](H, H, rng=0)
                 state = np.random.default_rng(0).standard_normal((B, H), np.float32)
                 times = in_turns([*ours(cell, layer, state), *theirs(cell, layer, state)])
                 forward, training, torch_forward, torch_training = (1e6 * t for t in times)

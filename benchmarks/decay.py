@@ -37,7 +37,7 @@ def main() -> None:
     print("cell     H  forward  forward + backward")
     for cell in LAYERS.values():
         for H in options.sizes:
-            layer = cell(H, H, bias=False, seed=0)
+            layer = cell(H, H, bias=False, rng=0)
             for weight in layer.parameters.values():
                 weight *= 0.1
             steady = np.random.default_rng(0).standard_normal((T, B, H), np.float32)

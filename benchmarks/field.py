@@ -130,7 +130,7 @@ class Case:
         rng, bidirectional = np.random.default_rng(0), row.directions == 2
         self.row = row
         own: dict[str, Any] = {"layer_norm": "inside"} if row.special == NORM else {}
-        self.layer = LAYERS[row.cell](I, H, num_layers=row.layers, bidirectional=bidirectional, seed=0, **own)
+        self.layer = LAYERS[row.cell](I, H, num_layers=row.layers, bidirectional=bidirectional, rng=0, **own)
         self.x = rng.standard_normal((T, B, I), np.float32)
         steps = () if row.special == LAST else (T,)
         self.dy = rng.standard_normal((*steps, B, row.directions * H), np.float32)

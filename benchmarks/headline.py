@@ -83,7 +83,7 @@ def streaming_calls(row: Row) -> dict[str, Call]:
     from rnnfast.lm import LAYERS
 
     _, B, I, H = row.shape
-    layer = LAYERS[row.cell](I, H, seed=0)
+    layer = LAYERS[row.cell](I, H, rng=0)
     x = np.random.default_rng(0).standard_normal((B, I), np.float32)
     return {
         "rnnfast": step_of(layer, x),

@@ -123,7 +123,7 @@ def inference_calls(layer: Any, modules: Sequence[Any], x: Any) -> list[Call]:
 
 def same_layers(kind: str, sizes: tuple[int, ...]) -> tuple[Any, list[Any]]:
     """Return a layer or cell of NumPy arrays, and our module and torch's with the same parameters."""
-    layer = getattr(rnnfast, kind)(*sizes[2:], seed=0)
+    layer = getattr(rnnfast, kind)(*sizes[2:], rng=0)
     modules = [getattr(home, kind)(*sizes[2:]) for home in (rnnfast.torch, nn)]
     for module in modules:
         module.load_state_dict({name: torch.from_numpy(a) for name, a in layer.state_dict().items()})

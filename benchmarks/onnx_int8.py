@@ -45,7 +45,7 @@ def quantized_by_onnxruntime(layer: Any, *, per_channel: bool) -> Any:
 def errors(H: int, B: int, form: tuple[int, int], *, per_channel: bool) -> dict[str, tuple[float, float]]:
     """Return the errors of an LSTM of so many layers and such a gain, by who computes it."""
     num_layers, gain = form
-    layer = rnnfast.LSTM(H, H, num_layers=num_layers, seed=0)
+    layer = rnnfast.LSTM(H, H, num_layers=num_layers, rng=0)
     for parameter in layer.parameters.values():
         parameter *= gain
     x = np.random.default_rng(0).standard_normal((T, B, H), np.float32)

@@ -30,7 +30,7 @@ NAMES = "bfloat16", "float32", "torch bfloat16", "torch float32"
 
 def ours(kind: Any, x: Any, dy: Any, precision: Precision) -> Call:
     """Return a training step of our layer."""
-    layer = kind(x.shape[2], dy.shape[2], seed=0, precision=precision)
+    layer = kind(x.shape[2], dy.shape[2], rng=0, precision=precision)
 
     def step() -> Any:
         _, _, tape = layer.forward(x)

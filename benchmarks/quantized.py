@@ -78,7 +78,7 @@ def session_int8_step_of(layer: Any, x: Any) -> Call:
 
 def step_times(cell: str, H: int, B: int) -> dict[str, float]:
     """Return the seconds of a step by what makes it."""
-    layer = LAYERS[cell](H, H, seed=0)
+    layer = LAYERS[cell](H, H, rng=0)
     x = np.random.default_rng(0).standard_normal((B, H), np.float32)
     calls = {form: step_of(made, x) for form, made in forms_of(layer).items()}
     calls["torch"] = torch_step_of(cell, layer, x)
@@ -109,7 +109,7 @@ def rate(model: CharLM) -> float:
     rates = []
     for seed in range(3):
         start = time.perf_counter()
-        for _ in model.sample(length=GENERATED, seed=seed):
+        for _ in model.sample(length=GENERATED, rng=seed):
             pass
         rates.append(GENERATED / (time.perf_counter() - start))
     return statistics.median(rates)

@@ -68,7 +68,7 @@ def problem(cell: str, T: int, B: int, I: int, H: int) -> tuple[Any, Any, Any]:
     """Return a layer, its input and the gradient of its output."""
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal((T, B, size), np.float32) for size in (I, H))
-    return LAYERS[cell](I, H, seed=0), x, dy
+    return LAYERS[cell](I, H, rng=0), x, dy
 
 
 def row(text: str, steps: list[Call]) -> list[str]:
@@ -121,7 +121,7 @@ def checkpoint() -> Table:
 def train_long(cell: str, T: int, B: int, I: int, H: int) -> tuple[float, int, int]:
     """Return the seconds of a step whose last output counts, and the most memory of this process before and after."""
     rnnfast.set_num_threads(1)
-    layer, x = LAYERS[cell](I, H, seed=0), np.random.default_rng(0).standard_normal((T, B, I), np.float32)
+    layer, x = LAYERS[cell](I, H, rng=0), np.random.default_rng(0).standard_normal((T, B, I), np.float32)
     before = status("VmHWM")
     started = time.process_time()
     y, _, tape = layer.forward(x, outputs="last", checkpoint="auto")

@@ -52,7 +52,7 @@ def main() -> None:
     for cell in options.cells:
         for T, B, I, H in options.shapes:
             for L in options.layers:
-                stack = LAYERS[cell](I, H, num_layers=L, seed=0)
+                stack = LAYERS[cell](I, H, num_layers=L, rng=0)
                 x = np.random.default_rng(0).standard_normal((T, B, I), np.float32)
                 calls = by_chunks(stack, x), by_layers(stack, x)
                 assert np.array_equal(calls[0](), calls[1]())

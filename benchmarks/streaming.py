@@ -71,7 +71,7 @@ def torch_step_of(cell: str, layer: Any, x: Any) -> Call:
 
 def least_calls(H: int) -> list[Call]:
     """Return a step of so few units, and calls through pybind11 with the same two arrays and with nothing."""
-    layer, x = rnnfast.RNN(H, H, seed=0), np.ones((1, H), np.float32)
+    layer, x = rnnfast.RNN(H, H, rng=0), np.ones((1, H), np.float32)
     out = np.empty_like(x)
     return [step_of(layer, x), lambda: _core.tanh(x, out), lambda: _core.get_num_threads()]
 
@@ -87,7 +87,7 @@ def main() -> None:
     print("cell     H        µs     bound   torch  onnxruntime (times ours)")
     for cell in options.cells:
         for H in options.sizes:
-            layer = LAYERS[cell](H, H, seed=0)
+            layer = LAYERS[cell](H, H, rng=0)
             x = np.random.default_rng(0).standard_normal((1, H), np.float32)
             ours, theirs, session = in_turns(
                 [step_of(layer, x), torch_step_of(cell, layer, x), session_step_of(layer, x)]

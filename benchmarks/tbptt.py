@@ -59,7 +59,7 @@ def main() -> None:
     x, dy = (np.random.default_rng(seed).standard_normal((T, B, H), np.float32) for seed in range(2))
     for cell in options.cells:
         for L in (1, 2):
-            layer = getattr(rnnfast, cell)(H, H, num_layers=L, seed=0)
+            layer = getattr(rnnfast, cell)(H, H, num_layers=L, rng=0)
             *_, tape = layer.forward(x)
             calls: list[Callable[[], object]] = [
                 lambda: layer.forward(x),  # noqa: B023

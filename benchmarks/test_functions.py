@@ -41,7 +41,7 @@ def test_activation(benchmark: Benchmark, function: Callable[..., Any], dtype: s
 
 @by_cell
 def test_step(benchmark: Benchmark, cell: str) -> None:
-    step, x = getattr(rnnfast, f"{LAYERS[cell].__name__}Cell")(128, 128, seed=0), normal(1, 128)
+    step, x = getattr(rnnfast, f"{LAYERS[cell].__name__}Cell")(128, 128, rng=0), normal(1, 128)
     benchmark(step, x, step(x))
 
 
@@ -73,11 +73,11 @@ def test_backward(benchmark: Benchmark, cell: str, shape: tuple[int, int, int, i
 
 
 def test_linear_forward(benchmark: Benchmark) -> None:
-    benchmark(rnnfast.Linear(H, V, seed=0), normal(ROWS, H))
+    benchmark(rnnfast.Linear(H, V, rng=0), normal(ROWS, H))
 
 
 def test_linear_backward(benchmark: Benchmark) -> None:
-    linear = rnnfast.Linear(H, V, seed=0)
+    linear = rnnfast.Linear(H, V, rng=0)
     y, tape = linear.forward(normal(ROWS, H))
     benchmark(linear.backward, tape, y)
 
@@ -111,10 +111,10 @@ def test_ctc_loss(benchmark: Benchmark, shape: tuple[int, int, int, int], system
 
 
 def test_clip_grad_norm(benchmark: Benchmark) -> None:
-    benchmark(clip_grad_norm, rnnfast.LSTM(H, H, seed=0).state_dict(), 1.0)
+    benchmark(clip_grad_norm, rnnfast.LSTM(H, H, rng=0).state_dict(), 1.0)
 
 
 def test_adam(benchmark: Benchmark) -> None:
-    parameters = rnnfast.LSTM(H, H, seed=0).state_dict()
+    parameters = rnnfast.LSTM(H, H, rng=0).state_dict()
     grads = {name: np.ones_like(a) for name, a in parameters.items()}
     benchmark(Adam(parameters).step, grads)

@@ -48,7 +48,7 @@ def counts(cores: int) -> list[int]:
 
 
 def calls_of(cell: str, T: int, B: int, I: int, H: int, L: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    layer = LAYERS[cell](I, H, num_layers=L, seed=0)
+    layer = LAYERS[cell](I, H, num_layers=L, rng=0)
     x = np.random.default_rng(0).standard_normal((T, B, I), np.float32)
     dy = np.ones((T, B, H), np.float32)
     yield "layer(x)", lambda: layer(x)

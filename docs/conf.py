@@ -43,6 +43,20 @@ autosummary_imported_members = True
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
+# What the docstrings of these pages are held to: all of numpydoc's checks but those of their style, of arguments that
+# have a line in common, and of examples and links in each.
+numpydoc_validation_checks = {
+    *("all", "ES01", "EX01", "SA01", "YD01", "GL02"),
+    *("PR04", "PR07", "PR08", "RT01", "RT02", "RT03", "RT04"),
+}
+numpydoc_validation_overrides = {"PR01": [r"[Tt]akes and raises what", r"(?s:\A(?!.*Parameters\n).*Attributes\n)"]}
+# Arguments as scikit-learn, torch, Keras and the backends of ONNX have them
+numpydoc_validation_exclude = [
+    r"rnnfast\.(estimators|keras|torch)\.",
+    r"rnnfast\.onnx\.(Rnnfast|is_compatible|run_|supports_device)",
+    r"rnnfast\.Quantized(\.(forward|backward))?$",
+    r"rnnfast\.lm\.CharLM(\.backward|Tape)$",
+]
 templates_path = ["_templates"]
 default_role = "obj"  # `name` in a docstring: a link if the site has it, else code
 

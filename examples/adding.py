@@ -28,14 +28,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     networks = {
-        "GRU": (rf.GRU(2, H, seed=options.seed), 5e-3),
+        "GRU": (rf.GRU(2, H, rng=options.seed), 5e-3),
         "IRNN": (irnn(options.seed), 1e-3),
-        "tanh": (rf.RNN(2, H, seed=options.seed), 1e-3),
+        "tanh": (rf.RNN(2, H, rng=options.seed), 1e-3),
     }
     print(f"answering 1: loss {1 / 6:.4f}")
     for name, (network, lr) in networks.items():
         rng = np.random.default_rng(options.seed)  # the same sequences for all
-        readout = rf.Linear(H, 1, seed=rng)
+        readout = rf.Linear(H, 1, rng=rng)
         train(network, readout, lr, options.steps, rng)
 
         x, target = sequences(1000, rng)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def irnn(seed: int) -> rf.RNN:
     """Return an Elman network that adds its input up, as far as that is positive."""
-    network = rf.RNN(2, H, nonlinearity="relu", bias=False, seed=seed)
+    network = rf.RNN(2, H, nonlinearity="relu", bias=False, rng=seed)
     network.weight_hh_l0[:] = np.eye(H)
     return network
 

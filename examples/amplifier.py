@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rng = np.random.default_rng(options.seed)
     sound = np.stack([plucked(options.seconds, rng) for _ in range(B)], axis=1)  # [T,B]
     target = amplifier(sound)
-    lstm, readout = rf.LSTM(1, H, seed=rng), rf.Linear(H, 1, seed=rng)
+    lstm, readout = rf.LSTM(1, H, rng=rng), rf.Linear(H, 1, rng=rng)
     model = rf.Modules(lstm=lstm, readout=readout)
     adam, schedule = Adam(model), CosineSchedule(1e-2, options.steps, warmup=options.steps // 50)
     step = 0

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rng = np.random.default_rng(options.seed)
     x, digits, x_test, digits_test = data(rng)
-    gru, readout = rf.GRU(8, H, batch_first=True, seed=rng), rf.Linear(H, 10, seed=rng)
+    gru, readout = rf.GRU(8, H, batch_first=True, rng=rng), rf.Linear(H, 10, rng=rng)
     model = rf.Modules(gru=gru, readout=readout)
     adam = Adam(model, lr=3e-3)
     for step in range(options.steps):

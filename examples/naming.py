@@ -29,8 +29,8 @@ class Speller(rf.Modules):
     """What makes an image's features, what writes letters from there, and its readout."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        features, gru = rf.Linear(64, H, seed=rng), rf.GRU(len(LETTERS), H, seed=rng)
-        super().__init__(features=features, gru=gru, readout=rf.Linear(H, len(LETTERS), seed=rng))
+        features, gru = rf.Linear(64, H, rng=rng), rf.GRU(len(LETTERS), H, rng=rng)
+        super().__init__(features=features, gru=gru, readout=rf.Linear(H, len(LETTERS), rng=rng))
 
     def gradients(self, images: Array, digits: Array) -> tuple[float, dict[str, Array]]:
         """Return the loss of naming images [B,64] of the digits [B], and its gradients."""

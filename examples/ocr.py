@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     order, images = rng.permutation(len(digits)), (images.reshape(-1, 8, 8) / 16).astype(np.float32)
     test, train = np.split(order, [len(order) // 5])
 
-    lstm = rf.LSTM(8, H, num_layers=2, dropout=0.3, bidirectional=True, seed=rng)
-    readout = rf.Linear(2 * H, 11, seed=rng)
+    lstm = rf.LSTM(8, H, num_layers=2, dropout=0.3, bidirectional=True, rng=rng)
+    readout = rf.Linear(2 * H, 11, rng=rng)
     model = rf.Modules(lstm=lstm, readout=readout)
     optimizer, schedule = AdamW(model), CosineSchedule(5e-3, options.steps, warmup=options.steps // 20)
     for step in range(options.steps):

@@ -27,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rng = np.random.default_rng(options.seed)
     x, digits, x_test, digits_test = data(rng)
-    gru, readout = rf.GRU(8, H, batch_first=True, seed=rng), rf.Linear(H, 10, seed=rng)
+    gru, readout = rf.GRU(8, H, batch_first=True, rng=rng), rf.Linear(H, 10, rng=rng)
     model = rf.Modules(gru=gru, readout=readout)
     adam = Adam(model, lr=3e-3)
     for epoch in range(options.epochs):
         adam.lr = 3e-3 * (1 - epoch / options.epochs)
         lengths = rng.integers(1, 9, len(x))
         losses = []
-        for batch in rf.length_bucketed_batches(lengths, B, seed=rng):
+        for batch in rf.length_bucketed_batches(lengths, B, rng=rng):
             noise = 0.1 * rng.standard_normal((len(batch), 8, 8), np.float32)  # so that no image comes twice
             last, _, tape = gru.forward(x[batch] + noise, lengths=lengths[batch], outputs="last")
             logits, readout_tape = readout.forward(last)

@@ -24,8 +24,8 @@ class Reverser(rf.Modules):
     """Encoder, decoder, and the decoder's readout."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        encoder, decoder = rf.LSTM(V, H, seed=rng), rf.LSTM(V, H, seed=rng)
-        super().__init__(encoder=encoder, decoder=decoder, readout=rf.Linear(H, V, seed=rng))
+        encoder, decoder = rf.LSTM(V, H, rng=rng), rf.LSTM(V, H, rng=rng)
+        super().__init__(encoder=encoder, decoder=decoder, readout=rf.Linear(H, V, rng=rng))
 
     def gradients(self, digits: Array) -> tuple[float, dict[str, Array]]:
         """Return the loss of writing the digits [T,B] backwards, and its gradients."""

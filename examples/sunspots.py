@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     choice, test = CHOICE - FIRST - 1, TEST - FIRST - 1  # the steps that predict the years 1900 and 1950
 
     rng = np.random.default_rng(options.seed)
-    gru, readout = rf.GRU(1, H, seed=rng), rf.Linear(H, 1, seed=rng)
+    gru, readout = rf.GRU(1, H, rng=rng), rf.Linear(H, 1, rng=rng)
     model = rf.Modules(gru=gru, readout=readout)
     adam = Adam(model, lr=5e-3)
     least, forecast = np.inf, np.zeros(len(x))

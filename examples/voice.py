@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     rng = np.random.default_rng(options.seed)
-    convolution = rf.Linear(KERNEL * BANDS, CHANNELS, seed=rng)
-    lstm, readout = rf.LSTM(CHANNELS, H, seed=rng), rf.Linear(H, 1, seed=rng)
+    convolution = rf.Linear(KERNEL * BANDS, CHANNELS, rng=rng)
+    lstm, readout = rf.LSTM(CHANNELS, H, rng=rng), rf.Linear(H, 1, rng=rng)
     model = rf.Modules(convolution=convolution, lstm=lstm, readout=readout)
     optimizer, schedule = AdamW(model), CosineSchedule(5e-3, options.steps, warmup=options.steps // 20)
     sounds, voiced = zip(*(recording(4, rng) for _ in range(options.sounds)), strict=True)

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def learn(train: Array, test: Array, V: int, rate: float, options: argparse.Namespace) -> list[float]:
     """Return the perplexities of new text while a model is trained."""
     rng = np.random.default_rng(options.seed)
-    lstm, readout = rf.LSTM(H, H, weight_dropout=rate, seed=rng), rf.Linear(H, V, seed=rng)
+    lstm, readout = rf.LSTM(H, H, weight_dropout=rate, rng=rng), rf.Linear(H, V, rng=rng)
     readout.weight[:] = rng.normal(0, 0.1, (V, H))
     model = rf.Modules(lstm=lstm, readout=readout)  # whose weight is the embedding too
     optimizer, schedule = (

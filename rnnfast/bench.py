@@ -42,7 +42,7 @@ def _print_rows(shape: Shape, cell: str, peers: dict[str, "Peer"]) -> None:
     T, B, I, H = shape
     rng = np.random.default_rng(0)
     with allocating():
-        layer = LAYERS[cell](I, H, seed=0)
+        layer = LAYERS[cell](I, H, rng=0)
         x, dy = rng.standard_normal((T, B, I), np.float32), rng.standard_normal((T, B, H), np.float32)
     calls = {"rnnfast": _rnnfast(layer, x, dy)} | {name: peer(layer, x, dy) for name, peer in peers.items()}
     for part, products in ((FORWARD, 1), (BACKWARD, 3)):

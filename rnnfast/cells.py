@@ -13,7 +13,7 @@ from ._base.leak import Leak, leak_of
 from ._base.module import RecurrentModule, Tape, check_tape
 from ._base.named import checked_grads
 from ._base.names import elman_cell, gru_cell, lstm_cell, parameter_names, recurrent_shapes
-from ._base.scalars import Flag, Integer, addressable, flag, size
+from ._base.scalars import RNG, Flag, Integer, addressable, flag, size
 from ._base.state import Parts, StateLike, StateT, each, parts_of, state_of
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
@@ -34,7 +34,8 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         bias: Flag = True,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.hidden_size = size(hidden_size, "hidden_size")
@@ -43,7 +44,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         G, I, H = self.gates, self.input_size, self.hidden_size
         addressable(G * H * (I + H + 2), "input_size, hidden_size")
         shapes = recurrent_shapes(self.cell, I, H, self.bias).items()
-        super().__init__(((name, shape) for name, shape in shapes if name not in self.fixed), H, dtype, seed)
+        super().__init__(((name, shape) for name, shape in shapes if name not in self.fixed), H, dtype, rng, seed)
 
     def __call__(self, x: ArrayLike, state: StateLike | None = None) -> StateT:
         """Make one step and keep nothing.
@@ -179,8 +180,10 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
         If False, there are no b_ih and b_hh.
     dtype : {"float32", "float64"}, optional
         The dtype of the parameters, and of all arrays that the cell takes and returns.
-    seed : int, Generator or what `numpy.random.default_rng` takes, optional
+    rng : int, Generator or what `numpy.random.default_rng` takes, optional
         For the initial weights, U(-1/sqrt(H), 1/sqrt(H)).
+    seed : as `rng`, optional
+        Its older name.
     peephole, coupled_gates : bool, optional
         As for the layer `LSTM`.
 
@@ -220,7 +223,8 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
         bias: Flag = True,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         peephole: Flag = False,
         coupled_gates: Flag = False,
     ) -> None:
@@ -229,7 +233,7 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
         self.cell = lstm_cell(has_peephole, self.coupled_gates)
         if not has_peephole:
             self.peephole = None
-        super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
+        super().__init__(input_size, hidden_size, bias, dtype=dtype, rng=rng, seed=seed)
 
 
 class GRUCell(RecurrentCell[Array]):
@@ -237,7 +241,7 @@ class GRUCell(RecurrentCell[Array]):
 
     Parameters
     ----------
-    input_size, hidden_size, bias, dtype, seed
+    input_size, hidden_size, bias, dtype, rng, seed
         As for `LSTMCell`.
     reset_after : bool, optional
         If True, the reset gate acts on the recurrent product, as in torch. If False, it acts on the state before the
@@ -271,12 +275,13 @@ class GRUCell(RecurrentCell[Array]):
         bias: Flag = True,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         reset_after: Flag = True,
     ) -> None:
         self.reset_after = flag(reset_after, "reset_after")
         self.cell = gru_cell(self.reset_after)
-        super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
+        super().__init__(input_size, hidden_size, bias, dtype=dtype, rng=rng, seed=seed)
 
 
 class RNNCell(RecurrentCell[Array]):
@@ -284,10 +289,12 @@ class RNNCell(RecurrentCell[Array]):
 
     Parameters
     ----------
-    input_size, hidden_size, bias, dtype, seed
+    input_size, hidden_size, bias
         As for `LSTMCell`.
     nonlinearity : {"tanh", "relu"}, optional
         The activation.
+    dtype, rng, seed
+        As for `LSTMCell`.
     leak : float or array [H], optional
         As for the layer `RNN`.
 
@@ -318,10 +325,11 @@ class RNNCell(RecurrentCell[Array]):
         nonlinearity: str = "tanh",
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         leak: Leak = 1.0,
     ) -> None:
         self.leak, self.fixed = leak_of(leak, hidden_size, dtype)
         self.cell = elman_cell(nonlinearity, bool(self.fixed))
         self.nonlinearity = str(nonlinearity)
-        super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
+        super().__init__(input_size, hidden_size, bias, dtype=dtype, rng=rng, seed=seed)

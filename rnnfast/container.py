@@ -51,7 +51,7 @@ class Modules(Stateful, Mapping[str, Any]):
     >>> import numpy as np
     >>> import rnnfast
     >>> from rnnfast.training import Adam
-    >>> model = rnnfast.Modules(lstm=rnnfast.LSTM(3, 8, seed=0), readout=rnnfast.Linear(8, 5, seed=1))
+    >>> model = rnnfast.Modules(lstm=rnnfast.LSTM(3, 8, rng=0), readout=rnnfast.Linear(8, 5, rng=1))
     >>> list(model.state_dict())[-3:]
     ['lstm.bias_hh_l0', 'readout.weight', 'readout.bias']
     >>> adam = Adam(model)

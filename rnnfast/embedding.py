@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
 from ._base.arrays import Array, ArrayLike, checked, quiet
 from ._base.module import Kept, Module, Tape, check_tape
 from ._base.named import checked_grads
-from ._base.scalars import Integer, addressable, generator, integer, size
+from ._base.packed import integers
+from ._base.scalars import RNG, Integer, addressable, integer, size
 
 __all__ = ["Embedding"]
 
@@ -51,7 +51,6 @@ class Embedding(Module):
     """
 
     weight: Array
-    kept_as = "rng"
 
     def __init__(
         self,
@@ -60,7 +59,7 @@ class Embedding(Module):
         padding_idx: Integer | None = None,
         *,
         dtype: Any = "float32",
-        rng: Any = None,
+        rng: RNG | None = None,
     ) -> None:
         V = self.num_embeddings = size(num_embeddings, "num_embeddings")
         E = self.embedding_dim = size(embedding_dim, "embedding_dim")
@@ -70,7 +69,7 @@ class Embedding(Module):
             msg = f"padding_idx: expected {-V} to {V - 1}, got {self.padding_idx}"
             raise ValueError(msg)
         self.padding_idx = self.padding_idx if self.padding_idx is None else self.padding_idx % V
-        super().__init__([("weight", (V, E))], None, dtype, rng if isinstance(rng, Kept) else generator(rng, "rng"))
+        super().__init__([("weight", (V, E))], None, dtype, rng)
         if not isinstance(rng, Kept):
             self.rng.standard_normal(self.weight.shape, self.dtype, out=self.weight)
             if self.padding_idx is not None:
@@ -98,7 +97,7 @@ class Embedding(Module):
     def forward(self, tokens: ArrayLike) -> tuple[Array, Tape]:
         """Return y, and the tape for `backward`, which holds the tokens.
 
-        It takes and raises the same as a call.
+        It takes and raises what a call does.
         """
         checked_tokens = self._checked(tokens).copy()
         y = self.weight.take(checked_tokens, axis=0)
@@ -142,10 +141,7 @@ class Embedding(Module):
         return {"weight": dweight} if grads is None else grads
 
     def _checked(self, tokens: ArrayLike) -> Array:
-        a = _core.asarray(tokens, "tokens")
-        if a.dtype.kind not in "iu":
-            msg = f"tokens: expected integers, got {a.dtype}"
-            raise TypeError(msg)
+        a = integers(tokens, "tokens")
         if a.size and (a.min() < 0 or a.max() >= self.num_embeddings):
             other = a.min() if a.min() < 0 else a.max()
             msg = f"tokens: expected 0 to {self.num_embeddings - 1}, got {other}"

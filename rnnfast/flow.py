@@ -31,7 +31,7 @@ class GradientFlow(NamedTuple):
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> rnn = rnnfast.RNN(3, 4, seed=0)
+    >>> rnn = rnnfast.RNN(3, 4, rng=0)
     >>> flow = rnnfast.gradient_flow(rnn, np.ones((5, 2, 3), np.float32), np.ones((5, 2, 4), np.float32))
     >>> flow.h.shape, flow.c is None
     ((1, 1, 5), True)

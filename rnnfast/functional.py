@@ -361,7 +361,7 @@ def forward(
 ) -> tuple[Array, State, _core.Tape]:
     """Run one layer over whole sequences and keep what `backward` needs.
 
-    It takes the same arguments as `inference`, and raises the same errors.
+    It takes and raises what `inference` does.
 
     Returns
     -------

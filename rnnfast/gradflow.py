@@ -55,7 +55,7 @@ def curves(horizon: int, hidden: int, seed: int) -> dict[str, Array]:
     layers = {}
     for name, kind, options, scheme, forget_bias in START:
         with allocating():
-            layers[name] = kind(INPUTS, hidden, dtype="float64", seed=rng, **options)
+            layers[name] = kind(INPUTS, hidden, dtype="float64", rng=rng, **options)
         initialize(layers[name], scheme, forget_bias=forget_bias)
     x = rng.standard_normal((horizon + 1, SEQUENCES, INPUTS))
     dy = np.zeros((horizon + 1, SEQUENCES, hidden))

@@ -25,7 +25,7 @@ import numpy as np
 from . import _core
 from ._base.arrays import Array, ArrayLike, check_finite, float_dtype, quiet, sum_of_products
 from ._base.module import Check, Kept, Module
-from ._base.scalars import Integer, Number, addressable, choice, count, generator, not_negative, positive, size
+from ._base.scalars import RNG, Integer, Number, addressable, choice, count, generator, not_negative, positive, size
 
 __all__ = ["Hopfield", "ModernHopfield", "Recall"]
 
@@ -115,13 +115,11 @@ class Hopfield(Module):
 
     weight: Array
     threshold: Array
-    kept_as = "rng"
 
-    def __init__(self, units: Integer, *, dtype: Any = "float32", rng: Any = None) -> None:
+    def __init__(self, units: Integer, *, dtype: Any = "float32", rng: RNG | None = None) -> None:
         self.units = N = size(units, "units")
         addressable(N * (N + 1), "units")
-        given = rng if isinstance(rng, Kept) else generator(rng, "rng")
-        super().__init__({"weight": (N, N), "threshold": (N,)}.items(), None, dtype, given)
+        super().__init__({"weight": (N, N), "threshold": (N,)}.items(), None, dtype, rng)
 
     @quiet
     def store(self, patterns: ArrayLike, rule: Rule = "hebbian") -> None:
@@ -173,7 +171,7 @@ class Hopfield(Module):
 
     @quiet
     def recall(
-        self, states: ArrayLike, mode: Mode = "asynchronous", max_steps: Integer = 100, rng: Any = None
+        self, states: ArrayLike, mode: Mode = "asynchronous", max_steps: Integer = 100, rng: RNG | None = None
     ) -> Recall:
         """Update states until they are stable.
 
@@ -202,7 +200,7 @@ class Hopfield(Module):
         given = self._signs(states, "states")
         synchronous = choice(mode, "mode", ("asynchronous", "synchronous")) == "synchronous"
         limit = count(max_steps, "max_steps")
-        orders = self.rng if rng is None else generator(rng, "rng")
+        orders = self.rng if rng is None else generator(rng)
         ties = self._ties()
 
         shape = given.shape[:-1]

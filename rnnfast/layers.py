@@ -12,7 +12,7 @@ from ._base.layer_norm import LayerNorm, norm_of
 from ._base.leak import Leak, leak_of
 from ._base.names import elman_cell, gru_cell, lstm_cell, slstm_cell
 from ._base.precision import Precision
-from ._base.scalars import Flag, Integer, Number, count, flag, head_count
+from ._base.scalars import RNG, Flag, Integer, Number, count, flag, head_count
 from ._base.state import FourStates
 from ._stack.options import WeightDropout, Zoneout
 from ._stack.recurrent import Recurrent
@@ -43,8 +43,11 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         If True, D = 2, and a second direction runs backwards in time.
     dtype : {"float32", "float64"}, optional
         The dtype of the parameters, and of all arrays that the layer takes and returns.
-    seed : int, Generator or what `numpy.random.default_rng` takes, optional
-        For the initial weights, U(-1/sqrt(H), 1/sqrt(H)), and the dropout. Both dtypes draw the same.
+    rng : int, Generator or what `numpy.random.default_rng` takes, optional
+        For the initial weights, U(-1/sqrt(H), 1/sqrt(H)), and the dropout. Both dtypes draw the same. A generator
+        that is passed to several layers continues from one to the next.
+    seed : as `rng`, optional
+        Its older name.
     learn_initial_state : bool, optional
         If True, sequences without a given state start from two more parameters, initial_h and initial_c [L·D,H], which
         are initially zero.
@@ -129,7 +132,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> lstm = rnnfast.LSTM(28, 128, num_layers=2, bidirectional=True, seed=0)
+    >>> lstm = rnnfast.LSTM(28, 128, num_layers=2, bidirectional=True, rng=0)
     >>> x = np.zeros((50, 32, 28), np.float32)
     >>> y, (h, c) = lstm(x)
     >>> y.shape, h.shape, c.shape
@@ -167,7 +170,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -200,6 +204,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             proj_size=proj_size,
@@ -221,7 +226,7 @@ class GRU(Recurrent[Array]):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
         As for `LSTM`.
-    dtype, seed
+    dtype, rng, seed
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
@@ -281,7 +286,8 @@ class GRU(Recurrent[Array]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -306,6 +312,7 @@ class GRU(Recurrent[Array]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
@@ -330,7 +337,7 @@ class RNN(Recurrent[Array]):
         The activation.
     bias, batch_first, dropout, bidirectional
         As for `LSTM`.
-    dtype, seed
+    dtype, rng, seed
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the one parameter initial_h.
@@ -343,7 +350,7 @@ class RNN(Recurrent[Array]):
     leak : float or array [H], optional
         The fraction of a unit that is updated at each step, above 0 and at most 1: ``h = (1 - leak) h' + leak f``,
         where f is the h of a plain RNN. It is the same in all layers and directions, and it is not a parameter:
-        optimizers do not change it. (`functional.backward` returns its gradient.)
+        optimizers do not change it. `functional.backward` returns its gradient.
     precision : {"full", "bfloat16"}, optional
         As for `LSTM`.
 
@@ -385,7 +392,8 @@ class RNN(Recurrent[Array]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         recurrent_dropout: Number = 0.0,
@@ -406,6 +414,7 @@ class RNN(Recurrent[Array]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,
@@ -442,7 +451,7 @@ class SLSTM(Recurrent[FourStates]):
         the h' of the same head, so w_hh is block-diagonal.
     num_layers, bias, batch_first, dropout, bidirectional
         As for `LSTM`.
-    dtype, seed
+    dtype, rng, seed
         As for `LSTM`.
     learn_initial_state : bool, optional
         As for `LSTM`, with the four parameters initial_h, initial_c, initial_n and initial_m.
@@ -508,7 +517,8 @@ class SLSTM(Recurrent[FourStates]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         weight_dropout: WeightDropout = 0.0,
         forget_gate: str = "sigmoid",
@@ -528,6 +538,7 @@ class SLSTM(Recurrent[FourStates]):
             dropout,
             bidirectional,
             dtype=dtype,
+            rng=rng,
             seed=seed,
             learn_initial_state=learn_initial_state,
             weight_dropout=weight_dropout,

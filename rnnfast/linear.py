@@ -6,7 +6,7 @@ from . import _core
 from ._base.arrays import Array, ArrayLike, checked
 from ._base.module import Module, Tape, check_tape
 from ._base.named import checked_grads
-from ._base.scalars import Flag, Integer, addressable, flag, size
+from ._base.scalars import RNG, Flag, Integer, addressable, flag, size
 
 __all__ = ["Linear"]
 
@@ -22,8 +22,10 @@ class Linear(Module):
         If False, there is no bias.
     dtype : {"float32", "float64"}, optional
         The dtype of the parameters, and of all arrays that the layer takes and returns.
-    seed : int, Generator or what `numpy.random.default_rng` takes, optional
+    rng : int, Generator or what `numpy.random.default_rng` takes, optional
         For the initial weights, U(-1/sqrt(I), 1/sqrt(I)).
+    seed : as `rng`, optional
+        Its older name.
 
     Attributes
     ----------
@@ -56,7 +58,8 @@ class Linear(Module):
         bias: Flag = True,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
     ) -> None:
         self.in_features = size(in_features, "in_features")
         self.out_features = size(out_features, "out_features")
@@ -66,7 +69,7 @@ class Linear(Module):
             shapes["bias"] = (self.out_features,)
         else:
             self.bias = None
-        super().__init__(shapes.items(), self.in_features, dtype, seed)
+        super().__init__(shapes.items(), self.in_features, dtype, rng, seed)
 
     def __call__(self, x: ArrayLike) -> Array:
         """Return ``x weight^T + bias``.
@@ -89,7 +92,7 @@ class Linear(Module):
     def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
         """Return y, and the tape for `backward`, which refers to x and the parameters without copying them.
 
-        It takes and raises the same as a call of the layer.
+        It takes and raises what a call of the layer does.
         """
         x = _core.asarray(x, "x", self.dtype)
         y = self(x)

@@ -32,7 +32,7 @@ from ._base.arrays import Array, checked
 from ._base.files import UNREADABLE, check_readable
 from ._base.formats import Format
 from ._base.module import Kept, Tape
-from ._base.scalars import integer
+from ._base.scalars import RNG, generator, integer
 from ._base.state import STATES, State, parts_of, state_of
 from ._base.tensors import read_tensors, write_tensors
 from ._stack.quantized import Quantized
@@ -136,10 +136,10 @@ class CharLM:
         kind, arguments = LAYERS[options.cell], {"input_size": E, "hidden_size": H, "num_layers": L, **rates}
         self.rnn: Any
         if format is None:
-            self.rnn = kind(**arguments, seed=rnn)
+            self.rnn = kind(**arguments, rng=rnn)
         else:
             self.rnn = Quantized({"class": kind.__name__, "arguments": arguments}, format, kept=rnn)
-        self.readout = Linear(H, V, seed=readout)
+        self.readout = Linear(H, V, rng=readout)
         if parameters is not None:
             _check_keys(parameters, self.state_dict())
 
@@ -155,6 +155,10 @@ class CharLM:
 
     def quantize(self, format: Format) -> "CharLM":  # noqa: A002
         """Return the model with a low-precision `rnn` for inference; the other arrays are shared.
+
+        Parameters
+        ----------
+        format : {"bfloat16", "int8"}
 
         Raises
         ------
@@ -184,7 +188,7 @@ class CharLM:
         return self.readout(y), state
 
     def forward(self, tokens: Array, state: State | None = None) -> tuple[Array, State, CharLMTape]:
-        """Return the same as a call, but with dropout, and the tape for `backward`."""
+        """Return the same as a call, but with dropout, and the tape; takes and raises what a call does."""
         y, state, rnn = self.rnn.forward(tokens, state, embedding=self.embedding)
         logits, readout = self.readout.forward(y)
         return logits, state, CharLMTape(rnn, readout)
@@ -202,7 +206,8 @@ class CharLM:
         length: int = 500,
         temperature: float = 0.8,
         stop: str = "",
-        seed: int | None = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
     ) -> Iterator[str]:
         """Continue a text, character by character.
 
@@ -217,8 +222,8 @@ class CharLM:
             The logits are divided by this number; 0 takes the most likely character each time.
         stop : str, optional
             Sampling ends when the text ends with this.
-        seed : int, optional
-            Without a seed, each text is different.
+        rng, seed : int, Generator or what `numpy.random.default_rng` takes, optional
+            By default, each text is different. `seed` is the older name.
 
         Returns
         -------
@@ -233,7 +238,7 @@ class CharLM:
             If another argument does not fit.
         """
         length, temperature = SIZE.checked(length, "length"), TEMPERATURE.checked(temperature, "temperature")
-        rng = np.random.default_rng(seed)
+        source = generator(rng, seed)
         start = "\n" if "\n" in self.vocabulary else self.vocabulary[0]
         tokens = encode(prompt or start, self.vocabulary)
 
@@ -243,7 +248,7 @@ class CharLM:
                 logits = self.readout(stream.run(self.embedding[last])[-1])
                 # The largest of logits + temperature * Gumbel noise is a draw from softmax(logits / temperature).
                 with np.errstate(all="ignore"):  # of an extreme temperature
-                    token = np.argmax(logits + temperature * rng.gumbel(size=len(self.vocabulary)))
+                    token = np.argmax(logits + temperature * source.gumbel(size=len(self.vocabulary)))
                 last = np.array([token])
                 yield self.vocabulary[token]
                 end = (end + self.vocabulary[token])[-max(len(stop), 1) :]
@@ -334,7 +339,7 @@ class Checkpoint(NamedTuple):
         return CharLM(self.vocabulary, self.options, parameters, format=self.format)
 
     def quantize(self, format: Format) -> "Checkpoint":  # noqa: A002
-        """Return the checkpoint of the model with a low-precision `rnn`: see `CharLM.quantize`."""
+        """Return the checkpoint of the low-precision model; takes and raises what `CharLM.quantize` does."""
         parameters = self.model().quantize(format).state_dict()
         return self._replace(tensors=joined({"model": parameters}), format=format)
 

@@ -42,7 +42,7 @@ class Pruner:
         In optimizer steps, counted from 1: 0 <= start < stop, and every >= 1.
     keep_diagonal : bool, optional
         If True, blocks on the diagonal of a gate's weight_hh, through which a unit reads its own h', are always kept,
-        and count towards the density. (If h is a projection or K is not H, as with heads, there is no such diagonal.)
+        and count towards the density. If h is a projection or K is not H, as with heads, there is no such diagonal.
     balanced : bool, optional
         If True, the fraction is kept in each row of blocks, not only in the matrix as a whole [2]_. All units of all
         gates then keep equally many weights, which makes the step of a stream faster.
@@ -73,7 +73,7 @@ class Pruner:
     >>> import numpy as np
     >>> import rnnfast
     >>> from rnnfast.training import Adam, Pruner
-    >>> lstm = rnnfast.LSTM(32, 64, seed=0)
+    >>> lstm = rnnfast.LSTM(32, 64, rng=0)
     >>> adam, pruner = Adam(lstm), Pruner(lstm, 0.3, start=2, stop=8, every=2)
     >>> x = np.random.default_rng(0).standard_normal((5, 4, 32), np.float32)
     >>> densities = []

@@ -39,7 +39,19 @@ from ._base.packed import (
     row_numbers,
     rows,
 )
-from ._base.scalars import Flag, Integer, Number, addressable, flag, generator, integer, number, shown, size
+from ._base.scalars import (
+    RNG,
+    Flag,
+    Integer,
+    Number,
+    addressable,
+    flag,
+    generator,
+    integer,
+    number,
+    shown,
+    size,
+)
 
 __all__ = ["PackedSequence", "length_bucketed_batches", "pack_padded", "pad_packed", "pad_sequences"]
 
@@ -193,7 +205,13 @@ def pad_sequences(
 
 
 def length_bucketed_batches(
-    lengths: Integers, batch_size: Integer, *, shuffle: Flag = True, seed: Any = None, bucket: Integer = 64
+    lengths: Integers,
+    batch_size: Integer,
+    *,
+    shuffle: Flag = True,
+    rng: RNG | None = None,
+    seed: RNG | None = None,
+    bucket: Integer = 64,
 ) -> list[Array]:
     """Divide sequences into batches of similar lengths, to reduce padding.
 
@@ -209,8 +227,10 @@ def length_bucketed_batches(
     shuffle : bool, optional
         If False, all sequences are sorted together and nothing is random. The longest come first, so that a lack of
         memory shows at once.
-    seed : int, Generator or what `numpy.random.default_rng` takes, optional
+    rng : int, Generator or what `numpy.random.default_rng` takes, optional
         A generator goes on with each call: every epoch has batches of its own.
+    seed : as `rng`, optional
+        Its older name.
     bucket : int, optional
         The number of batches that are sorted together. With more, lengths within a batch are more similar, but batches
         vary less between epochs.
@@ -233,8 +253,8 @@ def length_bucketed_batches(
     """
     steps = checked_lengths(lengths)
     N, batch_size, bucket = len(steps), size(batch_size, "batch_size"), size(bucket, "bucket")
-    shuffle, rng = flag(shuffle, "shuffle"), generator(seed)
-    drawn = rng.permutation(N) if shuffle else np.arange(N)
+    shuffle, source = flag(shuffle, "shuffle"), generator(rng, seed)
+    drawn = source.permutation(N) if shuffle else np.arange(N)
     width = batch_size * bucket if shuffle else max(N, 1)
     batches = [
         mates[first : first + batch_size]
@@ -242,7 +262,7 @@ def length_bucketed_batches(
         for mates in [longest_first(steps, drawn[start : start + width])]
         for first in range(0, len(mates), batch_size)
     ]
-    return [batches[k] for k in rng.permutation(len(batches))] if shuffle else batches
+    return [batches[k] for k in source.permutation(len(batches))] if shuffle else batches
 
 
 def _as(dtype: np.dtype[Any], fill: Number) -> Array:

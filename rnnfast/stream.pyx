@@ -129,7 +129,7 @@ cdef class Stream:
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> lstm = rnnfast.LSTM(3, 4, seed=0)
+    >>> lstm = rnnfast.LSTM(3, 4, rng=0)
     >>> stream = lstm.stream()
     >>> x = np.ones((5, 3), np.float32)
     >>> ys = [stream.step(x_t) for x_t in x]

@@ -85,7 +85,7 @@ def tbptt(
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> gru = rnnfast.GRU(3, 4, seed=0)
+    >>> gru = rnnfast.GRU(3, 4, rng=0)
     >>> x = np.zeros((10, 2, 3), np.float32)
     >>> for window in rnnfast.tbptt(gru, x, k1=4, k2=6):
     ...     grads = window.backward(np.ones_like(window.y))

@@ -568,7 +568,7 @@ def whole_layer(rng: Rng) -> Attempt:
     options: dict[str, Any] = {
         name: bool(rng.random() < 0.5) for name in ("bias", "batch_first", "bidirectional", "learn_initial_state")
     }
-    options |= {"num_layers": L, "dtype": choose(rng, DTYPES), "seed": int(rng.integers(2**31))}
+    options |= {"num_layers": L, "dtype": choose(rng, DTYPES), "rng": int(rng.integers(2**31))}
     kind = choose(rng, list(KINDS))
     unbatched = rng.random() < 0.2
     batch = () if unbatched else (0 if rng.random() < 0.05 else B,)
@@ -848,7 +848,7 @@ def streaming(rng: Rng) -> Attempt:
     """Step or run a stream that is on its way."""
     L, (T, B, I, H) = int(rng.integers(1, 4)), (int(n) for n in rng.integers(1, 8, 4))
     options: dict[str, Any] = {name: bool(rng.random() < 0.5) for name in ("bias", "batch_first")}
-    options |= {"num_layers": L, "dtype": choose(rng, DTYPES), "seed": int(rng.integers(2**31))}
+    options |= {"num_layers": L, "dtype": choose(rng, DTYPES), "rng": int(rng.integers(2**31))}
     kind = choose(rng, list(KINDS))
     layer = make_layer(kind, (I, H), **options, **layer_projection(rng, kind, H))
     stream = layer.stream(B + 1)  # of one sequence, arrays of two ranks are legal
@@ -883,7 +883,7 @@ def quantized_layer(rng: Rng) -> Attempt:
     kind = choose(rng, kinds) if rng.random() < 0.5 else "rnn_relu"
     options: dict[str, Any] = {name: bool(rng.random() < 0.5) for name in ("bias", "bidirectional")}
     options |= {"num_heads": 1} if kind.startswith("slstm") else layer_projection(rng, kind, H)
-    layer = make_layer(kind, (I, H), **options, seed=int(rng.integers(2**31)))
+    layer = make_layer(kind, (I, H), **options, rng=int(rng.integers(2**31)))
     q, sizes = layer.quantize(form), modules.state_sizes(layer)
     slots: dict[str, Any] = {"x": normal((T, B, I), "f4", int(rng.integers(2**31))), "resets": rng.random((T, B)) < 0.2}
     for name, n in zip(state_names(kind), sizes, strict=True):
@@ -933,7 +933,7 @@ def one_cell(rng: Rng) -> Attempt:
     kind, own = KINDS[choose(rng, ONE_STEP)]
     B, I, H = (int(n) for n in rng.integers(1, 8, 3))
     seed, dtype = int(rng.integers(2**31)), choose(rng, DTYPES)
-    cell = getattr(rnnfast, f"{kind}Cell")(I, H, seed=seed, dtype=dtype, bias=bool(rng.random() < 0.5), **own)
+    cell = getattr(rnnfast, f"{kind}Cell")(I, H, rng=seed, dtype=dtype, bias=bool(rng.random() < 0.5), **own)
     batch = () if rng.random() < 0.3 else (0 if rng.random() < 0.1 else B,)
     x = normal((*batch, I), dtype, seed)
     names = *state_names(cell.cell), *state_names(cell.cell, "d{}")
@@ -1230,7 +1230,7 @@ def constructor(rng: Rng) -> Attempt:
         if rng.random() < 0.5:
             scheme = choose(rng, ("torch", "xavier", "orthogonal", "identity", "zeros", 3, None, ["torch"]))
             rnnfast.initialize(
-                module, scheme, forget_bias=choose(rng, (None, None, 1.0, "1", True)), seed=choose(rng, (None, 3, -1))
+                module, scheme, forget_bias=choose(rng, (None, None, 1.0, "1", True)), rng=choose(rng, (None, 3, -1))
             )
         repr(module)
         rnnfast.num_parameters(module)

@@ -54,13 +54,13 @@ def make_layer(cell: str, sizes: tuple[int, int] = (I, H), **arguments: Any) -> 
     kind, own = KINDS[cell]
     if sizes[1] % own.get("num_heads", 1):
         own = {name: value for name, value in own.items() if name != "num_heads"}
-    return getattr(rnnfast, kind)(*sizes, **{"seed": 0, **own, **arguments})
+    return getattr(rnnfast, kind)(*sizes, **{"rng": 0, **own, **arguments})
 
 
 def make_cell(cell: str, **arguments: Any) -> Any:
     """Return a cell."""
     kind, own = KINDS[cell]
-    return getattr(rnnfast, f"{kind}Cell")(I, H, **{"seed": 0, **own, **arguments})
+    return getattr(rnnfast, f"{kind}Cell")(I, H, **{"rng": 0, **own, **arguments})
 
 
 def normal(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:

@@ -57,8 +57,8 @@ def require_equal(grads: Any, expected: Any) -> None:
 
 
 def layers() -> Iterator[Any]:
-    yield rnnfast.GRU(I, H, seed=0)
-    yield rnnfast.LSTM(I, H, num_layers=2, learn_initial_state=True, seed=0)
+    yield rnnfast.GRU(I, H, rng=0)
+    yield rnnfast.LSTM(I, H, num_layers=2, learn_initial_state=True, rng=0)
 
 
 def windows_of_several_threads_share_the_weights() -> None:
@@ -96,7 +96,7 @@ def a_window_is_right_or_refused_while_the_next_is_made() -> None:
 
 def one_tape_serves_several_backwards() -> None:
     for checkpoint in None, 10:
-        layer = rnnfast.LSTM(I, H, bidirectional=True, seed=0)
+        layer = rnnfast.LSTM(I, H, bidirectional=True, rng=0)
         y, _, tape = layer.forward(normal(2, T, B, I), checkpoint=checkpoint)
         expected = layer.backward(tape, y)[2]
 
@@ -108,7 +108,7 @@ def one_tape_serves_several_backwards() -> None:
 
 
 def a_stream_is_used_by_one_thread_or_refused() -> None:
-    stream, x = rnnfast.GRU(I, H, seed=0).stream(B), normal(3, T, B, I)
+    stream, x = rnnfast.GRU(I, H, rng=0).stream(B), normal(3, T, B, I)
 
     def use() -> None:
         for _ in range(50):
@@ -124,7 +124,7 @@ def a_stream_is_used_by_one_thread_or_refused() -> None:
 
 
 def streams_and_training_go_on_beside_each_other() -> None:
-    layer, x = rnnfast.GRU(I, H, seed=0), normal(4, T, B, I)
+    layer, x = rnnfast.GRU(I, H, rng=0), normal(4, T, B, I)
     targets = np.zeros((T, B), np.int64)
 
     def run() -> None:
@@ -133,7 +133,7 @@ def streams_and_training_go_on_beside_each_other() -> None:
             stream.run(x)
 
     def train() -> None:
-        own = rnnfast.GRU(I, H, seed=0)
+        own = rnnfast.GRU(I, H, rng=0)
         adam = Adam(own, lr=0.01)
         for _ in range(20):
             y, _, tape = own.forward(x)
@@ -143,7 +143,7 @@ def streams_and_training_go_on_beside_each_other() -> None:
 
 
 def stacks_run_as_a_wave_in_one_thread_and_others_alone() -> None:
-    layer, x = rnnfast.LSTM(I, H, 3, dropout=0.5, seed=0), normal(5, 300, 2, I)
+    layer, x = rnnfast.LSTM(I, H, 3, dropout=0.5, rng=0), normal(5, 300, 2, I)
     y, _, tape = layer.forward(x)
     expected, inferred = layer.backward(tape, y)[2], layer(x)[0]
 

@@ -117,7 +117,7 @@ def of_functions(form: Callable[[Array], Any]) -> Iterator[Any]:
     yield from (dx, pair[0])
     yield training.softmax_cross_entropy(X, form(np.ones((T, B), int)))[1]
     yield training.squared_error(X, form(X + 1))[1]
-    readout = rnnfast.Linear(I, 4, seed=0)
+    readout = rnnfast.Linear(I, 4, rng=0)
     y, readout_tape = readout.forward(form(X))
     yield readout.backward(readout_tape, form(y.copy()))[0]
 
@@ -210,7 +210,7 @@ def test_a_bare_tape_does_not_see_a_new_shape() -> None:
 
 
 def test_a_cell_and_a_readout_do_not_see_a_new_shape() -> None:
-    cell, readout, x = make_cell("lstm"), rnnfast.Linear(I, 4, seed=0), X[0].copy()
+    cell, readout, x = make_cell("lstm"), rnnfast.Linear(I, 4, rng=0), X[0].copy()
     (h, c), tape = cell.forward(x)
     y, readout_tape = readout.forward(x)
     expected, expected_dx = cell.backward(tape, (h, c))[0], readout.backward(readout_tape, y.copy())[0]
@@ -337,6 +337,20 @@ def test_a_thread_does_not_wait_for_itself() -> None:
         windows.append(window)  # noqa: PERF402 chunks() looks at it meanwhile
     assert len(errors) == T - 1
     assert all("one use of the windows at a time" in error for error in errors)
+
+
+def test_an_empty_list_is_as_good_as_one_of_integers() -> None:
+    embedding, layer = rnnfast.Embedding(5, I, rng=0), make_layer("gru")
+    assert embedding([]).shape == (0, I)
+    assert embedding.forward([[], []])[0].shape == (2, 0, I)
+    assert layer([[], []], embedding=embedding.weight)[0].shape == (2, 0, H)
+    assert training.softmax_cross_entropy(np.zeros((0, 3)), [], reduction="sum")[0] == 0
+    assert next(iter(rnnfast.tbptt(layer, iter([[[], []]]), 1, 1, embedding=embedding.weight))).y.shape == (1, 0, H)
+    for call in (embedding, lambda x: training.softmax_cross_entropy(np.zeros((0, 3)), x)):
+        with pytest.raises(TypeError, match="expected integers, got float64"):
+            call(np.empty(0))
+    with pytest.raises(ValueError, match=r"^x: expected shape"):
+        layer([[], []])
 
 
 def test_no_sequences_have_no_resets() -> None:

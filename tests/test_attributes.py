@@ -30,7 +30,7 @@ CHANGES: dict[str, tuple[Any, Any, type[Exception]]] = {  # of an option that ma
 LAYERS = ["LSTM", "GRU", "RNN", "SLSTM"]
 MADE: dict[str, Callable[[], Any]] = {
     **{
-        kind: partial(getattr(rnnfast, kind), 4, 6, seed=0)
+        kind: partial(getattr(rnnfast, kind), 4, 6, rng=0)
         for kind in (*LAYERS, "LSTMCell", "GRUCell", "RNNCell", "Linear")
     },
     "Hopfield": lambda: hopfield.Hopfield(4),
@@ -77,7 +77,7 @@ def test_an_option_goes_with_the_others_when_it_is_assigned() -> None:
 
 def test_a_rate_that_is_assigned_is_the_constructors() -> None:
     x = np.ones((5, 3, 4), np.float32)
-    layer, other = rnnfast.GRU(4, 6, seed=0), rnnfast.GRU(4, 6, seed=0, zoneout=0.5, batch_first=True)
+    layer, other = rnnfast.GRU(4, 6, rng=0), rnnfast.GRU(4, 6, rng=0, zoneout=0.5, batch_first=True)
     layer.zoneout, layer.batch_first = 0.5, True
     assert_same_bits(solve_layer(layer, x), solve_layer(other, x))
     assert repr(layer) == repr(other)

@@ -460,8 +460,8 @@ CONSTRUCTORS = {
         f"dtype_{dtype}": Case(lstm_of(dtype), TypeError, f"dtype: expected float32 or float64, got {dtype!r}")
         for dtype in ("float16", "int32", "object", "single,", ">f4", None, 3)
     },
-    "seed_str": Case(lambda _: rf.LSTM(3, 4, seed="x"), TypeError, "seed: "),
-    "seed_-1": Case(lambda _: rf.LSTM(3, 4, seed=-1), ValueError, "seed: "),
+    "rng_str": Case(lambda _: rf.LSTM(3, 4, rng="x"), TypeError, "rng: "),
+    "rng_-1": Case(lambda _: rf.LSTM(3, 4, rng=-1), ValueError, "rng: "),
 }
 
 ARRAYS = {
@@ -1264,7 +1264,7 @@ OTHERS = {
         TypeError,
         "forget_bias: expected a number, got str",
     ),
-    "initialize_seed": Case(lambda w: rf.initialize(w.lstm, "torch", seed=-1), ValueError, "seed: "),
+    "initialize_rng": Case(lambda w: rf.initialize(w.lstm, "torch", rng=-1), ValueError, "rng: "),
     "count": Case(lambda _: rf.num_parameters([3]), TypeError, "layer: expected .*, got int"),
     "threads_0": Case(lambda _: rf.set_num_threads(0), ValueError, "n: expected .*, got 0"),
     "threads_-1": Case(lambda _: rf.threads(-1).__enter__(), ValueError, "n: expected .*, got -1"),
@@ -1276,7 +1276,7 @@ def formats_of(i: int, given: Any, form: str = "int8", run: Any = _core.inferenc
     """Return a call of the kernels with a layer of fewer bits, and another i-th parameter."""
 
     def call(w: World) -> Any:
-        [own] = rnnfast.RNN(I, H, seed=0).quantize(cast("Any", form)).of_layer(0)
+        [own] = rnnfast.RNN(I, H, rng=0).quantize(cast("Any", form)).of_layer(0)
         return run("rnn_tanh", w.x, [(*own[:i], given, *own[i + 1 :])])
 
     return call
@@ -1335,7 +1335,7 @@ def pruner(module: Any = "lstm", density: Any = 0.5, block: Any = (16, 1), **opt
     return lambda w: Pruner(getattr(w, module) if isinstance(module, str) else module, density, block, **options)
 
 
-ONLY_READ = rf.RNN(3, 4, seed=0)
+ONLY_READ = rf.RNN(3, 4, rng=0)
 ONLY_READ.parameters["weight_hh_l0"].flags.writeable = False
 MODULE = "module: expected a recurrent layer, a cell or Modules with one, got"
 PRUNING = {

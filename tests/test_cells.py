@@ -60,7 +60,7 @@ def test_a_step_is_the_oracles(cell: str, dtype: str, bias: bool, batch: tuple[i
 @by_cell
 def test_steps_give_the_bits_of_a_layer(cell: str) -> None:
     kind, own = KINDS[cell]
-    layer, module = getattr(rnnfast, kind)(I, H, seed=1, **own), make_cell(cell)
+    layer, module = getattr(rnnfast, kind)(I, H, rng=1, **own), make_cell(cell)
     module.load_state_dict({name: layer.parameters[f"{name}_l0"] for name in module.parameters})
     x = normal((9, B, I), "float32", 1)
     y, last = layer(x)

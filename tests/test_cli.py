@@ -234,7 +234,7 @@ def test_bench_compares_like_with_like(cell: str, peer: str) -> None:
     packages, make = bench.PEERS[peer]
     for package in packages:
         pytest.importorskip(package, reason=f'{package} is not installed (pip install ".[bench]")')
-    layer = LAYERS[cell](4, 5, seed=0)
+    layer = LAYERS[cell](4, 5, rng=0)
     x = np.random.default_rng(0).standard_normal((3, 2, 4), np.float32)
     y, _ = layer(x)
     calls = make(layer, x, np.ones_like(y))

@@ -60,7 +60,7 @@ def test_the_torch_model_is_accelerated() -> None:
 
 def test_the_stream_gives_the_layers_last_output() -> None:
     names = run(README, [STREAMING])
-    y, _ = rnnfast.GRU(28, 64, seed=0)(np.zeros((50, 28), np.float32))
+    y, _ = rnnfast.GRU(28, 64, rng=0)(np.zeros((50, 28), np.float32))
     assert np.array_equal(names["y_t"], y[-1])
 
 

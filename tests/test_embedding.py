@@ -47,7 +47,7 @@ def test_it_starts_as_the_generator_says() -> None:
 
 
 def test_its_gradient_is_that_which_a_layer_gives() -> None:
-    embedding, gru = Embedding(V, E, dtype="float64", rng=0), rnnfast.GRU(E, 4, dtype="float64", seed=1)
+    embedding, gru = Embedding(V, E, dtype="float64", rng=0), rnnfast.GRU(E, 4, dtype="float64", rng=1)
     x, taken = embedding.forward(TOKENS)
     y, _, tape = gru.forward(x)
     dx, _, grads = gru.backward(tape, y)
@@ -61,7 +61,7 @@ def test_its_gradient_is_that_which_a_layer_gives() -> None:
 
 
 def test_it_can_be_trained_copied_and_kept(tmp_path: Path) -> None:
-    model = rnnfast.Modules(embedding=Embedding(V, E, 0, rng=0), readout=rnnfast.Linear(E, 2, seed=1))
+    model = rnnfast.Modules(embedding=Embedding(V, E, 0, rng=0), readout=rnnfast.Linear(E, 2, rng=1))
     assert list(model.state_dict()) == ["embedding.weight", "readout.weight", "readout.bias"]
     embedding = model.embedding
     y, tape = embedding.forward(TOKENS)
@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "E": (lambda: Embedding(V, "3"), TypeError, "embedding_dim: expected an int"),  # type: ignore[arg-type]
     "padding": (lambda: Embedding(V, E, V), ValueError, "padding_idx: expected -7 to 6, got 7"),
     "huge": (lambda: Embedding(2**40, 2**40), ValueError, "num_embeddings, embedding_dim: expected sizes"),
-    "rng": (lambda: Embedding(V, E, rng="x"), TypeError, "rng: "),
+    "rng": (lambda: Embedding(V, E, rng="x"), TypeError, "rng: "),  # type: ignore[arg-type]
     "floats": (lambda: EMBEDDING(np.ones(3)), TypeError, "tokens: expected integers, got float64"),
     "token V": (lambda: EMBEDDING(np.array([V])), ValueError, "tokens: expected 0 to 6, got 7"),
     "token -1": (lambda: EMBEDDING(np.array([-1])), ValueError, "tokens: expected 0 to 6, got -1"),

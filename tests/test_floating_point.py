@@ -167,7 +167,7 @@ def test_the_language_model_samples(fill: Fill) -> None:
     filled(model.rnn, fill)
     filled(model.readout, fill)
     for temperature in (0.0, 5e-324, 1.0, 1.7e308):
-        assert len("".join(model.sample("a", length=3, temperature=temperature, seed=0))) == 3
+        assert len("".join(model.sample("a", length=3, temperature=temperature, rng=0))) == 3
 
 
 @by_fill
@@ -181,7 +181,7 @@ def test_the_reference(cell: str, fill: Fill) -> None:
 
 def test_nan_passes_through_as_a_result() -> None:
     x = FILLS["nan"]((T, B, I), np.float32)
-    y, last = rnnfast.GRU(I, H, seed=0)(x)
+    y, last = rnnfast.GRU(I, H, rng=0)(x)
     assert np.isnan(y).all()
     assert np.isnan(last).all()
     loss, dy = training.squared_error(x, np.zeros_like(x))

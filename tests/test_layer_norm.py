@@ -392,7 +392,7 @@ def test_eps_counts(cell: str) -> None:
     x = normal((T, B, I), "float64", 1)
     kind, layer_norm = (rf.GRU, "inside") if cell == "gru_norm" else (rf.LSTM, KINDS[cell][1]["layer_norm"])
     default, same, other = (
-        kind(I, 17, dtype="float64", seed=0, layer_norm=layer_norm, **own)
+        kind(I, 17, dtype="float64", rng=0, layer_norm=layer_norm, **own)
         for own in ({}, {"layer_norm_eps": 1e-5}, {"layer_norm_eps": 1e-3})
     )
     assert default.layer_norm_eps == 1e-5
@@ -439,7 +439,7 @@ def test_files_and_copies_are_the_layer(cell: str, tmp_path: Path) -> None:
     expected = solve(layer, x)
     layer.save(tmp_path / "layer.npz")
     loaded: Any = rnnfast.load(tmp_path / "layer.npz")
-    fresh = make_layer(cell, (I, 17), num_layers=2, bidirectional=True, layer_norm_eps=0.25, seed=5)
+    fresh = make_layer(cell, (I, 17), num_layers=2, bidirectional=True, layer_norm_eps=0.25, rng=5)
     fresh.load_state_dict(layer.state_dict())
     for twin in (loaded, fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert type(twin) is type(layer)

@@ -339,7 +339,7 @@ def test_copies_are_independent() -> None:
 
 def test_both_dtypes_start_from_the_same_weights() -> None:
     single, double = make_layer("lstm"), make_layer("lstm", dtype=np.float64)
-    other = rnnfast.LSTM(I, H, seed=1)
+    other = rnnfast.LSTM(I, H, rng=1)
     for name, p in double.parameters.items():
         assert np.array_equal(p.astype(np.float32), single.parameters[name])
         assert not np.array_equal(other.parameters[name], single.parameters[name])
@@ -402,7 +402,7 @@ def test_a_saved_layer_comes_back(call: str, tmp_path: Path) -> None:
 
 
 OTHER_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "seed": {"seed": 1},
+    "rng": {"rng": 1},
     "huge": {"hidden_size": 2**27},
     "beyond": {"hidden_size": 2**60},
     "deep": {"num_layers": 2**40},
@@ -508,7 +508,7 @@ def test_a_layer_is_saved_through_a_link_with_the_mode_of_any_new_file(tmp_path:
     (tmp_path / "new").touch()  # with the mode that the umask leaves
     (tmp_path / "link").symlink_to(tmp_path / "layer")
     for seed in (0, 1):
-        layer = rnnfast.LSTM(3, 4, seed=seed)
+        layer = rnnfast.LSTM(3, 4, rng=seed)
         layer.save(tmp_path / "link")
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "layer").stat().st_mode == (tmp_path / "new").stat().st_mode
@@ -575,15 +575,15 @@ def test_torchs_initialisation_is_the_default(cell: str) -> None:
         assert np.abs(p).max() <= 1 / 8
     again = make_layer(cell, (30, 64), num_layers=2, bidirectional=True, learn_initial_state=True)
     rnnfast.initialize(again, "xavier")
-    rnnfast.initialize(again, "torch", seed=0)
+    rnnfast.initialize(again, "torch", rng=0)
     assert_same_bits(again.parameters, layer.parameters)
-    assert is_uniform(rnnfast.Linear(100, 50, seed=0).weight, 1 / 10)
+    assert is_uniform(rnnfast.Linear(100, 50, rng=0).weight, 1 / 10)
 
 
 @by_cell
 def test_xavier_draws_each_gate_by_its_own_size(cell: str) -> None:
     layer = make_layer(cell, (30, 64))
-    rnnfast.initialize(layer, "xavier", seed=1)
+    rnnfast.initialize(layer, "xavier", rng=1)
     assert all(is_uniform(b, np.sqrt(6 / (30 + 64))) for b in blocks(layer, "weight_ih"))
     assert all(is_uniform(b, np.sqrt(6 / sum(b.shape))) for b in blocks(layer, "weight_hh"))
     assert not any(b.any() for b in blocks(layer, ("bias_ih", "bias_hh")))
@@ -593,7 +593,7 @@ def test_xavier_draws_each_gate_by_its_own_size(cell: str) -> None:
 @by_dtype
 def test_orthogonal_blocks_are_orthogonal(cell: str, dtype: str) -> None:
     layer = make_layer(cell, num_layers=2, bidirectional=True, dtype=dtype)
-    rnnfast.initialize(layer, "orthogonal", seed=1)
+    rnnfast.initialize(layer, "orthogonal", rng=1)
     recurrent = blocks(layer, "weight_hh")
     assert len(recurrent) == 4 * layer.gates * layer.num_heads
     for block in recurrent:
@@ -606,7 +606,7 @@ def test_orthogonal_blocks_are_orthogonal(cell: str, dtype: str) -> None:
 
 def test_identity_with_relu_is_the_irnn() -> None:
     layer = make_layer("rnn_relu", (40, 64), num_layers=2)
-    rnnfast.initialize(layer, "identity", seed=1)
+    rnnfast.initialize(layer, "identity", rng=1)
     assert all(np.array_equal(b, np.eye(64)) for b in blocks(layer, "weight_hh"))
     assert all(abs(b.std() / 0.001 - 1) < 0.1 for b in blocks(layer, "weight_ih"))
     assert not any(b.any() for b in blocks(layer, ("bias_ih", "bias_hh")))
@@ -647,7 +647,7 @@ def test_initialize_goes_on_with_the_layers_generator() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @by_dtype
 def test_linear_is_an_affine_map_with_its_gradients(shape: tuple[int, ...], bias: bool, dtype: str) -> None:
-    readout = rnnfast.Linear(I, H, bias, dtype=dtype, seed=0)
+    readout = rnnfast.Linear(I, H, bias, dtype=dtype, rng=0)
     x, dy = normal((*shape, I), dtype, 1), normal((*shape, H), dtype, 2)
     y, tape = readout.forward(x)
     dx, grads = readout.backward(tape, dy)
@@ -769,16 +769,16 @@ def test_coupled_gates_are_an_lstm_whose_forget_gate_mirrors_the_input_gate() ->
 
 def test_a_leak_is_one_number_or_one_for_each_unit() -> None:
     x = normal((T, B, I), "float32", 1)
-    plain, same, each = (rnnfast.RNN(I, H, seed=0, leak=leak) for leak in (1, np.float32(0.3), [0.3] * H))
+    plain, same, each = (rnnfast.RNN(I, H, rng=0, leak=leak) for leak in (1, np.float32(0.3), [0.3] * H))
     assert plain.leak == 1
-    assert np.array_equal(plain(x)[0], rnnfast.RNN(I, H, seed=0)(x)[0])
+    assert np.array_equal(plain(x)[0], rnnfast.RNN(I, H, rng=0)(x)[0])
     assert np.array_equal(same(x)[0], each(x)[0])
     assert not np.array_equal(same(x)[0], plain(x)[0])
 
 
 @pytest.mark.parametrize("leak", [0.3, np.linspace(0.1, 1, H)], ids=["number", "array"])
 def test_a_leak_is_kept_with_its_layer_and_not_learned(leak: Any, tmp_path: Path) -> None:
-    layer: Any = rnnfast.RNN(I, H, num_layers=2, seed=0, leak=leak)
+    layer: Any = rnnfast.RNN(I, H, num_layers=2, rng=0, leak=leak)
     x = normal((T, B, I), "float32", 1)
     y, _, tape = layer.forward(x)
     _, _, grads = layer.backward(tape, y)
@@ -798,7 +798,7 @@ def test_a_leak_is_kept_with_its_layer_and_not_learned(leak: Any, tmp_path: Path
 
 
 def test_peepholes_start_like_biases() -> None:
-    layer = rnnfast.LSTM(I, H, peephole=True, seed=0)
+    layer = rnnfast.LSTM(I, H, peephole=True, rng=0)
     assert layer.peephole_l0.shape == (3 * H,)
     assert 0 < np.abs(layer.peephole_l0).max() <= H**-0.5
     rnnfast.initialize(layer, "orthogonal", forget_bias=1)

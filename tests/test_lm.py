@@ -302,7 +302,7 @@ def test_temperature_0_takes_the_likeliest_character(trained: Training) -> None:
 
 def test_characters_are_drawn_as_the_softmax_says(trained: Training) -> None:
     model, temperature, n = trained.model, 1.7, 3000
-    drawn = "".join(c for seed in range(n) for c in model.sample("1", length=1, temperature=temperature, seed=seed))
+    drawn = "".join(c for seed in range(n) for c in model.sample("1", length=1, temperature=temperature, rng=seed))
     logits, _ = model(encode("1", model.vocabulary)[:, np.newaxis])
     z = logits[-1, 0].astype(np.float64) / temperature
     p = np.exp(z) / np.exp(z).sum()
@@ -311,7 +311,7 @@ def test_characters_are_drawn_as_the_softmax_says(trained: Training) -> None:
 
 
 def test_a_seed_gives_the_same_text_and_none_another(trained: Training) -> None:
-    texts = ["".join(trained.model.sample(seed=seed, temperature=1, length=200)) for seed in (1, 1, 2, None, None)]
+    texts = ["".join(trained.model.sample(rng=seed, temperature=1, length=200)) for seed in (1, 1, 2, None, None)]
     assert texts[0] == texts[1]
     assert len(set(texts)) == 4
 
@@ -325,10 +325,10 @@ def test_sampling_leaves_the_run_as_it_was(trained: Training) -> None:
 
 @pytest.mark.parametrize("stop", [".", " is ", ".\n"])
 def test_a_sample_ends_with_the_stop(trained: Training, stop: str) -> None:
-    text = "".join(trained.model.sample("12 ", stop=stop, seed=0))
+    text = "".join(trained.model.sample("12 ", stop=stop, rng=0))
     assert text.endswith(stop)
     assert text.count(stop) == 1
-    assert len("".join(trained.model.sample("12 ", stop="never", length=50, seed=0))) == 50
+    assert len("".join(trained.model.sample("12 ", stop="never", length=50, rng=0))) == 50
 
 
 def test_a_prompt_in_other_characters_is_refused(trained: Training) -> None:
@@ -393,7 +393,7 @@ def test_a_quantised_model_predicts_as_well(form: Format, trained: Training, tmp
     twin.model = read.model()
     assert same_bits(twin.model.state_dict(), trained.model.quantize(form).state_dict())
     assert twin.held_out_bits() < 1.01 * trained.held_out_bits()
-    assert list(twin.model.sample("1", seed=3)) == list(trained.model.quantize(form).sample("1", seed=3))
+    assert list(twin.model.sample("1", rng=3)) == list(trained.model.quantize(form).sample("1", rng=3))
     with pytest.raises(UsageError, match=f"quantised has weights of {form}, which cannot be trained"):
         Training(TEXT, trained.options).resume(read)
     with pytest.raises(TypeError, match="forward: expected a layer to train"):
@@ -427,7 +427,7 @@ except OSError as error:
 def test_a_file_gives_the_model_back(trained: Training, saved: Path) -> None:
     model = Checkpoint.read(saved).model()
     assert same_bits(model.state_dict(), trained.model.state_dict())
-    assert list(model.sample("1", seed=3)) == list(trained.model.sample("1", seed=3))
+    assert list(model.sample("1", rng=3)) == list(trained.model.sample("1", rng=3))
 
 
 def spoil(change: Callable[[dict[str, Any], dict[str, str]], object]) -> Callable[[Path], None]:
@@ -541,7 +541,7 @@ def test_damaged_bytes_are_refused_or_read(saved: Path) -> None:
             warnings.simplefilter("ignore", UserWarning)  # of dropout, which acts between layers, where there is one
             checkpoint = Checkpoint.read(saved)
             read += 1
-            list(checkpoint.model().sample(length=2, seed=0))
+            list(checkpoint.model().sample(length=2, rng=0))
             training = Training(TEXT, checkpoint.options)
             training.resume(checkpoint)
             training.step()

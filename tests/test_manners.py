@@ -41,7 +41,7 @@ class Echo(rnnfast.GRU):
     gain: Array
 
     def __init__(self, size: int) -> None:
-        super().__init__(size, size, num_layers=2, dropout=0.5, seed=1)
+        super().__init__(size, size, num_layers=2, dropout=0.5, rng=1)
         self.times = [3]
         self.parameters["gain"] = np.full(size, 2, np.float32)
 
@@ -101,9 +101,9 @@ def test_a_pickle_holds_arguments_parameters_and_the_generator(call: str) -> Non
 def test_two_processes_write_the_same_pickle() -> None:
     code = """
 import pickle, sys, rnnfast
-layer = rnnfast.LSTM(3, 4, num_layers=2, dropout=0.5, seed=0)
+layer = rnnfast.LSTM(3, 4, num_layers=2, dropout=0.5, rng=0)
 for protocol in range(2, 6):
-    sys.stdout.buffer.write(pickle.dumps((layer, layer.stream(), rnnfast.Linear(4, 2, seed=1)), protocol))
+    sys.stdout.buffer.write(pickle.dumps((layer, layer.stream(), rnnfast.Linear(4, 2, rng=1)), protocol))
 """
     first, second = (
         subprocess.run(
@@ -141,7 +141,7 @@ def test_a_pickle_whose_arrays_are_read_only_gives_parameters_that_are_not() -> 
 @pytest.mark.parametrize("copied", DEEP.values(), ids=DEEP)
 def test_layers_that_share_a_generator_share_it_after_copying(copied: Callable[[Any], Any]) -> None:
     rng = np.random.default_rng(0)
-    one, two = copied([rnnfast.GRU(3, 4, seed=rng), rnnfast.Linear(4, 2, seed=rng)])
+    one, two = copied([rnnfast.GRU(3, 4, rng=rng), rnnfast.Linear(4, 2, rng=rng)])
     assert one.rng is two.rng
 
 
@@ -169,7 +169,7 @@ def test_a_single_layer_with_dropout_warns_when_made_and_not_when_copied() -> No
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "nothing": (dict.clear, KeyError, "state_dict"),
     "no generator": (lambda s: s.pop("rng"), KeyError, "rng"),
-    "a generator of another kind": (lambda s: s.update(rng=object()), TypeError, "seed"),
+    "a generator of another kind": (lambda s: s.update(rng=object()), TypeError, "rng"),
     "no arguments": (lambda s: s.pop("arguments"), KeyError, "arguments"),
     "arguments that are none": (lambda s: s.update(arguments=3), TypeError, "mapping"),
     "an unknown argument": (lambda s: s["arguments"].update(color=3), TypeError, "color"),

@@ -35,7 +35,7 @@ def growth(call: Callable[[], None], repeats: int) -> int:
 
 @pytest.mark.parametrize("cell", [rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN])
 def test_training_steps_leave_nothing_behind(cell: type) -> None:
-    layer = cell(5, 40, bidirectional=True, seed=0)
+    layer = cell(5, 40, bidirectional=True, rng=0)
     x = np.ones((20, 4, 5), np.float32)  # a tape of about 100 KB
 
     def step() -> None:
@@ -46,7 +46,7 @@ def test_training_steps_leave_nothing_behind(cell: type) -> None:
 
 
 def test_tapes_that_nobody_uses_leave_nothing_behind() -> None:
-    layer = rnnfast.LSTM(5, 40, seed=0)
+    layer = rnnfast.LSTM(5, 40, rng=0)
     x = np.ones((100, 4, 5), np.float32)
 
     def forward() -> None:
@@ -56,7 +56,7 @@ def test_tapes_that_nobody_uses_leave_nothing_behind() -> None:
 
 
 def test_streams_leave_nothing_behind() -> None:
-    layer = rnnfast.GRU(5, 40, num_layers=2, seed=0)
+    layer = rnnfast.GRU(5, 40, num_layers=2, rng=0)
     x = np.ones((100, 4, 5), np.float32)
 
     def stream() -> None:
@@ -70,7 +70,7 @@ def test_streams_leave_nothing_behind() -> None:
 
 
 def test_refused_calls_leave_nothing_behind() -> None:
-    layer = rnnfast.LSTM(5, 40, seed=0)
+    layer = rnnfast.LSTM(5, 40, rng=0)
     _, _, tape = layer.forward(np.ones((100, 4, 5), np.float32))
     wrong = np.ones((100, 4, 41), np.float32)
 
@@ -127,8 +127,8 @@ except ImportError:
 
 process = ctypes.CDLL(None)
 rnnfast.set_num_threads(1)
-layer = rnnfast.LSTM(3, 20, num_layers=2, bidirectional=True, seed=0)
-plain = rnnfast.LSTM(3, 20, seed=0)
+layer = rnnfast.LSTM(3, 20, num_layers=2, bidirectional=True, rng=0)
+plain = rnnfast.LSTM(3, 20, rng=0)
 parameters = [tuple(plain.parameters.values())]
 x = np.ones((40, 16, 3), np.float32)
 y, _, tape = layer.forward(x)

@@ -24,9 +24,9 @@ def make() -> Modules:
     """Return a model of all that a container may hold."""
     return Modules(
         embedding=normal((V, I), "float32", 1),
-        encoder={"lstm": LSTM(I, H, seed=1), "norm": {"scale": np.ones(H)}},
-        cell=LSTMCell(H, H, seed=2),
-        readout=Linear(H, V, seed=3),
+        encoder={"lstm": LSTM(I, H, rng=1), "norm": {"scale": np.ones(H)}},
+        cell=LSTMCell(H, H, rng=2),
+        readout=Linear(H, V, rng=3),
     )
 
 
@@ -35,7 +35,7 @@ class Tagger(Modules):
 
     def __init__(self, tags: list[str]) -> None:
         self.tags = tags
-        super().__init__(gru=GRU(I, H, seed=1), readout=Linear(H, len(tags), seed=2))
+        super().__init__(gru=GRU(I, H, rng=1), readout=Linear(H, len(tags), rng=2))
 
 
 # Parameters
@@ -56,7 +56,7 @@ def test_parameters_are_the_modules_own_under_their_names() -> None:
 
 
 def test_layers_with_equal_names_of_parameters_are_both_trained() -> None:
-    one, two = LSTM(I, H, seed=1), LSTM(I, H, seed=2)
+    one, two = LSTM(I, H, rng=1), LSTM(I, H, rng=2)
     model = Modules(one=one, two=two)
     before = copy.deepcopy(model)
     grads = [{name: np.ones_like(p) for name, p in layer.parameters.items()} for layer in (one, two)]
@@ -152,7 +152,7 @@ def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
     assert_same_bits(model.state_dict(), before)
 
 
-@pytest.mark.parametrize("model", [Modules(a=Linear(2, 2, seed=1), b=Linear(2, 2, seed=2)), LSTM(4, 4, 2, seed=1)])
+@pytest.mark.parametrize("model", [Modules(a=Linear(2, 2, rng=1), b=Linear(2, 2, rng=2)), LSTM(4, 4, 2, rng=1)])
 def test_parameters_can_be_exchanged(model: Any) -> None:
     before = copy.deepcopy(model.state_dict())
     names = list(before)[: len(before) // 2 * 2]
@@ -180,7 +180,7 @@ def test_gradients_are_joined_under_the_names_of_the_parameters() -> None:
 
 def test_an_embedding_is_trained_with_the_layer_that_reads_it() -> None:
     embedding = normal((V, I), "float32", 1)
-    model = Modules(embedding=embedding, lstm=LSTM(I, H, seed=1))
+    model = Modules(embedding=embedding, lstm=LSTM(I, H, rng=1))
     before = embedding.copy()
     y, _, tape = model.lstm.forward(np.array([[1, 2], [5, 1]]), embedding=model.embedding)
     _, _, lstm_grads = model.lstm.backward(tape, np.ones_like(y))
@@ -308,7 +308,7 @@ def test_a_users_class_is_copied_with_what_it_adds(copied: Callable[[Any], Any])
 @by_copy
 def test_modules_that_share_a_generator_share_it_after_copying(copied: Callable[[Any], Any]) -> None:
     rng = np.random.default_rng(0)
-    twin = copied(Modules(gru=GRU(3, 4, seed=rng), readout=Linear(4, 2, seed=rng)))
+    twin = copied(Modules(gru=GRU(3, 4, rng=rng), readout=Linear(4, 2, rng=rng)))
     assert twin.gru.rng is twin.readout.rng is not rng
 
 

@@ -145,8 +145,8 @@ def test_options_go_with_it(cell: str) -> None:
     T, B, I, H = 12, 3, 9, 24
     options: dict[str, Any] = {"zoneout": 0.2, "weight_dropout": 0.1}
     full, rounded = (
-        make_layer(cell, (I, H), seed=0, **options),
-        make_layer(cell, (I, H), seed=0, precision="bfloat16", **options),
+        make_layer(cell, (I, H), rng=0, **options),
+        make_layer(cell, (I, H), rng=0, precision="bfloat16", **options),
     )
     tokens = np.random.default_rng(0).integers(0, I, (T, B))
     embedding, dy = normal((I, I), "float32", 1), normal((T, B, H), "float32", 2)
@@ -167,7 +167,7 @@ def test_options_go_with_it(cell: str) -> None:
 
 def test_backward_is_linear_and_adjoint() -> None:
     """What follows a rounding of dgates is linear in powers of two, which rounding leaves alone."""
-    layer = rnnfast.LSTM(7, 20, seed=0, precision="bfloat16")
+    layer = rnnfast.LSTM(7, 20, rng=0, precision="bfloat16")
     x, dy = normal((9, 4, 7), "float32", 1), normal((9, 4, 20), "float32", 2)
     y, _, tape = layer.forward(x)
     dx, dstate, grads = layer.backward(tape, dy)
@@ -192,8 +192,8 @@ def test_the_oracle_rounds_to_nearest() -> None:
 
 def test_set_precision() -> None:
     x = normal((5, 3, 4), "float32", 1)
-    layer, own = rnnfast.GRU(4, 6, seed=0), rnnfast.GRU(4, 6, seed=0, precision="full")
-    rounded = rnnfast.GRU(4, 6, seed=0, precision="bfloat16")
+    layer, own = rnnfast.GRU(4, 6, rng=0), rnnfast.GRU(4, 6, rng=0, precision="full")
+    rounded = rnnfast.GRU(4, 6, rng=0, precision="bfloat16")
     full, expected = layer(x)[0], rounded(x)[0]
     assert not np.array_equal(full, expected)
     with rnnfast.set_precision("bfloat16"):
@@ -234,7 +234,7 @@ def test_what_has_none(kind: Any, options: dict[str, Any], what: str | None) -> 
     if what is not None:
         with pytest.raises(ValueError, match=f"precision: expected None or 'full' for a layer with {what}"):
             kind(4, 6, precision="bfloat16", **options)
-    layer = kind(4, 6, seed=0, **options)
+    layer = kind(4, 6, rng=0, **options)
     x = normal((5, 3, 4), layer.dtype, 1)
     with rnnfast.set_precision("bfloat16"):  # is then of no consequence
         y = layer(x)[0]
@@ -242,7 +242,7 @@ def test_what_has_none(kind: Any, options: dict[str, Any], what: str | None) -> 
 
 
 def test_windows_have_full_precision() -> None:
-    x, dy, layer = normal((7, 2, 3), "float32", 1), normal((7, 2, 6), "float32", 2), rnnfast.GRU(3, 6, seed=0)
+    x, dy, layer = normal((7, 2, 3), "float32", 1), normal((7, 2, 6), "float32", 2), rnnfast.GRU(3, 6, rng=0)
     for k1, k2 in ((1, 3), (3, 3), (7, 7)):
         dx, _, grads = rnnfast.tbptt_gradient(layer, x, dy, k1, k2)
         with rnnfast.set_precision("bfloat16"):
@@ -256,7 +256,7 @@ def test_windows_have_full_precision() -> None:
 
 
 def test_a_precision_is_set_within_itself_and_again() -> None:
-    x, layer = normal((2, 1, 3), "float32", 1), rnnfast.GRU(3, 4, seed=0)
+    x, layer = normal((2, 1, 3), "float32", 1), rnnfast.GRU(3, 4, rng=0)
     full, setting = layer(x)[0], rnnfast.set_precision("bfloat16")
     with setting, setting:
         assert not np.array_equal(layer(x)[0], full)
@@ -296,7 +296,7 @@ def test_bad_input() -> None:
 
 
 def test_a_quantised_layer_keeps_its_own() -> None:
-    layer = rnnfast.LSTM(4, 6, seed=0, precision="bfloat16")
+    layer = rnnfast.LSTM(4, 6, rng=0, precision="bfloat16")
     x = normal((5, 3, 4), "float32", 1)
     quantized = layer.quantize("bfloat16")
     y = quantized(x)[0]
@@ -305,7 +305,7 @@ def test_a_quantised_layer_keeps_its_own() -> None:
 
 
 def test_streams_have_full_precision() -> None:
-    layer, full = rnnfast.GRU(4, 6, seed=0, precision="bfloat16"), rnnfast.GRU(4, 6, seed=0)
+    layer, full = rnnfast.GRU(4, 6, rng=0, precision="bfloat16"), rnnfast.GRU(4, 6, rng=0)
     x = normal((5, 4), "float32", 1)
     assert np.array_equal(layer.stream().run(x), full(x)[0])
 
@@ -331,7 +331,7 @@ else:
 
 def test_ragged_rows_are_paired_within_a_step() -> None:
     p = ragged(make_problem("gru", "float32", Shape(6, 5, 4, 20)), 6, 5, 3, 3, 1)
-    layer = rnnfast.GRU(4, 20, seed=0, precision="bfloat16")
+    layer = rnnfast.GRU(4, 20, rng=0, precision="bfloat16")
     x = np.nan_to_num(p.x)
     y, _, tape = layer.forward(x, lengths=p.lengths)
     dx, _, grads = layer.backward(tape, p.dy)

@@ -49,14 +49,14 @@ import rnnfast
 from rnnfast import functional, training
 
 random = np.random.default_rng(0)
-layer = rnnfast.LSTM(64, 128, seed=0)
+layer = rnnfast.LSTM(64, 128, rng=0)
 x = random.standard_normal((STEPS, 16, 64), dtype=np.float32)
 y, _, tape = layer.forward(x)
-stack = rnnfast.LSTM(64, 128, 3, seed=0)
+stack = rnnfast.LSTM(64, 128, 3, rng=0)
 thin = x[:, :2]
 stack_tape = stack.forward(thin)[2]
 tokens = random.integers(0, 128, (STEPS, 16))
-of_tokens = [tuple(rnnfast.GRU(128, 128, seed=0).parameters.values())]
+of_tokens = [tuple(rnnfast.GRU(128, 128, rng=0).parameters.values())]
 weight = random.standard_normal((128, 128), dtype=np.float32)
 adam, sgd = training.Adam({"w": weight.copy()}, lr=0.1), training.SGD({"w": weight.copy()}, lr=0.1, momentum=0.9)
 stream = layer.stream(16)

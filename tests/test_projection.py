@@ -192,7 +192,7 @@ def test_c_refuses_what_does_not_fit() -> None:
 
 
 def test_states_and_parameters_have_torchs_names_shapes_and_order() -> None:
-    layer = rnnfast.LSTM(7, 6, 2, bidirectional=True, proj_size=2, seed=0)
+    layer = rnnfast.LSTM(7, 6, 2, bidirectional=True, proj_size=2, rng=0)
     own = {"weight_ih": (24, 7), "weight_hh": (24, 2), "bias_ih": (24,), "bias_hh": (24,), "weight_hr": (2, 6)}
     inner = own | {"weight_ih": (24, 4)}
     ends = {"_l0": own, "_l0_reverse": own, "_l1": inner, "_l1_reverse": inner}
@@ -215,7 +215,7 @@ def test_the_projection_of_what_the_gates_make_is_h() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"peephole": True, "coupled_gates": True, "learn_initial_state": True}])
 def test_a_saved_layer_comes_back(options: dict[str, Any], tmp_path: Path) -> None:
-    layer = rnnfast.LSTM(7, 6, 2, proj_size=3, seed=0, **options)
+    layer = rnnfast.LSTM(7, 6, 2, proj_size=3, rng=0, **options)
     layer.save(tmp_path / "layer")
     twin: Any = rnnfast.load(tmp_path / "layer")
     assert repr(twin) == repr(layer)
@@ -227,7 +227,7 @@ def test_a_saved_layer_comes_back(options: dict[str, Any], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("scheme", ["torch", "xavier", "orthogonal", "identity"])
 def test_every_scheme_starts_a_projection(scheme: str) -> None:
-    layer = rnnfast.LSTM(7, 6, proj_size=3, dtype="float64", seed=0)
+    layer = rnnfast.LSTM(7, 6, proj_size=3, dtype="float64", rng=0)
     rnnfast.initialize(layer, scheme, forget_bias=1)
     w = layer.weight_hr_l0
     assert np.abs(w).max() > 0

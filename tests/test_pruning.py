@@ -45,7 +45,7 @@ def train(layer: Any, optimizer: Any, pruner: Pruner, steps: int, seed: int = 0)
 
 
 def test_the_density_falls_along_the_cubic() -> None:
-    pruner = Pruner(rnnfast.RNN(40, 50, seed=0), 0.2, (1, 1), start=3, stop=14, every=4)
+    pruner = Pruner(rnnfast.RNN(40, 50, rng=0), 0.2, (1, 1), start=3, stop=14, every=4)
     found = []
     for t in range(1, 20):
         pruner.step()
@@ -58,7 +58,7 @@ def test_the_density_falls_along_the_cubic() -> None:
 
 
 def test_a_shorter_run_still_ends_with_the_density() -> None:
-    pruner = Pruner(rnnfast.RNN(3, 20, seed=0), 0.3, (1, 1), start=0, stop=100, every=10)
+    pruner = Pruner(rnnfast.RNN(3, 20, rng=0), 0.3, (1, 1), start=0, stop=100, every=10)
     for _ in range(45):
         pruner.step()
     pruner.stop = 20
@@ -67,7 +67,7 @@ def test_a_shorter_run_still_ends_with_the_density() -> None:
 
 
 def test_what_is_left_out_stays_out() -> None:
-    layer = rnnfast.GRU(9, 20, seed=0)
+    layer = rnnfast.GRU(9, 20, rng=0)
     pruner = Pruner(layer, 0.1, (4, 1), start=0, stop=6, every=1)
     before = pruner.masks["weight_hh_l0"].copy()
     for _ in range(6):
@@ -114,7 +114,7 @@ def test_the_blocks_with_the_most_energy_stay(cell: str, block: Any) -> None:
 @pytest.mark.parametrize("keep_diagonal", [False, True])
 def test_balanced_masks_leave_as_much_in_each_row_of_blocks(block: Any, keep_diagonal: bool) -> None:
     I, H, density = 30, 37, 0.4
-    layer = rnnfast.LSTM(I, H, seed=0)
+    layer = rnnfast.LSTM(I, H, rng=0)
     before = {name: w.astype(float) for name, w in layer.state_dict().items()}
     pruner = pruned(layer, density, block, keep_diagonal=keep_diagonal, balanced=True)
     for name, K in (("weight_ih_l0", I), ("weight_hh_l0", H)):
@@ -150,12 +150,12 @@ def test_the_diagonal_of_each_gate_stays(cell: str, block: tuple[int, int]) -> N
 
 
 def test_without_a_diagonal_there_is_none_to_keep() -> None:
-    for layer in (rnnfast.LSTM(3, 16, proj_size=4, seed=0), rnnfast.SLSTM(3, 16, num_heads=2, seed=0)):
+    for layer in (rnnfast.LSTM(3, 16, proj_size=4, rng=0), rnnfast.SLSTM(3, 16, num_heads=2, rng=0)):
         assert pruned(layer, 0.1, (1, 1)).masks["weight_hh_l0"].mean() < 0.11
 
 
 def test_nan_is_not_lost() -> None:
-    layer = rnnfast.RNN(3, 32, seed=0)
+    layer = rnnfast.RNN(3, 32, rng=0)
     layer.weight_hh_l0[20, 3] = np.nan
     pruned(layer, 0.1)
     assert np.isnan(layer.weight_hh_l0).sum() == 1
@@ -166,9 +166,9 @@ def test_nan_is_not_lost() -> None:
 
 def model_of(seed: int = 0) -> Any:
     return rnnfast.Modules(
-        rnn=rnnfast.LSTM(6, 20, seed=seed),
-        inner={"cell": rnnfast.GRUCell(20, 4, seed=seed), "embedding": np.ones((3, 6), np.float32)},
-        readout=rnnfast.Linear(20, 5, seed=seed),
+        rnn=rnnfast.LSTM(6, 20, rng=seed),
+        inner={"cell": rnnfast.GRUCell(20, 4, rng=seed), "embedding": np.ones((3, 6), np.float32)},
+        readout=rnnfast.Linear(20, 5, rng=seed),
     )
 
 
@@ -185,7 +185,7 @@ def test_a_container_has_all_its_layers_pruned_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("kind", [Adam, SGD])
 def test_masks_hold_against_momentum(kind: Any) -> None:
-    layer = rnnfast.LSTM(6, 20, seed=0)
+    layer = rnnfast.LSTM(6, 20, rng=0)
     optimizer = kind(layer, 0.01, **({"momentum": 0.9} if kind is SGD else {}))
     pruner = Pruner(layer, 0.3, start=2, stop=6, every=2)
     train(layer, optimizer, pruner, 12)
@@ -202,7 +202,7 @@ def test_masks_hold_against_momentum(kind: Any) -> None:
 @pytest.mark.parametrize("stop", [0, 1, 3, 5, 9])
 def test_training_goes_on_with_the_same_bits(stop: int) -> None:
     def start(seed: int) -> tuple[Any, Any, Pruner]:
-        layer = rnnfast.GRU(6, 20, seed=seed)
+        layer = rnnfast.GRU(6, 20, rng=seed)
         return layer, Adam(layer), Pruner(layer, 0.2, (8, 2), start=1, stop=7, every=2)
 
     straight = start(0)
@@ -230,9 +230,9 @@ def test_training_goes_on_with_the_same_bits(stop: int) -> None:
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(change: dict[str, Any], message: str) -> None:
-    pruner = pruned(rnnfast.RNN(3, 20, seed=0), 0.2)
+    pruner = pruned(rnnfast.RNN(3, 20, rng=0), 0.2)
     before = {name: a.copy() for name, a in pruner.state_dict().items()}
-    other = pruned(rnnfast.RNN(3, 20, seed=1), 0.4).state_dict()
+    other = pruned(rnnfast.RNN(3, 20, rng=1), 0.4).state_dict()
     changes = {name: np.asarray(a, before[name].dtype if name in before else None) for name, a in change.items()}
     with pytest.raises(ValueError, match=f"^{message}"):
         pruner.load_state_dict({**other, **changes})
@@ -240,7 +240,7 @@ def test_a_state_that_does_not_fit_changes_nothing(change: dict[str, Any], messa
 
 
 def test_a_pruner_shows_what_it_is() -> None:
-    layer = rnnfast.RNN(3, 20, seed=0)
+    layer = rnnfast.RNN(3, 20, rng=0)
     assert repr(Pruner(layer, 0.2, start=1, stop=9, every=2)) == (
         "Pruner(<460 weights in 2 matrices>, 0.2, start=1, stop=9, every=2)"
     )
@@ -293,7 +293,7 @@ def sizes(module: Any, folder: Path) -> tuple[int, int]:
 @pytest.mark.parametrize("form", [None, *FORMATS])
 @pytest.mark.parametrize("kind", [rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN])
 def test_files_keep_only_blocks_that_are_left(kind: Any, form: Any, tmp_path: Path) -> None:
-    layer = kind(33, 70, num_layers=2, seed=0)
+    layer = kind(33, 70, num_layers=2, rng=0)
     pruned(layer, 0.2)
     whole, sparse = sizes(layer if form is None else layer.quantize(form), tmp_path)
     assert sparse < (0.4 if form is None else 0.6) * whole
@@ -310,7 +310,7 @@ def test_containers_have_sparse_files(form: Any, tmp_path: Path) -> None:
 
 
 def test_what_would_be_no_smaller_stays_whole(tmp_path: Path) -> None:
-    layer = rnnfast.LSTM(33, 70, seed=0)
+    layer = rnnfast.LSTM(33, 70, rng=0)
     whole, sparse = sizes(layer, tmp_path)
     assert sparse <= whole + 40  # metadata
     assert sizes(rnnfast.Linear(3, 4), tmp_path)[1] < 1000
@@ -383,7 +383,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_blocks_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
-    layer = rnnfast.GRU(5, 19, seed=0)
+    layer = rnnfast.GRU(5, 19, rng=0)
     pruned(layer, 0.2, (16, 1))
     layer.save(tmp_path / "layer", sparse=True)
     change, message = HOSTILE[name]
@@ -408,7 +408,7 @@ def test_descriptions_of_blocks_that_are_none_are_refused(text: str, tmp_path: P
 @pytest.mark.parametrize("form", [None, *FORMATS])
 def test_damaged_files_are_refused_or_read(form: Any, tmp_path: Path) -> None:
     path, rng = tmp_path / "file", np.random.default_rng(0)
-    layer: Any = rnnfast.RNN(3, 20, seed=0)
+    layer: Any = rnnfast.RNN(3, 20, rng=0)
     pruned(layer, 0.2)
     (layer if form is None else layer.quantize(form)).save(path, sparse=True)
     whole = path.read_bytes()

@@ -149,7 +149,7 @@ def test_tiny_rows_are_zeros_and_others_use_all_integers() -> None:
 
 
 def test_layers_round_as_the_oracle_does() -> None:
-    layer = rnnfast.GRU(33, 17, seed=0)
+    layer = rnnfast.GRU(33, 17, rng=0)
     layer.weight_ih_l0[3] = 0
     layer.weight_hh_l0[4] *= 2.0**-110
     layer.weight_hh_l0[5] *= 2.0**-90
@@ -295,7 +295,7 @@ def stack_of_the_oracle(q: Any, x: Array, state: Any = None, **options: Any) -> 
 
 
 def test_stacks_directions_lengths_and_resets_of_relu_have_the_oracles_bits() -> None:
-    q = rnnfast.RNN(7, 10, 2, "relu", bidirectional=True, seed=0).quantize("int8")
+    q = rnnfast.RNN(7, 10, 2, "relu", bidirectional=True, rng=0).quantize("int8")
     x, h0 = normal((11, 5, 7), np.float32, 1), np.abs(normal((4, 5, 10), np.float32, 2))
     lengths, resets = np.array([11, 0, 4, 7, 1]), np.random.default_rng(0).random((11, 5)) < 0.2
     y, h = q(x, h0, lengths=lengths, resets=resets)
@@ -437,8 +437,8 @@ def test_streams_have_the_bits_of_calls(q: Any) -> None:
 
 @by_format
 def test_both_directions_and_the_last_output_alone(form: Any) -> None:
-    q: Any = rnnfast.LSTM(7, 19, 2, bidirectional=True, seed=0).quantize(form)
-    twin: Any = rnnfast.LSTM(7, 19, 2, bidirectional=True, batch_first=True, seed=0).quantize(form)
+    q: Any = rnnfast.LSTM(7, 19, 2, bidirectional=True, rng=0).quantize(form)
+    twin: Any = rnnfast.LSTM(7, 19, 2, bidirectional=True, batch_first=True, rng=0).quantize(form)
     x, lengths = normal((300, 3, 7), np.float32, 0), [300, 1, 170]
     y, (h, c) = q(x, lengths=lengths)
     last, (h_alone, c_alone) = q(x, lengths=lengths, outputs="last")
@@ -507,7 +507,7 @@ def test_all_instruction_sets_have_the_same_integers() -> None:
 
 @by_format
 def test_a_quantised_layer_is_for_inference_alone(form: Any) -> None:
-    layer = rnnfast.LSTM(3, 4, seed=0)
+    layer = rnnfast.LSTM(3, 4, rng=0)
     q: Any = layer.quantize(form)
     before = q.state_dict()["weight_hh_l0"].copy()
     layer.weight_hh_l0 *= 2
@@ -542,7 +542,7 @@ def test_a_quantised_layer_is_for_inference_alone(form: Any) -> None:
 def test_a_quantised_layer_of_a_users_class_is_of_its_base(form: Any) -> None:
     class Own(rnnfast.GRU):
         def __init__(self) -> None:
-            super().__init__(3, 4, seed=0)
+            super().__init__(3, 4, rng=0)
 
     q = Own().quantize(form)
     assert repr(q) == f"GRU(3, 4).quantize({form!r})"
@@ -560,14 +560,14 @@ def header(path: Path) -> dict[str, Any]:
 
 @by_format
 def test_files_have_the_types_of_the_format(form: Any, tmp_path: Path) -> None:
-    q = rnnfast.LSTM(3, 5, proj_size=2, learn_initial_state=True, seed=0).quantize(form)
+    q = rnnfast.LSTM(3, 5, proj_size=2, learn_initial_state=True, rng=0).quantize(form)
     q.save(tmp_path / "q")
     types = {name: entry["dtype"] for name, entry in header(tmp_path / "q").items()}
     assert set(types.values()) == TYPES[form]
     for name, dtype in types.items():
         assert (dtype == "F32") == (not name.startswith("weight") or name.endswith("_scale"))
     model = rnnfast.Modules(
-        rnn=q, embedding=np.ones((2, 3), np.float32), inner={"q": rnnfast.GRU(3, 5, seed=0).quantize(form)}
+        rnn=q, embedding=np.ones((2, 3), np.float32), inner={"q": rnnfast.GRU(3, 5, rng=0).quantize(form)}
     )
     model.save(tmp_path / "model")
     loaded = rnnfast.load(tmp_path / "model")
@@ -579,7 +579,7 @@ def test_bfloat16_of_a_file_is_what_others_read(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    layer = rnnfast.GRU(3, 4, seed=0)
+    layer = rnnfast.GRU(3, 4, rng=0)
     layer.quantize("bfloat16").save(tmp_path / "q")
     for name, tensor in load_file(tmp_path / "q").items():
         rounded = torch.from_numpy(layer.parameters[name])
@@ -588,7 +588,7 @@ def test_bfloat16_of_a_file_is_what_others_read(tmp_path: Path) -> None:
 
 def changed(change: Callable[[dict[str, Array]], object], form: Any = "int8") -> dict[str, Array]:
     """Return the arrays of a quantised RNN(3, 4), changed."""
-    arrays = {name: a.copy() for name, a in rnnfast.RNN(3, 4, seed=0).quantize(form).state_dict().items()}
+    arrays = {name: a.copy() for name, a in rnnfast.RNN(3, 4, rng=0).quantize(form).state_dict().items()}
     change(arrays)
     return arrays
 
@@ -664,7 +664,7 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "of double": {"layer": {"class": "RNN", "arguments": {"input_size": 3, "hidden_size": 4, "dtype": "float64"}}},
     "sizes": {"layer": {"class": "RNN", "arguments": {"input_size": 3, "hidden_size": 5}}},
     "huge": {"layer": {"class": "RNN", "arguments": {"input_size": 3, "hidden_size": 2**27}}},
-    "seed": {"layer": {"class": "RNN", "arguments": {"input_size": 3, "hidden_size": 4, "seed": 0}}},
+    "rng": {"layer": {"class": "RNN", "arguments": {"input_size": 3, "hidden_size": 4, "rng": 0}}},
     "itself": {"layer": {"class": "Quantized", "arguments": {"layer": {}, "format": "int8"}}},
     "modules": {"layer": {"class": "Modules", "modules": {}}},
     "kept": {"kept": None},
@@ -681,7 +681,7 @@ def test_descriptions_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> 
 @by_format
 def test_damaged_files_are_refused_or_read(form: Any, tmp_path: Path) -> None:
     path, rng = tmp_path / "q", np.random.default_rng(0)
-    rnnfast.RNN(3, 4, seed=0).quantize(form).save(path)
+    rnnfast.RNN(3, 4, rng=0).quantize(form).save(path)
     whole = path.read_bytes()
     assert read_tensors(path)[1].keys() == header(path).keys()
     for _ in range(150):
@@ -698,7 +698,7 @@ def test_damaged_files_are_refused_or_read(form: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3.4e38])
 @pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
 def test_parameters_that_are_not_finite_are_named(name: str, value: float, form: Any) -> None:
-    layer = rnnfast.LSTM(3, 4, seed=0)
+    layer = rnnfast.LSTM(3, 4, rng=0)
     layer.parameters[name].flat[3] = value
     if np.isfinite(value) and not (form == "bfloat16" and name == "weight_hh_l0"):
         layer.quantize(form)

@@ -222,7 +222,7 @@ some_lengths = st.lists(st.integers(0, 500), max_size=200)
 def test_each_sequence_is_in_one_batch(
     lengths: list[int], batch_size: int, bucket: int, shuffle: bool, seed: int
 ) -> None:
-    batches = length_bucketed_batches(lengths, batch_size, shuffle=shuffle, seed=seed, bucket=bucket)
+    batches = length_bucketed_batches(lengths, batch_size, shuffle=shuffle, rng=seed, bucket=bucket)
     assert sorted(n for batch in batches for n in batch.tolist()) == list(range(len(lengths)))
     sizes = sorted(map(len, batches))
     assert all(n == batch_size for n in sizes[1:])
@@ -235,7 +235,7 @@ def test_each_sequence_is_in_one_batch(
 def test_in_a_bucket_no_batch_reaches_into_another(
     lengths: list[int], batch_size: int, shuffle: bool, seed: int
 ) -> None:
-    batches = length_bucketed_batches(lengths, batch_size, shuffle=shuffle, seed=seed, bucket=200)
+    batches = length_bucketed_batches(lengths, batch_size, shuffle=shuffle, rng=seed, bucket=200)
     n = [[lengths[k] for k in batch] for batch in batches]
     ends = [
         end for batch in (sorted(n, key=lambda batch: (-max(batch), -min(batch))) if shuffle else n) for end in batch
@@ -250,18 +250,18 @@ def test_batches_are_drawn_anew_unless_seeded() -> None:
     def drawn(**options: Any) -> list[list[int]]:
         return [batch.tolist() for batch in length_bucketed_batches(lengths, 8, **options)]
 
-    assert drawn(seed=1) == drawn(seed=1) == drawn(seed=rng) != drawn(seed=rng)
-    assert drawn(seed=1) != drawn(seed=2)
+    assert drawn(rng=1) == drawn(rng=1) == drawn(rng=rng) != drawn(rng=rng)
+    assert drawn(rng=1) != drawn(rng=2)
     assert drawn() != drawn()
     assert drawn(shuffle=False) == drawn(shuffle=False)
-    longest = [lengths[batch].max() for batch in length_bucketed_batches(lengths, 8, seed=1, bucket=125)]
+    longest = [lengths[batch].max() for batch in length_bucketed_batches(lengths, 8, rng=1, bucket=125)]
     assert longest != sorted(longest)
     assert longest != sorted(longest, reverse=True)
 
 
 def test_a_bucket_is_a_sample_of_all() -> None:
     lengths = np.arange(400)  # sorted, as files often are
-    batches = length_bucketed_batches(lengths, 10, seed=0, bucket=4)
+    batches = length_bucketed_batches(lengths, 10, rng=0, bucket=4)
     spans = [int(np.ptp(lengths[batch])) for batch in batches]
     assert max(spans) > 50  # a bucket of neighbours would span 40
     assert np.mean(spans) < 150  # the mean of ten at random would be 330
@@ -376,7 +376,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "batch_size": (lambda: length_bucketed_batches([1], 0), ValueError, "batch_size: expected at least 1, got 0"),
     "bucket": (lambda: length_bucketed_batches([1], 1, bucket=0), ValueError, "bucket: expected at least 1, got 0"),
     "shuffle": (lambda: rf.length_bucketed_batches([1], 1, shuffle=1), TypeError, "shuffle: expected a bool"),
-    "seed": (lambda: length_bucketed_batches([1], 1, seed=-1), ValueError, "seed: "),
+    "rng": (lambda: length_bucketed_batches([1], 1, rng=-1), ValueError, "rng: "),
 }
 
 

@@ -81,7 +81,7 @@ def test_a_zero_state_starts_with_the_first_input(cell: str, dtype: str) -> None
 @by_dtype
 def test_gates_of_10000_leave_all_results_finite(dtype: str, forget_gate: str, min_n: Any, clamp_gates: bool) -> None:
     options = {"forget_gate": forget_gate, "min_n": min_n, "clamp_gates": clamp_gates}
-    layer: Any = rnnfast.SLSTM(4, 8, 2, dtype=dtype, seed=0, **options)
+    layer: Any = rnnfast.SLSTM(4, 8, 2, dtype=dtype, rng=0, **options)
     rng = np.random.default_rng(0)
     layer.weight_ih_l0 = 1e4 * rng.choice([-1.0, -1e-2, 0, 1e-4, 1.0], layer.weight_ih_l0.shape).astype(dtype)
     x = np.eye(4, dtype=dtype)[rng.integers(4, size=(40, 6))]

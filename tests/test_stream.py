@@ -582,7 +582,7 @@ import numpy as np
 import rnnfast
 
 rnnfast.set_num_threads(2)
-layer = rnnfast.LSTM(16, 256, seed=0)
+layer = rnnfast.LSTM(16, 256, rng=0)
 x = np.random.default_rng(1).standard_normal((4000, 2, 16)).astype(np.float32)
 stream, expected = layer.stream(2), layer(x)[0]
 children = []
@@ -686,7 +686,7 @@ class Late:
         time.sleep(0.5)  # in the end of the program, when other threads no longer get the GIL
 
 late = Late()
-stream = rnnfast.LSTM(16, 256, seed=0).stream(2)
+stream = rnnfast.LSTM(16, 256, rng=0).stream(2)
 x = np.zeros((4000, 2, 16), np.float32)
 
 def work():

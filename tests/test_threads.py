@@ -63,7 +63,7 @@ def test_many_threads_may_share_a_layer(cell: str) -> None:
 
 
 def test_many_threads_may_have_layers_of_their_own() -> None:
-    layers = [make_layer(cell, seed=k, **SIZES) for k in range(4) for cell in KINDS]
+    layers = [make_layer(cell, rng=k, **SIZES) for k in range(4) for cell in KINDS]
     rnnfast.set_num_threads(3)
     expected = [solve(layer, 0) for layer in layers]
     actual = at_once([lambda layer=layer: solve(layer, 0) for layer in layers])  # type: ignore[misc]
@@ -112,7 +112,7 @@ import numpy as np
 import rnnfast
 
 rnnfast.set_num_threads(3)
-layer = rnnfast.LSTM(24, 48, num_layers=2, bidirectional=True, seed=0)
+layer = rnnfast.LSTM(24, 48, num_layers=2, bidirectional=True, rng=0)
 x = np.random.default_rng(0).standard_normal((40, 16, 24)).astype(np.float32)
 
 def solve():
@@ -160,7 +160,7 @@ import numpy as np
 import rnnfast
 
 def solve(seed):
-    layer = rnnfast.GRU(24, 48, seed=seed)
+    layer = rnnfast.GRU(24, 48, rng=seed)
     return layer(np.ones((40, 16, 24), np.float32))[0]
 
 if __name__ == "__main__":
@@ -191,20 +191,20 @@ import numpy as np
 import rnnfast
 
 def hours():
-    layer = rnnfast.LSTM(1, 1024, seed=0)
+    layer = rnnfast.LSTM(1, 1024, rng=0)
     x = np.broadcast_to(np.float32(1), (100_000, 1, 1))
     print("ready", flush=True)
     layer(x)  # a minute or more in one call
 
 def backwards():
-    layer = rnnfast.GRU(8, 512, seed=0)
+    layer = rnnfast.GRU(8, 512, rng=0)
     y, _, tape = layer.forward(np.ones((2_000, 4, 8), np.float32))
     print("ready", flush=True)
     while True:
         layer.backward(tape, y)
 
 def stacks():
-    layer = rnnfast.LSTM(1, 256, 3, seed=0)
+    layer = rnnfast.LSTM(1, 256, 3, rng=0)
     x = np.ones((20_000, 1, 1), np.float32)
     y, _, tape = layer.forward(x[:2_000])
     print("ready", flush=True)
@@ -213,12 +213,12 @@ def stacks():
         layer.backward(tape, y)
 
 def streaming():
-    stream = rnnfast.LSTM(1, 1024, seed=0).stream()
+    stream = rnnfast.LSTM(1, 1024, rng=0).stream()
     x = np.ones((100_000, 1), np.float32)
     print("ready", flush=True)
     stream.run(x)
 
-layer = rnnfast.GRU(24, 48, seed=0)
+layer = rnnfast.GRU(24, 48, rng=0)
 x = np.ones((20, 16, 24), np.float32)
 before = layer(x)[0]
 rnnfast.set_num_threads(int(sys.argv[2]))

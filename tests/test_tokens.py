@@ -289,7 +289,7 @@ def test_a_layer_takes_tokens_for_the_rows_they_stand_for(
 
 
 def test_only_the_first_layer_of_a_stack_sees_tokens() -> None:
-    stack, lower, upper = (rnnfast.GRU(I, 6, L, seed=0) for I, L in ((9, 2), (9, 1), (6, 1)))
+    stack, lower, upper = (rnnfast.GRU(I, 6, L, rng=0) for I, L in ((9, 2), (9, 1), (6, 1)))
     for part, ends in ((lower, ("l0", "l0")), (upper, ("l0", "l1"))):
         part.load_state_dict({name: stack.parameters[name.replace(*ends)] for name in part.parameters})
     tokens = np.arange(8).reshape(4, 2)

@@ -70,7 +70,7 @@ def twins(layer: Layer, form: dict[str, Any], sizes: tuple[int, int], suffix: st
     """Return a layer or cell of float64 in torch, and ours with its state dict."""
     torch.manual_seed(0)
     theirs = getattr(torch.nn, layer.name + suffix)(*sizes, **layer.options, **form, dtype=torch.float64)
-    ours = getattr(rnnfast, layer.name + suffix)(*sizes, **layer.options, **form, dtype="float64", seed=1)
+    ours = getattr(rnnfast, layer.name + suffix)(*sizes, **layer.options, **form, dtype="float64", rng=1)
     ours.load_state_dict({name: p.numpy() for name, p in theirs.state_dict().items()})
     return theirs, ours
 

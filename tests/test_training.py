@@ -375,7 +375,16 @@ def test_the_rise_of_a_cosine_is_linear() -> None:
     schedule = CosineSchedule(1.0, 12, warmup=4, final=0.25)
     assert [schedule(n) for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert schedule(8) == pytest.approx(0.625)
-    assert schedule(12) == schedule(1000) == 0.25
+    assert schedule(12) == schedule(1000) == schedule(10**400) == 0.25
+
+
+def test_an_exponential_leaves_the_floats_as_a_limit_does() -> None:
+    doubles, halves = ExponentialSchedule(1.0, 2.0), ExponentialSchedule(1.0, 0.5)
+    assert doubles(1023) == 2.0**1023
+    assert doubles(1024) == doubles(5000) == doubles(10**400) == np.inf
+    assert halves(5000) == halves(10**400) == 0
+    assert ExponentialSchedule(0.1, 1.0)(10**400) == 0.1
+    assert ExponentialSchedule(0.0, 2.0)(5000) == 0
 
 
 def test_early_stopping_goes_on_where_it_was() -> None:
@@ -624,7 +633,7 @@ def test_a_state_that_does_not_fit_changes_nothing(optimizer: Any, options: dict
 
 @by_optimizer
 def test_a_layer_a_container_and_a_dict_are_trained_alike(optimizer: Any, options: dict[str, Any]) -> None:
-    layers = [rnnfast.Linear(4, 3, seed=0) for _ in range(3)]
+    layers = [rnnfast.Linear(4, 3, rng=0) for _ in range(3)]
     grads = {"weight": normal(3, 4, dtype="float32"), "bias": normal(3, dtype="float32")}
     model = rnnfast.Modules(layer=layers[2])
     for params in (layers[0], layers[1].state_dict(), model):
@@ -632,7 +641,7 @@ def test_a_layer_a_container_and_a_dict_are_trained_alike(optimizer: Any, option
         for _ in range(2):
             stepper.step(model.join(layer=grads) if params is model else grads)
     for name, p in layers[0].parameters.items():
-        assert not np.array_equal(p, rnnfast.Linear(4, 3, seed=0).parameters[name])
+        assert not np.array_equal(p, rnnfast.Linear(4, 3, rng=0).parameters[name])
         assert all(np.array_equal(p, layer.parameters[name]) for layer in layers)
 
 
@@ -763,7 +772,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "0-d sequence": (lambda: minibatches([np.array(1.0)], 1), ValueError, r"sequences\[0\]: expected shape \(T, ...\)"),
     "batch_size": (lambda: minibatches([np.ones(2)], 0), ValueError, "batch_size: expected at least 1"),
-    "rng": (lambda: minibatches([np.ones(2)], 1, rng="x"), TypeError, "rng: "),
+    "rng": (lambda: minibatches([np.ones(2)], 1, rng="x"), TypeError, "rng: "),  # type: ignore[arg-type]
     "fill": (lambda: minibatches([np.ones(2, int)], 1, fill=0.5), ValueError, "fill: expected a number of dtype int64"),
     "lr word": (lambda: Adam({"w": W}, "fast"), TypeError, "lr: expected a number, got str"),  # type: ignore[arg-type]
     "momentum": (lambda: SGD({"w": W}, 1, momentum=-1), ValueError, "momentum: expected at least 0"),

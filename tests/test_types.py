@@ -7,16 +7,15 @@ import copy
 import importlib
 import inspect
 import pickle
-import pkgutil
 import typing
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any, assert_type
 
 import numpy as np
 import pytest
+from public import MODULES, public_callables
 
 import rnnfast
 from rnnfast import (
@@ -270,27 +269,6 @@ def test_a_layer_lists_its_parameters(layer: Module) -> None:
 
 def test_a_layer_in_the_making_has_a_dir() -> None:
     assert "state_dict" in dir(LSTM.__new__(LSTM))
-
-
-MODULES = [
-    "rnnfast",
-    *(info.name for info in pkgutil.iter_modules(rnnfast.__path__, "rnnfast.") if "._" not in info.name),
-]
-
-
-def public_callables(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """Return all functions and classes that a module lists or defines without an underscore, and their methods."""
-    names = {name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
-    for name in sorted({*getattr(module, "__all__", ()), *names}):
-        value = getattr(module, name)
-        if not callable(value) or name.startswith("_"):
-            continue
-        if not (inspect.isclass(value) and issubclass(value, Exception)):  # which take any arguments
-            yield name, value
-        for method in dir(value) if inspect.isclass(value) else ():
-            own = any(method in vars(kind) for kind in value.__mro__ if kind.__module__.startswith("rnnfast"))
-            if own and callable(getattr(value, method)) and not method.startswith("_"):
-                yield f"{name}.{method}", getattr(value, method)
 
 
 @pytest.mark.parametrize("module_name", MODULES)

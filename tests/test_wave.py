@@ -81,34 +81,34 @@ def test_every_cell_has_the_bits_of_one_layer_after_the_other(cell: str) -> None
 @pytest.mark.parametrize("case", OPTIONS)
 def test_every_option_has_the_bits_of_one_layer_after_the_other(case: str) -> None:
     own, options, more = OPTIONS[case]
-    layer = rnnfast.LSTM(I, H, L, seed=0, **own)
+    layer = rnnfast.LSTM(I, H, L, rng=0, **own)
     shape = (2 * T, I) if case == "one sequence" else (T, B, I)
     check(layer, normal(shape, layer.dtype, 1), options, more)
 
 
 @pytest.mark.parametrize("layers", [2, 4, 7])
 def test_layers_may_be_more_or_fewer_than_threads(layers: int) -> None:
-    layer = rnnfast.GRU(I, H, layers, seed=0)
+    layer = rnnfast.GRU(I, H, layers, rng=0)
     check(layer, normal((T, B, I), "float32", 1), {}, {})
 
 
 def test_what_has_two_directions_or_tokens_or_lengths_runs_layer_by_layer() -> None:
     rnnfast.set_num_threads(2)
     x, tokens = normal((T, B, I), "float32", 1), np.zeros((T, B), int)
-    layer = rnnfast.LSTM(I, H, L, seed=0)
+    layer = rnnfast.LSTM(I, H, L, rng=0)
     assert runs_as_wave(layer, x)
     assert not runs_as_wave(layer, tokens)
     assert not runs_as_wave(layer, tokens, backward=True)
     assert not runs_as_wave(layer, x, lengths=[T, T - 1])
-    assert not runs_as_wave(rnnfast.LSTM(I, H, L, bidirectional=True, seed=0), x)
-    assert not runs_as_wave(rnnfast.LSTM(I, H, 1, proj_size=3, seed=0), x)
+    assert not runs_as_wave(rnnfast.LSTM(I, H, L, bidirectional=True, rng=0), x)
+    assert not runs_as_wave(rnnfast.LSTM(I, H, 1, proj_size=3, rng=0), x)
     rnnfast.set_num_threads(1)
     assert not runs_as_wave(layer, x)
 
 
 def test_a_wave_of_few_steps_or_rows_is_right_too() -> None:
     for T, B in (1, 1), (2, 3), (5, 1), (17, 2), (3, 0):  # which is not chosen for them
-        layer = rnnfast.LSTM(I, H, L, seed=0)
+        layer = rnnfast.LSTM(I, H, L, rng=0)
         x = normal((T, B, I), "float32", 1)
         parameters = [layer_parameters(layer, k) for k in range(L)]
         results = _core.forward_wave("lstm", x, parameters, None, training=True)
@@ -126,7 +126,7 @@ def layer_parameters(layer: Any, k: int) -> Any:
 
 
 def test_the_core_refuses_what_no_wave_can_have() -> None:
-    layer = rnnfast.LSTM(I, H, L, seed=0)
+    layer = rnnfast.LSTM(I, H, L, rng=0)
     x, parameters = normal((4, B, I), "float32", 1), [layer_parameters(layer, k) for k in range(L)]
 
     def run(x: Any = x, parameters: Any = parameters, **options: Any) -> Any:

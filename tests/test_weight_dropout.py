@@ -42,7 +42,7 @@ def test_a_layer_learns_with_dropped_weights() -> None:
 
 @pytest.mark.parametrize(("kind", "own"), [("LSTM", {"proj_size": 3}), ("SLSTM", {"num_heads": 2})])
 def test_masks_have_the_shape_of_their_weights(kind: str, own: dict[str, Any]) -> None:
-    layer: Any = getattr(rnnfast, kind)(X.shape[-1], 4, weight_dropout=0.5, seed=0, **own)
+    layer: Any = getattr(rnnfast, kind)(X.shape[-1], 4, weight_dropout=0.5, rng=0, **own)
     y, _, tape = layer.forward(X)
     kept = tape.weight_masks["weight_hh_l0"]
     assert kept.shape == layer.weight_hh_l0.shape

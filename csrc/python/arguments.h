@@ -319,14 +319,14 @@ struct Sequences {
 
 inline InputKind input_kind_of(const InputArrays& in, Index row_axes) {
   if (!in.embedding) return in.x.is_integer() && in.x.ndim() == row_axes ? InputKind::one_hot : InputKind::dense;
-  if (!in.x.is_integer()) throw py::type_error("x: expected integers as tokens, got " + text(in.x.dtype()));
+  if (!in.x.holds_integers()) throw py::type_error("x: expected integers as tokens, got " + text(in.x.dtype()));
   return InputKind::embedded;
 }
 
 // Of integers [T], none larger than the one before.
 inline std::vector<Index> read_batch_sizes(const py::object& object) {
   const Array array = as_array(object, "batch_sizes");
-  if (!array.is_integer()) throw py::type_error("batch_sizes: expected integers, got " + text(array.dtype()));
+  if (!array.holds_integers()) throw py::type_error("batch_sizes: expected integers, got " + text(array.dtype()));
   if (array.ndim() != 1 || array.size() == 0) wrong_shape("batch_sizes", "(T,) with T >= 1", array);
   const py::array copy = as_indices(array.view());
   const auto* sizes = static_cast<const Index*>(copy.data());

@@ -109,6 +109,7 @@ class Array {
   bool is_writable() const { return is_writable_; }  // which whoever writes has to ask
   bool is_open() const { return is_open_; }          // made of a list of numbers: it may still have any dtype
   bool is_integer() const { return dtype_.kind() == 'i' || dtype_.kind() == 'u'; }
+  bool holds_integers() const { return is_integer() || (is_open_ && size() == 0); }  // an empty list holds no others
 
   bool has_strides_of(const Array& other) const { return strides_ == other.strides_; }
 

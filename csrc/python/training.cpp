@@ -141,9 +141,9 @@ py::tuple linear_backward_of(const py::object& x, const Array& weight, const py:
 // Classes from 0 to V - 1, one for each row of logits; no_class where they are ignored.
 std::vector<Index> read_targets(const py::object& object, const Shape& shape, Index V,
                                 const std::optional<Index>& ignore_index) {
-  const py::array given = base_array(object, "targets").array;
-  const Array array(given);
-  if (!array.is_integer()) throw py::type_error("targets: expected integers, got " + text(array.dtype()));
+  const auto [given, is_open] = base_array(object, "targets");
+  const Array array(given, is_open);
+  if (!array.holds_integers()) throw py::type_error("targets: expected integers, got " + text(array.dtype()));
   require_shape("targets", array, shape);
   const py::array classes = as_indices(given);
   const bool wraps = array.dtype().kind() == 'u';  // what is negative now was too large

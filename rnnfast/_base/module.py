@@ -18,7 +18,7 @@ from .arrays import Array, ArrayLike, checked, float_dtype, quiet
 from .blocks import packed
 from .named import checked_values
 from .names import BIASES, PROJECTION, SCALE, WEIGHTS, parameter_names
-from .scalars import Flag, Number, choice, flag, generator, number
+from .scalars import RNG, Flag, Number, choice, flag, generator, number
 from .tensors import write_tensors
 
 Shape: TypeAlias = tuple[str, tuple[int, ...]]  # of a parameter, with its name
@@ -42,7 +42,7 @@ def parameters_of(kind: type) -> Mapping[str, inspect.Parameter]:
 
 @dataclass
 class Kept:
-    """What a copy starts from in place of a seed: parameters, which it takes out of `tensors`, and a generator."""
+    """What a copy starts from in place of an `rng`: parameters, which it takes out of `tensors`, and a generator."""
 
     tensors: dict[str, Any]
     rng: "np.random.Generator | None" = None  # names in quotes: numpy.random takes 12 ms to import
@@ -155,7 +155,7 @@ class Module(Stateful):
     Examples
     --------
     >>> import rnnfast
-    >>> layer = rnnfast.GRU(3, 4, seed=0)
+    >>> layer = rnnfast.GRU(3, 4, rng=0)
     >>> isinstance(layer, rnnfast.Module), list(layer.parameters)
     (True, ['weight_ih_l0', 'weight_hh_l0', 'bias_ih_l0', 'bias_hh_l0'])
     """
@@ -163,22 +163,22 @@ class Module(Stateful):
     parameters: dict[str, Array]
     gates = 1  # blocks of rows in each parameter
     fan: int | None  # H; in `Linear`, I; None where all parameters start at zero
-    changeable: ClassVar[Mapping[str, Check]] = {"rng": lambda _, value, name: generator(value, name)}
-    kept_as = "seed"  # the argument of the constructor in whose place a copy gets what is `Kept`
+    changeable: ClassVar[Mapping[str, Check]] = {"rng": lambda _, value, __: generator(value)}
+    kept_as = "rng"  # the argument of the constructor in whose place a copy gets what is `Kept`
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if is_own(cls):
             CLASSES[cls.__name__] = cls
 
-    def __init__(self, shapes: Iterable[Shape], fan: int | None, dtype: object, seed: Any) -> None:
+    def __init__(self, shapes: Iterable[Shape], fan: int | None, dtype: object, rng: Any, seed: Any = None) -> None:
         self.dtype = float_dtype(dtype)
         self.fan = fan
-        if isinstance(seed, Kept):
-            self.rng = generator(seed.rng)
-            self.parameters = seed.take(shapes, self.dtype)
+        if isinstance(rng, Kept):
+            self.rng = generator(rng.rng, seed)
+            self.parameters = rng.take(shapes, self.dtype)
             return
-        self.rng = generator(seed)
+        self.rng = generator(rng, seed)
         self.parameters = {name: np.zeros(shape, self.dtype) for name, shape in shapes}
         if fan is not None:
             initialize(self, "torch")
@@ -271,7 +271,7 @@ def words_of(kind: Any, arguments: Mapping[str, Any]) -> str:
 def arguments_of(module: Module) -> dict[str, Any]:
     """Return the constructor's arguments, but for the one in whose place a copy gets what is kept."""
     kind = kind_of(module)
-    arguments = {name: getattr(module, name) for name in parameters_of(kind) if name != kind.kept_as}
+    arguments = {name: getattr(module, name) for name in parameters_of(kind) if name not in (kind.kept_as, "seed")}
     # The bias of a `Linear` and the peephole of a cell are the array itself or None.
     flags = {name: arguments[name] for name in ("bias", "peephole") if name in arguments}
     has = {name: value is not None and value is not False for name, value in flags.items()}
@@ -335,8 +335,8 @@ def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: Flag = Fa
     ----------
     layer : layer, cell, `Linear`, `Modules`, array, or iterable or mapping of these
     merged_bias : bool, optional
-        Count b_ih and b_hh, which torch keeps separate, as a single bias, like most of the literature. (They are only
-        distinct in the new gate of the GRU that resets after the product; they are counted once there, too.)
+        Count b_ih and b_hh, which torch keeps separate, as a single bias, like most of the literature. They are only
+        distinct in the new gate of the GRU that resets after the product, and are counted once there, too.
 
     Returns
     -------
@@ -398,7 +398,14 @@ SCHEMES: dict[str, tuple[Fill, Fill]] = {
 
 
 @quiet
-def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None, seed: Any = None) -> None:
+def initialize(
+    layer: Module,
+    scheme: str,
+    *,
+    forget_bias: Number | None = None,
+    rng: RNG | None = None,
+    seed: RNG | None = None,
+) -> None:
     """Draw the parameters of a layer anew, in place.
 
     The weights of each gate are drawn as separate blocks, w_ih [H,I] and w_hh [H,H]; with several heads, w_hh has a
@@ -425,8 +432,10 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     forget_bias : float, optional
         For the LSTM without coupled gates and the SLSTM: the initial bias of the forget gate. b_ih is set to this value
         and b_hh to 0.
-    seed : int, Generator or what `numpy.random.default_rng` takes, optional
+    rng : int, Generator or what `numpy.random.default_rng` takes, optional
         By default the layer's own generator goes on.
+    seed : as `rng`, optional
+        Its older name.
 
     Raises
     ------
@@ -446,7 +455,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
     Examples
     --------
     >>> import rnnfast
-    >>> irnn = rnnfast.RNN(1, 2, nonlinearity="relu", seed=0)
+    >>> irnn = rnnfast.RNN(1, 2, nonlinearity="relu", rng=0)
     >>> rnnfast.initialize(irnn, "identity")
     >>> irnn.weight_hh_l0
     array([[1., 0.],
@@ -463,7 +472,7 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
         if "f" not in letters or not getattr(layer, "bias", False):
             msg = f"forget_bias: expected None for a layer without a biased forget gate, got it for {layer!r}"
             raise ValueError(msg)
-    rng = layer.rng if seed is None else generator(seed)
+    source = layer.rng if rng is None and seed is None else generator(rng, seed)
     for name, parameter in layer.parameters.items():
         if name.startswith(("initial", "bias_c")):
             parameter.fill(0)
@@ -471,13 +480,13 @@ def initialize(layer: Module, scheme: str, *, forget_bias: Number | None = None,
             parameter.fill(1)
         elif scheme == "torch":
             bound = 1 / math.sqrt(layer.fan)
-            parameter[...] = rng.uniform(-bound, bound, parameter.shape)
+            parameter[...] = source.uniform(-bound, bound, parameter.shape)
         elif parameter.ndim == 1:
             parameter.fill(0)
         else:
             recurrent = name.startswith("weight_hh")
             fill, heads = SCHEMES[scheme][recurrent], getattr(layer, "num_heads", 1) if recurrent else 1
             for block in np.split(parameter, 1 if name.startswith(PROJECTION) else layer.gates * heads):
-                block[...] = fill(rng, *block.shape)
+                block[...] = fill(source, *block.shape)
         if forget_bias is not None and name.startswith(BIASES):
             np.split(parameter, layer.gates)[letters.index("f")].fill(forget_bias if name.startswith("bias_ih") else 0)

@@ -139,12 +139,20 @@ def _permutation(indices: object, name: str, at_least: int) -> Array:
     return order
 
 
+def integers(values: object, name: str, what: str = "integers") -> Array:
+    """Return what is of any integer dtype, or a list, as an array."""
+    array = _core.asarray(values, name)
+    if array.dtype.kind in "iu":
+        return array
+    if array.size or not isinstance(values, list | tuple):  # an empty list has no dtype
+        msg = f"{name}: expected {what}, got {array.dtype}"
+        raise TypeError(msg)
+    return array.astype(np.int64)
+
+
 def checked_integers(values: object, name: str, n: int | None = None) -> Array:
     """Return n integers, or as many as there are, of any integer dtype or in a sequence, as an array."""
-    array = _core.asarray(values, name)
-    if array.dtype.kind not in "iu" and (array.size or not isinstance(values, list | tuple)):  # an empty list has none
-        msg = f"{name}: expected integers, got {array.dtype}"
-        raise TypeError(msg)
+    array = integers(values, name)
     if array.ndim != 1 or n not in (None, len(array)):
         msg = f"{name}: expected shape ({'N' if n is None else n},), got {array.shape}"
         raise ValueError(msg)

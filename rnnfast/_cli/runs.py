@@ -78,7 +78,7 @@ def train(
         elif signals.status:
             say(f"saved; to sample: {PROGRAM} sample {file}")
     if not signals.status and not quiet:
-        print("".join(training.model.sample(seed=options.seed)))
+        print("".join(training.model.sample(rng=options.seed)))
         print(f"saved; for more: {PROGRAM} sample {file}")
     return signals.status
 

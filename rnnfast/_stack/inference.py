@@ -125,7 +125,7 @@ class Inference(Stack[StateT]):
         --------
         >>> import numpy as np
         >>> import rnnfast
-        >>> lstm = rnnfast.LSTM(3, 4, seed=0)
+        >>> lstm = rnnfast.LSTM(3, 4, rng=0)
         >>> x = np.ones((5, 3), np.float32)
         >>> stream = lstm.stream()
         >>> steps = [stream.step(x_t) for x_t in x]

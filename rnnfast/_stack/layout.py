@@ -142,8 +142,8 @@ def layout_of(
     array = packed.data if packed else _core.asarray(given, "x")
     most = 1 if packed else 2
     tokens = embedded or (array.dtype.kind in "iu" and array.ndim <= most)
-    if not tokens and isinstance(given, LISTS):
-        array = _core.asarray(given, "x", dtype)
+    if isinstance(given, LISTS) and (not tokens or array.size == 0):
+        array = array.astype(np.int64) if tokens else _core.asarray(given, "x", dtype)
     features = () if tokens else (input_size,)
     axes = array.shape[: array.ndim - len(features)]
     end = f", {features[0]}" if features else ""

@@ -67,7 +67,7 @@ class Quantized(Inference[StateT]):
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> q = rnnfast.LSTM(3, 4, seed=0).quantize("int8")
+    >>> q = rnnfast.LSTM(3, 4, rng=0).quantize("int8")
     >>> q
     LSTM(3, 4).quantize('int8')
     >>> y, (h, c) = q(np.ones((5, 2, 3), np.float32))

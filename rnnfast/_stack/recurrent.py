@@ -67,7 +67,7 @@ class Recurrent(Inference[StateT]):
     ) -> tuple[Any, StateT, LayerTape]:
         """Run over whole sequences and keep what `backward` needs; with all kinds of dropout, and zoneout.
 
-        It takes and raises the same as a call of the layer. It also takes these parameters:
+        It takes and raises what a call of the layer does. It also takes these parameters:
 
         Parameters
         ----------
@@ -197,7 +197,7 @@ class Recurrent(Inference[StateT]):
         --------
         >>> import numpy as np
         >>> import rnnfast
-        >>> lstm = rnnfast.LSTM(3, 4, seed=0)
+        >>> lstm = rnnfast.LSTM(3, 4, rng=0)
         >>> q = lstm.quantize("int8")
         >>> x = np.ones((5, 2, 3), np.float32)
         >>> bool(np.abs(q(x)[0] - lstm(x)[0]).max() < 0.01)

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, quiet
+from .._base.packed import integers
 from .._base.state import Parts, each, initial_names
 from .stack import Stack, mask, state_of_layer, state_shapes
 
@@ -43,10 +44,8 @@ class Steps:
 
     def checked(self, chunk: object) -> Array:
         """Return the chunk as an array, if it fits."""
-        a = _core.asarray(chunk, self.name, self.dtype)
-        if self.dtype is None and a.dtype.kind not in "iu":
-            msg = f"{self.name}: expected integers as tokens, got {a.dtype}"
-            raise TypeError(msg)
+        tokens = self.dtype is None
+        a = integers(chunk, self.name, "integers as tokens") if tokens else _core.asarray(chunk, self.name, self.dtype)
         if a.ndim != len(self.form) or any(n not in (None, m) for n, m in zip(self.form, a.shape, strict=True)):
             sizes = ", ".join("T" if n is None else str(n) for n in self.form)
             msg = f"{self.name}: expected shape ({sizes}{',' * (a.ndim == 1)}), got {a.shape}"

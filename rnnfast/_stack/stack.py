@@ -16,7 +16,7 @@ from .._base.arrays import Array, checked, float_dtype
 from .._base.module import Check, Kept, RecurrentModule, Shape
 from .._base.names import by_direction, ends_of, layer_names, recurrent_shapes
 from .._base.precision import Precision
-from .._base.scalars import Flag, Integer, Number, addressable, count, flag, shown, size
+from .._base.scalars import RNG, Flag, Integer, Number, addressable, count, flag, shown, size
 from .._base.state import STATES, Parts, StateT, initial_names, parts_of
 from .attributes import StackAttributes
 from .layout import Layout
@@ -51,7 +51,8 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         bidirectional: Flag = False,
         *,
         dtype: Any = "float32",
-        seed: Any = None,
+        rng: RNG | None = None,
+        seed: RNG | None = None,
         learn_initial_state: Flag = False,
         proj_size: Integer = 0,
         weight_dropout: WeightDropout = 0.0,
@@ -93,15 +94,15 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         }
         for name, value in given.items():
             setattr(self, name, value)
-        if self.dropout > 0 and self.num_layers == 1 and not isinstance(seed, Kept):
+        if self.dropout > 0 and self.num_layers == 1 and not isinstance(rng, Kept):
             msg = f"dropout: expected 0 for a single layer, as it acts between layers, got {self.dropout}"
-            warnings.warn(msg, stacklevel=2)
+            warnings.warn(msg, stacklevel=3)
         self.gates = _core.cells[self.cell].num_gates
         self.directions = 1 + self.bidirectional
         G, H, L, D = self.gates, self.hidden_size, self.num_layers, self.directions
         widest = max(self.input_size, D * H)
         addressable(L * D * G * H * (widest + H + 2), "input_size, hidden_size, num_layers")
-        super().__init__(self._shapes(), H, dtype, seed)
+        super().__init__(self._shapes(), H, dtype, rng, seed)
 
     def _shapes(self) -> Iterator[Shape]:
         H, P, L, D = self.hidden_size, self.h_size, self.num_layers, self.directions

@@ -43,7 +43,7 @@ class Window(Generic[StateT]):
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> gru = rnnfast.GRU(3, 4, seed=0)
+    >>> gru = rnnfast.GRU(3, 4, rng=0)
     >>> first, second = rnnfast.tbptt(gru, np.ones((6, 2, 3), np.float32), k1=3, k2=5)
     >>> second
     Window(tau=1, start=3, stop=6)
@@ -122,8 +122,8 @@ class CellAsStack(Stack[StateT]):
     def __init__(self, module: RecurrentModule) -> None:
         self.cell = module.cell
         self.fixed = module.fixed
-        kept = Kept({f"{name}_l0": p for name, p in module.parameters.items()}, module.rng)
-        super().__init__(module.input_size, module.hidden_size, bias=module.bias, dtype=module.dtype, seed=kept)
+        kept: Any = Kept({f"{name}_l0": p for name, p in module.parameters.items()}, module.rng)
+        super().__init__(module.input_size, module.hidden_size, bias=module.bias, dtype=module.dtype, rng=kept)
 
 
 def as_stack(module: Any) -> Stack[Any]:

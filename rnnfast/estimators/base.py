@@ -57,9 +57,12 @@ def network(options: Any, inputs: int, outputs: int, rng: np.random.Generator, e
     kind, H = LAYERS[choice(options.cell, "cell", tuple(LAYERS))], options.hidden_size
     bidirectional = getattr(options, "bidirectional", False)
     own = {"num_layers": options.num_layers, "dropout": options.dropout, "bidirectional": bidirectional}
-    parts: dict[str, Any] = {"embedding": Embedding(inputs, embedding_dim, -1, rng=rng)} if embedding_dim else {}
-    parts["rnn"] = kind(embedding_dim or inputs, H, **own, seed=rng)
-    return Modules(parts, readout=Linear((1 + bidirectional) * H, outputs, seed=rng))
+    try:
+        parts: dict[str, Any] = {"embedding": Embedding(inputs, embedding_dim, -1, rng=rng)} if embedding_dim else {}
+    except (MemoryError, ValueError):  # beyond the memory, or the address space
+        wrong("X", f"tokens whose table, {inputs} x {embedding_dim}, fits the memory", f"{inputs - 2} as the largest")
+    parts["rnn"] = kind(embedding_dim or inputs, H, **own, rng=rng)
+    return Modules(parts, readout=Linear((1 + bidirectional) * H, outputs, rng=rng))
 
 
 def table_of(model: Any) -> Array | None:

@@ -85,7 +85,7 @@ class Forecaster(Estimator):
         TypeError, ValueError
             If the series is too short or not finite, or if an argument of the constructor is invalid.
         """
-        K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), generator(self.rng, "rng")
+        K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), generator(self.rng)
         self._K, levels = K, levels_of(self.quantiles)
         if 0.5 not in levels:
             wrong("quantiles", "rising numbers, 0.5 among them", self.quantiles)

@@ -29,9 +29,9 @@ def read_sequences(X: Any) -> tuple[list[Array], bool]:
             came = f"{a.shape}. Reshape your data: N sequences"
             wrong(f"X[{i}]", "shape (T, I), or (T,) for tokens and single features", came)
     if all(a.ndim == 1 and a.dtype.kind in "iu" for a in arrays):
-        least = min(a.min() for a in arrays)
-        if least < 0:
-            wrong("X", "tokens of at least 0", least)
+        least, most = min(int(a.min()) for a in arrays), max(int(a.max()) for a in arrays)
+        if least < 0 or most >= 2**63:
+            wrong("X", "tokens from 0 to 2**63 - 1", least if least < 0 else most)
         return [a.astype(np.int64) for a in arrays], True
     found = [numbers_of(a.reshape(len(a), -1), f"X[{i}]") for i, a in enumerate(arrays)]
     for i, a in enumerate(found):
@@ -78,9 +78,9 @@ class SequenceEstimator(Estimator):
             If X, y or an argument of the constructor is invalid.
         """
         sequences, is_tokens = read_sequences(X)
-        given, rng, share = self._paired(sequences, y), generator(self.rng, "rng"), self._held_out_share()
+        given, rng, share = self._paired(sequences, y), generator(self.rng), self._held_out_share()
         batch_size, N = size(self.batch_size, "batch_size"), len(sequences)
-        self._start(sequences, is_tokens, given, None, rng)
+        self._start(sequences, is_tokens, given, given if self.kind == "classifier" else None, rng)
         x, target = self._inputs(sequences, is_tokens), self._target(given)
         order, part = rng.permutation(N), min(max(round(share * N), 1), N - 1) if share else 0
         held, learned = order[:part], order[part:]
@@ -116,8 +116,10 @@ class SequenceEstimator(Estimator):
         sequences, is_tokens = read_sequences(X)
         given, batch_size = self._paired(sequences, y), size(self.batch_size, "batch_size")
         if not hasattr(self, "model_"):
-            self._start(sequences, is_tokens, given, classes, generator(self.rng, "rng"))
+            self._start(sequences, is_tokens, given, classes, generator(self.rng))
             self._optimizer = AdamW(self.model_, self.lr, weight_decay=self.weight_decay)
+        elif classes is not None and not np.array_equal(np.unique(classes), getattr(self, "classes_", 0)):
+            wrong("classes", "None, or those of the first call", classes)
         self._optimizer.lr = self.lr
         x, target = self._inputs(sequences, is_tokens), self._target(given)
         for padded, lengths, indices in minibatches(x, batch_size, rng=self.model_.rnn.rng):
@@ -283,7 +285,9 @@ class SequenceClassifier(SequenceEstimator):
             wrong("y", "a class for each sequence, shape (N,)", y.shape)
         if y.dtype.kind == "f" and not (np.isfinite(y) & (y == np.floor(y))).all():
             wrong("y", "classes", "other numbers than integers. Unknown label type: continuous, or NaN or inf")
-        self.classes_ = np.unique(y if classes is None else np.asarray(classes))
+        if classes is None:
+            wrong("classes", "all that there will be, in the first call of partial_fit", classes)
+        self.classes_ = np.unique(np.asarray(classes))
         is_binary = choice(self.loss, "loss", ("softmax", "binary")) == "binary"
         if len(self.classes_) < 2 or (is_binary and len(self.classes_) > 2):
             expected = "two classes for the loss 'binary'" if is_binary else "at least two classes"

@@ -41,7 +41,7 @@ def lstm(
         The initial state, zero by default.
     reverse : bool, optional
         Run the single direction of each layer backwards in time.
-    lengths : integer array [B], optional
+    lengths : array [B] of ints, optional
         The length of each sequence. Later steps do not change the state, their y is zero, and their x is ignored. The
         backward direction of each sequence starts at its end. Lengths are clipped to 0 to T.
     resets : bool array [T,B], optional
@@ -97,7 +97,7 @@ def gru(
     x : array [T,B,I]
     state : array [L·D,B,H], optional
     reverse : bool, optional
-    lengths : integer array [B], optional
+    lengths : array [B] of ints, optional
     resets : bool array [T,B], optional
         As of `lstm`.
     reset_after : bool, optional
@@ -146,7 +146,7 @@ def rnn(
     x : array [T,B,I]
     state : array [L·D,B,H], optional
     reverse : bool, optional
-    lengths : integer array [B], optional
+    lengths : array [B] of ints, optional
     resets : bool array [T,B], optional
         As of `lstm`.
     nonlinearity : {"tanh", "relu"}, optional

@@ -13,7 +13,7 @@ Examples
 --------
 >>> import numpy as np
 >>> import rnnfast
->>> lstm = rnnfast.LSTM(3, 4, num_layers=2, bidirectional=True, seed=0)
+>>> lstm = rnnfast.LSTM(3, 4, num_layers=2, bidirectional=True, rng=0)
 >>> x = np.ones((5, 2, 3), np.float32)
 >>> model = to_onnx(lstm)
 >>> y, h_n, c_n = run_model(model, [x])

@@ -22,7 +22,7 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
     --------
     >>> import numpy as np
     >>> import rnnfast
-    >>> rep = rnnfast.onnx.prepare(rnnfast.onnx.to_onnx(rnnfast.GRU(3, 4, seed=0)))
+    >>> rep = rnnfast.onnx.prepare(rnnfast.onnx.to_onnx(rnnfast.GRU(3, 4, rng=0)))
     >>> y, h_n = rep.run([np.ones((5, 2, 3), np.float32)])
     >>> y.shape
     (5, 2, 4)

@@ -10,7 +10,7 @@ from .. import _core
 from .._base.arrays import Array, ArrayLike, Integers, check_finite, checked, quiet
 from .._base.module import Kept, Module
 from .._base.packed import checked_lengths
-from .._base.scalars import Integer, Number, addressable, choice, count, generator, positive, size
+from .._base.scalars import RNG, Integer, Number, addressable, choice, count, positive, size
 from ..container import joined
 from ..layers import RNN
 from ..linear import Linear
@@ -114,7 +114,6 @@ class ESN(Module):
 
     reservoirs: tuple[RNN, ...]
     readout: Linear | None
-    kept_as = "rng"
 
     def __init__(
         self,
@@ -130,7 +129,7 @@ class ESN(Module):
         activation: str = "tanh",
         arrangement: Literal["series", "parallel"] = "series",
         dtype: Any = "float32",
-        rng: Any = None,
+        rng: RNG | None = None,
     ) -> None:
         self.input_size = size(input_size, "input_size")
         self.feedback_size = count(feedback_size, "feedback_size")
@@ -145,14 +144,15 @@ class ESN(Module):
         self.bias_scaling = each(bias_scaling, "bias_scaling", K, scale)
         self.activation = choice(activation, "activation", ("tanh", "relu"))
         self.arrangement = choice(arrangement, "arrangement", ("series", "parallel"))
-        kept = rng if isinstance(rng, Kept) else None
-        super().__init__([], None, dtype, kept or generator(rng, "rng"))
+        start: Any = rng
+        kept = start if isinstance(start, Kept) else None
+        super().__init__([], None, dtype, start)
         self.reservoirs = tuple(self._reservoir(k, kept) for k in range(K))
         self.readout = None
         if kept and any(name.startswith("readout.") for name in kept.tensors):
-            part = _part(kept, "readout.")
+            part: Any = _part(kept, "readout.")
             O = len(np.atleast_1d(part.tensors.get("weight", 0)))
-            self.readout = Linear(self.num_states, O, dtype=self.dtype, seed=part)
+            self.readout = Linear(self.num_states, O, dtype=self.dtype, rng=part)
             kept.tensors |= {f"readout.{name}": a for name, a in part.tensors.items()}
         self._runners = Runners()
         self._covariance: Array | None = None  # of recursive least squares, [F+1,F+1]
@@ -183,11 +183,11 @@ class ESN(Module):
         if a != 1:
             options["leak"] = a
         if kept:
-            part = _part(kept, f"reservoirs.{k}.")
-            rnn = RNN(I, H, seed=part, **options)
+            part: Any = _part(kept, f"reservoirs.{k}.")
+            rnn = RNN(I, H, rng=part, **options)
             kept.tensors |= {f"reservoirs.{k}.{name}": tensor for name, tensor in part.tensors.items()}
             return rnn
-        rnn = RNN(I, H, seed=0, **options)
+        rnn = RNN(I, H, rng=0, **options)
         drawn = {
             "weight_hh_l0": recurrent(self.rng, H, density, radius),
             "weight_ih_l0": signs(self.rng, (H, I), density, scaling),
@@ -319,13 +319,14 @@ class ESN(Module):
 
         Parameters
         ----------
-        x, y, warmup, lengths, state
-            As for `fit`; to continue the same sequences, pass the state that the previous call returned. With several
-            sequences, their steps at the same time are processed one after the other.
+        x, y, warmup
+            As for `fit`. With several sequences, their steps at the same time are processed one after the other.
         ridge : float, optional
             More than 0; used by the first call after the network was created or fitted by `fit`.
         forgetting : float, optional
             More than 0, at most 1: the factor by which the weight of a step decreases with every later step.
+        lengths, state
+            As for `fit`; to continue the same sequences, pass the state that the previous call returned.
 
         Returns
         -------
@@ -561,7 +562,7 @@ class ESN(Module):
             msg = f"ridge: expected more, since the readout is not finite in {self.dtype}"
             raise ValueError(msg)
         if self.readout is None or self.readout.out_features != len(weight):
-            self.readout = Linear(self.num_states, len(weight), dtype=self.dtype, seed=0)
+            self.readout = Linear(self.num_states, len(weight), dtype=self.dtype, rng=0)
         self.readout.weight, self.readout.bias = weight, bias
         self._name_parameters()
 

@@ -10,7 +10,7 @@ Examples
 >>> import numpy as np
 >>> import rnnfast
 >>> from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
->>> lstm, readout = rnnfast.LSTM(3, 8, seed=0), rnnfast.Linear(8, 5, seed=1)
+>>> lstm, readout = rnnfast.LSTM(3, 8, rng=0), rnnfast.Linear(8, 5, rng=1)
 >>> model = rnnfast.Modules(lstm=lstm, readout=readout)
 >>> adam = Adam(model, lr=0.1)
 >>> x = np.ones((4, 2, 3), np.float32)

@@ -1,12 +1,12 @@
 """Minibatches of sequences of different lengths."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .._base.arrays import Array, ArrayLike
-from .._base.scalars import Flag, Integer, Number, generator
+from .._base.scalars import RNG, Flag, Integer, Number, generator
 from ..ragged import checked_sequences, length_bucketed_batches, pad_sequences
 
 __all__ = ["Minibatch", "minibatches"]
@@ -42,7 +42,7 @@ def minibatches(
     batch_size: Integer,
     *,
     shuffle: Flag = True,
-    rng: Any = None,
+    rng: RNG | None = None,
     bucket: Integer = 64,
     batch_first: Flag = False,
     fill: Number = 0.0,
@@ -85,9 +85,9 @@ def minibatches(
     (2, 2, 2) [2 1] [3 1]
     """
     given = checked_sequences(sequences, "sequences")
-    source = generator(rng, "rng")
+    source = generator(rng)
     lengths = np.array([len(sequence) for sequence in given], np.int64)
-    batches = length_bucketed_batches(lengths, batch_size, shuffle=shuffle, seed=source, bucket=bucket)
+    batches = length_bucketed_batches(lengths, batch_size, shuffle=shuffle, rng=source, bucket=bucket)
     if given:
         pad_sequences(given[:1], batch_first=batch_first, fill=fill)  # whose errors are to come now
     return (

@@ -81,13 +81,15 @@ class CosineSchedule:
         n = count(step, "step")
         if n < self.warmup:
             return self.lr * (n + 1) / self.warmup
-        progress = min((n - self.warmup) / (self.steps - self.warmup), 1.0)
+        progress = (min(n, self.steps) - self.warmup) / (self.steps - self.warmup)
         return self.final + (self.lr - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
 class ExponentialSchedule:
     """The learning rate ``lr * gamma ** (n // every)`` after n steps: torch's `ExponentialLR` and `StepLR`.
+
+    It is infinite where it is larger than any float.
 
     Parameters
     ----------
@@ -125,4 +127,8 @@ class ExponentialSchedule:
 
     def __call__(self, step: Integer) -> float:
         """Return the learning rate of the step that comes after so many."""
-        return self.lr * self.gamma ** (count(step, "step") // self.every)
+        n = min(count(step, "step") // self.every, 2**63)  # of more, the powers are the same
+        try:
+            return self.lr * self.gamma**n
+        except OverflowError:
+            return math.inf if self.lr else 0.0

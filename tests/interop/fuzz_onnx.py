@@ -41,7 +41,7 @@ ENORMOUS = (-1, 0, 1, 2, 7, 255, 2**31 - 1, 2**31, 2**40, 2**60, 2**62, 2**63 - 
 
 def seed_of_lengths() -> Model:
     """Return what torch exports of packed sequences in any order, with the sizes computed."""
-    gru = rnnfast.GRU(I, H, bidirectional=True, seed=0)
+    gru = rnnfast.GRU(I, H, bidirectional=True, rng=0)
     model = to_onnx(gru, state=False)
     recurrent = next(node for node in model.graph.node if node.op_type == "GRU")
     constants = {
@@ -167,15 +167,15 @@ def seed_of_integers() -> Model:
 
 
 SEEDS: dict[str, Callable[[], Model]] = {
-    "stack": lambda: to_onnx(rnnfast.LSTM(I, H, num_layers=2, bidirectional=True, seed=0), state=True),
-    "peepholes": lambda: to_onnx(rnnfast.LSTM(I, H, peephole=True, coupled_gates=True, seed=0)),
-    "learned": lambda: to_onnx(rnnfast.GRU(I, H, batch_first=True, learn_initial_state=True, seed=0)),
-    "one": lambda: to_onnx(rnnfast.RNN(I, H, nonlinearity="relu", bias=False, seed=0)),
+    "stack": lambda: to_onnx(rnnfast.LSTM(I, H, num_layers=2, bidirectional=True, rng=0), state=True),
+    "peepholes": lambda: to_onnx(rnnfast.LSTM(I, H, peephole=True, coupled_gates=True, rng=0)),
+    "learned": lambda: to_onnx(rnnfast.GRU(I, H, batch_first=True, learn_initial_state=True, rng=0)),
+    "one": lambda: to_onnx(rnnfast.RNN(I, H, nonlinearity="relu", bias=False, rng=0)),
     "lengths": seed_of_lengths,
     "integers": seed_of_integers,
-    "dynamic": lambda: to_onnx(rnnfast.LSTM(I, H, num_layers=2, seed=0).quantize("int8")),
-    "dequantised": lambda: to_onnx(rnnfast.GRU(I, H, bidirectional=True, seed=0).quantize("int8")),
-    "bfloat16": lambda: to_onnx(rnnfast.RNN(I, H, seed=0).quantize("bfloat16")),
+    "dynamic": lambda: to_onnx(rnnfast.LSTM(I, H, num_layers=2, rng=0).quantize("int8")),
+    "dequantised": lambda: to_onnx(rnnfast.GRU(I, H, bidirectional=True, rng=0).quantize("int8")),
+    "bfloat16": lambda: to_onnx(rnnfast.RNN(I, H, rng=0).quantize("bfloat16")),
     "folding": seed_of_folding,
 }
 

@@ -383,7 +383,7 @@ def test_the_run_in_c_ends_at_its_deadline(late: bool, tmp_path: Path) -> None:
 def test_the_module_in_cython_runs(tmp_path: Path) -> None:
     [source] = blocks_of("cython")
     module = imported(cythonized(source, tmp_path))
-    layer = rnnfast.GRU(5, 8, seed=0)
+    layer = rnnfast.GRU(5, 8, rng=0)
     x = normal((60, 5), "float32", 1)
     p = layer.parameters
     weights = [p[f"{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]

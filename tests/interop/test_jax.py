@@ -165,7 +165,7 @@ def test_float32_is_that_of_float64_to_rounding(cell: str) -> None:
 
 @pytest.mark.parametrize(("kind", "cell"), [(rnnfast.LSTM, "lstm"), (rnnfast.GRU, "gru"), (rnnfast.RNN, "rnn_tanh")])
 def test_layers_and_directions_have_the_bits_of_the_layers(kind: Any, cell: str) -> None:
-    layer = kind(5, 6, num_layers=2, bidirectional=True, seed=1)
+    layer = kind(5, 6, num_layers=2, bidirectional=True, rng=1)
     x = np.random.default_rng(2).standard_normal((7, 3, 5), np.float32)
     dy = np.random.default_rng(3).standard_normal((7, 3, 12), np.float32)
     y, state, tape = layer.forward(x)

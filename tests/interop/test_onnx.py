@@ -641,7 +641,7 @@ def test_a_model_takes_any_number_of_steps_and_sequences(cell: str) -> None:
 
 
 def test_one_layer_of_a_stack_is_found_by_name_by_number_or_as_itself() -> None:
-    stack = rnnfast.GRU(I, H, num_layers=2, bidirectional=True, seed=0)
+    stack = rnnfast.GRU(I, H, num_layers=2, bidirectional=True, rng=0)
     model = to_onnx(stack)
     node = next(each for each in model.graph.node if each.name == "Y_1")
     for chosen in ("Y_1", 1, node):
@@ -692,7 +692,7 @@ def then_branch_of(model: Any) -> Any:
 
 @pytest.mark.parametrize("within", ["", "outer"])
 def test_layers_in_branches_are_found(within: str) -> None:
-    one, other = rnnfast.LSTM(I, H, num_layers=2, seed=0), rnnfast.GRU(I, H, bidirectional=True, seed=1)
+    one, other = rnnfast.LSTM(I, H, num_layers=2, rng=0), rnnfast.GRU(I, H, bidirectional=True, rng=1)
     none: list[Any] = []
     for first, second in (([one], none), (none, [one])):
         back = from_onnx(branched(first, second, within=within))
@@ -714,7 +714,7 @@ def test_layers_in_branches_are_found(within: str) -> None:
 
 
 def test_weights_of_a_branch_may_lie_around_it() -> None:
-    layer = rnnfast.RNN(I, H, seed=0)
+    layer = rnnfast.RNN(I, H, rng=0)
     model = branched([layer], [])
     inside = then_branch_of(model)
     tensors = [*inside.initializer]
@@ -751,7 +751,7 @@ def test_a_stack_whose_input_is_transposed_and_transposed_back_is_as_before() ->
 
 
 def test_a_bias_that_one_layer_has_is_zero_in_the_others() -> None:
-    model = to_onnx(rnnfast.RNN(I, H, num_layers=2, seed=0))
+    model = to_onnx(rnnfast.RNN(I, H, num_layers=2, rng=0))
     next(each for each in model.graph.node if each.name == "Y_1").input[3] = ""
     layer = from_onnx(model)
     assert layer.bias
@@ -840,8 +840,8 @@ def test_options_that_onnx_lacks_are_refused_by_name(layer: Any, name: str) -> N
 
 def test_dropout_that_acts_in_training_only_is_not_carried() -> None:
     rates: dict[str, Any] = {"weight_dropout": 0.5, "recurrent_dropout": 0.5, "candidate_dropout": 0.5}
-    layer = rnnfast.GRU(I, H, seed=0, **rates)
-    assert to_onnx(layer) == to_onnx(rnnfast.GRU(I, H, seed=0))
+    layer = rnnfast.GRU(I, H, rng=0, **rates)
+    assert to_onnx(layer) == to_onnx(rnnfast.GRU(I, H, rng=0))
 
 
 def test_what_is_no_layer_and_no_model_is_refused() -> None:

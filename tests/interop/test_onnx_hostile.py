@@ -294,7 +294,7 @@ MALFORMED: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_models_are_refused_by_the_name_of_what_is_wrong(case: str, take: Callable[[Any], Any]) -> None:
     change, message = MALFORMED[case]
-    model = to_onnx(rnnfast.RNN(I, H, num_layers=2, seed=0))
+    model = to_onnx(rnnfast.RNN(I, H, num_layers=2, rng=0))
     change(model)
     if take is prepare and case == "other axes":  # the numbers of axes show when there is an array
         take = lambda model: prepare(model).run([ONES])  # noqa: E731
@@ -324,7 +324,7 @@ def test_strings_are_refused_before_they_become_an_array() -> None:
 
 
 def test_what_a_layer_does_not_need_may_be_anything() -> None:
-    model = to_onnx(rnnfast.RNN(I, H, seed=0))
+    model = to_onnx(rnnfast.RNN(I, H, rng=0))
     model.graph.initializer.append(
         TensorProto(name="words", data_type=TensorProto.STRING, dims=[1], string_data=[b"a"])
     )
@@ -343,7 +343,7 @@ def test_a_sparse_constant_is_refused() -> None:
 
 
 def test_a_cyclic_stack_is_refused() -> None:
-    model = to_onnx(rnnfast.RNN(H, H, num_layers=2, seed=0))
+    model = to_onnx(rnnfast.RNN(H, H, num_layers=2, rng=0))
     model.graph.node[0].input[0] = "y"
     with pytest.raises(ModelError, match=r"^RNN 'Y_0': expected inputs, .*, got y$"):
         from_onnx(model)

@@ -22,13 +22,13 @@ T, I, H = 7, 5, 6
 MOST = 1e-2  # of y and h_n at B = 1, beside ONNX Runtime: activations are quantised there in another way
 NOISE = 0.02  # of what int8 does to the results of float32
 LAYERS: dict[str, Any] = {
-    "lstm": lambda: rnnfast.LSTM(I, H, num_layers=2, bidirectional=True, seed=0),
-    "lstm_peephole": lambda: rnnfast.LSTM(I, H, peephole=True, seed=0),
-    "cifg": lambda: rnnfast.LSTM(I, H, coupled_gates=True, bias=False, seed=0),
-    "gru": lambda: rnnfast.GRU(I, H, num_layers=2, bidirectional=True, seed=0),
-    "gru_reset_before": lambda: rnnfast.GRU(I, H, reset_after=False, seed=0),
-    "rnn_tanh": lambda: rnnfast.RNN(I, H, batch_first=True, seed=0),
-    "rnn_relu": lambda: rnnfast.RNN(I, H, nonlinearity="relu", bidirectional=True, seed=0),
+    "lstm": lambda: rnnfast.LSTM(I, H, num_layers=2, bidirectional=True, rng=0),
+    "lstm_peephole": lambda: rnnfast.LSTM(I, H, peephole=True, rng=0),
+    "cifg": lambda: rnnfast.LSTM(I, H, coupled_gates=True, bias=False, rng=0),
+    "gru": lambda: rnnfast.GRU(I, H, num_layers=2, bidirectional=True, rng=0),
+    "gru_reset_before": lambda: rnnfast.GRU(I, H, reset_after=False, rng=0),
+    "rnn_tanh": lambda: rnnfast.RNN(I, H, batch_first=True, rng=0),
+    "rnn_relu": lambda: rnnfast.RNN(I, H, nonlinearity="relu", bidirectional=True, rng=0),
 }
 by_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -82,7 +82,7 @@ def put(model: Any, name: str, a: Any) -> None:
 def test_lstms_that_onnxruntime_has_quantised_run_as_there(
     sizes: tuple[int, int], options: Any, per_channel: bool, tmp_path: Path
 ) -> None:
-    lstm = rnnfast.LSTM(*sizes, seed=0, **options)
+    lstm = rnnfast.LSTM(*sizes, rng=0, **options)
     model = quantized_by_onnxruntime(to_onnx(lstm, state=True), tmp_path, per_channel=per_channel)
     D = lstm.num_layers * lstm.directions
     inputs = {"x": draw((20, 1, sizes[0])), "h_0": draw((D, 1, sizes[1]), 1) / 3, "c_0": draw((D, 1, sizes[1]), 2) / 3}
@@ -215,7 +215,7 @@ def test_layers_of_fewer_bits_come_back_with_the_same_bits(form: Any, name: str)
 
 
 def test_the_learned_initial_state_and_a_given_one_are_carried() -> None:
-    lstm = rnnfast.LSTM(I, H, learn_initial_state=True, seed=0)
+    lstm = rnnfast.LSTM(I, H, learn_initial_state=True, rng=0)
     lstm.initial_h[:] = 0.3
     q, x = lstm.quantize("int8"), draw((T, 1, I))
     assert np.array_equal(run_model(to_onnx(q), [x])[0], q(x)[0])
@@ -224,7 +224,7 @@ def test_the_learned_initial_state_and_a_given_one_are_carried() -> None:
 
 
 def test_models_of_fewer_bits_are_smaller() -> None:
-    gru = rnnfast.GRU(128, 128, seed=0)
+    gru = rnnfast.GRU(128, 128, rng=0)
     whole = to_onnx(gru).ByteSize()
     assert to_onnx(gru.quantize("int8")).ByteSize() < 0.3 * whole
     assert to_onnx(gru.quantize("bfloat16")).ByteSize() < 0.55 * whole
@@ -316,8 +316,8 @@ def test_numbers_are_quantised_as_the_onnx_package_does(dtype: str) -> None:
 
 
 def test_a_stack_of_which_some_matrices_are_integers_is_of_floats() -> None:
-    model = to_onnx(rnnfast.LSTM(I, H, num_layers=2, seed=0).quantize("int8"))
-    plain = to_onnx(rnnfast.LSTM(I, H, num_layers=2, seed=0))
+    model = to_onnx(rnnfast.LSTM(I, H, num_layers=2, rng=0).quantize("int8"))
+    plain = to_onnx(rnnfast.LSTM(I, H, num_layers=2, rng=0))
     for name in ("W_0", "R_0"):
         put(model, name, array(plain, name))
     node = model.graph.node[0]
@@ -325,7 +325,7 @@ def test_a_stack_of_which_some_matrices_are_integers_is_of_floats() -> None:
     del node.input[4:]
     layer, x = from_onnx(model), draw((T, 1, I))
     assert isinstance(layer, rnnfast.LSTM)
-    assert np.array_equal(layer.weight_ih_l0, rnnfast.LSTM(I, H, num_layers=2, seed=0).weight_ih_l0)
+    assert np.array_equal(layer.weight_ih_l0, rnnfast.LSTM(I, H, num_layers=2, rng=0).weight_ih_l0)
     assert np.abs(run_model(model, [x])[0] - layer(x)[0]).max() < NOISE
 
 

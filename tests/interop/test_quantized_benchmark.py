@@ -27,11 +27,11 @@ def _restore() -> Iterator[None]:
 def test_peers_make_the_step_that_a_stream_makes() -> None:
     x = np.random.default_rng(0).standard_normal((2, 24), np.float32)
     for kind in (rnnfast.LSTM, rnnfast.GRU):
-        layer = kind(24, 24, seed=0)
+        layer = kind(24, 24, rng=0)
         h = layer.quantize("int8").stream(2).step(x)
         theirs = benchmark.torch_int8_step_of(layer, x)()
         assert np.abs((theirs[0] if isinstance(theirs, tuple) else theirs)[0].numpy() - h).max() < 0.02
-    layer = rnnfast.LSTM(24, 24, seed=0)
+    layer = rnnfast.LSTM(24, 24, rng=0)
     y = benchmark.session_int8_step_of(layer, x)()[0]
     assert np.abs(y.reshape(2, 24) - layer.quantize("int8").stream(2).step(x)).max() < 0.02
 

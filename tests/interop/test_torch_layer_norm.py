@@ -124,7 +124,7 @@ class HasteGRU(torch.nn.Module):  # type: ignore[misc]
 def make(definition: Any) -> tuple[Any, dict[str, Any]]:
     """Return the layer of a definition, with drawn parameters, and these as tensors that have gradients."""
     kind, layer_norm, eps = definition.layer
-    layer = getattr(rnnfast, kind)(I, H, dtype="float64", seed=0, layer_norm=layer_norm, layer_norm_eps=eps)
+    layer = getattr(rnnfast, kind)(I, H, dtype="float64", rng=0, layer_norm=layer_norm, layer_norm_eps=eps)
     rng = np.random.default_rng(1)
     for name, p in layer.parameters.items():
         p += 0.5 * rng.standard_normal(p.shape)
