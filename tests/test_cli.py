@@ -617,7 +617,7 @@ ERRORS = {
     "train --text none.txt": "--text none.txt: No such file or directory; it has to be a text file in UTF-8",
     "train --text folder": "--text folder: Is a directory",
     "train --text empty.txt": "the text has 0 characters, and at least 20 are needed; use a longer text",
-    "train --text short.txt": "the text has 100 characters, and --batch 32 with --seq-len 64 needs 2312; take",
+    "train --text short.txt": "the text has 100 characters, and --batch 32 with --seq-len 64 needs 2312; use",
     "train --text latin.txt": "--text latin.txt: not UTF-8 at byte 2; convert it",
     "train --cell transformer": "--cell: invalid choice: 'transformer'",
     "train --hidden 0": "--hidden: expected an integer of at least 1, got '0'",
