@@ -33,7 +33,6 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
-    "sphinxcontrib.mermaid",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
@@ -63,7 +62,6 @@ default_role = "obj"  # `name` in a docstring: a link if the site has it, else c
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-myst_fence_as_directive = ["mermaid"]
 
 # The examples are shown with their pictures and not run: some take minutes, and tests run them.
 sphinx_gallery_conf = {
@@ -96,7 +94,8 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": []}
+# Pages that are no part of a section have nothing to show in the left sidebar.
+html_sidebars = {page: [] for page in ("index", "install", "quickstart", "benchmarks", "changelog")}
 
 # The lists of pages: a line `- [Title](page.md): what it says` also puts the page into the navigation.
 LISTS = {"index", "guides", "explanation", "tutorials/index", "reference/index"}

@@ -1,12 +1,12 @@
 """The adding problem: which networks remember over 150 steps?
-===========================================================
+==============================================================
 
-Each step of a sequence brings a number from 0 to 1 and a mark, and two numbers of the sequence are marked, one in each
-half. Their sum is asked for after the last step (Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997). Whoever
-always answers 1 has a squared error of 1/6, the variance of the sum. The GRU comes to 0.0013, and the IRNN, an Elman
-network of rectified units that starts with the identity as its recurrent weights (Le, Jaitly, Hinton, "A Simple Way to
-Initialize Recurrent Networks of Rectified Linear Units", 2015), to 0.0037. The Elman network with tanh stays at 0.16:
-its gradient is gone before it comes to the marks.
+Each step of a sequence has a number from 0 to 1 and a mark. Two numbers of the sequence are marked, one in each half,
+and after the last step the network has to output their sum (Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997).
+Always answering 1 gives a squared error of 1/6, the variance of the sum. The GRU reaches 0.0013. The IRNN, an Elman
+network of rectified units whose recurrent weights start as the identity (Le, Jaitly, Hinton, "A Simple Way to
+Initialize Recurrent Networks of Rectified Linear Units", 2015), reaches 0.0037. The Elman network with tanh remains at
+0.16: its gradient vanishes before it reaches the marks.
 """
 
 import argparse
@@ -23,8 +23,8 @@ T, B, H = 150, 64, 64
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1500, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     options = parser.parse_args(argv)
 
     networks = {

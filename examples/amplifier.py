@@ -1,15 +1,17 @@
-"""Sound: an amplifier, learnt from what goes in and what comes out
-================================================================
+"""Sound: an amplifier model, trained by truncated backpropagation
+==================================================================
 
-It is learnt by truncated backpropagation, and then played through in real time.
+An LSTM learns to sound like an amplifier, and then processes audio in real time.
 
-The amplifier is a made one: a filter that passes the middle, a gain, a tube that clips one side sooner, whose bias sags
-with the loudness of the last 50 ms, and a filter behind. An LSTM hears plucked strings at 44,100 samples a second and
-learns its output by truncated backpropagation through time, in windows of 1,024 samples over sounds of 176,400 (Wright,
-Damskägg, Välimäki, "Real-Time Black-Box Modelling with Recurrent Neural Networks", DAFx 2019). Then it plays a sound
-that it has never heard, sample by sample, as a stream: the error has 0.31% of the sound's energy, and a second takes a
-fifteenth of a second.
+The amplifier is a synthetic one: a band-pass filter, a gain, an asymmetric tube-like clipping whose bias drops with the
+loudness of the last 50 ms, and another filter. An LSTM reads plucked strings at 44,100 samples per second and learns
+the amplifier's output by truncated backpropagation through time, in windows of 1,024 samples over sounds of 176,400
+samples (Wright, Damskägg, Välimäki, "Real-Time Black-Box Modelling with Recurrent Neural Networks", DAFx 2019). It then
+processes a new sound, sample by sample, as a stream: the error has 0.31% of the sound's energy, and a second of sound
+takes a fifteenth of a second.
 """
+
+# sphinx_gallery_thumbnail_path = "../examples/amplifier.png"
 
 import argparse
 import time
@@ -26,10 +28,10 @@ RATE, B, H, WINDOW = 44_100, 16, 32, 1024
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=2000, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=4, help="of each sound (default: %(default)s)")
-    parser.add_argument("--picture", help="the file for a picture of 20 ms of the signals")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4, help="length of each sound (default: %(default)s)")
+    parser.add_argument("--picture", help="file for a plot of 20 ms of the signals")
     options = parser.parse_args(argv)
 
     rng = np.random.default_rng(options.seed)

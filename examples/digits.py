@@ -1,8 +1,9 @@
-"""Many to one: handwritten digits, read row by row.
-=================================================
+"""Many to one: handwritten digits, read row by row
+===================================================
 
 The images of scikit-learn's digits have 8 rows of 8 pixels. A GRU reads an image from top to bottom, and a linear layer
-tells from its last state which digit that was. Of a fifth of the images, which training never sees, it knows 98.9%.
+predicts the digit from its last state. A fifth of the images are kept out of training; the network classifies 98.9% of
+them correctly.
 """
 
 import argparse
@@ -20,8 +21,8 @@ B, H = 64, 128
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1000, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     options = parser.parse_args(argv)
 
     rng = np.random.default_rng(options.seed)

@@ -1,15 +1,17 @@
-"""Data-parallel training: a character language model in torch, on as many processes and machines as there are.
-============================================================================================================
+"""Data-parallel training: a character language model in torch, in several processes
+==================================================================================
+
+This command trains the model in two processes on this machine; without torchrun, there is one process:
 
     torchrun --nproc_per_node=2 examples/distributed.py
 
-trains it in two processes of this machine, without torchrun there is one, and on two machines it is, on each,
+To use two machines, run the following on each, where NAME is the name of one of them:
 
     torchrun --nnodes=2 --nproc_per_node=2 --rdzv_backend=c10d --rdzv_endpoint=NAME:29500 examples/distributed.py
 
-with the NAME of one of them. Each process has the model and an equal share of every batch; DistributedDataParallel
-averages the gradients over gloo. So the steps are the same, up to rounding, for any number of processes. Those of a
-machine divide its cores: rnnfast runs as many threads as torch is set to.
+Each process has the model and an equal share of every batch; DistributedDataParallel averages the gradients with gloo.
+The training steps are therefore the same, up to rounding, for any number of processes. The processes on a machine share
+its cores: rnnfast uses as many threads as torch is set to.
 """
 
 import argparse
@@ -81,9 +83,9 @@ def train(steps: int, batch: int, seed: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=600, help="of training (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="of all processes together (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="total batch size (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     options = parser.parse_args(argv)
 
     for name, value in ALONE.items():  # what torchrun tells each of its processes

@@ -1,9 +1,9 @@
-"""Associative memory: noisy handwritten digits, repaired by Hopfield networks.
-============================================================================
+"""Associative memory: noisy handwritten digits, repaired by Hopfield networks
+==============================================================================
 
-The first images of scikit-learn's digits, made black and white, are stored, and some pixels of each are turned round.
-The digits are so much alike that Hebb's rule mixes them up; the pseudo-inverse brings all ten back, and so does the
-modern network, which keeps the images as they are and takes many more.
+The first images of scikit-learn's digits, converted to black and white, are stored, and some pixels of each are
+flipped. The digits are so similar that Hebb's rule confuses them. The pseudo-inverse restores all ten, and so does the
+modern network, which stores the images themselves and has a much larger capacity.
 """
 
 # sphinx_gallery_thumbnail_path = "../examples/hopfield_digits.png"
@@ -21,9 +21,9 @@ from rnnfast.hopfield import Hopfield, ModernHopfield
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=10, help="to store, at most 1797 (default: %(default)s)")
-    parser.add_argument("--noise", type=float, default=0.15, help="share of the pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=10, help="images to store, at most 1797 (default: %(default)s)")
+    parser.add_argument("--noise", type=float, default=0.15, help="fraction of pixels to flip (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the images before and after to this file")
     options = parser.parse_args(argv)
 

@@ -1,9 +1,9 @@
-"""An echo state network goes on with a chaotic series by itself.
-==============================================================
+"""An echo state network continues a chaotic series
+===================================================
 
 The equation of Mackey and Glass, dx/dt = 0.2 x(t - 17) / (1 + x(t - 17)^10) - 0.1 x(t), is a model of the number of
-blood cells, and a usual test of forecasts. A reservoir of 500 fixed random units hears 2,500 values, a linear readout
-of its states learns to tell the next one, and then its outputs become its inputs.
+blood cells, and a common test for forecasts. A reservoir of 500 fixed random units reads 2,500 values, and a linear
+readout of its states learns to predict the next value. After that, each output becomes the next input.
 """
 
 # sphinx_gallery_thumbnail_path = "../examples/mackey_glass.png"
@@ -22,8 +22,8 @@ TAUGHT, AHEAD, TAU, STEPS = 2500, 500, 17, 10  # STEPS of the integration for a 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--units", type=int, default=500, help="of the reservoir (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--units", type=int, default=500, help="units of the reservoir (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the series and the forecast to this file")
     options = parser.parse_args(argv)
 

@@ -1,9 +1,9 @@
-"""One to many: a network sees a handwritten digit and spells its name.
-====================================================================
+"""One to many: a network sees a handwritten digit and spells its name
+======================================================================
 
-The features of an image, tanh of a linear layer of its pixels, are the initial state of a GRU, which writes the name
-letter by letter, each letter with the one before as its input, until it writes a full stop. Of the images that training
-never sees it names 98.3% right, to the stop.
+A linear layer with tanh computes features from the pixels of an image. They are the initial state of a GRU, which
+writes the name letter by letter, up to a full stop; the input of each step is the letter before. For images that were
+not used in training, 98.3% of the names are correct, including the full stop.
 """
 
 import argparse
@@ -59,8 +59,8 @@ class Speller(rf.Modules):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=2000, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     options = parser.parse_args(argv)
 
     rng = np.random.default_rng(options.seed)

@@ -1,13 +1,15 @@
-"""Reading strings of digits that nobody has cut apart
-===================================================
+"""Reading strings of digits without segmentation
+=================================================
 
-Nobody has said where one digit ends and the next begins.
+The network is never told where one digit ends and the next begins.
 
-Images of scikit-learn's digits stand side by side, from 2 to 5 of them, with gaps of no to four columns, in noise. A
-bidirectional LSTM reads the columns of such a strip from both ends, a linear layer tells the digit or the blank at
-each, and the CTC loss compares that with the string. Of strings of images that training never sees, 96.3% are read
-without a fault.
+Two to five images of scikit-learn's digits are placed next to each other, with gaps of zero to four columns, and noise
+is added. A bidirectional LSTM reads the columns of such a strip, a linear layer predicts a digit or the blank for each,
+and the CTC loss compares these predictions with the string. For strings of images that were not used in training, 96.3%
+are read without a mistake.
 """
+
+# sphinx_gallery_thumbnail_path = "../examples/ocr.png"
 
 import argparse
 from collections.abc import Sequence
@@ -24,9 +26,9 @@ B, H, BLANK = 64, 64, 10
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1800, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
-    parser.add_argument("--picture", help="the file for a picture of some strips and what is read in them")
+    parser.add_argument("--steps", type=int, default=1800, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
+    parser.add_argument("--picture", help="file for a picture of some strips and what was read")
     options = parser.parse_args(argv)
 
     rng = np.random.default_rng(options.seed)

@@ -1,10 +1,10 @@
-"""Many to many: an encoder reads a sequence of 1 to 8 digits, a decoder writes it backwards.
-==========================================================================================
+"""Many to many: an encoder reads 1 to 8 digits, a decoder writes them backwards
+================================================================================
 
-The encoder, an LSTM, hands nothing but its last state on to the decoder, another LSTM, which writes one digit after the
-other, each with the one before as its input, until it writes a token for the end. It takes the likeliest each time
-(greedy) or draws one by the probabilities (sampled). Of new sequences 100.00% come out right to the end when greedy,
-99.31% when sampled.
+The encoder, an LSTM, passes only its last state to the decoder, another LSTM. The decoder writes one digit after the
+other, up to an end token; the input of each step is the digit before. It either takes the most likely digit each time
+(greedy) or draws from the predicted probabilities (sampled). Of new sequences, 100.00% are completely correct with
+greedy decoding, and 99.31% with sampling.
 """
 
 import argparse
@@ -55,8 +55,8 @@ class Reverser(rf.Modules):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=3000, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     options = parser.parse_args(argv)
 
     rng = np.random.default_rng(options.seed)

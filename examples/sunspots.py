@@ -1,10 +1,10 @@
-"""Forecasting: the number of sunspots of the next year, from those of all years before it.
-========================================================================================
+"""Forecasting: next year's number of sunspots
+==============================================
 
-A GRU reads the yearly numbers since 1700 (from statsmodels) and predicts each next one. The years before 1900 train it,
-those before 1950 say when it was at its best, and those from 1950 to 2008, the test, take no part in either. There its
-root mean square error is 16.7; that of the last year's number is 33.2, and that of the mean of the numbers 11, 22, 33,
-... years before, the sun's cycle taking about 11, is 47.7.
+A GRU reads the yearly numbers of sunspots since 1700 (from statsmodels) and predicts the next one at each step. The
+years before 1900 are the training set. Those from 1900 to 1949 are the validation set and select the best weights.
+Those from 1950 to 2008 are the test set, where the root mean square error is 16.7. Predicting last year's number gives
+33.2. Predicting the mean of the numbers 11, 22, 33, ... years before gives 47.7; the sun's cycle takes about 11 years.
 """
 
 import argparse
@@ -22,8 +22,8 @@ H, FIRST, CHOICE, TEST = 32, 1700, 1900, 1950
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     options = parser.parse_args(argv)
 
     numbers = sunspots.load().data["SUNACTIVITY"].to_numpy()

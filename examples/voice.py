@@ -1,13 +1,15 @@
 """Voice activity: is somebody speaking?
-=====================================
+========================================
 
-Told every 16 ms, from a stream of samples.
+The network answers every 16 ms, from a stream of samples.
 
-The kind of network that silero-vad is: a short-time Fourier transform, a convolution over its frames, an LSTM, a
-sigmoid. It learns from signals that the example makes up, phrases of gliding harmonics and of hiss, under noises of
-many colours that are up to three times as loud. Then an `LSTMCell` takes frame after frame of a minute that it has
-never heard, and tells 99.0% of them right.
+Its structure is that of silero-vad: a short-time Fourier transform, a convolution over its frames, an LSTM and a
+sigmoid. It learns from synthetic signals: phrases of gliding harmonics and of hiss, with many kinds of noise that are
+up to three times as loud. Then an `LSTMCell` processes a minute of new sound frame by frame, and classifies 99.0% of
+the frames correctly.
 """
+
+# sphinx_gallery_thumbnail_path = "../examples/voice.png"
 
 import argparse
 import time
@@ -26,10 +28,10 @@ TAPER = np.hanning(WINDOW + 1)[:-1]
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=400, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
-    parser.add_argument("--sounds", type=int, default=256, help="to learn from (default: %(default)s)")
-    parser.add_argument("--picture", help="the file for a picture of a signal and what is told of it")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
+    parser.add_argument("--sounds", type=int, default=256, help="number of training sounds (default: %(default)s)")
+    parser.add_argument("--picture", help="file for a plot of a signal and the prediction")
     options = parser.parse_args(argv)
 
     rng = np.random.default_rng(options.seed)

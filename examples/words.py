@@ -1,12 +1,14 @@
 """A language model of words, with and without weight drop
-=======================================================
+==========================================================
 
-The text is the first 40,000 words of what Python's help() says of its topics. An embedding, an LSTM and a linear layer
-that is the embedding's table again (Press and Wolf 2017) predict each next word of 1,183; rarer ones count as one. In
-about 20 passes through so short a text, leaving out half of the recurrent weights in each window (weight drop, Merity,
-Keskar, Socher 2018) helps a little: the best perplexities of new text are 36.6 with it and 37.5 without, that of the
-words' frequencies is 209.
+The text is the first 40,000 words of the topics in Python's help(). An embedding, an LSTM and a linear layer with the
+same weights as the embedding (Press and Wolf 2017) predict each next word, out of 1,183; all rare words count as one.
+With about 20 passes over so short a text, dropping half of the recurrent weights in each window (weight drop, Merity,
+Keskar, Socher 2018) helps a little: the best perplexity on new text is 36.6 with it and 37.5 without. Predicting words
+by their frequency gives 209.
 """
+
+# sphinx_gallery_thumbnail_path = "../examples/words.png"
 
 import argparse
 import math
@@ -26,9 +28,9 @@ B, T, H, WORDS, RARE = 32, 35, 200, 40_000, 3
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=700, help="of training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
-    parser.add_argument("--picture", help="the file for a picture of the perplexities while training")
+    parser.add_argument("--steps", type=int, default=700, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
+    parser.add_argument("--picture", help="file for a plot of the perplexity during training")
     options = parser.parse_args(argv)
 
     words = re.findall(r"\w+|[^\w\s]", " ".join(topics.values()).lower())[:WORDS]

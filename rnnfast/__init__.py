@@ -1,4 +1,4 @@
-"""Exact recurrent networks, LSTM, GRU and Elman, as fused CPU kernels for NumPy arrays."""
+"""Exact LSTM, GRU and Elman networks as fused CPU kernels for NumPy arrays."""
 
 from pkgutil import extend_path
 
@@ -119,7 +119,7 @@ def __dir__() -> list[str]:
 
 
 def get_num_threads() -> int:
-    """Return how many threads a call may use.
+    """Return the number of threads that a call may use.
 
     Examples
     --------
@@ -132,7 +132,7 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: Integer) -> None:
-    """Let calls use n threads, in the whole process. Results do not depend on it.
+    """Set the number of threads that calls may use, for the whole process. Results do not depend on it.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def set_num_threads(n: Integer) -> None:
     Raises
     ------
     TypeError, ValueError
-        If n is not such an int.
+        If n is not a positive int.
 
     Examples
     --------
@@ -160,7 +160,7 @@ def set_num_threads(n: Integer) -> None:
 def threads(n: Integer) -> Iterator[None]:
     """Use n threads inside a `with` block.
 
-    Like `set_num_threads` this concerns the whole process. Results do not depend on it.
+    Like `set_num_threads`, this affects the whole process. Results do not depend on it.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def threads(n: Integer) -> Iterator[None]:
     Raises
     ------
     TypeError, ValueError
-        If n is not such an int.
+        If n is not a positive int.
 
     Examples
     --------
@@ -188,9 +188,9 @@ def threads(n: Integer) -> Iterator[None]:
 
 
 def get_include() -> str:
-    """Return the folder with the C interface, for the compiler: ``#include <rnnfast/capi.h>``.
+    """Return the include folder of the C API, for ``#include <rnnfast/capi.h>``.
 
-    For Cython there is `rnnfast/capi.pxd`, to be had by ``from rnnfast.capi cimport rnnfast_api``.
+    Cython code uses `rnnfast/capi.pxd`: ``from rnnfast.capi cimport rnnfast_api``.
 
     Examples
     --------
@@ -201,7 +201,7 @@ def get_include() -> str:
 
 
 def show_config() -> None:
-    """Print the version, the compiler, the instruction set in use and those there are, and the threads.
+    """Print the version, the compiler, the instruction set in use and those available, and the number of threads.
 
     Examples
     --------

@@ -64,7 +64,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. The message names it, what was expected and what came.
+            If an argument is invalid. The message names the argument, what was expected and what was given.
         """
         after: StateT = self._run(_core.inference, x, state)[0]
         return after
@@ -98,7 +98,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         need_dx : bool, optional
             If False, dx is not computed and None is returned for it.
         grads : dict of ndarrays, optional
-            With the keys, shapes and dtype of `state_dict()`: the gradients are added into these arrays.
+            With the keys, shapes and dtype of `state_dict()`. The gradients are added to these arrays.
 
         Returns
         -------
@@ -111,7 +111,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. The message names it, what was expected and what came.
+            If an argument is invalid. The message names the argument, what was expected and what was given.
         """
         check_tape(tape, self)
         shape = tape.y.shape
@@ -177,9 +177,9 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     input_size, hidden_size : int
         I and H.
     bias : bool, optional
-        False: no b_ih and b_hh.
+        If False, there are no b_ih and b_hh.
     dtype : {"float32", "float64"}, optional
-        Of the parameters, and of all arrays that the cell takes and returns.
+        The dtype of the parameters, and of all arrays that the cell takes and returns.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
         For the initial weights, U(-1/sqrt(H), 1/sqrt(H)).
     seed : as `rng`, optional
@@ -199,7 +199,7 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -244,8 +244,8 @@ class GRUCell(RecurrentCell[Array]):
     input_size, hidden_size, bias, dtype, rng, seed
         As for `LSTMCell`.
     reset_after : bool, optional
-        Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
-        published (False).
+        If True, the reset gate acts on the recurrent product, as in torch. If False, it acts on the state before the
+        product, as published.
 
     Attributes
     ----------
@@ -255,7 +255,7 @@ class GRUCell(RecurrentCell[Array]):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -306,7 +306,7 @@ class RNNCell(RecurrentCell[Array]):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------

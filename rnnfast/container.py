@@ -19,33 +19,32 @@ RESERVED = "", "__metadata__"  # the second one stands for something else in the
 
 
 class Modules(Stateful, Mapping[str, Any]):
-    """A mapping of names to modules, whose parameters are named ``"<module>.<parameter>"`` as in torch.
+    """A model of several modules, whose parameters are named ``"<module>.<parameter>"`` as in torch.
 
     Parameters
     ----------
     modules : mapping, optional
-        By printable names without a dot. A module is a layer, a cell, `Linear`, an array of parameters such as an
-        embedding, or another `Modules`, in whose place a mapping will do.
+        The modules by name; names are printable and have no dot. A module is a layer, a cell, `Linear`, an array of
+        parameters such as an embedding, or another `Modules` or mapping.
     **named
-        More modules, or others in place of those of the same name.
+        More modules; they replace those of the same name.
 
     Attributes
     ----------
     parameters : dict of ndarrays
-        What `state_dict` returns.
+        The same as `state_dict()`.
 
     Raises
     ------
     TypeError, ValueError
-        If a name or a module is anything else, or two modules share parameters: an optimizer would change those
-        twice. An embedding that is the weight of a readout too is given as that readout alone, and the two
-        gradients are added up.
+        If a name or a module is invalid, or if two modules share parameters, which an optimizer would change twice. If
+        an embedding is also the weight of a readout, pass only the readout, and add the two gradients.
 
     Notes
     -----
-    A module is an item, ``model["lstm"]``, and an attribute, ``model.lstm``, unless the class has another one of that
-    name. Modules can be changed, but not replaced. A container equals only itself. `copy.copy` shares the modules,
-    `copy.deepcopy` and pickles copy them.
+    A module is available as an item, ``model["lstm"]``, and as an attribute, ``model.lstm``, unless the class has
+    another attribute of that name. Modules can be changed in place but not replaced. A container is only equal to
+    itself. `copy.copy` shares the modules; `copy.deepcopy` and pickling copy them.
 
     Examples
     --------
@@ -115,7 +114,7 @@ class Modules(Stateful, Mapping[str, Any]):
 
     @property
     def parameters(self) -> dict[str, Array]:
-        """What `state_dict` returns."""
+        """The same as `state_dict()`."""
         return self.state_dict()
 
     def state_dict(self) -> dict[str, Array]:
@@ -123,15 +122,16 @@ class Modules(Stateful, Mapping[str, Any]):
         return joined({name: m.state_dict() if isinstance(m, Stateful) else m for name, m in self.items()})
 
     def join(self, grads: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Array]:
-        """Return the gradients of all modules as one dict, by the keys of `state_dict()`.
+        """Combine the gradients of all modules into one dict, with the keys of `state_dict()`.
 
         Parameters
         ----------
         grads : mapping, optional
-            By the modules' names, the gradients that each one's backward returned; of an array, an array. A layer
-            returns that of its embedding with its own: ``embedding=lstm_grads.pop("embedding"), lstm=lstm_grads``.
+            The gradients returned by each module's backward, by the names of the modules; for an array of parameters,
+            an array. A layer returns the gradient of its embedding together with its own, so pass
+            ``embedding=lstm_grads.pop("embedding"), lstm=lstm_grads``.
         **named
-            More of them.
+            More gradients.
 
         Returns
         -------
@@ -141,7 +141,7 @@ class Modules(Stateful, Mapping[str, Any]):
         Raises
         ------
         TypeError, ValueError
-            If a gradient is missing, or there is one of no parameter. Shapes are checked where the gradients are used.
+            If a gradient is missing, or does not belong to a parameter. Shapes are checked when the gradients are used.
         """
         together = joined(_named("grads", grads, named))
         checked_keys(together, self.state_dict(), "grads")
@@ -149,7 +149,7 @@ class Modules(Stateful, Mapping[str, Any]):
 
 
 def load(path: Name) -> Module | Modules:
-    """Make the layer, cell, `Linear` or `Modules` that its `save` wrote.
+    """Load a layer, cell, `Linear` or `Modules` from a file that its `save` wrote.
 
     Parameters
     ----------
@@ -158,15 +158,15 @@ def load(path: Name) -> Module | Modules:
     Returns
     -------
     Module or Modules
-        Of the class of the saved one, with the constructors' arguments and the parameters, and generators of its own.
-        Type checkers learn the class by ``assert isinstance(layer, LSTM)``.
+        A module of the saved class, with the saved constructor arguments and parameters, and its own random generator.
+        For type checkers, write ``assert isinstance(layer, LSTM)``.
 
     Raises
     ------
     OSError
-        If the file cannot be read, or is no regular file.
+        If the file cannot be read, or is not a regular file.
     ValueError
-        If it is not one that `save` wrote.
+        If the file was not written by `save`, or is damaged.
 
     Examples
     --------

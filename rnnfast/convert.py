@@ -1,7 +1,8 @@
-"""Weights from elsewhere: layers from Keras and torch, and back.
+"""Conversion of layers from and to Keras and torch.
 
-All converters copy. What acts in training only, such as Keras's dropout and regularizers, is not carried, nor is what a
-call decides here: whole sequences or last outputs, and the state, which a `stateful` Keras layer keeps.
+All converters copy the weights. Options that only affect training, such as Keras's dropout and regularizers, are not
+converted. Nor are options that rnnfast leaves to each call: whether to return whole sequences or last outputs, and the
+state, which a `stateful` Keras layer keeps.
 """
 
 from collections.abc import Mapping
@@ -60,29 +61,30 @@ class _KerasLayer(NamedTuple):
 
 
 def from_keras(layer: Any) -> LSTM | GRU | RNN:
-    """Make a layer of a built Keras layer, or a stack of several.
+    """Convert a built Keras layer, or several to a stack.
 
     Parameters
     ----------
     layer : keras.layers.LSTM, GRU or SimpleRNN, or Bidirectional of one, or sequence of such
-        With the default activations; SimpleRNN also with "relu". Bidirectional concatenates. Those of a sequence are
-        alike, each reading what the one before returns; the last one need not return sequences.
+        They must have the default activations, or "relu" for SimpleRNN. Bidirectional must concatenate. The layers of a
+        sequence must have the same class, size and options, and each reads the output of the one before; the last one
+        need not return sequences.
 
     Returns
     -------
     LSTM, GRU or RNN
-        With `batch_first`, as Keras has its arrays, and the dtype of the weights. Where Keras has one bias, that is
+        It has `batch_first=True`, like Keras, and the dtype of the weights. Where Keras has a single bias, it becomes
         b_ih, and b_hh is zero.
 
     Raises
     ------
     TypeError, ValueError
-        If a layer is of another class, not built, or has options under which it computes something else: other
-        activations, `go_backwards`, another `merge_mode`. The message names it, what was expected and what came.
+        If a layer is of another class, is not built, or has options that would change the result: other activations,
+        `go_backwards`, another `merge_mode`. The message names the layer, what was expected and what was given.
 
     See Also
     --------
-    to_keras_weights : The way back.
+    to_keras_weights : The inverse.
 
     Examples
     --------
@@ -114,19 +116,20 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
 
 @quiet
 def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
-    """Return what `set_weights` of the Keras layer takes that computes the same.
+    """Return the weights of the equivalent Keras layer, for its `set_weights`.
 
     Parameters
     ----------
     layer : LSTM, GRU or RNN
-        With one layer, L = 1, and without what Keras lacks: `learn_initial_state`, `peephole`, `coupled_gates`,
-        `leak`, `zoneout`, `layer_norm`, `proj_size`. Dropout of all kinds acts in training only, and is not carried.
+        It must have one layer, L = 1, and none of the options that Keras lacks: `learn_initial_state`, `peephole`,
+        `coupled_gates`, `leak`, `zoneout`, `layer_norm`, `proj_size`. Dropout of all kinds only affects training and is
+        not converted.
 
     Returns
     -------
     list of ndarrays
-        Kernel [I,G·H], recurrent kernel [H,G·H] and bias [G·H], b_ih + b_hh; for the GRU that resets after its product,
-        bias [2,3·H]. Of a bidirectional layer these of both directions, for `keras.layers.Bidirectional`.
+        Kernel [I,G·H], recurrent kernel [H,G·H] and bias [G·H], b_ih + b_hh; for the GRU that resets after the product,
+        bias [2,3·H]. For a bidirectional layer, those of both directions, as `keras.layers.Bidirectional` expects them.
 
     Raises
     ------
@@ -155,27 +158,27 @@ def to_keras_weights(layer: LSTM | GRU | RNN) -> list[Array]:
 
 
 def from_torch(module: Any) -> LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell:
-    """Make a layer or cell of a torch module.
+    """Convert a torch module to a layer or cell.
 
     Parameters
     ----------
     module : torch.nn.LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
-        Or a class that derives from one and leaves its forward as it is, such as those of `rnnfast.torch`. In float32
-        or float64, on the CPU.
+        Subclasses that do not override `forward`, such as those in `rnnfast.torch`, are accepted as well. Parameters
+        must be float32 or float64, on the CPU.
 
     Returns
     -------
     LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
-        With the options, the dtype and the weights of the module.
+        It has the options, the dtype and the weights of the module.
 
     Raises
     ------
     TypeError, ValueError
-        If it is another module, has another dtype or parameters on another device.
+        If it is another module, or has parameters of another dtype or on another device.
 
     See Also
     --------
-    to_torch : The way back.
+    to_torch : The inverse.
 
     Examples
     --------
@@ -203,19 +206,20 @@ def from_torch(module: Any) -> LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell:
 
 
 def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
-    """Make the torch module that computes the same.
+    """Convert a layer or cell to the equivalent torch module.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
-        Without what torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`, `zoneout`, `layer_norm`;
-        of GRUs, those that reset after the product. `weight_dropout`, `recurrent_dropout` and `candidate_dropout`,
-        which act in training only, are not carried.
+        It must have none of the options that torch lacks: `learn_initial_state`, `peephole`, `coupled_gates`, `leak`,
+        `zoneout`, `layer_norm`, and `reset_after=False` for a GRU. `weight_dropout`, `recurrent_dropout` and
+        `candidate_dropout`, which only affect training, are not converted.
 
     Returns
     -------
     torch.nn.LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell
-        With the options, the dtype and the weights of the layer, on the CPU. Nothing is drawn from torch's generator.
+        It has the options, the dtype and the weights of the layer, on the CPU. No numbers are drawn from torch's
+        generator.
 
     Raises
     ------
@@ -226,7 +230,7 @@ def to_torch(layer: LSTM | GRU | RNN | LSTMCell | GRUCell | RNNCell) -> Any:
 
     See Also
     --------
-    from_torch : The way back.
+    from_torch : The inverse.
 
     Examples
     --------

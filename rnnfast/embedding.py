@@ -16,15 +16,15 @@ __all__ = ["Embedding"]
 class Embedding(Module):
     """The rows of a table, ``y = weight[tokens]``, as `torch.nn.Embedding`.
 
-    A layer that reads tokens alone takes the table itself, ``layer(tokens, embedding=embedding.weight)``: it multiplies
-    each row of the table by its weights once instead of each step.
+    If a layer reads only tokens, pass it the table directly, ``layer(tokens, embedding=embedding.weight)``: it then
+    multiplies each row of the table by its weights only once, instead of at each step.
 
     Parameters
     ----------
     num_embeddings, embedding_dim : int
         V and E.
     padding_idx : int, optional
-        A token, counted from the end if negative, whose row starts at zero and has no gradient.
+        A token, counted from the end if negative, whose row is initially zero and has no gradient.
     dtype : {"float32", "float64"}, optional
         Of the parameter, and of all arrays that it returns.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
@@ -37,7 +37,7 @@ class Embedding(Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -95,9 +95,9 @@ class Embedding(Module):
         return self.weight.take(self._checked(tokens), axis=0)
 
     def forward(self, tokens: ArrayLike) -> tuple[Array, Tape]:
-        """Return y and the tape for `backward`, which holds the tokens.
+        """Return y, and the tape for `backward`, which holds the tokens.
 
-        Takes and raises what a call does.
+        It takes and raises what a call does.
         """
         checked_tokens = self._checked(tokens).copy()
         y = self.weight.take(checked_tokens, axis=0)
@@ -105,7 +105,7 @@ class Embedding(Module):
 
     @quiet
     def backward(self, tape: Tape, dy: ArrayLike, *, grads: dict[str, Array] | None = None) -> dict[str, Array]:
-        """Return the gradient of ``sum(dy * y)``, in which all rows of dy that belong to a token are summed up.
+        """Return the gradient of ``sum(dy * y)``. All rows of dy that belong to the same token are added.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ class Embedding(Module):
         dy : array [..., E]
             The gradient of y.
         grads : dict of ndarrays, optional
-            With the key, shape and dtype of `state_dict()`: the gradient is added into this array.
+            With the key, shape and dtype of `state_dict()`. The gradient is added to this array.
 
         Returns
         -------
@@ -124,7 +124,7 @@ class Embedding(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit.
+            If an argument is invalid.
         """
         check_tape(tape, self)
         dy = checked(dy, "dy", tape.y.shape, self.dtype)

@@ -18,7 +18,7 @@ __all__ = ["GradientFlow", "gradient_flow"]
 
 
 class GradientFlow(NamedTuple):
-    """Norms of gradients, [L,D,T]: of layer l and direction d at time t, over all sequences and units together.
+    """Norms of gradients, [L,D,T]: for layer l and direction d at time t, over all sequences and units.
 
     Attributes
     ----------
@@ -51,21 +51,21 @@ def gradient_flow(
     resets: ArrayLike | None = None,
     embedding: ArrayLike | None = None,
 ) -> GradientFlow:
-    """Return the norm of the gradient of every state of every step, for a loss E with the gradient dE/dy = `dy`.
+    """Return the norms of the gradients of all states, for a loss E with the gradient dE/dy = `dy`.
 
-    The gradients are total: a change of h_t moves the output of its step, all later steps and all layers above; a
-    change of c_t moves ``h_t = o_t * tanh(c_t)`` and all that follows from it. With `zoneout` the states are those of
-    a call of the layer, the means of the old value and the new one: h_t is made of the new c before that is averaged,
-    and so a change of c_t moves h from step t + 1 on. Divided by the norm at the step that the loss looks at, they say
-    what of the error reaches back to step t [1]_ [2]_. The states of a backward direction come from the end, and so
-    their gradients run from time 0 on.
+    The gradients are total: a change of h_t affects the output of its step, all later steps and all layers above; a
+    change of c_t affects ``h_t = o_t * tanh(c_t)`` and all that follows from it. With `zoneout` the states are those of
+    a plain call of the layer, weighted means of the old value and the new one: h_t is computed from the new c before c
+    is averaged, so a change of c_t affects h only from step t + 1 on. Divided by the norm at the step on which the loss
+    depends, the norms say how much of the error reaches back to step t [1]_ [2]_. A backward direction starts at the
+    end, so its gradients flow from time 0 on.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN or SLSTM
-        Runs without dropout of any kind.
+        It runs without any dropout.
     x : array
-        As a call of the layer takes it, or tokens.
+        As for a call of the layer, or tokens.
     dy : array like y
     state, lengths, resets, embedding : optional
         As for a call of the layer.
@@ -79,7 +79,7 @@ def gradient_flow(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit. The message names it, what was expected and what came.
+        If an argument is invalid. The message names the argument, what was expected and what was given.
 
     References
     ----------

@@ -1,13 +1,13 @@
-"""Recurrent layers as functions of bare arrays: one layer, all its directions, one call.
+"""Recurrent layers as functions of plain arrays: one call runs one layer in all its directions.
 
 Sizes are T time steps, B sequences, I inputs, H hidden units, G gates and D directions (1 or 2; the second
 runs backwards in time). The parameters of one direction are the tuple
 
     w_ih [G·H,I], w_hh [G·H,H], b_ih [G·H] or None, b_hh [G·H] or None
 
-and what else the cell has. The gates' blocks of H rows are in the order in which the equations name them. ``'`` marks
-the previous step, ``*`` is elementwise, ``s`` is the logistic sigmoid and ``x_k = W_ik x + b_ik`` is the input's part
-of gate k:
+followed by any other parameters of the cell. The blocks of H rows for each gate are in the order of the equations.
+``'`` marks the previous step, ``*`` is the elementwise product, ``s`` is the logistic sigmoid, and ``x_k = W_ik x +
+b_ik`` is the input's part of gate k:
 
 ``"lstm"``, G = 4 [1]_ [2]_
     ::
@@ -20,19 +20,19 @@ of gate k:
         h = o * tanh(c)
 
 ``"lstm_peephole"``, G = 4, and p [3·H] [6]_
-    The gates see c through the vectors p_i, p_f, p_o, in this order in p; g, c and h as above::
+    The gates also read c through the vectors p_i, p_f, p_o, in this order in p; g, c and h are as above::
 
         i = s(x_i + W_hi h' + b_hi + p_i * c')
         f = s(x_f + W_hf h' + b_hf + p_f * c')
         o = s(x_o + W_ho h' + b_ho + p_o * c)
 
 ``"cifg"``, G = 3 [7]_
-    With coupled gates, in the order i, g, o; the equations of ``"lstm"`` but for::
+    With coupled gates, in the order i, g, o; the equations are those of ``"lstm"`` except for::
 
         f = 1 - i
 
 ``"cifg_peephole"``, G = 3, and p [2·H]
-    Likewise, where i and o see c through p_i, p_o.
+    The same, where i and o also read c through p_i, p_o.
 
 ``"gru"``, G = 3 [3]_
     The reset gate acts after the recurrent product, as in torch and cuDNN::
@@ -43,20 +43,20 @@ of gate k:
         h = (1 - z) * n + z * h'
 
 ``"gru_reset_before"``, G = 3 [4]_
-    The reset gate acts before it; r, z and h as above::
+    The reset gate acts before the product; r, z and h are as above::
 
         n = tanh(x_n + W_hn (r * h') + b_hn)
 
 ``"lstm_norm"``, ``"lstm_norm_carried"``, G = 4, gain_ih and gain_hh [4·H], gain_c [H], b_c [H] or None [11]_
-    With layer normalisation, where N(v) is ``(v - mean(v)) / sqrt(var(v) + eps)`` over all elements of a row v: in the
-    equations of ``"lstm"``, ``gain_ih * N(W_ih x) + b_ih`` is in the place of x_i, x_f, x_g, x_o, and
-    ``gain_hh * N(W_hh h') + b_hh`` in that of the products with h'; and::
+    With layer normalisation, N(v) is ``(v - mean(v)) / sqrt(var(v) + eps)`` over all elements of a row v. In the
+    equations of ``"lstm"``, ``gain_ih * N(W_ih x) + b_ih`` replaces x_i, x_f, x_g, x_o, and ``gain_hh * N(W_hh h') +
+    b_hh`` replaces the products with h'; and::
 
         h = o * tanh(gain_c * N(c) + b_c)
         c = gain_c * N(f * c' + i * g) + b_c            "lstm_norm_carried", with h = o * tanh(c)
 
 ``"gru_norm"``, G = 3, gain_ih and gain_hh [3·H] [11]_
-    Likewise, with the equations of ``"gru"``.
+    The same for the equations of ``"gru"``.
 
 ``"rnn_tanh"``, ``"rnn_relu"``, G = 1 [5]_
     ::
@@ -65,7 +65,7 @@ of gate k:
         h = max(0, x_h + W_hh h' + b_hh)
 
 ``"rnn_tanh_leaky"``, ``"rnn_relu_leaky"``, G = 1, and l [H] [8]_
-    Of leaky units, where f is the h of ``"rnn_tanh"`` or ``"rnn_relu"``::
+    With leaky units, where f is the h of ``"rnn_tanh"`` or ``"rnn_relu"``::
 
         h = (1 - l) * h' + l * f
 
@@ -82,47 +82,47 @@ of gate k:
         n = max(f * n' + i, least n)
         h = s(a_o) * c / n
 
-    W_hh may be block-diagonal, [G·H,H/heads]: the units form heads of H/heads neighbours, and the row of a unit meets
-    the h' of its own head.
+    W_hh may be block-diagonal, [G·H,H/heads]: the units form heads of H/heads neighbouring units, and the row of a unit
+    is multiplied by the h' of its own head.
 
 A state is ``(h, c)`` for the LSTMs, ``(h, c, n, m)`` for the sLSTMs and ``h`` for the others, [D,B,H] each.
 
-Where one more parameter comes last, w_hr [P,H] with P < H, the LSTMs without normalisation, ``"rnn_tanh"`` and
-``"rnn_relu"`` have a projection [9]_: h is ``W_hr u``, where u is the h of the equations above. Then w_hh is [G·H,P],
-and wherever an array of h, or of its gradient, is described with H, it has P instead: y [T,B,D·P], h [D,B,P].
+The LSTMs without normalisation, ``"rnn_tanh"`` and ``"rnn_relu"`` accept one more parameter at the end, a projection
+w_hr [P,H] with P < H [9]_: h is ``W_hr u``, where u is the h of the equations above. Then w_hh is [G·H,P], and arrays
+of h and its gradient have P instead of H everywhere: y [T,B,D·P], h [D,B,P].
 
-In place of x, tokens [T,B] of any integer dtype select the rows of an embedding [V,I]; without one they are
-one-hot, and I = V. Nothing is multiplied by zeros, nor is one token's row multiplied twice: ``W_ih x + b_ih`` is
-formed once for each token that occurs, and the gradients of the gates are summed by token before they meet w_ih.
-Results differ from those of the rows themselves by rounding.
+In place of x, tokens [T,B] of any integer dtype select the rows of an embedding [V,I]; without an embedding they are
+one-hot, and I = V. Nothing is multiplied by zeros, and each token's row is multiplied only once: ``W_ih x + b_ih`` is
+computed once for each token that occurs, and the gradients of the gates are summed by token before they are multiplied
+by w_ih. Results agree with those for the rows themselves to rounding.
 
-Sequences of different lengths are given without padding: with ``batch_sizes`` [T], x is [N,I] and y [N,D·H], the
-N rows of all steps one after the other, where step t has the first ``batch_sizes[t]`` sequences, ordered by
-descending length. This is the layout of torch's PackedSequence. A backward direction starts at each sequence's own
-end, and the last state is that of the last step that a sequence has. ``resets`` are bools like x without its last
-axis: before such a step the state is the initial one, and no gradient crosses. In the backward direction the episode
-that ends before a reset starts there.
+Sequences of different lengths are passed without padding: with ``batch_sizes`` [T], x is [N,I] and y is [N,D·H], where
+the N rows are those of all steps one after the other. Step t consists of the first ``batch_sizes[t]`` sequences,
+ordered by descending length. This is the layout of torch's PackedSequence. A backward direction starts at the end of
+each sequence, and the last state is that of each sequence's last step. ``resets`` are bools in the shape of x without
+its last axis: before a step where one is true, the state is set back to the initial state, and no gradient flows back
+across it. The backward direction of an episode starts before the next reset.
 
-A gate of ``gate_override`` is held at its value in all steps and units; its pre-activation gets no gradient. With
-``recurrent_factors`` m, the h' that a W_hh meets is m * h' (of ``"gru_reset_before"`` n has ``W_hn (r * m * h')``), not
-so with a projection or heads. With ``candidate_dropout``, g of an LSTM or n of a GRU meets the state times 1 / (1 - p)
-where it is kept, elsewhere as zero [12]_. With ``zoneout``, a state is that which the cell makes where it is new, else
-the one before the step; or, with a rate, ``rate s' + (1 - rate) s`` [13]_. (Of an sLSTM c, n and m have one scale, and
-should be new together.)
+``gate_override`` fixes gates at a value in all steps and units; the gradient of their pre-activations is zero. With
+``recurrent_factors`` m, W_hh is multiplied by m * h' instead of h' (for ``"gru_reset_before"``, n has ``W_hn (r * m *
+h')``); this cannot be combined with a projection or heads. With ``candidate_dropout``, the g of an LSTM or the n of a
+GRU is multiplied by 1 / (1 - p) where it is kept, and by zero elsewhere [12]_. With ``zoneout`` masks, a state is the
+one that the cell computes where the mask is true, and otherwise the one before the step; with a rate, it is ``rate s' +
+(1 - rate) s`` [13]_. (In an sLSTM c, n and m share a scale and should be kept or replaced together.)
 
-All other arrays of a call have one dtype, float32 or float64, native byte order and any strides; contiguous ones
-are used without a copy. Besides NumPy's, any object with the buffer protocol, ``__array_interface__``,
-``__array__`` or DLPack on the CPU is an array. Lists and tuples of numbers become arrays of the call's dtype, which is
-that of w_ih; they cannot be filled. Of a class derived from ndarray only the memory is used and none of its methods,
-and a masked array may not hide elements. Flags such as ``resets`` may also be numbers that are 0 and 1. An array is
-read once: a call, and a backward after it, do not see that it is given another shape or dtype later. Every function
+All other arrays of a call have the same dtype, float32 or float64, native byte order and any strides; contiguous arrays
+are used without a copy. An array can be any object with the buffer protocol, ``__array_interface__``, ``__array__`` or
+DLPack on the CPU. Lists and tuples of numbers are converted to arrays of the call's dtype, which is that of w_ih; they
+cannot be used for output. For subclasses of ndarray, only the memory is used, and none of their methods are called;
+masked arrays must not have masked elements. Flags such as ``resets`` may also be numbers that are 0 and 1. The shape
+and dtype of an array are read once; changing them later affects neither the call nor its backward. Every function
 checks all its arguments before it writes anything, and raises
 
 - TypeError for what is not an array or has another dtype,
-- ValueError for another shape, a token that is not in 0..V-1, a read-only `out` or `grads`, and one that overlaps
+- ValueError for another shape, a token that is not in 0..V-1, and an `out` or `grads` that is read-only or overlaps
   another array of the call,
 
-with a message that names the argument, what was expected and what came.
+with a message that names the argument, what was expected and what was given.
 
 References
 ----------
@@ -249,7 +249,7 @@ def inference(
     layer_norm_eps: Number | None = None,
     out: tuple[Any, Any] | None = None,
 ) -> tuple[Array, State]:
-    """Run one layer over whole sequences and keep nothing.
+    """Run one layer over whole sequences without keeping a tape.
 
     Parameters
     ----------
@@ -258,29 +258,29 @@ def inference(
     x : array [T,B,I], or of integers [T,B]
         The input, or its tokens; T is at least 1, B may be 0. With `batch_sizes` [N,I] or [N].
     parameters : sequence of D tuples
-        w_ih, w_hh, b_ih, b_hh of each direction, what else the cell has, and with a projection w_hr.
+        w_ih, w_hh, b_ih, b_hh of each direction, any other parameters of the cell, and with a projection w_hr.
     state : array [D,B,H] or tuple of such, optional
-        The initial state, h, (h, c) or (h, c, n, m); zero where it or a part of it is None.
+        The initial state, h, (h, c) or (h, c, n, m). None, or a part that is None, means zero.
     embedding : array [V,I], optional
-        What the tokens x select rows of. By default they are one-hot.
+        The table whose rows the tokens x select. By default tokens are one-hot.
     batch_sizes : array of integers [T], optional
-        The number of sequences that have step t: positive, in descending order; B is the first.
+        The number of sequences that have step t: positive, in descending order. The first is B.
     resets : array of bools [T,B], or [N] with `batch_sizes`, optional
-        Where a state is the initial one again.
+        Where the state is set back to the initial state before the step.
     gate_override : dict, optional
-        From letters, of i, f, g, o (i, g, o where they are coupled), r, z, n or z, o of the sLSTM, to the numbers that
-        these gates are held at.
+        From the letters of gates to the numbers at which these are fixed. The letters are i, f, g, o (i, g, o if they
+        are coupled), r, z, n, or z, o for the sLSTM.
     recurrent_factors : array [D,B,H] or [D,B,G,H], optional
-        What h' is multiplied by where it meets w_hh, in all steps: for all gates alike, or for each, in w_hh's order.
+        Factors of h' in the product with w_hh, in all steps: one for all gates, or one for each, in the order of w_hh.
     candidate_dropout : pair (kept, p), optional
-        Which candidates of an LSTM or a GRU without layer normalisation are kept, bools [T,B,D·H] or [N,D·H], or in all
-        steps the same [1,B,D·H]; and the probability, at least 0 and less than 1, of which it is that the kept ones are
-        scaled by 1 / (1 - p).
+        For an LSTM or a GRU without layer normalisation: which candidates are kept, bools [T,B,D·H] or [N,D·H], or
+        [1,B,D·H] for all steps; and the probability p, at least 0 and less than 1. Candidates that are kept are
+        multiplied by 1 / (1 - p).
     zoneout : array, float or tuple of them, one for each part of a state, optional
-        Which units of a state are new in a step, bools [T,B,D·H] or [N,D·H]; or the part of the old state in each, at
-        least 0 and less than 1; or None. Not with a projection.
+        Which units of a state are replaced in a step, bools [T,B,D·H] or [N,D·H]; or the rate, the fraction of the old
+        state that remains, at least 0 and less than 1; or None. Not with a projection.
     layer_norm_eps : float, optional
-        For cells with layer normalisation, the positive number eps; by default 1e-5.
+        For cells with layer normalisation, the positive number eps, 1e-5 by default.
     out : pair (y, state), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
@@ -289,12 +289,12 @@ def inference(
     y : ndarray [T,B,D·H]
         h of every step, the directions side by side.
     state : ndarray [D,B,H] or tuple of such
-        The state after the last step, for the backward direction after the step at time 0.
+        The state after the last step; for the backward direction, that after the step at time 0.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
+        If an argument is invalid (see `rnnfast.functional`).
     KeyboardInterrupt
         On Ctrl-C, between chunks of time.
 
@@ -361,7 +361,7 @@ def forward(
 ) -> tuple[Array, State, _core.Tape]:
     """Run one layer over whole sequences and keep what `backward` needs.
 
-    Takes and raises what `inference` does.
+    It takes and raises what `inference` does.
 
     Returns
     -------
@@ -417,41 +417,41 @@ def backward(
     dy : array [T,B,D·H], optional
         The gradient of y, zero if None.
     dstate : array [D,B,H] or tuple of such, optional
-        The gradient of the last state, dh, (dh, dc) or (dh, dc, dn, dm); zero where it or a part of it is None. At
+        The gradient of the last state, dh, (dh, dc) or (dh, dc, dn, dm). None, or a part that is None, means zero. At
         least one of dy, dstate and dc is required.
     dc : array [T,B,D·H], optional
         For the LSTM and the sLSTM, the gradient of c of every step.
     clip_dh : float, optional
-        A positive number: what a step passes to the one before, dh' and the gradients of its other states, is
-        bounded to [-clip_dh, clip_dh], element by element; also what the first step of each episode passes to
-        dstate0, whose sum is not bounded. NaN passes.
+        A positive number. The gradients that a step passes to the step before, dh' and those of the other states, are
+        clipped to [-clip_dh, clip_dh], element by element. So are those that the first step of each episode passes to
+        dstate0, but not their sum. NaN passes through.
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
     grads : sequence of D tuples, optional
-        dw_ih, dw_hh, db_ih, db_hh of each direction, of what else the cell has the gradients that are wanted, else
-        None, and with a projection dw_hr: the gradients are added into these arrays.
+        dw_ih, dw_hh, db_ih, db_hh of each direction, the gradients of other parameters of the cell (None for those that
+        are not needed), and with a projection dw_hr. The gradients are added to these arrays.
     flow : pair of arrays [T,B,D·H], optional
-        Filled with the gradients of h and c of every step, all that reaches them: from dy and dc, and through time.
-        What is None is not computed; only the LSTM and the sLSTM have a second.
+        Filled with the total gradients of h and c of every step: from dy and dc, and through time. An entry that is
+        None is not computed; only the LSTM and the sLSTM have a second one.
     out : pair (dx, dstate0), optional
         Arrays for the result, with the shapes below; what is None is allocated.
 
     Returns
     -------
     dx : ndarray [T,B,I] or None
-        Of tokens, the gradient of their embedding, [V,I]; None if they have none.
+        For tokens, the gradient of the embedding, [V,I], or None without an embedding.
     dstate0 : ndarray [D,B,H] or tuple of such
         The gradient of the initial state, dh0, (dh0, dc0) or (dh0, dc0, dn0, dm0).
     grads : list of D tuples
-        dw_ih, dw_hh, db_ih, db_hh of each direction, None where there is no bias, of what else the cell has, and with
-        a projection dw_hr.
+        dw_ih, dw_hh, db_ih, db_hh of each direction (None if there is no bias), the gradients of other parameters of
+        the cell, and with a projection dw_hr.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
+        If an argument is invalid (see `rnnfast.functional`).
     KeyboardInterrupt
-        On Ctrl-C, between chunks of time; arrays given as `grads` or `out` are then part-way.
+        On Ctrl-C, between chunks of time. Arrays passed as `grads` or `out` then hold incomplete results.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Hopfield networks: associative memories, whose recall goes from a damaged pattern to the one that was stored.
+"""Hopfield networks: associative memories that restore stored patterns from damaged ones.
 
-`Hopfield` holds patterns of +1 and -1 in the weights between its units, `ModernHopfield` holds patterns of any numbers
-as they are. Both lower an energy at each step, and take any number of states at once.
+`Hopfield` stores patterns of +1 and -1 in the weights between its units. `ModernHopfield` stores patterns of real
+numbers directly. Both lower an energy at each step, and accept any number of states at once.
 
 Examples
 --------
@@ -36,17 +36,17 @@ AT_ONCE = 64  # units whose fields come from one product: enough for the tiles, 
 
 
 class Recall(NamedTuple):
-    """What a recall comes to, for each state.
+    """The result of a recall, for each state.
 
     Attributes
     ----------
     states : ndarray [..., N]
-        Where the recall ended.
+        The states at the end of the recall.
     steps : ndarray [...] of int64
-        The updates of all units that changed the state.
+        The number of updates of all units that changed the state.
     period : ndarray [...] of int64
-        1 if another update would leave the state as it is, 2 if synchronous updates go back and forth between it
-        and one other state, 0 if `max_steps` came before either was seen.
+        1 if another update would not change the state, 2 if synchronous updates alternate between it and one other
+        state, 0 if `max_steps` was reached before either was found.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class Recall(NamedTuple):
 
 
 class Hopfield(Module):
-    r"""The network of Hopfield [1]_: N units of +1 and -1, and a weight between any two of them.
+    r"""The network of Hopfield [1]_: N units with the values +1 and -1, and a weight between any two of them.
 
     With weights w, thresholds t and the state s, unit i is updated by ::
 
@@ -80,7 +80,7 @@ class Hopfield(Module):
     units : int
         N.
     dtype : {"float32", "float64"}, optional
-        Of the parameters and of the states that are returned.
+        The dtype of the parameters and of the returned states.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
         Draws the orders of asynchronous updates where `recall` is given nothing else to draw them by.
 
@@ -89,13 +89,13 @@ class Hopfield(Module):
     weight : ndarray [N,N]
         Zero at first.
     threshold : ndarray [N]
-        Zero at first; ``network.threshold = t`` sets it.
+        Initially zero; ``network.threshold = t`` sets it.
     units : int
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -123,7 +123,7 @@ class Hopfield(Module):
 
     @quiet
     def store(self, patterns: ArrayLike, rule: Rule = "hebbian") -> None:
-        """Add patterns to those that the network holds. The thresholds stay as they are.
+        """Add patterns to those already stored. The thresholds do not change.
 
         ==================== ============================================================= ==================
         rule                 for each pattern x                                            holds about
@@ -143,13 +143,13 @@ class Hopfield(Module):
         patterns : array [M,N] or [N]
             Of +1 and -1, in the network's dtype or in integers.
         rule : {"hebbian", "storkey", "pseudo_inverse"}, optional
-            The first two add to any weights and leave the diagonal as it is. The pseudo-inverse needs weights that
-            are zero or its own.
+            The first two add to existing weights and do not change the diagonal. The pseudo-inverse requires weights
+            that are zero or were stored with this rule.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. Then nothing has been changed.
+            If an argument is invalid. In that case nothing has changed.
 
         References
         ----------
@@ -173,30 +173,29 @@ class Hopfield(Module):
     def recall(
         self, states: ArrayLike, mode: Mode = "asynchronous", max_steps: Integer = 100, rng: RNG | None = None
     ) -> Recall:
-        """Update states until they stay.
+        """Update states until they are stable.
 
         Parameters
         ----------
         states : array [..., N]
-            Of +1 and -1, in the network's dtype or in integers; not changed. What comes of a state does not depend
-            on the others.
+            Of +1 and -1, in the network's dtype or in integers; not changed. States do not affect each other.
         mode : {"asynchronous", "synchronous"}, optional
-            Asynchronous: one unit after the other, in an order that is drawn anew for each step and is the same for
-            all states. Synchronous: all units at once; a state may then go back and forth between two.
+            Asynchronous: one unit after the other, in a random order that is drawn anew for each step and is the same
+            for all states. Synchronous: all units at once; a state may then alternate between two.
         max_steps : int, optional
-            How often all units are updated at most. With 0, `period` says which states stay.
+            The maximum number of updates of all units. With 0, `period` says which states are stable.
         rng : int, Generator or what `numpy.random.default_rng` takes, optional
             For the orders. By default the network's own generator goes on.
 
         Returns
         -------
         Recall
-            The states, the steps that they took and whether they stay.
+            The states, the number of steps that they took, and whether they are stable.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit, or the weights or thresholds are not finite.
+            If an argument is invalid, or the weights or thresholds are not finite.
         """
         given = self._signs(states, "states")
         synchronous = choice(mode, "mode", ("asynchronous", "synchronous")) == "synchronous"
@@ -352,23 +351,23 @@ def _beta(_: Any, value: object, name: str) -> float:
 
 
 class ModernHopfield(Module):
-    """The network of Ramsauer et al. [1]_: M patterns x_m of N numbers, held as they are.
+    """The network of Ramsauer et al. [1]_, which stores M patterns x_m of N numbers.
 
     With X the patterns as columns, the update of a state s and its energy are ::
 
         s = X softmax(beta X^T s)
         E(s) = -lse(beta X^T s) / beta + s^T s / 2 + log(M) / beta + max_m x_m^T x_m / 2
 
-    where lse is the logarithm of the sum of exponentials. An update never raises E, which is at least 0. Where a
-    pattern is well apart from the others, one update goes to it.
+    where lse is the logarithm of the sum of exponentials. An update never raises E, which is at least 0. If a pattern
+    is well separated from the others, a single update reaches it.
 
     Parameters
     ----------
     patterns : array [M,N]
         Finite, in the network's dtype; copied.
     beta : float, optional
-        Positive; the larger, the closer to one pattern is a state after an update, the smaller, the closer to a mean
-        of several. With 1 / sqrt(N) the update is the attention of transformers.
+        Positive. With a large beta, an update moves a state close to one pattern; with a small beta, close to a mean of
+        several. With 1 / sqrt(N) the update is the attention of transformers.
     dtype : {"float32", "float64"}, optional
         Of the patterns and states.
 
@@ -380,7 +379,7 @@ class ModernHopfield(Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -421,27 +420,27 @@ class ModernHopfield(Module):
 
     @quiet
     def recall(self, states: ArrayLike, max_steps: Integer = 100, tolerance: Number = 1e-4) -> Recall:
-        """Update states until they stay.
+        """Update states until they are stable.
 
         Parameters
         ----------
         states : array [..., N]
-            Finite, in the network's dtype; not changed. What comes of a state does not depend on the others.
+            Finite, in the network's dtype; not changed. States do not affect each other.
         max_steps : int, optional
-            How many updates at most. Often one suffices.
+            The maximum number of updates. Often one is enough.
         tolerance : float, optional
-            At least 0: a state stays where an update would move it by no more than this times the length of the
+            At least 0. A state is stable if an update would move it by no more than this times the length of the
             longest pattern.
 
         Returns
         -------
         Recall
-            The states, the updates that they took, and 1 for those that were seen to stay, else 0.
+            The states, the number of updates that they took, and a period of 1 for those found to be stable, else 0.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit, or ``beta X^T s`` is not finite.
+            If an argument is invalid, or ``beta X^T s`` is not finite.
         """
         given = self._numbers(states)
         limit = count(max_steps, "max_steps")

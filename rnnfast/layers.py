@@ -31,81 +31,82 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     hidden_size : int
         H, the number of units of each layer and direction.
     num_layers : int, optional
-        L; each layer after the first reads the output of the one before.
+        L, the number of layers; each layer after the first reads the output of the one before.
     bias : bool, optional
-        False: no b_ih and b_hh.
+        If False, there are no b_ih and b_hh.
     batch_first : bool, optional
-        True: x and y are [B,T,*] instead of [T,B,*]. States are not concerned.
+        If True, x and y are [B,T,*] instead of [T,B,*]. States are not affected.
     dropout : float, optional
-        The probability with which `forward` zeroes each output of each layer but the last, scaling the others
-        by 1 / (1 - dropout).
+        The probability with which `forward` drops each output of each layer except the last. The others are scaled by 1
+        / (1 - dropout).
     bidirectional : bool, optional
-        True: D = 2, a second direction runs backwards in time.
+        If True, D = 2, and a second direction runs backwards in time.
     dtype : {"float32", "float64"}, optional
-        Of the parameters, and of all arrays that the layer takes and returns.
+        The dtype of the parameters, and of all arrays that the layer takes and returns.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
-        For the initial weights, U(-1/sqrt(H), 1/sqrt(H)), and the dropout. Both dtypes draw the same. A generator goes
-        on with each layer that it is given to.
+        For the initial weights, U(-1/sqrt(H), 1/sqrt(H)), and the dropout. Both dtypes draw the same. A generator
+        that is passed to several layers continues from one to the next.
     seed : as `rng`, optional
         Its older name.
     learn_initial_state : bool, optional
-        True: two more parameters, initial_h and initial_c [L·D,H], zero at first, are where sequences start
-        for which no state is given.
+        If True, sequences without a given state start from two more parameters, initial_h and initial_c [L·D,H], which
+        are initially zero.
     weight_dropout : float or ("rows", float), optional
-        The probability, less than 1, with which `forward` leaves out each element of every w_hh, or each row, scaling
-        the others by 1 / (1 - weight_dropout) [6]_ [7]_. Each call draws one mask for all of its steps and sequences.
+        The probability, less than 1, with which `forward` drops each element of every w_hh, or each row [6]_ [7]_. The
+        others are scaled by 1 / (1 - weight_dropout). Each call draws one mask for all of its steps and sequences.
     recurrent_dropout : float, optional
-        The probability, less than 1, with which `forward` leaves out each element of h' in the recurrent product,
-        scaling the others by 1 / (1 - recurrent_dropout) [8]_. Each sequence of a call has a mask for all of its steps.
+        The probability, less than 1, with which `forward` drops each element of h' in the recurrent product [8]_. The
+        others are scaled by 1 / (1 - recurrent_dropout). Each sequence of a call has one mask for all of its steps.
     recurrent_dropout_per_gate : bool, optional
-        True: each gate has a mask of its own, as in Keras.
+        If True, each gate has its own mask, as in Keras.
     candidate_dropout : float, optional
-        The probability, less than 1, with which `forward` leaves out each unit of the candidate g where it meets c,
-        scaling the others by 1 / (1 - candidate_dropout) [10]_. Each step of each sequence has a mask of its own.
+        The probability, less than 1, with which `forward` drops each unit of the candidate g before it is added to c
+        [10]_. The others are scaled by 1 / (1 - candidate_dropout). Each step of each sequence has its own mask.
     candidate_dropout_per_sequence : bool, optional
-        True: each sequence of a call has one mask for all of its steps.
+        If True, each sequence of a call has one mask for all of its steps.
     zoneout : float or (float, float), optional
-        The probability, less than 1, with which `forward` lets a unit of a state keep the value that it had before a
-        step [9]_: that of h and c alike, or of h and of c. Each call draws it for every unit, step and sequence. Calls
-        of the layer and streams have the mean, ``zoneout s' + (1 - zoneout) s``. Not with `proj_size`.
+        The probability, less than 1, with which `forward` lets a unit of a state keep its value from before the step
+        [9]_: one number for both h and c, or one for each. Each call draws masks for every unit, step and sequence.
+        Plain calls of the layer and streams use the mean, ``zoneout s' + (1 - zoneout) s``. Not with `proj_size`.
     peephole : bool, optional
-        True: the gates see c, each unit its own [3]_: i and f the one before the step, o the one after it.
+        If True, the gates of each unit also read its c [3]_: i and f the c before the step, o the c after it.
     coupled_gates : bool, optional
-        True: f = 1 - i, and there are three gates [4]_.
+        If True, f = 1 - i, and there are three gates [4]_.
     proj_size : int, optional
-        P, less than H: h is a projection to P elements, ``W_hr (o * tanh(c))``, in the state, the output and the
-        recurrent product [5]_. By default, 0, there is none, and P is H.
+        P, less than H. In the state, the output and the recurrent product, h is a projection to P elements, ``W_hr (o *
+        tanh(c))`` [5]_. By default, 0, there is no projection, and P is H.
     layer_norm : {"inside", "carried"}, optional
-        The products ``W_ih x`` and ``W_hh h'`` of a step are normalised, each over all gates, before gains and biases
-        [11]_, and so is c, between the tanh of h and the step ("inside"), or as the step hands it on ("carried"). Not
-        with `peephole`, `coupled_gates` or `proj_size`.
+        The products ``W_ih x`` and ``W_hh h'`` of a step are normalised before gains and biases are applied, each over
+        all gates [11]_. c is normalised as well, either only inside the tanh of h ("inside"), or so that the next step
+        reads the normalised c ("carried"). Not with `peephole`, `coupled_gates` or `proj_size`.
     layer_norm_eps : float, optional
-        What is added to the variances that these are divided by the roots of, above 0.
+        A positive number that is added to variances before their square root is taken.
     precision : {"full", "bfloat16"}, optional
-        "bfloat16": the factors of products, x, h, weights and the gradients of gates, are rounded to bfloat16 in calls,
-        `forward` and `backward`; sums, states and gradients are float32. By default as `set_precision` says. Needs a
-        processor with AVX512_BF16, float32, and neither `proj_size`, `layer_norm` nor `recurrent_dropout`.
+        With "bfloat16", the factors of products (x, h, weights and the gradients of gates) are rounded to bfloat16 in
+        calls, `forward` and `backward`; sums, states and gradients are float32. The default is that of `set_precision`.
+        It needs a processor with AVX512_BF16 and float32, and cannot be combined with `proj_size`, `layer_norm` or
+        `recurrent_dropout`.
 
     Attributes
     ----------
     weight_ih_l{k} : ndarray [4·H,I], for k > 0 [4·H,D·P]
     weight_hh_l{k} : ndarray [4·H,P]
     bias_ih_l{k}, bias_hh_l{k} : ndarray [4·H]
-        Of layer k; those of its backward direction have the suffix ``_reverse``. The gates' order is i, f, g,
-        o; with `coupled_gates` there are three, i, g, o.
+        The parameters of layer k; those of its backward direction have the suffix ``_reverse``. The order of the gates
+        is i, f, g, o; with `coupled_gates` it is i, g, o.
     peephole_l{k} : ndarray [3·H]
         With `peephole`, the vectors p_i, p_f, p_o; with `coupled_gates` [2·H], p_i, p_o.
     weight_hr_l{k} : ndarray [P,H]
         With `proj_size`, the projection.
     gain_ih_l{k}, gain_hh_l{k} : ndarray [4·H]
-        With `layer_norm`, what the normalised products are multiplied by; ones at first.
+        With `layer_norm`, the gains of the normalised products; initially ones.
     gain_c_l{k}, bias_c_l{k} : ndarray [H]
-        With `layer_norm`, those of c; ones and zeros at first. Without `bias` there is no bias_c.
+        With `layer_norm`, the gain and bias of c; initially ones and zeros. Without `bias` there is no bias_c.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -232,14 +233,14 @@ class GRU(Recurrent[Array]):
     weight_dropout : float or ("rows", float), optional
         As for `LSTM`.
     recurrent_dropout, recurrent_dropout_per_gate
-        As for `LSTM`; z * h' has h' itself.
+        As for `LSTM`; the h' in z * h' is not affected.
     candidate_dropout, candidate_dropout_per_sequence
-        As for `LSTM`, of the candidate n where it meets h.
+        As for `LSTM`, for the candidate n before it is added to h.
     zoneout : float, optional
         As for `LSTM`, of h.
     reset_after : bool, optional
-        Where the reset gate acts: on the recurrent product, as in torch (True), or before it on the state, as
-        published (False).
+        If True, the reset gate acts on the recurrent product, as in torch. If False, it acts on the state before the
+        product, as published.
     layer_norm : "inside", optional
         As for `LSTM`: the two products are normalised. Not with ``reset_after=False``.
     layer_norm_eps : float, optional
@@ -257,7 +258,7 @@ class GRU(Recurrent[Array]):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -326,7 +327,7 @@ class GRU(Recurrent[Array]):
 
 
 class RNN(Recurrent[Array]):
-    """Elman network [1]_, as `torch.nn.RNN`, or of leaky units [2]_.
+    """Elman network [1]_, as `torch.nn.RNN`, or with leaky units [2]_.
 
     Parameters
     ----------
@@ -347,9 +348,9 @@ class RNN(Recurrent[Array]):
     zoneout : float, optional
         As for `LSTM`, of h.
     leak : float or array [H], optional
-        How much of a unit is new at each step, above 0 and up to 1: ``h = (1 - leak) h' + leak f``, where f is what
-        the unit would be without. The same in all layers and directions. It is no parameter: optimizers leave it
-        alone. `functional.backward` returns its gradient.
+        The fraction of a unit that is updated at each step, above 0 and at most 1: ``h = (1 - leak) h' + leak f``,
+        where f is the h of a plain RNN. It is the same in all layers and directions, and it is not a parameter:
+        optimizers do not change it. `functional.backward` returns its gradient.
     precision : {"full", "bfloat16"}, optional
         As for `LSTM`.
 
@@ -361,7 +362,7 @@ class RNN(Recurrent[Array]):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -427,9 +428,9 @@ class RNN(Recurrent[Array]):
 class SLSTM(Recurrent[FourStates]):
     """Scalar LSTM with exponential gates and a normalizer, sLSTM [1]_.
 
-    Its state is ``(h, c, n, m)``: c is a sum of candidates z, weighted by the input gates and the forget gates since, n
-    is the sum of the weights, and m is the logarithm of a scale that both share. With ``i, f, z, o`` before their
-    functions written as a_i, a_f, a_z, a_o and ``'`` for the step before::
+    Its state is ``(h, c, n, m)``: c is a sum of candidates z, weighted by the input gates and by the later forget
+    gates, n is the sum of these weights, and m is the logarithm of a scale that both share. a_i, a_f, a_z, a_o are the
+    pre-activations of the gates, and ``'`` marks the step before::
 
         l = m' + log sigmoid(a_f)                    forget_gate="sigmoid"
         l = m' + a_f                                 forget_gate="exp"
@@ -439,15 +440,15 @@ class SLSTM(Recurrent[FourStates]):
         n = f n' + i
         h = o c / n
 
-    Nothing overflows: i and f are at most 1 once there is a state, and the gates may be as large as 1e4 and more.
+    Nothing overflows: i and f are at most 1 once n is not zero, even if pre-activations are 1e4 and more.
 
     Parameters
     ----------
     input_size, hidden_size : int
         As for `LSTM`.
     num_heads : int, optional
-        Into how many heads the units are divided. Those of a head read the h' of the same head alone: w_hh is
-        block-diagonal. It divides H.
+        The number of heads into which the units are divided; H must be a multiple of it. The units of a head read only
+        the h' of the same head, so w_hh is block-diagonal.
     num_layers, bias, batch_first, dropout, bidirectional
         As for `LSTM`.
     dtype, rng, seed
@@ -457,31 +458,31 @@ class SLSTM(Recurrent[FourStates]):
     weight_dropout : float or ("rows", float), optional
         As for `LSTM`.
     forget_gate : {"sigmoid", "exp"}, optional
-        The function of the forget gate.
+        The activation of the forget gate.
     min_n : float, optional
-        What n is at least: ``n = max(f n' + i, min_n)``. By default it has no bound.
+        The minimum of n: ``n = max(f n' + i, min_n)``. By default there is none.
     clamp_gates : bool, optional
-        True: i and f are at most 1 also where n' = 0, where f is at most 2**64 otherwise. Results differ only from a
-        state with n = 0 and another c, and in the gradient of a zero initial state.
+        If True, i and f are at most 1 even where n' = 0; otherwise f is at most 2**64 there. This affects results only
+        for a state with n = 0 and a nonzero c, and the gradient of a zero initial state.
 
     Attributes
     ----------
     weight_ih_l{k} : ndarray [4·H,I], for k > 0 [4·H,D·H]
     weight_hh_l{k} : ndarray [4·H,H/num_heads]
-        Row j of each gate meets the h' of the head of unit j.
+        Row j of each gate is multiplied by the h' of the head of unit j.
     bias_ih_l{k}, bias_hh_l{k} : ndarray [4·H]
-        The gates' order is i, f, z, o.
+        The order of the gates is i, f, z, o.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Notes
     -----
-    `backward` returns the exact gradient, that by way of m included: dm of the last state counts, and dm of the initial
-    one comes back. Where n' = 0, it is that of the equations with m = a_i. Of the gates, z and o can be held by
-    `gate_override`; i and f are what they are on the scale of m alone.
+    `backward` returns the exact gradient, including the part through m: it takes dm of the last state into account, and
+    returns dm of the initial state. Where n' = 0, it is the gradient of the equations with m = a_i. `gate_override` can
+    fix the gates z and o, but not i and f, whose values depend on the scale m.
 
     References
     ----------

@@ -19,9 +19,9 @@ class Linear(Module):
     in_features, out_features : int
         I and O.
     bias : bool, optional
-        False: no bias.
+        If False, there is no bias.
     dtype : {"float32", "float64"}, optional
-        Of the parameters, and of all arrays that the layer takes and returns.
+        The dtype of the parameters, and of all arrays that the layer takes and returns.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
         For the initial weights, U(-1/sqrt(I), 1/sqrt(I)).
     seed : as `rng`, optional
@@ -35,7 +35,7 @@ class Linear(Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -90,9 +90,9 @@ class Linear(Module):
         return _core.linear(x, self.weight, self.bias)
 
     def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
-        """Return y and the tape for `backward`, which refers to x and the parameters and does not copy them.
+        """Return y, and the tape for `backward`, which refers to x and the parameters without copying them.
 
-        Takes and raises what a call of the layer does.
+        It takes and raises what a call of the layer does.
         """
         x = _core.asarray(x, "x", self.dtype)
         y = self(x)
@@ -112,7 +112,7 @@ class Linear(Module):
         need_dx : bool, optional
             If False, dx is not computed and None is returned for it.
         grads : dict of ndarrays, optional
-            With the keys, shapes and dtype of `state_dict()`: the gradients are added into these arrays.
+            With the keys, shapes and dtype of `state_dict()`. The gradients are added to these arrays.
 
         Returns
         -------
@@ -123,7 +123,7 @@ class Linear(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit.
+            If an argument is invalid.
         """
         check_tape(tape, self)
         dy = checked(dy, "dy", tape.y.shape, self.dtype)

@@ -1,10 +1,10 @@
-"""A character language model, and the runs of ``python -m rnnfast train`` that train it.
+"""A character language model, and the training behind ``python -m rnnfast train``.
 
 The model reads characters and predicts each next one: embedding, a stack of LSTM, GRU or Elman layers, linear
-readout, softmax. It is trained by truncated backpropagation through time: the text is cut into B streams that
-are read side by side, T characters at a time; the state goes on from window to window, the gradient does not.
+readout, softmax. It is trained by truncated backpropagation through time: the text is divided into B streams that are
+read in parallel, T characters at a time. The state is carried from window to window; gradients are not.
 
-`Training` is a run that can be saved, `Checkpoint` is the file that it leaves, and `CharLM` is the model in it.
+`Training` is a run that can be saved, `Checkpoint` is the contents of its file, and `CharLM` is the model in it.
 
 Examples
 --------
@@ -68,18 +68,18 @@ class CharLMTape(NamedTuple):
 
 
 class CharLM:
-    """The model, from tokens [T,B] to the logits [T,B,V] of what follows each.
+    """The language model, from tokens [T,B] to the logits [T,B,V] of the next token.
 
     Parameters
     ----------
     vocabulary : str
-        V different characters; a token is the index of one.
+        V different characters; a token is the index of a character.
     options : Options
-        Of these the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts, zoneout and the seed.
+        It uses the cell, the sizes hidden (H), layers (L) and embed (E), the dropouts, zoneout and the seed.
     parameters : mapping of ndarrays, optional
-        By the names of `state_dict`, used without a copy. By default new ones are drawn.
+        The parameters by the names of `state_dict`, used without a copy. By default new ones are drawn.
     format : {"bfloat16", "int8"}, optional
-        Of the matrices of `rnn` among the parameters. Such a model is not trained.
+        The format of the matrices of `rnn` among the parameters. Such a model cannot be trained.
 
     Attributes
     ----------
@@ -88,12 +88,12 @@ class CharLM:
     rnn : LSTM, GRU, RNN, or Quantized of one of them
     readout : Linear
     rng : numpy.random.Generator
-        The only source of chance, which the layers share.
+        The source of all random numbers, shared by the layers.
 
     Raises
     ------
     ValueError
-        If a character occurs twice, or there is none.
+        If a character occurs twice, or the vocabulary is empty.
     TypeError, ValueError
         If a parameter is missing, unknown, or of another dtype or shape.
 
@@ -145,16 +145,16 @@ class CharLM:
 
     @property
     def states(self) -> tuple[str, ...]:
-        """The names of the states of `rnn`: h, and c of an LSTM."""
+        """The names of the states of `rnn`: h, and c for an LSTM."""
         return STATES[self.rnn.cell]
 
     def state_dict(self) -> dict[str, Array]:
-        """Return the parameters: the arrays themselves, by the names that torch gives them."""
+        """Return the parameters by torch's names, without copies."""
         rnn, readout = self.rnn.state_dict(), self.readout.state_dict()
         return joined({"embedding": {"weight": self.embedding}, "rnn": rnn, "readout": readout})
 
     def quantize(self, format: Format) -> "CharLM":  # noqa: A002
-        """Return the model with `rnn` for inference, of weights with fewer bits; the other arrays are shared.
+        """Return the model with a low-precision `rnn` for inference; the other arrays are shared.
 
         Parameters
         ----------
@@ -163,7 +163,7 @@ class CharLM:
         Raises
         ------
         TypeError, ValueError
-            If the format is not "bfloat16" or "int8", or has no form for the layer.
+            If the format is not "bfloat16" or "int8", or is not available for the layer.
         """
         rnn = self.rnn.quantize(format)
         others = {name: a for name, a in self.state_dict().items() if not name.startswith("rnn.")}
@@ -188,13 +188,13 @@ class CharLM:
         return self.readout(y), state
 
     def forward(self, tokens: Array, state: State | None = None) -> tuple[Array, State, CharLMTape]:
-        """Return what a call does, with dropout, and the tape for `backward`; takes and raises what a call does."""
+        """Return the same as a call, but with dropout, and the tape; takes and raises what a call does."""
         y, state, rnn = self.rnn.forward(tokens, state, embedding=self.embedding)
         logits, readout = self.readout.forward(y)
         return logits, state, CharLMTape(rnn, readout)
 
     def backward(self, tape: CharLMTape, dlogits: Array) -> dict[str, Array]:
-        """Return the gradients by the keys of `state_dict()`, given that of the logits [T,B,V]."""
+        """Return the gradients by the keys of `state_dict()`, given the gradient of the logits [T,B,V]."""
         dy, readout = self.readout.backward(tape.readout, dlogits)
         _, _, rnn = self.rnn.backward(tape.rnn, dy)
         return joined({"embedding": {"weight": rnn.pop("embedding")}, "rnn": rnn, "readout": readout})
@@ -214,20 +214,21 @@ class CharLM:
         Parameters
         ----------
         prompt : str, optional
-            In the characters of the vocabulary; by default a line break, or else the vocabulary's first.
+            Consists of characters of the vocabulary. The default is a line break, or the first character if the
+            vocabulary has none.
         length : int, optional
-            How many characters at most; at least 1.
+            The maximum number of characters, at least 1.
         temperature : float, optional
-            What the logits are divided by; 0 takes the likeliest character each time.
+            The logits are divided by this number; 0 takes the most likely character each time.
         stop : str, optional
-            The last character is the one that completes this.
+            Sampling ends when the text ends with this.
         rng, seed : int, Generator or what `numpy.random.default_rng` takes, optional
-            Without it, each text is another. `seed` is its older name.
+            By default, each text is different. `seed` is the older name.
 
         Returns
         -------
         iterator of str
-            One character at a time, as they are drawn.
+            The characters, one at a time.
 
         Raises
         ------
@@ -258,7 +259,7 @@ class CharLM:
 
 
 class Checkpoint(NamedTuple):
-    """What is in a file that `Training.save` or `write` wrote.
+    """The contents of a file written by `Training.save` or `Checkpoint.write`.
 
     Attributes
     ----------
@@ -270,15 +271,15 @@ class Checkpoint(NamedTuple):
     text_hash : str
         SHA-256 of the text in UTF-8.
     steps : int
-        How many have been taken.
+        The number of steps taken.
     generator : dict
-        The state of the run's generator.
+        The state of the run's random generator.
     tensors : dict of ndarrays
-        The parameters as ``model.<name>``, what Adam carries as ``adam.<name>``, the state of the streams as
-        ``state.h`` and ``state.c``, and where weights are pruned ``pruner.t``, ``pruner.density`` and
-        ``pruner.mask.<name>``. Of a quantised model, the parameters alone.
+        The parameters as ``model.<name>``, the state of Adam as ``adam.<name>``, the state of the streams as
+        ``state.h`` and ``state.c``, and if weights are pruned ``pruner.t``, ``pruner.density`` and
+        ``pruner.mask.<name>``. For a quantised model, only the parameters.
     format : {"bfloat16", "int8"}, optional
-        Of a quantised model, which can be sampled, but not be trained any more.
+        The format of a quantised model, which can be sampled but not trained.
 
     Examples
     --------
@@ -300,7 +301,7 @@ class Checkpoint(NamedTuple):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Checkpoint":
-        """Read a file. Nothing larger than its tensors is made, whatever else it says.
+        """Read a file. This allocates no more than the size of its tensors, whatever its metadata say.
 
         Parameters
         ----------
@@ -313,9 +314,9 @@ class Checkpoint(NamedTuple):
         Raises
         ------
         OSError
-            If the file cannot be read, or is no regular file.
+            If the file cannot be read, or is not a regular file.
         UsageError
-            If it is not one that `Training.save` wrote, or it has been damaged.
+            If it was not written by `Training.save`, or is damaged.
         """
         import safetensors
 
@@ -333,27 +334,27 @@ class Checkpoint(NamedTuple):
         return checkpoint
 
     def model(self) -> CharLM:
-        """Return the trained model, with parameters of its own."""
+        """Return the trained model, with its own parameters."""
         parameters = {name: a.copy() for name, a in _part(self.tensors, "model").items()}
         return CharLM(self.vocabulary, self.options, parameters, format=self.format)
 
     def quantize(self, format: Format) -> "Checkpoint":  # noqa: A002
-        """Return what is in the file of the model of fewer bits; takes and raises what `CharLM.quantize` does."""
+        """Return the checkpoint of the low-precision model; takes and raises what `CharLM.quantize` does."""
         parameters = self.model().quantize(format).state_dict()
         return self._replace(tensors=joined({"model": parameters}), format=format)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a safetensors file, whole or not at all.
+        """Write it to a safetensors file, completely or not at all.
 
         Parameters
         ----------
         path : path-like
-            Of a regular file, which is replaced once the new one is complete, or of one that does not exist.
+            A new file, or a regular file, which is replaced once the new one is complete.
 
         Raises
         ------
         OSError
-            If the file cannot be written. An older one is then as it was.
+            If the file cannot be written. An older file is then unchanged.
         """
         others = {name: value for name, value in self._asdict().items() if name not in ("path", "tensors")}
         if self.format is None:
@@ -385,26 +386,26 @@ class Checkpoint(NamedTuple):
 
 
 class Training:
-    """A run, which can be saved after any step: resumed, it ends with the same weights, bit for bit.
+    """A training run that can be saved and resumed; it ends with the same weights, bit for bit.
 
-    The last tenth of the text is held out, the rest is cut into B streams. An epoch reads them to their end, but
-    for a remainder shorter than T; the next starts again at their beginning, with a zero state.
+    The last tenth of the text is held out, and the rest is divided into B streams. An epoch reads these to the end,
+    except for a remainder shorter than T. The next epoch starts again at the beginning, with a zero state.
 
     Parameters
     ----------
     text : str
     options : Options
-        Of these all but the text's file and the number of steps, which are the caller's; only pruning is spread by it.
+        All are used except the file of the text and the number of steps, which only affects the schedule of pruning.
 
     Attributes
     ----------
     model : CharLM
     steps : int
-        How many have been taken.
+        The number of steps taken.
     steps_per_epoch : int
     pruner : Pruner or None
-        With a density below 1, of the layers: from a tenth to seven tenths of ``options.steps``, in blocks of 16 units
-        by one column, balanced, without regard to diagonals.
+        If the density is below 1, prunes the layers between 10% and 70% of ``options.steps``, with balanced blocks of
+        16 units by one column, and without keeping diagonals.
 
     Raises
     ------
@@ -425,9 +426,9 @@ class Training:
         if len(text) < max(needed, SHORTEST):
             says = f"the text has {len(text)} characters, and"
             if len(text) < SHORTEST:
-                msg = f"{says} {SHORTEST} is the least; take a longer one"
+                msg = f"{says} at least {SHORTEST} are needed; use a longer text"
             else:
-                msg = f"{says} --batch {B} with --seq-len {T} needs {needed}; take a longer one, or lower these"
+                msg = f"{says} --batch {B} with --seq-len {T} needs {needed}; use a longer text, or lower these"
             raise UsageError(msg)
         vocabulary = "".join(sorted(set(text)))
         tokens = encode(text, vocabulary)
@@ -450,7 +451,7 @@ class Training:
         Returns
         -------
         float
-            Its loss, in nats per character.
+            The loss of the window, in nats per character.
         """
         window, T = self.steps % self.steps_per_epoch, self.options.seq_len
         tokens = self.streams[window * T : (window + 1) * T + 1]
@@ -476,24 +477,24 @@ class Training:
         return nats / predicted / math.log(2)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what sampling and resuming need to a safetensors file, whole or not at all.
+        """Save the run to a safetensors file, for sampling and resuming. The file is written completely or not at all.
 
         Parameters
         ----------
         path : path-like
-            Of a regular file, which is replaced once the new one is complete, or of one that does not exist.
+            A new file, or a regular file, which is replaced once the new one is complete.
 
         Raises
         ------
         OSError
-            If the file cannot be written. An older one is then as it was.
+            If the file cannot be written. An older file is then unchanged.
         """
         generator: Any = self.model.rng.bit_generator.state
         vocabulary, text_hash = self.model.vocabulary, self.text_hash
         Checkpoint(Path(path), self.options, vocabulary, text_hash, self.steps, generator, self._arrays()).write(path)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from where a run of the same text, cell and sizes was saved.
+        """Continue a saved run with the same text, cell and sizes.
 
         Parameters
         ----------
@@ -502,9 +503,9 @@ class Training:
         Raises
         ------
         UsageError
-            If the text is another one, or the model was quantised.
+            If the text is different, or the model was quantised.
         TypeError, ValueError
-            If the cell or a size is another one. Then nothing has been changed.
+            If the cell or a size is different. In that case nothing has changed.
         """
         if checkpoint.format is not None:
             msg = f"{checkpoint.path} has weights of {checkpoint.format}, which cannot be trained any more"
@@ -569,7 +570,7 @@ def encode(text: str, vocabulary: str) -> Array:
     tokens = token_of[codes]
     if (tokens < 0).any():
         unknown = " ".join(map(repr, sorted(set(text) - set(vocabulary))))
-        msg = f"characters that the model's text did not have: {unknown}"
+        msg = f"characters that do not occur in the model's text: {unknown}"
         raise UsageError(msg)
     return tokens
 

@@ -92,37 +92,38 @@ class Options:
     Parameters
     ----------
     text : str, optional
-        The file that the text came from. It is stored and not read.
+        The file that the text came from. It is stored but not read.
     cell : {"lstm", "gru", "rnn"}, optional
     hidden : int, optional
-        H, the units of a layer.
+        H, the number of units of each layer.
     layers : int, optional
-        L, the layers on top of each other.
+        L, the number of layers.
     embed : int, optional
         E, the size of the embedding.
     batch : int, optional
-        B, the sequences side by side.
+        B, the number of sequences in a batch.
     seq_len : int, optional
-        T, the steps of a window.
+        T, the number of steps of a window.
     steps : int, optional
-        How many windows the whole run has. It is stored, the caller counts.
+        The number of windows of the whole run. It is stored; the caller counts.
     lr : float, optional
         The learning rate of Adam.
     clip : float, optional
         The largest norm of the gradient.
     dropout, weight_dropout, recurrent_dropout, candidate_dropout : float, optional
-        Probabilities: of dropout between layers, of recurrent weights, of h' at these, of the candidate.
+        The probabilities of dropout between layers, of recurrent weights, of h' in the recurrent products, and of the
+        candidate.
     zoneout : float or (float, float), optional
-        Those of a unit to stay as it is, the same of each state or those of h and c.
+        The probability that a unit keeps its value, for all states, or for h and for c.
     density : float, optional
-        The share of the layers' weights that pruning leaves; with 1 there is none.
+        The fraction of the layers' weights that remain after pruning; 1 means no pruning.
     seed : int, optional
         The seed of the weights and the dropout.
 
     Raises
     ------
     TypeError, ValueError
-        If an option is of another type, out of its range, or nothing that the cell has.
+        If an option has the wrong type, is out of range, or is not supported by the cell.
 
     Examples
     --------
@@ -169,7 +170,7 @@ class Options:
 
 
 class UsageError(Exception):
-    """What whoever started the run can put right; the message says how.
+    """An error that the user can correct; the message says how.
 
     Examples
     --------
@@ -185,7 +186,7 @@ UsageError.__module__ = "rnnfast.lm"  # where users find it
 
 
 def default_text() -> str:
-    """Return half a million characters that every Python carries: what help() says of its topics.
+    """Return half a million characters of text that comes with Python: the topics of help().
 
     Examples
     --------

@@ -18,49 +18,49 @@ __all__ = ["Pruner"]
 
 
 class Pruner:
-    """Prunes weight_ih and weight_hh of recurrent layers along the cubic of Zhu and Gupta [1]_, in blocks.
+    """Prune weight_ih and weight_hh of recurrent layers in blocks, on the cubic schedule of Zhu and Gupta [1]_.
 
-    With d the final `density`, after step t of `start`, `start` + `every`, .. and `stop` each matrix keeps the share ::
+    With d the final `density`, each matrix is pruned after the steps t = `start`, `start` + `every`, .. and `stop`. It
+    then keeps the fraction ::
 
         d + (1 - d) * (1 - (t - start) / (stop - start))^3
 
-    of its elements: those of the blocks with the largest energy, which is the mean square of a block's elements. All
-    others are zero from then on, as what was left out once stays out. Blocks lie within the rows of a gate. A stream of
-    the layer skips the zeros, with the same bits: the fewer blocks are left, the shorter is its step.
+    of its elements: those of the blocks with the largest mean square. All others are zero from then on; pruned weights
+    never come back. Blocks lie within the rows of a gate. A stream of the layer skips the zeros, with the same bits:
+    the fewer blocks remain, the faster is its step.
 
     Parameters
     ----------
     module : layer, cell or `rnnfast.Modules`
-        Of a container, all layers and cells in it. Readouts, embeddings, projections, biases and the like stay whole.
+        In a container, all layers and cells are pruned. Readouts, embeddings, projections, biases and the like are not.
     density : float
         d, above 0 and up to 1.
     block : pair of ints, optional
-        Units and columns of a block. (16, 1) is what streams of float32 and bfloat16 skip, (16, 4) what those of int8
-        do. Where they do not divide H or K, blocks at the edge are smaller.
+        Units and columns of a block. Streams of float32 and bfloat16 skip blocks of (16, 1), those of int8 blocks of
+        (16, 4). If the size does not divide H or K, blocks at the edge are smaller.
     start, stop, every : int
         In optimizer steps, counted from 1: 0 <= start < stop, and every >= 1.
     keep_diagonal : bool, optional
-        True: blocks with an element of the diagonal of a gate's weight_hh, by which a unit sees its own h', are never
-        left out, and count towards the density. Where h is a projection or K is not H, as with heads, there is no such
-        diagonal.
+        If True, blocks on the diagonal of a gate's weight_hh, through which a unit reads its own h', are always kept,
+        and count towards the density. If h is a projection or K is not H, as with heads, there is no such diagonal.
     balanced : bool, optional
-        True: the share is kept in each row of blocks by itself, not in the matrix as a whole [2]_. All units of all
-        gates then keep as many, which makes the step of a stream shorter.
+        If True, the fraction is kept in each row of blocks, not only in the matrix as a whole [2]_. All units of all
+        gates then keep equally many weights, which makes the step of a stream faster.
 
     Attributes
     ----------
     density : float
-        Present: 1 before `start`, and what `final_density` says from `stop` on. A matrix has a little more, since
-        blocks are whole, and more still where its diagonal alone is more.
+        The current density: 1 before `start`, and `final_density` from `stop` on. A matrix keeps slightly more, since
+        blocks are kept as a whole, and more still if its diagonal alone exceeds the density.
     masks : dict of ndarrays of bools
-        By the names of the matrices in ``module.state_dict()``, in their shapes; True where a weight is kept.
+        The masks by the names of the matrices in ``module.state_dict()``, in their shapes; True where a weight is kept.
     final_density, block, start, stop, every, keep_diagonal, balanced
         The arguments. `start`, `stop` and `every` may be changed between steps; the density never grows.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or there is no matrix to prune.
+        If an argument is invalid, or there is no matrix to prune.
 
     References
     ----------
@@ -127,7 +127,7 @@ class Pruner:
 
     @property
     def density(self) -> float:
-        """The share that a matrix keeps at present."""
+        """The fraction that a matrix currently keeps."""
         return float(self._density)
 
     def __repr__(self) -> str:
@@ -140,7 +140,10 @@ class Pruner:
         return f"Pruner({', '.join(words)})"
 
     def step(self) -> None:
-        """Set what is pruned to zero, in place. Call it after each step of the optimizer, whose momentum revives it."""
+        """Set pruned weights to zero, in place.
+
+        Call it after each step of the optimizer, whose momentum changes them.
+        """
         for name, w in self._matrices.items():
             checked_target(w, f"module[{name!r}]")
         self._t += 1
@@ -154,12 +157,12 @@ class Pruner:
             self._apply()
 
     def state_dict(self) -> dict[str, Array]:
-        """Return what changes from step to step: the arrays themselves, t, density, and masks by ``mask.<name>``."""
+        """Return what changes from step to step, without copies: t, density, and the masks as ``mask.<name>``."""
         masks = {f"mask.{name}": mask for name, mask in self.masks.items()}
         return {"t": self._t, "density": self._density, **masks}
 
     def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
-        """Copy the values of `state_dict`; training then goes on with the same bits.
+        """Copy the values of `state_dict`; training then continues with the same bits.
 
         Parameters
         ----------
@@ -169,7 +172,7 @@ class Pruner:
         Raises
         ------
         TypeError, ValueError
-            If a key is missing or unknown, or a value does not fit. Then nothing has been changed.
+            If a key is missing or unknown, or a value does not fit. In that case nothing has changed.
         """
         own = self.state_dict()
         values = checked_values(state_dict, own, "state_dict")

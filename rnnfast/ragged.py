@@ -1,7 +1,7 @@
-"""Sequences of different lengths: packed rows, torch's layout of them, and batches of sequences alike in length.
+"""Sequences of different lengths: packing in torch's layout, padding, and batches of similar lengths.
 
-In packed data the steps follow one another, and of each step there are only the rows of the sequences that still
-run, the longest sequence first::
+Packed data consist of the steps one after the other. Each step has only the rows of the sequences that have not ended,
+the longest sequence first::
 
     lengths 2, 3, 1:        t = 0      t = 1    t = 2
     rows                    b1 b0 b2   b1 b0    b1
@@ -57,7 +57,7 @@ __all__ = ["PackedSequence", "length_bucketed_batches", "pack_padded", "pad_pack
 
 
 def pack_padded(x: ArrayLike, lengths: Integers, *, batch_first: Flag = False) -> PackedSequence:
-    """Copy the rows before each sequence's length, and nothing of the padding.
+    """Pack a padded batch: copy the rows of each sequence without the padding.
 
     Parameters
     ----------
@@ -66,17 +66,17 @@ def pack_padded(x: ArrayLike, lengths: Integers, *, batch_first: Flag = False) -
     lengths : sequence of B integers
         In any order, from 0 to T.
     batch_first : bool, optional
-        How x is laid out.
+        The layout of x.
 
     Returns
     -------
     PackedSequence
-        With the indices of sequences sorted stably by falling length.
+        Its indices are those of a stable sort by descending length.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit. The message names it, what was expected and what came.
+        If an argument is invalid. The message names the argument, what was expected and what was given.
 
     Examples
     --------
@@ -98,17 +98,17 @@ def pack_padded(x: ArrayLike, lengths: Integers, *, batch_first: Flag = False) -
 def pad_packed(
     packed: PackedSequence, *, batch_first: Flag = False, total_length: Integer | None = None, fill: Number = 0.0
 ) -> tuple[Array, Array]:
-    """Lay the sequences out side by side again.
+    """Convert a packed batch to a padded one.
 
     Parameters
     ----------
     packed : PackedSequence
     batch_first : bool, optional
-        How x is to be laid out.
+        The layout of x.
     total_length : int, optional
         T, by default that of the longest sequence.
     fill : number, optional
-        What stands beyond the end of a sequence.
+        The value of padding.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def pad_packed(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `pack_padded`.
+        If an argument is invalid; see `pack_padded`.
 
     Examples
     --------
@@ -163,16 +163,16 @@ def checked_sequences(sequences: Any, name: str) -> list[Array]:
 def pad_sequences(
     sequences: Sequence[ArrayLike] | Array, *, batch_first: Flag = False, fill: Number = 0.0
 ) -> tuple[Array, Array]:
-    """Lay sequences out side by side, as torch's `pad_sequence`.
+    """Pad sequences to a batch, like torch's `pad_sequence`.
 
     Parameters
     ----------
     sequences : sequence of B arrays [T_i,*]
-        Of one dtype, and alike but for their lengths.
+        They must have the same dtype, and the same shape except for their lengths.
     batch_first : bool, optional
-        How x is to be laid out.
+        The layout of x.
     fill : number, optional
-        What stands beyond the end of a sequence.
+        The value of padding.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def pad_sequences(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or there is no sequence.
+        If an argument is invalid, or there is no sequence.
 
     Examples
     --------
@@ -213,7 +213,7 @@ def length_bucketed_batches(
     seed: RNG | None = None,
     bucket: Integer = 64,
 ) -> list[Array]:
-    """Divide sequences into batches of like lengths, so that little of a batch is padding.
+    """Divide sequences into batches of similar lengths, to reduce padding.
 
     The sequences are shuffled and cut into buckets of `bucket` batches; each bucket is sorted by length and cut into
     its batches; then the batches of all buckets are shuffled.
@@ -221,28 +221,29 @@ def length_bucketed_batches(
     Parameters
     ----------
     lengths : sequence of N integers
-        Of each sequence, at least 0.
+        The length of each sequence, at least 0.
     batch_size : int
-        Sequences of a batch. The last batch of one bucket has fewer where N is no multiple of it.
+        The number of sequences in a batch. The last batch of one bucket has fewer if N is not a multiple of it.
     shuffle : bool, optional
-        False: all are sorted together and nothing is drawn; the longest come first, so that a lack of memory shows
-        at once.
+        If False, all sequences are sorted together and nothing is random. The longest come first, so that a lack of
+        memory shows at once.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
         A generator goes on with each call: every epoch has batches of its own.
     seed : as `rng`, optional
         Its older name.
     bucket : int, optional
-        The more batches are sorted together, the more alike their lengths, and the less varied who meets whom.
+        The number of batches that are sorted together. With more, lengths within a batch are more similar, but batches
+        vary less between epochs.
 
     Returns
     -------
     list of ndarrays of integers
-        The numbers of the sequences of each batch, the longest first; each of 0..N-1 is in one batch, once.
+        The indices of the sequences in each batch, the longest first; each of 0..N-1 occurs exactly once.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `pack_padded`.
+        If an argument is invalid; see `pack_padded`.
 
     Examples
     --------

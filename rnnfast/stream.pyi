@@ -1,4 +1,4 @@
-"""Streaming: a layer's sequences as their steps come. `layer.stream()` makes a `Stream`."""
+"""Streaming: running a layer step by step. `layer.stream()` returns a `Stream`."""
 
 from collections.abc import Sequence
 from types import GenericAlias
@@ -17,7 +17,7 @@ _State = TypeVar("_State", bound=State, default=Any)  # of the layer: h, or (h, 
 
 @final
 class Stream(Generic[_State]):
-    """B sequences on their way through a layer, some steps at a time."""
+    """Runs a layer over B sequences, one or several steps at a time."""
 
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     def __new__(cls, layer: Stack[_State], batch_size: Integer = 1) -> Stream[_State]: ...

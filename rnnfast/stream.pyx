@@ -1,6 +1,6 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: freethreading_compatible=True
-"""Streaming: a layer's sequences as their steps come. `layer.stream()` makes a `Stream`."""
+"""Streaming: running a layer step by step. `layer.stream()` returns a `Stream`."""
 
 cimport cython
 cimport numpy as cnp
@@ -97,19 +97,19 @@ cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
 @cython.final
 cdef class Stream:
     """Stream(layer, batch_size=1)\n--\n
-    B sequences on their way through a layer, some steps at a time.
+    Runs a layer over B sequences, one or several steps at a time.
 
-    A stream packs the weights once, when it is made: it does not see later changes of the layer's parameters. Beside
-    them it keeps a copy of the parameters, from which it is copied and pickled; a copy goes on where the stream is.
-    Steps and runs give the bits that the layer itself gives for whole sequences, however these are cut. A call with a
-    contiguous `out` apart from a contiguous x allocates nothing. There is no dropout, and zoneout has its mean.
+    A stream packs the weights once, when it is created; later changes to the layer's parameters do not affect it. It
+    also keeps a copy of the parameters, so that it can be copied and pickled; a copy continues from the same state.
+    Steps and runs give bit for bit what the layer gives for whole sequences, however these are cut. A call allocates no
+    memory if x and `out` are contiguous and do not overlap. There is no dropout, and zoneout uses its mean.
 
     One call at a time may use a stream; different streams may be used by different threads at once.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN or SLSTM
-        With one direction: the backward direction would need the end of the sequences.
+        It must be unidirectional: a backward direction would need the end of the sequences.
     batch_size : int, optional
         B.
 
@@ -117,8 +117,8 @@ cdef class Stream:
     ----------
     batch_size : int
     state : ndarray [L,B,H] or tuple of such
-        h, (h, c) or (h, c, n, m) after the last step, a copy; may be assigned. A part that is None is zero. With a
-        projection to P elements h is [L,B,P], and y has P in place of H.
+        A copy of h, (h, c) or (h, c, n, m) after the last step. It can be assigned; a part that is None means zero.
+        With a projection to P elements, h is [L,B,P], and y has P instead of H.
 
     Raises
     ------

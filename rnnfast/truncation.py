@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: training on long sequences by windows that reach back k2 steps.
+"""Truncated backpropagation through time: training on long sequences in windows that reach back k2 steps.
 
 Sizes are T time steps, B sequences, I inputs, H hidden units, L layers.
 """
@@ -35,36 +35,36 @@ def tbptt(
     embedding: ArrayLike | None = None,
     resets: ArrayLike | Iterator[ArrayLike] | None = None,
 ) -> Iterator[Window[StateT]]:
-    """Run over a long sequence by windows, each with a truncated gradient: BPTT(k2; k1) of Williams and Peng [1]_.
+    """Run over a long sequence in windows, each with a truncated gradient: BPTT(k2; k1) of Williams and Peng [1]_.
 
     Windows end at k1, 2·k1, ... and at T. The one that ends at `stop` reaches back to tau = max(0, stop - k2); the
-    state at tau is a constant. Each step is computed once, when its first window is asked for, with the parameters of
-    that time. Memory is that of about 1.5 (k1 + k2) steps, or of T if that is less.
+    state at tau is a constant. Each step is computed once, when its first window is requested, with the parameters at
+    that time. The memory is that of about 1.5 (k1 + k2) steps, or of T if that is less.
 
     Parameters
     ----------
     layer : layer or cell
-        Of one direction. Dropout between layers is active.
+        Unidirectional. Dropout between layers is active.
     x : array [T,B,I], [B,T,I] if `batch_first`, [T,I] for one sequence, or iterator of such
-        The input, or its tokens, as a layer takes them. Chunks may differ in T; the first is asked for at once. Steps
-        are copied when their window is asked for.
+        The input, or its tokens, as for a layer. Chunks may differ in T; the first is requested at once. Steps are
+        copied when their window is requested.
     k1 : int
-        Steps from the end of one window to that of the next.
+        The number of steps from the end of one window to that of the next.
     k2 : int
-        Steps that a window reaches back; less than, equal to or more than k1.
+        The number of steps that a window reaches back; less than, equal to or more than k1.
     state : array [L,B,H] or tuple of such, optional
-        The initial state, as the layer takes it; [B,H] of a cell. It is copied.
+        The initial state, as for the layer; [B,H] for a cell. It is copied.
     losses : {"new", "window"}
-        Whether the y and dy of a window are of its new steps, those since the end of the one before, or of all its
+        Whether the y and dy of a window cover its new steps, those since the end of the window before, or all its
         steps.
     activations : {"stored", "replay"}
-        What backward goes over where the parameters have changed since the steps were computed: their activations as
-        they were, or those of the window run once more, with the parameters of now from the state at tau as it was.
-        Either way it multiplies by the weights of now.
+        Which activations backward uses if the parameters have changed since the steps were computed: the stored ones,
+        or those of running the window again with the current parameters, from the stored state at tau. In both cases it
+        multiplies by the current weights.
     embedding : array [V,I], optional
-        What the tokens x select rows of: those that it has when the window runs, forward or backward.
+        The table whose rows the tokens x select, as it is when the window runs, forward or backward.
     resets : array of bools [T,B], laid out as x is, or iterator of such, optional
-        Where an episode begins: before the step the state is the initial one, and no gradient crosses.
+        Where an episode begins: the state before the step is the initial state, and no gradient flows back across it.
 
     Returns
     -------
@@ -73,8 +73,8 @@ def tbptt(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit. The message names it, what was expected and what came. Of a chunk that does not,
-        when it is reached.
+        If an argument is invalid. The message names the argument, what was expected and what was given. An invalid
+        chunk raises when it is reached.
 
     References
     ----------
@@ -116,38 +116,39 @@ def tbptt_gradient(
     losses: Literal["new", "window"] = "new",
     need_dx: Flag = True,
 ) -> tuple[Array | None, StateT, dict[str, Array]]:
-    r"""Return the sum over all windows of `tbptt` of the truncated gradients, for weights that stay as they are.
+    r"""Return the sum of the truncated gradients of all windows of `tbptt`, for weights that do not change.
 
     With the windows' ends :math:`e \in E = \{k_1, 2 k_1, \dots, T\}` and their first steps
     :math:`\tau_e = \max(0, e - k_2)`, it is the sum over e of the gradients of
 
     .. math:: \sum_{t \in S_e} \langle dy_t, y_t \rangle, \quad \text{the state before } \tau_e \text{ a constant,}
 
-    where :math:`S_e` are the steps from :math:`\tau_e` to e that lie behind the end before e ("new"), or all of them
+    where :math:`S_e` are the steps from :math:`\tau_e` to e that come after the previous end ("new"), or all of them
     ("window").
 
-    All windows are one backward pass. Those that go through a step have the same Jacobians there, so the deltas of all
-    r = ceil(k2 / k1) of them (at times one more near the end) are the rows of one recurrent product; the gradients of
-    the weights and of x follow from their sum. For one layer with I = H that is (r + 3) / 4 of the work of a plain
-    backward, where separate windows take r times it. In a stack, what a layer hands to the one below differs from
-    window to window too: such an array, [T,r,B,H], is in memory between two layers at a time. Beside it, memory grows
+    One backward pass computes all windows. All windows that contain a step have the same Jacobian there, so their
+    deltas, r = ceil(k2 / k1) of them (sometimes one more near the end), are the rows of one recurrent product. The
+    gradients of the weights and of x follow from their sum. For one layer with I = H this takes (r + 3) / 4 times the
+    work of a plain backward, while separate windows take r times as much. In a stack, the gradient that a layer passes
+    to the one below also differs between windows: one such array, [T,r,B,H], is in memory at a time. Other memory grows
     by r rows for each sequence, not with T.
 
     Parameters
     ----------
     layer : layer or cell
-        Of one direction. Dropout between layers is active, as in `forward`.
+        Unidirectional. Dropout between layers is active, as in `forward`.
     x : array [T,B,I], [B,T,I] if `batch_first`, or [T,I] for one sequence
         The input. An array of integers, without the last axis, holds tokens.
     dy : array like y, [T,B,H]
         The gradient of the top layer's y.
     k1, k2 : int
-        Steps from one window's end to that of the next, and steps that a window reaches back.
+        The number of steps from one window's end to that of the next, and the number of steps that a window reaches
+        back.
     state : array [L,B,H] or tuple of such, optional
-        The initial state, as the layer takes it; [B,H] of a cell, without B for one sequence.
+        The initial state, as for the layer; [B,H] for a cell, without B for one sequence.
     losses : {"new", "window"}
-        Whether dy_t counts in the first window that ends behind t, if it reaches back to t, or in each that goes
-        through t.
+        Whether dy_t counts only in the first window that ends after t, if it reaches back to t, or in every window that
+        contains t.
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
 
@@ -156,7 +157,7 @@ def tbptt_gradient(
     dx : ndarray like x, or None
         None for tokens.
     dstate0 : ndarray or tuple of ndarrays like state
-        The gradient of the initial state, of the windows that reach back to it.
+        The gradient of the initial state, from the windows that reach back to it.
     grads : dict of ndarrays
         The gradients of the parameters, by the keys of `state_dict()`. That of a learned initial state is the sum of
         dstate0 over B, and zero if another state was given.
@@ -164,15 +165,15 @@ def tbptt_gradient(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or the layer is bidirectional. The message names it, what was expected and what
+        If an argument is invalid, or the layer is bidirectional. The message names it, what was expected and what
         came.
     KeyboardInterrupt
         On Ctrl-C, between chunks of time.
 
     Notes
     -----
-    The sum is that of separate windows to rounding; with k1 = k2 = T it is the plain gradient bit for bit. A bound like
-    `clip_dh` does not pass through a sum, so there is none here.
+    The sum agrees with that of separate windows to rounding; with k1 = k2 = T it is bit for bit the plain gradient.
+    Clipping a sum differs from clipping its terms, so `clip_dh` is not supported.
 
     Examples
     --------

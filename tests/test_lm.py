@@ -230,7 +230,7 @@ def test_a_run_is_not_resumed_with_another_text(saved: Path) -> None:
 
 @pytest.mark.parametrize("length", [20, 69])
 def test_a_text_that_is_too_short_for_the_sizes_is_refused(length: int) -> None:
-    message = f"the text has {length} characters, and --batch 3 with --seq-len 20 needs 70; take a longer one, or lower"
+    message = f"the text has {length} characters, and --batch 3 with --seq-len 20 needs 70; use a longer text, or lower"
     with pytest.raises(UsageError, match=message):
         Training(TEXT[:length], SMALL)
 
@@ -239,7 +239,7 @@ def test_a_text_that_is_too_short_for_the_sizes_is_refused(length: int) -> None:
 @pytest.mark.parametrize("length", [0, 1, 19])
 def test_a_text_that_is_too_short_for_any_sizes_is_refused(length: int, batch: int) -> None:
     options = replace(SMALL, batch=min(batch, sys.maxsize), seq_len=1)
-    with pytest.raises(UsageError, match=f"the text has {length} characters, and 20 is the least; take a longer one$"):
+    with pytest.raises(UsageError, match=f"the text has {length} characters, and at least 20 are needed; use a longer"):
         Training(TEXT[:length], options)
 
 

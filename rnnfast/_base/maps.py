@@ -77,7 +77,7 @@ def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
+        If an argument is invalid (see `rnnfast.functional`).
 
     Examples
     --------
@@ -109,7 +109,7 @@ def linear_backward(
     need_dx : bool, optional
         If False, dx is not computed and None is returned for it.
     grads : pair (dweight, dbias), optional
-        The gradients are added into these arrays.
+        The gradients are added to these arrays.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def linear_backward(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; see `rnnfast.functional`.
+        If an argument is invalid (see `rnnfast.functional`).
 
     Examples
     --------

@@ -134,13 +134,13 @@ class Stateful(ABC):
 
 
 class Module(Stateful):
-    """The base of layers, cells, `Linear` and Hopfield networks: named parameters; constructor arguments as attributes.
+    """The base class of layers, cells, `Linear` and Hopfield networks, with named parameters.
 
     Attributes
     ----------
     parameters : dict of ndarrays
-        Contiguous, by torch's names; each is an attribute of the layer too. A change in place is seen by the
-        next call. Assigning to the attribute copies in place.
+        Contiguous arrays by torch's names; each is also an attribute of the layer. The next call uses parameters that
+        were changed in place. Assigning to the attribute copies the values in place.
     dtype : dtype
         float32 or float64.
     rng : numpy.random.Generator
@@ -148,8 +148,9 @@ class Module(Stateful):
 
     Notes
     -----
-    Options that decide no parameters, such as rates of dropout, may be assigned between calls: the value is checked as
-    the constructor's argument is. To assign any other raises AttributeError.
+    The constructor's arguments are attributes. Options that do not determine parameters, such as rates of dropout, can
+    be assigned between calls, and are checked like the constructor's arguments. Assigning any other option raises
+    AttributeError.
 
     Examples
     --------
@@ -335,9 +336,8 @@ def num_parameters(layer: Module | Array | Iterable[Any], merged_bias: Flag = Fa
     ----------
     layer : layer, cell, `Linear`, `Modules`, array, or iterable or mapping of these
     merged_bias : bool, optional
-        Count b_ih and b_hh, which torch keeps apart, as the one bias of most of the literature. Only in the
-        new gate of the GRU that resets after its product are they not interchangeable; they are counted once
-        there too.
+        Count b_ih and b_hh, which torch keeps separate, as a single bias, like most of the literature. They are only
+        distinct in the new gate of the GRU that resets after the product, and are counted once there, too.
 
     Returns
     -------
@@ -409,10 +409,10 @@ def initialize(
 ) -> None:
     """Draw the parameters of a layer anew, in place.
 
-    The weights of each gate are a block of their own, w_ih [H,I] and w_hh [H,H]; w_hh of several heads is a block
-    [H/heads,H/heads] for each. The weight [O,I] of a `Linear` is treated like a w_ih, and so is the projection w_hr
-    [P,H]; w_hh is then [H,P], and orthogonal in its columns. U is the uniform, N the normal distribution. Peepholes
-    start as biases do, learned initial states and the bias of a normalised c at zero, gains at one.
+    The weights of each gate are drawn as separate blocks, w_ih [H,I] and w_hh [H,H]; with several heads, w_hh has a
+    block [H/heads,H/heads] for each. The weight [O,I] of a `Linear` is treated like a w_ih, and so is the projection
+    w_hr [P,H]; w_hh is then [H,P], with orthogonal columns. U is the uniform and N the normal distribution. Peepholes
+    are initialised like biases, learned initial states and the bias of a normalised c to zero, and gains to one.
 
     ================ ================================ ================================ =============
     scheme           w_ih                             w_hh                             b_ih and b_hh
@@ -431,8 +431,8 @@ def initialize(
     scheme : {"torch", "xavier", "orthogonal", "identity"}
         ``"identity"`` on an ``RNN(..., nonlinearity="relu")`` is the IRNN [3]_.
     forget_bias : float, optional
-        For the LSTM without coupled gates and the SLSTM: what the bias of the forget gate starts with, b_ih being
-        this and b_hh 0.
+        For the LSTM without coupled gates and the SLSTM: the initial bias of the forget gate. b_ih is set to this value
+        and b_hh to 0.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
         By default the layer's own generator goes on.
     seed : as `rng`, optional
@@ -441,7 +441,7 @@ def initialize(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or `forget_bias` is given for a layer without that gate or without
+        If an argument is invalid, or `forget_bias` is given for a layer without that gate or without
         biases.
 
     References

@@ -9,21 +9,21 @@ from .arrays import Array
 
 
 class PackedSequence(NamedTuple):
-    """The rows of all steps of B sequences without padding, N in all, laid out as torch's `PackedSequence` is.
+    """The rows of all steps of B sequences without padding, N in all, in the layout of torch's `PackedSequence`.
 
-    ``PackedSequence(*packed)`` takes over one of torch's.
+    ``PackedSequence(*packed)`` converts one of torch's.
 
     Attributes
     ----------
     data : array [N,*]
-        One step after the other, in each the sequences from the longest to the shortest.
+        The steps one after the other, each with the sequences from the longest to the shortest.
     batch_sizes : array [T] of integers
-        How many sequences reach each step: positive, never rising, N in all.
+        The number of sequences that have each step: positive, in descending order, N in all.
     sorted_indices : array [B] of integers, optional
-        The number of the sequence at each place of a step. Sequences of length 0 are the last ones: they have no rows.
+        The index of the sequence at each position of a step. Sequences of length 0 come last and have no rows.
     unsorted_indices : array [B] of integers, optional
-        The place of each sequence, the inverse of `sorted_indices`. Where one of the two is None the other says
-        it; without both, the sequences are in the order of their places, and none is empty.
+        The position of each sequence, the inverse of `sorted_indices`. If one of the two is None, it is computed from
+        the other. If both are None, the sequences are in the order of their positions, and none is empty.
 
     Examples
     --------

@@ -14,24 +14,24 @@ _chosen: ContextVar[str] = ContextVar("precision", default="full")
 
 
 class set_precision:
-    """Set the precision of layers that have none of their own; as a context manager, only within it.
+    """Set the precision of layers without their own setting; as a context manager, only inside the block.
 
-    Like `numpy.errstate` it holds for the present thread or task; but from when it is made.
+    Like `numpy.errstate`, it applies to the current thread or task, but it takes effect when it is called.
 
     Parameters
     ----------
     precision : {"full", "bfloat16"}
-        "bfloat16": the factors of the products, x, h, the weights and the gradients of gates, are rounded to bfloat16,
-        and their sums are float32; states, gates, gradients and the weights themselves stay float32. Layers that have
-        no such products, sLSTMs, those of float64, with `layer_norm`, `proj_size` or `recurrent_dropout`, stay as exact
-        as they are.
+        With "bfloat16", the factors of products (x, h, weights and the gradients of gates) are rounded to bfloat16, and
+        their sums are float32; states, gates, gradients and the weights themselves remain float32. It does not affect
+        layers without such products: sLSTMs, float64 layers, and layers with `layer_norm`, `proj_size` or
+        `recurrent_dropout`.
 
     Raises
     ------
     TypeError, ValueError
-        If `precision` is no such word.
+        If `precision` is anything else.
     RuntimeError
-        If the processor cannot multiply numbers of bfloat16.
+        If the processor has no instruction for bfloat16 products.
 
     Examples
     --------

@@ -11,7 +11,7 @@ from .runs import PROGRAM, check_out
 
 
 def sample(*, file: Path, prompt: str = "", **options: Any) -> None:
-    """Print the prompt and what the model makes of it, character by character."""
+    """Print a prompt and the model's continuation, character by character."""
     characters = Checkpoint.read(file).model().sample(prompt, **options)
     print(prompt, end="", flush=True)
     for character in characters:
@@ -20,14 +20,14 @@ def sample(*, file: Path, prompt: str = "", **options: Any) -> None:
 
 
 def quantize(*, file: Path, to: Format, out: Path | None = None, force: bool = False) -> None:
-    """Save a model with weights of fewer bits, which can be sampled, but not be trained any more."""
+    """Save a model with int8 or bfloat16 weights, which can be sampled but not trained."""
     checkpoint = Checkpoint.read(file)
     out = out or file.with_suffix(f".{to}{file.suffix}")
     if checkpoint.format is not None:
-        msg = f"{file} has weights of {checkpoint.format} already; take the model that it was made of"
+        msg = f"{file} already has {checkpoint.format} weights; quantize the original model instead"
         raise UsageError(msg)
     if out.exists() and out.samefile(file):
-        msg = f"--out {out}: that is the model itself, which could not be trained any more; take another name"
+        msg = f"--out {out}: this is the original model, which could then not be trained any more; choose another name"
         raise UsageError(msg)
     check_out(out, None, force)
     try:
@@ -40,14 +40,14 @@ def quantize(*, file: Path, to: Format, out: Path | None = None, force: bool = F
 
 
 def bench(**options: Any) -> None:
-    """Time the layers, and the peers that are installed."""
+    """Time layers, and the same layers in torch and ONNX Runtime if they are installed."""
     from ..bench import run
 
     run(**options)
 
 
 def gradflow(**options: Any) -> None:
-    """Compare how far back gradients reach in Elman networks, GRU and LSTM before any training."""
+    """Compare how far back gradients reach in untrained Elman networks, GRUs and LSTMs."""
     from ..gradflow import run
 
     run(**options)

@@ -36,7 +36,7 @@ def train(
     precision: Precision = "full",
     **given: Any,
 ) -> int:
-    """Train a character language model, save it and tell how good it is."""
+    """Train a character language model, save it and print its bits per character."""
     checkpoint = None if resume is None else Checkpoint.read(resume)
     try:
         options = Options(**given) if checkpoint is None else _resumed(checkpoint, given)
@@ -46,7 +46,7 @@ def train(
         msg = "--dropout acts between layers: it needs --layers of at least 2"
         raise UsageError(msg)
     out = out or resume or OUT
-    check_out(out, resume, force, f", --resume {out} goes on with it")
+    check_out(out, resume, force, f", --resume {out} continues it")
     training = _training(options)
     if checkpoint is not None:
         training.resume(checkpoint)
@@ -54,7 +54,7 @@ def train(
         training.options = replace(training.options, steps=epochs * training.steps_per_epoch)
     total = training.options.steps
     if training.steps >= total:
-        msg = f"{resume} has had {training.steps} of {total} steps; ask for more in all by --steps or --epochs"
+        msg = f"{resume} has already run {training.steps} of {total} steps; set a larger total with --steps or --epochs"
         raise UsageError(msg)
 
     with _chosen(precision), Signals() as signals:
@@ -145,13 +145,13 @@ def _check_text(checkpoint: Checkpoint) -> None:
     """Refuse to read anything but a regular file because a checkpoint names it."""
     text = checkpoint.options.text
     if text == STDIN:
-        msg = f"the run of {checkpoint.path} read its text from standard input; give the text by --text"
+        msg = f"the run of {checkpoint.path} read its text from standard input; pass the text with --text"
         raise UsageError(msg)
     try:
         if text is not None:
             check_readable(text)
     except (OSError, ValueError) as error:
-        msg = f"the run of {checkpoint.path} had its text in {text}: {reason(error)}; give the text by --text"
+        msg = f"the run of {checkpoint.path} had its text in {text}: {reason(error)}; pass the text with --text"
         raise UsageError(msg) from error
 
 
@@ -190,11 +190,11 @@ def check_out(out: Path, resumed: Path | None, force: bool, otherwise: str = "")
             return
         Checkpoint.read(out)
     except UsageError as error:
-        msg = f"--out {out}: there is such a file, and it is no model of ours to overwrite; take another name"
+        msg = f"--out {out}: this file exists and is not a model, so it is not overwritten; choose another name"
         raise UsageError(msg) from error
     except OSError as error:
-        msg = f"--out {out}: {reason(error)}; take a place where a file can be written"
+        msg = f"--out {out}: {reason(error)}; choose a place where a file can be written"
         raise UsageError(msg) from error
     if not force:
-        msg = f"--out {out}: there is a model of an earlier run; --force overwrites it{otherwise}"
+        msg = f"--out {out}: this file is an existing model; --force overwrites it{otherwise}"
         raise UsageError(msg)

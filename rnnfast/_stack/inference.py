@@ -54,43 +54,44 @@ class Inference(Stack[StateT]):
         embedding: ArrayLike | None = None,
         gate_override: Override = None,
     ) -> tuple[Any, StateT]:
-        """Run over whole sequences and keep nothing; no dropout, and the mean of what zoneout makes.
+        """Run over whole sequences without keeping a tape, without dropout, and with the mean of zoneout.
 
-        With a projection, `proj_size`, arrays of h, y among them, have P in place of H, here and in all other calls.
+        With a projection (`proj_size`), arrays of h, including y, have P instead of H, here and in all other calls.
 
         Parameters
         ----------
         x : array [T,B,I], [B,T,I] if `batch_first`, or [T,I] for one sequence; or a `PackedSequence`
             The input; T is at least 1, B may be 0. An array of integers, [T,B], [B,T] or [T], holds tokens.
         state : array [L·D,B,H] or tuple of such, optional
-            The initial state, h, (h, c) or (h, c, n, m); [L·D,H] for one sequence. By default, the learned one of a
-            layer with `learn_initial_state`, else zero; a part of it that is None is zero.
+            The initial state, h, (h, c) or (h, c, n, m); [L·D,H] for one sequence. The default is the learned one of a
+            layer with `learn_initial_state`, otherwise zero. A part that is None means zero.
         lengths : integers [B], optional
-            How many steps of each sequence are real, from 0 to T, in any order. What x holds beyond is not read. y is
-            zero there, the last state is that of the last real step, or the initial one, and the backward direction
-            starts at each sequence's own end.
+            The length of each sequence, from 0 to T, in any order. After the end of a sequence, x is not read and y is
+            zero. The last state is that of the sequence's last step, or the initial one if its length is 0. The
+            backward direction starts at the end of each sequence.
         resets : array of bools like x without its features, optional
-            Before such a step the state is the initial one again, and no gradient crosses: an episode begins. To the
-            backward direction the episode before it ends there.
+            Where an episode begins: the state before such a step is the initial state, and no gradient flows back
+            across it. In the backward direction, the episode before it starts there.
         outputs : {"all", "last"}, optional
-            "last": y is only what the last real step leaves, [B,D·H], and no more is held.
+            With "last", y is only the output at the last step of each sequence, [B,D·H].
         embedding : array [V,I], optional
-            What the tokens x select rows of. By default they are one-hot: from 0 to I - 1.
+            The table whose rows the tokens x select. By default tokens are one-hot, from 0 to I - 1.
         gate_override : dict, or sequence of L of them, optional
-            Values that gates are held at, by their letters: i, f, g, o of the LSTM (i, g, o where gates are coupled),
-            r, z, n of the GRU, z, o of the SLSTM. A dict is for all layers, in a sequence None is for none.
+            Values at which gates are fixed, by their letters: i, f, g, o for the LSTM (i, g, o if gates are coupled),
+            r, z, n for the GRU, z, o for the SLSTM. A dict applies to all layers; in a sequence, None means that
+            nothing is fixed in that layer.
 
         Returns
         -------
-        y : ndarray [T,B,D·H], or PackedSequence, laid out as x is
-            h of the last layer at every step, the directions side by side.
+        y : ndarray [T,B,D·H], or PackedSequence, in the layout of x
+            The h of the last layer at every step, with the directions side by side.
         state : as above
-            After the last step, for a backward direction after the step at time 0.
+            The state after the last step; for a backward direction, after the step at time 0.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. The message names it, what was expected and what came.
+            If an argument is invalid. The message names the argument, what was expected and what was given.
         KeyboardInterrupt
             On Ctrl-C, between chunks of time.
         """
@@ -102,7 +103,7 @@ class Inference(Stack[StateT]):
         return results(self, call, *run(self, call))
 
     def stream(self, batch_size: Integer = 1) -> "Stream[StateT]":
-        """Make a `Stream`: sequences on their way through the layer, one step or some at a time.
+        """Create a `Stream`, which runs the layer one or several steps at a time.
 
         Parameters
         ----------
@@ -112,7 +113,8 @@ class Inference(Stack[StateT]):
         Returns
         -------
         Stream
-            At the initial state, with the present parameters: it packs them once and does not see later changes.
+            A stream at the initial state, with the current parameters: it packs them once, and later changes do not
+            affect it.
 
         Raises
         ------

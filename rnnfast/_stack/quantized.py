@@ -20,42 +20,43 @@ MOST_COLUMNS = 65_536  # of a sum of products of 127 and 127 in 32 bits, with ro
 
 
 class Quantized(Inference[StateT]):
-    """A layer for inference whose matrices have fewer bits: what `layer.quantize` makes.
+    """A low-precision layer for inference, as returned by `layer.quantize`.
 
-    It is called and streamed as the layer is, which it has the sizes, options and initial states of. It has no
-    `forward` and no `backward`, and its arrays are read-only: to change it, change the layer and quantise that anew.
+    It is called and streamed like the original layer, and has the same sizes, options and initial states. It has no
+    `forward` and no `backward`, and its arrays are read-only: to change it, change the original layer and quantise that
+    again.
 
     ``"bfloat16"``: every element of weight_ih, weight_hh and weight_hr is rounded to 8 significant bits, to nearest
     even. Results are, bit for bit, those of the float32 layer with the rounded weights, which `dequantize` returns.
 
-    ``"int8"`` [1]_: a matrix has integers q from -127 to 127 and a scale for each row, its largest magnitude / 127. A
-    row a of x, or of h', is made integers by a scale of its own, the largest magnitude / 127, or 1/127 where the cell
-    holds h between -1 and 1 (more where h0 goes beyond). A product is the sum of products of integers, exactly, times
-    both scales; all else is float32. So results depend neither on the instruction set, but for the last digits of
-    activations, nor on threads or other sequences.
+    ``"int8"`` [1]_: a matrix consists of integers q from -127 to 127 and a scale for each row, its largest magnitude /
+    127. Each row of x or h' is rounded to integers with its own scale: its largest magnitude / 127, or 1/127 if the
+    cell keeps h between -1 and 1 (larger if h0 exceeds that). A product is the exact sum of products of integers, times
+    both scales; everything else is float32. Results therefore do not depend on threads or on other sequences, and on
+    the instruction set only in the last digits of activations.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN or SLSTM
-        Of float32.
+        A float32 layer.
     format : {"bfloat16", "int8"}
 
     Attributes
     ----------
     format : str
     weight_ih_l{k}, weight_hh_l{k}, weight_hr_l{k} : ndarray of uint16 or int8
-        As in the layer: the bits of bfloat16 numbers, or integers.
+        As in the original layer: the bits of bfloat16 numbers, or integers.
     weight_ih_l{k}_scale, .. : ndarray of float32
-        Of int8, the scales of the rows.
+        With int8, the scales of the rows.
     bias_ih_l{k}, .. : ndarray of float32
-        Vectors and initial states are those of the layer.
+        Vectors and initial states, as in the original layer.
     layer : dict
-        The class and the constructor's arguments of the layer that this is made of.
+        The class and the constructor's arguments of the original layer.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or the layer has what the format lacks; see `Recurrent.quantize`.
+        If an argument is invalid, or the layer has what the format lacks; see `Recurrent.quantize`.
 
     References
     ----------
@@ -132,22 +133,22 @@ class Quantized(Inference[StateT]):
         return [with_fixed(self, arrays) for arrays in directions] if self.fixed else directions
 
     def dequantize(self) -> Inference[StateT]:
-        """Return the float32 layer with the weights that this one's arrays stand for, of the class of the first one.
+        """Return a float32 layer of the original class, with the values that the quantised weights represent.
 
-        Of bfloat16, it gives the bits of this layer. Of int8 it does not: there, activations are integers too. Type
-        checkers learn the class by ``assert isinstance(layer, LSTM)``.
+        With bfloat16, its results are bit for bit those of this layer. With int8 they are not, because this layer also
+        rounds activations to integers. For type checkers, write ``assert isinstance(layer, LSTM)``.
         """
         return self._made(Kept(decoded(self.parameters)))
 
     def forward(self, *_args: object, **_options: object) -> Never:
-        """Refuse: there are no gradients with respect to weights of fewer bits."""
+        """Raise TypeError: quantised weights have no gradients."""
         msg = (
             f"forward: expected a layer to train, got {self!r}, which is for inference; its dequantize() can be trained"
         )
         raise TypeError(msg)
 
     def backward(self, *_args: object, **_options: object) -> Never:
-        """Refuse, as `forward` does."""
+        """Raise TypeError, as `forward` does."""
         msg = f"backward: expected a layer to train, got {self!r}, which is for inference"
         raise TypeError(msg)
 

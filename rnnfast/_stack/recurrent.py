@@ -65,33 +65,32 @@ class Recurrent(Inference[StateT]):
         gate_override: Override = None,
         masks: Mapping[str, ArrayLike] | None = None,
     ) -> tuple[Any, StateT, LayerTape]:
-        """Run over whole sequences and keep what `backward` needs; with dropout of all kinds, and zoneout.
+        """Run over whole sequences and keep what `backward` needs; with all kinds of dropout, and zoneout.
 
-        Takes and raises what a call of the layer does, and
+        It takes and raises what a call of the layer does. It also takes these parameters:
 
         Parameters
         ----------
         checkpoint : int or "auto", optional
-            k: of k steps only one state is kept, and backward runs the others again, k at a time; k is rounded up to
-            whole blocks of the sums of the weights' gradients, so that the gradients have the same bits, and to 1024
-            rows (t, b), so that what each segment costs does not show. "auto" is the square root of T.
+            k: only one state in every k steps is kept, and backward recomputes the others, k steps at a time. k is
+            rounded up to whole chunks of the sums of weight gradients, so that the gradients have the same bits, and to
+            at least 1024 rows (t, b), so that the overhead of a segment is small. "auto" is the square root of T.
         masks : mapping of arrays of bools, or 0 and 1, optional
-            For a layer with `weight_dropout`: which elements, in the shape of the parameter, or which rows [G·H] of the
-            weight_hh_l{k} are kept, by the names of these. With `recurrent_dropout`: which elements of h' the product
-            sees, as recurrent_l{k}, or recurrent_l{k}_reverse, [B,H], or [B,G,H] for each gate in the order of w_hh; of
-            one sequence without B. With `candidate_dropout`: which candidates are kept, as candidate_l{k}, or with
-            ``_reverse``, [T,B,H] laid out as x is; with `candidate_dropout_per_sequence` [B,H]. With `zoneout`: which
-            units have their new value, as zoneout_h_l{k} and zoneout_c_l{k}, likewise [T,B,H]. The masks of names that
-            are not there are drawn.
+            Masks by name, True where something is kept. For `weight_dropout`, weight_hh_l{k}: elements, in the shape of
+            the parameter, or rows [G·H]. For `recurrent_dropout`, recurrent_l{k} or recurrent_l{k}_reverse: elements of
+            h' in the product, [B,H], or [B,G,H] for each gate in the order of w_hh; without B for one sequence. For
+            `candidate_dropout`, candidate_l{k}, also with ``_reverse``: candidates, [T,B,H] in the layout of x, or
+            [B,H] with `candidate_dropout_per_sequence`. For `zoneout`, zoneout_h_l{k} and zoneout_c_l{k}: units with
+            their new value, [T,B,H] as well. Masks that are missing are drawn.
 
         Returns
         -------
         y, state
-            As from a call of the layer; without dropout and zoneout the same bits.
+            The same as from a call of the layer, bit for bit if there is no dropout and no zoneout.
         tape : LayerTape
-            For `backward`. It refers to x, y, the state, the parameters and the embedding and does not copy
-            them: they must not change before the last backward. `tape.weight_masks`, `tape.recurrent_masks`,
-            `tape.candidate_masks` and `tape.zoneout_masks` are the masks, as `masks` takes them.
+            For `backward`. It refers to x, y, the state, the parameters and the embedding without copying them: they
+            must not change before the last backward. `tape.weight_masks`, `tape.recurrent_masks`,
+            `tape.candidate_masks` and `tape.zoneout_masks` are the masks used, in the form that `masks` accepts.
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
         is_whole = masks is None and not is_masked(self)
@@ -131,26 +130,26 @@ class Recurrent(Inference[StateT]):
         tape : LayerTape
             From this layer's `forward`. It is only read: any number of backwards may use it.
         dy : array like y, optional
-            The gradient of y, zero if None. What it holds beyond a sequence's length is not read.
+            The gradient of y; None means zero. Values after the end of a sequence are not read.
         dstate : array or tuple of arrays like state, optional
-            The gradient of the last state, dh, (dh, dc) or (dh, dc, dn, dm); zero where it or a part of it is None. At
-            least one of dy, dstate, dc and dh_layers is required.
+            The gradient of the last state, dh, (dh, dc) or (dh, dc, dn, dm). None, or a part that is None, means zero.
+            At least one of dy, dstate, dc and dh_layers is required.
         dc, dh_layers : array [L,T,B,D·H], [L,B,T,D·H] if `batch_first`, [L,T,D·H] or [L,N,D·H], optional
-            The gradients of c and of h of every step of every layer; dc is the LSTM's and the SLSTM's.
+            The gradients of c and h of every step of every layer. Only the LSTM and the SLSTM have dc.
         clip_dh : float, optional
-            What a step passes to the one before, dh and the gradients of its other states, is bounded to
-            [-clip_dh, clip_dh], element by element; also what the first step of each episode passes to dstate0, whose
-            sum is not bounded.
+            The gradients that a step passes to the step before, dh and those of the other states, are clipped to
+            [-clip_dh, clip_dh], element by element. So are those that the first step of each episode passes to dstate0,
+            but not their sum.
         need_dx : bool, optional
             If False, dx is not computed and None is returned for it; nor is the gradient of an embedding.
         grads : dict of ndarrays, optional
-            With the keys, shapes and dtype of `state_dict()`, and "embedding" where that has a gradient: the
-            gradients are added into these arrays.
+            With the keys, shapes and dtype of `state_dict()`, and "embedding" if that has a gradient. The gradients are
+            added to these arrays.
 
         Returns
         -------
         dx : like x, or None
-            None for tokens. Zero beyond a sequence's length.
+            None for tokens. Zero after the end of a sequence.
         dstate0 : ndarray or tuple of ndarrays like state
             The gradient of the initial state, dh0, (dh0, dc0) or (dh0, dc0, dn0, dm0), summed over the episodes that
             start from it.
@@ -162,9 +161,9 @@ class Recurrent(Inference[StateT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. The message names it, what was expected and what came.
+            If an argument is invalid. The message names the argument, what was expected and what was given.
         KeyboardInterrupt
-            On Ctrl-C, between chunks of time; `grads` is then part-way.
+            On Ctrl-C, between chunks of time. `grads` then holds incomplete results.
         """
         check_tape(tape, self)
         no_options = dc is None and dh_layers is None and clip_dh is None and grads is None
@@ -175,24 +174,24 @@ class Recurrent(Inference[StateT]):
         )
 
     def quantize(self, format: Format) -> Quantized[StateT]:  # noqa: A002
-        """Make a layer for inference whose matrices have fewer bits, from the present parameters.
+        """Return a low-precision layer for inference, with the current parameters.
 
         Parameters
         ----------
         format : {"bfloat16", "int8"}
-            bfloat16: each weight is rounded, and results are those of the layer with these weights, bit for bit. int8:
-            products are sums of integers, with a scale for each row of weights and of activations.
+            With bfloat16, each weight is rounded, and results are bit for bit those of the layer with the rounded
+            weights. With int8, products are sums of integers, with a scale for each row of weights and of activations.
 
         Returns
         -------
         Quantized
-            It does not see later changes of the parameters.
+            Later changes to the layer's parameters do not affect it.
 
         Raises
         ------
         TypeError, ValueError
-            If the format is no such word or has no form for the layer: one of float64, for int8 an sLSTM, `layer_norm`
-            or sizes above 65,536, for bfloat16 an sLSTM of several heads; or a parameter is not finite.
+            If the format is unknown or not available for the layer (float64; for int8 an sLSTM, `layer_norm` or sizes
+            above 65,536; for bfloat16 an sLSTM with several heads), or if a parameter is not finite.
 
         Examples
         --------

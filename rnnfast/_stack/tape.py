@@ -63,26 +63,26 @@ class LayerTape(Tape):
 
     @property
     def weight_masks(self) -> dict[str, Array]:
-        """Which elements, or rows, of each w_hh were kept, by the names of the parameters; empty where all were."""
+        """Which elements or rows of each w_hh were kept, by parameter name; empty if all were."""
         return {} if self.call.dropped is None else dict(self.call.dropped.kept)
 
     @property
     def recurrent_masks(self) -> dict[str, Array]:
-        """Which elements of h' the recurrent products of each layer and direction saw, by name; empty where all."""
+        """Which elements of h' were kept in the recurrent products, by the names of `masks`; empty if all were."""
         return {} if self.call.dropped_h is None else dict(self.call.dropped_h.kept)
 
     @property
     def candidate_masks(self) -> dict[str, Any]:
-        """Which candidates were kept, bools [T,B,H] laid out as x is, or [B,H], by the names of `masks`."""
+        """Which candidates were kept, bools [T,B,H] in the layout of x, or [B,H], by the names of `masks`."""
         return {} if self.call.candidates is None else self.call.candidates.masks(self.owner.hidden_size)
 
     @property
     def zoneout_masks(self) -> dict[str, Any]:
-        """Which units of the states have their new value, bools [T,B,H] laid out as x is, by the names of `masks`."""
+        """Which units of the states have their new value, bools [T,B,H] in the layout of x, by the names of `masks`."""
         return {} if self.call.zoneout is None else masks_of(self.owner, self.call.layout, self.call.zoneout)
 
     def h(self, layer: int) -> Any:
-        """Return h of every step of a layer, [T,B,D·H], laid out as x is: the tape's own, or a copy with padding."""
+        """Return h of every step of a layer, [T,B,D·H] in the layout of x: a view, or a copy with padding."""
         rows: Array = self._of(self.hidden, layer).view()
         rows.flags.writeable = False
         return self.call.layout.give(rows)
@@ -100,9 +100,9 @@ class LayerTape(Tape):
         return self._state("m", layer, "an SLSTM")
 
     def gates(self, layer: int) -> dict[str, Any]:
-        """Return the activated gates of every step of a layer by their letters, laid out as h is.
+        """Return the activated gates of every step of a layer by their letters, in the layout of h.
 
-        The kernels keep them in blocks of units; each call copies them from there.
+        Each call copies them, since the kernels store them in blocks of units.
         """
         kept = self._of(self.kept, layer)
         return {name: self._given(kept.gate(name)) for name in kept.gates}

@@ -26,18 +26,18 @@ MANY_STEPS = 1024  # more than a chunk of the kernels has
 
 @dataclass(frozen=True, eq=False)
 class Window(Generic[StateT]):
-    """A window of `tbptt`: the steps from tau to stop, of which those from start to stop have losses.
+    """A window of `tbptt`: the steps from tau to stop. Those from start to stop have losses.
 
     Attributes
     ----------
     tau : int
         The first step that `backward` reaches.
     start, stop : int
-        The steps that y and dy are of.
+        The range of steps that y and dy cover.
     y : ndarray [stop - start,B,H], laid out as x is
-        h of the top layer, as it was computed.
+        The h of the top layer, as it was computed.
     state : ndarray [L,B,H] or tuple of such
-        The state after the last step; [B,H] of a cell, without B for one sequence.
+        The state after the last step; [B,H] for a cell, without B for one sequence.
 
     Examples
     --------
@@ -66,14 +66,14 @@ class Window(Generic[StateT]):
         Parameters
         ----------
         dy : array like y
-            The gradient of y. With k2 < k1, y starts before tau; what dy holds there contributes nothing.
+            The gradient of y. With k2 < k1, y starts before tau; the part of dy there has no effect.
         grads : dict of ndarrays, optional
-            With the keys, shapes and dtype of `state_dict()`, and "embedding" where there is one: the gradients are
-            added into these arrays.
+            With the keys, shapes and dtype of `state_dict()`, and "embedding" if there is one. The gradients are added
+            to these arrays.
         out : pair (dx, dstate0), optional
-            Arrays for the gradients of x, [stop - tau,B,I] laid out as x is, and of the initial state, which is zero
-            where the window reaches neither the start of the sequence nor that of an episode; what is None is not
-            wanted.
+            Arrays for the gradients of x, [stop - tau,B,I] in the layout of x, and of the initial state, which is zero
+            if the window reaches neither the start of the sequence nor that of an episode. A gradient that is None is
+            not computed.
 
         Returns
         -------
@@ -84,12 +84,12 @@ class Window(Generic[StateT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. The message names it, what was expected and what came.
+            If an argument is invalid. The message names the argument, what was expected and what was given.
         RuntimeError
-            If later windows have taken the place of the window's steps, which the next one never does, or another
-            thread asks for the next window right now. Backwards of several threads wait for each other.
+            If later windows have overwritten the window's steps (the next window never does), or if another thread is
+            requesting the next window. Backward calls from several threads wait for each other.
         KeyboardInterrupt
-            On Ctrl-C, between chunks of time; `grads` is then part-way.
+            On Ctrl-C, between chunks of time. `grads` then holds incomplete results.
         """
         return self._run.backward(self, dy, grads, out)
 

@@ -1,7 +1,7 @@
-"""Classifiers, regressors and forecasters of sequences, with the manners of scikit-learn, which they do not need.
+"""Classifiers, regressors and forecasters of sequences, in the style of scikit-learn but without needing it.
 
-Their constructors keep what they are given and check it in `fit`; `get_params`, `set_params`, `clone`, pickles,
-pipelines and searches over parameters work. What `fit` learns has names that end with an underscore.
+Their constructors store the arguments, and `fit` checks them; `get_params`, `set_params`, `clone`, pickling, pipelines
+and searches over parameters work. The names of attributes that `fit` learns end with an underscore.
 """
 
 from .forecaster import Forecaster

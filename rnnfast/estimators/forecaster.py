@@ -19,28 +19,29 @@ CLEAR = 0.3  # autocorrelation from which on a season is taken for one
 class Forecaster(Estimator):
     """Forecast the next steps of a series and their quantiles.
 
-    After each step t the network tells Q quantiles of the next K steps at once, and the losses of all t are learned
-    together (Wen et al., 2017, arXiv:1711.11053). It reads and tells differences, each divided by its deviation, so
-    that neither units nor a trend matter. With the season s, w = max(s, 8), and the mean m of the last 4 w steps::
+    After each step t the network predicts Q quantiles of the next K steps at once, and the losses of all t are added
+    (Wen et al., 2017, arXiv:1711.11053). Its inputs and outputs are differences, each divided by its standard
+    deviation, so the scale and the trend of the series do not matter. With the season s, w = max(s, 8), and the mean m
+    of the last 4 w steps::
 
         inputs at t                 y[t] - y[t-1],  y[t] - y[t-s],  y[t-j] - m[t],  j = 0 .. w - 1
         outputs at t, k = 1 .. K    y[t+k] - y[t+k - s ceil(k/s)]: the last step of the same season
 
-    Quantiles are shifted by what they miss in the steps that are held out (Romano et al., 2019, arXiv:1905.03222).
+    Quantiles are shifted to correct their error on the validation steps (Romano et al., 2019, arXiv:1905.03222).
 
     Parameters
     ----------
     cell, hidden_size, num_layers, dropout, lr, weight_decay, warmup, clip, epochs, patience, verbose, rng : optional
         As in `SequenceClassifier`; an epoch is a pass over the series.
     validation_fraction : float, optional
-        The share of the series, its end, that finds the best epoch.
+        The fraction at the end of the series that is used to find the best epoch.
     horizon : int, optional
-        K. Forecasts of more steps are made by taking the medians for the steps before as what happened.
+        K. Longer forecasts continue from the medians of the steps before.
     season : int or None, optional
-        After how many steps the series is about the same again, such as 12 for months; 1: never. By default, where the
-        autocorrelation of its differences has the highest peak, if that is above 0.3.
+        The number of steps after which the series repeats, such as 12 for months; 1 if it does not. By default, it is
+        found from the highest peak of the autocorrelation of the differences, if that is above 0.3.
     quantiles : sequence of floats, optional
-        Above 0 and below 1, rising, 0.5 among them.
+        Increasing numbers above 0 and below 1, including 0.5.
 
     Examples
     --------
@@ -66,9 +67,23 @@ class Forecaster(Estimator):
     outputs = "all"
 
     def fit(self, series: Any, y: Any = None) -> Self:  # noqa: ARG002
-        """Train a new network on a series [T]; y is ignored.
+        """Train a new network on a series.
 
-        TypeError or ValueError: the series is too short or not of finite numbers, or a parameter does not fit.
+        Parameters
+        ----------
+        series : array [T]
+        y : optional
+            Ignored.
+
+        Returns
+        -------
+        Forecaster
+            The estimator itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the series is too short or not finite, or if an argument of the constructor is invalid.
         """
         K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), generator(self.rng)
         self._K, levels = K, levels_of(self.quantiles)
@@ -98,14 +113,45 @@ class Forecaster(Estimator):
         return self
 
     def predict(self, horizon: Any = None, series: Any = None) -> Array:
-        """Return the medians of the next steps, [horizon]: of the constructor's K, or of so many.
+        """Return the medians of the next steps.
 
-        They go on from the series [T] of `fit` or from another one. TypeError or ValueError: an argument does not fit.
+        Parameters
+        ----------
+        horizon : int, optional
+            The number of steps; by default that of the constructor.
+        series : array [T], optional
+            The series to continue; by default that of `fit`.
+
+        Returns
+        -------
+        ndarray [horizon]
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, or the estimator has not been fitted.
         """
         return np.asarray(self.predict_quantiles(horizon, series)[:, self._middle])
 
     def predict_quantiles(self, horizon: Any = None, series: Any = None) -> Array:
-        """Return the quantiles of the next steps, [horizon,Q]; takes and raises what `predict` does."""
+        """Return the quantiles of the next steps.
+
+        Parameters
+        ----------
+        horizon : int, optional
+            The number of steps; by default that of the constructor.
+        series : array [T], optional
+            The series to continue; by default that of `fit`.
+
+        Returns
+        -------
+        ndarray [horizon,Q]
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, or the estimator has not been fitted.
+        """
         self._check_fitted()
         steps = self._K if horizon is None else size(horizon, "horizon")
         known = self._history if series is None else self._series(series, self.season_ + 1)
@@ -118,7 +164,25 @@ class Forecaster(Estimator):
         return found[:steps]
 
     def score(self, series: Any, y: Any = None) -> float:  # noqa: ARG002
-        """Return 1 less the squared error of all medians, divided by that of the last values of the same season."""
+        """Return the skill over a seasonal forecast.
+
+        It is 1 minus the squared error of all medians, divided by that of repeating the last value of the same season.
+
+        Parameters
+        ----------
+        series : array [T]
+        y : optional
+            Ignored.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the series is invalid, or the estimator has not been fitted.
+        """
         self._check_fitted()
         known = self._series(series, self._K + self.season_ + 1)
         target = self._targets(known) / self._spread

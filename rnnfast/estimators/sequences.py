@@ -60,9 +60,22 @@ class SequenceEstimator(Estimator):
     def fit(self, X: Any, y: Any) -> Self:
         """Train a new network.
 
-        X is a list of N arrays [T_i,I] or [T_i], or an array [N,T,I] or [N,T]: sequences of features, where those of
-        integers [T_i] are tokens, and of floats [T_i] single features. y is an array [N], for a regressor also [N,O].
-        TypeError or ValueError: one of them, or a parameter of the constructor, does not fit.
+        Parameters
+        ----------
+        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
+            The sequences. Integers [T_i] are tokens, and floats [T_i] are single features.
+        y : array [N], for a regressor also [N,O]
+            The class of each sequence, or its numbers.
+
+        Returns
+        -------
+        SequenceClassifier or SequenceRegressor
+            The estimator itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X, y or an argument of the constructor is invalid.
         """
         sequences, is_tokens = read_sequences(X)
         given, rng, share = self._paired(sequences, y), generator(self.rng), self._held_out_share()
@@ -81,10 +94,24 @@ class SequenceEstimator(Estimator):
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
-        """Go once through some sequences, at the learning rate `lr` and without any held out.
+        """Make one pass over sequences, at the learning rate `lr` and without validation.
 
-        The first call decides how X, and in a regressor y, are scaled, and is told all `classes` that a classifier will
-        meet. Takes and raises what `fit` does.
+        Parameters
+        ----------
+        X, y
+            As for `fit`. The first call decides how X, and the y of a regressor, are scaled.
+        classes : array, optional
+            All classes of a classifier, for the first call.
+
+        Returns
+        -------
+        SequenceClassifier or SequenceRegressor
+            The estimator itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid.
         """
         sequences, is_tokens = read_sequences(X)
         given, batch_size = self._paired(sequences, y), size(self.batch_size, "batch_size")
@@ -140,7 +167,7 @@ class SequenceEstimator(Estimator):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SequenceClassifier(SequenceEstimator):
-    """Tell the class of a sequence.
+    """Classify sequences.
 
     Parameters
     ----------
@@ -148,21 +175,21 @@ class SequenceClassifier(SequenceEstimator):
     hidden_size, num_layers, bidirectional, dropout : optional
         Of the layers.
     embedding_dim : int, optional
-        The size of the vectors of tokens.
+        The size of the embedding of tokens.
     loss : {"softmax", "binary"}, optional
         ``"binary"``: one output for two classes.
     lr, weight_decay, warmup, clip : float, optional
-        The highest learning rate of `rnnfast.training.AdamW`, which rises for the share `warmup` of all steps and then
-        falls to 0 by a cosine; `clip` is the largest norm of a gradient.
+        The highest learning rate of `rnnfast.training.AdamW`, which rises during the fraction `warmup` of all steps and
+        then falls to 0 along a cosine; `clip` is the largest norm of a gradient.
     batch_size, epochs : int, optional
     validation_fraction : float, optional
-        The share of the sequences that is held out to find the best epoch, whose weights are kept.
+        The fraction of the sequences that is held out to find the best epoch, whose weights are kept.
     patience : int or None, optional
-        How many epochs without a better one are borne; None: nothing is held out.
+        Training stops after this many epochs without improvement. With None, nothing is held out.
     scale : bool, optional
-        Whether features get the mean 0 and the deviation 1 that they have over all steps in `fit`.
+        Whether to scale features to mean 0 and standard deviation 1 over all steps in `fit`.
     verbose : bool, optional
-        Whether there is a progress bar with the losses.
+        Whether to show a progress bar with the losses.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
         For all that is random. With an int, each `fit` gives the same network.
 
@@ -170,7 +197,8 @@ class SequenceClassifier(SequenceEstimator):
     ----------
     classes_ : ndarray
     model_ : Modules
-        The network: ``rnn``, ``readout``, and for tokens ``embedding``. Tokens above all that `fit` has seen are zeros.
+        The network: ``rnn``, ``readout``, and for tokens ``embedding``. The embedding of tokens larger than any in
+        `fit` is zero.
     history_ : dict of lists
         ``loss`` and ``validation_loss`` of each of the `n_iter_` epochs.
 
@@ -189,12 +217,43 @@ class SequenceClassifier(SequenceEstimator):
     kind = "classifier"
 
     def predict(self, X: Any) -> Array:
-        """Return the likeliest class of each sequence, [N]."""
+        """Return the most likely class of each sequence.
+
+        Parameters
+        ----------
+        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
+            The sequences, as for `fit`.
+
+        Returns
+        -------
+        ndarray [N]
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X is invalid, or the estimator has not been fitted.
+        """
         likeliest = self.predict_proba(X).argmax(axis=1)
         return np.asarray(self.classes_[likeliest])
 
     def predict_proba(self, X: Any) -> Array:
-        """Return the probabilities [N,K] of the classes, in the order of `classes_`."""
+        """Return the probabilities of the classes.
+
+        Parameters
+        ----------
+        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
+            The sequences, as for `fit`.
+
+        Returns
+        -------
+        ndarray [N,K]
+            In the order of `classes_`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X is invalid, or the estimator has not been fitted.
+        """
         out = self._outputs(X)
         if out.shape[1] == 1:
             out = np.concatenate([np.zeros_like(out), out], axis=1)
@@ -202,7 +261,22 @@ class SequenceClassifier(SequenceEstimator):
         return np.asarray(p / p.sum(axis=1, keepdims=True))
 
     def score(self, X: Any, y: Any) -> float:
-        """Return the share of sequences whose class is right."""
+        """Return the fraction of sequences that are classified correctly.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, or the estimator has not been fitted.
+        """
         found = self.predict(X)
         return float(np.mean(found == self._paired([*found], y)))
 
@@ -235,13 +309,14 @@ class SequenceClassifier(SequenceEstimator):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SequenceRegressor(SequenceEstimator):
-    """Tell a number, or several, that belong to a sequence.
+    """Predict one or several numbers for each sequence.
 
     Parameters
     ----------
     loss : {"squared", "huber", "quantile", "gaussian"}, optional
-        What is learned: the mean; a mean that outliers move less; quantiles; the mean and the deviation of a normal
-        distribution. y is scaled to the mean 0 and the deviation 1: ``"huber"`` turns linear at `delta` of these.
+        What is learned: the mean; a mean that is less sensitive to outliers; quantiles; the mean and standard deviation
+        of a normal distribution. y is scaled to mean 0 and standard deviation 1; ``"huber"`` becomes linear at `delta`
+        of these standard deviations.
     delta : float, optional
     quantiles : sequence of floats, optional
     others
@@ -264,12 +339,44 @@ class SequenceRegressor(SequenceEstimator):
     kind = "regressor"
 
     def predict(self, X: Any) -> Array:
-        """Return a number for each sequence, [N], or [N,O] as y had it: of quantiles, the one next to the median."""
+        """Return a prediction for each sequence; with quantiles, the one closest to the median.
+
+        Parameters
+        ----------
+        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
+            The sequences, as for `fit`.
+
+        Returns
+        -------
+        ndarray [N], or [N,O] if y has that shape
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X is invalid, or the estimator has not been fitted.
+        """
         middle = int(np.argmin(np.abs(np.asarray(self.quantiles) - 0.5))) if self.loss == "quantile" else 0
         return self._unscaled(self._parts(X)[..., middle])
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] | None = None) -> Array:
-        """Return the quantiles of the constructor, or with the loss ``"gaussian"`` any others, [N,Q] or [N,O,Q]."""
+        """Return quantiles for each sequence.
+
+        Parameters
+        ----------
+        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
+            The sequences, as for `fit`.
+        quantiles : sequence of Q floats, optional
+            By default those of the constructor. With the loss ``"gaussian"``, any numbers above 0 and below 1.
+
+        Returns
+        -------
+        ndarray [N,Q] or [N,O,Q]
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, the loss has no quantiles, or the estimator has not been fitted.
+        """
         if self.loss == "quantile" and quantiles is None:
             return np.sort(self._unscaled(self._parts(X)), axis=-1)  # quantiles that cross are exchanged
         if self.loss != "gaussian":
@@ -280,7 +387,22 @@ class SequenceRegressor(SequenceEstimator):
         return self._unscaled(out[..., :1] + z * np.exp(out[..., 1:] / 2))
 
     def score(self, X: Any, y: Any) -> float:
-        """Return the coefficient of determination, R², the mean over what y has of numbers."""
+        """Return the coefficient of determination, R², averaged over the O numbers of y.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, or the estimator has not been fitted.
+        """
         found = self.predict(X)
         given = numbers_of(self._paired([*found], y).reshape(found.shape), "y")
         rest, spread = ((found - given) ** 2).sum(axis=0), ((given - given.mean(axis=0)) ** 2).sum(axis=0)

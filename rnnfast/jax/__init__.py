@@ -1,7 +1,7 @@
 """Recurrent layers as functions for JAX on rnnfast's kernels, forward and backward: `lstm`, `gru`, `rnn`.
 
-They work under `jax.jit`, `jax.grad`, `jax.vmap` and within `jax.lax.scan`. XLA calls the kernels by itself: nothing
-goes through Python when a program runs. Arrays are float32 or float64, on the CPU.
+They work under `jax.jit`, `jax.grad`, `jax.vmap` and within `jax.lax.scan`. XLA calls the kernels directly, without
+Python. Arrays are float32 or float64, on the CPU.
 
 Examples
 --------

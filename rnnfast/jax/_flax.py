@@ -17,22 +17,23 @@ _WHOLE = tuple(f"dense_{side}" for side in _SIDES)  # of all gates together
 
 
 def from_flax(params: Mapping[str, Any]) -> dict[str, Array]:
-    """Return the parameters of a Flax cell as `lstm`, `gru` and `rnn` take them.
+    """Convert the parameters of a Flax cell for `lstm`, `gru` and `rnn`.
 
-    It can be part of a function that is compiled and differentiated: then the gradients are those of Flax's parameters.
+    It can be called in a function that is compiled and differentiated; gradients are then those of Flax's parameters.
 
     Parameters
     ----------
     params : mapping
         Of `flax.linen`, LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell: what ``init`` returns, or its "params". Of
-        a cell of these names in `flax.nnx`: ``nnx.to_pure_dict(nnx.state(cell, nnx.Param))``. Of options under which a
-        cell computes something else, such as `gate_fn`, `activation_fn` and `residual`, this does not know.
+        a cell of these names in `flax.nnx`: ``nnx.to_pure_dict(nnx.state(cell, nnx.Param))``. Options that change what
+        a cell computes, such as `gate_fn`, `activation_fn` and `residual`, are not among the parameters; the cell must
+        have their defaults.
 
     Returns
     -------
     dict of str to array
-        ``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0`` and ``bias_hh_l0``. For the LSTM `lstm`, for the GRU `gru`
-        and for the simple cell `rnn` compute what the cell does.
+        ``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0`` and ``bias_hh_l0``. With these, `lstm`, `gru` or `rnn`
+        computes the same as the LSTM, GRU or simple cell.
 
     Raises
     ------
@@ -41,7 +42,7 @@ def from_flax(params: Mapping[str, Any]) -> dict[str, Array]:
 
     See Also
     --------
-    to_flax : The way back.
+    to_flax : The inverse.
 
     Examples
     --------
@@ -69,14 +70,14 @@ def from_flax(params: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def to_flax(parameters: Mapping[str, Array], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters of one layer and direction in the place of those of a Flax cell.
+    """Convert the parameters of one layer and direction to those of a Flax cell.
 
     Parameters
     ----------
     parameters : mapping of str to array
-        ``weight_ih_l0``, ``weight_hh_l0`` and, or not, ``bias_ih_l0`` and ``bias_hh_l0``.
+        ``weight_ih_l0``, ``weight_hh_l0`` and optionally ``bias_ih_l0`` and ``bias_hh_l0``.
     params : mapping
-        Of the cell, as `from_flax` takes them; only its names and shapes matter.
+        The cell's parameters, as for `from_flax`; only their names and shapes matter.
 
     Returns
     -------
@@ -86,12 +87,13 @@ def to_flax(parameters: Mapping[str, Array], params: Mapping[str, Any]) -> dict[
     Raises
     ------
     TypeError, ValueError
-        If shapes do not fit; or if the cell lacks a bias that matters, as the GRUCell of `flax.nnx` does for h in the
-        new gate. Whether that is zero is asked of concrete arrays only: of these cells, do not call it when compiling.
+        If shapes do not match, or if the cell lacks a bias that is not zero, such as that for h in the new gate of the
+        GRUCell of `flax.nnx`. This can only be checked for concrete arrays: for such cells, do not call it in a
+        compiled function.
 
     See Also
     --------
-    from_flax : The way back.
+    from_flax : The inverse.
 
     Examples
     --------

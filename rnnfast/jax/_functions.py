@@ -32,21 +32,21 @@ def lstm(
     Parameters
     ----------
     parameters : mapping of str to array
-        ``weight_ih_l0`` [4·H,I], ``weight_hh_l0`` [4·H,H] and, or not, ``bias_ih_l0`` and ``bias_hh_l0`` [4·H], in the
-        order i, f, g, o. Further layers have ``_l1`` and so on; where there are names with ``_reverse`` behind them, a
-        second direction runs backwards in time, and the next layer reads both, D·H.
+        ``weight_ih_l0`` [4·H,I], ``weight_hh_l0`` [4·H,H] and optionally ``bias_ih_l0`` and ``bias_hh_l0`` [4·H], with
+        gates in the order i, f, g, o. The names for further layers end in ``_l1`` and so on. If there are also names
+        with the suffix ``_reverse``, a second direction runs backwards in time, and the next layer reads both, D·H.
     x : array [T,B,I]
-        float32 or float64, as all arrays of a call are.
+        float32 or float64, the same for all arrays of a call.
     state : (h, c), arrays [L·D,B,H], optional
-        The initial state; zeros without one.
+        The initial state, zero by default.
     reverse : bool, optional
         Run the single direction of each layer backwards in time.
     lengths : array [B] of ints, optional
-        The steps of each sequence. Those that follow do not change the state, their y is zero, and nothing of x there
-        matters. Backwards in time, each sequence starts at its own end. More than T is T, less than 0 is 0.
+        The length of each sequence. Later steps do not change the state, their y is zero, and their x is ignored. The
+        backward direction of each sequence starts at its end. Lengths are clipped to 0 to T.
     resets : bool array [T,B], optional
-        Where an episode begins: before such a step the state is the initial one, and no gradient crosses. Backwards in
-        time, the episode that ends before a reset starts there. 0 and 1 will do as well.
+        Where an episode begins: the state before such a step is the initial state, and no gradient flows back across
+        it. The backward direction of an episode starts before the next reset. Numbers 0 and 1 are also accepted.
 
     Returns
     -------
@@ -56,9 +56,9 @@ def lstm(
     Raises
     ------
     TypeError, ValueError
-        If names, dtypes or shapes do not fit. The message names the argument.
+        If names, dtypes or shapes are invalid. The message names the argument.
     NotImplementedError
-        If arrays are not on the CPU, or a second derivative is asked for.
+        If arrays are not on the CPU, or a second derivative is requested.
 
     Examples
     --------

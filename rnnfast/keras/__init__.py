@@ -1,7 +1,8 @@
 """The recurrent layers of Keras 3 on rnnfast's kernels, forward and backward.
 
-`accelerate` changes the layers of a model in place; files that the model saves stay those of Keras. The classes are
-Keras's with an inner loop of their own: constructors, weights, configurations and call arguments are Keras's.
+`accelerate` changes the layers of a model in place; the files that the model saves do not change. The classes are
+derived from Keras's and override their inner loop: constructors, weights, configurations and call arguments are
+Keras's.
 
 What is computed here are float32 and float64 on the CPU, with Keras's torch backend.
 

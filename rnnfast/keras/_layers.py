@@ -33,15 +33,15 @@ class _Recurrent:
 class LSTM(_Recurrent, keras.layers.LSTM):  # type: ignore[misc]
     """`keras.layers.LSTM` on rnnfast's kernels.
 
-    Weights, configuration and call arguments are those of the layer of Keras. A saved model names this class: to have
-    it load where rnnfast is not installed, `restore` it before.
+    Weights, configuration and call arguments are those of the Keras layer. A saved model refers to this class: to load
+    it where rnnfast is not installed, `restore` the model before you save it.
 
     Masks that are True up to a length are computed here, others by Keras's own loop.
 
     Parameters
     ----------
     *args, **kwargs
-        Those of `keras.layers.LSTM`. `unroll`, `use_cudnn` and `implementation` change nothing.
+        Those of `keras.layers.LSTM`. `unroll`, `use_cudnn` and `implementation` have no effect.
 
     Raises
     ------
@@ -80,7 +80,7 @@ class GRU(_Recurrent, keras.layers.GRU):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("rnnfast")
 class SimpleRNN(_Recurrent, keras.layers.SimpleRNN):  # type: ignore[misc]
-    """`keras.layers.SimpleRNN` on rnnfast's kernels, of tanh or relu. Raises what `LSTM` does.
+    """`keras.layers.SimpleRNN` on rnnfast's kernels, with tanh or relu. Raises what `LSTM` does.
 
     Examples
     --------

@@ -25,16 +25,16 @@ def _inner_loop(layer: Any, sequences: Any, initial_state: Any, mask: Any, train
 def accelerate(model: Model) -> Model:
     """Let rnnfast compute the recurrent layers of a model, in place.
 
-    Each layer stays the object that it is, of its class; only its method `inner_loop` is another one. So a saved model,
-    a clone and a copy are Keras's alone, and can be accelerated again. What the kernels do not compute stays with
-    Keras's own loop: other activations than the defaults, `recurrent_dropout`, half precision, other masks
-    than of lengths.
+    Each layer remains the same object of the same class; only its method `inner_loop` is replaced. Saved models, clones
+    and copies are therefore plain Keras models, and can be accelerated again. Keras's own loop runs what the kernels do
+    not compute: activations other than the defaults, `recurrent_dropout`, half precision, and masks that are not given
+    by lengths.
 
     Parameters
     ----------
     model : keras.Model or keras.layers.Layer
-        LSTM, GRU, SimpleRNN and RNN of one of their cells in it, also in Bidirectional and TimeDistributed. Left alone
-        are classes derived from these with an `inner_loop` or a cell of their own.
+        Its layers LSTM, GRU, SimpleRNN and RNN with one of their cells are accelerated, also inside Bidirectional and
+        TimeDistributed. Subclasses with their own `inner_loop` or cell are not.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def restore(model: Model) -> Model:
     Returns
     -------
     keras.Model or keras.layers.Layer
-        `model`. Layers that were made as rnnfast's become Keras's too.
+        `model`. Layers that were created as rnnfast's become Keras's, too.
 
     Raises
     ------

@@ -1,11 +1,11 @@
-"""ONNX: models of recurrent layers on our kernels, and layers as models, both ways.
+"""ONNX: models with recurrent layers on rnnfast's kernels, and conversion of layers to and from models.
 
-`prepare`, `run_model`, `run_node` and `supports_device` are a backend as `onnx.backend.base` describes it, for the
-operators LSTM, GRU and RNN of opset 7 and newer with all their inputs, outputs and attributes, and for ONNX Runtime's
-DynamicQuantizeLSTM. What our kernels do not compute (clipping, other activation functions) NumPy does one step at a
-time. Beside them a model may have operators that only move data, such as Reshape, compute sizes, or quantise and
-dequantise; one with any others is refused. A model from anywhere can be read: what is wrong with it is a `ModelError`,
-no file is opened, and memory is bounded.
+`prepare`, `run_model`, `run_node` and `supports_device` implement the interface of `onnx.backend.base` for the
+operators LSTM, GRU and RNN of opset 7 and newer, with all their inputs, outputs and attributes, and for ONNX Runtime's
+DynamicQuantizeLSTM. NumPy computes, one step at a time, what the kernels do not support (clipping, other activation
+functions). A model may also contain operators that only move data, such as Reshape, that compute sizes, or that
+quantise and dequantise; any other operator is an error. Models need not be trusted: any fault in a model raises
+`ModelError`, no file is opened, and memory is limited.
 
 `to_onnx` and `from_onnx` convert layers.
 

@@ -16,7 +16,7 @@ from ._protos import alone, operator_of
 
 
 class RnnfastRep(BackendRep):  # type: ignore[misc]
-    """A model that is ready to run, as `prepare` returns it. Its constant weights have been converted once.
+    """A model that is ready to run, as returned by `prepare`. Its constant weights are converted once.
 
     Examples
     --------
@@ -53,23 +53,23 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
         Parameters
         ----------
         inputs : sequence of arrays, or mapping
-            The inputs of the graph that are no constants, in its order, or by their names.
+            The inputs of the graph that are not constants, in its order, or by name.
         **kwargs
-            What other backends take; nothing here.
+            Ignored; other backends use them.
 
         Returns
         -------
         named tuple of ndarrays
-            The outputs of the graph in its order; ``outputs["name"]`` is one of them too.
+            The outputs of the graph in its order; ``outputs["name"]`` works as well.
 
         Raises
         ------
         TypeError, ValueError
-            If the inputs are not those of the graph, or no arrays.
+            If the inputs are not those of the graph, or not arrays.
         ModelError
-            If a node cannot do with them what the model says, or would need more memory than `rnnfast.onnx` allows. It
-            is a ValueError, and a TypeError too where a dtype does not fit; the message names the node and its input,
-            what was expected and what came.
+            If a node cannot process them, or would need more memory than `rnnfast.onnx` allows. It is a ValueError, and
+            also a TypeError if a dtype is wrong. The message names the node and its input, what was expected and what
+            was given.
         """
         given = inputs if isinstance(inputs, Mapping) else dict(zip(self._inputs, inputs, strict=False))
         if given.keys() != {*self._inputs} or len(inputs) != len(self._inputs):
@@ -92,7 +92,7 @@ class RnnfastRep(BackendRep):  # type: ignore[misc]
 
 
 class RnnfastBackend(Backend):  # type: ignore[misc]
-    """The backend, for what takes a class; the functions of this module are its methods.
+    """The backend as a class; the functions of this module are its methods.
 
     Examples
     --------
@@ -103,7 +103,7 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:  # noqa: ARG003
-        """Return whether the model's operators, its opset and the device are among those that `prepare` takes."""
+        """Return whether `prepare` supports the model's operators, its opset and the device."""
         try:
             opset_of(model)
             check_order(model.graph)
@@ -114,7 +114,7 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Return whether models run on a device: on ``"CPU"`` they do.
+        """Return whether models can run on a device, which is true only for ``"CPU"``.
 
         Examples
         --------
@@ -135,20 +135,20 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
         device : str, optional
             ``"CPU"``.
         **kwargs
-            What other backends take; nothing here.
+            Ignored; other backends use them.
 
         Returns
         -------
         RnnfastRep
-            To be run by ``.run(inputs)``.
+            A model that ``.run(inputs)`` runs.
 
         Raises
         ------
         ModelError
-            If it has other operators, all of which are named, an older opset, another dtype, a node that is not what
-            its operator's schema says or whose attributes or weights do not fit, or tensors whose data lie in a file.
+            If the model has unsupported operators, all of which are named, an older opset or another dtype, a node that
+            does not match its operator's schema or has invalid attributes or weights, or tensors with data in a file.
         TypeError, ValueError
-            If it is no `ModelProto`, or the device another.
+            If it is not a `ModelProto`, or the device is not the CPU.
 
         Examples
         --------
@@ -161,6 +161,44 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
         """
         cls._check_device(device)
         return RnnfastRep(model)
+
+    @classmethod
+    def run_model(
+        cls, model: onnx.ModelProto, inputs: Sequence[object] | Mapping[str, object], device: str = "CPU", **kwargs: Any
+    ) -> tuple[Array, ...]:
+        """Prepare a model and run it once.
+
+        Parameters
+        ----------
+        model : onnx.ModelProto
+            As `onnx.load` returns it, in float32 or float64.
+        inputs : sequence of arrays, or mapping
+            The inputs of the graph that are not constants, in its order, or by name.
+        device : str, optional
+            ``"CPU"``.
+        **kwargs
+            Ignored; other backends use them.
+
+        Returns
+        -------
+        named tuple of ndarrays
+            The outputs of the graph in its order; ``outputs["name"]`` works as well.
+
+        Raises
+        ------
+        ModelError, TypeError, ValueError
+            As `prepare` and `RnnfastRep.run` do.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rnnfast
+        >>> from rnnfast.onnx import run_model, to_onnx
+        >>> y, h_n = run_model(to_onnx(rnnfast.GRU(3, 4)), [np.zeros((5, 2, 3), np.float32)])
+        >>> y.shape, h_n.shape
+        ((5, 2, 4), (1, 2, 4))
+        """
+        return cls.prepare(model, device, **kwargs).run(inputs)
 
     @classmethod
     def run_node(
@@ -177,18 +215,18 @@ class RnnfastBackend(Backend):  # type: ignore[misc]
         ----------
         node : onnx.NodeProto
         inputs : sequence of arrays
-            Those that the node has a name for, in its order.
+            The inputs for which the node has a name, in its order.
         device : str, optional
             ``"CPU"``.
         outputs_info : optional
-            What other backends take; nothing here.
+            Ignored; other backends use them.
         opset_version : int, optional
-            Of the node, by default the newest that the onnx package has.
+            The opset of the node, by default the newest in the onnx package.
 
         Returns
         -------
         named tuple of ndarrays
-            The outputs that the node has a name for.
+            The outputs for which the node has a name.
 
         Raises
         ------

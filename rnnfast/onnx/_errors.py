@@ -4,7 +4,7 @@ from onnx.checker import ValidationError
 
 
 class ModelError(ValueError):
-    """A model that cannot be read or run: what is wrong, after the name of the node or tensor where it is wrong.
+    """A model that cannot be read or run. The message begins with the node or tensor at fault.
 
     Examples
     --------

@@ -22,40 +22,41 @@ OPSET = 14  # of the models that we write: nothing in them is newer, and older p
 
 
 def to_onnx(layer: Recurrent[Any] | Quantized[Any], *, state: bool = False) -> onnx.ModelProto:
-    """Make a model of a layer.
+    """Convert a layer to an ONNX model.
 
     Parameters
     ----------
     layer : LSTM, GRU or RNN, or what its `quantize` makes
-        Its dropout, of weights too, is left out, as in a call of the layer.
+        Dropout of all kinds is left out, as in a call of the layer.
     state : bool, optional
-        True: the initial state is an input of the model. By default it is zero, or the learned one of a layer with
+        If True, the initial state is an input of the model. By default it is zero, or the learned one of a layer with
         `learn_initial_state`.
 
     Returns
     -------
     onnx.ModelProto
-        Of opset 14, in the layer's dtype, for any T and B. Inputs: x [T,B,I], or [B,T,I] if the layer is `batch_first`;
-        with `state` h_0, and of the LSTM c_0, [L·D,B,H]. Outputs: y [T,B,D·H] or [B,T,D·H]; h_n, and of the LSTM c_n,
-        [L·D,B,H].
+        A model of opset 14 in the layer's dtype, for any T and B. Inputs: x [T,B,I], or [B,T,I] if the layer is
+        `batch_first`; with `state`, h_0 and, for an LSTM, c_0, [L·D,B,H]. Outputs: y [T,B,D·H] or [B,T,D·H]; h_n and,
+        for an LSTM, c_n, [L·D,B,H].
 
     Raises
     ------
     TypeError
-        If an argument does not fit.
+        If an argument is invalid.
     ValueError
-        If ONNX has no such operator: none has leaky units, zoneout, a projection or layer normalisation.
+        If ONNX has no operator for the layer: it has none with leaky units, zoneout, projections or layer
+        normalisation.
 
     Notes
     -----
-    Dropout of all kinds acts in training only, and is not carried.
+    Dropout of all kinds only affects training and is not converted.
 
-    Of an int8 LSTM the operator is ``com.microsoft.DynamicQuantizeLSTM``, ONNX Runtime's own. It has the layer's
-    integers and scales, but another rule for those of x and h'. For the matrices of an int8 GRU or RNN
-    DequantizeLinear makes floats, and for those of bfloat16 Cast does.
+    An int8 LSTM becomes ``com.microsoft.DynamicQuantizeLSTM``, an operator of ONNX Runtime. It has the layer's integers
+    and scales, but another rule for those of x and h'. The matrices of an int8 GRU or RNN are converted to floats by
+    DequantizeLinear, and bfloat16 matrices by Cast.
 
-    ONNX Runtime has these operators in float32 only, and without the attribute `layout`: therefore a layer that is
-    `batch_first` is written as one that is not, between transposes.
+    ONNX Runtime supports these operators in float32 only, and without the attribute `layout`. A layer that is
+    `batch_first` is therefore written as one that is not, between transposes.
 
     Examples
     --------

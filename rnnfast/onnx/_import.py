@@ -24,33 +24,34 @@ from ._protos import check, name_of, operator_of, title_of
 
 
 def from_onnx(model: onnx.ModelProto, node: str | int | onnx.NodeProto | None = None) -> Any:
-    """Make a layer of a node, or of all recurrent nodes of a model.
+    """Convert a node, or all recurrent nodes of a model, to a layer.
 
     Parameters
     ----------
     model : onnx.ModelProto
-        Of opset 7 or newer. It may have any other operators before, after and beside the recurrent ones.
+        A model of opset 7 or newer. It may contain any other operators.
     node : str, int or onnx.NodeProto, optional
-        The name of a node LSTM, GRU, RNN or DynamicQuantizeLSTM, its number among these, or the node itself; it may lie
-        in a branch of an If. By default all of them are a stack: each must read what the one before puts out. Those in
-        branches are meant where there are no others, and one branch alone has some.
+        The name of an LSTM, GRU, RNN or DynamicQuantizeLSTM node, its index among these, or the node itself; it may be
+        in a branch of an If. By default, all of them form a stack: each must read the output of the one before. Nodes
+        in branches are used if there are no others, and if only one branch has some.
 
     Returns
     -------
     LSTM, GRU, RNN or Quantized
-        In the weights' dtype and with their bits, so that ``from_onnx(to_onnx(layer))`` has the parameters of `layer`;
-        the biases of a node without are zero if another node has some. The layer is `batch_first` where `layout` is 1,
-        or where the stack's input is transposed. Lengths and initial states, learned ones too, are no part of it.
-        It is `Quantized` if all its matrices are: integers of DynamicQuantizeLSTM, or of DequantizeLinear where each
-        row has one scale and integers of at most 127 beside the zero point; or numbers of bfloat16.
+        The layer has the weights of the model, bit for bit, so ``from_onnx(to_onnx(layer))`` has the parameters of
+        `layer`. If only some nodes have biases, those of the others are zero. The layer is `batch_first` if `layout` is
+        1, or if the stack's input is transposed. Lengths and initial states, including learned ones, are not converted.
+        The layer is `Quantized` if all its matrices are: bfloat16 numbers, integers of DynamicQuantizeLSTM, or integers
+        of DequantizeLinear, if each row has one scale and its integers differ from the zero point by at most 127.
 
     Raises
     ------
     ModelError
-        If the nodes are not a stack, if the model is malformed, or if a node does what a layer does not: `clip`,
-        other activation functions, the direction reverse alone, weights that are no constants.
+        If the nodes do not form a stack, if the model is malformed, or if a node uses what a layer does not support:
+        `clip`, other activation functions, a reverse direction without a forward one, or weights that are not
+        constants.
     TypeError, ValueError
-        If there is no such node.
+        If the node does not exist.
 
     Examples
     --------

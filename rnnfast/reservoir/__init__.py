@@ -1,4 +1,4 @@
-"""Echo state networks: fixed random recurrent layers, of which only a linear readout is fitted.
+"""Echo state networks: fixed random recurrent layers with a linear readout, which is all that is fitted.
 
 Examples
 --------

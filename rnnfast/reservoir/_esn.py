@@ -46,39 +46,39 @@ class Run:
 
 
 class ESN(Module):
-    r"""An echo state network [1]_, of leaky units [2]_.
+    r"""An echo state network [1]_ with leaky units [2]_.
 
     With inputs u_t, states x_t, leak a and activation f, a reservoir and the readout are ::
 
         x_t = (1 - a) x_{t-1} + a f(W x_{t-1} + W_in u_t + b)
         y_t = W_out x_t + b_out
 
-    W is drawn from the normal distribution and scaled to its spectral radius, W_in and b are +-1 times their scaling.
-    An element of W or W_in is not zero with the probability `density`. With feedback, u_t is followed by y_{t-1}, and
-    in fitting by the target in its place.
+    W is drawn from the normal distribution and scaled to its spectral radius; the elements of W_in and b are +-1 times
+    their scaling. An element of W or W_in is nonzero with the probability `density`. With feedback, y_{t-1} is appended
+    to u_t; fitting uses the target instead.
 
     Parameters
     ----------
     input_size : int
         I.
     units : int or sequence of ints
-        The units H of the reservoir, or of several. The readout sees the states of all of them.
+        The number of units H of the reservoir, or of several. The readout reads the states of all of them.
     spectral_radius : float or one for each reservoir, optional
         At least 0: the largest absolute eigenvalue of W. Below 1 the past fades.
     leak : float or one for each reservoir, optional
-        More than 0, at most 1. The smaller, the slower a unit follows.
+        More than 0, at most 1. The smaller it is, the more slowly a unit responds.
     density : float or one for each reservoir, optional
         From 0 to 1.
     input_scaling, bias_scaling : float or one for each reservoir, optional
         At least 0.
     feedback_size : int, optional
-        The outputs O, if they are fed back; 0: they are not.
+        The number of outputs O, if they are fed back; 0 if they are not.
     activation : {"tanh", "relu"}, optional
         f.
     arrangement : {"series", "parallel"}, optional
-        Of several reservoirs: each has the states of the one before as inputs, or all have the same inputs.
+        For several reservoirs: each reads the states of the one before, or all read the same inputs.
     dtype : {"float32", "float64"}, optional
-        Of weights, states and outputs. The readout is fitted in float64 all the same.
+        The dtype of weights, states and outputs. The readout is always fitted in float64.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
         Draws the weights.
 
@@ -91,7 +91,7 @@ class ESN(Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or connections without a circle are to have a spectral radius.
+        If an argument is invalid, or if the connections have no cycle and therefore no spectral radius to scale.
 
     References
     ----------
@@ -216,29 +216,29 @@ class ESN(Module):
         y: ArrayLike | None = None,
         lengths: Integers | None = None,
     ) -> tuple[Array, State]:
-        """Return the states of all reservoirs beside each other.
+        """Return the states of all reservoirs side by side.
 
         Parameters
         ----------
         x : array [T,B,I], or [T,I] for one sequence
         state : State, optional
-            What an earlier call has returned; by default zero.
+            The state that an earlier call returned; zero by default.
         y : array [T,B,O] or [T,O], optional
-            With feedback, what is fed back: y_{t-1} with u_t.
+            With feedback, the outputs that are fed back: y_{t-1} with u_t.
         lengths : integers [B], optional
-            How many steps of each sequence are real.
+            The length of each sequence.
 
         Returns
         -------
         states : ndarray [T,B,F] or [T,F]
-            Zero beyond the lengths. F is the number of units of all reservoirs together.
+            Zero after the end of a sequence. F is the number of units of all reservoirs together.
         state : State
-            After the last real step.
+            The state after the last step of each sequence.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit.
+            If an argument is invalid.
         """
         run = self._run(x, y, lengths, state, targets=self.feedback_size > 0)
         [(states, _)] = self._driven(run, len(run.x))
@@ -267,23 +267,24 @@ class ESN(Module):
         y : array [T,B,O] or [T,O]
             The targets.
         warmup : int, optional
-            First steps of each sequence whose states are not fitted, as they still depend on the initial state.
+            The number of first steps of each sequence that are not fitted, as their states still depend on the initial
+            state.
         ridge : float, optional
             At least 0.
         lengths : integers [B], optional
-            How many steps of each sequence are real.
+            The length of each sequence.
         state : State, optional
-            Where the sequences start; by default zero.
+            The initial state, zero by default.
 
         Returns
         -------
         State
-            After the last real step, with the last target.
+            The state after the last step of each sequence, with the last target.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit, or the states do not determine the readout. Then nothing has been changed.
+            If an argument is invalid, or if the states do not determine the readout. In that case nothing has changed.
         """
         run = self._run(x, y, lengths, state, targets=True)
         first, penalty = count(warmup, "warmup"), scale(ridge, "ridge")
@@ -304,37 +305,38 @@ class ESN(Module):
         lengths: Integers | None = None,
         state: State | None = None,
     ) -> State:
-        """Fit the readout further by recursive least squares, one time step after the other.
+        """Update the readout by recursive least squares, one time step after the other.
 
-        With x followed by a 1 for the bias, each step is ::
+        With x extended by a 1 for the bias, each step is ::
 
             k = P x / (forgetting + x^T P x)
             W_out += (y - W_out x) k^T
             P = (P - k x^T P) / forgetting
 
-        P starts as the identity divided by `ridge`, W_out as it is, or zero. So with a `forgetting` of 1, all calls
-        together give the ridge regression of all their steps, the bias included in the penalty.
+        P starts as the identity divided by `ridge`, and W_out as the current readout, or zero. With a `forgetting` of
+        1, all calls together therefore give the ridge regression over all their steps, with the bias included in the
+        penalty.
 
         Parameters
         ----------
         x, y, warmup
-            As for `fit`. Where there are several sequences, the steps of each time come one after the other.
+            As for `fit`. With several sequences, their steps at the same time are processed one after the other.
         ridge : float, optional
-            More than 0; used by the first call after the network was made or `fit`.
+            More than 0; used by the first call after the network was created or fitted by `fit`.
         forgetting : float, optional
-            More than 0, at most 1: by how much a step counts less with each later one.
+            More than 0, at most 1: the factor by which the weight of a step decreases with every later step.
         lengths, state
-            As for `fit`; give the state that the call before has returned to go on with the same sequences.
+            As for `fit`; to continue the same sequences, pass the state that the previous call returned.
 
         Returns
         -------
         State
-            As of `fit`.
+            As from `fit`.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit. Then nothing has been changed.
+            If an argument is invalid. In that case nothing has changed.
         """
         run = self._run(x, y, lengths, state, targets=True)
         first, penalty, keep = count(warmup, "warmup"), positive(ridge, "ridge"), rate(forgetting, "forgetting")
@@ -362,21 +364,21 @@ class ESN(Module):
         ----------
         x : array [T,B,I], or [T,I] for one sequence
         state : State, optional
-            What an earlier call has returned; by default zero.
+            The state that an earlier call returned; zero by default.
         lengths : integers [B], optional
-            How many steps of each sequence are real; None with feedback.
+            The length of each sequence; None with feedback.
 
         Returns
         -------
         y : ndarray [T,B,O] or [T,O]
-            Zero beyond the lengths.
+            Zero after the end of a sequence.
         state : State
-            After the last real step.
+            The state after the last step of each sequence.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit, or there is no readout yet.
+            If an argument is invalid, or there is no readout yet.
         """
         readout = self._fitted()
         run = self._run(x, None, lengths, state, targets=False)
@@ -399,16 +401,16 @@ class ESN(Module):
 
     @quiet
     def generate(self, n: Integer, state: State | None = None, x: ArrayLike | None = None) -> tuple[Array, State]:
-        """Return the next outputs, each of which the network makes from the one before.
+        """Generate outputs, each from the output before.
 
         Parameters
         ----------
         n : int
-            How many steps.
+            The number of steps.
         state : State, optional
-            From where, as an earlier call has returned it; by default zero.
+            The initial state, as returned by an earlier call; zero by default.
         x : array [n,B,I] or [n,I], optional
-            With feedback, the inputs beside it. Without, None: the output is the next input.
+            With feedback, the other inputs. Without feedback, None: each output is the next input.
 
         Returns
         -------
@@ -418,7 +420,7 @@ class ESN(Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit, there is no readout yet, or its outputs cannot be inputs.
+            If an argument is invalid, there is no readout yet, or its outputs cannot be inputs.
         """
         readout = self._fitted()
         steps = count(n, "n")

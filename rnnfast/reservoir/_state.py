@@ -6,14 +6,14 @@ from .._base.arrays import Array
 
 
 class State(NamedTuple):
-    """Where a network stands, from which another call goes on.
+    """The state of a network, from which another call can continue.
 
     Attributes
     ----------
     h : tuple of ndarrays [B,H], or [H] of one sequence
-        The last states, of each reservoir.
+        The last state of each reservoir.
     y : ndarray [B,O], or [O] of one sequence, or None
-        The last outputs, or the targets in their place; None where there were none.
+        The last outputs, or the targets instead; None if there were none.
 
     Examples
     --------

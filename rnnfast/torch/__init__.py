@@ -1,11 +1,11 @@
 """The recurrent modules of `torch.nn` on rnnfast's kernels, forward and backward, without copying contiguous tensors.
 
-`accelerate` changes the modules of a model in place. The classes are those of `torch.nn` with a forward of their own:
-constructors, parameters, errors, ``state_dict``, ``repr`` and ``isinstance`` are torch's. `SLSTM`, which torch lacks,
-is a module in the same manner.
+`accelerate` changes the modules of a model in place. The classes are derived from those of `torch.nn` and override
+``forward``: constructors, parameters, errors, ``state_dict``, ``repr`` and ``isinstance`` are torch's. `SLSTM`, which
+torch lacks, is a module in the same style.
 
-What is computed here are float32 and float64 tensors on the CPU. Left to torch's operators, correct though slower, are
-second derivatives and calls under `torch.func`, forward-mode differentiation and ``torch.jit.trace``.
+The kernels compute float32 and float64 tensors on the CPU. Second derivatives, forward-mode differentiation, and calls
+under `torch.func` and ``torch.jit.trace`` use torch's operators, which is correct but slower.
 
 Examples
 --------

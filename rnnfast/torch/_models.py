@@ -29,15 +29,15 @@ class Reported(NamedTuple):
 def accelerate(model: Model) -> Model:
     """Let rnnfast compute the recurrent modules of a model, in place.
 
-    Each module stays the object that it is, with its parameters, buffers, hooks and mode: only its class changes, from
-    one of torch.nn to the one of the same name here, and from one that derives from it, and takes its forward over, to
-    one that derives from both. `report` says what is left as it is, and why. The recurrent policies of sb3-contrib
-    call their LSTM once for all steps of a batch, where they have a loop.
+    Each module remains the same object, with its parameters, buffers, hooks and mode; only its class changes. A class
+    of torch.nn becomes the class of the same name in this module; a subclass that does not override ``forward`` becomes
+    a subclass of both. `report` lists what is not accelerated, and why. The recurrent policies of sb3-contrib then call
+    their LSTM once for all steps of a batch, instead of in a loop.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A module of any kind, maybe a recurrent one itself.
+        Any module; it may be a recurrent module itself.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def restore(model: Model) -> Model:
     Returns
     -------
     torch.nn.Module
-        `model`. Modules that were made as rnnfast's become torch's too.
+        `model`. Modules that were created as rnnfast's become torch's, too.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def restore(model: Model) -> Model:
 
 
 def report(model: Any) -> list[Reported]:
-    r"""Say of each recurrent module of a model whether rnnfast computes it, and if not, why.
+    r"""List the recurrent modules of a model, with the reason for each that rnnfast does not compute.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def report(model: Any) -> list[Reported]:
     Returns
     -------
     list of Reported
-        A named tuple for each: `name`, where it is in the model; `kind`, the name of its class; `why`, the reason for
-        which torch computes it, empty where rnnfast does. `str` makes a line of it.
+        A named tuple for each module: `name`, its path in the model; `kind`, the name of its class; and `why`, the
+        reason why torch computes it, empty if rnnfast does. `str` formats it as one line.
 
     Raises
     ------

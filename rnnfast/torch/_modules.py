@@ -299,14 +299,15 @@ class _Cell(_Scriptable):
 class LSTM(Recurrent, torch.nn.LSTM):  # type: ignore[misc]
     """`torch.nn.LSTM` on rnnfast's kernels.
 
-    A call takes torch's ``input`` and ``hx``, and by name, where ``input`` is no `PackedSequence`:
+    A call takes torch's ``input`` and ``hx``. If ``input`` is not a `PackedSequence`, it also takes two keyword
+    arguments:
 
     ``lengths`` : tensor [B] or sequence of integers, optional
-        How many steps of each sequence are real, 0 to T. y is zero behind them, the last states are those of the last
-        real step, and what the padding holds is not read.
+        The length of each sequence, from 0 to T. After the end of a sequence y is zero, the last states are those of
+        its last step, and the padding is not read.
     ``resets`` : tensor [T,B], [B,T] with `batch_first`, or [T], optional
-        Bools, or 0 and 1: before such a step the state is zero, and no gradient crosses. Backwards in time an episode
-        starts from zero at its last step.
+        Bools, or 0 and 1. Where one is true, the state before the step is set to zero, and no gradient flows back
+        across it. The backward direction of an episode starts from zero at its last step.
 
     Parameters
     ----------
@@ -316,8 +317,8 @@ class LSTM(Recurrent, torch.nn.LSTM):  # type: ignore[misc]
     Raises
     ------
     TypeError, ValueError
-        In forward, if `lengths` or `resets` do not fit. All other errors are torch's, and so is the forward where the
-        parameters are not float32 or float64 on the CPU.
+        In forward, if `lengths` or `resets` are invalid. All other errors are torch's. If the parameters are not
+        float32 or float64 on the CPU, torch's forward runs.
 
     Examples
     --------
@@ -364,7 +365,7 @@ class RNN(Recurrent, torch.nn.RNN):  # type: ignore[misc]
 class LSTMCell(_Cell, torch.nn.LSTMCell):  # type: ignore[misc]
     """`torch.nn.LSTMCell` on rnnfast's kernels.
 
-    Errors are torch's, and so is the forward where the parameters are not float32 or float64 on the CPU.
+    Errors are torch's. If the parameters are not float32 or float64 on the CPU, torch's forward runs.
 
     Examples
     --------

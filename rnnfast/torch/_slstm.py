@@ -52,7 +52,7 @@ class SLSTM(Recurrent, _Unfit):
     input_size, hidden_size : int
         I and H.
     num_heads : int, optional
-        Into how many heads the units are divided; it divides H.
+        The number of heads into which the units are divided; H must be a multiple of it.
     num_layers, bias, batch_first, dropout, bidirectional
         As for `torch.nn.LSTM`.
     forget_gate, min_n, clamp_gates
@@ -68,8 +68,8 @@ class SLSTM(Recurrent, _Unfit):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit. With parameters that are not float32 or float64 on the CPU torch's operators
-        compute, step by step.
+        If an argument is invalid. If the parameters are not float32 or float64 on the CPU, torch's operators compute
+        step by step.
 
     References
     ----------

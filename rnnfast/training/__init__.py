@@ -1,9 +1,9 @@
-"""As much as training without a framework needs: losses, clipping, optimizers, schedules, batches and pruning.
+"""Training without a framework: losses, gradient clipping, optimizers, schedules, batches and pruning.
 
-A loss returns its value and its gradient. An optimizer takes the parameters of a layer, of several that
-`rnnfast.Modules` joins, or of a dict of arrays, and changes them in place. Gradients are dicts of arrays with the same
-keys, as ``layer.backward`` and `Modules.join` return them; clipping changes them in place. As in the layers, numbers
-below the smallest normal one count as zero, and the number of threads changes no bit.
+A loss function returns the loss and its gradient. An optimizer takes a layer, `rnnfast.Modules` or a dict of arrays,
+and changes the parameters in place. Gradients are dicts of arrays with the same keys, as returned by ``layer.backward``
+and `Modules.join`; clipping changes them in place. As in the layers, subnormal numbers count as zero, and results do
+not depend on the number of threads.
 
 Examples
 --------

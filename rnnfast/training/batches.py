@@ -13,16 +13,16 @@ __all__ = ["Minibatch", "minibatches"]
 
 
 class Minibatch(NamedTuple):
-    """Sequences side by side, the longest first.
+    """A padded batch of sequences, the longest first.
 
     Attributes
     ----------
     x : ndarray [T,B,*], or [B,T,*] if `batch_first`
-        With what is filled in beyond the end of each.
+        The padded sequences.
     lengths : ndarray [B]
-        As the layers' ``lengths=`` takes them.
+        The lengths, for the layers' ``lengths=``.
     indices : ndarray [B]
-        The number of each sequence, by which their targets are found.
+        The index of each sequence, to look up its target.
 
     Examples
     --------
@@ -47,24 +47,24 @@ def minibatches(
     batch_first: Flag = False,
     fill: Number = 0.0,
 ) -> Iterator[Minibatch]:
-    """Go once through sequences in padded batches of like lengths: see `rnnfast.ragged.length_bucketed_batches`.
+    """Iterate once over sequences in padded batches of similar lengths: see `rnnfast.ragged.length_bucketed_batches`.
 
     Parameters
     ----------
     sequences : sequence of arrays [T_i,*], or array [N,T,*]
-        Features, tokens or targets, of one dtype and alike but for their lengths.
+        Features, tokens or targets. They must have the same dtype, and the same shape except for their lengths.
     batch_size : int
-        Sequences of a batch, at least 1; the last one of a bucket may have fewer.
+        The number of sequences in a batch, at least 1; the last batch of a bucket may have fewer.
     shuffle : bool, optional
-        False: nothing is drawn, and the longest come first.
+        If False, nothing is random, and the longest sequences come first.
     rng : int, Generator or what `numpy.random.default_rng` takes, optional
         A generator goes on with each call: every epoch has batches of its own.
     bucket : int, optional
-        How many batches are sorted by length together.
+        The number of batches that are sorted by length together.
     batch_first : bool, optional
-        How x is to be laid out.
+        The layout of x.
     fill : number, optional
-        What stands beyond the end of a sequence.
+        The value of padding.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def minibatches(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------

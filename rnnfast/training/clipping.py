@@ -15,7 +15,7 @@ __all__ = ["clip_grad_norm", "clip_grad_value"]
 
 @quiet
 def clip_grad_norm(grads: Mapping[str, Array], max_norm: Number) -> float:
-    """Scale the gradients, in place, so that the norm of all their elements together is at most `max_norm`.
+    """Scale the gradients in place, so that the norm of all their elements together is at most `max_norm`.
 
     As in torch, they are multiplied by ``max_norm / (norm + 1e-6)`` where that is less than 1.
 
@@ -28,12 +28,12 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: Number) -> float:
     Returns
     -------
     float
-        The norm before. If it is NaN, the gradients are left as they are.
+        The norm before scaling. If it is NaN, the gradients are not changed.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: Number) -> None:
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------

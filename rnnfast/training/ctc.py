@@ -23,35 +23,36 @@ def ctc_loss(
 ) -> tuple[float, Array]:
     """Return the loss of connectionist temporal classification [1]_ and its gradient.
 
-    Each row of logits is the softmax of a class or of the blank. A sequence of them *spells* what remains when equal
-    classes that follow one another are merged and blanks then left out; the loss of a sequence is ``-log`` of the sum,
-    over all that spell its targets, of their probabilities. The sums run in float64, whatever the dtype of the logits.
+    The softmax of a row of logits gives the probability of each class, or of the blank, at that step. A path, one class
+    per step, stands for the labels that remain after merging repeated classes and then removing blanks. The loss of a
+    sequence is ``-log`` of the sum of the probabilities of all paths that stand for its targets. The sums are computed
+    in float64, whatever the dtype of the logits.
 
     Parameters
     ----------
     logits : array [T,B,V], float32 or float64
-        Not normalised: the softmax is part of the loss.
+        Unnormalised: the softmax is part of the loss.
     targets : sequence of B sequences of integers
-        The labels of each sequence, from 0 to V - 1 but for the blank; there may be none.
+        The labels of each sequence, from 0 to V - 1 except the blank; a sequence may have none.
     lengths : sequence of B integers, optional
-        The real steps of each sequence of logits, from 0 to T. What lies beyond has no loss, and the gradient 0.
+        The length of each sequence of logits, from 0 to T. Padding contributes no loss, and its gradient is 0.
     blank : int, optional
-        The class that stands for none.
+        The class that stands for "no label".
     reduction : {"mean", "sum"}, optional
-        ``"mean"``: that over the batch of each sequence's loss divided by the number of its labels, or by 1 where it
-        has none, as torch has it. ``"sum"``: the losses as they are.
+        With ``"mean"``, each sequence's loss is divided by its number of labels (or by 1 if it has none), and the
+        results are averaged over the batch, as in torch. With ``"sum"``, the losses are added.
 
     Returns
     -------
     loss : float
-        Infinite where logits of ``-inf`` leave nothing that spells the targets. Such a sequence has the gradient 0.
+        Infinite if logits of ``-inf`` rule out every path for the targets of a sequence, whose gradient is then 0.
     dlogits : ndarray [T,B,V]
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or the labels need more steps than the sequence has: as many as they are, and one
-        more between two that are equal. The message says which sequence that is. (In torch its loss is infinite.)
+        If an argument is invalid, or if a sequence has too few steps for its labels: it needs one for each label, and
+        one more between two equal labels. The message names the sequence. (In torch its loss is infinite.)
 
     References
     ----------
@@ -60,7 +61,7 @@ def ctc_loss(
 
     Examples
     --------
-    Of two steps and two classes, three out of four pairs spell the label 1: 11, 10 and 01.
+    With two steps and two classes, three of the four paths stand for the label 1: 11, 10 and 01.
 
     >>> import numpy as np
     >>> loss, dlogits = ctc_loss(np.zeros((2, 1, 2)), [[1]])

@@ -36,14 +36,14 @@ def softmax_cross_entropy(
     Parameters
     ----------
     logits : array [..., V], float32 or float64
-        Of any size: the largest of a row is subtracted before the exponential.
+        Logits may be of any size: the largest in a row is subtracted before the exponential.
     targets : array [...] of integers
         The class of each row of logits, at least 0 and less than V.
     reduction : {"mean", "sum"}, optional
         Over the targets that are not ignored.
     ignore_index : int, optional
-        Targets of this value have no loss and no gradient. Where all are ignored the mean is 0, not 0/0 as in
-        torch: a batch with nothing to learn from must not make the weights NaN.
+        Targets with this value have no loss and no gradient. If all are ignored, the mean is 0 instead of 0/0 as in
+        torch, so that such a batch does not turn the weights into NaN.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def softmax_cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or a target is no class.
+        If an argument is invalid, or a target is not a class.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def squared_error(y: ArrayLike, target: ArrayLike, *, reduction: Reduction = "me
     y : array [...], float32 or float64
     target : array like y
     reduction : {"mean", "sum"}, optional
-        The mean of no elements is 0.
+        The mean over no elements is 0.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def squared_error(y: ArrayLike, target: ArrayLike, *, reduction: Reduction = "me
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -107,15 +107,16 @@ def binary_cross_entropy(
 ) -> tuple[float, Array]:
     """Return the loss ``-t log p - (1 - t) log(1 - p)``, p = sigmoid(logits), in nats, over all elements.
 
-    It is computed from the logits, as torch's `binary_cross_entropy_with_logits` is: any size of them is exact.
+    It is computed from the logits, like torch's `binary_cross_entropy_with_logits`, and is accurate for logits of any
+    size.
 
     Parameters
     ----------
     logits : array [...], float32 or float64
     targets : array like logits, or of bools
-        The probabilities t that are wanted, from 0 to 1.
+        The target probabilities t, from 0 to 1.
     reduction : {"mean", "sum"}, optional
-        The mean of no elements is 0.
+        The mean over no elements is 0.
 
     Returns
     -------
@@ -126,7 +127,7 @@ def binary_cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, or a target is no probability.
+        If an argument is invalid, or a target is not a probability.
 
     Examples
     --------
@@ -158,9 +159,9 @@ def huber_loss(
     y : array [...], float32 or float64
     target : array like y
     delta : float, optional
-        Positive: from where on an error counts by its size and not by its square.
+        Positive. Errors above delta have a linear instead of a quadratic loss.
     reduction : {"mean", "sum"}, optional
-        Over all elements; the mean of none is 0.
+        Over all elements; the mean over none is 0.
 
     Returns
     -------
@@ -170,7 +171,7 @@ def huber_loss(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -195,7 +196,7 @@ def quantile_loss(
 ) -> tuple[float, Array]:
     """Return the quantile or pinball loss ``max(q e, (q - 1) e)`` with ``e = target - y`` [1]_.
 
-    Where it is least, a share q of all targets lies below y.
+    At its minimum, a fraction q of all targets lies below y.
 
     Parameters
     ----------
@@ -216,7 +217,7 @@ def quantile_loss(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -247,17 +248,17 @@ def gaussian_nll(
 ) -> tuple[float, tuple[Array, Array]]:
     """Return the negative log-likelihood of a normal distribution, ``(s + (target - mean)² e^-s) / 2``.
 
-    s is the logarithm of the variance, of which any number is one [1]_. It is torch's `gaussian_nll_loss` of the
-    variance ``e^s``, which has no smallest value here.
+    s is the logarithm of the variance, which can be any number [1]_. This is torch's `gaussian_nll_loss` with the
+    variance ``e^s``, but without a minimum variance.
 
     Parameters
     ----------
     mean : array [...], float32 or float64
     log_variance, target : arrays like mean
     full : bool, optional
-        True: with the constant ``log(2 pi) / 2`` for each element.
+        If True, add the constant ``log(2 pi) / 2`` for each element.
     reduction : {"mean", "sum"}, optional
-        Over all elements; the mean of none is 0.
+        Over all elements; the mean over none is 0.
 
     Returns
     -------
@@ -268,7 +269,7 @@ def gaussian_nll(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------

@@ -58,7 +58,7 @@ class Optimizer:
         return {"lr": self._lr, **carried}
 
     def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
-        """Copy the values of `state_dict`; training then goes on with the same bits.
+        """Copy the values of `state_dict`; training then continues with the same bits.
 
         Parameters
         ----------
@@ -69,7 +69,7 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If a key is missing or unknown, or a value does not fit. Then nothing has been changed.
+            If a key is missing or unknown, or a value does not fit. In that case nothing has changed.
         """
         own = self.state_dict()
         given: object = state_dict
@@ -96,7 +96,7 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, as torch has it.
+    """Stochastic gradient descent with momentum, as in torch.
 
     With v starting at 0, a step is ::
 
@@ -110,12 +110,12 @@ class SGD(Optimizer):
     lr : float
         At least 0.
     momentum : float, optional
-        At least 0; with 0 there is no v.
+        At least 0; without momentum there is no v.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -141,7 +141,7 @@ class SGD(Optimizer):
         Raises
         ------
         TypeError, ValueError
-            If they do not fit. Then nothing has been changed.
+            If they are invalid. In that case nothing has changed.
         """
         self._check(grads)
         lr, v = not_negative(self.lr, "lr"), self._carried.get("v", {})
@@ -172,7 +172,7 @@ class Adam(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -203,7 +203,7 @@ class Adam(Optimizer):
         self._t = np.zeros((), np.int64)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return what changes from step to step: the arrays themselves, t, lr, and by name those of m and v."""
+        """Return what changes from step to step, without copies: t, lr, and the arrays of m and v by name."""
         return {"t": self._t, **super().state_dict()}
 
     def step(self, grads: Mapping[str, Array]) -> None:
@@ -217,7 +217,7 @@ class Adam(Optimizer):
         Raises
         ------
         TypeError, ValueError
-            If they do not fit. Then nothing has been changed.
+            If they are invalid. In that case nothing has changed.
         """
         self._check(grads)
         rate = not_negative(self.lr, "lr")
@@ -232,15 +232,15 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with weight decay that is decoupled from the gradient [1]_, as torch has it.
+    """Adam with weight decay that is decoupled from the gradient [1]_, as in torch.
 
-    A step is that of `Adam` and, of p before it, ``p = p - lr * weight_decay * p``.
+    A step is ``p = p - lr * weight_decay * p`` followed by a step of `Adam`.
 
     Parameters
     ----------
     params : layer, `rnnfast.Modules` or dict of ndarrays
-        Changed in place by `step`; no two arrays may share memory. All of them decay; for those that should not, such
-        as biases, make another optimizer.
+        Changed in place by `step`; no two arrays may share memory. All of them decay; use another optimizer for those
+        that should not, such as biases.
     lr : float, optional
         At least 0.
     betas : pair of floats, optional
@@ -253,7 +253,7 @@ class AdamW(Adam):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------

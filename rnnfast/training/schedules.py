@@ -29,23 +29,23 @@ class CosineSchedule:
         final + (lr - final) * (1 + cos(pi * (n - W) / (steps - W))) / 2              W <= n < steps
         final                                                                         steps <= n
 
-    Without a rise it is torch's `CosineAnnealingLR`.
+    Without warm-up it is torch's `CosineAnnealingLR`.
 
     Parameters
     ----------
     lr : float
         At least 0.
     steps : int
-        Of the whole run, at least 1.
+        The number of steps of the whole run, at least 1.
     warmup : int, optional
-        Steps of the rise, less than `steps`.
+        The number of steps of the rise, less than `steps`.
     final : float, optional
         At least 0.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     References
     ----------
@@ -98,12 +98,12 @@ class ExponentialSchedule:
     gamma : float
         Above 0.
     every : int, optional
-        For how many steps it stays the same.
+        The number of steps for which the rate stays the same.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------

@@ -14,28 +14,29 @@ __all__ = ["EarlyStopping"]
 
 
 class EarlyStopping:
-    """Keep the best parameters, and say when they have not become better for a while.
+    """Keep the best parameters, and stop training after a while without improvement.
 
     Parameters
     ----------
     params : layer, `rnnfast.Modules` or dict of ndarrays
-        What `restore` puts back. They are copied now, and whenever they are better than ever.
+        The parameters that `restore` puts back. They are copied at once, and again whenever the loss is the lowest so
+        far.
     patience : int
-        How many checks in a row without a better one are borne, at least 0.
+        The number of checks in a row without improvement that are tolerated, at least 0.
     min_delta : float, optional
-        A loss is better if it is lower by more than this, at least 0.
+        A loss counts as an improvement if it is lower by more than this, at least 0.
 
     Attributes
     ----------
     best : float
         The lowest loss; infinity before the first check.
     since : int
-        Checks since then.
+        The number of checks since then.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Examples
     --------
@@ -67,21 +68,21 @@ class EarlyStopping:
 
     @property
     def since(self) -> int:
-        """Checks since then."""
+        """The number of checks since then."""
         return int(self._since)
 
     def step(self, loss: Number) -> bool:
-        """Check the model as it is now.
+        """Report the current loss.
 
         Parameters
         ----------
         loss : float
-            Of the model on what it has not been trained on. NaN is no better than anything.
+            The loss of the model on data that it was not trained on. NaN never counts as an improvement.
 
         Returns
         -------
         bool
-            Whether to stop: more than `patience` checks have been no better than the best one.
+            Whether to stop: more than `patience` checks in a row brought no improvement.
         """
         now = number(loss, "loss")
         if now < self.best - self.min_delta:
@@ -93,7 +94,7 @@ class EarlyStopping:
         return self.since > self.patience
 
     def restore(self) -> None:
-        """Give the parameters the values that they had when the loss was lowest."""
+        """Set the parameters to the values that they had when the loss was lowest."""
         for name, p in self.params.items():
             np.copyto(p, self._kept[name])
 
@@ -102,7 +103,7 @@ class EarlyStopping:
         return {"best": self._best, "since": self._since, **{f"kept.{name}": a for name, a in self._kept.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
-        """Copy the values of `state_dict`, to go on where another one was.
+        """Copy the values of `state_dict`, to continue where another one stopped.
 
         Parameters
         ----------
@@ -112,7 +113,7 @@ class EarlyStopping:
         Raises
         ------
         TypeError, ValueError
-            If a key is missing or unknown, or a value does not fit. Then nothing has been changed.
+            If a key is missing or unknown, or a value does not fit. In that case nothing has changed.
         """
         own = self.state_dict()
         values = checked_values(state_dict, own, "state_dict")
