@@ -67,8 +67,9 @@ def test_every_step_has_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(steps, "TURNS", 1)
     threads = torch.get_num_threads()
     for more in ([], ["--training"]):
-        steps.main(["--B", "1", "3", "--H", "2", *more])
+        steps.main(["--T", "2", "--B", "1", "3", "--H", "2", *more])
     torch.set_num_threads(threads)
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    found = [tuple(row[:3]) for row in rows if row[0] in steps.KINDS]
-    assert found == [(kind, B, "2") for kind in steps.KINDS for B in ("1", "3")] * 2
+    found = [tuple(row[:4]) for row in rows if row[0] in steps.KINDS]
+    lengths = {kind: "1" if kind.endswith("Cell") else "2" for kind in steps.KINDS}
+    assert found == [(kind, lengths[kind], B, "2") for kind in steps.KINDS for B in ("1", "3")] * 2
