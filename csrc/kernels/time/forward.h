@@ -95,16 +95,28 @@ void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots
 // the first have left the first cache level again.
 constexpr Index pointwise_rows = 6;
 
+// Packing costs more where the second cache level has no room for the weights and what is packed of them.
+template <class Real>
+bool is_dear_to_pack(const Problem& p) {
+  return 2 * p.cell->gate_count * p.H * (p.I + p.P) * Index(sizeof(Real)) > cache_sizes.near;
+}
+
 // Whether products read the weights as the caller has them: those of one step of a few rows, and of several where that
 // costs less than to read, write and read again what is packed. To transpose on the way costs each step as much as
-// three rows do; packing costs more where the caches have no room for both copies.
+// three rows do.
 template <class Real>
 bool reads_directly(const Problem& p) {
   if (p.B > most_direct_rows || p.input != InputKind::dense || p.masks > 1 || is_normalised(*p.cell) ||
       resets_h(*p.cell) || p.head != p.P || p.format != Format::real || p.rounded)
     return false;
-  const Index cost = steps_of(p.run) * (p.B + 3), bytes = p.cell->gate_count * p.H * (p.I + p.P) * Index(sizeof(Real));
-  return cost <= 8 || (cost <= 32 && 2 * bytes > cache_sizes.near);
+  return steps_of(p.run) * (p.B + 3) <= (is_dear_to_pack<Real>(p) ? 32 : 8);
+}
+
+// Whether a unit block is packed when its turn comes in a step.
+template <class Real>
+bool packs_by_block(const Problem& p) {
+  return p.format != Format::int8 && !p.rounded && p.input == InputKind::dense && !resets_h(*p.cell) &&
+         steps_of(p.run) <= (is_dear_to_pack<Real>(p) ? 3 : 1);
 }
 
 // gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase. Where rows are normalised, each
@@ -462,11 +474,9 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   Arena<Real> arena = {.base = args.scratch, .used = 0};
   ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
   const bool packed = args.directions[0].packed;
-  // Members that divide the rows would each have to pack all.
-  const bool packs_ahead = p.format == Format::int8 || p.rounded;
   const bool directly = !packed && reads_directly<Real>(p);
-  const bool by_block = directly || (!packed && !packs_ahead && steps_of(p.run) == 1 && p.input == InputKind::dense &&
-                                     !resets_h(*p.cell) && team.size == 1);
+  // Members that divide the rows would each have to pack all.
+  const bool by_block = directly || (!packed && team.size == 1 && packs_by_block<Real>(p));
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
