@@ -16,8 +16,9 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// At most so many rows leave the weights as they are; their sums are one chain.
-constexpr Index most_unpacked_rows = 16;
+// At most so many rows leave the weights as they are; their sums are one chain. So do fewer where steps are more than a
+// few, which read w_hh each.
+constexpr Index most_unpacked_rows = 64, least_unpacked_rows = 16, few_unpacked_steps = 4;
 
 // A tile: rows (of dgates, or of w's gradient) that share the loads of the other side, and vectors of columns.
 constexpr int unpacked_tile_rows = vector_registers == 32 ? 4 : 2, unpacked_tile_vectors = 4;
