@@ -2,9 +2,9 @@
 
 python -m benchmarks.steps [--kinds LSTMCell ...] [--T ...] [--B ...] [--H ...] [--training] [--threads N]
 
-A row is a module with I = H inputs at one T, B and H: microseconds of torch's, of ours, and their ratio, under no_grad or,
-with --training, forward and backward with all gradients. The two take turns. What looks slower is measured again, for
-longer; rows in which ours is slower then end in a mark. Cells take one step.
+A row is a module with I = H inputs at one T, B and H: microseconds of torch's, of ours, and their ratio, under no_grad
+or, with --training, forward and backward with all gradients. The two take turns. What looks slower is measured again,
+for longer; rows in which ours is slower then end in a mark. Cells take one step.
 """
 
 import argparse

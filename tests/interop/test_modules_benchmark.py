@@ -50,7 +50,7 @@ def test_every_call_has_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(timing, "SAMPLE", 0.0)
     monkeypatch.setattr(timing, "TURNS", 1)
     threads = torch.get_num_threads()
-    modules.main(["--calls", "1,1,2,3", "2,2,3,4", "--shapes", "3,2,2,4", "--model", "3,2,4,5"])
+    modules.main(["--calls", "1,1,2,3", "2,2,3,4", "--shapes", "3,2,2,4", "--compiled", "--model", "3,2,4,5"])
     torch.set_num_threads(threads)
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     calls = [(name, sizes) for name in modules.LAYERS for sizes in ("1,1,2,3", "2,2,3,4")]

@@ -95,28 +95,30 @@ void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots
 // the first have left the first cache level again.
 constexpr Index pointwise_rows = 6;
 
-// Packing costs more where the second cache level has no room for the weights and what is packed of them.
+// What packing costs, to read, to write and to read again: as much as so many rows of direct products do. It costs more
+// where the second cache level has no room for the weights and what is packed of them, and again where they are large
+// against it.
 template <class Real>
-bool is_dear_to_pack(const Problem& p) {
-  return 2 * p.cell->gate_count * p.H * (p.I + p.P) * Index(sizeof(Real)) > cache_sizes.near;
+Index packing_cost(const Problem& p) {
+  const Index bytes = p.cell->gate_count * p.H * (p.I + p.P) * Index(sizeof(Real));
+  return 2 * bytes <= cache_sizes.near ? 8 : bytes <= 8 * cache_sizes.near ? 32 : 64;
 }
 
 // Whether products read the weights as the caller has them: those of one step of a few rows, and of several where that
-// costs less than to read, write and read again what is packed. To transpose on the way costs each step as much as
-// three rows do.
+// costs less than to pack. To transpose on the way costs each step as much as three rows do.
 template <class Real>
 bool reads_directly(const Problem& p) {
   if (p.B > most_direct_rows || p.input != InputKind::dense || p.masks > 1 || is_normalised(*p.cell) ||
       resets_h(*p.cell) || p.head != p.P || p.format != Format::real || p.rounded)
     return false;
-  return steps_of(p.run) * (p.B + 3) <= (is_dear_to_pack<Real>(p) ? 32 : 8);
+  return steps_of(p.run) * (p.B + 3) <= packing_cost<Real>(p);
 }
 
-// Whether a unit block is packed when its turn comes in a step.
+// Whether a unit block is packed when its turn comes in a step: in one step, or in three or six of dear ones.
 template <class Real>
 bool packs_by_block(const Problem& p) {
   return p.format != Format::int8 && !p.rounded && p.input == InputKind::dense && !resets_h(*p.cell) &&
-         steps_of(p.run) <= (is_dear_to_pack<Real>(p) ? 3 : 1);
+         steps_of(p.run) <= max_index(packing_cost<Real>(p) / 10, 1);
 }
 
 // gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase. Where rows are normalised, each
