@@ -207,11 +207,15 @@ __attribute__((noinline)) void multiply_gradients(const UnpackedWeightProduct<Re
           gradient_tile<S, M, N>(p, a + unit, a_row, dw, column, valid);
         });
       });
-      for (Index unit = 0; p.db && unit < width.valid; ++unit) {
-        Real sum = 0;
-        for (Index row = p.rows; row-- > 0;) sum += a[row * a_row + unit];
-        p.db[first + unit] = p.add ? sum + p.db[first + unit] : sum;
-      }
+      if (!p.db) continue;
+      for_each_vector<Real>(width.lanes, [&]<class Some>(Index unit) {
+        const int valid = int(min_index(Some::lanes, width.valid - unit));
+        if (valid <= 0) return;
+        typename Some::V sum = {};
+        for (Index row = p.rows; row-- > 0;) sum = sum + Some::load(a + row * a_row + unit);
+        Real* const to = p.db + first + unit;
+        store_lanes<Some>(to, p.add ? sum + load_lanes<Some>(to, valid) : sum, valid);
+      });
     }
   }
 }
