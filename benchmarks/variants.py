@@ -1,6 +1,6 @@
 """Variants of the cells beside their references: projection, layer normalisation, sLSTM, peepholes, regularisers.
 
-python -m benchmarks.variants [--only projection norm slstm options] [--rounds N]
+python -m benchmarks.variants [--only projection norm slstm block options] [--rounds N]
 
 float32, one thread. What stands in a row takes turns, each measured once a round; a ratio is the median over the
 rounds. Before that the results are compared. `least` is the time that the matrix products of a row take at the
@@ -10,13 +10,15 @@ the ratio to the fastest of the others that a program would reach which took no 
 - torch's own LSTM, for projections;
 - loops in Python over torch's operators, with torch's derivatives, for cells that torch lacks: with the products of x
   for all steps at once (`ahead`), or all in the step (`in the step`), and the latter compiled by `torch.jit.script`;
+  of the sLSTM in the block of published forecasters, whose projections go by heads, ours as docs/cells.md has it;
 - the plain layer, for options.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ ROUNDS = 7
 NORMS: list[Shape] = [(50, 32, 256, 256), (50, 32, 128, 128), (100, 1, 256, 256), (100, 1, 64, 64)]
 PROJECTIONS = [((50, 32, 256, 512), 256), ((9, 32, 512, 1024), 512), ((100, 1, 128, 256), 128)]
 SLSTMS: list[Shape] = [(74, 32, 512, 512), (74, 1, 512, 512), (74, 32, 128, 128), (74, 1, 64, 64)]
+BLOCKS = [(74, 32, 512), (74, 1, 512)]  # T, B, H
 OPTIONS: dict[str, dict[str, Any]] = {
     "peephole": {"peephole": True},
     "coupled gates": {"coupled_gates": True},
@@ -55,8 +58,6 @@ class Row:
     work: str
     calls: dict[str, Call]  # ours first
     least: float | None = None  # seconds
-    baseline: bool = False  # True: ratios are our time by that of the other
-    numbers: Callable[[Any], dict[str, Any]] | None = field(default=None)
 
 
 # The limit
@@ -128,16 +129,24 @@ def by_heads(w_hh: Tensor, heads: int) -> Tensor:
     return rows.permute(1, 3, 0, 2).reshape(heads, w_hh.shape[1], -1).contiguous()
 
 
-def slstm_loop(x: Tensor, w: list[Tensor], heads: int, ahead: bool) -> Tensor:
-    w_ih, w_hh, b_ih, b_hh = w
-    of_heads, b = by_heads(w_hh, heads), b_ih + b_hh
-    zero = x.new_zeros(x.shape[1], w_hh.shape[0] // 4)
+def slstm_loop(x: Tensor, heads: Tensor, gates: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return h of every step, where `gates` makes of a step of x what it brings to the gates."""
+    zero = x.new_zeros(x.shape[1], heads.shape[0] * heads.shape[1])
     state: tuple[Tensor, ...] = (zero, zero, zero, zero)
     steps = []
-    for a in (F.linear(x, w_ih, b) if ahead else x).unbind():
-        state = slstm_step(a if ahead else F.linear(a, w_ih, b), state, of_heads)
+    for x_t in x.unbind():
+        state = slstm_step(gates(x_t), state, heads)
         steps.append(state[0])
     return torch.stack(steps)
+
+
+def slstm_ahead(x: Tensor, w: list[Tensor], heads: int) -> Tensor:
+    return slstm_loop(F.linear(x, w[0], w[2] + w[3]), by_heads(w[1], heads), lambda a: a)
+
+
+def slstm_in_the_step(x: Tensor, w: list[Tensor], heads: int) -> Tensor:
+    b = w[2] + w[3]
+    return slstm_loop(x, by_heads(w[1], heads), lambda x_t: F.linear(x_t, w[0], b))
 
 
 # The rows
@@ -147,8 +156,7 @@ def works(layer: Any, shape: Shape) -> tuple[Any, dict[str, Call]]:
     """Return the input, and our calls."""
     T, B, I, _ = shape
     x = np.random.default_rng(0).standard_normal((T, B, I), np.float32)
-    dy = np.ones((T, B, layer.proj_size or layer.hidden_size if hasattr(layer, "proj_size") else layer.hidden_size))
-    dy = dy.astype(np.float32)
+    dy = np.ones((T, B, getattr(layer, "proj_size", 0) or layer.hidden_size), np.float32)
 
     def training() -> Any:
         y, _, tape = layer.forward(x)
@@ -174,6 +182,10 @@ def torch_works(layer: Any, x: Any, run: Callable[[Tensor, list[Tensor]], Tensor
     return {FORWARD: forward, TRAINING: training, "with a graph": lambda: [run(given, w)]}
 
 
+def with_parameters(loop: Callable[..., Tensor], option: Any, x: Tensor, w: list[Tensor]) -> Tensor:
+    return loop(x, w, option)
+
+
 def norms(machine: limits.Limits) -> Iterator[Row]:
     scripted = torch.jit.script(norm_in_the_step)
     loops: dict[str, Any] = {"ahead": norm_ahead, "in the step": norm_in_the_step, "scripted": scripted}
@@ -181,10 +193,7 @@ def norms(machine: limits.Limits) -> Iterator[Row]:
         for shape in NORMS:
             layer = rnnfast.LSTM(*shape[2:], layer_norm=form, seed=0)
             x, mine = works(layer, shape)
-            theirs = {
-                name: torch_works(layer, x, lambda x, w, loop=loop, form=form: loop(x, w, form))
-                for name, loop in loops.items()
-            }
+            theirs = {name: torch_works(layer, x, partial(with_parameters, loop, form)) for name, loop in loops.items()}
             plain = works(rnnfast.LSTM(*shape[2:], seed=0), shape)[1]
             for work in (FORWARD, TRAINING):
                 calls = {"ours": mine[work]} | {name: made[work] for name, made in theirs.items()}
@@ -198,14 +207,51 @@ def slstms(machine: limits.Limits) -> Iterator[Row]:
         layer = rnnfast.SLSTM(*shape[2:], heads, seed=0)
         x, mine = works(layer, shape)
         theirs = {
-            name: torch_works(layer, x, lambda x, w, ahead=ahead: slstm_loop(x, w, heads, ahead))
-            for name, ahead in (("ahead", True), ("in the step", False))
+            name: torch_works(layer, x, partial(with_parameters, loop, heads))
+            for name, loop in (("ahead", slstm_ahead), ("in the step", slstm_in_the_step))
         }
         for work in (FORWARD, TRAINING):
             calls = {"ours": mine[work]} | {name: made[work] for name, made in theirs.items()}
             if work == FORWARD:
                 calls |= {f"{name}, with a graph": made["with a graph"] for name, made in theirs.items()}
             yield Row("sLSTM, 4 heads", shape, work, calls, least(machine, shape, 4, shape[3] // heads, work))
+
+
+def block_calls(T: int, B: int, H: int, heads: int) -> dict[str, Call]:
+    """Return calls of the cell with its projections by heads: of i and f of one input, the others of another."""
+    layer, size, rng = rnnfast.SLSTM(2 * H, H, heads, seed=0), H // heads, np.random.default_rng(1)
+    w = rng.standard_normal((4, heads, size, size), np.float32) / np.float32(size**0.5)
+    inputs = rng.standard_normal((2, T, B, H), np.float32)
+    w_hh, b, tokens = layer.weight_hh_l0, layer.bias_hh_l0, np.arange(T * B).reshape(T, B)
+    bounds = np.repeat(np.array([-np.inf, 2**64], np.float32), H)
+    dense = np.zeros((4, heads, size, 2, heads, size), np.float32)
+    for gate, head in np.ndindex(4, heads):
+        dense[gate, head, :, gate // 2, head] = w[gate, head]
+    layer.weight_ih_l0, layer.bias_ih_l0 = dense.reshape(4 * H, 2 * H), np.zeros_like(b)
+    both = np.concatenate(list(inputs), axis=-1)
+
+    def ours() -> Any:
+        columns = [a.reshape(-1, heads, size).transpose(1, 2, 0) for a in inputs]
+        w_ih = np.concatenate([(w[gate] @ columns[gate // 2]).reshape(H, -1) for gate in range(4)])
+        return [rnnfast.functional.inference("slstm", tokens, [(w_ih, w_hh, b, None, bounds)])[0]]
+
+    w_t, x_t, b_t = torch.from_numpy(w), torch.from_numpy(inputs), torch.from_numpy(b)
+    of_heads = by_heads(torch.from_numpy(w_hh), heads)
+
+    def theirs() -> Any:
+        with torch.no_grad():
+            rows = [x.view(T, B, heads, size) for x in x_t]
+            gates = [torch.einsum("tbhi,hoi->tbho", rows[gate // 2], w_t[gate]) for gate in range(4)]
+            return [slstm_loop(torch.cat([a.reshape(T, B, H) for a in gates], dim=-1) + b_t, of_heads, lambda a: a)]
+
+    return {"ours": ours, "as a layer": lambda: [layer(both)[0]], "torch's operators": theirs}
+
+
+def blocks(machine: limits.Limits) -> Iterator[Row]:
+    heads = 4
+    for T, B, H in BLOCKS:
+        shape, calls = (T, B, H // heads, H), block_calls(T, B, H, heads)
+        yield Row("sLSTM, projections by heads", shape, FORWARD, calls, least(machine, shape, 4, H // heads, FORWARD))
 
 
 def projections(machine: limits.Limits) -> Iterator[Row]:
@@ -226,7 +272,7 @@ def projections(machine: limits.Limits) -> Iterator[Row]:
             yield Row(f"proj_size={P}", shape, work, calls, least(machine, shape, 4, P, work, 2 * T * B * P * H))
 
 
-def options(machine: limits.Limits) -> Iterator[Row]:
+def options(_: limits.Limits) -> Iterator[Row]:
     for name, given in OPTIONS.items():
         for shape in OPTION_SHAPES:
             mine = works(rnnfast.LSTM(*shape[2:], seed=0, **given), shape)[1]
@@ -234,14 +280,20 @@ def options(machine: limits.Limits) -> Iterator[Row]:
             yield Row(name, shape, TRAINING, {"ours": mine[TRAINING], "plain layer": plain[TRAINING]})
 
 
-GROUPS = {"projection": projections, "norm": norms, "slstm": slstms, "options": options}
+GROUPS = {"projection": projections, "norm": norms, "slstm": slstms, "block": blocks, "options": options}
+
+
+def numbers(call: Call) -> dict[str, Any]:
+    """Return the arrays that a call returns, by their places."""
+    made: Any = call()
+    return {str(i): np.asarray(a.detach() if isinstance(a, Tensor) else a) for i, a in enumerate(made)}
 
 
 def check(row: Row) -> None:
     """Raise RuntimeError if another has other results."""
-    mine = dict(enumerate(row.calls["ours"]()))
+    mine: dict[str, Any] = numbers(row.calls["ours"])
     for name, call in row.calls.items():
-        theirs: Any = {i: np.asarray(t.detach() if isinstance(t, Tensor) else t) for i, t in enumerate(call())}
+        theirs: dict[str, Any] = numbers(call)
         if name != "plain layer" and not difference(theirs, {i: mine[i] for i in theirs}) <= TOLERANCE["float32"]:
             msg = f"{row.what}, {row.shape}, {row.work}: {name} has other results"
             raise RuntimeError(msg)
