@@ -10,7 +10,7 @@ from typing import Any, Generic
 from . import _core
 from ._base.arrays import Array, ArrayLike, checked
 from ._base.leak import Leak, leak_of
-from ._base.module import RecurrentModule, Tape, check_tape
+from ._base.module import RecurrentModule, Tape, check_tape, with_fixed
 from ._base.named import checked_grads
 from ._base.names import elman_cell, gru_cell, lstm_cell, parameter_names, recurrent_shapes
 from ._base.scalars import RNG, Flag, Integer, addressable, flag, size
@@ -137,7 +137,7 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         first = self._checked_state(state, "state", shape)
         parameters = self._tuple(self.parameters)
         if self.fixed:
-            parameters = self.with_fixed(parameters)
+            parameters = with_fixed(self, parameters)
         y, last, *kept = run(self.cell, _one_step(x), [parameters], first)
         return state_of(_as_given(last, shape)), CellTape(self, x, y.reshape(shape), first, tuple(kept))
 

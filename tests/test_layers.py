@@ -237,6 +237,19 @@ def test_dropout_scales_what_it_keeps() -> None:
     assert not np.array_equal(*tape.masks)
 
 
+def test_a_layer_has_the_parameters_that_functional_takes() -> None:
+    layer, x = make_layer("lstm", num_layers=2, bidirectional=True), normal((T, B, I), "float32", 1)
+    y = x
+    for k in range(2):
+        y, _ = rnnfast.functional.inference(layer.cell, y, layer.of_layer(k), layer_norm_eps=layer.eps)
+    assert np.array_equal(y, layer(x)[0])
+    assert layer.names_of(1)[1][0] == "weight_ih_l1_reverse"
+    for call in (layer.of_layer, layer.names_of):
+        for k in (-1, 2):
+            with pytest.raises(ValueError, match=f"^layer: expected 0 to 1, got {k}"):
+                call(k)
+
+
 def test_dropout_is_drawn_from_the_seed() -> None:
     x = normal((T, B, I), "float32", 1)
     one, other = make_layer("gru", num_layers=2, dropout=0.5), make_layer("gru", num_layers=2, dropout=0.5)

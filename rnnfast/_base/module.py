@@ -239,9 +239,10 @@ class RecurrentModule(Module):
     format: str | None = None  # of matrices with fewer bits
     bias: bool
 
-    def with_fixed(self, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
-        """Return one direction's parameters with what is fixed in its place."""
-        return tuple(map(self.fixed.get, parameter_names(self.cell), arrays))
+
+def with_fixed(module: RecurrentModule, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
+    """Return one direction's parameters with what is fixed in its place."""
+    return tuple(map(module.fixed.get, parameter_names(module.cell), arrays))
 
 
 def owners_of_matrices(module: Any) -> dict[str, RecurrentModule]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._base.arrays import Array
 from .._base.formats import FLOAT, FORMATS, Format, KeptArrays, decoded, encoded, operands
-from .._base.module import CLASSES, Kept, arguments_of, description_of, kind_of, words_of
+from .._base.module import CLASSES, Kept, arguments_of, description_of, kind_of, with_fixed, words_of
 from .._base.names import by_direction
 from .._base.scalars import choice
 from .._base.state import StateT
@@ -130,7 +130,7 @@ class Quantized(Inference[StateT]):
     def of_layer(self, layer: int, others: Mapping[str, Array] | None = None) -> list[tuple[Any, ...]]:  # noqa: ARG002
         """Return the parameters of a layer as the kernels take them."""
         directions = by_direction(self.operands, self.names_of(layer))
-        return [self.with_fixed(arrays) for arrays in directions] if self.fixed else directions
+        return [with_fixed(self, arrays) for arrays in directions] if self.fixed else directions
 
     def dequantize(self) -> Inference[StateT]:
         """Return a float32 layer of the original class, with the values that the quantised weights represent.

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import _core
 from .._base.arrays import Array, checked, float_dtype
-from .._base.module import Check, Kept, RecurrentModule, Shape
+from .._base.module import Check, Kept, RecurrentModule, Shape, with_fixed
 from .._base.names import by_direction, ends_of, layer_names, recurrent_shapes
 from .._base.precision import Precision
 from .._base.scalars import RNG, Flag, Integer, Number, addressable, count, flag, shown, size
@@ -115,19 +115,50 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
             yield from zip(initial_names(self.cell), ((L * D, n) for n in self.state_sizes), strict=True)
 
     def names_of(self, layer: int) -> tuple[tuple[str, ...], ...]:
-        """Return the names of the parameters of a layer, for each direction."""
+        """Return the names of one layer's parameters, a tuple for each direction, in the order of `of_layer`.
+
+        Parameters
+        ----------
+        layer : int
+            From 0 to L - 1.
+        """
+        if not 0 <= layer < self.num_layers:
+            msg = f"layer: expected 0 to {self.num_layers - 1}, got {layer}"
+            raise ValueError(msg)
         return layer_names(self.cell, layer, self.directions, self.proj_size > 0)
 
     @property
     def eps(self) -> float | None:
-        """What is added to variances; None where nothing is normalised."""
+        """What `rnnfast.functional` takes as `layer_norm_eps`: None where nothing is normalised."""
         return None if self.layer_norm is None else self.layer_norm_eps
 
     def of_layer(self, layer: int, others: Mapping[str, Array] | None = None) -> list[tuple[Array | None, ...]]:
-        """Return the parameters of a layer as the kernels take them, others in the place of those of their names."""
+        """Return one layer's parameters as `rnnfast.functional` takes them, a tuple for each direction.
+
+        Parameters
+        ----------
+        layer : int
+            From 0 to L - 1.
+        others : mapping of arrays, optional
+            What stands in the place of parameters, by their names.
+
+        Returns
+        -------
+        list of tuples of ndarrays
+            The arrays themselves. None where the layer has none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rnnfast
+        >>> gru, x = rnnfast.GRU(3, 4), np.ones((5, 2, 3), np.float32)
+        >>> y, h = rnnfast.functional.inference(gru.cell, x, gru.of_layer(0))
+        >>> np.array_equal(y, gru(x)[0])
+        True
+        """
         parameters = {**self.parameters, **others} if others else self.parameters
         directions = by_direction(parameters, self.names_of(layer))
-        return [self.with_fixed(arrays) for arrays in directions] if self.fixed else directions
+        return [with_fixed(self, arrays) for arrays in directions] if self.fixed else directions
 
 
 def rates_of(stack: Stack[Any]) -> tuple[float, ...]:
