@@ -387,6 +387,15 @@ def test_a_c_of_one_unit_hands_on_no_gradient(cell: str, dtype: str) -> None:
     assert grads["bias_c_l0"].any()
 
 
+@by_dtype
+def test_a_carried_c_of_one_unit_is_its_bias_whatever_gate_is_held(dtype: str) -> None:
+    layer = make("lstm_norm_carried", 1, dtype=dtype)
+    layer.bias_c_l0[...] = 0
+    for gate in "ifgo":
+        y, _ = layer(normal((40, 9, I), dtype, 1), make_state(layer, (9,), 2), gate_override={gate: 0.3})
+        assert not y.any(), gate
+
+
 @by_cell
 def test_eps_counts(cell: str) -> None:
     x = normal((T, B, I), "float64", 1)

@@ -115,3 +115,18 @@ def test_scaling_c_and_n_and_shifting_m_changes_no_output() -> None:
     assert_close({"y": shifted["y"], "dx": shifted["dx"]}, {"y": results["y"], "dx": results["dx"]})
     through_m = results["dc0"] * c + results["dn0"] * n
     assert_close({"dm0": results["dm0"]}, {"dm0": through_m})
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(T=5, B=7, I=3, H=40), Shape(T=3, B=1, I=2, H=5, D=2), Shape(T=40, B=9, I=3, H=17)]
+)
+@by_dtype
+def test_products_of_x_that_are_made_elsewhere_are_columns_of_w_ih(dtype: str, shape: Shape) -> None:
+    p = make_problem("slstm", dtype, shape)
+    expected, rows = solve(reference, p), shape.T * shape.B
+    x = p.x.reshape(rows, shape.I)
+    made: Any = [((x @ w_ih.T).T, *others) for w_ih, *others in p.parameters]
+    found = solve(_core, replace(p, x=np.arange(rows).reshape(p.x.shape[:2]), parameters=made))
+    for d in range(shape.D):
+        found[f"dw_ih[{d}]"] = found[f"dw_ih[{d}]"] @ x
+    assert_close(found, {name: a for name, a in expected.items() if name != "dx"})

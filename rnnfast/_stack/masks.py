@@ -32,7 +32,7 @@ def draw(key: Array, place: tuple[int, int], shape: tuple[int, ...], rate: float
     """
     n = math.prod(shape)
     bits = np.random.Philox(key=key, counter=[0, 0, *place]).random_raw((n + 1) // 2)
-    return (bits.astype("<u8").view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
+    return (bits.astype("<u8", copy=False).view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
 
 
 def draw_bits(key: int, place: tuple[int, int, int], rate: float, rows: tuple[Array, Array], H: int) -> Array:

@@ -26,8 +26,8 @@ class Dropped(NamedTuple):
     def masked(self, name: str, a: Array) -> Array:
         """Return w_hh or its gradient with zeros for what is left out, the rest scaled."""
         kept = self.kept[name]
-        result: Array = a * kept.reshape(len(kept), -1)
-        result *= self.scale
+        factors = kept.reshape(len(kept), -1) * a.dtype.type(self.scale)
+        result: Array = a * factors
         result += 0  # no zero is a negative one, as there is none in sums
         return result
 

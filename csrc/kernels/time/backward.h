@@ -258,10 +258,11 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
     pack_vectors(cell, args.directions[d].parameters, sizes.w_hh.units, p.H, span, scratch.directions[d].vectors);
     const TableBlocks<Real> table = {.table = scratch.directions[d].table, .units = sizes.w_hh.units, .span = span};
-    fill(table, cell.slot_count, static_cast<const Real*>(nullptr));
+    const Real* const none = nullptr;
     if (p.input == InputKind::one_hot && args.accumulate)
-      for_each_column(table, cell.slot_count, input_rows(p, args.directions[d].gradients), cell.gate_count,
-                      args.tokens.token, [](Real& element, Real dw) { element = dw; });
+      fill_from_columns(table, cell, none, read_only(input_rows(p, args.directions[d].gradients)), args.tokens.token);
+    else
+      fill(table, cell.slot_count, none);
   });
   if (args.accumulate && packs)
     for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {

@@ -479,9 +479,8 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       if (!packed) pack_direction(p, parameters, own[d], span, !by_block);
       if (p.input == InputKind::one_hot) {
         const TableBlocks<Real> table = {.table = direction.table, .units = units, .span = span};
-        fill(table, p.cell->slot_count, is_normalised(*p.cell) ? nullptr : direction.weights.bias);
-        for_each_column(table, p.cell->slot_count, input_rows(p, parameters), p.cell->gate_count, args.tokens.token,
-                        [](Real& element, Real w) { element += w; });
+        fill_from_columns(table, *p.cell, is_normalised(*p.cell) ? nullptr : direction.weights.bias,
+                          input_rows(p, parameters), args.tokens.token);
       }
     });
     if (!packed && is_projected(p))

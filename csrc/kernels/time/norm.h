@@ -73,6 +73,12 @@ RNNFAST_INLINE Real mean_of(const RowSums<Real, M>& sums, int m, Index n) {
   return (sum_lanes<Widest<Real>>(sums.wide[m]) + sums.tail[m]) / Real(n);
 }
 
+// The lanes that are units. The others, zero elsewhere, hold what a held gate makes of them.
+template <class S>
+RNNFAST_INLINE typename S::V of_units(typename S::V v, int valid) {
+  return valid < S::lanes ? select<S>((1u << valid) - 1, v, typename S::V{}) : v;
+}
+
 // ---- Forward -------------------------------------------------------------------------------------------------------
 
 // The mean of each of M rows from `row` on, and 1 / sqrt(variance + eps). What rounding leaves out of a mean is added
@@ -81,11 +87,13 @@ template <int M, class Real>
 __attribute__((noinline)) void find_moments(const NormPart<Real>& part, const Blocks& units, Index n, Index row,
                                             Real eps, const View<Real>& moments) {
   RowSums<Real, M> sums, left, squares;
-  for_each_unit_block<Real>(units, [&]<class S>(Index unit, int) {
+  for_each_unit_block<Real>(units, [&]<class S>(Index unit, int valid) {
     typename S::V sum[M] = {};
     for (int slot = 0; slot < part.count; ++slot)
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) sum[m] = sum[m] + S::load(vectors_at<S>(part, unit, row + m) + slot * S::lanes);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) sum[m] = of_units<S>(sum[m], valid);
     add<S>(sums, sum);
   });
   Real mean[M];
@@ -95,8 +103,8 @@ __attribute__((noinline)) void find_moments(const NormPart<Real>& part, const Bl
     for (int slot = 0; slot < part.count; ++slot)
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) {
-        auto d = S::load(vectors_at<S>(part, unit, row + m) + slot * S::lanes) - S::broadcast(mean[m]);
-        if (valid < S::lanes) d = select<S>((1u << valid) - 1, d, typename S::V{});
+        const auto v = S::load(vectors_at<S>(part, unit, row + m) + slot * S::lanes);
+        const auto d = of_units<S>(v - S::broadcast(mean[m]), valid);
         sum[m] = sum[m] + d, square[m] = fma(d, d, square[m]);
       }
     add<S>(left, sum), add<S>(squares, square);

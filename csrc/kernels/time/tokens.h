@@ -57,6 +57,42 @@ void for_each_column(const TableBlocks<Real>& t, int slots, const GateRows<W>& w
   }
 }
 
+// A table that has all columns of w, and no slots beside w's, is the panels of w.
+template <class Real, class W>
+constexpr bool is_panels(const TableBlocks<Real>& t, const CellShape& cell, const GateRows<W>& w) {
+  return t.table.rows == w.K && cell.slot_count == cell.gate_count;
+}
+
+template <class Real>
+constexpr Panels<Real> panels_of(const TableBlocks<Real>& t, const CellShape& cell) {
+  return {.data = t.table.data, .units = t.units, .K = t.table.rows, .gates = cell.gate_count};
+}
+
+// Sets every row to a column of w, and adds `row`, unless that is null.
+template <class Real>
+void fill_from_columns(const TableBlocks<Real>& t, const CellShape& cell, const Real* row,
+                       const GateRows<const Real>& w, const Index* token) {
+  if (!is_panels(t, cell, w)) {
+    fill(t, cell.slot_count, row);
+    return for_each_column(t, cell.slot_count, w, cell.gate_count, token, [](Real& element, Real a) { element += a; });
+  }
+  pack(w, panels_of(t, cell), 0, t.span);
+  if (!row) return;
+  for_each_block<Real>(t.units, t.span, [&]<class S>(const BlockRange& block) {
+    Real* element = gates_at(t.table, block.unit, 0, S::lanes, cell.slot_count);
+    for (Index k = 0; k < t.table.rows; ++k)
+      for (int slot = 0; slot < cell.slot_count; ++slot, element += S::lanes)
+        S::store(element, S::load(element) + S::load(row + block.unit * cell.slot_count + slot * S::lanes));
+  });
+}
+
+// The way back: sets the columns of w to rows.
+template <class Real>
+void columns_from(const TableBlocks<Real>& t, const CellShape& cell, const GateRows<Real>& w, const Index* token) {
+  if (is_panels(t, cell, w)) return unpack(panels_of(t, cell), 0, w, t.span);
+  for_each_column(t, cell.slot_count, w, cell.gate_count, token, [](Real element, Real& a) { a = element; });
+}
+
 // Adds dgates of rows [first, first + count) of all time, one chunk, to the rows of their tokens. As in the products,
 // rows descend, and a chain ends after some of them: a frequent token's gradient would lose digits in a single one.
 template <class Real>

@@ -204,9 +204,8 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
                                        .add = args.accumulate},
                    span, team);
     else
-      for_each_column(TableBlocks<Real>{.table = scratch.table, .units = scratch.w_hh.units, .span = span},
-                      cell.slot_count, input_rows(p, args.directions[d].gradients), cell.gate_count, args.tokens.token,
-                      [](Real element, Real& dw) { dw = element; });
+      columns_from(TableBlocks<Real>{.table = scratch.table, .units = scratch.w_hh.units, .span = span}, cell,
+                   input_rows(p, args.directions[d].gradients), args.tokens.token);
   });
   return true;
 }
