@@ -1,16 +1,19 @@
 """What rnnfast.torch costs and what it gains, forward + backward with all gradients, float32, one thread.
 
-python -m benchmarks.modules [--layers LSTM ...] [--calls T,B,I,H ...] [--shapes T,B,I,H ...] [--model T,B,E,H]
+python -m benchmarks.modules [--layers LSTM ...] [--calls T,B,I,H ...] [--shapes T,B,I,H ...] [--compiled T,B,I,H ...]
+                             [--model T,B,E,H]
 
 First the calls whose arithmetic is least: the same from NumPy, by our class for torch, by torch's own, by a
 torch.autograd.Function of the same tensors that computes nothing, and by the one of NumPy followed by the empty
-Function, which finds caches full of other things; and their forward alone, which keeps nothing. Then layers of torch.nn
-and the same after `accelerate`. Last a model: an embedding, a GRU and a readout, in a training step with cross entropy,
-clipping and Adam, and a forward for one sequence. All that stand in a row take turns.
+Function, which finds caches full of other things; and their forward alone, which keeps nothing. Then the layers as they
+are and as torch.compile has them, above a module of one product, which shows what compiled calls cost by themselves.
+Then layers of torch.nn and the same after `accelerate`. Last a model: an embedding, a GRU and a readout, in a training
+step with cross entropy, clipping and Adam, and a forward for one sequence. All that stand in a row take turns.
 """
 
 import argparse
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +30,7 @@ from rnnfast import _core, lm
 LAYERS = [layer.__name__ for layer in lm.LAYERS.values()]
 CALLS = [(1, 1, 4, 4), (1, 1, 16, 16), (1, 1, 64, 64), (20, 4, 16, 16), (20, 4, 64, 64)]
 SHAPES = [(50, 32, 256, 256), (100, 1, 128, 128)]
+COMPILED = (50, 1, 16, 32)
 MODEL = (64, 32, 64, 256)
 V = 100  # characters
 
@@ -140,6 +144,15 @@ def twins(module: Any) -> tuple[Any, Any]:
     return module, rnnfast.torch.accelerate(copy.deepcopy(module))
 
 
+class Product(nn.Module):  # type: ignore[misc]
+    def __init__(self, I: int, H: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(H, I))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T
+
+
 class CharLM(nn.Module):  # type: ignore[misc]
     def __init__(self, embed: int, hidden: int) -> None:
         super().__init__()
@@ -181,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
     parser.add_argument("--calls", nargs="+", type=shape, default=CALLS, metavar="T,B,I,H")
     parser.add_argument("--shapes", nargs="+", type=shape, default=SHAPES, metavar="T,B,I,H")
+    parser.add_argument("--compiled", nargs="*", type=shape, default=[COMPILED], metavar="T,B,I,H")
     parser.add_argument("--model", type=shape, default=MODEL, metavar="T,B,E,H")
     options = parser.parse_args(argv)
     torch.manual_seed(0)
@@ -214,6 +228,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_rows("forward + backward", "an empty Function, µs", "NumPy, then it, µs")
     print()
     print_rows("forward, without gradients")
+
+    print("\n| as it is, and compiled | T,B,I,H | forward, µs | compiled, µs | training, µs | compiled, µs |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for name, sizes in itertools.product([*options.layers, "a product"], options.compiled):
+        module: Any = getattr(rnnfast.torch, name, Product)(*sizes[2:])
+        pair, given = (module, torch.compile(module, fullgraph=True)), arrays(name, sizes)
+        calls = [*inference_calls(None, pair, given.x)[1:], *(torch_call(each, given) for each in pair)]
+        times = " | ".join(f"{1e6 * t:.0f}" for t in in_turns(calls))
+        print(f"| {name} | {','.join(map(str, sizes))} | {times} |", flush=True)
 
     print("\n| before and after `accelerate` | T,B,I,H | before, ms | after, ms | times as fast |")
     print("|---|--:|--:|--:|--:|")

@@ -119,15 +119,17 @@ def test_a_sequence_gets_the_same_bits_in_any_batch(cell: str, dtype: str, shape
             np.testing.assert_array_equal(a, whole[name][:, rows], err_msg=f"{name} {rows}")
 
 
-@pytest.mark.parametrize("rows", range(1, 7))  # few read the weights as they lie, more of them packed ones
-@pytest.mark.parametrize(("I", "H"), [(3, 1), (20, 20), (300, 33), (70, 300)])
+# Few rows and steps read the weights as they lie, more of them packed ones.
+@pytest.mark.parametrize(("I", "H"), [(3, 1), (20, 20), (300, 33), (70, 500)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", REPRESENTATIVES)
-def test_a_step_has_the_bits_that_it_has_among_others(cell: str, dtype: str, I: int, H: int, rows: int) -> None:
-    problem = make_problem(cell, dtype, Shape(2, rows, I, H))
-    y, _ = _core.inference(cell, problem.x, problem.parameters, problem.state0)
-    for call in (_core.inference, _core.forward):
-        assert np.array_equal(call(cell, problem.x[:1], problem.parameters, problem.state0)[0], y[:1])
+def test_a_few_steps_have_the_bits_that_they_have_among_others(cell: str, dtype: str, I: int, H: int) -> None:
+    whole = make_problem(cell, dtype, Shape(8, 7, I, H))
+    y, _ = _core.inference(cell, whole.x, whole.parameters, whole.state0)
+    for steps, rows in [*((1, rows) for rows in range(1, 7)), (2, 1), (8, 1), (6, 2), (4, 4), (3, 5)]:
+        part = sequences(whole, slice(rows))
+        for call in (_core.inference, _core.forward):
+            assert np.array_equal(call(cell, part.x[:steps], part.parameters, part.state0)[0], y[:steps, :rows])
 
 
 # Few rows, whose weights stay as they are, beside many, whose weights are packed.

@@ -4,6 +4,7 @@
 // The intrinsics' header declares nothing but always-inlined functions, so it leaves no symbol behind.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -436,6 +437,74 @@ RNNFAST_INLINE void transpose(typename S::V (&rows)[S::lanes]) {
 #pragma GCC unroll 16
     for (int i = 0; i < S::lanes; ++i) rows[i] = shuffled[i];
     transpose<S, pass / 2>(rows);
+  }
+}
+
+// Vectors of four or two numbers, 16 bytes each, `stride` numbers apart, side by side in one.
+template <class S>
+RNNFAST_INLINE typename S::V load_quarters(const typename S::Real* p, std::ptrdiff_t) {
+  static_assert(sizeof(typename S::V) == 16);
+  return S::load(p);
+}
+#if defined(__AVX512F__)
+template <>
+RNNFAST_INLINE F16 load_quarters<Simd<float, 16>>(const float* p, std::ptrdiff_t stride) {
+  F16 v = _mm512_maskz_broadcast_f32x4(__mmask16(-1), _mm_loadu_ps(p));
+  v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(p + stride));
+  v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(p + 2 * stride));
+  return _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(p + 3 * stride));
+}
+template <>
+RNNFAST_INLINE D8 load_quarters<Simd<double, 8>>(const double* p, std::ptrdiff_t stride) {
+  D8 v = _mm512_maskz_broadcast_f64x2(__mmask8(-1), _mm_loadu_pd(p));
+  v = _mm512_mask_broadcast_f64x2(v, 0x0c, _mm_loadu_pd(p + stride));
+  v = _mm512_mask_broadcast_f64x2(v, 0x30, _mm_loadu_pd(p + 2 * stride));
+  return _mm512_mask_broadcast_f64x2(v, 0xc0, _mm_loadu_pd(p + 3 * stride));
+}
+#endif
+#if defined(__AVX2__)
+template <>
+RNNFAST_INLINE F8 load_quarters<Simd<float, 8>>(const float* p, std::ptrdiff_t stride) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+}
+template <>
+RNNFAST_INLINE D4 load_quarters<Simd<double, 4>>(const double* p, std::ptrdiff_t stride) {
+  return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + stride), 1);
+}
+#endif
+
+// As interleave, of each 16 bytes by themselves: their first half of the numbers, or the second.
+template <class S, int half, int... i>
+RNNFAST_INLINE typename S::V interleave_quarters(typename S::V a, typename S::V b, Lanes<i...>) {
+  constexpr int n = 16 / int(sizeof(typename S::Real));
+  return __builtin_shufflevector(a, b, (i / n * n + half * n / 2 + i % n / 2 + i % 2 * S::lanes)...);
+}
+
+// As many rows of a matrix as a vector has lanes, transposed. The loads do half of the work: they bring 16 bytes of
+// several rows together, where shuffles across a vector would be slow or many.
+template <class S>
+RNNFAST_INLINE void load_transposed(const typename S::Real* p, std::ptrdiff_t stride,
+                                    typename S::V (&columns)[S::lanes]) {
+  using V = typename S::V;
+  using Sequence = typename LanesTo<S::lanes>::type;
+  constexpr int n = 16 / int(sizeof(typename S::Real));
+#pragma GCC unroll 16
+  for (int k = 0; k < S::lanes; k += n) {
+    V rows[n], shuffled[n];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; ++i) rows[i] = load_quarters<S>(p + i * stride + k, n * stride);
+#pragma GCC unroll 2
+    for (int pass = n; pass > 1; pass /= 2) {
+#pragma GCC unroll 2
+      for (int i = 0; i < n / 2; ++i) {
+        shuffled[2 * i] = interleave_quarters<S, 0>(rows[i], rows[i + n / 2], Sequence());
+        shuffled[2 * i + 1] = interleave_quarters<S, 1>(rows[i], rows[i + n / 2], Sequence());
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < n; ++i) rows[i] = shuffled[i];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n; ++i) columns[k + i] = rows[i];
   }
 }
 

@@ -1,5 +1,6 @@
 """The modules of a model: `accelerate`, `restore` and `report`."""
 
+import sys
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -57,6 +58,7 @@ def accelerate(model: Model) -> Model:
     >>> type(model["rnn"]) is rnnfast.torch.GRU
     True
     """
+    tell_opacus()
     for module in modules_of(model):
         kind: Any = type(module)
         if base_of(kind) in OURS and not _why_left(module):
@@ -161,6 +163,17 @@ def _why_left(module: Any) -> str:
         if not p.is_cpu or p.dtype not in DTYPES:
             return f"parameters {p.dtype} on {p.device}, not float32 or float64 on the CPU"
     return ""
+
+
+def tell_opacus() -> None:
+    """Let Opacus, where it is loaded, refuse and replace our modules as it does torch's; it looks them up by class."""
+    opacus = sys.modules.get("opacus.validators")
+    validator = getattr(opacus, "ModuleValidator", None)
+    for name in ("VALIDATORS", "FIXERS"):
+        known = getattr(validator, name, {})
+        for ours, theirs in THEIRS.items():
+            if theirs in known:
+                known.setdefault(ours, known[theirs])
 
 
 def modules_of(model: Any) -> list[Any]:

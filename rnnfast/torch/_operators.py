@@ -21,11 +21,15 @@ CALL = (
 
 
 def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that makes an operator of a function."""
-    decorator: Callable[[Callable[..., Any]], Any] = torch.library.custom_op(
-        f"rnnfast::{name}", mutates_args=(), device_types="cpu", schema=schema
-    )
-    return decorator
+    """Return a decorator that makes an operator of a function; `custom_op` would look at each call once more."""
+
+    def define(function: Callable[..., Any]) -> Any:
+        full = f"rnnfast::{name}"
+        torch.library.define(full, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(full, "cpu", function)
+        return getattr(torch.ops.rnnfast, name).default
+
+    return define
 
 
 @operator("forward", f"({CALL}, bool training) -> Tensor[]")
@@ -74,7 +78,8 @@ def _memory_sizes(call: Call, rows: int) -> tuple[int, int]:
 
 def _row(call: Call) -> tuple[int, int, int]:
     """Return the elements of one step of one sequence: gates, steps and what stands behind the steps of all."""
-    P, H = call.state_shapes[0][2], call.state_shapes[-1][2]
+    shapes = call.state_shapes
+    P, H = shapes[0][2], shapes[-1][2]
     return _core.tape_row(call.cell, int(H), str(call.x.dtype).removeprefix("torch."), int(P))
 
 
@@ -184,6 +189,6 @@ def _backward_flops(*arguments: Any, **_: Any) -> int:
     return int(2 * _forward_flops(*arguments) - dx)
 
 
-forward_operator.register_fake(_forward_shapes)
-backward_operator.register_fake(_backward_shapes)
-forward_operator.register_autograd(_operator_backward, setup_context=_save)
+torch.library.register_fake("rnnfast::forward", _forward_shapes)
+torch.library.register_fake("rnnfast::backward", _backward_shapes)
+torch.library.register_autograd("rnnfast::forward", _operator_backward, setup_context=_save)

@@ -50,7 +50,7 @@ def test_every_call_has_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(timing, "SAMPLE", 0.0)
     monkeypatch.setattr(timing, "TURNS", 1)
     threads = torch.get_num_threads()
-    modules.main(["--calls", "1,1,2,3", "2,2,3,4", "--shapes", "3,2,2,4", "--model", "3,2,4,5"])
+    modules.main(["--calls", "1,1,2,3", "2,2,3,4", "--shapes", "3,2,2,4", "--compiled", "--model", "3,2,4,5"])
     torch.set_num_threads(threads)
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     calls = [(name, sizes) for name in modules.LAYERS for sizes in ("1,1,2,3", "2,2,3,4")]
@@ -67,8 +67,9 @@ def test_every_step_has_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(steps, "TURNS", 1)
     threads = torch.get_num_threads()
     for more in ([], ["--training"]):
-        steps.main(["--B", "1", "3", "--H", "2", *more])
+        steps.main(["--T", "2", "--B", "1", "3", "--H", "2", *more])
     torch.set_num_threads(threads)
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    found = [tuple(row[:3]) for row in rows if row[0] in steps.KINDS]
-    assert found == [(kind, B, "2") for kind in steps.KINDS for B in ("1", "3")] * 2
+    found = [tuple(row[:4]) for row in rows if row[0] in steps.KINDS]
+    lengths = {kind: "1" if kind.endswith("Cell") else "2" for kind in steps.KINDS}
+    assert found == [(kind, lengths[kind], B, "2") for kind in steps.KINDS for B in ("1", "3")] * 2

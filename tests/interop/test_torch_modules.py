@@ -13,7 +13,8 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
@@ -1055,6 +1056,17 @@ def test_the_report_lists_each_module_once_with_its_name() -> None:
     assert ours.report(torch.nn.Linear(I, H)) == []
     with pytest.raises(TypeError, match=r"^model: expected a torch\.nn\.Module, got int$"):
         ours.report(1)
+
+
+def test_opacus_treats_accelerated_modules_as_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ModuleValidator:
+        VALIDATORS: ClassVar[dict[type, str]] = {torch.nn.GRU: "refuse", torch.nn.Linear: "look"}
+        FIXERS: ClassVar[dict[type, str]] = {torch.nn.GRU: "replace"}
+
+    monkeypatch.setitem(sys.modules, "opacus.validators", SimpleNamespace(ModuleValidator=ModuleValidator))
+    model = ours.accelerate(torch.nn.GRU(I, H))
+    assert ModuleValidator.VALIDATORS[type(model)] == "refuse"
+    assert ModuleValidator.FIXERS == {torch.nn.GRU: "replace", ours.GRU: "replace"}
 
 
 def test_subclasses_without_a_forward_of_their_own_are_accelerated() -> None:

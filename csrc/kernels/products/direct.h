@@ -1,6 +1,6 @@
-// Forward of few rows, as of a cell's one step. It meets each weight once: packing the weights would cost more than the
-// products. Here they stay as the caller has them, and are transposed in registers on their way to the multiply-adds.
-// Each sum is the chain of the packed form (gemm.h), so that the bits are the same.
+// Forward of few rows, as of a cell's one step. It meets each weight once or a few times: packing the weights would
+// cost more than the products. Here they stay as the caller has them, and are transposed in registers on their way to
+// the multiply-adds. Each sum is the chain of the packed form (gemm.h), so that the bits are the same.
 #pragma once
 
 #include "kernels/products/blocks.h"
@@ -11,6 +11,9 @@
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
+
+// Which products of a step come together.
+enum class Products { input, recurrent, both };
 
 // At most so many rows: with more, the transposes are better done once for several tiles.
 constexpr Index most_direct_rows = 4;
@@ -32,8 +35,11 @@ template <class S, int M>
 __attribute__((noinline)) void multiply_direct(const DirectBlock<typename S::Real>& b) {
   using V = typename S::V;
   const Index chains = chain_count(b.K), length = (b.K + chains - 1) / chains;
-  // The next block of the gate is asked for: its rows begin anew, which the processor cannot foresee.
-  const Index ahead = S::lanes * b.K;
+  // The first quarter of each row of the next block is asked for on the way. The processor foresees the rest of a row
+  // by itself, with more loads under way than one could ask for.
+  constexpr Index cache_line = 64 / Index(sizeof(typename S::Real)), asked_at_once = S::lanes * S::lanes / 4;
+  const typename S::Real* next = b.w + S::lanes * b.K;
+  Index asked = 0;
   for (Index chain = 0; chain < chains; ++chain) {
     const Index last = min_index((chain + 1) * length, b.K);
     V acc[M];
@@ -43,17 +49,17 @@ __attribute__((noinline)) void multiply_direct(const DirectBlock<typename S::Rea
       const int columns = int(min_index(S::lanes, last - k));
       const typename S::Real* from = b.w + k;
       V tile[S::lanes];
+#pragma GCC unroll 4
+      for (Index i = 0; i < asked_at_once; i += cache_line) __builtin_prefetch(next + asked + i, 0, 2);
+      asked += asked_at_once;
+      if (4 * asked >= b.K) asked = 0, next += b.K;
       if (columns == S::lanes && b.units == S::lanes) {
-#pragma GCC unroll 16
-        for (int i = 0; i < S::lanes; ++i) {
-          __builtin_prefetch(from + i * b.K + ahead, 0, 2);
-          tile[i] = S::load(from + i * b.K);
-        }
+        load_transposed<S>(from, b.K, tile);
       } else {
 #pragma GCC unroll 16
         for (int i = 0; i < S::lanes; ++i) tile[i] = i < b.units ? load_lanes<S>(from + i * b.K, columns) : V{};
+        transpose<S>(tile);
       }
-      transpose<S>(tile);
       const typename S::Real* a = b.a.data + k;
 #pragma GCC unroll 16
       for (int i = 0; i < S::lanes; ++i) {
@@ -98,9 +104,10 @@ struct DirectSlots {
   Span span;
 };
 
-// gates = bias + first, then + second: w goes by in the order in which it lies, gate by gate.
+// gates = bias + first, then + second, or one of them: w goes by in the order in which it lies, gate by gate.
 template <class Real>
-void multiply_direct(const DirectSlots<Real>& s, const DirectProduct<Real>& first, const DirectProduct<Real>& second) {
+void multiply_direct(const DirectSlots<Real>& s, Products products, const DirectProduct<Real>& first,
+                     const DirectProduct<Real>& second) {
   const auto each_block = [&](int slot, auto&& f) {
     for_each_block<Real>(s.units, s.span, [&]<class S>(const BlockRange& range) {
       const Index row = s.slots * S::lanes;
@@ -132,10 +139,13 @@ void multiply_direct(const DirectSlots<Real>& s, const DirectProduct<Real>& firs
         }
       });
   };
-  skip(s.slot, first.slot, true, chain_count(first.w.K));
-  pass(first, true);
+  if (products != Products::recurrent) {
+    skip(s.slot, first.slot, true, chain_count(first.w.K));
+    pass(first, true);
+  }
+  if (products == Products::input) return;
   pass(second, false);
-  skip(second.slot + second.gates, s.slot + s.count, false, chain_count(second.w.K));
+  if (products == Products::both) skip(second.slot + second.gates, s.slot + s.count, false, chain_count(second.w.K));
 }
 
 }  // namespace

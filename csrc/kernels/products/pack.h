@@ -133,10 +133,14 @@ void pack(const GateRows<const Real>& w, const Panels<Real>& p, Index k, Span sp
     for (Index column = 0; column < w.K; column += S::lanes) {
       const int columns = int(min_index(S::lanes, w.K - column));
       typename S::V tile[S::lanes];
+      if (columns == S::lanes && units == S::lanes) {
+        load_transposed<S>(from + column, w.K, tile);
+      } else {
 #pragma GCC unroll 16
-      for (int i = 0; i < S::lanes; ++i)
-        tile[i] = i < units ? load_lanes<S>(from + i * w.K + column, columns) : typename S::V{};
-      transpose<S>(tile);
+        for (int i = 0; i < S::lanes; ++i)
+          tile[i] = i < units ? load_lanes<S>(from + i * w.K + column, columns) : typename S::V{};
+        transpose<S>(tile);
+      }
       if constexpr (has_formats<Real>)
         if (p.rounds) {
 #pragma GCC unroll 16

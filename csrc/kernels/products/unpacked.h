@@ -16,8 +16,9 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// At most so many rows leave the weights as they are; their sums are one chain.
-constexpr Index most_unpacked_rows = 16;
+// At most so many rows leave the weights as they are; their sums are one chain. So do fewer where steps are more than a
+// few, which read w_hh each.
+constexpr Index most_unpacked_rows = 64, least_unpacked_rows = 16, few_unpacked_steps = 4;
 
 // A tile: rows (of dgates, or of w's gradient) that share the loads of the other side, and vectors of columns.
 constexpr int unpacked_tile_rows = vector_registers == 32 ? 4 : 2, unpacked_tile_vectors = 4;
@@ -206,11 +207,15 @@ __attribute__((noinline)) void multiply_gradients(const UnpackedWeightProduct<Re
           gradient_tile<S, M, N>(p, a + unit, a_row, dw, column, valid);
         });
       });
-      for (Index unit = 0; p.db && unit < width.valid; ++unit) {
-        Real sum = 0;
-        for (Index row = p.rows; row-- > 0;) sum += a[row * a_row + unit];
-        p.db[first + unit] = p.add ? sum + p.db[first + unit] : sum;
-      }
+      if (!p.db) continue;
+      for_each_vector<Real>(width.lanes, [&]<class Some>(Index unit) {
+        const int valid = int(min_index(Some::lanes, width.valid - unit));
+        if (valid <= 0) return;
+        typename Some::V sum = {};
+        for (Index row = p.rows; row-- > 0;) sum = sum + Some::load(a + row * a_row + unit);
+        Real* const to = p.db + first + unit;
+        store_lanes<Some>(to, p.add ? sum + load_lanes<Some>(to, valid) : sum, valid);
+      });
     }
   }
 }

@@ -4,6 +4,7 @@
 #include "kernels/cells/cell.h"
 #include "kernels/layout.h"
 #include "kernels/products/blocks.h"
+#include "kernels/products/direct.h"
 #include "kernels/products/gemm.h"
 #include "kernels/products/lists.h"
 #include "kernels/products/pack.h"
@@ -13,9 +14,6 @@
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {
-
-// Which products of a step come together.
-enum class Products { input, recurrent, both };
 
 // A matrix, and what of a step is multiplied by it.
 template <class Real>

@@ -52,7 +52,8 @@ struct BackwardScratch {
 // Whether the weights stay as the caller has them: few rows, all of one chunk.
 constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
   return !windows.k1 && !p.rounded && p.head == p.P && !p.masks && p.input == InputKind::dense &&
-         run_rows(p) <= most_unpacked_rows && run_chunks(p) == 1;
+         run_rows(p) <= (steps_of(p.run) <= few_unpacked_steps ? most_unpacked_rows : least_unpacked_rows) &&
+         run_chunks(p) == 1;
 }
 
 template <class Real>

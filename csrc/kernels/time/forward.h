@@ -95,11 +95,30 @@ void copy_tokens(const ForwardStep<Real>& s, const Gates<Real>& table, int slots
 // the first have left the first cache level again.
 constexpr Index pointwise_rows = 6;
 
-// Whether a step's products read the weights as the caller has them.
+// What packing costs, to read, to write and to read again: as much as so many rows of direct products do. It costs more
+// where the second cache level has no room for the weights and what is packed of them, and again where they are large
+// against it.
 template <class Real>
-bool is_direct(Products products, const UnpackedWeights<Real>& unpacked, Index rows) {
-  return unpacked.w_hh.data && products == Products::both && rows <= most_direct_rows && !unpacked.w_hh.has_heads &&
-         unpacked.w_hh_block.shift == 0;
+Index packing_cost(const Problem& p) {
+  const Index bytes = p.cell->gate_count * p.H * (p.I + p.P) * Index(sizeof(Real));
+  return 2 * bytes <= cache_sizes.near ? 8 : bytes <= 8 * cache_sizes.near ? 32 : 64;
+}
+
+// Whether products read the weights as the caller has them: those of one step of a few rows, and of several where that
+// costs less than to pack. To transpose on the way costs each step as much as three rows do.
+template <class Real>
+bool reads_directly(const Problem& p) {
+  if (p.B > most_direct_rows || p.input != InputKind::dense || p.masks > 1 || is_normalised(*p.cell) ||
+      resets_h(*p.cell) || p.head != p.P || p.format != Format::real || p.rounded)
+    return false;
+  return steps_of(p.run) * (p.B + 3) <= packing_cost<Real>(p);
+}
+
+// Whether a unit block is packed when its turn comes in a step: in one step, or in three or six of dear ones.
+template <class Real>
+bool packs_by_block(const Problem& p) {
+  return p.format != Format::int8 && !p.rounded && p.input == InputKind::dense && !resets_h(*p.cell) &&
+         steps_of(p.run) <= max_index(packing_cost<Real>(p) / 10, 1);
 }
 
 // gates = bias + x w_ih^T (+ h w_hh^T, then the cell), for the slots of one phase. Where rows are normalised, each
@@ -124,7 +143,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
     const Index gates_unit = s.gates.rows * cell.slot_count * range.lanes;
     functions_of<Real>(cell).forward[phase][range.halvings](s, gates_of(range), gates_unit, range, row, M);
   };
-  if (is_direct(products, unpacked, s.rows)) {
+  if (unpacked.directly) {
     // x reaches the last slots of a phase, and h' the first ones.
     const int shift = part.slots - part.gates;
     multiply_direct<Real>(
@@ -137,8 +156,9 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
          .bias = weights.bias,
          .units = weights.w_hh.units,
          .span = s.units},
-        {.a = s.x, .w = unpacked.w_ih, .gate = part.gate, .slot = part.slot + shift, .gates = part.gates},
+        products, {.a = s.x, .w = unpacked.w_ih, .gate = part.gate, .slot = part.slot + shift, .gates = part.gates},
         {.a = s.h, .w = unpacked.w_hh, .gate = part.gate, .slot = part.slot, .gates = part.gates});
+    if (!ends) return;
     return for_each_width<Real>(weights.w_hh.units, s.units,
                                 [&](const BlockRange& range) { pointwise(range, 0, s.rows); });
   }
@@ -274,10 +294,11 @@ template <class Real>
 void project(const ForwardArgs<Real>& args, const typename ForwardScratch<Real>::Direction& scratch,
              const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units, Index place,
              const Team& team) {
-  for (Index done = 0; done < rows; done += projected_rows<Real>(args.problem)) {
+  const Index most = scratch.unpacked.directly ? most_direct_rows : projected_rows<Real>(args.problem);
+  for (Index done = 0; done < rows; done += most) {
     ForwardStep<Real> s = {};
     s.gates = gates, s.gate_row = gate_row + done, s.x = at(args.x, row + done), s.units = units;
-    s.rows = min_index(projected_rows<Real>(args.problem), rows - done);
+    s.rows = min_index(most, rows - done);
     encode_x(args.problem, scratch, place + done, s);
     project_step(*args.problem.cell, s, scratch, team);
   }
@@ -455,11 +476,9 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   Arena<Real> arena = {.base = args.scratch, .used = 0};
   ForwardScratch<Real> scratch = lay_out_forward<Real>(p, arena);
   const bool packed = args.directions[0].packed;
+  const bool directly = !packed && reads_directly<Real>(p);
   // Members that divide the rows would each have to pack all.
-  const bool packs_ahead = p.format == Format::int8 || p.rounded;
-  const bool directly = p.B <= most_direct_rows && folds_input(p) && p.head == p.P && p.format == Format::real;
-  const bool by_block = !packed && !packs_ahead && steps_of(p.run) == 1 && p.input == InputKind::dense &&
-                        !resets_h(*p.cell) && (team.size == 1 || directly);
+  const bool by_block = directly || (!packed && team.size == 1 && packs_by_block<Real>(p));
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
@@ -470,7 +489,8 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),
                                         .w_hh = recurrent_rows(p, parameters),
                                         .w_ih_block = own[d].w_ih,
-                                        .w_hh_block = own[d].w_hh};
+                                        .w_hh_block = own[d].w_hh,
+                                        .directly = directly};
   }
   if (!packed || p.input == InputKind::one_hot) {
     for_my_blocks(count(units), p.D, team, [&](int d, Span span) {

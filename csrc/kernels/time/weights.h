@@ -71,12 +71,13 @@ void find_packed(const Problem& p, const Blocks& units, const Blocks& projected,
   to.apart = p.format == Format::int8 || lists;
 }
 
-// Where there is one step, which reads each weight once: a unit block is packed when its turn comes, into memory that
-// the next one uses again.
+// Where there are few steps, which read each weight once or a few times: a unit block is packed when its turn comes,
+// into memory that the next one uses again. Or no weight is packed at all.
 template <class Real>
 struct UnpackedWeights {
   GateRows<const Real> w_ih, w_hh;  // null: they are packed
   Panels<Real> w_ih_block, w_hh_block;
+  bool directly;
 };
 
 template <class Real>
