@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NamedTuple, TypeAlias
 
 from ._base.scalars import choice, integer, number
@@ -155,12 +156,17 @@ class Options:
         choice(self.cell, "cell", tuple(LAYERS))
         for name, numbers in RANGES.items():
             object.__setattr__(self, name, numbers.checked(getattr(self, name), name))
-        if self.candidate_dropout and self.cell == "rnn":
-            msg = f"candidate_dropout: expected 0 for rnn, which has no candidate, got {self.candidate_dropout}"
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        """Raise ValueError for probabilities that the cell's layers do not take."""
+        layer = LAYERS[self.cell]
+        taken = signature(layer).parameters
+        rates = {name: rate for name in DROPOUTS if (rate := getattr(self, name)) and name != "dropout"}
+        for name in rates.keys() - taken.keys():
+            msg = f"{name}: expected 0 for {self.cell}, whose layers have no such option, got {rates[name]}"
             raise ValueError(msg)
-        if isinstance(self.zoneout, tuple) and self.cell != "lstm":
-            msg = f"zoneout: expected one number for {self.cell}, which has no c, got {self.zoneout}"
-            raise ValueError(msg)
+        layer(1, 1, **rates)  # which knows how many states it has
 
 
 class UsageError(Exception):

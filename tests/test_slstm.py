@@ -125,7 +125,8 @@ def test_products_of_x_that_are_made_elsewhere_are_columns_of_w_ih(dtype: str, s
     p = make_problem("slstm", dtype, shape)
     expected, rows = solve(reference, p), shape.T * shape.B
     x = p.x.reshape(rows, shape.I)
-    made: Any = [((x @ w_ih.T).T, *others) for w_ih, *others in p.parameters]
+    parameters: Any = p.parameters
+    made = [((x @ w_ih.T).T, *others) for w_ih, *others in parameters]
     found = solve(_core, replace(p, x=np.arange(rows).reshape(p.x.shape[:2]), parameters=made))
     for d in range(shape.D):
         found[f"dw_ih[{d}]"] = found[f"dw_ih[{d}]"] @ x

@@ -39,7 +39,7 @@ class Checkpoints(NamedTuple):
     tapes: dict[Strand, list[_core.Tape]]  # of the segment that each strand ran last, and backward needs first
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class LayerTape(Tape):
     """What a layer's forward keeps for its backward. It is only read: any number of backwards may use it."""
 
@@ -48,6 +48,18 @@ class LayerTape(Tape):
     hidden: tuple[Array, ...]  # h of every step of each layer, as the kernels have it
     kept: Any  # the kernels' tape of each layer, or checkpoints
     masks: tuple[Array, ...]  # the factors of dropout after each layer but the last
+
+    def __init__(
+        self,
+        owner: Stack[Any],
+        x: Any,
+        y: Any,
+        call: Call,
+        hidden: tuple[Array, ...],
+        kept: Any,
+        masks: tuple[Array, ...],
+    ) -> None:  # the one that a frozen dataclass would have takes a microsecond
+        vars(self).update(owner=owner, x=x, y=y, call=call, hidden=hidden, kept=kept, masks=masks)
 
     @property
     def weight_masks(self) -> dict[str, Array]:

@@ -99,6 +99,12 @@ def linear(v: Array, w: Array, b: Array | None) -> Array:
     return u if b is None else u + b
 
 
+def rows_of_gates(w: Array, gates: int) -> list[Array]:
+    """Return the rows of each gate of w [G·H,K], [H,K] each."""
+    H = len(w) // gates
+    return [w[gate * H : (gate + 1) * H] for gate in range(gates)]
+
+
 def linear_backward(du: Array, v: Array, w: Array) -> tuple[Array, Array, Array]:
     """Return dv [B,K], dw [N,K], db [N] for the gradient du [B,N] of ``linear(v, w, b)``."""
     du = factor(du)
@@ -301,7 +307,7 @@ def gru_reset_before(a: Array, state: State, w: Array, b: Array | None, hold: Ho
     """Make h from h', resetting h' before the recurrent product."""
     (h,) = state
     a_r, a_z, a_n = np.split(a, 3, axis=1)
-    w_r, w_z, w_n = np.split(w, 3)
+    w_r, w_z, w_n = rows_of_gates(w, 3)
     b_r, b_z, b_n = (None, None, None) if b is None else np.split(b, 3)
     r, z = hold("r", sigmoid(a_r + linear(h, w_r, b_r))), hold("z", sigmoid(a_z + linear(h, w_z, b_z)))
     n = hold("n", np.tanh(a_n + linear(r * h, w_n, b_n)))
@@ -312,7 +318,7 @@ def gru_reset_before_backward(dstate: State, kept: Kept, w: Array, hold: Hold, *
     """Make dh' from dh."""
     (dh,) = dstate
     h, r, z, n = kept
-    w_r, w_z, w_n = np.split(w, 3)
+    w_r, w_z, w_n = rows_of_gates(w, 3)
     da_n = hold("n", dropped(m, dh * (1 - z)) * (1 - n**2))
     drh, dw_n, db_n = linear_backward(da_n, r * h, w_n)
     da_z = hold("z", dh * (h - dropped(m, n)) * z * (1 - z))
@@ -442,6 +448,8 @@ class Cell(NamedTuple):
     backward: Callable[..., Backward]
     parameters: Mapping[str, int] = MappingProxyType({})  # what else it has, and how many vectors [H] each consists of
     normalized: bool = False  # its products: gain_ih, the first of its parameters, is for what makes a
+    bounded: bool = True  # |h| stays at most 1
+    adds_products: bool = True  # a and W_hh h' + b_hh meet as their sum alone
 
 
 OF_LSTM_NORM = {"gain_ih": 4, "gain_hh": 4, "gain_c": 1, "b_c": 1}
@@ -457,19 +465,24 @@ CELLS = {
     "lstm_norm_carried": Cell(
         ("h", "c"), "ifgo", partial(lstm_norm, True), partial(lstm_norm_backward, True), OF_LSTM_NORM, normalized=True
     ),
-    "gru": Cell(("h",), "rzn", gru, gru_backward),
-    "gru_norm": Cell(("h",), "rzn", gru, gru_backward, {"gain_ih": 3, "gain_hh": 3}, normalized=True),
+    "gru": Cell(("h",), "rzn", gru, gru_backward, adds_products=False),
+    "gru_norm": Cell(
+        ("h",), "rzn", gru, gru_backward, {"gain_ih": 3, "gain_hh": 3}, normalized=True, adds_products=False
+    ),
     "gru_reset_before": Cell(("h",), "rzn", gru_reset_before, gru_reset_before_backward),
     "rnn_tanh": Cell(("h",), "", partial(elman, np.tanh), partial(elman_backward, tanh_backward)),
-    "rnn_relu": Cell(("h",), "", partial(elman, relu), partial(elman_backward, relu_backward)),
+    "rnn_relu": Cell(("h",), "", partial(elman, relu), partial(elman_backward, relu_backward), bounded=False),
     "rnn_tanh_leaky": Cell(("h",), "", partial(leaky, np.tanh), partial(leaky_backward, tanh_backward), {"leak": 1}),
-    "rnn_relu_leaky": Cell(("h",), "", partial(leaky, relu), partial(leaky_backward, relu_backward), {"leak": 1}),
+    "rnn_relu_leaky": Cell(
+        ("h",), "", partial(leaky, relu), partial(leaky_backward, relu_backward), {"leak": 1}, bounded=False
+    ),
     "slstm": Cell(
         ("h", "c", "n", "m"),
         "ifzo",
         partial(slstm, log_sigmoid),
         partial(slstm_backward, lambda a_f: sigmoid(-a_f)),
         {"bounds": 2},
+        bounded=False,
     ),
     "slstm_exp": Cell(
         ("h", "c", "n", "m"), "ifzo", partial(slstm, np.copy), partial(slstm_backward, np.ones_like), {"bounds": 2}

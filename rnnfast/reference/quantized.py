@@ -1,7 +1,7 @@
 """Weights of fewer bits, in plain NumPy: what is rounded, and where; the cells' pointwise parts are those of `cells`.
 
-Letters are those of `cells`; O rows of a matrix, K columns. All that has a dtype here is float32, and each operation
-rounds once, unless something else is said.
+Letters are those of `cells`; O rows of a matrix, K columns. Parts of products and states are float32, in which each
+operation rounds once, unless something else is said; the rest of a step is float64.
 
 bfloat16
     A weight is its nearest number with 8 significant bits, ties to even. The products are float32's.
@@ -18,12 +18,8 @@ int8
         sum_r = sum_k q_k q_rk                          in integers, exactly
         part_r = sum_r * (scale * scale_r)
     Rounding is to nearest, ties to even. A row with m below 2^-100 counts as zeros, whose scale is 0; the scale of one
-    with NaN or infinity is NaN. The pre-activations are then
-
-        (b_ih + b_hh + part of x) + part of h'
-
-    but for n of the GRU, where ``b_in + part of x`` and ``b_hn + part of h'`` stay apart; of the published GRU
-    the part of n is that of r * h'. A projection is its part, without a bias.
+    with NaN or infinity is NaN. The parts are the products of the equations of `cells`; where these add them, in the
+    order (b_ih + b_hh + part of x) + part of h'.
 
 One scale for each row of weights and of activations, as Jacob et al., "Quantization and Training of Neural Networks for
 Efficient Integer-Arithmetic-Only Inference", CVPR 2018 (arXiv:1712.05877), have it with zero points of 0.
@@ -31,12 +27,12 @@ Efficient Integer-Arithmetic-Only Inference", CVPR 2018 (arXiv:1712.05877), have
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .cells import CELLS, Array, Cell, State, hold, sigmoid
+from .cells import CELLS, Array, State, hold
 
 SMALLEST = np.float32(2.0**-100)  # below it, 127 / m could overflow
 Floats = NDArray[np.float32]
@@ -88,6 +84,29 @@ def part(a: Floats, w: Rows, bounded: bool) -> Floats:
     return sums(rows, w).astype(np.float32) * (rows.scales[:, None] * w.scales)
 
 
+class Matrix:
+    """A matrix [O,K] that the equations of `cells` multiply activations [N,K] by, as ``a @ w.T``."""
+
+    __array_ufunc__ = None  # so that NumPy leaves the product to it
+
+    def __init__(self, w: Rows, bounded: bool) -> None:
+        self.w, self.bounded = w, bounded
+
+    @property
+    def T(self) -> Self:
+        """Itself: its rows are read as they are."""
+        return self
+
+    def __len__(self) -> int:
+        return len(self.w.q)
+
+    def __getitem__(self, rows: slice) -> Self:
+        return type(self)(Rows(self.w.q[rows], self.w.scales[rows]), self.bounded)
+
+    def __rmatmul__(self, a: NDArray[Any]) -> Array:
+        return part(a.astype(np.float32), self.w, self.bounded).astype(np.float64)
+
+
 def step(
     cell: str,
     x: Floats,
@@ -110,41 +129,16 @@ def step(
     own = CELLS[cell]
     w_ih, w_hh, b_ih, b_hh, *more = parameters
     vectors, w_hr = more[: len(own.parameters)], more[len(own.parameters) :]
-    bounded = "relu" not in cell and not w_hr
-    h, holds = state[0], partial(hold, held or {})
     zero = np.zeros(len(w_ih.q), np.float32)
     b_ih, b_hh = (zero if b is None else np.asarray(b, np.float32) for b in (b_ih, b_hh))
-    of_x = part(x, w_ih, bounded=False)
-
-    of_h: Any = None
-    if cell == "gru":
-        a_r, a_z, _ = np.split(b_ih + b_hh + of_x, 3, axis=1)
-        *_, a_n = np.split(b_ih + of_x, 3, axis=1)
-        u_r, u_z, u_n = np.split(part(h, w_hh, bounded), 3, axis=1)
-        a = np.hstack([a_r + u_r, a_z + u_z, a_n])
-        of_h = np.hstack([np.zeros_like(a_r), np.zeros_like(a_z), np.split(b_hh, 3)[2] + u_n])
-    elif cell == "gru_reset_before":
-        a_r, a_z, a_n = np.split(b_ih + b_hh + of_x, 3, axis=1)
-        w_r, w_z, w_n = (Rows(*rows) for rows in zip(np.split(w_hh.q, 3), np.split(w_hh.scales, 3), strict=True))
-        a_r, a_z = a_r + part(h, w_r, bounded), a_z + part(h, w_z, bounded)
-        r = holds("r", sigmoid(a_r.astype(np.float64))).astype(np.float32)
-        a = np.hstack([a_r, a_z, a_n + part(r * h, w_n, bounded=True)])
-    else:
-        a = b_ih + b_hh + of_x + part(h, w_hh, bounded)
-    made = _pointwise(own, a, state, of_h, holds, vectors)
-    if w_hr:
-        made = (part(made[0], w_hr[0], bounded=True), *made[1:])
-    return made
-
-
-def _pointwise(
-    own: Cell, a: Floats, state: Sequence[Floats], of_h: Array | None, holds: Any, vectors: Sequence[Any]
-) -> tuple[Floats, ...]:
-    """Run a cell on pre-activations, with what its recurrent product and b_hh make beside them, if anything."""
+    if own.adds_products:
+        b_ih, b_hh = b_ih + b_hh, zero
+    a = (b_ih + part(x, w_ih, bounded=False)).astype(np.float64)
     exact: State = tuple(s.astype(np.float64) for s in state)
-    nothing = np.zeros((a.shape[1], state[0].shape[1]))
-    made, _ = own.forward(a.astype(np.float64), exact, nothing, of_h, holds, *vectors)
-    return tuple(s.astype(np.float32) for s in made)
+    matrix: Any = Matrix(w_hh, bounded=own.bounded and not w_hr)
+    made, _ = own.forward(a, exact, matrix, b_hh, partial(hold, held or {}), *vectors)
+    h, *others = (s.astype(np.float32) for s in made)
+    return part(h, w_hr[0], bounded=True) if w_hr else h, *others
 
 
 @np.errstate(all="ignore")

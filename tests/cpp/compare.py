@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-# Some of the problems that are drawn multiply errors of rounding a thousand times, alike in both dtypes; and some
-# states are none that a cell can have, such as a negative normaliser, and give NaN, which must be in the same places.
-TOLERANCE = {"float": 1e-3, "double": 2e-12}
+# About 800 times the distance of two neighbouring numbers, in either dtype; 35 times was seen.
+TOLERANCE = {"float": 1e-4, "double": 2e-13}
 
 
 def main(real: str, *files: str) -> None:
@@ -16,10 +15,8 @@ def main(real: str, *files: str) -> None:
     dtype: Any = np.float32 if real == "float" else np.float64
     a, b = (np.frombuffer(Path(file).read_bytes(), dtype) for file in files)
     assert a.size == b.size > 0
-    finite = np.isfinite(a)
-    assert (np.isfinite(b) == finite).all()
-    assert finite.mean() > 0.8
-    a, b = a[finite], b[finite]
+    assert np.isfinite(a).all()
+    assert np.isfinite(b).all()
     apart = np.abs(a - b) / np.maximum(1, np.abs(a))
     print(f"{real}: {a.size} results, at most {apart.max():.1e} apart")
     assert apart.max() <= TOLERANCE[real]

@@ -55,8 +55,8 @@ constexpr Shape shapes[] = {{20, 14, 5, 19, 1, false, false},
                             {1, 4, 136, 136, 1, false, false},
                             {5, 3, 5, 136, 1, false, false, windows}};
 
-Numbers draw(std::mt19937& generator, Index n) {
-  std::uniform_real_distribution<Real> uniform(Real(-0.3), Real(0.3));
+Numbers draw(std::mt19937& generator, Index n, double low = -0.3, double high = 0.3) {
+  std::uniform_real_distribution<Real> uniform{Real(low), Real(high)};
   Numbers numbers(std::size_t(n), 0);
   for (Real& number : numbers) number = uniform(generator);
   return numbers;
@@ -99,10 +99,14 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
   const Numbers x = draw(generator, rows * s.I), dy = draw(generator, each * rows * width);
   const Index G = cell.gate_count, state = s.B * s.H;
   const Index count = G * s.H * (s.I + s.H + 2) + cell.vector_count * s.H;
-  const Numbers weights = draw(generator, s.D * count);
+  Numbers weights = draw(generator, s.D * count);
+  // Leaks, bounds and normalisers that a cell can have are positive.
+  const Numbers vectors = draw(generator, s.D * cell.vector_count * s.H, 0.1, 1.5);
+  for (Index d = 0, n = cell.vector_count * s.H; d < s.D; ++d)
+    std::copy_n(vectors.data() + d * n, n, weights.data() + (d + 1) * count - n);
   const int S = cell.state_count;
   std::vector<Numbers> state0;
-  for (int i = 0; i < S; ++i) state0.push_back(draw(generator, s.D * state));
+  for (int i = 0; i < S; ++i) state0.push_back(draw(generator, s.D * state, 0.1, 0.3));
   const TapeSize size = kernels.tape_size(p);
   Numbers results(std::size_t(rows * (width + each * s.I) + s.D * (3 * S * state + count)));
   Real* free = results.data();
@@ -119,9 +123,11 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
   Real* const y = take(rows * width);
   for (Index d = 0; d < s.D; ++d) {
     const auto parameters = [&](auto* w) {
-      auto* const more = w + G * s.H * (s.I + s.H + 2);
-      return Parameters<std::remove_pointer_t<decltype(w)>>{
-          w, w + G * s.H * s.I, w + G * s.H * (s.I + s.H), w + G * s.H * (s.I + s.H + 1), {more}};
+      Parameters<std::remove_pointer_t<decltype(w)>> of = {
+          w, w + G * s.H * s.I, w + G * s.H * (s.I + s.H), w + G * s.H * (s.I + s.H + 1), {}};
+      w += G * s.H * (s.I + s.H + 2);
+      for (int i = 0; i < cell.parameter_count; w += cell.parameters[i++].count * s.H) of.vectors[i] = w;
+      return of;
     };
     const auto fill = [&](auto& views, auto&& data) {
       for (int i = 0; i < S; ++i) views[i] = {data(i), s.H};
@@ -180,8 +186,10 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
 
 }  // namespace
 
-int main(int arguments, char**) {
-  if (arguments > 1) {
+// kernels_test [-|N]: with -, writes the results of one thread; with N, tries every N-th team and cache.
+int main(int count, char** arguments) {
+  const int every = count > 1 ? std::atoi(arguments[1]) : 1;
+  if (every < 1) {
     for (const CellShape& cell : std::span(kernels.cells, std::size_t(kernels.cell_count)))
       for (const Shape& shape : shapes) {
         const Numbers results = solve(cell, shape, 1);
@@ -189,11 +197,13 @@ int main(int arguments, char**) {
       }
     return EXIT_SUCCESS;
   }
+  int turn = 0;
   for (const CellShape& cell : std::span(kernels.cells, std::size_t(kernels.cell_count)))
     for (const Shape& shape : shapes) {
       const Numbers expected = solve(cell, shape, 1);
       for (const Index bytes : {1 << 10, 1 << 30, 1 << 20})
         for (const Index threads : {1, 2, 3, 4}) {
+          if (turn++ % every != 0) continue;
           kernels.set_cache_sizes({.near = bytes, .far = bytes});
           const Numbers actual = solve(cell, shape, threads);
           if (std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(Real)) == 0) continue;

@@ -273,6 +273,21 @@ void forward_rows(const ForwardStep<typename S::Real>& s, typename S::Real* gate
   }
 }
 
+// Asks for what `backward_row` is going to read one step before: where a sequence is long, it is in no cache.
+template <class Cell, class S, class Real>
+RNNFAST_INLINE void prefetch_row(const BackwardStep<Real>& s, Index unit, Index row) {
+  const auto prefetch = [&](const View<const Real>& view) { __builtin_prefetch(view.data + row * view.stride + unit); };
+  prefetch(s.dy);
+#pragma GCC unroll 4
+  for (int i = 0; i < state_count<Cell>; ++i)
+    if (Cell::reads_before[i] || Cell::reads_after[i]) prefetch(Cell::reads_before[i] ? s.before[i] : s.after[i]);
+  if constexpr (Cell::keeps_gates) {
+    const Real* gates = gates_at(s.gates, unit, s.gate_row + row, S::lanes, Cell::slot_count);
+#pragma GCC unroll 8
+    for (int slot = 0; slot < Cell::slot_count; ++slot) __builtin_prefetch(gates + slot * S::lanes);
+  }
+}
+
 template <class Cell, int phase, class S, class Real>
 RNNFAST_INLINE void backward_row(const BackwardStep<Real>& s, Index unit, int valid, Index row) {
   constexpr Phase part = Cell::phases[phase];
@@ -321,11 +336,13 @@ RNNFAST_INLINE void backward_row(const BackwardStep<Real>& s, Index unit, int va
 // All rows of some unit blocks.
 template <class Cell, int phase, class S>
 void backward_rows(const BackwardStep<typename S::Real>& s, const BlockRange& range) {
-  for (Index block = 0; block < range.blocks; ++block) {
-    const Index unit = range.unit + block * S::lanes;
-    const int valid = block + 1 < range.blocks ? S::lanes : range.valid;
-    for (Index row = 0; row < s.rows; ++row) backward_row<Cell, phase, S>(s, unit, valid, row);
-  }
+  for (Index row = 0; row < s.rows; ++row)  // in the order in which most of what is read lies in memory
+    for (Index block = 0; block < range.blocks; ++block) {
+      const Index unit = range.unit + block * S::lanes;
+      const int valid = block + 1 < range.blocks ? S::lanes : range.valid;
+      if (phase == 0 && s.rows > 1) prefetch_row<Cell, S>(s, unit, row - s.rows);
+      backward_row<Cell, phase, S>(s, unit, valid, row);
+    }
 }
 
 // The pre-activations of held gates have no gradient.

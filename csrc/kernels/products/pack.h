@@ -266,20 +266,23 @@ void pack_transposed(const GateRows<const Real>& w, const TransposedPanels<Real>
                        .last = min_index(span.last * group_of_columns, count(p.columns))};
   const auto pack_group = [&]<class S>(const BlockRange& range) {
     Real* to = p.data + range.unit * (rows >> p.rounds);
+    const Index whole = range.blocks - (range.valid < S::lanes);
+    const auto put = [&](auto&& vector) {  // those of a row, each of so many valid columns
+      for (Index i = 0; i < whole; ++i, to += S::lanes) S::store(to, vector(i, S::lanes));
+      if (whole < range.blocks) S::store(to, vector(whole, range.valid)), to += S::lanes;
+    };
     for (Index block = 0; block < count(p.units); ++block) {
       const BlockWidth width = width_of<Real>(p.units, block);
       for (int gate = 0; gate < p.gates; ++gate) {
         const Real* from = w.data + (w.order[gate] * w.H + width.unit) * w.K + range.unit;
-        const auto row = [&](Index unit, Index i) {
-          const int valid = i + 1 < range.blocks ? S::lanes : range.valid;
+        const auto row = [&](Index unit, Index i, int valid) {
           return unit < width.valid ? load_lanes<S>(from + unit * w.K + i * S::lanes, valid) : typename S::V{};
         };
         if constexpr (has_formats<Real>)
           for (Index unit = 0; p.rounds && unit < width.lanes; unit += 2)
-            for (Index i = 0; i < range.blocks; ++i, to += S::lanes)
-              S::store(to, pairs_of<S>(row(unit, i), row(unit + 1, i)));
+            put([&](Index i, int valid) { return pairs_of<S>(row(unit, i, valid), row(unit + 1, i, valid)); });
         for (Index unit = 0; !p.rounds && unit < width.lanes; ++unit)
-          for (Index i = 0; i < range.blocks; ++i, to += S::lanes) S::store(to, row(unit, i));
+          put([&](Index i, int valid) { return row(unit, i, valid); });
       }
     }
   };
