@@ -77,7 +77,13 @@ class CosineSchedule:
             raise ValueError(msg)
 
     def __call__(self, step: Integer) -> float:
-        """Return the learning rate of the step that comes after so many."""
+        """Return the learning rate of the next step.
+
+        Parameters
+        ----------
+        step : int
+            How many have been taken, at least 0.
+        """
         n = count(step, "step")
         if n < self.warmup:
             return self.lr * (n + 1) / self.warmup
@@ -126,7 +132,13 @@ class ExponentialSchedule:
             object.__setattr__(self, name, value)
 
     def __call__(self, step: Integer) -> float:
-        """Return the learning rate of the step that comes after so many."""
+        """Return the learning rate of the next step.
+
+        Parameters
+        ----------
+        step : int
+            How many have been taken, at least 0.
+        """
         n = min(count(step, "step") // self.every, 2**63)  # of more, the powers are the same
         try:
             return self.lr * self.gamma**n
