@@ -81,7 +81,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     precision : {"full", "bfloat16"}, optional
         "bfloat16": the factors of products, x, h, weights and the gradients of gates, are rounded to bfloat16 in calls,
         `forward` and `backward`; sums, states and gradients are float32. By default as `set_precision` says. Needs a
-        processor with AVX512_BF16, float32, and neither `proj_size`, `layer_norm` nor `recurrent_dropout`.
+        processor with AVX512_BF16, float32, and no `layer_norm`.
 
     Attributes
     ----------

@@ -35,6 +35,7 @@ from ._base.arrays import checked, checked_target
 from ._base.module import copy_of
 from ._base.scalars import addressable, size
 from ._base.state import initial_names, parts_of, state_of
+from ._stack.quantized import Quantized
 from ._stack.stack import Stack, rates_of, state_shapes
 
 __all__ = ["Stream"]
@@ -100,7 +101,8 @@ cdef class Stream:
     B sequences on their way through a layer, some steps at a time.
 
     A stream packs the weights once, when it is made: it does not see later changes of the layer's parameters. Beside
-    them it keeps a copy of the parameters, from which it is copied and pickled; a copy goes on where the stream is.
+    them it keeps a copy of the parameters (a quantised layer itself), from which it is copied and pickled; a copy goes
+    on where the stream is.
     Steps and runs give the bits that the layer itself gives for whole sequences, however these are cut. A call with a
     contiguous `out` apart from a contiguous x allocates nothing. There is no dropout, and zoneout has its mean.
 
@@ -146,7 +148,7 @@ cdef class Stream:
     cdef double flops  # of a step
     cdef str cell
     cdef object dtype
-    cdef object layer  # a copy of its own
+    cdef object layer  # a copy of its own, or one that nothing changes
 
     __class_getitem__ = classmethod(GenericAlias)  # so that annotations can say Stream[State]
 
@@ -158,7 +160,9 @@ cdef class Stream:
         sequences = size(batch_size, "batch_size")
         addressable(sequences * (layer.input_size + layer.hidden_size), "batch_size", "elements of a step")
         self.batch_size = sequences
-        layer = self.layer = copy_of(layer)
+        if type(layer) is not Quantized:  # which nothing changes
+            layer = copy_of(layer)
+        self.layer = layer
         self.num_layers, self.input_size, self.h_size = layer.num_layers, layer.input_size, layer.h_size
         self.batch_first, self.cell, self.dtype = layer.batch_first, layer.cell, layer.dtype
         self.typenum = cnp.NPY_FLOAT if self.dtype == np.float32 else cnp.NPY_DOUBLE

@@ -23,8 +23,7 @@ class set_precision:
     precision : {"full", "bfloat16"}
         "bfloat16": the factors of the products, x, h, the weights and the gradients of gates, are rounded to bfloat16,
         and their sums are float32; states, gates, gradients and the weights themselves stay float32. Layers that have
-        no such products, sLSTMs, those of float64, with `layer_norm`, `proj_size` or `recurrent_dropout`, stay as exact
-        as they are.
+        no such products, sLSTMs, those of float64 or with `layer_norm`, stay as exact as they are.
 
     Raises
     ------
@@ -79,4 +78,4 @@ def refusal_of(layer: Any) -> str | None:
         return "dtype float64"
     if "num_heads" in vars(layer):  # an sLSTM
         return "heads"
-    return next((name for name in ("layer_norm", "proj_size", "recurrent_dropout") if getattr(layer, name, None)), None)
+    return "layer_norm" if getattr(layer, "layer_norm", None) else None
