@@ -92,9 +92,9 @@ struct Problem {
   const unsigned char* starts[2] = {};  // of a row: a direction's state before it is the start's; null: of none
   int masks = 0;  // of h' in the products of all steps: none, one for all gates, or one for each of the G
   bool keeps_by_sequence = false;  // which candidates are kept is said of each sequence, for all its steps
-  Format format = Format::real;    // of w_ih, w_hh and w_hr; of w_ih not where tokens are one-hot
+  Format format = Format::real;    // of w_ih, w_hh and w_hr
   bool skips_zeros = false;        // of w_ih and w_hh, once they are packed
-  bool rounded = false;  // to bfloat16: both factors of the products with w_hh, and with w_ih where x is dense
+  bool rounded = false;            // to bfloat16, both factors of all products
 };
 
 // The tokens of a call, numbered by those that occur; absent where x is dense.

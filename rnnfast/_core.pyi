@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypeVar
 
 _Array: TypeAlias = NDArray[Any]
-_Parameters: TypeAlias = Sequence[Sequence[object]]
+_Parameters: TypeAlias = Sequence[Sequence[object] | PackedParameters]
 _Grads: TypeAlias = list[tuple[Any, ...]]  # arrays, or None where there is no bias
 
 least_steps_of_wave: int
@@ -60,6 +60,14 @@ class Tape(Generic[_State]):
     @property
     def states(self) -> tuple[_Array, ...]: ...
 
+@final
+class PackedParameters:
+    """Parameters of a direction, of fewer bits, as calls read them. Opaque and read-only."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+def pack(cell: str, parameters: Sequence[object]) -> PackedParameters: ...
 def inference(
     cell: str,
     x: object,

@@ -27,6 +27,10 @@ cdef extern from "rnnfast/capi.h" nogil:
         RNNFAST_BFLOAT16
         RNNFAST_INT8
 
+    ctypedef enum rnnfast_precision:
+        RNNFAST_FULL
+        RNNFAST_ROUNDED
+
     ctypedef struct rnnfast_weights:
         const void* w_ih
         const void* w_hh
@@ -62,6 +66,7 @@ cdef extern from "rnnfast/capi.h" nogil:
         Py_ssize_t proj_size, num_heads
         const double* zoneout
         double layer_norm_eps
+        rnnfast_precision precision
 
     ctypedef struct rnnfast_pack:
         pass

@@ -84,8 +84,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     precision : {"full", "bfloat16"}, optional
         With "bfloat16", the factors of products (x, h, weights and the gradients of gates) are rounded to bfloat16 in
         calls, `forward` and `backward`; sums, states and gradients are float32. The default is that of `set_precision`.
-        It needs a processor with AVX512_BF16 and float32, and cannot be combined with `proj_size`, `layer_norm` or
-        `recurrent_dropout`.
+        It needs a processor with AVX512_BF16 and float32, and cannot be combined with `layer_norm`.
 
     Attributes
     ----------

@@ -35,6 +35,7 @@ from ._base.arrays import checked, checked_target
 from ._base.module import copy_of
 from ._base.scalars import addressable, size
 from ._base.state import initial_names, parts_of, state_of
+from ._stack.quantized import Quantized
 from ._stack.stack import Stack, rates_of, state_shapes
 
 __all__ = ["Stream"]
@@ -100,7 +101,7 @@ cdef class Stream:
     Runs a layer over B sequences, one or several steps at a time.
 
     A stream packs the weights once, when it is created; later changes to the layer's parameters do not affect it. It
-    also keeps a copy of the parameters, so that it can be copied and pickled; a copy continues from the same state.
+    also keeps a copy of the parameters (or the quantised layer itself), so that it can be copied and pickled; a copy continues from the same state.
     Steps and runs give bit for bit what the layer gives for whole sequences, however these are cut. A call allocates no
     memory if x and `out` are contiguous and do not overlap. There is no dropout, and zoneout uses its mean.
 
@@ -146,7 +147,7 @@ cdef class Stream:
     cdef double flops  # of a step
     cdef str cell
     cdef object dtype
-    cdef object layer  # a copy of its own
+    cdef object layer  # a copy of its own, or one that nothing changes
 
     __class_getitem__ = classmethod(GenericAlias)  # so that annotations can say Stream[State]
 
@@ -158,7 +159,9 @@ cdef class Stream:
         sequences = size(batch_size, "batch_size")
         addressable(sequences * (layer.input_size + layer.hidden_size), "batch_size", "elements of a step")
         self.batch_size = sequences
-        layer = self.layer = copy_of(layer)
+        if type(layer) is not Quantized:  # which nothing changes
+            layer = copy_of(layer)
+        self.layer = layer
         self.num_layers, self.input_size, self.h_size = layer.num_layers, layer.input_size, layer.h_size
         self.batch_first, self.cell, self.dtype = layer.batch_first, layer.cell, layer.dtype
         self.typenum = cnp.NPY_FLOAT if self.dtype == np.float32 else cnp.NPY_DOUBLE

@@ -189,7 +189,7 @@ def tbptt_gradient(
     n1, n2 = check_truncation(layer, k1, k2, losses)
     need_dx = flag(need_dx, "need_dx")
     stack = as_stack(layer)
-    call = checked_call(stack, x, None, None, None, "all", None, None)._replace(rounded=False)  # windows are not
+    call = checked_call(stack, x, None, None, None, "all", None, None)
     layout = call.layout
     if layout.packed is not None:
         msg = "x: expected an array, since all windows end at the same steps, got a PackedSequence"

@@ -57,6 +57,7 @@ class Layer(Structure):
         *sizes("proj_size", "num_heads"),
         ("zoneout", POINTER(c_double)),
         ("layer_norm_eps", c_double),
+        ("precision", c_int),
     ]
 
 

@@ -1,6 +1,7 @@
 """Products whose factors are rounded to bfloat16: beside the oracle, their bits, `set_precision`, what has none."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from problems import (
     identify,
     integers,
     make_problem,
+    make_token_problem,
     named_gradients,
     ragged,
 )
@@ -32,7 +34,7 @@ HARDWARE = "needs a processor with AVX512_BF16"
 
 def solve_core(p: Problem, **options: Any) -> Results:
     """Return all results of the kernels, with rounded factors."""
-    options = {"rounded": True, **options, **p.options("resets")}
+    options = {"rounded": True, **options, **p.options("resets", "recurrent_factors")}
     y, last, tape = _core.forward(p.cell, p.x, p.parameters, p.state0, None, p.embedding, **options)
     gradients = named_gradients(p.cell, *_core.backward(tape, p.dy, p.dstate))
     return {"y": y, **{f"last {n}": s for n, s in enumerate(last)}, **gradients}
@@ -40,7 +42,7 @@ def solve_core(p: Problem, **options: Any) -> Results:
 
 def solve_oracle(p: Problem, *, rounded: bool = True) -> Results:
     """Return all results of the oracle."""
-    options = p.options("resets", "embedding")
+    options = p.options("resets", "embedding", "recurrent_factors")
     y, last, tape = reference.forward(p.cell, p.x, p.parameters, p.state0, rounded=rounded, **options)
     gradients = named_gradients(p.cell, *reference.backward(tape, p.dy, p.dstate))
     return {"y": y, **{f"last {n}": s for n, s in enumerate(last)}, **gradients}
@@ -68,6 +70,51 @@ def test_results_are_those_of_the_oracle(cell: str, shape: Shape) -> None:
     once = make_problem(cell, "float32", shape._replace(T=1), heads=1)
     y, expected = solve_core(once)["y"], solve_oracle(once)["y"]
     assert np.abs(y - expected).max() < 1e-6 * max(1, np.abs(expected).max())  # nothing is rounded but what is given
+
+
+@pytest.mark.parametrize("shape", [Shape(3, 2, 4, 7, 1, 3), Shape(2, 5, 33, 40, 2, 17), Shape(4, 3, 5, 70, 1, 33)])
+@pytest.mark.parametrize("cell", ["lstm", "cifg_peephole"])
+def test_projections_are_products(cell: str, shape: Shape) -> None:
+    p = make_problem(cell, "float32", shape)
+    assert_near(solve_core(p), solve_oracle(p))
+    assert_near(
+        solve_core(replace(p, resets=np.arange(shape.T * shape.B).reshape(shape[:2]) % 3 == 0)),
+        solve_oracle(replace(p, resets=np.arange(shape.T * shape.B).reshape(shape[:2]) % 3 == 0)),
+    )
+
+
+@pytest.mark.parametrize("by_gate", [False, True])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+def test_dropped_h_is_a_factor(cell: str, *, by_gate: bool) -> None:
+    """What h' is multiplied by is 0 or 2 here, which changes no rounding."""
+    for shape in (Shape(3, 2, 4, 7), Shape(2, 5, 33, 17, 2), Shape(4, 3, 20, 70)):
+        p = make_problem(cell, "float32", shape)
+        gates = (_core.cells[cell].num_gates,) if by_gate else ()
+        kept = np.random.default_rng(0).random((shape.D, shape.B, *gates, shape.H)) < 0.5
+        p = replace(p, recurrent_factors=2 * kept.astype(np.float32))
+        assert_near(solve_core(p), solve_oracle(p))
+
+
+@pytest.mark.parametrize("V", [None, 6])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "slstm"])
+def test_tokens_are_what_their_rows_are(cell: str, V: int | None) -> None:
+    """One-hot ones, or rows of an embedding, as numbers: in full precision and rounded."""
+    for shape in (Shape(4, 3, 5, 17), Shape(9, 4, 20, 33, 2)):
+        p = make_token_problem(cell, "float32", shape, V=V)
+        table = np.eye(shape.I, dtype=np.float32) if p.embedding is None else p.embedding
+        for rounded in (False, True):
+            tokens = solve_core(p, rounded=rounded)
+            rows = solve_core(replace(p, x=table[p.x], embedding=None), rounded=rounded)
+            dx = rows.pop("dx")
+            if V is not None:
+                rows["dx"] = np.zeros_like(table)
+                np.add.at(rows["dx"], p.x, dx)
+            assert tokens.keys() == rows.keys()
+            assert np.array_equal(tokens["y"], rows["y"])
+            for name, a in rows.items():
+                assert np.abs(tokens[name] - a).max() < 2e-6 * max(1, np.abs(a).max()), name
+        if V is None or cell != "slstm":
+            assert_near(solve_core(p), solve_oracle(p))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
@@ -143,7 +190,7 @@ def test_bits_depend_on_sizes_alone(cell: str, B: int) -> None:
 def test_options_go_with_it(cell: str) -> None:
     """Tokens, held gates, zoneout, gradients that are added to: all near those of full precision."""
     T, B, I, H = 12, 3, 9, 24
-    options: dict[str, Any] = {"zoneout": 0.2, "weight_dropout": 0.1}
+    options: dict[str, Any] = {"zoneout": 0.2, "weight_dropout": 0.1, "recurrent_dropout": 0.2}
     full, rounded = (
         make_layer(cell, (I, H), rng=0, **options),
         make_layer(cell, (I, H), rng=0, precision="bfloat16", **options),
@@ -223,9 +270,7 @@ def test_set_precision() -> None:
     ("kind", "options", "what"),
     [
         (rnnfast.LSTM, {"dtype": "float64"}, "dtype float64"),
-        (rnnfast.LSTM, {"proj_size": 2}, "proj_size"),
         (rnnfast.GRU, {"layer_norm": "inside"}, "layer_norm"),
-        (rnnfast.RNN, {"recurrent_dropout": 0.5}, "recurrent_dropout"),
         (rnnfast.SLSTM, {"num_heads": 2}, None),
         (rnnfast.SLSTM, {}, None),
     ],
@@ -241,18 +286,50 @@ def test_what_has_none(kind: Any, options: dict[str, Any], what: str | None) -> 
     assert np.array_equal(layer(x)[0], y)
 
 
-def test_windows_have_full_precision() -> None:
-    x, dy, layer = normal((7, 2, 3), "float32", 1), normal((7, 2, 6), "float32", 2), rnnfast.GRU(3, 6, rng=0)
-    for k1, k2 in ((1, 3), (3, 3), (7, 7)):
+@pytest.mark.parametrize(("cell", "options"), [("lstm", {}), ("lstm", {"proj_size": 9}), ("gru_reset_before", {})])
+def test_windows_are_those_of_calls(cell: str, options: dict[str, Any]) -> None:
+    """Each window alone has the gradients of a call from the state before it; their sums are those of all at once."""
+    T, B, I, H = 40, 3, 5, 17
+    layer = make_layer(cell, (I, H), num_layers=2, precision="bfloat16", **options)
+    x, dy = normal((T, B, I), "float32", 1), normal((T, B, layer.h_size), "float32", 2)
+    y, _, tape = layer.forward(x)
+    dx, _, grads = layer.backward(tape, dy)
+    whole = rnnfast.tbptt_gradient(layer, x, dy, T, T)
+    assert np.array_equal(whole[0], dx)  # type: ignore[arg-type]
+    assert all(np.array_equal(whole[2][name], a) for name, a in grads.items())
+    for k1, k2, tolerance in ((8, 8, 5e-6), (5, 12, 0.02), (10, 5, 5e-6)):  # those of the second overlap
+        sums: dict[str, Array] = {name: np.zeros_like(a) for name, a in grads.items()}
+        dx_sum = np.zeros_like(x)
+        for window in rnnfast.tbptt(layer, x, k1, k2):
+            start = slice(max(window.tau, window.start), window.stop)
+            assert np.array_equal(window.y, y[window.start : window.stop])
+            piece = np.zeros((window.stop - window.start, *dy.shape[1:]), np.float32)
+            piece[start.start - window.start :] = dy[start]
+            dx_window = np.zeros_like(x[window.tau : window.stop])
+            new = window.backward(piece, out=(dx_window, None))
+            dx_sum[window.tau : window.stop] += dx_window
+            state = layer(x[: window.tau])[1] if window.tau else None
+            _, _, own = layer.forward(x[window.tau : window.stop], state)
+            dy_own = np.zeros((window.stop - window.tau, *dy.shape[1:]), np.float32)
+            dy_own[start.start - window.tau :] = dy[start]
+            dx_call, _, by_call = layer.backward(own, dy_own)
+            assert np.abs(dx_window - dx_call).max() <= 1e-6 * np.abs(dx_call).max()
+            for name, a in by_call.items():
+                assert np.abs(new[name] - a).max() <= 2e-6 * max(np.abs(a).max(), 1e-3), name
+                sums[name] += new[name]
         dx, _, grads = rnnfast.tbptt_gradient(layer, x, dy, k1, k2)
-        with rnnfast.set_precision("bfloat16"):
-            again: Any = rnnfast.tbptt_gradient(layer, x, dy, k1, k2)
-        assert np.array_equal(dx, again[0])  # type: ignore[arg-type]
-        assert all(np.array_equal(a, again[2][name]) for name, a in grads.items())
-    p = make_problem("lstm", "float32", Shape(4, 1, 2, 3))
-    _, _, tape = _core.forward(p.cell, p.x, p.parameters, rounded=True)
-    with pytest.raises(ValueError, match="windows: expected None, since factors are rounded"):
-        _core.backward(tape, p.dy, windows=(1, 3, False, False))
+        assert dx is not None
+        assert np.abs(dx - dx_sum).max() <= tolerance * np.abs(dx_sum).max()
+        for name, a in sums.items():
+            assert np.abs(grads[name] - a).max() <= tolerance * np.abs(a).max(), name
+
+
+def test_windows_of_cells_have_full_precision() -> None:
+    x, dy, cell = normal((7, 2, 3), "float32", 1), normal((7, 2, 6), "float32", 2), rnnfast.GRUCell(3, 6, rng=0)
+    _, _, grads = rnnfast.tbptt_gradient(cell, x, dy, 3, 5)
+    with rnnfast.set_precision("bfloat16"):
+        again = rnnfast.tbptt_gradient(cell, x, dy, 3, 5)
+    assert all(np.array_equal(a, again[2][name]) for name, a in grads.items())
 
 
 def test_a_precision_is_set_within_itself_and_again() -> None:
@@ -272,27 +349,15 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="precision: expected 'full' or 'bfloat16', got 16"):
         rnnfast.LSTM(2, 3, precision=16)  # type: ignore[arg-type]
     layer = rnnfast.LSTM(2, 3, precision="bfloat16")
-    with pytest.raises(ValueError, match="recurrent_dropout: expected 0 for a layer with precision 'bfloat16'"):
-        layer.recurrent_dropout = 0.5
     with pytest.raises(ValueError, match="precision"):
         layer.precision = "int8"  # type: ignore[assignment]
     assert layer.precision == "bfloat16"
-    with pytest.raises(ValueError, match="layer: expected full precision"):
-        rnnfast.tbptt(layer, np.zeros((4, 1, 2), np.float32), 2, 2)
     p = make_problem("lstm", "float64", Shape(1, 1, 1, 1))
     with pytest.raises(TypeError, match="precision: expected parameters of float32 for 'bfloat16', got float64"):
-        solve_core(p)
-    p = make_problem("lstm", "float32", Shape(1, 1, 2, 3, P=2))
-    with pytest.raises(ValueError, match="precision: expected None where h is a projection"):
         solve_core(p)
     p = make_problem("lstm_norm", "float32", Shape(1, 1, 2, 3))
     with pytest.raises(ValueError, match="precision: expected None for layer_norm"):
         solve_core(p)
-    p = make_problem("lstm", "float32", Shape(1, 1, 2, 3))
-    with pytest.raises(ValueError, match="precision: expected None with recurrent dropout"):
-        solve_core(p, recurrent_factors=np.ones((1, 1, 3), np.float32))
-    with pytest.raises(ValueError, match="steps: expected None, since factors are rounded"):
-        solve_core(p, steps=(0, 0))
 
 
 def test_a_quantised_layer_keeps_its_own() -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -433,6 +434,46 @@ def test_streams_have_the_bits_of_calls(q: Any) -> None:
     assert np.array_equal([*steps, *stream.run(x[4:])], y)
     one = q.stream()
     assert np.array_equal([one.step(x_t) for x_t in x[:, 0]], q(x[:, 0])[0])
+
+
+@by_layer
+def test_weights_are_packed_once(q: Any) -> None:
+    """By the first call, for all others of any thread; the bits are those of the arrays as they are, zeros or not."""
+    x = normal((9, 3, q.input_size), np.float32, 1)
+    layer = q.dequantize()
+    layer.weight_hh_l0[:, 1:] = 0
+    made = layer.quantize(q.format)
+    tokens = np.random.default_rng(0).integers(0, q.input_size, (9, 3))
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: made(x)[0], range(6)))
+    packed = made.packed[0]
+    assert all(np.array_equal(y, results[0]) for y in results)
+    for given, embedding in ((x, None), (tokens, None), (tokens % 5, x[0, :1].repeat(5, axis=0))):
+        made(given, embedding=embedding)
+        assert made.packed[0] is packed
+        options: Any = {"embedding": embedding, "layer_norm_eps": made.eps}
+        as_they_are, _ = _core.inference(made.cell, given, made.of_layer(0), **options)
+        assert np.array_equal(_core.inference(made.cell, given, packed, **options)[0], as_they_are)
+    assert "packed" not in made.__getstate__()["attributes"]
+    assert np.array_equal(pickle.loads(pickle.dumps(made))(x)[0], results[0])
+    if not made.bidirectional:
+        assert made.stream().__reduce__()[1][0] is made
+
+
+def test_packed_parameters_that_do_not_fit_are_refused() -> None:
+    x, layer = np.zeros((2, 1, 3), np.float32), rnnfast.LSTM(3, 4, rng=0)
+    own, other = (made.quantize("int8").for_calls(0)[0] for made in (layer, rnnfast.LSTM(5, 4)))
+    with pytest.raises(TypeError, match="parameters: expected arrays of fewer bits, got others"):
+        _core.pack("lstm", layer.of_layer(0)[0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="parameters: expected ones packed for gru, got some for lstm"):
+        _core.inference("gru", x, [own])
+    with pytest.raises(TypeError, match="parameters: expected both directions packed or none, got one"):
+        _core.inference("lstm", x, [own, layer.quantize("int8").of_layer(0)[0]])
+    with pytest.raises(ValueError, match=r"w_ih: expected shape \(16, 3\), got \(16, 5\)"):
+        _core.inference("lstm", x, [own, other])
+    with pytest.raises(TypeError, match="w_ih: expected float32 or float64 to train, got fewer bits"):
+        _core.forward("lstm", x, [own])
+    assert own.nbytes > 0
 
 
 @by_format

@@ -11,6 +11,7 @@
 #include "c/checks.h"
 #include "c/claim.h"
 #include "c/functions.h"
+#include "run/formats.h"
 #include "run/memory.h"
 #include "run/problem.h"
 #include "run/schedule.h"
@@ -28,11 +29,19 @@ struct Layer {
   double eps;  // of a forward: packed weights are the same for any
   Parameters<const void> weights[2];
   std::array<double, most_states> zoneout;
+  bool rounded;
 };
 
 inline bool same_sizes(const Layer& a, const Layer& b) {
   return a.cell == b.cell && a.dtype == b.dtype && a.I == b.I && a.H == b.H && a.P == b.P && a.D == b.D &&
-         a.heads == b.heads;
+         a.heads == b.heads && a.rounded == b.rounded;
+}
+
+inline Problem problem_of(const Layer& layer, Index T, Index B) {
+  const Sizes sizes = {.T = T, .B = B, .I = layer.I, .H = layer.H, .D = layer.D, .P = layer.P, .heads = layer.heads};
+  Problem p = problem_of(*layer.cell, sizes);
+  p.rounded = layer.rounded;
+  return p;
 }
 
 template <class Args>
@@ -54,7 +63,8 @@ inline Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
                 .heads = 1,
                 .eps = 0,
                 .weights = {},
-                .zoneout = {}};
+                .zoneout = {},
+                .rounded = read_precision(layer->precision, layer->dtype)};
   require(read.I >= 1 && read.H >= 1, "I, H: expected at least 1, got %td, %td", read.I, read.H);
   require(read.D == 1 || read.D == 2, "D: expected 1 or 2, got %td", read.D);
   read.P = read_size_of_h(*read.cell, read.H, layer->proj_size);
@@ -64,6 +74,10 @@ inline Layer read_layer(const rnnfast_layer* layer, bool needs_weights) {
   read.heads = read_heads(*read.cell, read.H, layer->num_heads);
   read.zoneout = read_zoneout(layer->zoneout, *read.cell, read.P < read.H);
   read.eps = read_eps(*read.cell, read.dtype, layer->layer_norm_eps);
+  if (read.rounded) {
+    const std::string refusal = refusal_of_rounding(problem_of(read, 1, 1));
+    require(refusal.empty(), "precision: expected RNNFAST_FULL %s", refusal.c_str());
+  }
   require(layer->weights || !needs_weights, "weights: expected an array, got NULL");
   for (Index d = 0; layer->weights && d < read.D; ++d)
     read.weights[d] = read_weights(layer->weights[d], *read.cell, read.P < read.H);

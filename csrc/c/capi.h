@@ -49,6 +49,12 @@ typedef enum rnnfast_dtype { RNNFAST_FLOAT32 = 0, RNNFAST_FLOAT64 = 1 } rnnfast_
  * -127 to 127 in a byte each, of which every row has a scale. */
 typedef enum rnnfast_format { RNNFAST_SAME = 0, RNNFAST_BFLOAT16 = 1, RNNFAST_INT8 = 2 } rnnfast_format;
 
+/* Of the factors of a layer's products, with float32. RNNFAST_ROUNDED: x, h, the weights and the gradients of gates are
+ * rounded to bfloat16, to nearest even, where they are multiplied; sums and all else are float32. That takes a
+ * processor with AVX512_BF16, or RNNFAST_BF16=emulate in the environment, and cells other than those that normalise, of
+ * one head; else a call returns RNNFAST_INVALID. */
+typedef enum rnnfast_precision { RNNFAST_FULL = 0, RNNFAST_ROUNDED = 1 } rnnfast_precision;
+
 /* One direction of one layer: w_ih [G*H,I], in layers of a stack after the first [G*H,P]; w_hh [G*H,P], of several
  * heads [G*H,H/heads]; b_ih and b_hh [G*H], which may be NULL; and as many pointers as there are other parameters, or
  * NULL where there is none: those of the cell, such as the peephole [3*H] of "lstm_peephole", and last w_hr [P,H] where
@@ -94,6 +100,7 @@ typedef struct rnnfast_layer {
   ptrdiff_t proj_size, num_heads; /* as in a stack */
   const double* zoneout;          /* likewise; a forward may have masks in the place of rates */
   double layer_norm_eps;          /* likewise */
+  rnnfast_precision precision;
 } rnnfast_layer;
 
 /* A layer's weights as the kernels read them. Any number of calls may use it at once. */

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "c/capi.h"
+#include "run/dispatch.h"
 #include "run/problem.h"
 #include "types.h"
 
@@ -67,6 +68,19 @@ inline Format read_format(const rnnfast_format& format, rnnfast_dtype dtype) {
   require(number == RNNFAST_SAME || dtype == RNNFAST_FLOAT32, "format: expected RNNFAST_SAME for float64, got %d",
           number);
   return number == RNNFAST_SAME ? Format::real : number == RNNFAST_INT8 ? Format::int8 : Format::bfloat16;
+}
+
+// Whether the factors of products are rounded.
+inline bool read_precision(const rnnfast_precision& precision, rnnfast_dtype dtype) {
+  int number;
+  static_assert(sizeof(number) == sizeof(precision));
+  std::memcpy(&number, &precision, sizeof(number));
+  require(number == RNNFAST_FULL || number == RNNFAST_ROUNDED,
+          "precision: expected RNNFAST_FULL or RNNFAST_ROUNDED, got %d", number);
+  if (number == RNNFAST_FULL) return false;
+  require(dtype == RNNFAST_FLOAT32, "precision: expected RNNFAST_FULL for float64, got %d", number);
+  require(pair_kernels, "precision: expected RNNFAST_FULL, since this processor lacks AVX512_BF16, got %d", number);
+  return true;
 }
 
 // P, of a layer that has a projection or none.

@@ -77,11 +77,6 @@ bool never() { return false; }
 
 // ---- Packed weights ------------------------------------------------------------------------------------------------
 
-Problem problem_of(const Layer& layer, Index T, Index B) {
-  return problem_of(*layer.cell,
-                    {.T = T, .B = B, .I = layer.I, .H = layer.H, .D = layer.D, .P = layer.P, .heads = layer.heads});
-}
-
 void fill(rnnfast_pack& pack, const Layer& layer) {
   with_real(layer.dtype, [&]<class Real> {
     const Problem p = problem_of(layer, 1, 1);

@@ -34,12 +34,17 @@ TapeSize tape_size(const Problem& p) {
 }
 
 template <class Real>
-Index packed_size(const Problem& p) {
+Index size_to_pack(const Problem& p) {
   Arena<Real> arena = {.base = nullptr, .used = 0};
   PackedWeights<Real> to;
   lay_out_packed(p, blocks_of<Real>(p.H), projected_blocks<Real>(p), arena, to);
   if (p.skips_zeros) lay_out_lists(p, arena, to);
   return arena.used;
+}
+
+template <class Real>
+Index packed_size(const Problem& p) {
+  return size_to_pack<Real>(packed_once(p));
 }
 
 template <class Real>
@@ -62,7 +67,7 @@ template <class Real>
 Index forward_scratch(const Problem& p, bool packed) {
   Arena<Real> arena = {.base = nullptr, .used = 0};
   lay_out_forward(p, arena);
-  return arena.used + (packed ? 0 : p.D * packed_size<Real>(p));
+  return arena.used + (packed ? 0 : p.D * size_to_pack<Real>(p));
 }
 
 template <class Real>

@@ -392,6 +392,11 @@ RNNFAST_INLINE typename S::Words rounded(typename S::V v) {
   return (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : even;
 }
 
+template <class S>
+RNNFAST_INLINE typename S::V nearest(typename S::V v) {
+  return reinterpret_cast<typename S::V>(rounded<S>(v) & 0xffff0000);
+}
+
 // Words whose first numbers are those of a vector, and whose second ones those of another.
 template <class S>
 RNNFAST_INLINE typename S::V pairs_of(typename S::V first, typename S::V second) {

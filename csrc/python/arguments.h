@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <iterator>
+#include <memory>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -14,6 +15,7 @@
 #include "python/arrays.h"
 #include "run/dispatch.h"
 #include "run/formats.h"
+#include "run/memory.h"
 #include "run/problem.h"
 #include "run/schedule.h"
 #include "run/threads.h"
@@ -69,14 +71,41 @@ constexpr bool is_matrix(const CellShape& cell, std::size_t i) { return i < 2 ||
 // time.
 using ParameterArrays = std::vector<std::optional<Array>>;
 
+// Those of a direction of fewer bits, and of matrices of int8 the scales, packed for any number of calls.
+struct PackedParameters;
+
 // Those of a call, and of matrices of int8 the scales at the places of their matrices.
 struct GivenParameters {
   ParameterArrays arrays, scales;
+  std::vector<std::shared_ptr<const PackedParameters>> packed = {};  // of each direction, or of none
 };
+
+template <class Real>
+using LayerParameters = std::vector<std::optional<Input<Real>>>;  // as the arrays they are made of
+
+// Of a call's parameters, those in `scales` are what rows of int8 are multiplied by.
+template <class Real>
+struct CheckedParameters {
+  LayerParameters<Real> arrays;
+  LayerParameters<float> scales;
+};
+
+struct PackedParameters {
+  GivenParameters given;  // from which calls read their sizes
+  CheckedParameters<float> checked;
+  const CellShape* cell;
+  Buffer data;
+};
+
+inline std::shared_ptr<const PackedParameters> packed_in(const py::handle& object) {
+  if (PyTuple_Check(object.ptr()) || !py::isinstance<PackedParameters>(object)) return nullptr;  // tuples cost nothing
+  return object.cast<std::shared_ptr<PackedParameters>>();
+}
 
 // Whether there is one parameter more than those of a cell, which can only be w_hr.
 inline bool has_projection(const CellShape& cell, const py::tuple& directions) {
   const py::object first = directions[0];
+  if (const auto packed = packed_in(first)) return packed->given.arrays.size() == parameter_count(cell, true);
   return cell.projects && (py::isinstance<py::tuple>(first) || py::isinstance<py::list>(first)) &&
          py::len(first) == parameter_count(cell, true);
 }
@@ -88,6 +117,18 @@ inline std::optional<py::tuple> pair_of_int8(const py::object& object) {
   const py::object first = pair[0];
   const bool is_pair = py::isinstance<py::array>(first) && py::array(first).dtype().equal(py::dtype::of<std::int8_t>());
   return is_pair ? std::optional(pair) : std::nullopt;
+}
+
+// Adds those of a direction that are packed.
+inline void append(GivenParameters& read, const std::shared_ptr<const PackedParameters>& packed, const CellShape& cell,
+                   std::size_t count) {
+  const GivenParameters& own = packed->given;
+  if (packed->cell != &cell || own.arrays.size() != count)
+    throw py::value_error("parameters: expected ones packed for " + std::string(cell.name) + ", got some for " +
+                          packed->cell->name);
+  read.arrays.insert(read.arrays.end(), own.arrays.begin(), own.arrays.end());
+  read.scales.insert(read.scales.end(), own.scales.begin(), own.scales.end());
+  read.packed.push_back(packed);
 }
 
 inline GivenParameters read_parameters(const CellShape& cell, const py::object& parameters) {
@@ -103,6 +144,10 @@ inline GivenParameters read_parameters(const CellShape& cell, const py::object& 
   GivenParameters read;
   read.arrays.reserve(count * directions.size());
   for (const py::handle direction : directions) {
+    if (const auto packed = packed_in(direction)) {
+      append(read, packed, cell, count);
+      continue;
+    }
     const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), count, content);
     if (!given) throw py::type_error("parameters: expected a tuple " + content + ", got None");
     for (std::size_t i = 0; i < count; ++i) {
@@ -117,6 +162,8 @@ inline GivenParameters read_parameters(const CellShape& cell, const py::object& 
       }
     }
   }
+  if (read.packed.size() % directions.size())
+    throw py::type_error("parameters: expected both directions packed or none, got one");
   return read;
 }
 
@@ -124,9 +171,6 @@ inline Format format_of(const GivenParameters& given) {
   if (given.scales.size() && given.scales[0]) return Format::int8;
   return has_dtype(*given.arrays[0], py::dtype::of<std::uint16_t>()) ? Format::bfloat16 : Format::real;
 }
-
-template <class Real>
-using LayerParameters = std::vector<std::optional<Input<Real>>>;  // likewise
 
 // Of each direction, what views of its inputs or outputs point to.
 template <class Real, class Arrays>
@@ -159,39 +203,42 @@ inline bool has_double(const GivenParameters& given) {
   return format_of(given) == Format::real && is_double("w_ih", *given.arrays[0]);
 }
 
-// A matrix of fewer bits as the kernels take it; scales [rows] of int8.
-inline Input<float> matrix_input(const std::string& name, Array given, const std::optional<Input<float>>& scales,
-                                 const Problem& p, std::size_t i) {
+// A matrix of fewer bits as the kernels take it, its rows as rows of words.
+inline Input<float> matrix_input(const std::string& name, Array given, const Problem& p, std::size_t i) {
   const Shape shape = parameter_shape(p, i);
   require_dtype(name, given, p.format == Format::int8 ? py::dtype::of<std::int8_t>() : py::dtype::of<std::uint16_t>());
   require_shape(name, given, shape);
   if (!given.is_contiguous()) given = contiguous_copy<std::int8_t>(given);
-  const bool is_table = i == 0 && p.input == InputKind::one_hot;
   const Index rows = shape[0], K = shape[1], words = words_of_row(K, p.format);
-  if (!is_table && 4 * words == K * given.itemsize() && is_aligned<float>(given))
+  if (4 * words == K * given.itemsize() && is_aligned<float>(given))
     return {.given = Array(py::array(py::dtype::of<float>(), {rows, words}, given.data(), given.view())),
             .copy = {},
             .stride = words};
-  py::array copy = new_array<float>({rows, is_table ? K : words});
-  if (is_table)
-    copy_numbers(given.data(), scales ? scales->view().data : nullptr, rows, K, p.format,
-                 static_cast<float*>(copy.mutable_data()));
-  else
-    copy_words(given.data(), rows, K, p.format, copy.mutable_data());
-  return {.given = Array(copy), .copy = {}, .stride = is_table ? K : words};
+  py::array copy = new_array<float>({rows, words});
+  copy_words(given.data(), rows, K, p.format, copy.mutable_data());
+  return {.given = Array(copy), .copy = {}, .stride = words};
 }
 
-// Of a call's parameters, those in `scales` are what rows of int8 are multiplied by.
-template <class Real>
-struct CheckedParameters {
-  LayerParameters<Real> arrays;
-  LayerParameters<float> scales;
-};
+// Of packed ones, which differ in their sizes at most.
+inline CheckedParameters<float> checked_before(const Problem& p, const GivenParameters& given) {
+  CheckedParameters<float> checked;
+  for (const auto& packed : given.packed) {
+    for (std::size_t i = 0; i < parameter_count(p); ++i)
+      if (packed->given.arrays[i])
+        require_shape(parameter_name(*p.cell, i), *packed->given.arrays[i], parameter_shape(p, i));
+    const CheckedParameters<float>& own = packed->checked;
+    checked.arrays.insert(checked.arrays.end(), own.arrays.begin(), own.arrays.end());
+    checked.scales.insert(checked.scales.end(), own.scales.begin(), own.scales.end());
+  }
+  return checked;
+}
 
 template <class Real>
 CheckedParameters<Real> check_parameters(const Problem& p, GivenParameters given) {
   CheckedParameters<Real> checked = {.arrays = LayerParameters<Real>(given.arrays.size()),
                                      .scales = LayerParameters<float>(given.scales.size())};
+  if constexpr (std::is_same_v<Real, float>)
+    if (!given.packed.empty()) return checked_before(p, given);
   for (std::size_t i = 0; i < given.arrays.size(); ++i) {
     if (!given.arrays[i]) continue;
     const std::size_t own = i % parameter_count(p);
@@ -202,12 +249,11 @@ CheckedParameters<Real> check_parameters(const Problem& p, GivenParameters given
       continue;
     }
     if constexpr (std::is_same_v<Real, float>) {
-      std::optional<Input<float>> scales;
       if (i < given.scales.size() && given.scales[i])
-        checked.scales[i] = scales = contiguous_input<float>(name + "'s scales", *given.scales[i], {shape[0]});
-      if (p.format == Format::int8 && !scales)
+        checked.scales[i] = contiguous_input<float>(name + "'s scales", *given.scales[i], {shape[0]});
+      else if (p.format == Format::int8)
         throw py::type_error(name + ": expected int8 and scales as for w_ih, got " + text(given.arrays[i]->dtype()));
-      checked.arrays[i] = matrix_input(name, std::move(*given.arrays[i]), scales, p, own);
+      checked.arrays[i] = matrix_input(name, std::move(*given.arrays[i]), p, own);
     }
   }
   return checked;
@@ -367,30 +413,36 @@ inline void read_recurrent_sizes(const Array& w_hh, bool projected, Problem& p) 
   wrong_shape("w_hh", all + columns, w_hh);
 }
 
-// The sizes of a call, from the shapes of x and of the first direction's weights.
+// The sizes that the first direction's weights have, and their format.
+inline void read_sizes(const GivenParameters& parameters, Problem& p) {
+  const ParameterArrays& arrays = parameters.arrays;
+  const bool projected = arrays.size() % parameter_count(*p.cell, false) != 0;
+  p.D = Index(arrays.size() / parameter_count(*p.cell, projected));
+  const Array& w_ih = *arrays[0];
+  read_recurrent_sizes(*arrays[1], projected, p);
+  if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(p.cell->gate_count * p.H) + ", I)", w_ih);
+  p.I = w_ih.shape(1);
+  p.format = format_of(parameters);
+  p.skips_zeros = !parameters.packed.empty();
+  if (const std::string expected = refusal(p); !expected.empty()) throw py::value_error("w_ih: expected " + expected);
+}
+
+// The sizes of a call, from the shapes of x and of the weights.
 inline Problem read_problem(const CellShape& cell, const InputArrays& in, const Sequences& sequences,
                             const GivenParameters& parameters, Schedule& schedule) {
-  const ParameterArrays& arrays = parameters.arrays;
   const Array& x = in.x;
   Problem p = problem_of(cell, {});
   const bool packed = !sequences.batch_sizes.is_none();
   const Index row_axes = packed ? 1 : 2;
   if (packed) schedule.first_row = read_batch_sizes(sequences.batch_sizes);
   p.input = input_kind_of(in, row_axes);
-  const bool projected = arrays.size() % parameter_count(cell, false) != 0;
-  p.D = Index(arrays.size() / parameter_count(cell, projected));
-  const Array& w_ih = *arrays[0];
-  read_recurrent_sizes(*arrays[1], projected, p);
-  if (w_ih.ndim() != 2) wrong_shape("w_ih", "(" + std::to_string(cell.gate_count * p.H) + ", I)", w_ih);
-  p.I = w_ih.shape(1);
+  read_sizes(parameters, p);
   const bool dense = p.input == InputKind::dense;
   const std::string row = dense ? ", " + std::to_string(p.I) : "";
   if (x.ndim() != row_axes + dense || (dense && x.shape(row_axes) != p.I) || x.shape(0) < 1)
     wrong_shape("x", packed ? "(N" + (dense ? row : ",") + ")" : "(T, B" + row + ") with T >= 1", x);
   if (in.embedding && in.embedding->ndim() != 2)
     wrong_shape("embedding", "(V, " + std::to_string(p.I) + ")", *in.embedding);
-  p.format = format_of(parameters);
-  if (const std::string expected = refusal(p); !expected.empty()) throw py::value_error("w_ih: expected " + expected);
   p.T = packed ? Index(schedule.first_row.size()) - 1 : x.shape(0);
   p.B = packed ? schedule.first_row[1] : x.shape(1);
   p.run = {.first = 0, .last = p.T};

@@ -41,7 +41,6 @@ inline Windows read_windows(const BackwardObjects& given, const Problem& p, bool
   for (const py::object* other : {&given.dstate, &given.dsteps, &given.flow, &given.dstart, &given.steps})
     plain = plain && other->is_none();
   if (p.masks) throw py::value_error("windows: expected None, since h' has recurrent_factors");
-  if (p.rounded) throw py::value_error("windows: expected None, since factors are rounded");
   if (dropped) throw py::value_error("windows: expected None, since candidates are dropped");
   if (!plain) throw py::value_error("windows: expected steps of B rows in one direction, and dy alone");
   Windows windows = {

@@ -146,6 +146,8 @@ ForwardArgs<Real> forward_args(const Problem& p, const TapeObject& tape, const S
   args.candidate_scale = Real(tape.candidates.scale());
   args.eps = Real(tape.eps);
   set_directions(args, arrays, tape.memory);
+  for (std::size_t d = 0; d < saved.packed.size(); ++d)
+    args.directions[d].packed = static_cast<const Real*>(saved.packed[d]->data.data());
   return args;
 }
 
@@ -154,7 +156,8 @@ template <class Real>
 void run_forward(const Problem& p, const TapeObject& tape, const Saved<Real>& saved, const TokenArrays& tokens,
                  const StateOutputs<Real>& last) {
   if (p.B == 0) return;
-  const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, false)) * sizeof(Real));
+  const bool packed = !saved.packed.empty();
+  const Buffer scratch(std::size_t(kernels<Real>().forward_scratch(p, packed)) * sizeof(Real));
   ForwardArgs<Real> args = forward_args(p, tape, saved, tokens, last);
   args.scratch = static_cast<Real*>(scratch.data());
   call(forward_threads<Real>(p, tape.threads), [&](const Team& team) { kernels<Real>().forward(args, team); });
@@ -200,7 +203,7 @@ void round_factors(Problem& p) {
   check_pairs("precision");
   if (p.format != Format::real) throw py::type_error("precision: expected None for weights of fewer bits");
   if (const std::string refusal = refusal_of_rounding(p); !refusal.empty())
-    throw py::value_error("precision: expected " + refusal);
+    throw py::value_error("precision: expected None " + refusal);
   p.rounded = true;
 }
 
@@ -227,7 +230,6 @@ void prepare(ForwardCall<Real>& call, const CellShape& cell, const InputArrays& 
     throw py::type_error("w_ih: expected float32 or float64 to train, got fewer bits");
   if (given.rounded) round_factors<Real>(p);
   p.run = read_steps(steps, p);
-  if (!steps.is_none() && p.rounded) throw py::value_error("steps: expected None, since factors are rounded");
   if (!steps.is_none() && (p.first_row || p.D == 2 || p.reverse))
     throw py::value_error("steps: expected None, since they need B rows each and one direction, forwards in time");
   const auto need_all_steps = [&](const char* name, const py::object& option) {
@@ -245,10 +247,10 @@ void prepare(ForwardCall<Real>& call, const CellShape& cell, const InputArrays& 
   };
   saved.initial = states(state0_names, given.state0);
   if (!given.start.is_none()) saved.start = states(start_names, given.start);
+  saved.packed = parameters.packed;
   CheckedParameters<Real> checked = check_parameters<Real>(p, std::move(parameters));
   saved.parameters = std::move(checked.arrays), saved.scales = std::move(checked.scales);
   if (!given.factors.is_none()) saved.factors = read_factors<Real>(given.factors, p);
-  if (p.rounded && p.masks) throw py::value_error("precision: expected " + refusal_of_rounding(p));
   if (in.embedding) saved.embedding = input<Real>("embedding", *in.embedding, {in.embedding->shape(0), p.I});
   const bool later = steps_to_come(p);
   if (p.input == InputKind::dense)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -79,6 +80,26 @@ py::tuple advance_of(TapeObject& tape, Saved<Real>& saved, const py::object& ste
   return finish(cell, last);
 }
 
+// Parameters of a direction, of fewer bits, packed for any number of calls.
+std::shared_ptr<PackedParameters> pack(const py::object& name, const py::object& parameters) {
+  const CellShape& cell = cell_named(name);
+  const auto packed = std::make_shared<PackedParameters>();
+  packed->cell = &cell;
+  packed->given = read_parameters(cell, py::make_tuple(parameters));
+  Problem p = problem_of(cell, {});
+  read_sizes(packed->given, p);
+  if (p.format == Format::real || !packed->given.packed.empty())
+    throw py::type_error("parameters: expected arrays of fewer bits, got others");
+  packed->checked = check_parameters<float>(p, packed->given);
+  p.skips_zeros = true;
+  packed->data = Buffer(std::size_t(kernels<float>().packed_size(p)) * sizeof(float));
+  const auto own = parameters_of<const float>(p, packed->checked.arrays, packed->checked.scales)[0];
+  auto* const data = static_cast<float*>(packed->data.data());
+  const WithoutGil without_gil;
+  kernels<float>().pack(p, own, data);
+  return packed;
+}
+
 template <bool training>
 py::tuple forward_of_objects(const py::object& cell, const py::object& x, const py::object& parameters,
                              const py::object& state0, const py::object& out, const py::object& embedding,
@@ -129,6 +150,11 @@ void bind_layers(py::module_& m) {
           "zoneout"_a = py::none(), "candidate_dropout"_a = py::none(), "layer_norm_eps"_a = py::none(),
           "rounded"_a = false);
   };
+  py::class_<PackedParameters, std::shared_ptr<PackedParameters>>(
+      m, "PackedParameters", py::is_final(),
+      "Parameters of a direction, of fewer bits, as calls read them. Opaque and read-only.")
+      .def_property_readonly("nbytes", [](const PackedParameters& packed) { return packed.data.bytes(); });
+  m.def("pack", &pack, "cell"_a, "parameters"_a);
   def_forward("inference", &forward_of_objects<false>);
   def_forward("forward", &forward_of_objects<true>);
   m.def(

@@ -3,8 +3,10 @@
 
 #include <array>
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <variant>
+#include <vector>
 
 #include "python/arguments.h"
 #include "python/arrays.h"
@@ -20,7 +22,8 @@ namespace rnnfast {
 template <class Real>
 struct Saved {
   LayerParameters<Real> parameters;
-  LayerParameters<float> scales;  // of int8 matrices
+  LayerParameters<float> scales;                                // of int8 matrices
+  std::vector<std::shared_ptr<const PackedParameters>> packed;  // of each direction, or of none
   std::optional<Input<Real>> x, embedding;
   StateInputs<Real> initial;
   std::optional<StateInputs<Real>> start;  // none: rows that start anew do so from `initial`

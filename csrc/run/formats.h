@@ -31,13 +31,11 @@ inline std::string refusal(const Problem& p) {
   return "rows of at most " + std::to_string(most_integers) + " for int8, got " + std::to_string(most);
 }
 
-// Why the products of a call cannot have factors that are rounded; "" if they can.
+// For what the products of a call cannot have factors that are rounded; "" if they can.
 inline std::string refusal_of_rounding(const Problem& p) {
   const std::string name = p.cell->name;
-  if (p.cell->stage_count) return "None for layer_norm, got " + name;
-  if (p.head != p.P) return "None for several heads of " + name;
-  if (p.P != p.H) return "None where h is a projection";
-  return p.masks ? "None with recurrent dropout" : "";
+  if (p.cell->stage_count) return "for layer_norm, got " + name;
+  return p.head != p.P ? "for several heads of " + name : "";
 }
 
 // Rows of K numbers as rows of words.
@@ -46,23 +44,6 @@ inline void copy_words(const void* numbers, Index rows, Index K, Format format, 
   std::memset(words, 0, std::size_t(rows) * stride);
   for (std::size_t r = 0; r < std::size_t(rows); ++r)
     std::memcpy(static_cast<char*>(words) + r * stride, static_cast<const char*>(numbers) + r * row, row);
-}
-
-inline float widened(std::uint16_t number) {
-  const std::uint32_t bits = std::uint32_t(number) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// What rows of w_ih bring to the gates where x is one-hot: for int8, with the operations that such a row meets.
-inline void copy_numbers(const void* numbers, const float* scales, Index rows, Index K, Format format, float* to) {
-  for (Index r = 0; r < rows; ++r)
-    for (Index k = 0; k < K; ++k, ++to)
-      if (format == Format::int8)
-        *to = float(127 * static_cast<const std::int8_t*>(numbers)[r * K + k]) * (1.0f / 127 * scales[r]);
-      else
-        *to = widened(static_cast<const std::uint16_t*>(numbers)[r * K + k]);
 }
 
 }  // namespace rnnfast

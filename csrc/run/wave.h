@@ -186,8 +186,9 @@ class ForwardWave {
         scratch_size_(0) {
     for (WaveLayer<Real>& layer : layers_) {
       const Problem& p = layer.args.problem;
-      packed_.emplace_back(std::size_t(kernels<Real>().packed_size(p)) * sizeof(Real));
-      layer.args.directions[0].packed = static_cast<Real*>(packed_.back().data());
+      const bool packed = layer.args.directions[0].packed;
+      packed_.emplace_back(packed ? 0 : std::size_t(kernels<Real>().packed_size(p)) * sizeof(Real));
+      if (!packed) layer.args.directions[0].packed = static_cast<Real*>(packed_.back().data());
       scratch_size_ = std::max(scratch_size_, kernels<Real>().forward_scratch(p, true));
     }
     constexpr Index line = 128 / sizeof(Real);
@@ -223,6 +224,7 @@ class ForwardWave {
 
   void pack(std::size_t l) const {
     const ForwardArgs<Real>& args = layers_[l].args;
+    if (args.directions[0].packed != packed_[l].data()) return;
     kernels<Real>().pack(args.problem, args.directions[0].parameters, static_cast<Real*>(packed_[l].data()));
   }
 
@@ -244,7 +246,7 @@ class ForwardWave {
 
   std::vector<WaveLayer<Real>> layers_;
   Wave wave_;
-  std::vector<Buffer> packed_;  // the weights of each layer
+  std::vector<Buffer> packed_;  // the weights of each layer whose weights come as they are
   Buffer scratch_;              // of each member
   Index scratch_size_;
   std::fenv_t callers_mode_;

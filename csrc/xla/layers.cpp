@@ -132,7 +132,8 @@ void read(Call& call, const Frame& frame, Reader& inputs) {
                 .proj_size = 0,
                 .num_heads = 0,
                 .zoneout = nullptr,
-                .layer_norm_eps = 0};
+                .layer_norm_eps = 0,
+                .precision = RNNFAST_FULL};
   for (std::size_t s = 0; s < std::size_t(call.S); ++s)
     call.state0[s] = inputs.next("state0", x.type, {call.B, call.H});
   call.forward = {};

@@ -23,8 +23,7 @@ class set_precision:
     precision : {"full", "bfloat16"}
         With "bfloat16", the factors of products (x, h, weights and the gradients of gates) are rounded to bfloat16, and
         their sums are float32; states, gates, gradients and the weights themselves remain float32. It does not affect
-        layers without such products: sLSTMs, float64 layers, and layers with `layer_norm`, `proj_size` or
-        `recurrent_dropout`.
+        layers without such products: sLSTMs, float64 layers, and layers with `layer_norm`.
 
     Raises
     ------
@@ -79,4 +78,4 @@ def refusal_of(layer: Any) -> str | None:
         return "dtype float64"
     if "num_heads" in vars(layer):  # an sLSTM
         return "heads"
-    return next((name for name in ("layer_norm", "proj_size", "recurrent_dropout") if getattr(layer, name, None)), None)
+    return "layer_norm" if getattr(layer, "layer_norm", None) else None

@@ -43,9 +43,9 @@ class Call(NamedTuple):
     zoneout: Zoned | None = None
     rounded: bool = False  # the factors of products are, to bfloat16
 
-    def of_layer(self, stack: Stack[Any], layer: int) -> list[tuple[Array | None, ...]]:
+    def of_layer(self, stack: Stack[Any], layer: int) -> list[Any]:
         """Return the parameters of a layer in this call as the kernels take them."""
-        return stack.of_layer(layer, self.dropped and self.dropped.weights)
+        return stack.for_calls(layer, self.dropped and self.dropped.weights)
 
     def factors_of(self, layer: int) -> Array | None:
         """Return what h' of a layer is multiplied by in the recurrent products."""

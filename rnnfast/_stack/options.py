@@ -58,7 +58,6 @@ def _weight_dropout(_: Any, value: Any, name: str) -> float | tuple[Literal["row
 def _recurrent_dropout(stack: Any, value: object, name: str) -> float:
     rate = _rate(value, name)
     _refuse(rate, name, "proj_size", stack.proj_size)
-    _refuse(rate, name, "precision 'bfloat16'", getattr(stack, "precision", None) == "bfloat16")
     return rate
 
 

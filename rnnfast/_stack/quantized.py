@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Never, cast
 
 import numpy as np
 
+from .. import _core
 from .._base.arrays import Array
 from .._base.formats import FLOAT, FORMATS, Format, KeptArrays, decoded, encoded, operands
 from .._base.module import CLASSES, Kept, arguments_of, description_of, kind_of, with_fixed, words_of
@@ -24,7 +25,7 @@ class Quantized(Inference[StateT]):
 
     It is called and streamed like the original layer, and has the same sizes, options and initial states. It has no
     `forward` and no `backward`, and its arrays are read-only: to change it, change the original layer and quantise that
-    again.
+    again. The first call packs the weights, which takes as much memory again; later calls, from any thread, reuse them.
 
     ``"bfloat16"``: every element of weight_ih, weight_hh and weight_hr is rounded to 8 significant bits, to nearest
     even. Results are, bit for bit, those of the float32 layer with the rounded weights, which `dequantize` returns.
@@ -97,6 +98,7 @@ class Quantized(Inference[StateT]):
         made = _checked(self._made(KeptArrays(kept.tensors, kept.rng, self.format)), self.format)
         self.layer = _described(made)  # with arguments as they are before a file
         vars(self).update({**vars(made), "fan": None})
+        self.packed: dict[int, list[_core.PackedParameters]] = {}  # of layers that have been called
         self.operands = operands(self.parameters)
 
     def __repr__(self) -> str:
@@ -126,6 +128,13 @@ class Quantized(Inference[StateT]):
         if "operands" in own and (name in own or name in self.parameters or hasattr(type(self), name)):
             msg = f"{name}: expected no assignment, as a quantised layer is read-only; quantise a layer that differs"
             raise AttributeError(msg, name=name, obj=self)
+
+    def for_calls(self, layer: int, others: Mapping[str, Array] | None = None) -> list[Any]:  # noqa: ARG002
+        """Return the parameters of a layer, packed: by the first call, for all others."""
+        packed = self.packed.get(layer)
+        if packed is None:  # threads that come here at once each pack, and one of them is first
+            packed = self.packed.setdefault(layer, [_core.pack(self.cell, own) for own in self.of_layer(layer)])
+        return packed
 
     def of_layer(self, layer: int, others: Mapping[str, Array] | None = None) -> list[tuple[Any, ...]]:  # noqa: ARG002
         """Return the parameters of a layer as the kernels take them."""

@@ -15,6 +15,7 @@ import numpy as np
 from .. import _core
 from .._base.arrays import Array, quiet
 from .._base.packed import integers
+from .._base.precision import is_rounded
 from .._base.state import Parts, each, initial_names
 from .stack import Stack, mask, state_of_layer, state_shapes
 
@@ -112,7 +113,7 @@ class Ring:
         self.stack, self.x, self.resets, self.embedding = stack, x, resets, embedding
         # Of what is not contiguous the tapes would make a copy of their own, and not see it change.
         self.rows = None if embedding is None else np.ascontiguousarray(embedding)
-        self.learns = initial is None
+        self.learns, self.rounded = initial is None, is_rounded(stack)
         room, B, H = *x.shape[:2], stack.hidden_size
         if initial is None:
             initial = tuple(np.empty(shape, stack.dtype) for shape in state_shapes(stack, B))
@@ -205,7 +206,7 @@ class Ring:
         """Run layer k over x, or make room for it; return y and the tape."""
         cell, parameters = self.stack.cell, self.stack.of_layer(k)
         start, rows = self._initial(k), None if k else self.rows
-        options |= {"resets": resets, "start": start, "layer_norm_eps": self.stack.eps}
+        options |= {"resets": resets, "start": start, "layer_norm_eps": self.stack.eps, "rounded": self.rounded}
         y, _, tape = _core.forward(cell, x, parameters, before, None, rows, **options)
         return y, tape
 

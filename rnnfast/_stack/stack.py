@@ -160,6 +160,10 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         directions = by_direction(parameters, self.names_of(layer))
         return [with_fixed(self, arrays) for arrays in directions] if self.fixed else directions
 
+    def for_calls(self, layer: int, others: Mapping[str, Array] | None = None) -> list[Any]:
+        """Return the same for calls, which may have them packed."""
+        return self.of_layer(layer, others)
+
 
 def rates_of(stack: Stack[Any]) -> tuple[float, ...]:
     """Return the probability with which a unit of each state keeps its value in a step."""

@@ -105,9 +105,6 @@ def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tu
             f"comes after the windows, got {layer!r}"
         )
         raise ValueError(msg)
-    if getattr(layer, "precision", None) == "bfloat16":
-        msg = f"layer: expected full precision, since windows have no other, got {layer!r}"
-        raise ValueError(msg)
     for name in MASKED:
         if getattr(layer, name, 0):
             msg = f"layer: expected no {name}, since windows go over steps that ran with other masks, got {layer!r}"
@@ -117,13 +114,14 @@ def check_truncation(layer: object, k1: Integer, k2: Integer, losses: str) -> tu
 
 
 class CellAsStack(Stack[StateT]):
-    """A cell as a stack of one layer that shares its parameters, which end in _l0 here."""
+    """A cell as a stack of one layer that shares its parameters, which end in _l0 here; of full precision, as it is."""
 
     def __init__(self, module: RecurrentModule) -> None:
         self.cell = module.cell
         self.fixed = module.fixed
-        kept: Any = Kept({f"{name}_l0": p for name, p in module.parameters.items()}, module.rng)
-        super().__init__(module.input_size, module.hidden_size, bias=module.bias, dtype=module.dtype, rng=kept)
+        kept = Kept({f"{name}_l0": p for name, p in module.parameters.items()}, module.rng)
+        options: Any = {"bias": module.bias, "dtype": module.dtype, "rng": kept, "precision": "full"}
+        super().__init__(module.input_size, module.hidden_size, **options)
 
 
 def as_stack(module: Any) -> Stack[Any]:

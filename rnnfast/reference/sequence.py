@@ -108,7 +108,8 @@ def forward(
     layer_norm_eps : float, optional
         What is added to the variances of cells that normalise.
     rounded : bool, optional
-        The factors of products are rounded to bfloat16, here and in `backward`; not those of tokens.
+        The factors of products are rounded to bfloat16, here and in `backward`. Those with w_hh and recurrent_factors
+        are h', and w_hh times them: rounded like h' times them and w_hh where the factors are powers of two.
 
     Returns
     -------
@@ -185,16 +186,16 @@ def forward(
         state = initial
         for t in _times(T, d):
             state = _where(tape.anew[d][t], initial, state)
-            with rounding(rounded and one_hot is None):
+            with rounding(rounded):
                 a, *normed = product(x[t], w_ih, b_ih, gain_ih, layer_norm_eps)
             tape.normed[d][t] = tuple(normed)
             own = b_hh, partial(hold, held), *vectors
             factors = tape.factors[d], tape.candidate[d][t]
             with rounding(rounded):
                 made, tape.kept[d][t] = _forward_step(step, factors, a, state, w_hh, *own)
-            if w_hr is not None:
-                tape.u[d][t] = made[0]
-                made = (linear(made[0], w_hr, None), *made[1:])
+                if w_hr is not None:
+                    tape.u[d][t] = made[0]
+                    made = (linear(made[0], w_hr, None), *made[1:])
             new = _columns(tape.new, t, d, sizes)
             made = tuple(s if m is None else m * s + (1 - m) * old for m, s, old in zip(new, made, state, strict=True))
             for s, part in zip(_columns(tape.steps, t, d, sizes), made, strict=True):
@@ -296,7 +297,8 @@ def gradients(
             dold = tuple(np.zeros_like(ds) if m is None else (1 - m) * ds for m, ds in zip(new, dall, strict=True))
             dh = dmade[0]
             if w_hr is not None:
-                du, dw, _ = linear_backward(dh, tape.u[d][t], w_hr)
+                with rounding(tape.rounded):
+                    du, dw, _ = linear_backward(dh, tape.u[d][t], w_hr)
                 dw_hr += dw
                 dmade = (du, *dmade[1:])
             own = partial(hold, zero), *vectors
@@ -311,7 +313,7 @@ def gradients(
                 dbefore = tuple(np.clip(ds, -clip_dh, clip_dh) for ds in dbefore)
             dinitial = _add(dinitial, _where(anew, dbefore, none))
             dnext = _add(_where(anew, none, dbefore), waits)
-            with rounding(tape.rounded and tape.one_hot is None):
+            with rounding(tape.rounded):
                 dx_t, *dparameters_x = product_backward(da, x[t], w_ih, gain_ih, tape.normed[d][t])
             dx[t] += dx_t
             totals = dw_hh, db_hh, *dvectors[of_x:], dw_ih, db_ih, *dvectors[:of_x]

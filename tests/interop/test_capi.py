@@ -290,6 +290,30 @@ def test_masks_of_training_give_pythons_bits(cell: str, mask: str) -> None:
         del pack
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "rnn_tanh"])
+def test_rounded_factors_give_pythons_bits(cell: str) -> None:
+    """By the option of a layer in C, which conftest's variable gives every machine."""
+    whole = make_problem(cell, "float32", Shape(9, 5, 4, 13, 2)), (None, None)
+    for p, rows in (whole, unequal(cell, "float32", [5, 5, 4, 1], Shape(0, 0, 7, 19, 1))):
+        sizes, resets = rows[0], None if rows[1] is None else rows[1].astype(bool)
+        y, last, tape = _core.forward(
+            p.cell, p.x, p.parameters, p.state0, batch_sizes=sizes, resets=resets, rounded=True
+        )
+        gradients = named_gradients(cell, *_core.backward(tape, p.dy, p.dstate))
+        expected = {"y": y, **named_state(cell, last), **gradients}
+        call = Call(p, *rows)
+        exact = {name: a.copy() for name, a in call.solve(Handle()).items()}
+        call.layer.precision = 1
+        assert_same_bits(call.solve(Handle()), expected)
+        assert not np.array_equal(exact["y"], expected["y"])
+        call.forward.pack = (pack := Handle(call.layer)).value
+        assert_same_bits(call.solve(Handle()), expected)
+        call.layer.precision = 0
+        with pytest.raises(ValueError, match="pack: expected one of the layer's cell, dtype"):
+            call.solve(Handle())
+        del pack
+
+
 @by_cell
 def test_any_number_of_threads_gives_the_same_bits(cell: str, example: Any) -> None:
     problem = make_problem(cell, "float32", Shape(30, 40, 64, 96, 2))
@@ -533,6 +557,19 @@ REFUSED: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
         "layer",
         set_fields(layer_norm_eps=-1),
         "layer_norm_eps: expected a positive number, or 0 for 1e-5, got -1",
+    ),
+    "precision": ("lstm", "layer", set_fields(precision=2), "precision: expected RNNFAST_FULL or RNNFAST_ROUNDED, got"),
+    "precision: norm": (
+        "lstm_norm",
+        "layer",
+        set_fields(precision=1),
+        "precision: expected RNNFAST_FULL for layer_norm, got lstm_norm",
+    ),
+    "precision: heads": (
+        "slstm",
+        "layer",
+        set_fields(precision=1, num_heads=2),
+        "precision: expected RNNFAST_FULL for several heads of slstm",
     ),
     "gain": ("gru_norm", "layer", first_of("weights", more=None), "gain_ih: expected an array, got NULL"),
     "H: huge": ("lstm", "layer", set_fields(hidden_size=2**40), "I, H: expected sizes that fit the address space"),

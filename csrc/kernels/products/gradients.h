@@ -85,6 +85,14 @@ void clear_padding(const Gates<Real>& dgates, int slots, const Blocks& units) {
   for (Index j = 0; j < dgates.rows * slots * units.tail; ++j) tail[j] = 0;
 }
 
+// Rounds the groups of the span where they lie.
+template <class Real>
+void round_groups(const TransposedPanels<Real>& p, Span span) {
+  constexpr Index W = group_of_columns * Widest<Real>::lanes;
+  const Index first = span.first * W, last = min_index(span.last * W, p.columns.units);
+  round_numbers(p.data + first * panel_rows(p), (last - first) * panel_rows(p));
+}
+
 // Up to so many inputs, the tiles of dx would be mostly padding.
 constexpr bool is_thin(Index I) { return I <= 4; }
 
@@ -184,23 +192,41 @@ void regroup(View<const Real> a, const RowRange& range, const Columns<Real>& to,
     regroup_tiles<most_rows(4)>(a, range, to, team);
 }
 
+// Rounds a row of them where it lies.
+template <class Real>
+void round_row(const Columns<Real>& c, Index row) {
+  for (Index column = 0; column < c.count; column += c.width)
+    round_numbers(c.data + column * c.rows + row * c.width, min_index(c.width, c.count - column));
+}
+
 // Columns that are taken together, a multiple of any tile's height, and tiles of dgates that pass over them: both stay
 // in the second cache level.
 constexpr Index columns_at_once = 192, tiles_at_once = 4;
 
-// The same of two rows; a null second one is of zeros.
+// A row that is multiplied by factors, if there are some; null: zeros.
+template <class Real>
+struct FactoredRow {
+  const Real *data, *factors;
+};
+
+// The same of two rows.
 template <int M, class Real>
-void regroup_two(const Real* first, const Real* second, Index place, const Columns<Real>& to) {
+void regroup_two(const FactoredRow<Real>& first, const FactoredRow<Real>& second, Index place,
+                 const Columns<Real>& to) {
   using S = Widest<Real>;
   const Index K = to.count - 1;
+  const auto load = [](const FactoredRow<Real>& row, Index k, int valid) {
+    if (!row.data) return typename S::V{};
+    const typename S::V v = load_lanes<S>(row.data + k, valid);
+    return row.factors ? v * load_lanes<S>(row.factors + k, valid) : v;
+  };
   alignas(64) Real words[columns_at_once + S::lanes];
   for (Index column = 0; column < to.count; column += columns_at_once) {
     const Index end = min_index(column + columns_at_once, K);
     for (Index k = column; k < end; k += S::lanes) {
       const int valid = int(min_index(S::lanes, end - k));
-      const typename S::V other = second ? load_lanes<S>(second + k, valid) : typename S::V{};
       if constexpr (has_formats<Real>)
-        S::store(words + k - column, pairs_of<S>(load_lanes<S>(first + k, valid), other));
+        S::store(words + k - column, pairs_of<S>(load(first, k, valid), load(second, k, valid)));
     }
     if (K < column + columns_at_once) {
       const std::uint32_t ones = 0x3f803f80;
@@ -217,12 +243,12 @@ template <class Real>
 struct RegroupedPairs {
   const Columns<Real>& to;
   Index place;
-  const Real* waiting = nullptr;  // of rows without columns, null
+  FactoredRow<Real> waiting = {};  // of rows without columns, null
   bool waits = false;
 };
 
 template <class Real>
-void regroup_pair(RegroupedPairs<Real>& pairs, const Real* second) {
+void regroup_pair(RegroupedPairs<Real>& pairs, const FactoredRow<Real>& second) {
   if (!pairs.waits) return;
   if (pairs.to.width == most_rows(3))
     regroup_two<most_rows(3)>(pairs.waiting, second, pairs.place++, pairs.to);
@@ -232,12 +258,14 @@ void regroup_pair(RegroupedPairs<Real>& pairs, const Real* second) {
 }
 
 template <class Real>
-void regroup(View<const Real> a, Index count, RegroupedPairs<Real>& pairs) {
-  for (Index row = 0; row < count; ++row)
+void regroup(View<const Real> a, Index count, View<const Real> factors, RegroupedPairs<Real>& pairs) {
+  for (Index i = 0; i < count; ++i) {
+    const FactoredRow<Real> row = {at(a, i).data, factors.data ? at(factors, i).data : nullptr};
     if (pairs.waits)
-      regroup_pair(pairs, at(a, row).data);
+      regroup_pair(pairs, row);
     else
-      pairs.waiting = at(a, row).data, pairs.waits = true;
+      pairs.waiting = row, pairs.waits = true;
+  }
 }
 
 // dw [unit block][column][gate x lanes] = or += sum over rows, in descending order, of columns^T dgates: `gates` gates

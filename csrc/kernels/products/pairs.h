@@ -27,6 +27,17 @@ RNNFAST_INLINE void store_neighbours(typename S::Real* words, typename S::V v, i
   }
 }
 
+// Numbers that stay as they are in memory, n of them.
+template <class Real>
+__attribute__((noinline)) void round_numbers(Real* numbers, Index n) {
+  using S = Widest<Real>;
+  if constexpr (has_formats<Real>)
+    for (Index i = 0; i < n; i += S::lanes) {
+      const int valid = int(min_index(S::lanes, n - i));
+      store_lanes<S>(numbers + i, nearest<S>(load_lanes<S>(numbers + i, valid)), valid);
+    }
+}
+
 // Rows of words, of K numbers each; an odd last one is paired with zero.
 template <class Real>
 View<Real> take_pairs(Arena<Real>& arena, Index rows, Index K) {

@@ -40,7 +40,8 @@ __attribute__((noinline)) void add_rows(const View<const Real>& a, const View<co
 // Members meet between the gates' gradients of all units and what is made of them. False: the call was interrupted.
 template <class Real, class StepWindowsOrWhole>
 bool backward_step(const Problem& p, const BackwardStep<Real>& s, const StepWindowsOrWhole& windows,
-                   const typename BackwardScratch<Real>::Direction& scratch, const Item& item, const Team& team) {
+                   const typename BackwardScratch<Real>::Direction& scratch, const Gates<Real>& pairs, const Item& item,
+                   const Team& team) {
   const CellShape& cell = *p.cell;
   const Blocks& units = scratch.w_hh.units;
   for (int phase = cell.phase_count - 1; phase >= 0; --phase) {
@@ -61,13 +62,13 @@ bool backward_step(const Problem& p, const BackwardStep<Real>& s, const StepWind
     const bool rounds = scratch.w_hh.rounds;
     if (rounds)
       pair_neighbours(s.dgates, units, s.units, cell.slot_count, part.slot, part.slots,
-                      RowRange{.first = s.dgate_row, .count = s.rows}, scratch.pairs);
+                      RowRange{.first = s.dgate_row, .count = windows.count * s.rows}, pairs);
     if (!meet(item, team)) return false;
     const Factor factor = {.slot = part.slot, .gate = part.gate, .gates = part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh_before;
     const bool from_dh = s.adds_to_dh && !part.reset_h;
     const View<const Real> init = from_dh ? read_only(out) : View<const Real>{};
-    const Product<Real> product = {.dgates = rounds ? scratch.pairs : s.dgates,
+    const Product<Real> product = {.dgates = rounds ? pairs : s.dgates,
                                    .gate_row = s.dgate_row,
                                    .init = init,
                                    .out = out,
@@ -118,11 +119,15 @@ __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args
   const CellShape& cell = *p.cell;
   const auto& scratch = whole.directions[0];
   StepWindows<Real> windows = enter_windows(args, whole.windows, item, t, s);
+  const bool own = windows.count > 1;  // their rows are not the chunk's
+  const Gates<Real>& pairs = own ? whole.windows.pairs : scratch.pairs;
   if (is_projected(p)) {
-    if (!backward_projection(whole.projections[0], s, windows, item, team)) return false;
+    const auto& projection = whole.projections[0];
+    if (!backward_projection(projection, own ? whole.windows.h_pairs : projection.pairs, s, windows, item, team))
+      return false;
     s.dy = windows.other_dy = {whole.zeros, 0}, windows.dy_rows = 0;
   }
-  if (!backward_step(p, s, windows, scratch, item, team)) return false;
+  if (!backward_step(p, s, windows, scratch, pairs, item, team)) return false;
   if (args.windows.each_dx) {
     const Index at_once = item.rows == p.B ? windows.count : 1, rows = at_once * s.rows;  // their rows of dx adjoin
     const Index first = item.joined ? share(rows, team.rank, team.size) : 0;
@@ -131,7 +136,7 @@ __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args
       const View<Real> dx = at(args.dx, (t * args.windows.most + window) * p.B + item.first + first);
       const Index dgate_row = s.dgate_row + window * s.rows + first;
       multiply_input(cell,
-                     Product<Real>{.dgates = s.dgates,
+                     Product<Real>{.dgates = p.rounded ? pairs : s.dgates,
                                    .gate_row = dgate_row,
                                    .init = {},
                                    .out = dx,
@@ -140,7 +145,7 @@ __attribute__((noinline, cold)) bool windows_step(const BackwardArgs<Real>& args
                      scratch, team);
     }
   }
-  leave_windows(args, windows, item, t, s);
+  leave_windows(args, windows, item, t, s, scratch.pairs);
   return true;
 }
 
@@ -205,11 +210,12 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
       continue;
     }
     if (is_projected(p)) {
-      if (!backward_projection(whole.projections[item.direction], s, WholeSequence(), item, team)) return;
+      const auto& projection = whole.projections[item.direction];
+      if (!backward_projection(projection, projection.pairs, s, WholeSequence(), item, team)) return;
       s.dy = {whole.zeros, 0};
     }
     if (p.zoned) divide_gradients(args, item, row, scratch.dmade, whole.zeros, s);
-    if (!backward_step(p, s, WholeSequence(), scratch, item, team)) return;
+    if (!backward_step(p, s, WholeSequence(), scratch, scratch.pairs, item, team)) return;
     if (p.zoned) join_gradients(p, item, s, direction);
     s.dstate[0] = s.dh_before;
     const unsigned char* starts = p.starts[item.direction];
@@ -254,6 +260,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
                       pack(w_ih, scratch.directions[d].thin_w_ih, 0, span);
                     else
                       pack_transposed(w_ih, scratch.directions[d].w_ih, span);
+                    if (p.rounded && p.input == InputKind::embedded) round_groups(scratch.directions[d].w_ih, span);
                   });
   for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
     pack_vectors(cell, args.directions[d].parameters, sizes.w_hh.units, p.H, span, scratch.directions[d].vectors);
@@ -328,6 +335,11 @@ void backward_sums(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
                                  .rows = sums ? direction.sums.rows : chunk[d].rows,
                                  .add = !chunk[d].first || args.accumulate},
                 span, args.directions[d].gradients);
+    if (p.input != InputKind::dense && p.rounded)
+      for_each_block<Real>(direction.w_hh.units, span, [&]<class S>(const BlockRange& range) {
+        const Index row = cell.slot_count * S::lanes;
+        round_numbers(gates_at(direction.dgates, range.unit, 0, S::lanes, cell.slot_count), chunk[d].rows * row);
+      });
     if (p.input != InputKind::dense)
       sum_by_token(TableBlocks<Real>{.table = direction.table, .units = direction.w_hh.units, .span = span}, cell,
                    direction.dgates, args.tokens, RowRange{.first = row_of(p, chunk[d].t), .count = chunk[d].rows});

@@ -89,8 +89,7 @@ constexpr Index input_columns(const Problem& p) { return p.input == InputKind::o
 // The matrices of a direction, or their gradients.
 template <class Real>
 constexpr GateRows<Real> input_rows(const Problem& p, const Parameters<Real>& parameters) {
-  const int shift = p.input == InputKind::one_hot ? 0 : shift_of(p.format);
-  return {.data = parameters.w_ih, .H = p.H, .K = words_of(p.I, shift), .order = p.cell->input_gates};
+  return {.data = parameters.w_ih, .H = p.H, .K = words_of(p.I, shift_of(p.format)), .order = p.cell->input_gates};
 }
 
 template <class Real>

@@ -84,12 +84,12 @@ __attribute__((noinline)) void drop_reset_h(const Problem& p, const View<const R
 // The recurrent product of a phase, gate by gate: `whole` is that of all gates, which starts from what is there.
 template <class Real>
 __attribute__((noinline)) void multiply_by_gate(const CellShape& cell, const Phase& part, const ForwardStep<Real>& s,
-                                                const BlockRange& range, const Tile<Real>& whole) {
-  const Index H = s.dropped.stride / s.masks;
+                                                const BlockRange& range, const Tile<Real>& whole, Factors factors) {
+  const Index H = s.h.stride / s.masks;
   Tile<Real> t = whole;
   for (int gate = part.gate; gate < part.gate + part.gates; ++gate) {
-    t.second.a = of_mask(s.dropped, mask_of(cell, s.masks, gate), H).data;
-    tile_rows(tiles_of<Real>(1, 1, range), t, s.rows);
+    t.second.a = of_mask(s.h, mask_of(cell, s.masks, gate), H).data;
+    tile_rows(tiles_of<Real>(1, 1, range, factors), t, s.rows);
     t.out += range.lanes, t.second.panel += range.lanes;
     if (t.init) t.init += range.lanes;
   }

@@ -73,8 +73,11 @@ ForwardScratch<Real> lay_out_forward(const Problem& p, Arena<Real>& arena) {
       direction.h = take_quantized(arena, p.B, p.H);
     }
     if (p.rounded) {
-      if (p.input == InputKind::dense) direction.x_pairs = take_pairs(arena, most_chunk_rows(p), p.I);
-      direction.h_pairs = take_pairs(arena, p.B, p.H);
+      const Index masks = max_index(p.masks, 1);
+      direction.x_pairs =
+          take_pairs(arena, p.input == InputKind::embedded ? p.U : most_chunk_rows(p), input_columns(p));
+      direction.h_pairs = take_pairs(arena, p.B * masks, p.H);
+      direction.h_pairs.stride *= masks;
     }
   }
   s.embedded = take(arena, p.U * input_columns(p));
@@ -215,7 +218,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           t.second = rows_by_panels(read, panel(w_hh, range.unit) + offset, w_hh.K, width, factors);
         }
         if (by_gate && products == Products::recurrent) {
-          multiply_by_gate(cell, part, s, range, t);
+          multiply_by_gate(cell, part, s, range, t, factors);
           if (ends && !waits) pointwise(range, 0, s.rows);
           return;
         }
@@ -265,11 +268,11 @@ RNNFAST_INLINE void encode_x(const Problem& p, const typename ForwardScratch<Rea
   }
 }
 
-// What the products of a step's rows read for h', likewise.
+// What the products of a step's rows read for h', likewise; of several masks, so many times `size` side by side.
 template <class Real>
 RNNFAST_INLINE void encode_h(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch,
-                             const View<const Real>& h, Index size, bool is_bounded, Index place,
-                             ForwardStep<Real>& s) {
+                             const View<const Real>& h, Index size, bool is_bounded, Index place, ForwardStep<Real>& s,
+                             int masks = 1) {
   s.h = h;
   if constexpr (has_formats<Real>)
     if (p.format == Format::int8) {
@@ -278,7 +281,8 @@ RNNFAST_INLINE void encode_h(const Problem& p, const typename ForwardScratch<Rea
     }
   if (scratch.h_pairs.data) {
     const View<Real> to = at(scratch.h_pairs, place);
-    pair_neighbours(h, s.rows, size, to);
+    for (int mask = 0; mask < masks; ++mask)
+      pair_neighbours(of_mask(h, mask, size), s.rows, size, of_mask(to, mask, words_of(size, 1)));
     s.h = read_only(to);
   }
 }
@@ -405,7 +409,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
       for (int phase = 0; phase < cell.phase_count; ++phase) {
         const bool resets = cell.phases[phase].reset_h;
         const View<const Real> h = resets ? read_only(s.reset_h) : p.masks ? s.dropped : s.before[0];
-        encode_h(p, scratch, h, p.P, resets || bounds_h(p), item.first, s);
+        encode_h(p, scratch, h, p.P, resets || bounds_h(p), item.first, s, resets || p.masks == 0 ? 1 : p.masks);
         forward_phase(cell, phase, folds ? Products::both : Products::recurrent, s, scratch, team);
         if (is_normalised(cell)) forward_norm(p, args.eps, s, team);
         if (p.masks && phase + 1 < cell.phase_count)
@@ -484,7 +488,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
     Arena<const Real> weights = {.base = packed ? args.directions[d].packed : own[d].w_ih.data, .used = 0};
-    find_packed(p, units, projected, weights, scratch.directions[d].weights);
+    find_packed(packed ? packed_once(p) : p, units, projected, weights, scratch.directions[d].weights);
     const auto& parameters = args.directions[d].parameters;
     if (by_block)
       scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),
@@ -500,8 +504,16 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       if (!packed) pack_direction(p, parameters, own[d], span, !by_block);
       if (p.input == InputKind::one_hot) {
         const TableBlocks<Real> table = {.table = direction.table, .units = units, .span = span};
-        fill_from_columns(table, *p.cell, is_normalised(*p.cell) ? nullptr : direction.weights.bias,
-                          input_rows(p, parameters), args.tokens.token);
+          const Real* const bias = is_normalised(*p.cell) ? nullptr : direction.weights.bias;
+          if (p.rounded || p.format != Format::real) {
+            fill(table, p.cell->slot_count, bias);
+            for_each_column(table, p.cell->slot_count, input_rows(p, parameters), p.cell->gate_count, args.tokens.token,
+                            [&](Real& element, const Real* row, Index r, Index k) {
+                              element += one_hot_part(p, row, k, parameters.scales[0], r);
+                            });
+          } else {
+            fill_from_columns(table, *p.cell, bias, input_rows(p, parameters), args.tokens.token);
+          }
       }
     });
     if (!packed && is_projected(p))

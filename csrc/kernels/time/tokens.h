@@ -5,10 +5,13 @@
 // they are columns of dw_ih.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/layout.h"
 #include "kernels/products/blocks.h"
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
+#include "kernels/vec.h"
 #include "types.h"
 
 namespace rnnfast::RNNFAST_ISA {
@@ -37,7 +40,7 @@ void fill(const TableBlocks<Real>& t, int slots, const Real* row) {
   }
 }
 
-// f(element, w) for the columns of w that are rows of the table.
+// f(element, row of w, its number, column of w) for the columns of w that are rows of the table.
 template <class Real, class W, class F>
 void for_each_column(const TableBlocks<Real>& t, int slots, const GateRows<W>& w, int gates, const Index* token,
                      F&& f) {
@@ -48,10 +51,11 @@ void for_each_column(const TableBlocks<Real>& t, int slots, const GateRows<W>& w
       const Index last = min_index(first + table_rows, t.table.rows);
       for (int gate = 0; gate < gates; ++gate)
         for (Index lane = 0; lane < width.valid; ++lane) {
-          W* const from = w.data + (w.order[gate] * w.H + width.unit + lane) * w.K;
+          const Index of_w = w.order[gate] * w.H + width.unit + lane;
           Real* element = gates_at(t.table, width.unit, first, width.lanes, slots);
           element += (slots - gates + gate) * width.lanes + lane;
-          for (Index row = first; row < last; ++row, element += slots * width.lanes) f(*element, from[token[row]]);
+          for (Index row = first; row < last; ++row, element += slots * width.lanes)
+            f(*element, w.data + of_w * w.K, of_w, token[row]);
         }
     }
   }
@@ -74,7 +78,8 @@ void fill_from_columns(const TableBlocks<Real>& t, const CellShape& cell, const 
                        const GateRows<const Real>& w, const Index* token) {
   if (!is_panels(t, cell, w)) {
     fill(t, cell.slot_count, row);
-    return for_each_column(t, cell.slot_count, w, cell.gate_count, token, [](Real& element, Real a) { element += a; });
+    return for_each_column(t, cell.slot_count, w, cell.gate_count, token,
+                           [](Real& element, const Real* from, Index, Index k) { element += from[k]; });
   }
   pack(w, panels_of(t, cell), 0, t.span);
   if (!row) return;
@@ -90,7 +95,28 @@ void fill_from_columns(const TableBlocks<Real>& t, const CellShape& cell, const 
 template <class Real>
 void columns_from(const TableBlocks<Real>& t, const CellShape& cell, const GateRows<Real>& w, const Index* token) {
   if (is_panels(t, cell, w)) return unpack(panels_of(t, cell), 0, w, t.span);
-  for_each_column(t, cell.slot_count, w, cell.gate_count, token, [](Real element, Real& a) { a = element; });
+  for_each_column(t, cell.slot_count, w, cell.gate_count, token,
+                  [](Real element, Real* to, Index, Index k) { to[k] = element; });
+}
+
+// What such a token brings to a gate: number k of row r of w_ih, of int8 with the operations that a row of x meets.
+template <class Real>
+RNNFAST_INLINE Real one_hot_part(const Problem& p, const Real* row, Index k, const float* scales, Index r) {
+  if constexpr (has_formats<Real>) {
+    using S = Simd<Real, 4>;
+    if (p.rounded) return nearest<S>(S::broadcast(row[k]))[0];
+    if (p.format == Format::int8)
+      return Real(127 * reinterpret_cast<const signed char*>(row)[k]) * (1.0f / 127 * scales[r]);
+    if (p.format == Format::bfloat16) {
+      std::uint32_t bits;
+      __builtin_memcpy(&bits, row + k / 2, sizeof(bits));
+      bits = k % 2 ? bits & 0xffff0000 : bits << 16;
+      Real number;
+      __builtin_memcpy(&number, &bits, sizeof(number));
+      return number;
+    }
+  }
+  return row[k];
 }
 
 // Adds dgates of rows [first, first + count) of all time, one chunk, to the rows of their tokens. As in the products,

@@ -36,25 +36,33 @@ __attribute__((noinline)) void multiply_input(const CellShape& cell, const Produ
 
 // Regroups the rows of a step by twos, where products are rounded.
 template <class Real>
-__attribute__((noinline)) void regroup_rounded(const BackwardArgs<Real>& args,
-                                               const typename BackwardScratch<Real>::Direction& scratch,
+__attribute__((noinline)) void regroup_rounded(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole,
                                                const StateBefore<Real>& before_h, const Chunk& chunk, Index t) {
   const Problem& p = args.problem;
+  const BackwardDirection<Real>& direction = args.directions[chunk.direction];
+  const auto& scratch = whole.directions[chunk.direction];
   const Index place = row_pairs(p, Steps{.first = chunk.t, .last = t}), row = row_of(p, t), rows = rows_at(p, t);
   const auto regroup_rows = [&](const View<const Real>& a, const Columns<Real>& to) {
     RegroupedPairs<Real> pairs = {.to = to, .place = place};
-    regroup(a, rows, pairs);
-    regroup_pair(pairs, static_cast<const Real*>(nullptr));
+    regroup(a, rows, View<const Real>{}, pairs);
+    regroup_pair(pairs, FactoredRow<Real>{});
   };
   if (p.input != InputKind::embedded) regroup_rows(at(args.x, row), scratch.x);
   if (resets_h(*p.cell)) {
-    const View<const Real> reset_h = {args.directions[chunk.direction].tape.reset_h, p.H};
+    const View<const Real> reset_h = {direction.tape.reset_h, p.H};
     regroup_rows(at(reset_h, row), scratch.reset_h);
   }
-  RegroupedPairs<Real> pairs = {.to = scratch.h_before[0], .place = place};
-  for_each_piece(p, chunk.direction, before_h, t, {.first = 0, .count = rows},
-                 [&](View<const Real> piece, const RowRange& range) { regroup(piece, range.count, pairs); });
-  regroup_pair(pairs, static_cast<const Real*>(nullptr));
+  if (is_projected(p)) regroup_rows(at(direction.tape.states[0], row), whole.projections[chunk.direction].u);
+  for (int mask = 0; mask < max_index(p.masks, 1); ++mask) {
+    RegroupedPairs<Real> pairs = {.to = scratch.h_before[mask], .place = place};
+    for_each_piece(p, chunk.direction, before_h, t, {.first = 0, .count = rows},
+                   [&](View<const Real> piece, const RowRange& range) {
+                     View<const Real> factors = {};
+                     if (p.masks) factors = of_mask(at(direction.factors, range.first), mask, p.H);
+                     regroup(piece, range.count, factors, pairs);
+                   });
+    regroup_pair(pairs, FactoredRow<Real>{});
+  }
 }
 
 // Regroups the left operands of a chunk's weight gradients, this member's share of the rows.
@@ -71,7 +79,7 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
     const Index t = chunk.t + step, row = row_of(p, t), first = row - row_of(p, chunk.t);
     const RowRange rows = {.first = first, .count = rows_at(p, t)};
     if (p.rounded) {
-      regroup_rounded(args, scratch, before_h, chunk, t);
+      regroup_rounded(args, whole, before_h, chunk, t);
       continue;
     }
     if (p.input != InputKind::embedded) regroup(at(args.x, row), rows, scratch.x, team);
@@ -100,12 +108,8 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
   product.dgates = scratch.dgates;
   product.rows = chunk.rows;
   if (p.rounded) {
-    product.dgates = scratch.row_pairs, product.rows = 0;
-    for (Index t = chunk.t; t < chunk.t + chunk.steps; ++t) {
-      const RowRange rows = {.first = row_of(p, t) - chunk.first_row, .count = rows_at(p, t)};
-      pair_rows(scratch.dgates, scratch.w_hh.units, span, cell.slot_count, rows, product.rows, scratch.row_pairs);
-      product.rows += (rows.count + 1) / 2;
-    }
+    product.dgates = scratch.row_pairs;
+    product.rows = pair_rows_of(p, chunk, scratch.dgates, scratch.w_hh.units, span, cell.slot_count, product.dgates);
   }
   product.add = !chunk.first || args.accumulate;
   product.columns = scratch.x, product.dw = scratch.dw_ih;
@@ -177,8 +181,10 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
     for_my_rows(p.U, team, [&](const RowRange& range) {
       for (Index d = 0; d < p.D; ++d) {
         const auto& scratch = whole.directions[d];
-        for (Index row = range.first; row < range.first + range.count; ++row)
+        for (Index row = range.first; row < range.first + range.count; ++row) {
           regroup(at(args.x, args.tokens.token[row]), RowRange{.first = row, .count = 1}, scratch.x, team);
+          if (p.rounded) round_row(scratch.x, row);
+        }
         if (!args.dx.data) continue;
         const Product<Real> dx = {.dgates = scratch.table,
                                   .gate_row = range.first,

@@ -39,8 +39,8 @@ void lay_out_packed(const Problem& p, const Blocks& units, const Blocks& project
   to.w_hh.reach = reach_of(p.P, p.head, vector_bytes / Index(sizeof(Real)));
   to.w_ih.K = input_columns(p), to.w_hh.K = to.w_hh.reach.width, to.w_hr.K = p.H;
   to.w_ih.shift = to.w_hh.shift = to.w_hr.shift = shift_of(p.format);
-  if (p.rounded) to.w_ih.rounds = p.input == InputKind::dense, to.w_hh.rounds = true;
-  if (p.rounded) to.w_ih.shift = to.w_ih.rounds, to.w_hh.shift = 1;
+  to.w_ih.rounds = to.w_hh.rounds = to.w_hr.rounds = p.rounded;
+  if (p.rounded) to.w_ih.shift = to.w_hh.shift = to.w_hr.shift = 1;
   to.w_ih.data = take(arena, size(to.w_ih));
   to.w_hh.data = take(arena, size(to.w_hh));
   to.w_hr.data = take(arena, size(to.w_hr));
@@ -57,6 +57,12 @@ template <class Real>
 void lay_out_lists(const Problem& p, Arena<Real>& arena, PackedWeights<Real>& to) {
   if (p.cell->phase_count > 1 || is_normalised(*p.cell) || to.w_hh.reach.last) return;
   to.ih_lists = take_lists(arena, to.w_ih), to.hh_lists = take_lists(arena, to.w_hh);
+}
+
+// Weights that are packed for any number of calls are those of a dense x.
+constexpr Problem packed_once(Problem p) {
+  p.input = InputKind::dense;
+  return p;
 }
 
 // Weights that are packed, or will be.

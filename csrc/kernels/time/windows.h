@@ -13,6 +13,7 @@
 #include "kernels/cells/cell.h"
 #include "kernels/layout.h"
 #include "kernels/products/blocks.h"
+#include "kernels/products/pairs.h"
 #include "kernels/time/chunks.h"
 #include "kernels/time/sequence.h"
 #include "kernels/vec.h"
@@ -23,10 +24,11 @@ namespace {
 
 template <class Real>
 struct WindowScratch {
-  Gates<Real> dgates;         // two times [most·B]
-  Gates<Real> dvectors, dh;   // likewise; of h, where that is a projection
-  Real* dstate[most_states];  // [most·B,H], of h [most·B,P]
-  const Real* zeros;          // [H]
+  Gates<Real> dgates;          // two times [most·B]
+  Gates<Real> dvectors, dh;    // likewise; of h, where that is a projection
+  Gates<Real> pairs, h_pairs;  // of dgates and dh, where products are rounded
+  Real* dstate[most_states];   // [most·B,H], of h [most·B,P]
+  const Real* zeros;           // [H]
 };
 
 // The windows whose deltas a backward carries; it has one without end where there are no windows.
@@ -42,8 +44,11 @@ WindowScratch<Real> lay_out_windows(const Problem& p, const Windows& w, const Re
   WindowScratch<Real> s = {.dgates = slots(p.cell->slot_count, p.H),
                            .dvectors = slots(row_vectors(*p.cell), p.H),
                            .dh = slots(is_projected(p), p.P),
+                           .pairs = {},
+                           .h_pairs = {},
                            .dstate = {},
                            .zeros = zeros};
+  if (p.rounded) s.pairs = slots(p.cell->slot_count, p.H), s.h_pairs = slots(is_projected(p), p.P);
   for (int i = 0; i < p.cell->state_count; ++i) s.dstate[i] = take(arena, rows * state_size(p, i));
   return s;
 }
@@ -146,7 +151,7 @@ StepWindows<Real> enter_windows(const BackwardArgs<Real>& args, const WindowScra
 // their gradients of the states.
 template <class Real>
 void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& windows, const Item& item, Index t,
-                   const BackwardStep<Real>& s) {
+                   const BackwardStep<Real>& s, const Gates<Real>& pairs) {
   const Problem& p = args.problem;
   const CellShape& cell = *p.cell;
   const auto sum = [&](const Gates<Real>& from, const Gates<Real>& to, int slots, const Blocks& blocks, Span span) {
@@ -160,6 +165,9 @@ void leave_windows(const BackwardArgs<Real>& args, const StepWindows<Real>& wind
   sum(s.dgates, windows.dgates, cell.slot_count, units, item.units);
   sum(s.dvectors, windows.dvectors, row_vectors(cell), units, item.units);
   if (is_projected(p)) sum(s.dh, windows.dh, 1, blocks_of<Real>(p.P), item.of_h);
+  if (p.rounded && windows.count != 1)  // as dx reads them
+    pair_neighbours(windows.dgates, units, item.units, cell.slot_count, 0, cell.slot_count,
+                    RowRange{.first = windows.dgate_row, .count = s.rows}, pairs);
   if (t > 0) return;
   const BackwardDirection<Real>& direction = args.directions[0];
   for (int i = 0; i < cell.state_count; ++i)
