@@ -504,16 +504,16 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       if (!packed) pack_direction(p, parameters, own[d], span, !by_block);
       if (p.input == InputKind::one_hot) {
         const TableBlocks<Real> table = {.table = direction.table, .units = units, .span = span};
-          const Real* const bias = is_normalised(*p.cell) ? nullptr : direction.weights.bias;
-          if (p.rounded || p.format != Format::real) {
-            fill(table, p.cell->slot_count, bias);
-            for_each_column(table, p.cell->slot_count, input_rows(p, parameters), p.cell->gate_count, args.tokens.token,
-                            [&](Real& element, const Real* row, Index r, Index k) {
-                              element += one_hot_part(p, row, k, parameters.scales[0], r);
-                            });
-          } else {
-            fill_from_columns(table, *p.cell, bias, input_rows(p, parameters), args.tokens.token);
-          }
+        const Real* const bias = is_normalised(*p.cell) ? nullptr : direction.weights.bias;
+        if (p.rounded || p.format != Format::real) {
+          fill(table, p.cell->slot_count, bias);
+          for_each_column(table, p.cell->slot_count, input_rows(p, parameters), p.cell->gate_count, args.tokens.token,
+                          [&](Real& element, const Real* row, Index r, Index k) {
+                            element += one_hot_part(p, row, k, parameters.scales[0], r);
+                          });
+        } else {
+          fill_from_columns(table, *p.cell, bias, input_rows(p, parameters), args.tokens.token);
+        }
       }
     });
     if (!packed && is_projected(p))
