@@ -35,7 +35,6 @@ from ._base.arrays import checked, checked_target
 from ._base.module import copy_of
 from ._base.scalars import addressable, size
 from ._base.state import initial_names, parts_of, state_of
-from ._stack.quantized import Quantized
 from ._stack.stack import Stack, rates_of, state_shapes
 
 __all__ = ["Stream"]
@@ -159,9 +158,7 @@ cdef class Stream:
         sequences = size(batch_size, "batch_size")
         addressable(sequences * (layer.input_size + layer.hidden_size), "batch_size", "elements of a step")
         self.batch_size = sequences
-        if type(layer) is not Quantized:  # which nothing changes
-            layer = copy_of(layer)
-        self.layer = layer
+        layer = self.layer = copy_of(layer) if layer.format is None else layer  # nothing changes a quantised one
         self.num_layers, self.input_size, self.h_size = layer.num_layers, layer.input_size, layer.h_size
         self.batch_first, self.cell, self.dtype = layer.batch_first, layer.cell, layer.dtype
         self.typenum = cnp.NPY_FLOAT if self.dtype == np.float32 else cnp.NPY_DOUBLE

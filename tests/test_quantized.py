@@ -464,7 +464,7 @@ def test_packed_parameters_that_do_not_fit_are_refused() -> None:
     x, layer = np.zeros((2, 1, 3), np.float32), rnnfast.LSTM(3, 4, rng=0)
     own, other = (made.quantize("int8").for_calls(0)[0] for made in (layer, rnnfast.LSTM(5, 4)))
     with pytest.raises(TypeError, match="parameters: expected arrays of fewer bits, got others"):
-        _core.pack("lstm", layer.of_layer(0)[0])  # type: ignore[arg-type]
+        _core.pack("lstm", layer.of_layer(0)[0])
     with pytest.raises(ValueError, match="parameters: expected ones packed for gru, got some for lstm"):
         _core.inference("gru", x, [own])
     with pytest.raises(TypeError, match="parameters: expected both directions packed or none, got one"):
