@@ -97,11 +97,12 @@ constexpr Index pointwise_rows = 6;
 
 // What packing costs, to read, to write and to read again: as much as so many rows of direct products do. It costs more
 // where the second cache level has no room for the weights and what is packed of them, and again where they are large
-// against it.
+// against it; and narrow vectors gain less from direct ones.
 template <class Real>
 Index packing_cost(const Problem& p) {
   const Index bytes = p.cell->gate_count * p.H * (p.I + p.P) * Index(sizeof(Real));
-  return 2 * bytes <= cache_sizes.near ? 8 : bytes <= 8 * cache_sizes.near ? 32 : 64;
+  constexpr Index dear = vector_bytes == 64 ? 32 : 20;
+  return 2 * bytes <= cache_sizes.near ? 8 : bytes <= 8 * cache_sizes.near ? dear : 2 * dear;
 }
 
 // Whether products read the weights as the caller has them: those of one step of a few rows, and of several where that
@@ -114,7 +115,7 @@ bool reads_directly(const Problem& p) {
   return steps_of(p.run) * (p.B + 3) <= packing_cost<Real>(p);
 }
 
-// Whether a unit block is packed when its turn comes in a step: in one step, or in three or six of dear ones.
+// Whether a unit block is packed when its turn comes in a step: in one step, or in a few of dear ones.
 template <class Real>
 bool packs_by_block(const Problem& p) {
   return p.format != Format::int8 && !p.rounded && p.input == InputKind::dense && !resets_h(*p.cell) &&
