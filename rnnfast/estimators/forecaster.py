@@ -63,27 +63,12 @@ class Forecaster(Estimator):
     horizon: int = 12
     season: int | None = None
     quantiles: Sequence[float] = (0.1, 0.5, 0.9)
-
     outputs = "all"
 
     def fit(self, series: Any, y: Any = None) -> Self:  # noqa: ARG002
-        """Train a new network on a series.
+        """Train a new network on a series [T]; y is ignored.
 
-        Parameters
-        ----------
-        series : array [T]
-        y : optional
-            Ignored.
-
-        Returns
-        -------
-        Forecaster
-            The estimator itself.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the series is too short or not finite, or if an argument of the constructor is invalid.
+        Raises TypeError or ValueError if the series is too short or not finite, or if a parameter is invalid.
         """
         K, share, rng = size(self.horizon, "horizon"), self._held_out_share(), generator(self.rng)
         self._K, levels = K, levels_of(self.quantiles)
@@ -113,45 +98,14 @@ class Forecaster(Estimator):
         return self
 
     def predict(self, horizon: Any = None, series: Any = None) -> Array:
-        """Return the medians of the next steps.
+        """Return the medians of the next steps, [horizon]; by default, `horizon` is that of the constructor.
 
-        Parameters
-        ----------
-        horizon : int, optional
-            The number of steps; by default that of the constructor.
-        series : array [T], optional
-            The series to continue; by default that of `fit`.
-
-        Returns
-        -------
-        ndarray [horizon]
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is invalid, or the estimator has not been fitted.
+        They continue the series [T] of `fit`, or another one. Raises TypeError or ValueError if an argument is invalid.
         """
         return np.asarray(self.predict_quantiles(horizon, series)[:, self._middle])
 
     def predict_quantiles(self, horizon: Any = None, series: Any = None) -> Array:
-        """Return the quantiles of the next steps.
-
-        Parameters
-        ----------
-        horizon : int, optional
-            The number of steps; by default that of the constructor.
-        series : array [T], optional
-            The series to continue; by default that of `fit`.
-
-        Returns
-        -------
-        ndarray [horizon,Q]
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is invalid, or the estimator has not been fitted.
-        """
+        """Return the quantiles of the next steps, [horizon,Q]; takes and raises what `predict` does."""
         self._check_fitted()
         steps = self._K if horizon is None else size(horizon, "horizon")
         known = self._history if series is None else self._series(series, self.season_ + 1)
@@ -164,25 +118,7 @@ class Forecaster(Estimator):
         return found[:steps]
 
     def score(self, series: Any, y: Any = None) -> float:  # noqa: ARG002
-        """Return the skill over a seasonal forecast.
-
-        It is 1 minus the squared error of all medians, divided by that of repeating the last value of the same season.
-
-        Parameters
-        ----------
-        series : array [T]
-        y : optional
-            Ignored.
-
-        Returns
-        -------
-        float
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the series is invalid, or the estimator has not been fitted.
-        """
+        """Return 1 less the squared error of all medians, divided by that of the last values of the same season."""
         self._check_fitted()
         known = self._series(series, self._K + self.season_ + 1)
         target = self._targets(known) / self._spread
@@ -208,19 +144,16 @@ class Forecaster(Estimator):
 
     def _scaled(self, features: Array) -> Array:
         """Return features as a batch of one sequence, [T,1,w+2]."""
-        scaled: Array = ((features - self._mean) / self._deviation).astype(FLOAT)[:, np.newaxis]
-        return scaled
+        return np.asarray(((features - self._mean) / self._deviation).astype(FLOAT)[:, np.newaxis])
 
     def _back(self) -> Array:
         """Return how far behind t + k the last step of the same season lies that is at most t, k = 1 .. K."""
-        back: Array = self.season_ * -(-np.arange(1, self._K + 1) // self.season_)
-        return back
+        return np.asarray(self.season_ * -(-np.arange(1, self._K + 1) // self.season_))
 
     def _targets(self, y: Array) -> Array:
         """Return the outputs at each step that has K steps behind it, [T-K,K]."""
         t = np.arange(len(y) - self._K)[:, np.newaxis] + np.arange(1, self._K + 1)
-        differences: Array = y[t] - y[np.maximum(t - self._back(), 0)]
-        return differences
+        return np.asarray(y[t] - y[np.maximum(t - self._back(), 0)])
 
     def _quantiles(self, x: Array) -> Array:
         """Return the outputs at each step, [T,K,Q], in float64."""

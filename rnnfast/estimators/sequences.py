@@ -26,8 +26,7 @@ def read_sequences(X: Any) -> tuple[list[Array], bool]:
     arrays = [np.asarray(x) for x in given]
     for i, a in enumerate(arrays):
         if a.ndim not in (1, 2) or a.size == 0:
-            came = f"{a.shape}. Reshape your data: N sequences"
-            wrong(f"X[{i}]", "shape (T, I), or (T,) for tokens and single features", came)
+            wrong(f"X[{i}]", "shape (T, I), or (T,) for tokens and single features", f"{a.shape}. Reshape your data")
     if all(a.ndim == 1 and a.dtype.kind in "iu" for a in arrays):
         least, most = min(int(a.min()) for a in arrays), max(int(a.max()) for a in arrays)
         if least < 0 or most >= 2**63:
@@ -60,22 +59,9 @@ class SequenceEstimator(Estimator):
     def fit(self, X: Any, y: Any) -> Self:
         """Train a new network.
 
-        Parameters
-        ----------
-        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
-            The sequences. Integers [T_i] are tokens, and floats [T_i] are single features.
-        y : array [N], for a regressor also [N,O]
-            The class of each sequence, or its numbers.
-
-        Returns
-        -------
-        SequenceClassifier or SequenceRegressor
-            The estimator itself.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If X, y or an argument of the constructor is invalid.
+        X is a list of N arrays [T_i,I] or [T_i], or an array [N,T,I] or [N,T]: sequences of features, where those of
+        integers [T_i] are tokens, and of floats [T_i] single features. y is an array [N], for a regressor also [N,O].
+        TypeError or ValueError: one of them, or a parameter of the constructor, does not fit.
         """
         sequences, is_tokens = read_sequences(X)
         given, rng, share = self._paired(sequences, y), generator(self.rng), self._held_out_share()
@@ -94,24 +80,9 @@ class SequenceEstimator(Estimator):
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
-        """Make one pass over sequences, at the learning rate `lr` and without validation.
+        """Go once through some sequences, at the learning rate `lr` and without any held out; see `fit`.
 
-        Parameters
-        ----------
-        X, y
-            As for `fit`. The first call decides how X, and the y of a regressor, are scaled.
-        classes : array, optional
-            All classes of a classifier, for the first call.
-
-        Returns
-        -------
-        SequenceClassifier or SequenceRegressor
-            The estimator itself.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is invalid.
+        The first call decides how X, and in a regressor y, are scaled. In a classifier it needs all `classes`.
         """
         sequences, is_tokens = read_sequences(X)
         given, batch_size = self._paired(sequences, y), size(self.batch_size, "batch_size")
@@ -197,8 +168,7 @@ class SequenceClassifier(SequenceEstimator):
     ----------
     classes_ : ndarray
     model_ : Modules
-        The network: ``rnn``, ``readout``, and for tokens ``embedding``. The embedding of tokens larger than any in
-        `fit` is zero.
+        The network: ``rnn``, ``readout``, and for tokens ``embedding``, which is 0 for tokens larger than any in `fit`.
     history_ : dict of lists
         ``loss`` and ``validation_loss`` of each of the `n_iter_` epochs.
 
@@ -213,47 +183,14 @@ class SequenceClassifier(SequenceEstimator):
     """
 
     loss: str = "softmax"
-
     kind = "classifier"
 
     def predict(self, X: Any) -> Array:
-        """Return the most likely class of each sequence.
-
-        Parameters
-        ----------
-        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
-            The sequences, as for `fit`.
-
-        Returns
-        -------
-        ndarray [N]
-
-        Raises
-        ------
-        TypeError, ValueError
-            If X is invalid, or the estimator has not been fitted.
-        """
-        likeliest = self.predict_proba(X).argmax(axis=1)
-        return np.asarray(self.classes_[likeliest])
+        """Return the most likely class of each sequence, [N]."""
+        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
     def predict_proba(self, X: Any) -> Array:
-        """Return the probabilities of the classes.
-
-        Parameters
-        ----------
-        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
-            The sequences, as for `fit`.
-
-        Returns
-        -------
-        ndarray [N,K]
-            In the order of `classes_`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If X is invalid, or the estimator has not been fitted.
-        """
+        """Return the probabilities [N,K] of the classes, in the order of `classes_`."""
         out = self._outputs(X)
         if out.shape[1] == 1:
             out = np.concatenate([np.zeros_like(out), out], axis=1)
@@ -261,22 +198,7 @@ class SequenceClassifier(SequenceEstimator):
         return np.asarray(p / p.sum(axis=1, keepdims=True))
 
     def score(self, X: Any, y: Any) -> float:
-        """Return the fraction of sequences that are classified correctly.
-
-        Parameters
-        ----------
-        X, y
-            As for `fit`.
-
-        Returns
-        -------
-        float
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is invalid, or the estimator has not been fitted.
-        """
+        """Return the fraction of sequences that are classified correctly."""
         found = self.predict(X)
         return float(np.mean(found == self._paired([*found], y)))
 
@@ -335,48 +257,15 @@ class SequenceRegressor(SequenceEstimator):
     loss: str = "squared"
     delta: float = 1.0
     quantiles: Sequence[float] = (0.1, 0.5, 0.9)
-
     kind = "regressor"
 
     def predict(self, X: Any) -> Array:
-        """Return a prediction for each sequence; with quantiles, the one closest to the median.
-
-        Parameters
-        ----------
-        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
-            The sequences, as for `fit`.
-
-        Returns
-        -------
-        ndarray [N], or [N,O] if y has that shape
-
-        Raises
-        ------
-        TypeError, ValueError
-            If X is invalid, or the estimator has not been fitted.
-        """
+        """Return a number for each sequence, [N], or [N,O] as y has it: of quantiles, the one closest to the median."""
         middle = int(np.argmin(np.abs(np.asarray(self.quantiles) - 0.5))) if self.loss == "quantile" else 0
         return self._unscaled(self._parts(X)[..., middle])
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] | None = None) -> Array:
-        """Return quantiles for each sequence.
-
-        Parameters
-        ----------
-        X : list of N arrays [T_i,I] or [T_i], or array [N,T,I] or [N,T]
-            The sequences, as for `fit`.
-        quantiles : sequence of Q floats, optional
-            By default those of the constructor. With the loss ``"gaussian"``, any numbers above 0 and below 1.
-
-        Returns
-        -------
-        ndarray [N,Q] or [N,O,Q]
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is invalid, the loss has no quantiles, or the estimator has not been fitted.
-        """
+        """Return the quantiles of the constructor, or with the loss ``"gaussian"`` any others, [N,Q] or [N,O,Q]."""
         if self.loss == "quantile" and quantiles is None:
             return np.sort(self._unscaled(self._parts(X)), axis=-1)  # quantiles that cross are exchanged
         if self.loss != "gaussian":
@@ -387,22 +276,7 @@ class SequenceRegressor(SequenceEstimator):
         return self._unscaled(out[..., :1] + z * np.exp(out[..., 1:] / 2))
 
     def score(self, X: Any, y: Any) -> float:
-        """Return the coefficient of determination, R², averaged over the O numbers of y.
-
-        Parameters
-        ----------
-        X, y
-            As for `fit`.
-
-        Returns
-        -------
-        float
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is invalid, or the estimator has not been fitted.
-        """
+        """Return the coefficient of determination, R², averaged over the O numbers of y."""
         found = self.predict(X)
         given = numbers_of(self._paired([*found], y).reshape(found.shape), "y")
         rest, spread = ((found - given) ** 2).sum(axis=0), ((given - given.mean(axis=0)) ** 2).sum(axis=0)
