@@ -187,7 +187,8 @@ class SequenceClassifier(SequenceEstimator):
 
     def predict(self, X: Any) -> Array:
         """Return the most likely class of each sequence, [N]."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+        likeliest = self.predict_proba(X).argmax(axis=1)  # before there need be `classes_`
+        return np.asarray(self.classes_[likeliest])
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probabilities [N,K] of the classes, in the order of `classes_`."""
@@ -218,8 +219,7 @@ class SequenceClassifier(SequenceEstimator):
 
     def _target(self, y: Array) -> Array:
         labels = y.reshape(-1)
-        others = labels[~np.isin(labels, self.classes_)]
-        if others.size:
+        if (others := labels[~np.isin(labels, self.classes_)]).size:
             wrong("y", f"classes of {self.classes_}", others[0])
         return np.searchsorted(self.classes_, labels)
 

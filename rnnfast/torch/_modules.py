@@ -40,11 +40,11 @@ def left_to_torch() -> bool:
     return bool(transformed or torch.jit.is_tracing())
 
 
-def rounds(cell: str, projected: bool, weight: Tensor) -> bool:
+def rounds(cell: str, weight: Tensor) -> bool:
     """Return whether autocast wants products of bfloat16, and the machine and the kernels have them."""
     if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False
-    return HAS_PAIRS and cell in ROUNDED and not projected and weight.dtype == torch.float32
+    return HAS_PAIRS and cell in ROUNDED and weight.dtype == torch.float32
 
 
 def is_batched() -> bool:
@@ -236,7 +236,7 @@ class Recurrent(_Scriptable):
                 x = torch.nn.functional.dropout(x, self.dropout)
             before = first if L == 1 else [state[k * D : (k + 1) * D] for state in first]
             own, projected = weights[k * n : (k + 1) * n], self.proj_size > 0
-            kind = cell, self.bias, projected, rounds(cell, projected, own[0])
+            kind = cell, self.bias, projected, rounds(cell, own[0])
             x, *after = layer(Call(*kind, x, before, batch_sizes, own, lengths, resets))
             last.append(after)
         states = last[0] if L == 1 else [torch.cat(part) for part in zip(*last, strict=True)]
@@ -290,7 +290,7 @@ class _Cell(_Scriptable):
         if given is None:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong
         x, *first = given if len(shape) == 2 else (t.unsqueeze(0) for t in given)
-        _, *states = layer(Call(cell, self.bias, False, rounds(cell, False, weights[0]), x, first, None, weights))
+        _, *states = layer(Call(cell, self.bias, False, rounds(cell, weights[0]), x, first, None, weights))
         if len(shape) == 1:
             states = [state.squeeze(0) for state in states]
         return tuple(states) if S > 1 else states[0]

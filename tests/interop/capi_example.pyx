@@ -6,6 +6,7 @@ import numpy as np
 from rnnfast.capi cimport (
     RNNFAST_FLOAT32,
     RNNFAST_FLOAT64,
+    RNNFAST_FULL,
     RNNFAST_OK,
     RNNFAST_SAME,
     rnnfast_api,
@@ -57,7 +58,7 @@ def train(object call, int passes=1, bint packed=False):
         )
     cdef rnnfast_layer layer = rnnfast_layer(
         sizeof(rnnfast_layer), cell, dtype, p.x.shape[-1], H, len(p.parameters), &weights[0],
-        call.layer.proj_size, heads, NULL, 0
+        call.layer.proj_size, heads, NULL, 0, RNNFAST_FULL
     )
     sizes = call.batch_sizes
     states = [pointers(arrays) for arrays in (call.state0, call.state, call.dstate, call.dstate0)]
