@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
     def of_layer(self, stack: Stack[Any], layer: int) -> list[Any]:
         """Return the parameters of a layer in this call as the kernels take them."""
-        return stack.for_calls(layer, self.dropped and self.dropped.weights)
+        return stack._for_calls(layer, self.dropped and self.dropped.weights)
 
     def factors_of(self, layer: int) -> Array | None:
         """Return what h' of a layer is multiplied by in the recurrent products."""

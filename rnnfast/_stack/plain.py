@@ -50,7 +50,7 @@ def fits_tape(stack: Stack[Any], tape: LayerTape, dy: object, dstate: object) ->
 
 def infer(stack: Stack[Any], x: Array, state: object) -> tuple[Array, Any]:
     """Return y and the last state."""
-    parameters, first = stack.for_calls(0), parts_of(stack.cell, state, "state")
+    parameters, first = stack._for_calls(0), parts_of(stack.cell, state, "state")
     y, last = _core.inference(stack.cell, x, parameters, first)
     return y, state_of(last)
 

@@ -98,7 +98,7 @@ class Quantized(Inference[StateT]):
         made = _checked(self._made(KeptArrays(kept.tensors, kept.rng, self.format)), self.format)
         self.layer = _described(made)  # with arguments as they are before a file
         vars(self).update({**vars(made), "fan": None})
-        self.packed: dict[int, list[_core.PackedParameters]] = {}  # of layers that have been called
+        self._packed: dict[int, list[_core.PackedParameters]] = {}  # of layers that have been called
         self.operands = operands(self.parameters)
 
     def __repr__(self) -> str:
@@ -129,11 +129,11 @@ class Quantized(Inference[StateT]):
             msg = f"{name}: expected no assignment, as a quantised layer is read-only; quantise a layer that differs"
             raise AttributeError(msg, name=name, obj=self)
 
-    def for_calls(self, layer: int, others: Mapping[str, Array] | None = None) -> list[Any]:  # noqa: ARG002
+    def _for_calls(self, layer: int, others: Mapping[str, Array] | None = None) -> list[Any]:  # noqa: ARG002
         """Return the parameters of a layer, packed: by the first call, for all others."""
-        packed = self.packed.get(layer)
+        packed = self._packed.get(layer)
         if packed is None:  # threads that come here at once each pack, and one of them is first
-            packed = self.packed.setdefault(layer, [_core.pack(self.cell, own) for own in self.of_layer(layer)])
+            packed = self._packed.setdefault(layer, [_core.pack(self.cell, own) for own in self.of_layer(layer)])
         return packed
 
     def of_layer(self, layer: int, others: Mapping[str, Array] | None = None) -> list[tuple[Any, ...]]:  # noqa: ARG002

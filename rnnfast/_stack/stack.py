@@ -160,7 +160,7 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         directions = by_direction(parameters, self.names_of(layer))
         return [with_fixed(self, arrays) for arrays in directions] if self.fixed else directions
 
-    def for_calls(self, layer: int, others: Mapping[str, Array] | None = None) -> list[Any]:
+    def _for_calls(self, layer: int, others: Mapping[str, Array] | None = None) -> list[Any]:
         """Return the same for calls, which may have them packed."""
         return self.of_layer(layer, others)
 

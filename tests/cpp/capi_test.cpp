@@ -289,7 +289,8 @@ struct Training {
   Numbers y = Numbers(outputs, 0), h = Numbers(B * H, 0), c = h;
   Numbers dx = Numbers(T * B * I, 0), gradients = Numbers(2 * G * H * H, 0);
   rnnfast_weights given = {weights.data(), weights.data() + G* H* H, nullptr, nullptr, nullptr};
-  rnnfast_layer layer = {sizeof(rnnfast_layer), "lstm", RNNFAST_FLOAT32, I, H, 1, &given, 0, 0, nullptr, 0, RNNFAST_FULL};
+  rnnfast_layer layer = {sizeof(rnnfast_layer), "lstm", RNNFAST_FLOAT32, I, H, 1, &given, 0, 0, nullptr, 0,
+                         RNNFAST_FULL};
   void* state[2] = {h.data(), c.data()};
   rnnfast_gradients wanted = {gradients.data(), gradients.data() + G* H* H, nullptr, nullptr, nullptr};
 
