@@ -446,11 +446,11 @@ def test_weights_are_packed_once(q: Any) -> None:
     tokens = np.random.default_rng(0).integers(0, q.input_size, (9, 3))
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(lambda _: made(x)[0], range(6)))
-    packed = made.packed[0]
+    packed = made._packed[0]
     assert all(np.array_equal(y, results[0]) for y in results)
     for given, embedding in ((x, None), (tokens, None), (tokens % 5, x[0, :1].repeat(5, axis=0))):
         made(given, embedding=embedding)
-        assert made.packed[0] is packed
+        assert made._packed[0] is packed
         options: Any = {"embedding": embedding, "layer_norm_eps": made.eps}
         as_they_are, _ = _core.inference(made.cell, given, made.of_layer(0), **options)
         assert np.array_equal(_core.inference(made.cell, given, packed, **options)[0], as_they_are)
@@ -462,7 +462,7 @@ def test_weights_are_packed_once(q: Any) -> None:
 
 def test_packed_parameters_that_do_not_fit_are_refused() -> None:
     x, layer = np.zeros((2, 1, 3), np.float32), rnnfast.LSTM(3, 4, rng=0)
-    own, other = (made.quantize("int8").for_calls(0)[0] for made in (layer, rnnfast.LSTM(5, 4)))
+    own, other = (made.quantize("int8")._for_calls(0)[0] for made in (layer, rnnfast.LSTM(5, 4)))
     with pytest.raises(TypeError, match="parameters: expected arrays of fewer bits, got others"):
         _core.pack("lstm", layer.of_layer(0)[0])
     with pytest.raises(ValueError, match="parameters: expected ones packed for gru, got some for lstm"):
