@@ -28,6 +28,7 @@ extern const Kernels<double> kernels_double;
 }  // namespace baseline
 constexpr KernelTable table = {.name = "baseline", .f32 = &baseline::kernels_float, .f64 = &baseline::kernels_double};
 const KernelTable* kernel_table = &table;
+const PairKernels* pair_kernels = nullptr;  // a processor without AVX512_BF16
 }  // namespace rnnfast
 
 namespace {
@@ -375,6 +376,16 @@ void messages_are_of_their_threads() {
   });
 }
 
+void a_precision_needs_an_instruction() {
+  Training training;
+  training.layer.precision = RNNFAST_ROUNDED;
+  const char* const expected = "precision: expected RNNFAST_FULL, since this processor lacks AVX512_BF16, got 1";
+  require(training.forward(nullptr, nullptr) == RNNFAST_INVALID && !std::strcmp(api.message(), expected),
+          "a precision is refused where the instruction is missing");
+  training.layer.precision = RNNFAST_FULL;
+  succeed(training.forward(nullptr, nullptr));
+}
+
 struct Property {
   const char* name;
   void (*holds)();
@@ -391,6 +402,7 @@ constexpr Property properties[] = {
     {"layers share a pack", layers_share_a_pack},
     {"one tape serves one call at a time", one_tape_serves_one_call_at_a_time},
     {"messages are of their threads", messages_are_of_their_threads},
+    {"a precision needs an instruction", a_precision_needs_an_instruction},
 };
 
 }  // namespace
