@@ -6,6 +6,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.pythread cimport PyThread_get_thread_ident
 
 from .capi cimport (
     RNNFAST_BFLOAT16,
@@ -25,7 +26,8 @@ from .capi cimport (
     rnnfast_weights,
 )
 
-from threading import get_ident, main_thread
+import os
+from threading import main_thread
 from types import GenericAlias
 
 import numpy as np
@@ -46,6 +48,18 @@ cdef const rnnfast_api* api = rnnfast_import()
 # Work, in floating point operations, from which on a call lets other Python threads run meanwhile: about 10 µs, a
 # hundred times what that costs.
 cdef double worth_releasing = 5e5
+
+# The thread that handles signals; in a forked process it is the one that forked.
+cdef unsigned long main_ident = main_thread().ident
+
+
+def _after_fork():
+    global main_ident
+    main_ident = PyThread_get_thread_ident()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 cdef int check(rnnfast_status status) except -1:
@@ -384,7 +398,7 @@ cdef class Stream:
         cdef void* context = <void*> raised
         cdef rnnfast_status status
         # Other threads have no signals to handle, and may still run when there is no interpreter left to ask.
-        cdef bint is_main = get_ident() == main_thread().ident
+        cdef bint is_main = PyThread_get_thread_ident() == main_ident
         with nogil:
             if is_main:
                 status = api.stream_run_until(self.stream, T, x, y, handle_signals, context)
