@@ -499,6 +499,7 @@ struct Kernels {
   Index (*next_of_pair)(const std::uint32_t* units, Index vectors, std::uint32_t reached);
   Index (*reservoir_scratch)(const Reservoir<Real>&, Index members);
   void (*reservoir)(const ReservoirArgs<Real>&, const Team&);
+  void (*draw_bits)(std::uint64_t key, const std::uint32_t (&row)[3], double rate, Index n, unsigned char* bits);
   void (*cross_entropy)(const CrossEntropyArgs<Real>&, const Team&);
   Index (*ctc_scratch)(Index T, Index U);  // in doubles
   void (*ctc)(const CtcArgs<Real>&, const Team&);

@@ -5,6 +5,7 @@
 #include "kernels/layout.h"
 #include "kernels/limits.h"
 #include "kernels/products/blocks.h"
+#include "kernels/random.h"
 #include "kernels/reservoir.h"
 #include "kernels/time/backward.h"
 #include "kernels/time/chunks.h"
@@ -157,6 +158,7 @@ constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,
                                    .next_of_pair = next_of_pair<Real>,
                                    .reservoir_scratch = reservoir_scratch<Real>,
                                    .reservoir = reservoir<Real>,
+                                   .draw_bits = draw_bits,
                                    .cross_entropy = cross_entropy<Real>,
                                    .ctc_scratch = ctc_scratch,
                                    .ctc = ctc<Real>,

@@ -536,5 +536,22 @@ struct FloatingPointMode {
   FloatingPointMode& operator=(const FloatingPointMode&) = delete;
 };
 
+// The products of the low halves of lanes.
+using Words64 = Widest<double>::Words;
+RNNFAST_INLINE Words64 multiply_halves(Words64 a, Words64 b) {
+#if defined(__AVX512F__)
+  return Words64(_mm512_maskz_mul_epu32(__mmask8(-1), __m512i(a), __m512i(b)));
+#elif defined(__AVX2__)
+  return Words64(_mm256_mul_epu32(__m256i(a), __m256i(b)));
+#elif defined(RNNFAST_SSE)
+  return Words64(_mm_mul_epu32(__m128i(a), __m128i(b)));
+#elif defined(RNNFAST_NEON)
+  return Words64(vmull_u32(vmovn_u64(uint64x2_t(a)), vmovn_u64(uint64x2_t(b))));
+#else
+  constexpr std::uint64_t half = 0xffffffff;
+  return (a & half) * (b & half);
+#endif
+}
+
 }  // namespace
 }  // namespace rnnfast::RNNFAST_ISA

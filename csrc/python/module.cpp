@@ -14,7 +14,6 @@
 #include "python/interpreter.h"
 #include "run/dispatch.h"
 #include "run/problem.h"
-#include "run/random.h"
 #include "run/threads.h"
 #include "types.h"
 #include "xla/frame.h"
@@ -122,8 +121,8 @@ py::array random_bits(std::uint64_t key, std::uint32_t place, double rate, const
   const auto *step = static_cast<const Index*>(ts.data()), *sequence = static_cast<const Index*>(bs.data());
   const WithoutGil without_gil;
   for (Index row = 0; row < rows; ++row)
-    draw_bits({std::uint32_t(key), std::uint32_t(key >> 32)},
-              {std::uint32_t(step[row]), std::uint32_t(sequence[row]), place}, rate, n, to + row * bytes);
+    kernels<float>().draw_bits(key, {std::uint32_t(step[row]), std::uint32_t(sequence[row]), place}, rate, n,
+                               to + row * bytes);
   return bits;
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._base.arrays import Array, checked
 from .layout import Layout
-from .masks import Check, draw_bits, places_of, unpacked
+from .masks import Check, draw_bits, draw_key, places_of, unpacked
 from .stack import Stack
 
 NAME = "candidate"  # of the masks, before their layer and direction
@@ -66,15 +66,15 @@ def dropped_candidates(stack: Stack[Any], layout: Layout, given: Mapping[str, Ar
     rate = stack.candidate_dropout
     if not rate:
         return None
-    key, by_sequence = int(stack.rng.integers(2**64, dtype=np.uint64)), stack.candidate_dropout_per_sequence
+    key, by_sequence = draw_key(stack), stack.candidate_dropout_per_sequence
     sequences = np.arange(layout.B)
     t, b = (np.zeros_like(sequences), sequences) if by_sequence else layout.places
     shape = (layout.B,) if by_sequence else layout.row_shape
     bits = {}
-    for name, (direction, layer) in places_of(stack, NAME).items():
+    for name, place in places_of(stack, NAME).items():
         if name in given:
             rows = np.packbits(given[name], axis=-1, bitorder="little")
         else:
-            rows = draw_bits(key, (layer, direction, 0), rate, (t, b), stack.hidden_size)
+            rows = draw_bits(key, (*place, 0), rate, (t, b), stack.hidden_size)
         bits[name] = rows.reshape(*shape, rows.shape[-1])
     return DroppedCandidates(bits, rate, by_sequence, layout)

@@ -16,37 +16,42 @@ Check: TypeAlias = Callable[[object, str], Array]  # of a mask and what messages
 
 
 def places_of(stack: Stack[Any], name: str) -> dict[str, tuple[int, int]]:
-    """Return the direction and the layer of each mask by its name, which begins with the one given."""
+    """Return the layer and the direction of each mask by its name, which begins with the one given."""
     return {
-        name + end: (direction, layer)
+        name + end: (layer, direction)
         for layer in range(stack.num_layers)
         for direction, end in enumerate(ends_of(layer, stack.directions))
     }
 
 
-def draw(key: Array, place: tuple[int, int], shape: tuple[int, ...], rate: float) -> Array:
-    """Draw what is kept, with the probability 1 - rate each.
+def draw_key(stack: Stack[Any]) -> int:
+    """Draw, from the stack's generator, the key of what one call draws."""
+    return int(stack.rng.integers(2**64, dtype=np.uint64))
 
-    Each place has a stream of its own of those that the key has, so that no mask depends on another. A shape with more
-    rows begins with the same ones.
+
+def draw(key: int, place: tuple[int, int], shape: tuple[int, ...], rate: float) -> Array:
+    """Draw bools of what is kept, with the probability 1 - rate each.
+
+    A place is a layer and a direction. A shape with more rows begins with the same ones.
     """
-    n = math.prod(shape)
-    bits = np.random.Philox(key=key, counter=[0, 0, *place]).random_raw((n + 1) // 2)
-    return (bits.astype("<u8", copy=False).view("<u4")[:n] >= np.uint32(rate * 2**32)).reshape(shape)
+    *rows, n = shape
+    number = np.arange(math.prod(rows))
+    return unpacked(draw_bits(key, (*place, 0), rate, (np.zeros_like(number), number), n), n).reshape(shape)
 
 
-def draw_bits(key: int, place: tuple[int, int, int], rate: float, rows: tuple[Array, Array], H: int) -> Array:
-    """Draw bits [N,ceil(H/8)] of what is kept, with the probability 1 - rate each, in the rows of steps and sequences.
+def draw_bits(key: int, place: tuple[int, int, int], rate: float, rows: tuple[Array, Array], n: int) -> Array:
+    """Draw bits [N,ceil(n/8)] of what is kept, with the probability 1 - rate each, in the rows of steps and sequences.
 
-    A place is a layer, a direction, and a state. Each bit has its own place in the stream of the key.
+    A place is a layer, a direction, and a state. Each bit has its own place in the stream of the key, so that none
+    depends on another.
     """
     layer, direction, state = place
-    return _core.random_bits(key, (layer << 3) + (direction << 2) + state, rate, *rows, H)
+    return _core.random_bits(key, (layer << 3) + (direction << 2) + state, rate, *rows, n)
 
 
-def unpacked(bits: Array, H: int) -> Array:
-    """Return bits [*,ceil(H/8)] as bools [*,H]."""
-    return np.unpackbits(bits, axis=-1, count=H, bitorder="little").view(bool)
+def unpacked(bits: Array, n: int) -> Array:
+    """Return bits [*,ceil(n/8)] as bools [*,n]."""
+    return np.unpackbits(bits, axis=-1, count=n, bitorder="little").view(bool)
 
 
 def checked_masks(masks: object, checks: Mapping[str, Check]) -> dict[str, Array]:

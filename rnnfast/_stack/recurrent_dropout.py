@@ -10,7 +10,7 @@ import numpy as np
 
 from .._base.arrays import Array
 from .layout import Layout
-from .masks import draw, places_of
+from .masks import draw, draw_key, places_of
 from .stack import Stack
 
 NAME = "recurrent"  # of the masks, before their layer and direction
@@ -39,7 +39,7 @@ def dropped_h(stack: Stack[Any], layout: Layout, given: Mapping[str, Array]) -> 
     """
     if not stack.recurrent_dropout:
         return None
-    key, rate = stack.rng.integers(2**64, size=2, dtype=np.uint64), stack.recurrent_dropout
+    key, rate = draw_key(stack), stack.recurrent_dropout
     kept = {}
     for name, shape in shapes_of(stack, layout).items():
         place = places_of(stack, NAME)[name]

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._base.arrays import Array, quiet
 from .._base.names import WEIGHTS
-from .masks import draw, places_of
+from .masks import draw, draw_key, places_of
 from .stack import Stack
 
 
@@ -27,7 +27,7 @@ class Dropped(NamedTuple):
         """Return w_hh or its gradient with zeros for what is left out, the rest scaled."""
         kept = self.kept[name]
         factors = kept.reshape(len(kept), -1) * a.dtype.type(self.scale)
-        result: Array = a * factors
+        result: Array = np.multiply(a, factors, out=factors if factors.shape == a.shape else None)
         result += 0  # no zero is a negative one, as there is none in sums
         return result
 
@@ -49,7 +49,7 @@ def dropped(stack: Stack[Any], given: Mapping[str, Array]) -> Dropped | None:
     if not stack.weight_dropout:
         return None
     rate = stack.weight_dropout[1] if isinstance(stack.weight_dropout, tuple) else stack.weight_dropout
-    key = stack.rng.integers(2**64, size=2, dtype=np.uint64)
+    key = draw_key(stack)
     places, made = places_of(stack, WEIGHTS[1]), Dropped({}, 1 / (1 - rate), {})
     for name, shape in shapes_of(stack).items():
         kept = given[name] if name in given else draw(key, places[name], shape, rate)

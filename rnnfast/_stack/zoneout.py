@@ -13,7 +13,7 @@ from .._base.arrays import Array
 from .._base.names import ends_of
 from .._base.state import STATES
 from .layout import Layout
-from .masks import draw_bits, unpacked
+from .masks import draw_bits, draw_key, unpacked
 from .stack import Stack, rates_of
 
 # Of each layer, for each state: its rate; which units of each row are new, bits [*,D·ceil(H/8)]; None where all are.
@@ -40,7 +40,7 @@ def zoned(stack: Stack[Any], layout: Layout, given: Mapping[str, Array]) -> Zone
     """
     if not stack.zoneout:
         return None
-    key = int(stack.rng.integers(2**64, dtype=np.uint64))
+    key = draw_key(stack)
     places = layout.places
 
     def bits(layer: int, direction: int, end: str, state: int, name: str, rate: float) -> Array:

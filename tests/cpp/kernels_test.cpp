@@ -184,6 +184,15 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
   return results;
 }
 
+// The bits of four units by Philox's known answer at the counter and the key of zeros: 6627e8d5 e169c58d bc57ac4c
+// 9b00dbd8.
+bool draws() {
+  unsigned char at_half = 0, at_seven_tenths = 0;
+  kernels.draw_bits(0, {0, 0, 0}, 0.5, 4, &at_half);
+  kernels.draw_bits(0, {0, 0, 0}, 0.7, 4, &at_seven_tenths);
+  return at_half == 0b1110 && at_seven_tenths == 0b0110;
+}
+
 }  // namespace
 
 // kernels_test [-|N]: with -, writes the results of one thread; with N, tries every N-th team and cache.
@@ -196,6 +205,10 @@ int main(int count, char** arguments) {
         std::fwrite(results.data(), sizeof(Real), results.size(), stdout);
       }
     return EXIT_SUCCESS;
+  }
+  if (!draws()) {
+    std::fprintf(stderr, "draw_bits: expected the known answer\n");
+    return 1;
   }
   int turn = 0;
   for (const CellShape& cell : std::span(kernels.cells, std::size_t(kernels.cell_count)))
