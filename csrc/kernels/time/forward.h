@@ -236,12 +236,13 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
 
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
 // folding x_t into the step's own product saves writing and reading the pre-activations, which pays where a step has
-// rows enough for what it reads of w_ih, where I is small against H, and where there is one step only. Both give the
-// same bits. Products that come gate by gate start from what was projected.
+// rows enough for what it reads of w_ih (with fewer bits, products are too fast for that), where I is small against H,
+// and where there is one step only. Both give the same bits. Products that come gate by gate start from what was
+// projected.
 constexpr bool folds_input(const Problem& p) {
-  constexpr Index enough_rows = 12;
+  const bool has_rows = p.B >= 12 && p.format == Format::real && !p.rounded;
   return p.input == InputKind::dense && p.masks <= 1 && !is_normalised(*p.cell) &&
-         (p.B >= enough_rows || steps_of(p.run) == 1 || 8 * p.I <= p.H);
+         (has_rows || steps_of(p.run) == 1 || 8 * p.I <= p.H);
 }
 
 // Nothing is left to project where the gates start from a table.
