@@ -1,7 +1,7 @@
 // The tiles of products whose factors are both pairs of bfloat16, in the tile registers of AMX, for the unit blocks and
-// panels of AVX-512. A panel's words are what its instruction reads: 16 words of up to 16 rows times as many words of
-// 16 columns are added to their sums at once. Each row's sums are the same however many rows there are. This file is
-// compiled for the instructions and again for their emulation.
+// panels of AVX-512: an instruction adds the products of 16 words of up to 16 rows and 16 words of 16 columns, which
+// lie in a panel as it reads them. A row's sums are the same however many rows there are. This file is compiled for the
+// instructions, and again for their emulation.
 #include "kernels/products/gemm.h"
 #include "kernels/products/tile_registers.h"
 #include "kernels/vec.h"
