@@ -375,8 +375,9 @@ struct TapeSize {
   Index gates, states, reset_h;
 };
 
-// What a product multiplies: numbers; numbers by words of a panel that hold two in bfloat16; such words by such words.
-enum class Factors { numbers, by_pairs, pairs };
+// What a product multiplies: numbers; numbers by words of a panel that hold two in bfloat16; such words by such words,
+// those of neighbours, or of two rows, where k has any stride.
+enum class Factors { numbers, by_pairs, pairs, row_pairs };
 
 // sum over blocks b < `blocks` and k < K of a[m, b, k] * panel[b, k, n].
 template <class Real>
@@ -464,6 +465,8 @@ struct PairKernels {
   const char* name;
   bool emulates;                 // the instruction for it, slowly
   const TileKind<float>* tiles;  // of each kind
+  const PairKernels* row_pairs;  // whose tiles are for pairs of rows
+  void (*release)();             // what the tiles hold of the processor, at the end of a thread's call; may be null
 };
 
 // What is compiled for one instruction set and dtype.

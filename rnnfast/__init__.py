@@ -201,7 +201,9 @@ def get_include() -> str:
 
 
 def show_config() -> None:
-    """Print the version, the compiler, the instruction set in use and those available, and the number of threads.
+    """Print the version, the compiler, the instructions in use and those available, and the number of threads.
+
+    The line `bfloat16` is about the products of `precision="bfloat16"`.
 
     Examples
     --------
@@ -210,10 +212,12 @@ def show_config() -> None:
     rnnfast       ...
     compiler      ...
     instructions  ... (available: ...)
+    bfloat16      ... (available: ...)
     threads       ...
     """
     config = _core.config()
     print(f"rnnfast       {config['version']}")
     print(f"compiler      {config['compiler']}")
     print(f"instructions  {config['isa']} (available: {', '.join(config['available'])})")
+    print(f"bfloat16      {config['bfloat16'] or 'none'} (available: {', '.join(config['available_bfloat16'])})")
     print(f"threads       {config['threads']}")

@@ -391,7 +391,23 @@ else:
     printed = run_script(script, RNNFAST_BF16="")
     assert printed == "has it\n" or printed.count(HARDWARE) == 2
     script = "import sys\ntry:\n import rnnfast\nexcept ImportError as error: print(error)"
-    assert "RNNFAST_BF16: expected 'emulate', got 'always'" in run_script(script, RNNFAST_BF16="always")
+    assert "RNNFAST_BF16: expected one of emulate" in run_script(script, RNNFAST_BF16="always")
+
+
+def test_instructions_compute_what_is_emulated() -> None:
+    """AMX adds in another order than AVX512_BF16."""
+    script = """
+import numpy as np, rnnfast
+x = np.random.default_rng(0).standard_normal((5, 20, 40), np.float32)
+layer = rnnfast.GRU(40, 70, rng=0, precision="bfloat16")
+y, _, tape = layer.forward(x)
+print(y.tobytes().hex(), layer.backward(tape, y)[0].tobytes().hex())
+"""
+    bits = {way: run_script(script, RNNFAST_BF16=way) for way in _core.config()["available_bfloat16"]}
+    assert bits.get("avx512bf16", bits["emulate"]) == bits["emulate"]
+    if "emulate-amx" in bits:
+        assert bits["emulate-amx"] != bits["emulate"]
+        assert bits.get("amx", bits["emulate-amx"]) == bits["emulate-amx"]
 
 
 def test_ragged_rows_are_paired_within_a_step() -> None:

@@ -124,7 +124,7 @@ void set_cache_sizes(const CacheSizes& sizes) { cache_sizes = sizes; }
 
 void set_integers(const IntegerKernels& kernels) { integers = &kernels; }
 
-void set_pairs(const PairKernels& kernels) { pair_tiles = kernels.tiles; }
+void set_pairs(const PairKernels& kernels) { pair_products = &kernels; }
 
 template <class Real>
 constexpr Kernels<Real> kernels = {.cells = AllCells::shapes.of,

@@ -9,7 +9,10 @@ namespace rnnfast::RNNFAST_ISA {
 #define RNNFAST_TEXT(name) #name
 #define RNNFAST_NAME(name) RNNFAST_TEXT(name)
 extern const PairKernels pair_kernels;
-const PairKernels pair_kernels = {
-    .name = RNNFAST_NAME(RNNFAST_ISA), .emulates = !multiplies_pairs, .tiles = tile_kinds<float, Factors::pairs>};
+const PairKernels pair_kernels = {.name = multiplies_pairs ? RNNFAST_NAME(RNNFAST_ISA) : "emulate",
+                                  .emulates = !multiplies_pairs,
+                                  .tiles = tile_kinds<float, Factors::pairs>,
+                                  .row_pairs = &pair_kernels,
+                                  .release = nullptr};
 
 }  // namespace rnnfast::RNNFAST_ISA

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "run/dispatch.h"
 #include "run/threads.h"
 
 #if defined(__GLIBCXX__)
@@ -113,6 +114,7 @@ void call(Index threads, const Kernel& kernel, Interruption interruption, const 
         std::fenv_t kernels;  // a handler finds the floating point mode of the caller
         std::fegetenv(&kernels);
         std::fesetenv(&callers);
+        if (pair_kernels && pair_kernels->release) pair_kernels->release();  // likewise, and may use the same itself
         raised = without_gil.signals_raise();
         std::fesetenv(&kernels);
         asked = Clock::now();

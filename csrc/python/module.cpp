@@ -94,11 +94,13 @@ py::dict config() {
   for (const KernelTable* table : available_kernels()) available.append(table->name);
   config["available"] = available;
   config["integers"] = integer_kernels->name;
-  config["bfloat16"] =
-      pair_kernels ? py::object(py::str(pair_kernels->emulates ? "emulated" : pair_kernels->name)) : py::none();
+  config["bfloat16"] = pair_kernels ? py::object(py::str(pair_kernels->name)) : py::none();
   py::list integers;
   for (const IntegerKernels* kernels : available_integers(*kernel_table)) integers.append(kernels->name);
   config["available_integers"] = integers;
+  py::list pairs;
+  for (const PairKernels* kernels : available_pairs(*kernel_table)) pairs.append(kernels->name);
+  config["available_bfloat16"] = pairs;
   config["threads"] = get_num_threads();
   return config;
 }

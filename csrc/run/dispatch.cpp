@@ -8,8 +8,12 @@
 
 #include "run/processors.h"
 
-#ifdef RNNFAST_HAS_avx2
+#if defined(RNNFAST_HAS_avx2) || defined(RNNFAST_HAS_amx)
 #include <cpuid.h>
+#endif
+#if defined(RNNFAST_HAS_amx) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace rnnfast {
@@ -38,6 +42,14 @@ namespace avx512vnni {
 extern const IntegerKernels integer_kernels;
 }
 namespace avx512bf16 {
+extern const PairKernels pair_kernels;
+}
+#endif
+#ifdef RNNFAST_HAS_amx
+namespace amx {
+extern const PairKernels pair_kernels;
+}
+namespace amx_emulated {
 extern const PairKernels pair_kernels;
 }
 #endif
@@ -71,6 +83,25 @@ bool has_avxvnni() {
 }
 #endif
 
+#ifdef RNNFAST_HAS_amx
+// Whether the processor has tile registers for bfloat16, the system saves them, and lets this process use them: Linux
+// has to be asked for that, once for all threads.
+bool has_amx() {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;  // XGETBV
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+  unsigned saved = 0, more = 0;
+  asm volatile("xgetbv" : "=a"(saved), "=d"(more) : "c"(0));
+  constexpr unsigned shapes = 17, registers = 18;
+  constexpr long ask = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  return (saved >> shapes & 1) && (saved >> registers & 1) && syscall(SYS_arch_prctl, ask, long(registers)) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 // Intel's processors bring weights from the second level too late for the multiply-adds unless they are asked for
 // ahead; others need it for what lies beyond that level, and beyond 1 MB.
 CacheSizes cache_sizes(Index second_level) {
@@ -80,14 +111,14 @@ CacheSizes cache_sizes(Index second_level) {
   return {.near = second_level, .far = std::max(second_level, Index(1) << 20)};
 }
 
-// The one of some tables that an environment variable names, or the last.
+// The one of some tables that an environment variable names, or the best.
 template <class Table>
-const Table& chosen(const char* variable, const std::vector<const Table*>& available) {
+const Table* chosen(const char* variable, const std::vector<const Table*>& available, const Table* best) {
   const char* wanted = std::getenv(variable);
-  if (!wanted || !*wanted) return *available.back();
+  if (!wanted || !*wanted) return best;
   std::string names;
   for (const Table* table : available) {
-    if (wanted == std::string(table->name)) return *table;
+    if (wanted == std::string(table->name)) return table;
     names += (names.empty() ? "" : ", ") + std::string(table->name);
   }
   throw std::runtime_error(std::string(variable) + ": expected one of " + names +
@@ -118,27 +149,26 @@ std::vector<const IntegerKernels*> available_integers(const KernelTable& table) 
   return {&baseline::integer_kernels};
 }
 
-const PairKernels* pairs_of(const KernelTable& table, bool emulates) {
+std::vector<const PairKernels*> available_pairs(const KernelTable& table) {
 #ifdef RNNFAST_HAS_avx512
   if (&table == &avx512::table) {
-    if (emulates) return &avx512::pair_kernels;
-    return __builtin_cpu_supports("avx512bf16") ? &avx512bf16::pair_kernels : nullptr;
+    std::vector<const PairKernels*> found = {&avx512::pair_kernels};
+#ifdef RNNFAST_HAS_amx
+    found.push_back(&amx_emulated::pair_kernels);
+#endif
+    if (__builtin_cpu_supports("avx512bf16")) found.push_back(&avx512bf16::pair_kernels);
+#ifdef RNNFAST_HAS_amx
+    static const bool finds_amx = __builtin_cpu_supports("avx512bf16") && has_amx();
+    if (finds_amx) found.push_back(&amx::pair_kernels);
+#endif
+    return found;
   }
 #endif
 #ifdef RNNFAST_HAS_avx2
-  if (&table == &avx2::table) return emulates ? &avx2::pair_kernels : nullptr;
+  if (&table == &avx2::table) return {&avx2::pair_kernels};
 #endif
   (void)table;
-  return emulates ? &baseline::pair_kernels : nullptr;
-}
-
-// Whether RNNFAST_BF16 asks for emulation.
-bool emulates_pairs() {
-  const char* wanted = std::getenv("RNNFAST_BF16");
-  if (!wanted || !*wanted) return false;
-  if (wanted != std::string("emulate"))
-    throw std::runtime_error("RNNFAST_BF16: expected 'emulate', got '" + std::string(wanted) + "'");
-  return true;
+  return {&baseline::pair_kernels};
 }
 
 const KernelTable& choose_kernels() {
@@ -148,11 +178,13 @@ const KernelTable& choose_kernels() {
       table->f32->set_cache_sizes(cache_sizes(bytes));
       table->f64->set_cache_sizes(cache_sizes(bytes));
     }
-  const KernelTable& table = chosen("RNNFAST_ISA", available);
+  const KernelTable& table = *chosen("RNNFAST_ISA", available, available.back());
   for (const KernelTable* one : available) one->f32->set_integers(*available_integers(*one).back());
-  integer_kernels = &chosen("RNNFAST_INTEGERS", available_integers(table));
+  const auto integers = available_integers(table);
+  integer_kernels = chosen("RNNFAST_INTEGERS", integers, integers.back());
   table.f32->set_integers(*integer_kernels);
-  pair_kernels = pairs_of(table, emulates_pairs());
+  const auto pairs = available_pairs(table);
+  pair_kernels = chosen("RNNFAST_BF16", pairs, pairs.back()->emulates ? nullptr : pairs.back());
   if (pair_kernels) table.f32->set_pairs(*pair_kernels);
   return table;
 }

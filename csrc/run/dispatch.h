@@ -30,11 +30,11 @@ inline std::span<const CellShape> cells() {
   return {kernel_table->f32->cells, std::size_t(kernel_table->f32->cell_count)};
 }
 
-// Throws std::runtime_error if RNNFAST_ISA or RNNFAST_INTEGERS asks for what this machine lacks, or RNNFAST_BF16 for
-// anything but emulation.
+// Throws std::runtime_error if RNNFAST_ISA, RNNFAST_INTEGERS or RNNFAST_BF16 asks for what this machine lacks.
 const KernelTable& choose_kernels();
 
 std::vector<const KernelTable*> available_kernels();                              // the best one last
 std::vector<const IntegerKernels*> available_integers(const KernelTable& table);  // likewise
+std::vector<const PairKernels*> available_pairs(const KernelTable& table);        // likewise, what emulates first
 
 }  // namespace rnnfast

@@ -292,8 +292,16 @@ constexpr TileKind<Real> tile_kinds[tile_kind_count] = {
     tile_kind<Real, 4, 3, factors>(), tile_kind<Real, 1, 1, factors>(), tile_kind<Real, 2, 2, factors>(),
     tile_kind<Real, 3, 3, factors>(), tile_kind<Real, 4, 4, factors>()};
 
-// `set_pairs` of the table tells those of pairs.
-const TileKind<float>* pair_tiles = nullptr;
+// `set_pairs` of the table tells it.
+const PairKernels* pair_products = nullptr;
+
+// While alive, this thread multiplies pairs.
+struct PairsInUse {
+  bool rounded;
+  ~PairsInUse() {
+    if (rounded && pair_products->release) pair_products->release();
+  }
+};
 
 template <class Real>
 RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range,
@@ -301,7 +309,8 @@ RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRang
   const int kind = slots > gates ? 0 : slots, blocks = __builtin_ctz(unsigned(range.blocks));
   if constexpr (has_formats<Real>) {
     if (factors == Factors::by_pairs) return tile_kinds<Real, Factors::by_pairs>[kind].of[range.halvings][blocks];
-    if (factors == Factors::pairs) return pair_tiles[kind].of[range.halvings][blocks];
+    if (factors == Factors::pairs) return pair_products->tiles[kind].of[range.halvings][blocks];
+    if (factors == Factors::row_pairs) return pair_products->row_pairs->tiles[kind].of[range.halvings][blocks];
   }
   return tile_kinds<Real, Factors::numbers>[kind].of[range.halvings][blocks];
 }

@@ -296,7 +296,7 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
       for_each_range<Real>(w.dw.units, units, int(group), false, [&](const BlockRange& range) {
         if (skips(team, w.rows)) return;
         const Tiles<Real> tiles =
-            tiles_of<Real>(w.gates, w.gates, range, w.columns.rounds ? Factors::pairs : Factors::numbers);
+            tiles_of<Real>(w.gates, w.gates, range, w.columns.rounds ? Factors::row_pairs : Factors::numbers);
         const Index sum_row = w.gates * range.lanes, sum_unit = columns_at_once * sum_row;
         const Index total_row = w.dw.gates * range.lanes, total_unit = w.dw.K * total_row;
         Real* const total = panel(w.dw, range.unit) + first * total_row + w.gate * range.lanes;

@@ -381,6 +381,7 @@ template <class Real>
 void backward(const BackwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
+  const PairsInUse products = {p.rounded};
   Arena<Real> arena = {.base = args.scratch, .used = 0};
   BackwardScratch<Real> scratch = lay_out_backward(p, args.dx, args.dx.data != nullptr, args.windows, arena);
   const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p, args.windows);

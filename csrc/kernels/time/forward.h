@@ -476,6 +476,7 @@ template <class Real>
 void forward(const ForwardArgs<Real>& args, const Team& team) {
   const FloatingPointMode mode;
   const Problem& p = args.problem;
+  const PairsInUse products = {p.rounded};
   if (args.layout) {
     const auto& scratch = *static_cast<const ForwardScratch<Real>*>(args.layout);
     return for_each_item<Real>(p, team, [&](const Item& item) { forward_item(args, scratch, item, team); });
