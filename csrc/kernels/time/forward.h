@@ -239,14 +239,15 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
 // rows enough for what it reads of w_ih (with fewer bits, products are too fast for that), where I is small against H,
 // and where there is one step only. Both give the same bits. Products that come gate by gate start from what was
 // projected.
-constexpr bool folds_input(const Problem& p) {
-  const bool has_rows = p.B >= 12 && p.format == Format::real && !p.rounded;
+RNNFAST_INLINE bool folds_input(const Problem& p) {
+  const bool is_small = p.I * p.cell->gate_count * p.H <= cache_sizes.near / 128;
+  const bool has_rows = p.B >= (is_small ? 4 : 12) && p.format == Format::real && !p.rounded;
   return p.input == InputKind::dense && p.masks <= 1 && !is_normalised(*p.cell) &&
          (has_rows || steps_of(p.run) == 1 || 8 * p.I <= p.H);
 }
 
 // Nothing is left to project where the gates start from a table.
-constexpr bool projects_input(const Problem& p) { return p.input == InputKind::dense && !folds_input(p); }
+RNNFAST_INLINE bool projects_input(const Problem& p) { return p.input == InputKind::dense && !folds_input(p); }
 
 // Rows that are projected together: few enough that their x stays in the second cache level while unit block after
 // unit block passes over it.
