@@ -179,8 +179,7 @@ class Tensors {
   py::object forward(const py::object& cell, bool bias, bool projected, std::size_t weights, const py::tuple& tensors,
                      const py::object& batch_sizes, bool training, Index threads) const;
   py::object backward(const py::object& tape, std::size_t weights, const py::tuple& tensors, const py::tuple& dlast,
-                      bool is_step, bool need_dx, bool need_dstates,
-                      Index threads) const;
+                      bool is_step, bool need_dx, bool need_dstates, Index threads) const;
 
  private:
   TensorClasses classes_;
@@ -278,7 +277,7 @@ py::object Tensors::forward(const py::object& cell, bool bias, bool projected, s
 // call is not a plain one, or the tensors are not those that the tape refers to.
 py::object Tensors::backward(const py::object& tape, std::size_t weights, const py::tuple& tensors,
                              const py::tuple& dlast, bool is_step, bool need_dx, bool need_dstates,
-                      Index threads) const {
+                             Index threads) const {
   const auto read = [&](std::size_t i) { return classes_.read(tensors[i], is_step && i >= weights); };
   const auto S = std::size_t(tape_in(tape).problem.cell->state_count);
   if (weights >= tensors.size() || dlast.size() != 1 + S) return py::none();
