@@ -33,7 +33,8 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
         gradients = None
         if tape is not None and (y is None or not y._version) and not torch.is_grad_enabled():
             need_dx, *need_dstates = ctx.needs_input_grad[4 + n :]
-            gradients = backward(tape, n, tensors, dlast, y is None, need_dx, True in need_dstates, saved[-2] is not None)
+            restarts = saved[-2] is not None
+            gradients = backward(tape, n, tensors, dlast, y is None, need_dx, any(need_dstates), restarts)
         if gradients is None:
             gradients = _anew(ctx, tensors, saved[-3:-1], dlast)
         return None, None, None, None, *gradients
