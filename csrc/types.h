@@ -217,6 +217,7 @@ struct BackwardArgs {
   Windows windows = {};            // the gradients of the last states are then zero
   Real zoneout[most_states] = {};  // as in forward
   Real candidate_scale = 1;        // as in forward
+  bool need_dstate0 = true;        // false: what is left in dstate is of no use, and its last product is saved
   BackwardPart part = BackwardPart::all;
   Steps of_part = {};  // of the run, within a chunk: those to go through, or all of a chunk whose part it is
 };

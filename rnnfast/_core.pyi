@@ -230,6 +230,7 @@ class Tensors:
         dlast: tuple[Any, ...],
         is_step: bool,
         need_dx: bool,
+        need_dstates: bool,
         threads: int,
     ) -> tuple[Any, ...] | None: ...
 

@@ -119,7 +119,7 @@ struct BackwardCall {
   std::optional<Output<Real>> dx;
   StateOutputs<Real> dstate0, flow, dstart;
   GradientOutputs<Real> gradients;
-  bool need_dx = false, adds_to_start = false, restarts = false;
+  bool need_dx = false, need_dstate0 = true, adds_to_start = false, restarts = false;
   Real clip = 0;
   Index threads = 0;
 
@@ -169,6 +169,7 @@ void prepare(BackwardCall<Real>& call, const BackwardObjects& given) {
                                            : shape_of_run(p, p.I);
   if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
   const StateOutputs<Real>& dstate0 = call.dstate0 = state_outputs<Real>(p, out_names, entry(outs, 1));
+  call.need_dstate0 = given.need_dstate0;
 
   const StateObjects flow_objects = state_objects(cell, flow_names, given.flow);
   StateOutputs<Real>&flow = call.flow, &dstart = call.dstart;
@@ -244,6 +245,7 @@ BackwardArgs<Real> backward_args(const BackwardCall<Real>& call) {
                                        .kept = tape.candidates.view()};
   for (std::size_t s = 0; s < most_states; ++s) args.zoneout[s] = Real(tape.zoneout.rate[s]);
   args.candidate_scale = Real(tape.candidates.scale());
+  args.need_dstate0 = call.need_dstate0;
   set_directions(args, arrays, tape.memory);
   return args;
 }

@@ -31,7 +31,7 @@ struct BackwardObjects {
   py::object flow = py::none();    // the gradients of all states of every step, filled; None: not wanted
   py::object dstart = py::none();  // those of `start` of forward are added into these; None: into dstate0
   py::object steps = py::none();
-  bool need_dx = true;
+  bool need_dx = true, need_dstate0 = true;
   double clip = 0;
   py::object windows = py::none();
   Index threads;

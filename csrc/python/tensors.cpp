@@ -179,7 +179,7 @@ class Tensors {
   py::object forward(const py::object& cell, bool bias, bool projected, std::size_t weights, const py::tuple& tensors,
                      const py::object& batch_sizes, bool training, Index threads) const;
   py::object backward(const py::object& tape, std::size_t weights, const py::tuple& tensors, const py::tuple& dlast,
-                      bool is_step, bool need_dx, Index threads) const;
+                      bool is_step, bool need_dx, bool need_dstates, Index threads) const;
 
  private:
   TensorClasses classes_;
@@ -276,7 +276,8 @@ py::object Tensors::forward(const py::object& cell, bool bias, bool projected, s
 // The gradients of the tensors of a forward, None of those that have none, given those of its results. None where the
 // call is not a plain one, or the tensors are not those that the tape refers to.
 py::object Tensors::backward(const py::object& tape, std::size_t weights, const py::tuple& tensors,
-                             const py::tuple& dlast, bool is_step, bool need_dx, Index threads) const {
+                             const py::tuple& dlast, bool is_step, bool need_dx, bool need_dstates,
+                             Index threads) const {
   const auto read = [&](std::size_t i) { return classes_.read(tensors[i], is_step && i >= weights); };
   const auto S = std::size_t(tape_in(tape).problem.cell->state_count);
   if (weights >= tensors.size() || dlast.size() != 1 + S) return py::none();
@@ -284,7 +285,7 @@ py::object Tensors::backward(const py::object& tape, std::size_t weights, const 
   if (!reads_from(tape, tensors.size(), read)) return py::none();
   py::tuple gradients(tensors.size());
   for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = py::none();
-  BackwardObjects given = {.need_dx = need_dx, .threads = threads};
+  BackwardObjects given = {.need_dx = need_dx, .need_dstate0 = need_dstates, .threads = threads};
   py::tuple dstate(dlast.size() - 1);
   bool is_zero = true;
   for (std::size_t i = 0; i < dlast.size(); ++i) {
@@ -309,7 +310,7 @@ py::object Tensors::backward(const py::object& tape, std::size_t weights, const 
         gradients[i++] = classes_.make(py::reinterpret_borrow<py::object>(gradient), false);
   if (need_dx) gradients[weights] = classes_.make(results[0], is_step);
   const py::tuple dstate0 = results[1];
-  for (std::size_t s = 0; weights + 1 + s < gradients.size(); ++s)
+  for (std::size_t s = 0; need_dstates && weights + 1 + s < gradients.size(); ++s)
     gradients[weights + 1 + s] = classes_.make(dstate0[s], is_step);
   return gradients;
 }
@@ -325,7 +326,7 @@ void bind_tensors(py::module_& m) {
       .def("forward", &Tensors::forward, "cell"_a, "bias"_a, "projected"_a, "weights"_a, "tensors"_a, "batch_sizes"_a,
            "training"_a, "threads"_a)
       .def("backward", &Tensors::backward, "tape"_a, "weights"_a, "tensors"_a, "dlast"_a, "is_step"_a, "need_dx"_a,
-           "threads"_a);
+           "need_dstates"_a, "threads"_a);
   m.def(
       "reads_from",
       [](const py::object& tape, const py::tuple& arrays) {

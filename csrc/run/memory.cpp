@@ -23,13 +23,14 @@ struct Block {
 
 class Cache {
  public:
-  // The smallest idle block of this size, if it is not far too large; else none.
+  // The smallest idle block of this size, if it is not far too large; else none. Of equals it is the last one kept, of
+  // which the most is still in a cache.
   Block take(std::size_t bytes) {
     const std::lock_guard lock(mutex_);
     auto best = idle_.end();
     for (auto block = idle_.begin(); block != idle_.end(); ++block)
       if (block->capacity >= bytes && block->capacity / 2 <= bytes &&
-          (best == idle_.end() || block->capacity < best->capacity))
+          (best == idle_.end() || block->capacity <= best->capacity))
         best = block;
     if (best == idle_.end()) return {.data = nullptr, .capacity = 0};
     const Block block = *best;

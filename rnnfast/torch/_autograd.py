@@ -32,8 +32,9 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
         tensors, n, y, tape = saved[:-3], ctx.num_weights, ctx.y, ctx.tape()
         gradients = None
         if tape is not None and (y is None or not y._version) and not torch.is_grad_enabled():
+            need_dx, *need_dstates = ctx.needs_input_grad[4 + n :]
             restarts = saved[-2] is not None
-            gradients = backward(tape, n, tensors, dlast, y is None, ctx.needs_input_grad[4 + n], restarts)
+            gradients = backward(tape, n, tensors, dlast, y is None, need_dx, any(need_dstates), restarts)
         if gradients is None:
             gradients = _anew(ctx, tensors, saved[-3:-1], dlast)
         return None, None, None, None, *gradients

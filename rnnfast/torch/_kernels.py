@@ -115,11 +115,12 @@ def backward(
     dlast: tuple[Tensor | None, ...],
     step: bool,
     need_dx: bool,
+    need_dstates: bool,
     restarts: bool = False,
 ) -> Sequence[Tensor | None] | None:
     """Return the gradients of the tensors of a forward, or None where its tape does not refer to these tensors."""
     if TENSORS is not None and not restarts:
-        gradients = TENSORS.backward(tape, n, tensors, dlast, step, need_dx, torch.get_num_threads())
+        gradients = TENSORS.backward(tape, n, tensors, dlast, step, need_dx, need_dstates, torch.get_num_threads())
         # Where the tape refers to other memory, arrays would only keep that of these tensors from being resized.
         if gradients is not None or not any(t is not None and t.is_neg() for t in (*tensors, *dlast)):
             return gradients

@@ -106,7 +106,7 @@ def _backward(
     tensors = *call.weights, call.x, *call.states
     tape = _filled_tape(call, y, gates, steps)
     n, restarts = len(call.weights), call.resets is not None
-    gradients = backward(tape, n, tensors, tuple(dlast), False, need_dx, restarts)
+    gradients = backward(tape, n, tensors, tuple(dlast), False, need_dx, len(call.states) > 0, restarts)
     if gradients is None:
         dx, dstates, dweights = run_backward(tape, dlast, need_dx, initial=call.states if restarts else ())
     else:

@@ -450,9 +450,27 @@ def test_the_inputs_gradient_is_computed_where_it_is_needed(layer: str, monkeypa
     calls = calls_of(monkeypatch)
     for needed in (False, True):
         module(torch.randn(T, B, I, requires_grad=needed))[0].sum().backward()
-        above, first = (call.arguments[-2] for call in calls if call.name == "backward")
+        above, first = (call.arguments[-3] for call in calls if call.name == "backward")
         assert (above, first) == (True, needed)
         calls.clear()
+
+
+@by_layer
+def test_the_initial_states_gradients_are_computed_where_they_are_needed(
+    layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, module = twins(layer, bidirectional=True)
+    calls = calls_of(monkeypatch)
+    for steps, rows in itertools.product((1, T), (B, 70)):  # weights as they are, and packed
+        x = torch.randn(steps, rows, I)
+        parts = flat(state_of(module, x, rows))
+        found = []
+        for needed in (True, False):
+            state = [part.detach().requires_grad_(needed) for part in parts]
+            y, _ = module(x, tuple(state) if isinstance(module, torch.nn.LSTM) else state[0])
+            found.append(torch.autograd.grad(y.square().sum(), list(module.parameters())))
+            assert calls[-1].arguments[-2] is needed
+        assert all(map(torch.equal, *found))
 
 
 @by_layer

@@ -184,6 +184,7 @@ struct BackwardStep {
   View<Real> dstate[most_states], flow[most_states], dreset_h;
   View<Real> dh_before;      // where the product of the first phase goes
   bool adds_to_dh;           // to what is there
+  bool needs_dh_before;      // false: nobody reads it
   View<Real> du;             // of what h is a projection of
   View<const Real> factors;  // of h'; null: none
   View<Real> dropped;        // where products go before they meet them

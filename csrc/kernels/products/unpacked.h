@@ -73,7 +73,8 @@ struct Corner {
   int valid;
 };
 
-template <class S, int M, int N>
+// If it asks, the next column's parts of w are fetched on the way: they lie too far apart for the processor to foresee.
+template <class S, int M, int N, bool asks>
 __attribute__((noinline)) void multiply_tile(const UnpackedTile<typename S::Real>& t, const Corner& corner) {
   using Real = typename S::Real;
   typename S::V acc[M][N];
@@ -96,6 +97,9 @@ __attribute__((noinline)) void multiply_tile(const UnpackedTile<typename S::Real
         typename S::V held[N];
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) held[n] = load_column<S, N>(w + n * S::lanes, corner.valid);
+        if (asks)
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) __builtin_prefetch(w + (N + n) * S::lanes, 0, 2);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
           const typename S::V passing = S::broadcast(a[m * a_row + unit]);
@@ -133,11 +137,17 @@ __attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const F
                           .init = p.init,
                           .out = p.out,
                           .add = false};
+  const bool far = factor.gates * w.H * w.K * Index(sizeof(Real)) > cache_sizes.near;
   const auto pass = [&] {
     for_each_tile_column<S>(
         p.columns.first * S::lanes, min_index(p.columns.last * S::lanes, w.K), [&]<int N>(Index column, int valid) {
           for_each_tile_row(p.rows, [&]<int M>(Index row) {
-            multiply_tile<S, M, N>(t, Corner{.gate_row = p.gate_row, .row = row, .column = column, .valid = valid});
+            constexpr bool is_whole = M > 1 && N > 1;
+            const Corner corner = {.gate_row = p.gate_row, .row = row, .column = column, .valid = valid};
+            if (is_whole && far && row == 0)
+              multiply_tile<S, M, N, is_whole>(t, corner);
+            else
+              multiply_tile<S, M, N, false>(t, corner);
           });
         });
   };
@@ -169,6 +179,11 @@ struct UnpackedWeightProduct {
 template <class S, int M, int N>
 RNNFAST_INLINE void gradient_tile(const UnpackedWeightProduct<typename S::Real>& p, const typename S::Real* a,
                                   Index a_row, typename S::Real* dw, Index column, int valid) {
+  // To be written, the part of dw has to come first: it does while the sums are made.
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) __builtin_prefetch(dw + m * p.dw.K + column + n * S::lanes, 1, 3);
   typename S::V acc[M][N] = {};
   for (Index row = p.rows; row-- > 0;) {
     typename S::V held[N];

@@ -64,6 +64,7 @@ bool backward_step(const Problem& p, const BackwardStep<Real>& s, const StepWind
       pair_neighbours(s.dgates, units, s.units, cell.slot_count, part.slot, part.slots,
                       RowRange{.first = s.dgate_row, .count = windows.count * s.rows}, pairs);
     if (!meet(item, team)) return false;
+    if (!part.reset_h && !s.needs_dh_before) continue;
     const Factor factor = {.slot = part.slot, .gate = part.gate, .gates = part.gates};
     const View<Real> out = part.reset_h ? s.dreset_h : s.dh_before;
     const bool from_dh = s.adds_to_dh && !part.reset_h;
@@ -169,6 +170,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
   if (is_normalised(cell) && chunk.begins) clear_sums(p, scratch.sums, item);
   for (Index step = 0; step < chunk.steps; ++step) {
     const Index t = chunk.t + (order.reverse ? step : chunk.steps - 1 - step), row = row_of(p, t) + item.first;
+    const bool is_first = t == (order.reverse ? p.run.last - 1 : p.run.first);
     bool mixes = false;  // only in units of its own
     BackwardStep<Real> s = {};
     if (cell.keeps_gates)
@@ -194,6 +196,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     s.backwards = turns_back(t);
     s.held = &args.held, s.candidates = candidates_of<Real>(args, item, row);
     s.dh_before = s.dstate[0], s.adds_to_dh = cell.leaves_dh || is_zoned(p, 0);
+    s.needs_dh_before = args.need_dstate0 || !is_first || p.starts[item.direction];
     s.masks = p.masks;
     if (p.masks) s.factors = at(direction.factors, item.first), s.dropped = {scratch.dropped + item.first * p.H, p.H};
     if (s.flow[0].data) add_rows(read_only(s.dstate[0]), s.dy, s.flow[0], s.rows, elements[0]);
@@ -229,6 +232,13 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
     if (!meet(item, team)) return;
 }
 
+// Whether products read w_hh: that of the first step may be all there is.
+template <class Real>
+constexpr bool reads_w_hh(const BackwardArgs<Real>& args) {
+  const Problem& p = args.problem;
+  return args.need_dstate0 || steps_of(p.run) > 1 || resets_h(*p.cell) || p.starts[0] || p.starts[1];
+}
+
 template <class Real>
 void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Team& team) {
   const Problem& p = args.problem;
@@ -247,7 +257,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   }
   const auto& sizes = scratch.directions[0];
   const bool thin = has_thin_dx(p), packs = !is_unpacked(p, args.windows);
-  if (packs)
+  if (packs && reads_w_hh(args))
     for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
       pack_transposed(recurrent_rows(p, args.directions[d].parameters), scratch.directions[d].w_hh, span);
     });

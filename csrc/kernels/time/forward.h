@@ -147,7 +147,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
     const Index gates_unit = s.gates.rows * cell.slot_count * range.lanes;
     functions_of<Real>(cell).forward[phase][range.halvings](s, gates_of(range), gates_unit, range, row, M);
   };
-  if (unpacked.directly) {
+  if (unpacked.directly && s.rows <= most_direct_rows) {
     // x reaches the last slots of a phase, and h' the first ones.
     const int shift = part.slots - part.gates;
     multiply_direct<Real>(
@@ -303,7 +303,9 @@ template <class Real>
 void project(const ForwardArgs<Real>& args, const typename ForwardScratch<Real>::Direction& scratch,
              const Gates<Real>& gates, Index gate_row, Index row, Index rows, Span units, Index place,
              const Team& team) {
-  const Index most = scratch.unpacked.directly ? most_direct_rows : projected_rows<Real>(args.problem);
+  // Members of a team would pack the same block at one place.
+  const bool directly = scratch.unpacked.directly && team.size > 1;
+  const Index most = directly ? most_direct_rows : projected_rows<Real>(args.problem);
   for (Index done = 0; done < rows; done += most) {
     ForwardStep<Real> s = {};
     s.gates = gates, s.gate_row = gate_row + done, s.x = at(args.x, row + done), s.units = units;
