@@ -136,6 +136,7 @@ def backward(
     steps: tuple[int, int] | None = None,
     windows: tuple[int, int, bool, bool] | None = None,
 ) -> tuple[_Array | None, tuple[_Array, ...], _Grads]: ...
+
 @final
 class PlainLayer:
     """The calls of a layer without options, on arrays as the kernels take them."""
@@ -225,8 +226,7 @@ class Tensors:
     def __init__(self, tensor: type, parameter: type) -> None: ...
     def gather(
         self,
-        cell: str,
-        bias: bool,
+        kind: tuple[str, bool, bool, bool],
         I: int,
         H: int,
         P: int,
@@ -238,9 +238,7 @@ class Tensors:
     ) -> tuple[tuple[Any, ...], bool] | None: ...
     def forward(
         self,
-        cell: str,
-        bias: bool,
-        projected: bool,
+        kind: tuple[str, bool, bool, bool],
         weights: int,
         tensors: tuple[Any, ...],
         batch_sizes: object | None,
