@@ -58,7 +58,13 @@ class Tape(Generic[_State]):
     @property
     def nbytes(self) -> int: ...
     @property
+    def state0(self) -> tuple[_Array | None, ...]: ...
+    @property
     def states(self) -> tuple[_Array, ...]: ...
+    @property
+    def x(self) -> _Array | None: ...
+    @property
+    def y(self) -> _Array: ...
 
 @final
 class PackedParameters:
@@ -130,6 +136,26 @@ def backward(
     steps: tuple[int, int] | None = None,
     windows: tuple[int, int, bool, bool] | None = None,
 ) -> tuple[_Array | None, tuple[_Array, ...], _Grads]: ...
+
+@final
+class PlainLayer:
+    """The calls of a layer without options, on arrays as the kernels take them."""
+
+    def __init__(
+        self,
+        cell: str,
+        dtype: np.dtype[Any],
+        I: int,
+        state_sizes: tuple[int, ...],
+        names: tuple[tuple[str, ...], ...],
+        fixed: tuple[object, ...],
+    ) -> None: ...
+    def inference(self, parameters: object, x: object, state: object) -> tuple[_Array, Any] | None: ...
+    def forward(self, parameters: object, x: object, state: object) -> tuple[_Array, Any, Tape] | None: ...
+    def backward(
+        self, parameters: dict[str, _Array], tape: Tape, dy: object, dstate: object, need_dx: bool
+    ) -> tuple[_Array | None, Any, dict[str, _Array]] | None: ...
+
 def forward_wave(
     cell: str,
     x: object,
@@ -200,8 +226,7 @@ class Tensors:
     def __init__(self, tensor: type, parameter: type) -> None: ...
     def gather(
         self,
-        cell: str,
-        bias: bool,
+        kind: tuple[str, bool, bool, bool],
         I: int,
         H: int,
         P: int,
@@ -213,9 +238,7 @@ class Tensors:
     ) -> tuple[tuple[Any, ...], bool] | None: ...
     def forward(
         self,
-        cell: str,
-        bias: bool,
-        projected: bool,
+        kind: tuple[str, bool, bool, bool],
         weights: int,
         tensors: tuple[Any, ...],
         batch_sizes: object | None,

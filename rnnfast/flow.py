@@ -103,7 +103,8 @@ def gradient_flow(
     L, D = layer.num_layers, layer.directions
     call = checked_call(layer, x, state, lengths, resets, "all", embedding, None)
     hidden, last, kept, _ = whole.forward(layer, call, dropout=False)
-    tape = LayerTape(layer, call.x, results(layer, call, hidden, last)[0], call, hidden, kept, ())
+    y, _ = results(layer, call, hidden, last)
+    tape = LayerTape(owner=layer, x=call.x, y=y, call=call, hidden=hidden, kept=kept, masks=())
     norms = tuple(np.empty((L, D, call.layout.T)) for _ in last)
 
     def measure(k: int, dstate: Parts) -> None:

@@ -54,7 +54,6 @@ constexpr const char* parameter_name(const CellShape& cell, std::size_t i) {
 
 inline std::string parameter_content(const CellShape& cell, bool projected) {
   std::string content = "(";
-  content.reserve(64);  // every call needs it
   for (std::size_t i = 0; i < parameter_count(cell, projected); ++i)
     content.append(i ? ", " : "").append(parameter_name(cell, i));
   return content.append(")");
@@ -140,7 +139,7 @@ inline GivenParameters read_parameters(const CellShape& cell, const py::object& 
     throw py::value_error("parameters: expected 1 or 2 directions, got " + std::to_string(directions.size()));
   const bool projected = has_projection(cell, directions);
   const std::size_t count = parameter_count(cell, projected);
-  const std::string content = parameter_content(cell, projected);
+  const auto content = [&] { return parameter_content(cell, projected); };
   GivenParameters read;
   read.arrays.reserve(count * directions.size());
   for (const py::handle direction : directions) {
@@ -149,7 +148,7 @@ inline GivenParameters read_parameters(const CellShape& cell, const py::object& 
       continue;
     }
     const auto given = tuple_of("parameters", py::reinterpret_borrow<py::object>(direction), count, content);
-    if (!given) throw py::type_error("parameters: expected a tuple " + content + ", got None");
+    if (!given) throw py::type_error("parameters: expected a tuple " + content() + ", got None");
     for (std::size_t i = 0; i < count; ++i) {
       const py::object array = (*given)[i];
       const bool missing = is_bias(cell, i) && array.is_none();
@@ -286,10 +285,13 @@ inline StateObjects state_objects(const CellShape& cell, const StateNames& names
   StateObjects objects;
   objects.fill(py::none());
   if (tuple.is_none()) return objects;
-  std::string content;
-  for (int s = names.first; s < cell.state_count; ++s)
-    content += (content.empty() ? "" : ", ") + std::string(cell.states[s]);
-  const auto entries = tuple_of(names.all, tuple, std::size_t(cell.state_count - names.first), "(" + content + ")");
+  const auto content = [&] {
+    std::string parts;
+    for (int s = names.first; s < cell.state_count; ++s)
+      parts += (parts.empty() ? "" : ", ") + std::string(cell.states[s]);
+    return "(" + parts + ")";
+  };
+  const auto entries = tuple_of(names.all, tuple, std::size_t(cell.state_count - names.first), content);
   for (int s = names.first; s < cell.state_count; ++s)
     objects[std::size_t(s)] = (*entries)[std::size_t(s - names.first)];
   return objects;

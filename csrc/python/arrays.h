@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -213,7 +214,9 @@ inline void require_shape(const std::string& name, const Array& array, const Sha
 }
 
 inline bool has_dtype(const Array& array, const py::dtype& dtype) {
-  return array.dtype().is(dtype) || array.dtype().equal(dtype);
+  const py::dtype& own = array.dtype();
+  if (own.is(dtype)) return true;
+  return own.kind() == dtype.kind() && own.itemsize() == dtype.itemsize() && own.equal(dtype);  // NumPy takes its time
 }
 
 inline bool is_double(const std::string& name, const Array& array) {
@@ -250,16 +253,26 @@ inline Array as_bools(const std::string& name, const Array& array) {
   return Array(bools);
 }
 
+// A text, or what a function makes it where it is needed.
+template <class Words>
+std::string in_words(const Words& words) {
+  if constexpr (std::is_invocable_v<const Words&>)
+    return words();
+  else
+    return words;
+}
+
 // A tuple or list of this length, as a tuple of our own: a caller's list could change while we read it.
-inline std::optional<py::tuple> tuple_of(const std::string& name, const py::object& object, std::size_t length,
-                                         const std::string& content) {
+template <class Words>
+std::optional<py::tuple> tuple_of(const char* name, const py::object& object, std::size_t length,
+                                  const Words& content) {
   if (object.is_none()) return std::nullopt;
   if (!py::isinstance<py::tuple>(object) && !py::isinstance<py::list>(object))
-    throw py::type_error(name + ": expected a tuple " + content + ", got " + type_name(object));
+    throw py::type_error(std::string(name) + ": expected a tuple " + in_words(content) + ", got " + type_name(object));
   const py::tuple tuple(object);
   if (tuple.size() != length)
-    throw py::value_error(name + ": expected " + std::to_string(length) + " entries " + content + ", got " +
-                          std::to_string(tuple.size()));
+    throw py::value_error(std::string(name) + ": expected " + std::to_string(length) + " entries " + in_words(content) +
+                          ", got " + std::to_string(tuple.size()));
   return tuple;
 }
 

@@ -70,7 +70,7 @@ void set(const std::optional<Output<Real>>& out, const std::optional<Input<Real>
 template <class Real>
 struct GradientOutputs {
   std::vector<std::optional<Output<Real>>> arrays;
-  std::vector<std::string> names;
+  std::vector<std::string> names;  // of those that are given
   bool are_given;
 };
 
@@ -78,16 +78,17 @@ template <class Real>
 GradientOutputs<Real> gradient_outputs(const py::object& grads, const Problem& p, const Saved<Real>& saved) {
   const CellShape& cell = *p.cell;
   const std::size_t count = parameter_count(p);
-  const std::string content = parameter_content(cell, is_projected(p));
+  const auto content = [&] { return parameter_content(cell, is_projected(p)); };
   const auto given = tuple_of("grads", grads, std::size_t(p.D), "(one tuple for each direction)");
   GradientOutputs<Real> gradients = {.arrays = {}, .names = {}, .are_given = given.has_value()};
+  gradients.arrays.reserve(count * std::size_t(p.D));
   for (std::size_t d = 0; d < std::size_t(p.D); ++d) {
     const auto direction = given ? tuple_of("grads", (*given)[d], count, content) : std::nullopt;
-    if (given && !direction) throw py::type_error("grads: expected a tuple " + content + ", got None");
+    if (given && !direction) throw py::type_error("grads: expected a tuple " + content() + ", got None");
     for (std::size_t i = 0; i < count; ++i) {
       const py::object array = entry(direction, i);
-      const std::string& name =
-          gradients.names.emplace_back("grads[" + std::to_string(d) + "]: " + parameter_name(cell, i));
+      std::string name = parameter_name(cell, i);
+      if (given) name = gradients.names.emplace_back("grads[" + std::to_string(d) + "]: " + name);
       const bool is_own = i >= weight_count && i < parameter_count(cell, false);  // the cell's
       const bool is_unwanted = given && is_own && array.is_none();
       const bool exists = saved.parameters[count * d + i].has_value() && !is_unwanted;
@@ -192,7 +193,7 @@ void prepare(BackwardCall<Real>& call, const BackwardObjects& given) {
     write_states(check, cell, out_names, dstate0);
     write_states(check, cell, flow_names, flow);
     write_states(check, cell, dstart_names, dstart);
-    for (std::size_t i = 0; i < gradients.arrays.size(); ++i) check.written(gradients.names[i], gradients.arrays[i]);
+    for (std::size_t i = 0; i < gradients.names.size(); ++i) check.written(gradients.names[i], gradients.arrays[i]);
     check.run();
   }
 

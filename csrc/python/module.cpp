@@ -22,6 +22,7 @@ namespace rnnfast {
 
 void bind_tape(py::module_& m);
 void bind_layers(py::module_& m);
+void bind_plain(py::module_& m);
 void bind_reservoir(py::module_& m);
 void bind_stack(py::module_& m);
 void bind_tensors(py::module_& m);
@@ -199,6 +200,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
 
   bind_tape(m);
   bind_layers(m);
+  bind_plain(m);
   bind_stack(m);
 
   m.def(

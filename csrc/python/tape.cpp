@@ -98,6 +98,15 @@ py::tuple states_of(const py::object& owner, const TapeObject& tape) {
   return states;
 }
 
+// The initial state as it was given.
+template <class Real>
+py::tuple initial_of(const TapeObject& tape, const Saved<Real>& saved) {
+  py::tuple state{std::size_t(tape.problem.cell->state_count)};
+  for (std::size_t s = 0; s < state.size(); ++s)
+    state[s] = saved.initial[s] ? py::object(saved.initial[s]->given.view()) : py::none();
+  return state;
+}
+
 // A gate of every step, [N,D·H].
 template <class Real>
 py::array gate_of(const TapeObject& tape, const std::string& name) {
@@ -148,6 +157,22 @@ void bind_tape(py::module_& m) {
                                  return states_of<Real>(object, tape);
                                });
                              })
+      .def_property_readonly("x",
+                             [](const py::object& object) {
+                               return with_tape(object, []<class Real>(const TapeObject&, const Saved<Real>& saved) {
+                                 return saved.x ? py::object(saved.x->given.view()) : py::none();
+                               });
+                             })
+      .def_property_readonly("y",
+                             [](const py::object& object) {
+                               return with_tape(object,
+                                                [](const TapeObject&, const auto& saved) { return saved.y.view(); });
+                             })
+      .def_property_readonly(
+          "state0",
+          [](const py::object& object) {
+            return with_tape(object, [](const TapeObject& tape, const auto& saved) { return initial_of(tape, saved); });
+          })
       .def_property_readonly("memory",
                              [](const py::object& object) {
                                return with_tape(object, [&]<class Real>(const TapeObject& tape, const Saved<Real>&) {

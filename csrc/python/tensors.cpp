@@ -20,7 +20,7 @@
 namespace rnnfast {
 
 TensorClasses::TensorClasses(const py::type& tensor, const py::type& parameter)
-    : tensor_(tensor), parameter_(parameter) {
+    : tensor_(tensor), parameter_(parameter), is_neg_(tensor.attr("is_neg")) {
   const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
   table_ = static_cast<const dlpack::ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
   if (!table_) throw py::error_already_set();
@@ -37,7 +37,7 @@ bool TensorClasses::has(const py::handle& object) const {
 bool TensorClasses::have_signs(const py::tuple& objects) const {
   return std::ranges::all_of(objects, [&](const py::handle& object) {
     if (!has(object)) return true;
-    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), is_neg_.ptr()));
+    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), object.ptr()));
     if (!answer) throw py::error_already_set();
     return answer.ptr() == Py_False;
   });
@@ -141,13 +141,19 @@ namespace {
 // initial states, all of them or none.
 struct Layer {
   const CellShape* cell;
-  bool bias, projected;
+  bool bias, projected, rounded;
   std::size_t weights;
 
   std::size_t of_direction() const { return (bias ? 4 : 2) + parameter_count(*cell, projected) - weight_count; }
   std::size_t directions() const { return weights / of_direction(); }
   bool is_whole() const { return directions() * of_direction() == weights && (directions() == 1 || directions() == 2); }
 };
+
+// Of (cell, bias, projected, rounded).
+Layer layer_of(const py::tuple& kind, std::size_t weights) {
+  const auto is = [&](std::size_t i) { return PyTuple_GET_ITEM(kind.ptr(), Py_ssize_t(i)) == Py_True; };
+  return {.cell = &cell_named(kind[0]), .bias = is(1), .projected = is(2), .rounded = is(3), .weights = weights};
+}
 
 bool same_memory(const Array& a, const Array& b) {
   const bool at_one_place = a.size() == 0 || (a.data() == b.data() && a.has_strides_of(b));
@@ -174,22 +180,23 @@ class Tensors {
  public:
   Tensors(const py::type& tensor, const py::type& parameter) : classes_(tensor, parameter) {}
 
-  py::object gather(const py::object& cell, bool bias, Index I, Index H, Index P, const py::dict& stored,
-                    const py::list& names, const py::object& x, const py::object& hx, bool is_step) const;
-  py::object forward(const py::object& cell, bool bias, bool projected, std::size_t weights, const py::tuple& tensors,
+  py::object gather(const py::tuple& kind, Index I, Index H, Index P, const py::dict& stored, const py::list& names,
+                    const py::object& x, const py::object& hx, bool is_step) const;
+  py::object forward(const py::tuple& kind, std::size_t weights, const py::tuple& tensors,
                      const py::object& batch_sizes, bool training, Index threads) const;
   py::object backward(const py::object& tape, std::size_t weights, const py::tuple& tensors, const py::tuple& dlast,
                       bool is_step, bool need_dx, bool need_dstates, Index threads) const;
 
  private:
   TensorClasses classes_;
+  py::str requires_grad_ = "requires_grad";
 };
 
 // The tensors of a module's call in the order of Layer, and whether one of them requires a gradient; None where the
 // call is not a plain one: it is for others to compute, or to say what is wrong with it.
-py::object Tensors::gather(const py::object& cell, bool bias, Index I, Index H, Index P, const py::dict& stored,
+py::object Tensors::gather(const py::tuple& kind, Index I, Index H, Index P, const py::dict& stored,
                            const py::list& names, const py::object& x, const py::object& hx, bool is_step) const {
-  const Layer layer = {.cell = &cell_named(cell), .bias = bias, .projected = P != H, .weights = names.size()};
+  const Layer layer = layer_of(kind, names.size());
   if (!layer.is_whole()) return py::none();
   const std::optional<dlpack::Tensor> input = classes_.look(x);
   const std::int32_t axes = is_step ? 2 : 3;
@@ -220,25 +227,25 @@ py::object Tensors::gather(const py::object& cell, bool bias, Index I, Index H, 
     tensors[layer.weights + 1 + s] = given[s];
   }
   const bool requires_grad = std::ranges::any_of(
-      tensors, [](const py::handle& tensor) { return tensor.attr("requires_grad").ptr() == Py_True; });
+      tensors, [&](const py::handle& tensor) { return tensor.attr(requires_grad_).ptr() == Py_True; });
   return py::make_tuple(std::move(tensors), requires_grad);
 }
 
 // y, None of a step, and the last states; in training also the tape and a tensor that owns it. None where the call is
 // not a plain one.
-py::object Tensors::forward(const py::object& cell, bool bias, bool projected, std::size_t weights,
-                            const py::tuple& tensors, const py::object& batch_sizes, bool training,
-                            Index threads) const {
-  const Layer layer = {.cell = &cell_named(cell), .bias = bias, .projected = projected, .weights = weights};
+py::object Tensors::forward(const py::tuple& kind, std::size_t weights, const py::tuple& tensors,
+                            const py::object& batch_sizes, bool training, Index threads) const {
+  const Layer layer = layer_of(kind, weights);
   const auto S = std::size_t(layer.cell->state_count);
-  if (!layer.is_whole() || (tensors.size() != weights + 1 && tensors.size() != weights + 1 + S)) return py::none();
+  if (layer.rounded || !layer.is_whole() || (tensors.size() != weights + 1 && tensors.size() != weights + 1 + S))
+    return py::none();
   if (!classes_.have_signs(tensors)) return py::none();
   ParameterArrays parameters;
-  parameters.reserve(layer.directions() * parameter_count(*layer.cell, projected));
+  parameters.reserve(layer.directions() * parameter_count(*layer.cell, layer.projected));
   for (std::size_t i = 0; i < weights; ++i) {
     parameters.push_back(classes_.read(tensors[i], false));
     if (!parameters.back()) return py::none();
-    if (!bias && i % layer.of_direction() == 1) parameters.emplace_back(), parameters.emplace_back();
+    if (!layer.bias && i % layer.of_direction() == 1) parameters.emplace_back(), parameters.emplace_back();
   }
   const std::optional<dlpack::Tensor> input = classes_.look(tensors[weights]);
   const bool is_step = input && input->ndim == 2 && batch_sizes.is_none();
@@ -321,10 +328,8 @@ void bind_tensors(py::module_& m) {
   py::class_<Tensors>(m, "Tensors", py::is_final(),
                       "The calls of layers with tensors of a class and of a class of parameters.")
       .def(py::init<const py::type&, const py::type&>(), "tensor"_a, "parameter"_a)
-      .def("gather", &Tensors::gather, "cell"_a, "bias"_a, "I"_a, "H"_a, "P"_a, "stored"_a, "names"_a, "x"_a, "hx"_a,
-           "is_step"_a)
-      .def("forward", &Tensors::forward, "cell"_a, "bias"_a, "projected"_a, "weights"_a, "tensors"_a, "batch_sizes"_a,
-           "training"_a, "threads"_a)
+      .def("gather", &Tensors::gather, "kind"_a, "I"_a, "H"_a, "P"_a, "stored"_a, "names"_a, "x"_a, "hx"_a, "is_step"_a)
+      .def("forward", &Tensors::forward, "kind"_a, "weights"_a, "tensors"_a, "batch_sizes"_a, "training"_a, "threads"_a)
       .def("backward", &Tensors::backward, "tape"_a, "weights"_a, "tensors"_a, "dlast"_a, "is_step"_a, "need_dx"_a,
            "need_dstates"_a, "threads"_a);
   m.def(

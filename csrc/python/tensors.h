@@ -80,9 +80,8 @@ class TensorClasses {
   bool has(const py::handle& object) const;
   py::object made(const py::object& owner, dlpack::Tensor tensor) const;
 
-  py::object tensor_, parameter_;  // kept alive
+  py::object tensor_, parameter_, is_neg_;  // kept alive
   const dlpack::ExchangeTable* table_ = nullptr;
-  py::str is_neg_ = "is_neg";
 };
 
 }  // namespace rnnfast

@@ -1,7 +1,9 @@
 #include "run/memory.h"
 
+#include <iterator>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if !defined(_WIN32)
@@ -13,13 +15,53 @@ namespace rnnfast {
 namespace {
 
 constexpr std::align_val_t alignment{64};
-constexpr std::size_t smallest_kept = 1 << 16;           // below, the allocator reuses memory well itself
+constexpr std::size_t smallest_kept = 1 << 16;           // below, each thread keeps its last ones
+constexpr std::size_t smallest_of_thread = 1 << 10;      // below, the allocator is fast
 constexpr std::size_t most_kept = std::size_t{1} << 29;  // bytes that may lie idle: the tape of a large training step
 
 struct Block {
-  void* data;
-  std::size_t capacity;
+  void* data = nullptr;
+  std::size_t capacity = 0;
 };
+
+// Whether a block has room for so many bytes, and is not far too large.
+bool suits(const Block& block, std::size_t bytes) { return block.capacity >= bytes && block.capacity / 2 <= bytes; }
+
+// Small blocks that a thread has used last: of small calls the allocator takes a good part of the time, not least where
+// the memory of a block ends the heap.
+struct LastBlocks {
+  Block idle[4];
+  std::size_t next = 0;
+  bool is_over = false;  // the thread ends, and what it still gives back is not kept
+
+  Block take(std::size_t bytes) {
+    for (Block& block : idle)
+      if (block.data && suits(block, bytes)) return std::exchange(block, Block{});
+    return {};
+  }
+
+  // Keeps a block in the place of another one, which is returned.
+  Block keep(const Block& block) {
+    if (is_over) return block;
+    for (Block& other : idle)
+      if (!other.data) return std::exchange(other, block);
+    next = (next + 1) % std::size(idle);
+    return std::exchange(idle[next], block);
+  }
+};
+
+thread_local LastBlocks last_blocks;  // never destroyed, either
+
+struct End {
+  bool is_awaited = true;
+
+  ~End() {
+    last_blocks.is_over = true;
+    for (Block& block : last_blocks.idle) ::operator delete(std::exchange(block, Block{}).data, alignment);
+  }
+};
+
+thread_local End end_of_thread;
 
 class Cache {
  public:
@@ -29,10 +71,8 @@ class Cache {
     const std::lock_guard lock(mutex_);
     auto best = idle_.end();
     for (auto block = idle_.begin(); block != idle_.end(); ++block)
-      if (block->capacity >= bytes && block->capacity / 2 <= bytes &&
-          (best == idle_.end() || block->capacity <= best->capacity))
-        best = block;
-    if (best == idle_.end()) return {.data = nullptr, .capacity = 0};
+      if (suits(*block, bytes) && (best == idle_.end() || block->capacity <= best->capacity)) best = block;
+    if (best == idle_.end()) return {};
     const Block block = *best;
     bytes_ -= block.capacity;
     idle_.erase(best);
@@ -83,8 +123,8 @@ Cache* make_cache() {
 }  // namespace
 
 Buffer::Buffer(std::size_t bytes) : bytes_(bytes) {
-  if (bytes >= smallest_kept) {
-    const Block block = cache.take(bytes);
+  if (bytes >= smallest_of_thread) {
+    const Block block = bytes < smallest_kept ? last_blocks.take(bytes) : cache.take(bytes);
     data_ = block.data, capacity_ = block.capacity;
     if (data_) return;
   }
@@ -98,6 +138,8 @@ Buffer::Buffer(std::size_t bytes) : bytes_(bytes) {
 }
 
 Buffer::~Buffer() {
+  if (data_ && capacity_ >= smallest_of_thread && capacity_ < smallest_kept && end_of_thread.is_awaited)
+    data_ = last_blocks.keep({.data = data_, .capacity = capacity_}).data, capacity_ = 0;
   if (data_ && capacity_ >= smallest_kept && capacity_ <= most_kept) {
     try {
       cache.keep({.data = data_, .capacity = capacity_});

@@ -26,7 +26,7 @@ Check: TypeAlias = Callable[[Any, Any, str], Any]  # of a module's option: from 
 # What constructors make of their arguments, or of what some of the classes do not take
 MADE = (
     *("parameters", "fixed", "rng", "fan", "gates", "directions", "cell"),
-    *("proj_size", "h_size", "state_sizes", "reservoirs", "readout", "_runners", "operands", "_packed"),
+    *("proj_size", "h_size", "state_sizes", "reservoirs", "readout", "_runners", "operands", "_packed", "_plain"),
 )
 PACKAGE = __name__.partition(".")[0]
 

@@ -11,6 +11,7 @@ Precision: TypeAlias = Literal["full", "bfloat16"]
 PRECISIONS = "full", "bfloat16"
 
 _chosen: ContextVar[str] = ContextVar("precision", default="full")
+default_precision = _chosen.get  # of layers without their own
 
 
 class set_precision:

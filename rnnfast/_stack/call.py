@@ -36,7 +36,6 @@ class Call(NamedTuple):
     held: list[Held | None]  # of each layer
     embedding: Array | None
     learned: bool  # the sequences started from initial_h, initial_c
-    plain: bool = False  # see plain.py
     dropped: weight_dropout.Dropped | None = None  # the w_hh, where they are not the stack's
     dropped_h: recurrent_dropout.DroppedH | None = None  # the masks of h', where there are some
     candidates: candidate_dropout.DroppedCandidates | None = None  # their masks, likewise

@@ -96,8 +96,10 @@ class Inference(Stack[StateT]):
             On Ctrl-C, between chunks of time.
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
-        if no_options and plain.fits(x, self, state, outputs):
-            return plain.infer(self, x, state)
+        if no_options:
+            results_of_plain = plain.infer(self, x, state, outputs)
+            if results_of_plain is not None:
+                return results_of_plain
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
         run = segments.infer if outputs == "last" else whole.infer
         return results(self, call, *run(self, call))

@@ -1,94 +1,56 @@
 """A single layer called without options, with an array [T,B,I] as the kernels take it: what it costs is the kernels.
 
-`fits` and `fits_tape` say whether a call is such a one. All others, the wrong ones among them, are for the modules
-beside this one, which give the same results.
+The functions return None where a call is not such a one, or something of it is wrong: the modules beside this one give
+the same results, and say what is wrong.
 """
 
-from typing import Any, TypeGuard
-
-import numpy as np
+from typing import Any
 
 from .. import _core
 from .._base.arrays import Array
-from .._base.precision import is_rounded
-from .._base.state import parts_if_plain, parts_of, state_of
-from .call import Call
-from .layout import Layout
+from .._base.names import parameter_names
+from .._base.precision import default_precision
 from .stack import Stack
 from .tape import LayerTape
 
 
-def fits(x: object, stack: Stack[Any], state: object, outputs: object) -> TypeGuard[Array]:
-    """Return whether a call without other options is plain."""
-    return (
-        type(x) is np.ndarray
-        and isinstance(outputs, str)
-        and outputs == "all"
-        and x.ndim == 3
-        and x.dtype is stack.dtype
-        and x.shape[2] == stack.input_size
-        and x.shape[0] > 0
-        and stack.num_layers == 1
-        and not stack.batch_first
-        and not stack.learn_initial_state
-        and not stack.zoneout
-        and stack.layer_norm is None
-        and not is_rounded(stack)
-        and _is_state(stack, state, x.shape[1])
-    )
+def infer(stack: Stack[Any], x: object, state: object, outputs: object) -> tuple[Array, Any] | None:
+    """Return y and the last state of a call without other options."""
+    layer = plain_layer(stack)
+    if layer is None or not (isinstance(outputs, str) and outputs == "all") or default_precision() != "full":
+        return None
+    return layer.inference(stack.parameters if stack.format is None else stack._for_calls(0), x, state)
 
 
-def fits_tape(stack: Stack[Any], tape: LayerTape, dy: object, dstate: object) -> bool:
-    """Return whether a backward without options is plain."""
-    if not tape.call.plain or (dy is None and dstate is None):
+def forward(stack: Stack[Any], x: object, state: object, outputs: object) -> tuple[Array, Any, LayerTape] | None:
+    """Return y, the last state and the tape of a forward without other options and without masks."""
+    layer = plain_layer(stack)
+    if layer is None or not (isinstance(outputs, str) and outputs == "all") or default_precision() != "full":
+        return None
+    results = layer.forward(stack.parameters, x, state)
+    if results is None:
+        return None
+    y, last, kept = results
+    return y, last, LayerTape(owner=stack, y=y, kept=(kept,), masks=(), plain=layer)
+
+
+def plain_layer(stack: Stack[Any]) -> _core.PlainLayer | None:
+    """Return what computes plain calls, None for a stack that has none; made once for the options that it has."""
+    own = vars(stack)
+    if "_plain" not in own:
+        own["_plain"] = _core.PlainLayer(*_facts(stack)) if _is_plain(stack) else None
+    layer: _core.PlainLayer | None = own["_plain"]
+    return layer
+
+
+def _is_plain(stack: Stack[Any]) -> bool:
+    if type(stack).of_layer is not Stack.of_layer and stack.format is None:  # a user's class has others in their place
         return False
-    y = tape.hidden[0]
-    if dy is not None and not (type(dy) is np.ndarray and dy.dtype is y.dtype and dy.shape == y.shape):
-        return False
-    return _is_state(stack, dstate, y.shape[1])
+    needs_more = stack.batch_first or stack.learn_initial_state or stack.zoneout or stack.layer_norm is not None
+    return stack.num_layers == 1 and not needs_more and stack.precision in (None, "full")
 
 
-def infer(stack: Stack[Any], x: Array, state: object) -> tuple[Array, Any]:
-    """Return y and the last state."""
-    parameters, first = stack._for_calls(0), parts_of(stack.cell, state, "state")
-    y, last = _core.inference(stack.cell, x, parameters, first)
-    return y, state_of(last)
-
-
-def forward(stack: Stack[Any], x: Array, state: object) -> tuple[Array, Any, LayerTape]:
-    """Return y, the last state and the tape."""
-    parameters, first = stack.of_layer(0), parts_of(stack.cell, state, "state")
-    y, last, kept = _core.forward(stack.cell, x, parameters, first)
-    T, B, _ = x.shape
-    x = x.view()  # the caller can give x and y another shape
-    call = Call(Layout((T, B), T, B, False, False), x, x, first, first, None, "all", [None], None, False, plain=True)
-    return y, state_of(last), LayerTape(stack, x, y, call, (y.view(),), (kept,), ())
-
-
-def backward(
-    stack: Stack[Any], tape: LayerTape, dy: object, dstate: object, need_dx: bool
-) -> tuple[Array | None, Any, dict[str, Array]]:
-    """Return dx and the gradients of the initial state and of the parameters."""
-    dx, dfirst, new = _core.backward(tape.kept[0], dy, parts_of(stack.cell, dstate, "dstate"), need_dx)
-    own = stack.parameters
-    grads = {
-        name: array
-        for names, arrays in zip(stack.names_of(0), new, strict=True)
-        for name, array in zip(names, arrays, strict=True)
-        if array is not None and name in own
-    }
-    return dx, state_of(dfirst), grads
-
-
-def _is_state(stack: Stack[Any], state: object, B: int) -> bool:
-    """Return whether a state is as the kernels take it, its parts in a tuple."""
-    if state is None:
-        return True
-    parts = parts_if_plain(stack.cell, state)
-    if parts is None:
-        return False
-    for part, n in zip(parts, stack.state_sizes, strict=True):
-        shape = stack.directions, B, n
-        if part is not None and not (type(part) is np.ndarray and part.dtype is stack.dtype and part.shape == shape):
-            return False
-    return True
+def _facts(stack: Stack[Any]) -> tuple[Any, ...]:
+    names = stack.names_of(0)
+    fixed = tuple(map(stack.fixed.get, parameter_names(stack.cell, stack.proj_size > 0)))
+    return stack.cell, stack.dtype, stack.input_size, stack.state_sizes, names, fixed

@@ -94,8 +94,10 @@ class Recurrent(Inference[StateT]):
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
         is_whole = masks is None and not is_masked(self)
-        if no_options and is_whole and checkpoint is None and plain.fits(x, self, state, outputs):
-            return plain.forward(self, x, state)
+        if no_options and is_whole and checkpoint is None:
+            results_of_plain = plain.forward(self, x, state, outputs)
+            if results_of_plain is not None:
+                return results_of_plain
         call = checked_call(self, x, state, lengths, resets, outputs, embedding, gate_override)
         k = None if checkpoint is None else segments.checked_length(checkpoint, call.layout.T)
         kept: Any
@@ -109,7 +111,8 @@ class Recurrent(Inference[StateT]):
         given, after = results(self, call, hidden, last)
         if hidden and given is hidden[-1]:
             hidden = *hidden[:-1], given.view()  # the caller can give y another shape
-        return given, after, LayerTape(self, call.x, given, call, hidden, kept, between)
+        tape = LayerTape(owner=self, x=call.x, y=given, call=call, hidden=hidden, kept=kept, masks=between)
+        return given, after, tape
 
     def backward(
         self,
@@ -167,8 +170,10 @@ class Recurrent(Inference[StateT]):
         """
         check_tape(tape, self)
         no_options = dc is None and dh_layers is None and clip_dh is None and grads is None
-        if no_options and isinstance(need_dx, bool) and plain.fits_tape(self, tape, dy, dstate):
-            return plain.backward(self, tape, dy, dstate, need_dx)
+        if no_options and isinstance(need_dx, bool) and tape.plain is not None:
+            gradients = tape.plain.backward(self.parameters, tape.kept[0], dy, dstate, need_dx)
+            if gradients is not None:
+                return gradients
         return backward(
             self, tape, dy, dstate, dc=dc, dh_layers=dh_layers, clip_dh=clip_dh, need_dx=need_dx, grads=grads
         )

@@ -1,6 +1,7 @@
 """What a stack's forward keeps for its backward."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .. import _core
@@ -9,6 +10,7 @@ from .._base.module import Tape
 from .._base.scalars import integer, shown
 from .._base.state import STATES, Parts
 from .call import Call
+from .layout import Layout
 from .stack import Stack
 from .zoneout import masks_of
 
@@ -44,22 +46,29 @@ class LayerTape(Tape):
     """What a layer's forward keeps for its backward. It is only read: any number of backwards may use it."""
 
     owner: Stack[Any]
-    call: Call
-    hidden: tuple[Array, ...]  # h of every step of each layer, as the kernels have it
     kept: Any  # the kernels' tape of each layer, or checkpoints
     masks: tuple[Array, ...]  # the factors of dropout after each layer but the last
+    plain: _core.PlainLayer | None = None  # what the call was one of; its tape makes the next three when they are asked
 
-    def __init__(
-        self,
-        owner: Stack[Any],
-        x: Any,
-        y: Any,
-        call: Call,
-        hidden: tuple[Array, ...],
-        kept: Any,
-        masks: tuple[Array, ...],
-    ) -> None:  # the one that a frozen dataclass would have takes a microsecond
-        vars(self).update(owner=owner, x=x, y=y, call=call, hidden=hidden, kept=kept, masks=masks)
+    def __init__(self, **fields: Any) -> None:  # the one that a frozen dataclass would have takes a microsecond
+        vars(self).update(fields)
+
+    @cached_property
+    def x(self) -> Any:
+        """The input."""
+        return self.kept[0].x
+
+    @cached_property
+    def call(self) -> Call:
+        """The arguments of the forward."""
+        x, first = self.x, self.kept[0].state0
+        T, B, _ = x.shape
+        return Call(Layout((T, B), T, B, False, False), x, x, first, first, None, "all", [None], None, False)
+
+    @cached_property
+    def hidden(self) -> tuple[Array, ...]:
+        """The h of every step of each layer, as the kernels have it."""
+        return (self.kept[0].y,)
 
     @property
     def weight_masks(self) -> dict[str, Array]:

@@ -22,31 +22,35 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
         # A saved tensor owns the tape: it goes with the graph, or where hooks on saved tensors let go of it.
         ctx.save_for_backward(*tensors, batch_sizes, resets, token)
         ctx.set_materialize_grads(False)
-        ctx.kind, ctx.num_weights, ctx.tape = kind, n, weakref.ref(tape)
-        ctx.y = None if y is None else y.detach()  # which is told of changes of y in place; of a step there is none
+        told = None if y is None else y.detach()  # of changes of y in place; of a step there is no y
+        ctx.call = kind, n, weakref.ref(tape), told
         return y, *last
 
     @staticmethod
     def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        tensors, n, y, tape = saved[:-3], ctx.num_weights, ctx.y, ctx.tape()
-        gradients = None
-        if tape is not None and (y is None or not y._version) and not torch.is_grad_enabled():
-            need_dx, *need_dstates = ctx.needs_input_grad[4 + n :]
-            restarts = saved[-2] is not None
-            gradients = backward(tape, n, tensors, dlast, y is None, need_dx, any(need_dstates), restarts)
+        tensors, (batch_sizes, resets, _) = saved[:-3], saved[-3:]
+        kind, n, kept, told = ctx.call
+        is_step, (need_dx, *need_dstates) = told is None, ctx.needs_input_grad[4 + n :]
+        gradients, tape = None, kept()
+        if tape is not None and (is_step or not told._version) and not torch.is_grad_enabled():
+            gradients = backward(tape, n, tensors, dlast, is_step, need_dx, any(need_dstates), resets is not None)
         if gradients is None:
-            gradients = _anew(ctx, tensors, saved[-3:-1], dlast)
+            gradients = _anew(kind, n, tensors, batch_sizes, resets, dlast, is_step, need_dx)
         return None, None, None, None, *gradients
 
 
 def _anew(
-    ctx: Any, tensors: tuple[Tensor, ...], rows: tuple[Tensor | None, ...], dlast: tuple[Tensor | None, ...]
+    kind: Kind,
+    n: int,
+    tensors: tuple[Tensor, ...],
+    batch_sizes: Tensor | None,
+    resets: Tensor | None,
+    dlast: tuple[Tensor | None, ...],
+    is_step: bool,
+    need_dx: bool,
 ) -> Any:
     """Return the gradients where those that the tape refers to are of no use, or are to have gradients themselves."""
-    n: int = ctx.num_weights
-    kind: Kind = ctx.kind
-    batch_sizes, resets = rows
     if all(d is None for d in dlast):
         return [None] * len(tensors)
     if torch.is_grad_enabled() or any(d is not None and is_legacy_batchedtensor(d) for d in dlast):
@@ -55,17 +59,10 @@ def _anew(
     else:
         *_, tape, _ = forward(kind, n, tensors, batch_sizes, True, resets)
         initial = () if resets is None else tensors[n + 1 :]
-        dx, dstates, dweights = run_backward(tape, dlast, ctx.needs_input_grad[4 + n], ctx.y is None, initial)
+        dx, dstates, dweights = run_backward(tape, dlast, need_dx, is_step, initial)
     return *dweights, dx, *dstates[: len(tensors) - n - 1]
 
 
-# What Function.apply comes to where no transform of torch.func is at work, and none gets here: 3 µs of a call.
-_apply = super(torch.autograd.Function, _Layer).apply
-
-
-def followed(
-    kind: Kind, n: int, batch_sizes: Tensor | None, tensors: tuple[Tensor, ...], resets: Tensor | None = None
-) -> tuple[Tensor | None, ...]:
-    """Return y, None of a step, and the last states, given n weights, x and the states."""
-    results: tuple[Tensor | None, ...] = _apply(kind, n, batch_sizes, resets, *tensors)
-    return results
+# Returns y, None of a step, and the last states. It is what Function.apply comes to where no transform of torch.func is
+# at work, and none gets here: 3 µs of a call.
+followed = super(torch.autograd.Function, _Layer).apply

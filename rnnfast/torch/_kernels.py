@@ -93,9 +93,9 @@ def forward(
 
     `tensors` are n weights, x and the initial states, if there are any.
     """
-    if TENSORS is not None and resets is None and not kind[3]:
+    if TENSORS is not None and resets is None:
         sizes = None if batch_sizes is None else array_of(batch_sizes)
-        results = TENSORS.forward(*kind[:3], n, tensors, sizes, training, torch.get_num_threads())
+        results = TENSORS.forward(kind, n, tensors, sizes, training, torch.get_num_threads())
         if results is not None:
             return results
     call = Call(*kind, tensors[n], tensors[n + 1 :], batch_sizes, tensors[:n], None, resets)

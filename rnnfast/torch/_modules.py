@@ -76,7 +76,8 @@ def computed(
 ) -> Sequence[Any]:
     """Return y, None of a step, and the last states, given n weights, x and the states."""
     if differentiable:
-        return followed(kind, n, batch_sizes, tensors, resets)
+        results: tuple[Tensor | None, ...] = followed(kind, n, batch_sizes, resets, *tensors)
+        return results
     return forward(kind, n, tensors, batch_sizes, False, resets)
 
 
@@ -84,10 +85,9 @@ def plainly(module: Any, kind: Kind, names: list[str], x: Tensor, hx: Any, step:
     """Return y, None of a step, and the last states; None if a call is no plain one, or something follows it."""
     if TENSORS is None or not is_plain():
         return None
-    cell, bias, projected, _ = kind
     I, H = module.input_size, module.hidden_size
-    P = module.proj_size if projected else H
-    plain = TENSORS.gather(cell, bias, I, H, P, module._parameters, names, x, hx, step)
+    P = module.proj_size if kind[2] else H
+    plain = TENSORS.gather(kind, I, H, P, module._parameters, names, x, hx, step)
     if plain is None:
         return None
     tensors, requires_grad = plain

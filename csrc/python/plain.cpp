@@ -1,0 +1,145 @@
+// Calls of a layer without options, on arrays as the kernels take them: what can be known beforehand is looked at once,
+// and what a call takes of Python is one call of a method.
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "python/arguments.h"
+#include "python/arrays.h"
+#include "python/layers.h"
+#include "python/tape.h"
+#include "types.h"
+
+namespace rnnfast {
+namespace {
+
+// None of its methods' results means that a call is not of this kind: it is for others to compute, or to say what is
+// wrong with it.
+class PlainLayer {
+ public:
+  PlainLayer(const py::object& cell, py::dtype dtype, Index I, const py::tuple& state_sizes, py::tuple names,
+             py::tuple fixed)
+      : cell_(&cell_named(cell)),
+        dtype_(std::move(dtype)),
+        I_(I),
+        D_(Index(names.size())),
+        names_(std::move(names)),
+        fixed_(std::move(fixed)) {
+    for (const py::handle size : state_sizes) state_sizes_.push_back(size.cast<Index>());
+  }
+
+  // (y, state) or, in training, (y, state, tape).
+  template <bool training>
+  py::object forward(const py::object& parameters, const py::object& x, const py::object& state) const {
+    const auto axes = as_given(x, 3);
+    if (!axes || axes[0] < 1 || axes[2] != I_) return py::none();
+    std::optional<py::object> state0 = parts(state, axes[1]);
+    if (!state0) return py::none();
+    py::tuple results =
+        rnnfast::forward(*cell_, {.x = as_array(x, "x"), .embedding = std::nullopt},
+                         {.batch_sizes = py::none(), .resets = py::none(), .ends = py::none(), .reverse = false},
+                         read_parameters(*cell_, of_directions(parameters)),
+                         {.state0 = *std::move(state0), .training = training, .threads = 0});
+    return with_state(std::move(results));
+  }
+
+  // dx, the gradient of the initial state and those of parameters, by their names.
+  py::object backward(const py::dict& parameters, const py::object& object, const py::object& dy,
+                      const py::object& dstate, bool need_dx) const {
+    if (dy.is_none() && dstate.is_none()) return py::none();
+    const Problem& p = tape_in(object).problem;
+    if (!dy.is_none()) {
+      const auto axes = as_given(dy, 3);
+      if (!axes || axes[0] != p.T || axes[1] != p.B || axes[2] != p.D * p.P) return py::none();
+    }
+    std::optional<py::object> dlast = parts(dstate, p.B);
+    if (!dlast) return py::none();
+    py::tuple results =
+        rnnfast::backward(object, {.dy = dy, .dstate = *std::move(dlast), .need_dx = need_dx, .threads = 0});
+    py::dict grads;
+    const py::list made = results[2];
+    for (std::size_t d = 0; d < made.size(); ++d) {
+      const py::tuple names = names_[d], arrays = made[d];
+      for (std::size_t i = 0; i < arrays.size(); ++i)
+        if (!arrays[i].is_none() && found(parameters, names[i])) grads[names[i]] = arrays[i];
+    }
+    results[2] = std::move(grads);
+    return with_state(std::move(results));
+  }
+
+ private:
+  // The lengths of the axes of an array of NumPy's own class with the layer's dtype itself, or null.
+  const Py_ssize_t* as_given(const py::handle& object, int ndim) const {
+    if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_) return nullptr;
+    const auto* const array = py::detail::array_proxy(object.ptr());
+    return array->nd == ndim && array->descr == dtype_.ptr() ? array->dimensions : nullptr;
+  }
+
+  // The parts of a state in a tuple, or None where there is no state.
+  std::optional<py::object> parts(const py::object& state, Index B) const {
+    if (state.is_none()) return state;
+    const std::size_t S = state_sizes_.size();
+    if (S > 1 && !PyTuple_CheckExact(state.ptr())) return std::nullopt;
+    py::tuple parts = S > 1 ? py::reinterpret_borrow<py::tuple>(state) : py::make_tuple(state);
+    if (parts.size() != S) return std::nullopt;
+    for (std::size_t s = 0; s < S; ++s) {
+      const py::handle part = PyTuple_GET_ITEM(parts.ptr(), Py_ssize_t(s));
+      if (part.is_none()) continue;
+      const auto* const axes = as_given(part, 3);
+      if (!axes || axes[0] != D_ || axes[1] != B || axes[2] != state_sizes_[s]) return std::nullopt;
+    }
+    return parts;
+  }
+
+  static PyObject* found(const py::dict& parameters, const py::handle& name) {
+    PyObject* const parameter = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
+    if (!parameter && PyErr_Occurred()) throw py::error_already_set();
+    return parameter;
+  }
+
+  // Parameters of each direction from those of all names; others are packed, and as they are to be.
+  py::object of_directions(const py::object& given) const {
+    if (!PyDict_Check(given.ptr())) return given;
+    const auto parameters = py::reinterpret_borrow<py::dict>(given);
+    py::tuple directions(names_.size());
+    for (std::size_t d = 0; d < directions.size(); ++d) {
+      const py::tuple names = names_[d];
+      py::tuple direction(names.size());
+      for (std::size_t i = 0; i < direction.size(); ++i) {
+        const py::handle fixed = PyTuple_GET_ITEM(fixed_.ptr(), Py_ssize_t(i));
+        PyObject* const parameter = fixed.is_none() ? found(parameters, names[i]) : fixed.ptr();
+        direction[i] = parameter ? py::handle(parameter) : py::none();
+      }
+      directions[d] = std::move(direction);
+    }
+    return directions;
+  }
+
+  // Results with the state, which is the second, as users get it.
+  py::object with_state(py::tuple results) const {
+    if (state_sizes_.size() == 1) results[1] = py::object(py::tuple(results[1])[0]);
+    return results;
+  }
+
+  const CellShape* cell_;
+  py::dtype dtype_;
+  Index I_, D_;
+  std::vector<Index> state_sizes_;
+  py::tuple names_, fixed_;
+};
+
+}  // namespace
+
+void bind_plain(py::module_& m) {
+  py::class_<PlainLayer>(m, "PlainLayer", py::is_final(),
+                         "The calls of a layer without options, on arrays as the kernels take them.")
+      .def(py::init<const py::object&, py::dtype, Index, const py::tuple&, py::tuple, py::tuple>(), "cell"_a, "dtype"_a,
+           "I"_a, "state_sizes"_a, "names"_a, "fixed"_a)
+      .def("inference", &PlainLayer::forward<false>, "parameters"_a, "x"_a, "state"_a)
+      .def("forward", &PlainLayer::forward<true>, "parameters"_a, "x"_a, "state"_a)
+      .def("backward", &PlainLayer::backward, "parameters"_a, "tape"_a, "dy"_a, "dstate"_a, "need_dx"_a);
+}
+
+}  // namespace rnnfast
