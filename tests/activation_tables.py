@@ -4,6 +4,7 @@ The formulas stand in csrc/kernels/vec_math.h; tests/ulp.py measures what comes 
 """
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ BOTTOM = """
 C_NAMES = {np.float32: "float", np.float64: "double"}
 
 Array = NDArray[Any]
+Entry = Callable[[Array], tuple[Array, Array]]
 Wide = np.longdouble  # 11 bits more than float64 has
 
 
@@ -93,12 +95,24 @@ def ulp(x: Array, real: Any) -> Array:
     return size
 
 
-def best(numbers: Array, entries: Iterable[tuple[Array, Array]], real: Any) -> float:
-    """Return the number whose entries round best; of each there are the exact values and a result that counts."""
-    worst = np.zeros(len(numbers), Wide)
-    for exact, result in entries:
-        worst = np.maximum(worst, np.abs(exact.astype(real) - exact) / ulp(result, real))
-    return float(numbers[worst.argmin()])
+def best(numbers: Array, entries: Iterable[Entry], real: Any) -> float:
+    """Return the number whose entries round best; of each there are the exact value and a result that counts.
+
+    A number with an entry that rounds worse than all of some other's is not looked at further.
+    """
+    entries = list(entries)
+
+    def worst(numbers: Array, limit: float) -> tuple[Array, Array]:
+        worst = np.zeros(len(numbers), Wide)
+        for entry in entries:
+            exact, result = entry(numbers)
+            worst = np.maximum(worst, np.abs(exact.astype(real) - exact) / ulp(result, real))
+            numbers, worst = numbers[worst <= limit], worst[worst <= limit]
+        return numbers, worst
+
+    _, of_some = worst(numbers[:: max(1, len(numbers) // 10_000)], np.inf)
+    numbers, of_all = worst(numbers, of_some.min())
+    return float(numbers[of_all.argmin()])
 
 
 def interpolated(f: Callable[[Any], Any], powers: list[int], nodes: list[Any]) -> list[Any]:
@@ -117,7 +131,7 @@ def sigmoid_table(s: Sigmoid) -> dict[str, Any]:
     fit = interpolated(lambda r: mp.exp(-r), [*range(s.degree + 1)], chebyshev(s.degree + 1, step / 2))
     powers = [mp.mpf(2) ** (mp.mpf(j) / s.entries) / fit[0] for j in range(s.entries)]
     numbers = candidates(s.low, s.high, s.real)
-    kappa = best(numbers, ((numbers * wide(p), numbers * wide(p)) for p in powers), s.real)
+    kappa = best(numbers, [lambda k, p=wide(p): (k * p, k * p) for p in powers], s.real)
     high = s.real(step)
     return {
         "steps": 1 / step,
@@ -128,10 +142,11 @@ def sigmoid_table(s: Sigmoid) -> dict[str, Any]:
     }
 
 
+@cache
 def tanh_step(t: Tanh) -> float:
     """Return the distance of the entries of a tanh."""
     numbers = candidates(t.low, t.high, t.real)
-    return best(numbers, ((np.tanh(j * numbers), np.tanh((j - 0.5) * numbers)) for j in range(1, t.last)), t.real)
+    return best(numbers, [lambda h, j=j: (np.tanh(j * h), np.tanh((j - 0.5) * h)) for j in range(1, t.last)], t.real)
 
 
 def tanh_table(t: Tanh) -> dict[str, Any]:
