@@ -35,7 +35,6 @@ BOTTOM = """
 C_NAMES = {np.float32: "float", np.float64: "double"}
 
 Array = NDArray[Any]
-Entry = Callable[[Array], tuple[Array, Array]]
 Wide = np.longdouble  # 11 bits more than float64 has
 
 
@@ -95,17 +94,17 @@ def ulp(x: Array, real: Any) -> Array:
     return size
 
 
-def best(numbers: Array, entries: Iterable[Entry], real: Any) -> float:
-    """Return the number whose entries round best; of each there are the exact value and a result that counts.
+def best(numbers: Array, keys: Iterable[Any], entry: Callable[[Any, Array], tuple[Array, Array]], real: Any) -> float:
+    """Return the number whose entries round best; of each key there are the exact entry and a result that counts.
 
     A number with an entry that rounds worse than all of some other's is not looked at further.
     """
-    entries = list(entries)
+    keys = list(keys)
 
     def worst(numbers: Array, limit: float) -> tuple[Array, Array]:
         worst = np.zeros(len(numbers), Wide)
-        for entry in entries:
-            exact, result = entry(numbers)
+        for key in keys:
+            exact, result = entry(key, numbers)
             worst = np.maximum(worst, np.abs(exact.astype(real) - exact) / ulp(result, real))
             numbers, worst = numbers[worst <= limit], worst[worst <= limit]
         return numbers, worst
@@ -131,7 +130,7 @@ def sigmoid_table(s: Sigmoid) -> dict[str, Any]:
     fit = interpolated(lambda r: mp.exp(-r), [*range(s.degree + 1)], chebyshev(s.degree + 1, step / 2))
     powers = [mp.mpf(2) ** (mp.mpf(j) / s.entries) / fit[0] for j in range(s.entries)]
     numbers = candidates(s.low, s.high, s.real)
-    kappa = best(numbers, [lambda k, p=wide(p): (k * p, k * p) for p in powers], s.real)
+    kappa = best(numbers, map(wide, powers), lambda p, k: (k * p, k * p), s.real)
     high = s.real(step)
     return {
         "steps": 1 / step,
@@ -146,7 +145,7 @@ def sigmoid_table(s: Sigmoid) -> dict[str, Any]:
 def tanh_step(t: Tanh) -> float:
     """Return the distance of the entries of a tanh."""
     numbers = candidates(t.low, t.high, t.real)
-    return best(numbers, [lambda h, j=j: (np.tanh(j * h), np.tanh((j - 0.5) * h)) for j in range(1, t.last)], t.real)
+    return best(numbers, range(1, t.last), lambda j, h: (np.tanh(j * h), np.tanh((j - 0.5) * h)), t.real)
 
 
 def tanh_table(t: Tanh) -> dict[str, Any]:
