@@ -32,6 +32,8 @@ from problems import (
 
 from rnnfast import _core, reference
 
+pytestmark = pytest.mark.no_cover  # what is tested is no Python
+
 # A vector has W lanes, W in {2, 4, 8, 16}: 1, W - 1, W, W + 1 and two or three vectors of each width.
 AROUND_LANES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49)
 

@@ -88,9 +88,11 @@ def assert_gradients(problem: Problem) -> None:
         np.testing.assert_allclose(a, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
 
 
+uncovered = pytest.mark.no_cover  # coverage makes many calls slow; what they call is called elsewhere too
 GIVEN = [(cell, given) for cell in CELLS for given in ("all", "dy", *(f"d{s}" for s in _core.cells[cell].states))]
 
 
+@uncovered
 @pytest.mark.parametrize(("cell", "given"), GIVEN)
 def test_backward_is_the_gradient_of_forward(cell: str, given: str) -> None:
     problem = make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2), seed=1)
@@ -103,6 +105,7 @@ def test_backward_is_the_gradient_of_forward(cell: str, given: str) -> None:
     assert_gradients(problem)
 
 
+@uncovered
 @pytest.mark.parametrize(("cell", "bias"), [*product(CELLS, ["both"]), *product(REPRESENTATIVES, ["neither"])])
 def test_backward_is_the_gradient_of_forward_in_two_directions(cell: str, bias: str) -> None:
     problem = make_problem(cell, np.float64, Shape(T=4, B=2, I=3, H=2, D=2), bias=bias == "both", seed=2)
@@ -118,6 +121,7 @@ FORMS: dict[str, Callable[[Problem], Problem]] = {
 }
 
 
+@uncovered
 @pytest.mark.parametrize(
     ("cell", "form"), [(cell, form) for cell in CELLS for form in (FORMS if cell in REPRESENTATIVES else ["all"])]
 )
@@ -126,6 +130,7 @@ def test_backward_is_the_gradient_of_forward_whatever_the_sequences(cell: str, f
     assert_gradients(problem)
 
 
+@uncovered
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if _core.cells[cell].projects])
 def test_backward_is_the_gradient_of_forward_where_h_is_a_projection(cell: str, form: str) -> None:
@@ -136,6 +141,7 @@ def test_backward_is_the_gradient_of_forward_where_h_is_a_projection(cell: str, 
 HELD = [(cell, gate) for cell in CELLS for gate in _core.cells[cell].held]
 
 
+@uncovered
 @pytest.mark.parametrize(("cell", "gate"), HELD)
 def test_backward_is_the_gradient_of_forward_where_a_gate_is_held(cell: str, gate: str) -> None:
     p = make_problem(cell, np.float64, Shape(T=3, B=2, I=1, H=2, D=2))
@@ -143,6 +149,7 @@ def test_backward_is_the_gradient_of_forward_where_a_gate_is_held(cell: str, gat
     assert_gradients(p)
 
 
+@uncovered
 @pytest.mark.parametrize("V", [None, 5], ids=["one-hot", "embedded"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_tokens_are_rows_and_backward_is_the_gradient_of_forward(cell: str, V: int | None) -> None:
