@@ -4,6 +4,7 @@ The formulas stand in csrc/kernels/vec_math.h; tests/ulp.py measures what comes 
 """
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,12 +94,24 @@ def ulp(x: Array, real: Any) -> Array:
     return size
 
 
-def best(numbers: Array, entries: Iterable[tuple[Array, Array]], real: Any) -> float:
-    """Return the number whose entries round best; of each there are the exact values and a result that counts."""
-    worst = np.zeros(len(numbers), Wide)
-    for exact, result in entries:
-        worst = np.maximum(worst, np.abs(exact.astype(real) - exact) / ulp(result, real))
-    return float(numbers[worst.argmin()])
+def best(numbers: Array, keys: Iterable[Any], entry: Callable[[Any, Array], tuple[Array, Array]], real: Any) -> float:
+    """Return the number whose entries round best; of each key there are the exact entry and a result that counts.
+
+    A number with an entry that rounds worse than all of some other's is not looked at further.
+    """
+    keys = list(keys)
+
+    def worst(numbers: Array, limit: float) -> tuple[Array, Array]:
+        worst = np.zeros(len(numbers), Wide)
+        for key in keys:
+            exact, result = entry(key, numbers)
+            worst = np.maximum(worst, np.abs(exact.astype(real) - exact) / ulp(result, real))
+            numbers, worst = numbers[worst <= limit], worst[worst <= limit]
+        return numbers, worst
+
+    _, of_some = worst(numbers[:: max(1, len(numbers) // 10_000)], np.inf)
+    numbers, of_all = worst(numbers, of_some.min())
+    return float(numbers[of_all.argmin()])
 
 
 def interpolated(f: Callable[[Any], Any], powers: list[int], nodes: list[Any]) -> list[Any]:
@@ -117,7 +130,7 @@ def sigmoid_table(s: Sigmoid) -> dict[str, Any]:
     fit = interpolated(lambda r: mp.exp(-r), [*range(s.degree + 1)], chebyshev(s.degree + 1, step / 2))
     powers = [mp.mpf(2) ** (mp.mpf(j) / s.entries) / fit[0] for j in range(s.entries)]
     numbers = candidates(s.low, s.high, s.real)
-    kappa = best(numbers, ((numbers * wide(p), numbers * wide(p)) for p in powers), s.real)
+    kappa = best(numbers, map(wide, powers), lambda p, k: (k * p, k * p), s.real)
     high = s.real(step)
     return {
         "steps": 1 / step,
@@ -128,10 +141,11 @@ def sigmoid_table(s: Sigmoid) -> dict[str, Any]:
     }
 
 
+@cache
 def tanh_step(t: Tanh) -> float:
     """Return the distance of the entries of a tanh."""
     numbers = candidates(t.low, t.high, t.real)
-    return best(numbers, ((np.tanh(j * numbers), np.tanh((j - 0.5) * numbers)) for j in range(1, t.last)), t.real)
+    return best(numbers, range(1, t.last), lambda j, h: (np.tanh(j * h), np.tanh((j - 0.5) * h)), t.real)
 
 
 def tanh_table(t: Tanh) -> dict[str, Any]:

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+# Set before NumPy is loaded: its products, the oracle's above all, on one thread. The workers of `pytest -n auto` use
+# all processors, and threads that wait for each other would take most of their time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of torch's, which stay several
+
 # Set before the kernels are loaded: products of bfloat16 are the same numbers where the machine lacks them.
 os.environ.setdefault("RNNFAST_BF16", "emulate")
 

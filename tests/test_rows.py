@@ -35,6 +35,8 @@ import rnnfast
 from rnnfast import PackedSequence, _core, functional, pack_padded, pad_packed, reference
 from rnnfast._base.packed import inverse
 
+pytestmark = pytest.mark.no_cover  # what is tested is no Python
+
 # 1, W - 1, W, W + 1 and two vectors of each width W in {2, 4, 8, 16}
 AROUND_LANES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33)
 ODD = Shape(T=5, B=4, I=7, H=19, D=2)

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +102,7 @@ def threads_set(n: Any) -> int:
 
 
 def onnx_of(state: Any) -> Any:
+    pytest.importorskip("onnx", reason='onnx is not installed (pip install ".[onnx]")')
     return rf.onnx.to_onnx(rf.GRU(3, 4, rng=0), state=state).SerializeToString()
 
 
@@ -152,9 +152,8 @@ CALLS: dict[str, Callable[[Kind], Any]] = {
     "clip_norm": lambda k: clipped(lambda grads: clip_grad_norm(grads, k.number(0.5))),
     "clip_value": lambda k: clipped(lambda grads: clip_grad_value(grads, k.number(0.5))),
     "ignore_index": lambda k: softmax_cross_entropy(np.eye(3), np.arange(3), ignore_index=k.integer(2)),
+    "onnx": lambda k: onnx_of(k.flag(False)),
 }
-if find_spec("onnx") is not None:
-    CALLS["onnx"] = lambda k: onnx_of(k.flag(False))
 
 
 def layer_of(made: Any) -> Any:
