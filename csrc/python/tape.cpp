@@ -157,12 +157,6 @@ void bind_tape(py::module_& m) {
                                  return states_of<Real>(object, tape);
                                });
                              })
-      .def_property_readonly("x",
-                             [](const py::object& object) {
-                               return with_tape(object, []<class Real>(const TapeObject&, const Saved<Real>& saved) {
-                                 return saved.x ? py::object(saved.x->given.view()) : py::none();
-                               });
-                             })
       .def_property_readonly("y",
                              [](const py::object& object) {
                                return with_tape(object,

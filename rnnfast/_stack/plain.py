@@ -31,7 +31,7 @@ def forward(stack: Stack[Any], x: object, state: object, outputs: object) -> tup
     if results is None:
         return None
     y, last, kept = results
-    return y, last, LayerTape(owner=stack, y=y, kept=(kept,), masks=(), plain=layer)
+    return y, last, LayerTape(owner=stack, x=x, y=y, kept=(kept,), masks=(), plain=layer)
 
 
 def plain_layer(stack: Stack[Any]) -> _core.PlainLayer | None:

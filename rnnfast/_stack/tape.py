@@ -48,15 +48,10 @@ class LayerTape(Tape):
     owner: Stack[Any]
     kept: Any  # the kernels' tape of each layer, or checkpoints
     masks: tuple[Array, ...]  # the factors of dropout after each layer but the last
-    plain: _core.PlainLayer | None = None  # what the call was one of; its tape makes the next three when they are asked
+    plain: _core.PlainLayer | None = None  # what the call was one of; its tape makes the next two when they are asked
 
     def __init__(self, **fields: Any) -> None:  # the one that a frozen dataclass would have takes a microsecond
         vars(self).update(fields)
-
-    @cached_property
-    def x(self) -> Any:
-        """The input."""
-        return self.kept[0].x
 
     @cached_property
     def call(self) -> Call:
