@@ -53,7 +53,7 @@ class LayerTape(Tape):
     def __init__(self, **fields: Any) -> None:  # the one that a frozen dataclass would have takes a microsecond
         vars(self).update(fields)
 
-    @cached_property
+    @cached_property  # type: ignore[misc] # in the place of a field
     def x(self) -> Any:
         """The input."""
         return self.kept[0].x
