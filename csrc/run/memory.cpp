@@ -24,8 +24,15 @@ struct Block {
   std::size_t capacity = 0;
 };
 
-// Whether a block has room for so many bytes, and is not far too large.
-bool suits(const Block& block, std::size_t bytes) { return block.capacity >= bytes && block.capacity / 2 <= bytes; }
+// Whether a block has room for so many bytes, and is not far too large. AddressSanitizer sees what is written behind
+// blocks that are just as large.
+bool suits(const Block& block, std::size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  return block.capacity == bytes;
+#else
+  return block.capacity >= bytes && block.capacity / 2 <= bytes;
+#endif
+}
 
 // Small blocks that a thread has used last: of small calls the allocator takes a good part of the time, not least where
 // the memory of a block ends the heap.
