@@ -6,8 +6,10 @@ import json
 import os
 import pickle
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,52 @@ def test_a_call_without_options_gives_what_options_without_effect_give(
     assert not other
     assert names == their_names == list(layer.parameters)
     assert_same_bits(actual, expected)
+
+
+def same_both_ways(layer: Any, x: Array) -> bool:
+    """Return whether a call gives what one gives with lengths, which is not computed as a plain one."""
+    return np.array_equal(layer(x)[0], layer(x, lengths=[len(x)] * x.shape[1])[0])
+
+
+def test_a_plain_call_sees_what_changes_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = make_layer("gru"), normal((T, B, I), "float32", 1)
+
+    def assigning(*facts: Any) -> Any:  # as another thread might while this one looks at the options
+        monkeypatch.undo()
+        layer.zoneout = 0.5
+        return _core.PlainLayer(*facts)
+
+    monkeypatch.setattr(_core, "PlainLayer", assigning)
+    layer(x)
+    assert layer.zoneout == 0.5
+    assert same_both_ways(layer, x)
+
+    del layer.zoneout
+    with pytest.raises(AttributeError, match="zoneout"):
+        layer(x)
+
+    layer = make_layer("gru")
+    before = layer(x)[0]
+    layer.of_layer = lambda k, others=None: [tuple(2 * a for a in d) for d in type(layer).of_layer(layer, k, others)]
+    assert not np.array_equal(layer(x)[0], before)
+    assert same_both_ways(layer, x)
+
+    layer = make_layer("gru")
+    layer.parameters = MappingProxyType(layer.parameters)
+    assert same_both_ways(layer, x)
+    y, _, tape = layer.forward(x)
+    assert list(layer.backward(tape, y)[2]) == list(layer.parameters)
+
+
+def test_a_plain_tape_keeps_the_shape_of_x() -> None:
+    layer, x = make_layer("gru"), normal((T, B, I), "float32", 1)
+    y, _, tape = layer.forward(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy: shapes are to be assigned no more
+        x.shape = B, T, I
+    assert tape.x.shape == (T, B, I)
+    assert tape.h(0).shape == tape.gates(0)["z"].shape == y.shape
+    assert np.array_equal(layer.backward(tape, y, clip_dh=1e9)[0], layer.backward(tape, y)[0])
 
 
 @pytest.mark.parametrize("given", ["state", "no_state"])

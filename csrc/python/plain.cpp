@@ -35,6 +35,7 @@ class PlainLayer {
   py::object forward(const py::object& parameters, const py::object& x, const py::object& state) const {
     const auto axes = as_given(x, 3);
     if (!axes || axes[0] < 1 || axes[2] != I_) return py::none();
+    if (!PyDict_CheckExact(parameters.ptr()) && !PyList_CheckExact(parameters.ptr())) return py::none();
     std::optional<py::object> state0 = parts(state, axes[1]);
     if (!state0) return py::none();
     py::tuple results =
@@ -46,9 +47,9 @@ class PlainLayer {
   }
 
   // dx, the gradient of the initial state and those of parameters, by their names.
-  py::object backward(const py::dict& parameters, const py::object& object, const py::object& dy,
+  py::object backward(const py::object& parameters, const py::object& object, const py::object& dy,
                       const py::object& dstate, bool need_dx) const {
-    if (dy.is_none() && dstate.is_none()) return py::none();
+    if ((dy.is_none() && dstate.is_none()) || !PyDict_CheckExact(parameters.ptr())) return py::none();
     const Problem& p = tape_in(object).problem;
     if (!dy.is_none()) {
       const auto axes = as_given(dy, 3);
@@ -93,23 +94,22 @@ class PlainLayer {
     return parts;
   }
 
-  static PyObject* found(const py::dict& parameters, const py::handle& name) {
+  static PyObject* found(const py::handle& parameters, const py::handle& name) {
     PyObject* const parameter = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
     if (!parameter && PyErr_Occurred()) throw py::error_already_set();
     return parameter;
   }
 
-  // Parameters of each direction from those of all names; others are packed, and as they are to be.
+  // Parameters of each direction from those of all names; a list of them is as it is to be.
   py::object of_directions(const py::object& given) const {
-    if (!PyDict_Check(given.ptr())) return given;
-    const auto parameters = py::reinterpret_borrow<py::dict>(given);
+    if (!PyDict_CheckExact(given.ptr())) return given;
     py::tuple directions(names_.size());
     for (std::size_t d = 0; d < directions.size(); ++d) {
       const py::tuple names = names_[d];
       py::tuple direction(names.size());
       for (std::size_t i = 0; i < direction.size(); ++i) {
         const py::handle fixed = PyTuple_GET_ITEM(fixed_.ptr(), Py_ssize_t(i));
-        PyObject* const parameter = fixed.is_none() ? found(parameters, names[i]) : fixed.ptr();
+        PyObject* const parameter = fixed.is_none() ? found(given, names[i]) : fixed.ptr();
         direction[i] = parameter ? py::handle(parameter) : py::none();
       }
       directions[d] = std::move(direction);

@@ -22,7 +22,7 @@ def infer(stack: Stack[Any], x: object, state: object, outputs: object) -> tuple
     return layer.inference(stack.parameters if stack.format is None else stack._for_calls(0), x, state)
 
 
-def forward(stack: Stack[Any], x: object, state: object, outputs: object) -> tuple[Array, Any, LayerTape] | None:
+def forward(stack: Stack[Any], x: Any, state: object, outputs: object) -> tuple[Array, Any, LayerTape] | None:
     """Return y, the last state and the tape of a forward without other options and without masks."""
     layer = plain_layer(stack)
     if layer is None or not (isinstance(outputs, str) and outputs == "all") or default_precision() != "full":
@@ -31,20 +31,22 @@ def forward(stack: Stack[Any], x: object, state: object, outputs: object) -> tup
     if results is None:
         return None
     y, last, kept = results
-    return y, last, LayerTape(owner=stack, x=x, y=y, kept=(kept,), masks=(), plain=layer)
+    # A view, since the caller can give x another shape.
+    return y, last, LayerTape(owner=stack, x=x.view(), y=y, kept=(kept,), masks=(), plain=layer)
 
 
 def plain_layer(stack: Stack[Any]) -> _core.PlainLayer | None:
     """Return what computes plain calls, None for a stack that has none; made once for the options that it has."""
-    own = vars(stack)
-    if "_plain" not in own:
-        own["_plain"] = _core.PlainLayer(*_facts(stack)) if _is_plain(stack) else None
-    layer: _core.PlainLayer | None = own["_plain"]
-    return layer
+    # Where another thread assigns an option meanwhile, what is made here goes into a list that nobody sees any more.
+    made: list[_core.PlainLayer | None] = vars(stack).setdefault("_plain", [])
+    if not made:
+        made.append(_core.PlainLayer(*_facts(stack)) if _is_plain(stack) else None)
+    return made[0]
 
 
 def _is_plain(stack: Stack[Any]) -> bool:
-    if type(stack).of_layer is not Stack.of_layer and stack.format is None:  # a user's class has others in their place
+    # A user's class, or a user, may have others in the place of its parameters.
+    if getattr(stack.of_layer, "__func__", None) is not Stack.of_layer and stack.format is None:
         return False
     needs_more = stack.batch_first or stack.learn_initial_state or stack.zoneout or stack.layer_norm is not None
     return stack.num_layers == 1 and not needs_more and stack.precision in (None, "full")

@@ -108,7 +108,11 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
 
         def __setattr__(self, name: str, value: object) -> None:
             super().__setattr__(name, value)
-            vars(self).pop("_plain", None)  # it was made for the options before
+            vars(self)["_plain"] = []  # the one there was made for the options before
+
+        def __delattr__(self, name: str) -> None:
+            super().__delattr__(name)
+            vars(self)["_plain"] = []
 
     def _shapes(self) -> Iterator[Shape]:
         H, P, L, D = self.hidden_size, self.h_size, self.num_layers, self.directions

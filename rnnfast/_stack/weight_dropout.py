@@ -26,7 +26,7 @@ class Dropped(NamedTuple):
     def masked(self, name: str, a: Array) -> Array:
         """Return w_hh or its gradient with zeros for what is left out, the rest scaled."""
         kept = self.kept[name]
-        factors = kept.reshape(len(kept), -1) * a.dtype.type(self.scale)
+        factors = np.multiply(kept.reshape(len(kept), -1), a.dtype.type(self.scale), order="C")
         result: Array = np.multiply(a, factors, out=factors if factors.shape == a.shape else None)
         result += 0  # no zero is a negative one, as there is none in sums
         return result
