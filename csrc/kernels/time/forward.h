@@ -235,13 +235,14 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
 }
 
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
-// folding x_t into the step's own product saves writing and reading the pre-activations, which pays where a step has
-// rows enough for what it reads of w_ih (with fewer bits, products are too fast for that), where I is small against H,
-// and where there is one step only. Both give the same bits. Products that come gate by gate start from what was
-// projected.
+// folding x_t into the step's own product saves writing and reading the pre-activations. That pays where there is one
+// step only, where I is small against H, and where a step has rows enough for what it reads of w_ih and the cache has
+// room for both matrices (with fewer bits, products are too fast). Both give the same bits. Products that come gate by
+// gate start from what was projected.
 RNNFAST_INLINE bool folds_input(const Problem& p) {
-  const bool is_small = p.I * p.cell->gate_count * p.H <= cache_sizes.near / 128;
-  const bool has_rows = p.B >= (is_small ? 4 : 12) && p.format == Format::real && !p.rounded;
+  const Index numbers = p.cell->gate_count * p.H, near = cache_sizes.near / Index(sizeof(float));
+  const bool fits = (p.I + p.P) * numbers <= near / 2, is_small = p.I * numbers <= near / 32;
+  const bool has_rows = p.B >= (is_small ? 4 : 12) && fits && p.format == Format::real && !p.rounded;
   return p.input == InputKind::dense && p.masks <= 1 && !is_normalised(*p.cell) &&
          (has_rows || steps_of(p.run) == 1 || 8 * p.I <= p.H);
 }
