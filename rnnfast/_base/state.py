@@ -55,12 +55,6 @@ def parts_of(cell: object, state: object, name: str) -> Parts:
     return tuple(state)
 
 
-def parts_if_plain(cell: str, state: object) -> Parts | None:
-    """Return the parts of a state in the form in which users get it; None where it has another one."""
-    parts = state if len(STATES[cell]) > 1 else (state,)
-    return parts if type(parts) is tuple and len(parts) == len(STATES[cell]) else None
-
-
 def state_of(parts: Parts) -> Any:
     """Return the state with these parts as users get it."""
     return parts if len(parts) > 1 else parts[0]

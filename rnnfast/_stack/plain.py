@@ -16,16 +16,16 @@ from .tape import LayerTape
 
 def infer(stack: Stack[Any], x: object, state: object, outputs: object) -> tuple[Array, Any] | None:
     """Return y and the last state of a call without other options."""
-    layer = plain_layer(stack)
-    if layer is None or not (isinstance(outputs, str) and outputs == "all") or default_precision() != "full":
+    layer = _layer_for(stack, outputs)
+    if layer is None:
         return None
     return layer.inference(stack.parameters if stack.format is None else stack._for_calls(0), x, state)
 
 
 def forward(stack: Stack[Any], x: Any, state: object, outputs: object) -> tuple[Array, Any, LayerTape] | None:
     """Return y, the last state and the tape of a forward without other options and without masks."""
-    layer = plain_layer(stack)
-    if layer is None or not (isinstance(outputs, str) and outputs == "all") or default_precision() != "full":
+    layer = _layer_for(stack, outputs)
+    if layer is None:
         return None
     results = layer.forward(stack.parameters, x, state)
     if results is None:
@@ -35,8 +35,10 @@ def forward(stack: Stack[Any], x: Any, state: object, outputs: object) -> tuple[
     return y, last, LayerTape(owner=stack, x=x.view(), y=y, kept=(kept,), masks=(), plain=layer)
 
 
-def plain_layer(stack: Stack[Any]) -> _core.PlainLayer | None:
-    """Return what computes plain calls, None for a stack that has none; made once for the options that it has."""
+def _layer_for(stack: Stack[Any], outputs: object) -> _core.PlainLayer | None:
+    """Return what computes a plain call, None where it is not one; made once for the options that the stack has."""
+    if not (isinstance(outputs, str) and outputs == "all") or default_precision() != "full":
+        return None
     # Where another thread assigns an option meanwhile, what is made here goes into a list that nobody sees any more.
     made: list[_core.PlainLayer | None] = vars(stack).setdefault("_plain", [])
     if not made:
