@@ -169,18 +169,24 @@ constexpr Index size(const Columns<Real>& c) {
   return (c.count + c.width - 1) / c.width * c.width * c.rows;
 }
 
+// Tile by tile, for a few rows at a time. Tiles may be as far apart as to share few lines of the cache: if each row went
+// to all of them, a line would be gone before the next row comes to it.
 template <int M, class Real>
 void regroup_tiles(View<const Real> a, const RowRange& range, const Columns<Real>& to, const Team& team) {
-  const Index K = to.count - 1;
-  for (Index row = 0; row < range.count; ++row) {
+  constexpr Index at_once = 8;  // rows of M numbers: whole lines
+  const Index K = to.count - 1, rest = K % M;
+  for (Index row = 0, rows; row < range.count; row += rows) {
     if (row % rows_at_once == 0 && skips(team, row)) return;
+    rows = min_index(at_once, range.count - row);
     const Real* from = a.data + row * a.stride;
     Real* tile = to.data + (range.first + row) * M;
-    Index column = 0;
-    for (; column + M <= K; column += M, tile += to.rows * M)
-      __builtin_memcpy(tile, from + column, M * sizeof(Real));  // of constant size: two moves
-    for (Index i = 0; column + i < K; ++i) tile[i] = from[column + i];
-    tile[K - column] = 1;
+    for (const Real* const end = from + K - rest; from < end; from += M, tile += to.rows * M)
+      for (Index i = 0; i < rows; ++i)
+        __builtin_memcpy(tile + i * M, from + i * a.stride, M * sizeof(Real));  // of constant size: two moves
+    for (Index i = 0; i < rows; ++i) {
+      for (Index k = 0; k < rest; ++k) tile[i * M + k] = from[i * a.stride + k];
+      tile[i * M + rest] = 1;
+    }
   }
 }
 

@@ -65,7 +65,7 @@ __attribute__((noinline)) void regroup_rounded(const BackwardArgs<Real>& args, c
   }
 }
 
-// Regroups the left operands of a chunk's weight gradients, this member's share of the rows.
+// Regroups the left operands of a chunk's weight gradients, this member's share of the steps.
 template <class Real>
 void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& whole, const Chunk& chunk,
                    const Team& team) {
@@ -73,27 +73,35 @@ void regroup_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
   const BackwardDirection<Real>& direction = args.directions[chunk.direction];
   const auto& scratch = whole.directions[chunk.direction];
   const StateBefore<Real> before_h = place_before<Real>(direction, 0, whole.zeros);
-  const View<const Real> reset_h = {direction.tape.reset_h, p.H};
-  for (Index step = share(chunk.steps, team.rank, team.size); step < share(chunk.steps, team.rank + 1, team.size);
-       ++step) {
-    const Index t = chunk.t + step, row = row_of(p, t), first = row - row_of(p, chunk.t);
-    const RowRange rows = {.first = first, .count = rows_at(p, t)};
-    if (p.rounded) {
-      regroup_rounded(args, whole, before_h, chunk, t);
-      continue;
-    }
-    if (p.input != InputKind::embedded) regroup(at(args.x, row), rows, scratch.x, team);
-    for_each_piece(p, chunk.direction, before_h, t, {.first = 0, .count = rows.count},
-                   [&](View<const Real> piece, const RowRange& range) {
-                     const RowRange to = {.first = first + range.first, .count = range.count};
-                     if (p.masks)
-                       regroup_dropped(p, piece, at(direction.factors, range.first), to, scratch.h_before, team);
-                     else
-                       regroup(piece, to, scratch.h_before[0], team);
-                   });
-    if (resets_h(*p.cell)) regroup(at(reset_h, row), rows, scratch.reset_h, team);
-    if (is_projected(p)) regroup(at(direction.tape.states[0], row), rows, whole.projections[chunk.direction].u, team);
+  const Steps steps = {.first = chunk.t + share(chunk.steps, team.rank, team.size),
+                       .last = chunk.t + share(chunk.steps, team.rank + 1, team.size)};
+  if (p.rounded) {
+    for (Index t = steps.first; t < steps.last; ++t) regroup_rounded(args, whole, before_h, chunk, t);
+    return;
   }
+  const Index row = row_of(p, steps.first), first = row_of(p, chunk.t);
+  const RowRange rows = {.first = row - first, .count = row_of(p, steps.last) - row};
+  if (p.input != InputKind::embedded) regroup(at(args.x, row), rows, scratch.x, team);
+  const View<const Real> reset_h = {direction.tape.reset_h, p.H};
+  if (resets_h(*p.cell)) regroup(at(reset_h, row), rows, scratch.reset_h, team);
+  if (is_projected(p)) regroup(at(direction.tape.states[0], row), rows, whole.projections[chunk.direction].u, team);
+  // Rows of h' that follow each other in memory pass as one run, of however many steps.
+  View<const Real> run = {};
+  RowRange of_run = {};
+  for (Index t = steps.first; t < steps.last; ++t)
+    for_each_piece(p, chunk.direction, before_h, t, {.first = 0, .count = rows_at(p, t)},
+                   [&](View<const Real> piece, const RowRange& range) {
+                     const RowRange to = {.first = row_of(p, t) - first + range.first, .count = range.count};
+                     if (p.masks) {
+                       regroup_dropped(p, piece, at(direction.factors, range.first), to, scratch.h_before, team);
+                     } else if (piece.stride == run.stride && piece.data == at(run, of_run.count).data) {
+                       of_run.count += to.count;
+                     } else {
+                       regroup(run, of_run, scratch.h_before[0], team);
+                       run = piece, of_run = to;
+                     }
+                   });
+  regroup(run, of_run, scratch.h_before[0], team);
 }
 
 // Adds the weight gradients of a chunk to those of the chunks after it. The biases' are the last columns.
