@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cfenv>
 #include <chrono>
+#include <ctime>
 #include <functional>
 #include <stdexcept>
 #include <thread>
@@ -49,6 +50,19 @@ void survive(const F& f) {
 
 // Where Python handles signals.
 std::atomic<unsigned long> main_thread;
+
+// To some milliseconds. Kernels ask often, and before a processor reads a precise clock it finishes all that is under way.
+std::chrono::nanoseconds rough_time() {
+#if defined(CLOCK_MONOTONIC_COARSE)
+  std::timespec time;
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
+  return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+#elif defined(__APPLE__)
+  return std::chrono::nanoseconds(clock_gettime_nsec_np(CLOCK_MONOTONIC_RAW_APPROX));
+#else
+  return std::chrono::steady_clock::now().time_since_epoch();
+#endif
+}
 
 }  // namespace
 
@@ -97,10 +111,9 @@ void find_main_thread() {
 }
 
 void call(Index threads, const Kernel& kernel, Interruption interruption, const std::function<void()>& begin) {
-  using Clock = std::chrono::steady_clock;
   constexpr auto pause = std::chrono::milliseconds(20);  // not felt by who presses Ctrl-C, nor by the kernel
   const bool asks = interruption != Interruption::never && PyThread_get_thread_ident() == main_thread;
-  auto asked = asks ? Clock::now() : Clock::time_point();
+  auto asked = asks ? rough_time() : std::chrono::nanoseconds();
   std::fenv_t callers;
   if (asks) std::fegetenv(&callers);
   for (;;) {
@@ -110,14 +123,14 @@ void call(Index threads, const Kernel& kernel, Interruption interruption, const 
       WithoutGil without_gil;
       bool raised = false;
       const auto poll = [&]() -> bool {
-        if (!asks || raised || Clock::now() - asked < pause) return false;
+        if (!asks || raised || rough_time() - asked < pause) return false;
         std::fenv_t kernels;  // a handler finds the floating point mode of the caller
         std::fegetenv(&kernels);
         std::fesetenv(&callers);
         if (pair_kernels && pair_kernels->release) pair_kernels->release();  // likewise, and may use the same itself
         raised = without_gil.signals_raise();
         std::fesetenv(&kernels);
-        asked = Clock::now();
+        asked = rough_time();
         return raised;
       };
       outcome = run_parallel(threads, kernel, std::cref(poll));  // a copy would need memory
