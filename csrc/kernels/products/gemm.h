@@ -245,14 +245,14 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   }
 }
 
-// Rows of one tile by its vectors N. With 32 registers 6 x 4 and 8 x 3 accumulators leave 8 for the panel and the
-// broadcasts and hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and 4 x 4
-// would spill. A single vector needs as many rows to hide it. More than 4 vectors serve a single row only, to have 8
-// chains in flight.
-constexpr int most_rows(int N) {
+// Rows of one tile by its vectors N. With 32 registers 6 x 4, 8 x 3 and 12 x 2 accumulators leave 8 for the panel and
+// the broadcasts and hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and
+// 4 x 4 would spill. A single vector needs as many rows to hide it. More than 4 vectors serve a single row only, to have
+// 8 chains in flight. Tiles of pairs are too large to be compiled for more rows than that takes.
+constexpr int most_rows(int N, Factors factors = Factors::numbers) {
   if (N > 4) return 1;
   if (N == 1) return 12;
-  if (vector_registers == 32) return N == 3 ? 8 : 6;
+  if (vector_registers == 32) return N == 3 ? 8 : N == 2 && factors == Factors::numbers ? 12 : 6;
   return N == 4 ? 3 : 4;
 }
 
@@ -270,7 +270,7 @@ struct TileFunctions<S, NB, slots, gates, factors, Lanes<i...>> {
 
 template <class Real, int slots, int gates, Factors factors, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind<Real>& kind) {
-  constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots);
+  constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots, factors);
   using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, factors, typename LanesTo<most>::type>;
   kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
