@@ -392,12 +392,13 @@ struct Operand {
   bool odd = false;    // of the first of which the second k comes first
 };
 
-// What follows a panel in memory and is read after it. The rows of a tile column ask for a share of it each, evenly
-// over their k: asked for all at once, it would hold up the multiply-adds.
+// What a tile column reads next: `length` numbers of the panel of each unit block, whose panels are `unit` apart. Its rows
+// ask for a share of them each, evenly over their k: asked for all at once, they would hold up the multiply-adds.
 template <class Real>
 struct Ahead {
   const Real* data;
-  Index row, k;  // strides; 0: nothing is asked for
+  Index length, unit;
+  Index row, k;  // numbers that a row asks for, and each k of a tile; 0: nothing is asked for
 };
 
 // A tile of M rows by NB unit blocks of some vectors each, their `slots`. Where a product has fewer gates than there

@@ -44,6 +44,15 @@ RNNFAST_INLINE Operand<Real> from_row(Operand<Real> o, Index row) {
   return o;
 }
 
+// What the tile that begins with a row asks for.
+template <class Real>
+RNNFAST_INLINE Ahead<Real> from_row(Ahead<Real> a, Index row) {
+  if (a.k == 0) return a;
+  const Index place = row * a.row, block = place / a.length;
+  a.data += block * a.unit + (place - block * a.length);
+  return a;
+}
+
 // A chain ends after about this many k (at most one and a half times as many), for two reasons. A single one over 1,000
 // k costs float32 its sixth digit; and the part of a panel that all rows of a column pass over before the next, 32 KB
 // of 4 vectors, stays in the first cache level, since the second one cannot feed the multiply-adds on every machine.
@@ -225,7 +234,7 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
       acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
     }
   }
-  const Ahead<Real> ahead = {.data = t.ahead.data + row * t.ahead.row, .row = t.ahead.row, .k = t.ahead.k};
+  const Ahead<Real> ahead = from_row(t.ahead, row);
   constexpr int shift = slots - gates;
   if (shift > 0) accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(t.first, row), ahead);
   for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
@@ -330,11 +339,17 @@ struct Epilogue {
   }
 };
 
-// What follows the panels of an operand, for `rows` rows, at most `most` of them in a tile.
+// Of the panels of an operand that NB unit blocks read after those of another one, for `rows` rows, at most `most` of
+// them in a tile.
 template <class Real>
-RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& o, Index NB, Index rows, Index most) {
-  const Index length = NB * o.blocks * (o.pairs ? o.K / 2 : o.K) * o.panel_k, row = length / rows;
-  return {.data = o.panel + length, .row = row, .k = row * most / max_index(o.blocks * o.K, 1)};
+RNNFAST_INLINE Ahead<Real> ahead_of(const Operand<Real>& next, const Operand<Real>& now, Index NB, Index rows,
+                                    Index most) {
+  const Index length = next.blocks * (next.pairs ? next.K / 2 : next.K) * next.panel_k, row = NB * length / rows;
+  return {.data = next.panel,
+          .length = length,
+          .unit = next.panel_unit,
+          .row = row,
+          .k = row * most / max_index(now.blocks * now.K, 1)};
 }
 
 // All rows of a tile column, cut into tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
@@ -361,19 +376,25 @@ __attribute__((noinline)) void tile_chains(const Tiles<Real>& tiles, const Tile<
   const Index second = chain_count(t.second.blocks * t.second.K);
   const Index start = first > 1 ? first : 0;  // of the second operand
   const Index steps = t.second.blocks ? start + second : first;
-  for (Index step = 0; step < steps; ++step) {
+  const auto operands_of = [&](Index step) {
     Tile<Real> part = t;
     part.first = step < first ? chain_of(t.first, step, first) : Operand<Real>{};
     part.second = step >= start ? chain_of(t.second, step - start, second) : Operand<Real>{};
+    return part;
+  };
+  const auto last_of = [](const Tile<Real>& part) { return part.second.blocks ? part.second : part.first; };
+  for (Index step = 0; step < steps; ++step) {
+    Tile<Real> part = operands_of(step);
     part.add = step == 0 ? t.add : step != start;
     if (part.add)
       part.init = nullptr, part.init_row = 0, part.init_unit = 0;
     else if (step > 0)
       part.init = t.out, part.init_row = t.out_row, part.init_unit = t.out_unit;
-    if (t.far) part.ahead = ahead_of(part.second.blocks ? part.second : part.first, tiles.blocks, rows, tiles.most);
-    if (t.far && t.backwards && step + 1 == steps) {
-      const Operand<Real>& whole = t.second.blocks ? t.second : t.first;
-      part.ahead.data -= 2 * tiles.blocks * whole.blocks * (whole.pairs ? whole.K / 2 : whole.K) * whole.panel_k;
+    if (t.far) {
+      const bool ends = step + 1 == steps;  // the next column begins, or where panels are read backwards the one before
+      Operand<Real> next = last_of(operands_of(ends ? 0 : step + 1));
+      if (ends) next.panel += (t.backwards ? -1 : 1) * tiles.blocks * next.panel_unit;
+      part.ahead = ahead_of(next, last_of(part), tiles.blocks, rows, tiles.most);
     }
     tile_column(tiles, part, rows, step + 1 < steps ? Epilogue() : epilogue);
   }
