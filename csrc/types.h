@@ -392,8 +392,8 @@ struct Operand {
   bool odd = false;    // of the first of which the second k comes first
 };
 
-// What a tile column reads next: `length` numbers of the panel of each unit block, whose panels are `unit` apart. Its rows
-// ask for a share of them each, evenly over their k: asked for all at once, they would hold up the multiply-adds.
+// What a tile column reads next: `length` numbers of the panel of each unit block, whose panels are `unit` apart. Its
+// rows ask for a share of them each, evenly over their k: asked for all at once, they would hold up the multiply-adds.
 template <class Real>
 struct Ahead {
   const Real* data;

@@ -51,7 +51,8 @@ void survive(const F& f) {
 // Where Python handles signals.
 std::atomic<unsigned long> main_thread;
 
-// To some milliseconds. Kernels ask often, and before a processor reads a precise clock it finishes all that is under way.
+// To some milliseconds. Kernels ask often, and before a processor reads a precise clock it finishes all that is under
+// way.
 std::chrono::nanoseconds rough_time() {
 #if defined(CLOCK_MONOTONIC_COARSE)
   std::timespec time;

@@ -44,13 +44,12 @@ RNNFAST_INLINE Operand<Real> from_row(Operand<Real> o, Index row) {
   return o;
 }
 
-// What the tile that begins with a row asks for.
-template <class Real>
-RNNFAST_INLINE Ahead<Real> from_row(Ahead<Real> a, Index row) {
-  if (a.k == 0) return a;
-  const Index place = row * a.row, block = place / a.length;
-  a.data += block * a.unit + (place - block * a.length);
-  return a;
+// Where the tile of NB unit blocks that begins with a row asks from.
+template <int NB, class Real>
+RNNFAST_INLINE const Real* place_of_row(const Ahead<Real>& a, Index row) {
+  if (a.k == 0) return nullptr;
+  const Index place = row * a.row, block = NB > 1 ? place / a.length : 0;
+  return a.data + block * a.unit + (place - block * a.length);
 }
 
 // A chain ends after about this many k (at most one and a half times as many), for two reasons. A single one over 1,000
@@ -112,16 +111,35 @@ RNNFAST_INLINE typename S::V multiply_add_pairs(typename S::V a, typename S::V w
   return fma(number_of<S, Word::first_of_pair>(a), number_of<S, Word::first_of_pair>(w), sum);
 }
 
+// A place in each row of a tile, by one pointer for three rows: one for each, and the compiler runs out of registers.
+template <class Real, int M>
+struct Rows {
+  const Real* data[(M + 2) / 3];
+
+  RNNFAST_INLINE Rows(const Real* a, Index row) {
+#pragma GCC unroll 4
+    for (int i = 0; i < (M + 2) / 3; ++i) {
+      data[i] = a + 3 * i * row;
+      asm("" : "+r"(data[i]));  // or it finds out that they are one
+    }
+  }
+  RNNFAST_INLINE void operator+=(Index k) {
+#pragma GCC unroll 4
+    for (int i = 0; i < (M + 2) / 3; ++i) data[i] += k;
+  }
+};
+
 // The products of one k. The accumulators stay in registers only because every loop over them is unrolled: one run-time
 // index and they live in memory, three times slower.
 template <class S, int M, int NB, int slots, int gates, int shift, Word word>
 RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
-                                 const typename S::Real* a, const typename S::Real* w) {
+                                 const Rows<typename S::Real, M>& a, const typename S::Real* w) {
   using V = typename S::V;
   // The shorter side is held in registers, the longer one passes by.
   constexpr int N = NB * gates, outer = M > N ? M : N, inner = M > N ? N : M;
   const auto row = [&](int m) {
-    return word == Word::pair ? broadcast_word<S>(a + m * o.a_row) : S::broadcast(a[m * o.a_row]);
+    const typename S::Real* const at = a.data[m / 3] + m % 3 * o.a_row;
+    return word == Word::pair ? broadcast_word<S>(at) : S::broadcast(*at);
   };
   const auto vector = [&](int n) {
     return number_of<S, word>(S::load(w + n / gates * o.panel_unit + n % gates * S::lanes));
@@ -146,28 +164,30 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
 
 template <class S, int M, int NB, int slots, int gates, int shift, Factors factors, bool prefetch>
 RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
-                                      [[maybe_unused]] Ahead<typename S::Real> ahead) {
+                                      [[maybe_unused]] const typename S::Real* ahead, [[maybe_unused]] Index ahead_k) {
   using Real = typename S::Real;
   const auto fetch = [&] {
-    if constexpr (prefetch) __builtin_prefetch(ahead.data, 0, 3), ahead.data += ahead.k;
+    if constexpr (prefetch) __builtin_prefetch(ahead, 0, 3), ahead += ahead_k;
   };
   if constexpr (factors == Factors::by_pairs) {
-    const Real *a = o.a, *w = o.panel;
+    Rows<Real, M> a(o.a, o.a_row);
+    const Real* w = o.panel;
     Index k = o.K;
     if (o.odd && k > 0) {
       accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a, w);
       a += o.a_k, w += o.panel_k, --k;
     }
-    for (; k > 1; k -= 2, a += 2 * o.a_k, w += o.panel_k) {
+    for (; k > 1; k -= 2, a += o.a_k, w += o.panel_k) {
       fetch();
       accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
-      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a + o.a_k, w);
+      a += o.a_k;
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a, w);
     }
     if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
     return;
   }
   for (Index block = 0; block < o.blocks; ++block) {
-    const Real* a = o.a + block * o.a_block;
+    Rows<Real, M> a(o.a + block * o.a_block, o.a_row);
     const Real* w = o.panel + block * o.panel_block;
     for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
       fetch();
@@ -178,11 +198,11 @@ RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const
 
 template <class S, int M, int NB, int slots, int gates, int shift, Factors factors>
 RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
-                               const Ahead<typename S::Real>& ahead) {
-  if (ahead.k > 0)
-    accumulate_blocks<S, M, NB, slots, gates, shift, factors, true>(acc, o, ahead);
+                               const typename S::Real* ahead, Index ahead_k) {
+  if (ahead_k > 0)
+    accumulate_blocks<S, M, NB, slots, gates, shift, factors, true>(acc, o, ahead, ahead_k);
   else
-    accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, o, ahead);
+    accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, o, ahead, ahead_k);
 }
 
 // A tile of pairs where the machine has no instruction for them: the same sums, in loops that cost little room.
@@ -234,11 +254,11 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
       acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
     }
   }
-  const Ahead<Real> ahead = from_row(t.ahead, row);
+  const Real* const ahead = place_of_row<NB>(t.ahead, row);
   constexpr int shift = slots - gates;
-  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(t.first, row), ahead);
+  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(t.first, row), ahead, t.ahead.k);
   for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
-    accumulate<S, M, NB, slots, gates, 0, factors>(acc, from_row(i == 0 ? t.first : t.second, row), ahead);
+    accumulate<S, M, NB, slots, gates, 0, factors>(acc, from_row(i == 0 ? t.first : t.second, row), ahead, t.ahead.k);
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
@@ -256,8 +276,8 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
 
 // Rows of one tile by its vectors N. With 32 registers 6 x 4, 8 x 3 and 12 x 2 accumulators leave 8 for the panel and
 // the broadcasts and hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and
-// 4 x 4 would spill. A single vector needs as many rows to hide it. More than 4 vectors serve a single row only, to have
-// 8 chains in flight. Tiles of pairs are too large to be compiled for more rows than that takes.
+// 4 x 4 would spill. A single vector needs as many rows to hide it. More than 4 vectors serve a single row only, to
+// have 8 chains in flight. Tiles of pairs are too large to be compiled for more rows than that takes.
 constexpr int most_rows(int N, Factors factors = Factors::numbers) {
   if (N > 4) return 1;
   if (N == 1) return 12;

@@ -169,8 +169,8 @@ constexpr Index size(const Columns<Real>& c) {
   return (c.count + c.width - 1) / c.width * c.width * c.rows;
 }
 
-// Tile by tile, for a few rows at a time. Tiles may be as far apart as to share few lines of the cache: if each row went
-// to all of them, a line would be gone before the next row comes to it.
+// Tile by tile, for a few rows at a time. Tiles may be as far apart as to share few lines of the cache: if each row
+// went to all of them, a line would be gone before the next row comes to it.
 template <int M, class Real>
 void regroup_tiles(View<const Real> a, const RowRange& range, const Columns<Real>& to, const Team& team) {
   constexpr Index at_once = 8;  // rows of M numbers: whole lines
