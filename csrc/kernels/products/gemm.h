@@ -59,20 +59,28 @@ constexpr Index chain_length = 128;
 
 constexpr Index chain_count(Index K) { return max_index((K + chain_length / 2) / chain_length, 1); }
 
+// How an operand is cut into chains.
+struct Chains {
+  Index count, length;
+
+  template <class Real>
+  explicit Chains(const Operand<Real>& o)
+      : count(chain_count(o.blocks * o.K)), length(((o.blocks > 1 ? o.blocks : o.K) + count - 1) / count) {}
+};
+
+// Leaves one chain of an operand.
 template <class Real>
-RNNFAST_INLINE Operand<Real> chain_of(Operand<Real> o, Index chain, Index chains) {
-  if (chains <= 1) return o;
+RNNFAST_INLINE void take_chain(Operand<Real>& o, const Chains& chains, Index chain) {
+  if (chains.count <= 1) return;
+  Index& size = o.blocks > 1 ? o.blocks : o.K;
+  const Index from = min_index(chain * chains.length, size);
   if (o.blocks > 1) {
-    const Index length = (o.blocks + chains - 1) / chains, from = min_index(chain * length, o.blocks);
     o.a += from * o.a_block, o.panel += from * o.panel_block;
-    o.blocks = min_index(length, o.blocks - from);
   } else {
-    const Index length = (o.K + chains - 1) / chains, from = min_index(chain * length, o.K);
     o.a += from * o.a_k, o.panel += (o.pairs ? from / 2 : from) * o.panel_k;
     o.odd = o.pairs && from % 2 != 0;
-    o.K = min_index(length, o.K - from);
   }
-  return o;
+  size = min_index(chains.length, size - from);
 }
 
 // What counts of a word of a panel.
@@ -392,19 +400,19 @@ RNNFAST_INLINE void tile_column(const Tiles<Real>& tiles, const Tile<Real>& t, I
 template <class Real>
 __attribute__((noinline)) void tile_chains(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows,
                                            const Epilogue& epilogue) {
-  const Index first = chain_count(t.first.blocks * t.first.K);
-  const Index second = chain_count(t.second.blocks * t.second.K);
-  const Index start = first > 1 ? first : 0;  // of the second operand
-  const Index steps = t.second.blocks ? start + second : first;
-  const auto operands_of = [&](Index step) {
-    Tile<Real> part = t;
-    part.first = step < first ? chain_of(t.first, step, first) : Operand<Real>{};
-    part.second = step >= start ? chain_of(t.second, step - start, second) : Operand<Real>{};
-    return part;
-  };
-  const auto last_of = [](const Tile<Real>& part) { return part.second.blocks ? part.second : part.first; };
+  const Chains first(t.first), second(t.second);
+  const Index start = first.count > 1 ? first.count : 0;  // of the second operand
+  const Index steps = t.second.blocks ? start + second.count : first.count;
   for (Index step = 0; step < steps; ++step) {
-    Tile<Real> part = operands_of(step);
+    Tile<Real> part = t;
+    if (step < first.count)
+      take_chain(part.first, first, step);
+    else
+      part.first = {};
+    if (step >= start)
+      take_chain(part.second, second, step - start);
+    else
+      part.second = {};
     part.add = step == 0 ? t.add : step != start;
     if (part.add)
       part.init = nullptr, part.init_row = 0, part.init_unit = 0;
@@ -412,9 +420,12 @@ __attribute__((noinline)) void tile_chains(const Tiles<Real>& tiles, const Tile<
       part.init = t.out, part.init_row = t.out_row, part.init_unit = t.out_unit;
     if (t.far) {
       const bool ends = step + 1 == steps;  // the next column begins, or where panels are read backwards the one before
-      Operand<Real> next = last_of(operands_of(ends ? 0 : step + 1));
+      const Index after = ends ? 0 : step + 1;
+      const bool in_second = t.second.blocks && after >= start;
+      Operand<Real> next = in_second ? t.second : t.first;
+      take_chain(next, in_second ? second : first, in_second ? after - start : after);
       if (ends) next.panel += (t.backwards ? -1 : 1) * tiles.blocks * next.panel_unit;
-      part.ahead = ahead_of(next, last_of(part), tiles.blocks, rows, tiles.most);
+      part.ahead = ahead_of(next, part.second.blocks ? part.second : part.first, tiles.blocks, rows, tiles.most);
     }
     tile_column(tiles, part, rows, step + 1 < steps ? Epilogue() : epilogue);
   }
