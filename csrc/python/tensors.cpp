@@ -253,13 +253,10 @@ py::object Tensors::forward(const py::tuple& kind, std::size_t weights, const py
   if (!x) return py::none();
   ForwardObjects given = {.training = training, .threads = threads};
   if (tensors.size() > weights + 1) {
-    py::tuple states(S);
     for (std::size_t s = 0; s < S; ++s) {
-      const std::optional<Array> state = classes_.read(tensors[weights + 1 + s], is_step);
-      if (!state) return py::none();
-      states[s] = state->view();
+      given.state0[s] = classes_.read(tensors[weights + 1 + s], is_step);
+      if (!given.state0[s]) return py::none();
     }
-    given.state0 = std::move(states);
   }
   const py::tuple results =
       rnnfast::forward(*layer.cell, {.x = *std::move(x), .embedding = std::nullopt},
@@ -293,22 +290,14 @@ py::object Tensors::backward(const py::object& tape, std::size_t weights, const 
   py::tuple gradients(tensors.size());
   for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = py::none();
   BackwardObjects given = {.need_dx = need_dx, .need_dstate0 = need_dstates, .threads = threads};
-  py::tuple dstate(dlast.size() - 1);
-  bool is_zero = true;
   for (std::size_t i = 0; i < dlast.size(); ++i) {
-    py::object d = dlast[i];
-    if (!d.is_none()) {
-      const std::optional<Array> array = classes_.read(d, is_step);
-      if (!array) return py::none();
-      d = array->view(), is_zero = false;
-    }
-    if (i == 0)
-      given.dy = std::move(d);
-    else
-      dstate[i - 1] = std::move(d);
+    const py::handle d = PyTuple_GET_ITEM(dlast.ptr(), Py_ssize_t(i));
+    if (d.is_none()) continue;
+    std::optional<Array> array = classes_.read(d, is_step);
+    if (!array) return py::none();
+    (i ? given.dstate[i - 1] : given.dy) = std::move(array);
   }
-  if (is_zero) return gradients;
-  given.dstate = std::move(dstate);
+  if (!given.dy && has_none(given.dstate)) return gradients;
   const py::tuple results = rnnfast::backward(tape, given);
   std::size_t i = 0;
   for (const py::handle direction : py::list(results[2]))
