@@ -148,9 +148,10 @@ def test_an_error_of_a_step_names_the_argument_and_changes_nothing(batch: tuple[
                 module(x, given)
             with pytest.raises((TypeError, ValueError), match=r"^dstate: expected"):
                 module.backward(tape, given)
-    for given in (h, (h,), (h, c, c)):
+    wrong_parts: tuple[Any, ...] = h, (h,), (h, c, c)
+    for parts_given in wrong_parts:
         with pytest.raises((TypeError, ValueError), match=r"^dstate: expected a tuple \(h, c\)"):
-            module.backward(tape, given)
+            module.backward(tape, parts_given)
     for wrong in (x[..., :-1], x[None, None], x.astype(np.float64)):
         with pytest.raises((TypeError, ValueError), match=r"^x: expected"):
             module.forward(wrong, state)
@@ -158,7 +159,8 @@ def test_an_error_of_a_step_names_the_argument_and_changes_nothing(batch: tuple[
 
 
 def test_a_step_sees_what_changes_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x = rnnfast.RNNCell(I, H, rng=0), normal((B, I), "float32", 1)
+    module: Any = rnnfast.RNNCell(I, H, rng=0)
+    x = normal((B, I), "float32", 1)
 
     def assigning(*facts: Any) -> Any:  # as another thread might meanwhile
         monkeypatch.undo()

@@ -418,13 +418,14 @@ inline Array writable(const std::string& name, const py::object& object, const p
   return array;
 }
 
+constexpr Index large_result = Index{1} << 16;  // bytes
+
 // An array, not initialised. Large ones are made of memory that is used again: a training loop that drops its results
 // at each step would otherwise be handed, and have to touch, fresh pages at each step.
 inline py::array new_array(const py::dtype& dtype, const Shape& shape) {
-  constexpr Index large = Index{1} << 16;
   Index bytes = dtype.itemsize();
   for (const Index n : shape) bytes *= n;
-  if (bytes < large) {
+  if (bytes < large_result) {
     auto& api = py::detail::npy_api::get();
     PyObject* const descr = dtype.inc_ref().ptr();  // which NumPy takes over
     auto array = py::reinterpret_steal<py::array>(api.PyArray_NewFromDescr_(

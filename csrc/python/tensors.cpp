@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <optional>
 #include <string>
@@ -81,11 +82,12 @@ constexpr std::size_t most_result_axes = 3;
 // What a tensor of our own hangs on: it lies in front of the tensor's memory, unless that has an owner.
 struct Lent {
   dlpack::ManagedTensor managed;
-  Buffer memory;
+  Buffer memory;  // in which it lies; of small ones the allocator's
   PyObject* owner;
   std::int64_t shape[most_result_axes], strides[most_result_axes];
 };
 
+constexpr Index most_copied = 1 << 13;  // bytes of y: a second tensor of it would take as long
 constexpr std::size_t size_of_lent = (sizeof(Lent) + 63) / 64 * 64;  // what is behind it begins a cache line
 
 void release(dlpack::ManagedTensor* managed) {
@@ -93,6 +95,7 @@ void release(dlpack::ManagedTensor* managed) {
   if (lent->owner) let_go(lent->owner);
   const Buffer memory = std::move(lent->memory);  // freed last
   lent->~Lent();
+  if (!memory.data()) ::operator delete(lent);
 }
 
 }  // namespace
@@ -101,9 +104,10 @@ void release(dlpack::ManagedTensor* managed) {
 py::object TensorClasses::made(const py::object& owner, void*& data, const Shape& shape, Index item) const {
   Index bytes = owner ? 0 : item;
   for (const Index length : shape) bytes *= length;
-  Buffer memory(size_of_lent + std::size_t(bytes));
-  auto* const lent = new (memory.data()) Lent;
-  if (!owner) data = static_cast<char*>(memory.data()) + size_of_lent;
+  const std::size_t size = size_of_lent + std::size_t(bytes);
+  Buffer memory = bytes < large_result ? Buffer() : Buffer(size);
+  auto* const lent = new (memory.data() ? memory.data() : ::operator new(size)) Lent;
+  if (!owner) data = reinterpret_cast<char*>(lent) + size_of_lent;
   lent->memory = std::move(memory);
   Index stride = 1;
   for (std::size_t axis = shape.size(); axis-- > 0; stride *= shape[axis])
@@ -143,6 +147,13 @@ py::object TensorClasses::make(const py::object& object) const {
   const auto array = py::reinterpret_borrow<py::array>(object);
   void* data = const_cast<void*>(array.data());
   return made(array, data, Shape(array.shape(), array.shape() + array.ndim()), array.itemsize());
+}
+
+py::object TensorClasses::copy(const py::object& object) const {
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  Results::Made own = make(array.dtype(), Shape(array.shape(), array.shape() + array.ndim()), false);
+  std::memcpy(own.array.data(), array.data(), std::size_t(array.nbytes()));
+  return own.object;
 }
 
 py::object TensorClasses::make(const py::object& owner, void* data, Index n, Index item) const {
@@ -257,8 +268,8 @@ py::object Tensors::gather(const py::tuple& kind, Index I, Index H, Index P, con
   return py::make_tuple(std::move(tensors), requires_grad);
 }
 
-// y, None of a step, and the last states; in training also the tape and a tensor that owns it. None where the call is
-// not a plain one.
+// y, None of a step, and the last states; in training also the tape, a tensor that owns it, and whether y shares its
+// memory. None where the call is not a plain one.
 py::object Tensors::forward(const py::tuple& kind, std::size_t weights, const py::tuple& tensors,
                             const py::object& batch_sizes, bool training, Index threads) const {
   const Layer layer = layer_of(kind, weights);
@@ -291,8 +302,10 @@ py::object Tensors::forward(const py::tuple& kind, std::size_t weights, const py
       rnnfast::forward(*layer.cell, {.x = *std::move(x), .embedding = std::nullopt},
                        {.batch_sizes = batch_sizes, .resets = py::none(), .ends = py::none(), .reverse = false},
                        {.arrays = std::move(parameters), .scales = {}}, given);
-  py::tuple made(1 + S + (training ? 2 : 0));
-  made[0] = is_step ? py::object(py::none()) : training ? classes_.make(results[0]) : py::object(results[0]);
+  py::tuple made(1 + S + (training ? 3 : 0));
+  const py::object y = results[0];
+  const bool shares = training && !is_step && py::array(y).nbytes() > most_copied;
+  made[0] = is_step ? py::object(py::none()) : shares ? classes_.make(y) : training ? classes_.copy(y) : y;
   const py::tuple last = results[1];
   for (std::size_t s = 0; s < S; ++s) made[1 + s] = last[s];
   if (training) {
@@ -302,6 +315,7 @@ py::object Tensors::forward(const py::tuple& kind, std::size_t weights, const py
       void* const data = gates.data() ? gates.data() : &tape;  // a cell may keep nothing there
       return classes_.make(results[2], data, Index(gates.bytes() / sizeof(Real)), Index(sizeof(Real)));
     });
+    made[3 + S] = shares;
   }
   return made;
 }
@@ -314,7 +328,8 @@ py::object Tensors::backward(const py::object& tape, std::size_t weights, const 
   const auto read = [&](std::size_t i) { return classes_.read(tensors[i], is_step && i >= weights); };
   const auto S = std::size_t(tape_in(tape).problem.cell->state_count);
   if (weights >= tensors.size() || dlast.size() != 1 + S) return py::none();
-  if (!classes_.have_signs(tensors) || !classes_.have_signs(dlast)) return py::none();
+  if (!classes_.have_signs(dlast))
+    return py::none();  // those of the tensors whose memory forward read it has asked for
   if (!reads_from(tape, tensors.size(), read)) return py::none();
   py::tuple gradients(tensors.size());
   for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = py::none();

@@ -74,6 +74,9 @@ class TensorClasses {
   // A tensor of the elements of a contiguous array, which it keeps alive.
   py::object make(const py::object& array) const;
 
+  // One of a copy of them.
+  py::object copy(const py::object& array) const;
+
   // A tensor [n] of memory that `owner` has.
   py::object make(const py::object& owner, void* data, Index n, Index item) const;
 

@@ -15,6 +15,7 @@ from .tape import LayerTape
 
 AXES = 3  # of x and of states
 
+
 def infer(stack: Stack[Any], x: object, state: object, outputs: object) -> tuple[Array, Any] | None:
     """Return y and the last state of a call without other options."""
     layer = _layer_for(stack, outputs)
