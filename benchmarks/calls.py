@@ -1,9 +1,10 @@
-"""What the calls of a small layer take from Python, T = B = 1, I = H, float32, one thread.
+"""What the calls of a small layer and cell take from Python, T = B = 1, I = H, float32, one thread.
 
 python -m benchmarks.calls [--layers LSTM ...] [--sizes H ...]
 
-Those of a layer, of `rnnfast.functional`, and a step of a stream, which makes no arrays. All that stand in a row take
-turns. Beside the same calls of an older build, run one after the other, they show what a change gains.
+Those of a layer or, with a state, of its cell; the same of `rnnfast.functional`, and a step of a stream, which makes no
+arrays. All that stand in a row take turns. Beside the same calls of an older build, run one after the other, they show
+what a change gains.
 """
 
 import argparse
@@ -20,28 +21,40 @@ LAYERS = [layer.__name__ for layer in lm.LAYERS.values()]
 SIZES = [4, 16, 64]
 
 
-def calls_of(layer: Any) -> dict[str, Call]:
+def calls_of(kind: str, H: int) -> dict[str, Call]:
     """Return the calls of a row by their titles."""
-    x = np.random.default_rng(0).standard_normal((1, 1, layer.input_size), np.float32)
-    cell, parameters = layer.cell, layer.of_layer(0)
-    y, _, tape = layer.forward(x)
-    _, _, kept = functional.forward(cell, x, parameters)
-    dy, stream = np.ones_like(y), layer.stream()
+    layer = getattr(rnnfast, kind.removesuffix("Cell"))(H, H, rng=0)
+    x = np.random.default_rng(0).standard_normal((1, 1, H), np.float32)
+    cell, parameters, stream = layer.cell, layer.of_layer(0), layer.stream()
+    y, state = layer(x)
+    if kind.endswith("Cell"):
+        module, first, dy, dstate = getattr(rnnfast, kind)(H, H, rng=0), state, None, state
+        given: tuple[Any, ...] = (x[0], one_step(state))
+        gradient = one_step(dstate)
+    else:
+        module, first, dy, dstate = layer, None, np.ones_like(y), None
+        given, gradient = (x,), dy
+    tape = module.forward(*given)[-1]
+    kept = functional.forward(cell, x, parameters, first)[-1]
 
     def training() -> None:
-        *_, new = layer.forward(x)
-        layer.backward(new, dy)
+        module.backward(module.forward(*given)[-1], gradient)
 
     return {
-        "`layer(x)`": lambda: layer(x),
-        "`forward`": lambda: layer.forward(x),
-        "`backward`": lambda: layer.backward(tape, dy),
+        "`layer(x)`": lambda: module(*given),
+        "`forward`": lambda: module.forward(*given),
+        "`backward`": lambda: module.backward(tape, gradient),
         "both": training,
-        "`functional.inference`": lambda: functional.inference(cell, x, parameters),
-        "`functional.forward`": lambda: functional.forward(cell, x, parameters),
-        "`functional.backward`": lambda: functional.backward(kept, dy),
+        "`functional.inference`": lambda: functional.inference(cell, x, parameters, first),
+        "`functional.forward`": lambda: functional.forward(cell, x, parameters, first),
+        "`functional.backward`": lambda: functional.backward(kept, dy, dstate),
         "a step": lambda: stream.step(x[0], y[0]),
     }
+
+
+def one_step(state: Any) -> Any:
+    """Return a layer's state as its cell takes it."""
+    return tuple(part[0] for part in state) if isinstance(state, tuple) else state[0]
 
 
 def main() -> None:
@@ -52,14 +65,14 @@ def main() -> None:
     rnnfast.set_num_threads(1)
     machine = describe()
     print(f"{machine['processor']}, {machine['isa']}, {machine['date']}, µs\n")
-    for i, (kind, H) in enumerate((kind, H) for kind in options.layers for H in options.sizes):
-        calls = calls_of(getattr(rnnfast, kind)(H, H, rng=0))
+    kinds = (name + suffix for suffix in ("", "Cell") for name in options.layers)
+    for i, (kind, H) in enumerate((kind, H) for kind in kinds for H in options.sizes):
+        calls = calls_of(kind, H)
         if i == 0:
             print("| | H |", " | ".join(calls), "|")
             print("|---|--:|" + "--:|" * len(calls))
-        print(
-            f"| {kind} | {H} |", " | ".join(f"{1e6 * t:.2f}" for t in in_turns(list(calls.values()))), "|", flush=True
-        )
+        times = (f"{1e6 * t:.2f}" for t in in_turns(list(calls.values())))
+        print(f"| {kind} | {H} |", " | ".join(times), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -137,11 +137,12 @@ def backward(
 
 @final
 class PlainLayer:
-    """The calls of a layer without options, on arrays as the kernels take them."""
+    """The calls of a layer without options, or of a cell, on arrays as the kernels take them."""
 
     def __init__(
         self,
         cell: str,
+        axes: int,
         dtype: np.dtype[Any],
         I: int,
         state_sizes: tuple[int, ...],

@@ -5,7 +5,10 @@ The same kernels as in the layers, at T = 1. Sizes are B sequences, I inputs and
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic
+
+import numpy as np
 
 from . import _core
 from ._base.arrays import Array, ArrayLike, checked
@@ -14,7 +17,7 @@ from ._base.module import RecurrentModule, Tape, check_tape, with_fixed
 from ._base.named import checked_grads
 from ._base.names import elman_cell, gru_cell, lstm_cell, parameter_names, recurrent_shapes
 from ._base.scalars import RNG, Flag, Integer, addressable, flag, size
-from ._base.state import Parts, StateLike, StateT, each, parts_of, state_of
+from ._base.state import STATES, Parts, StateLike, StateT, each, parts_of, state_of
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -66,7 +69,9 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         TypeError, ValueError
             If an argument is invalid. The message names the argument, what was expected and what was given.
         """
-        after: StateT = self._run(_core.inference, x, state)[0]
+        plain = self._plain_for(x)
+        results = None if plain is None else plain.inference(self.parameters, x, state)
+        after: StateT = results[1] if results is not None else self._run(_core.inference, x, state)[0]
         return after
 
     def forward(self, x: ArrayLike, state: StateLike | None = None) -> tuple[StateT, "CellTape"]:
@@ -82,7 +87,14 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
             For `backward`. It refers to x, the state and the parameters and does not copy them: they must not
             change before the last backward.
         """
-        return self._run(_core.forward, x, state)
+        plain = self._plain_for(x)
+        results = None if plain is None else plain.forward(self.parameters, x, state)
+        if results is None:
+            after, fields = self._run(_core.forward, x, state)
+            return after, CellTape(owner=self, **fields)
+        y, after, kept = results
+        view: Any = x  # not x itself, since the caller can give it another shape
+        return after, CellTape(owner=self, x=view.view(), y=y, kept=(kept,), plain=plain)
 
     def backward(
         self, tape: "CellTape", dstate: StateLike, *, need_dx: Flag = True, grads: dict[str, Array] | None = None
@@ -114,6 +126,10 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
             If an argument is invalid. The message names the argument, what was expected and what was given.
         """
         check_tape(tape, self)
+        if grads is None and isinstance(need_dx, bool) and tape.plain is not None:
+            gradients = tape.plain.backward(self.parameters, tape.kept[0], None, dstate, need_dx)
+            if gradients is not None:
+                return gradients
         shape = tape.y.shape
         dlast = self._checked_state(dstate, "dstate", shape)
         into = checked_grads(grads, self.parameters, tape.x, tape.y, tape.state, dlast)
@@ -126,8 +142,25 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
             grads = {name: d for name, d in made.items() if d is not None and name in self.parameters}
         return dx, state_of(_as_given(dfirst, shape)), grads
 
-    def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[Any, "CellTape"]:
-        """Make one step by `run` of the core, which may keep a tape."""
+    def _plain_for(self, x: Any) -> _core.PlainLayer | None:
+        """Return what computes a step of an array with so many axes, if it is one of NumPy's, made once.
+
+        It returns None where something is not as the kernels take it: `_run` converts it, or says what is wrong.
+        """
+        if type(x) is not np.ndarray or x.ndim not in (1, 2):
+            return None
+        # Where another thread assigns an attribute meanwhile, this dict is one that nobody sees any more.
+        made: dict[int, _core.PlainLayer] = vars(self).setdefault("_plain", {})
+        plain = made.get(x.ndim)
+        if plain is None:
+            names = parameter_names(self.cell)
+            sizes, fixed = (self.hidden_size,) * len(STATES[self.cell]), tuple(map(self.fixed.get, names))
+            plain = _core.PlainLayer(self.cell, x.ndim, self.dtype, self.input_size, sizes, (names,), fixed)
+            made[x.ndim] = plain
+        return plain
+
+    def _run(self, run: Callable[..., Any], x: object, state: object) -> tuple[Any, dict[str, Any]]:
+        """Make one step by `run` of the core, which may keep a tape; also return what a `CellTape` has of it."""
         x = _core.asarray(x, "x", self.dtype)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             I = self.input_size
@@ -139,7 +172,8 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         if self.fixed:
             parameters = with_fixed(self, parameters)
         y, last, *kept = run(self.cell, _one_step(x), [parameters], first)
-        return state_of(_as_given(last, shape)), CellTape(self, x, y.reshape(shape), first, tuple(kept))
+        fields = {"x": x, "y": y.reshape(shape), "state": first, "kept": tuple(kept)}
+        return state_of(_as_given(last, shape)), fields
 
     def _checked_state(self, state: object, name: str, shape: tuple[int, ...]) -> Parts:
         """Return the parts of a state as [1,B,H]."""
@@ -151,12 +185,20 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
         return tuple(map(arrays.get, parameter_names(self.cell)))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class CellTape(Tape):
     """What a cell's forward keeps for its backward. It is only read: any number of backwards may use it."""
 
-    state: Parts
-    kept: tuple[Any, ...]  # the kernels' tape
+    kept: tuple[_core.Tape]
+    plain: _core.PlainLayer | None = None  # what made it
+
+    def __init__(self, **fields: Any) -> None:  # as that of `LayerTape`
+        vars(self).update(fields)
+
+    @cached_property
+    def state(self) -> Parts:
+        """The parts of the state before the step, [1,B,H]."""
+        return self.kept[0].state0
 
 
 def _one_step(a: Array) -> Array:

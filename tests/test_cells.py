@@ -1,5 +1,8 @@
 """Cells: one step each, with the bits of a layer and the values of the oracle and of torch."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,20 @@ from modules import (
     normal,
     parameters_of,
 )
-from problems import DTYPES, Results, assert_close, assert_same_bits, named, num_states, parts, state_of
+from problems import (
+    DTYPES,
+    REPRESENTATIVES,
+    Results,
+    assert_close,
+    assert_same_bits,
+    named,
+    num_states,
+    parts,
+    state_of,
+)
 
 import rnnfast
-from rnnfast import reference
+from rnnfast import _core, reference
 
 by_cell = pytest.mark.parametrize("cell", ONE_STEP)
 by_bias = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
@@ -95,6 +108,98 @@ def test_gradients_are_added_and_the_tape_stays(cell: str) -> None:
     assert_same_bits(results(last, dx, dstate0_again, summed), results(last, dx, dstate0, grads))
     module.backward(tape, last, grads=summed)
     assert_close(summed, {name: 2 * g.astype(np.float64) for name, g in grads.items()})
+
+
+@by_batch
+@pytest.mark.parametrize("cell", [cell for cell in REPRESENTATIVES if cell in ONE_STEP])
+def test_arrays_as_the_kernels_take_them_give_the_bits_of_others(cell: str, batch: tuple[int, ...]) -> None:
+    module = make_cell(cell)
+    x, state = normal((*batch, I), "float32", 1), make_state(module, batch, 2)
+
+    def solve(form: Any) -> Results:
+        given, first = form(x), state_of(tuple(map(form, parts(state))))
+        last, tape = module.forward(given, first)
+        dstate = state_of(tuple(map(form, parts(last))))
+        assert_same_bits(named_states(module(given, first)), named_states(last))
+        for kept, part in zip(tape.state, parts(state), strict=True):
+            assert np.array_equal(kept.reshape(part.shape), part)
+        return results(last, *module.backward(tape, dstate))
+
+    expected = solve(lambda a: a)
+    for form in (memoryview, lambda a: a.view(Derived), lambda a: np.repeat(a, 2, -1)[..., ::2]):
+        assert_same_bits(solve(form), expected)
+
+
+class Derived(np.ndarray[Any, Any]):
+    """An array that is not of NumPy's own class."""
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (B,)], ids=["one", "B1", "B3"])
+def test_an_error_of_a_step_names_the_argument_and_changes_nothing(batch: tuple[int, ...]) -> None:
+    module = make_cell("lstm")
+    x, state = normal((*batch, I), "float32", 1), make_state(module, batch, 2)
+    last, tape = module.forward(x, state)
+    expected = results(last, *module.backward(tape, last))
+    h, c = state
+    others = h[None], h[..., :-1], h.astype(np.float64), np.zeros((B + 1, H), np.float32), h[0] if batch else h[None]
+    for other in others:
+        for given in ((other, c), (h, other)):
+            with pytest.raises((TypeError, ValueError), match=r"^state: expected"):
+                module(x, given)
+            with pytest.raises((TypeError, ValueError), match=r"^dstate: expected"):
+                module.backward(tape, given)
+    wrong_parts: tuple[Any, ...] = h, (h,), (h, c, c)
+    for parts_given in wrong_parts:
+        with pytest.raises((TypeError, ValueError), match=r"^dstate: expected a tuple \(h, c\)"):
+            module.backward(tape, parts_given)
+    for wrong in (x[..., :-1], x[None, None], x.astype(np.float64)):
+        with pytest.raises((TypeError, ValueError), match=r"^x: expected"):
+            module.forward(wrong, state)
+    assert_same_bits(results(module(x, state), *module.backward(tape, last)), expected)
+
+
+def test_a_step_sees_what_changes_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = rnnfast.RNNCell(I, H, rng=0)
+    x = normal((B, I), "float32", 1)
+
+    def assigning(*facts: Any) -> Any:  # as another thread might meanwhile
+        monkeypatch.undo()
+        module.cell = "rnn_relu"
+        return _core.PlainLayer(*facts)
+
+    monkeypatch.setattr(_core, "PlainLayer", assigning)
+    assert (module(x) < 0).any()
+    h, tape = module.forward(x)
+    assert (h >= 0).all()
+
+    module.weight_ih = 2 * module.weight_ih
+    expected = module(x)
+    assert not np.array_equal(h, expected)
+    module.parameters = {name: 2 * p for name, p in module.parameters.items()}
+    assert not np.array_equal(module(x), expected)
+    expected = module(x)
+    module.parameters = MappingProxyType(module.parameters)
+    assert np.array_equal(module(x), expected)
+    assert list(module.backward(tape, h)[2]) == list(module.parameters)
+
+
+def test_a_tape_keeps_the_shape_of_x() -> None:
+    module, x = make_cell("gru"), normal((B, I), "float32", 1)
+    h, tape = module.forward(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy: shapes are to be assigned no more
+        x.shape = I, B
+    assert tape.x.shape == (B, I)
+    zeros = {name: np.zeros_like(p) for name, p in module.parameters.items()}
+    assert np.array_equal(module.backward(tape, h, grads=zeros)[0], module.backward(tape, h)[0])
+
+
+def test_threads_share_a_cell() -> None:
+    module, xs = make_cell("lstm"), normal((40, B, I), "float32", 1)
+    expected = [parts(make_cell("lstm")(x))[0] for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        for h, found in zip(expected, pool.map(module, xs), strict=True):
+            assert np.array_equal(h, found[0])
 
 
 @by_bias

@@ -297,8 +297,20 @@ inline StateObjects state_objects(const CellShape& cell, const StateNames& names
   return objects;
 }
 
-inline bool all_none(const StateObjects& objects) {
-  return std::ranges::all_of(objects, [](const py::object& object) { return object.is_none(); });
+// An array for each state that there is.
+using StateArrays = std::array<std::optional<Array>, most_states>;
+
+inline StateArrays state_arrays(const CellShape& cell, const StateNames& names, const py::object& tuple) {
+  StateArrays arrays;
+  if (tuple.is_none()) return arrays;
+  const StateObjects objects = state_objects(cell, names, tuple);
+  for (std::size_t s = 0; s < most_states; ++s)
+    if (!objects[s].is_none()) arrays[s] = as_array(objects[s], names.of(cell, int(s)));
+  return arrays;
+}
+
+inline bool has_none(const StateArrays& arrays) {
+  return std::ranges::none_of(arrays, [](const std::optional<Array>& array) { return array.has_value(); });
 }
 
 template <class Real>
@@ -311,41 +323,31 @@ using StateOutputs = std::array<std::optional<Output<Real>>, most_states>;
 inline Shape shape_of_state(const Problem& p, std::size_t s) { return {p.D, p.B, state_size(p, s)}; }
 
 template <class Real>
-StateInputs<Real> state_inputs(const Problem& p, const StateNames& names, const StateObjects& objects) {
+StateInputs<Real> state_inputs(const Problem& p, const StateNames& names, const StateArrays& arrays) {
   StateInputs<Real> inputs;
-  for (int i = names.first; i < p.cell->state_count; ++i) {
-    const auto s = std::size_t(i);
-    inputs[s] = optional_input<Real>(names.of(*p.cell, i), objects[s], shape_of_state(p, s));
-  }
+  for (std::size_t s = 0; s < most_states; ++s)
+    if (arrays[s]) inputs[s] = input<Real>(names.of(*p.cell, int(s)), *arrays[s], shape_of_state(p, s));
   return inputs;
 }
 
 template <class Real>
 StateOutputs<Real> state_outputs(const Problem& p, const StateNames& names, const py::object& tuple,
-                                 bool keep_values = false) {
+                                 bool keep_values = false, const Results& results = numpy_results) {
   const StateObjects objects = state_objects(*p.cell, names, tuple);
   StateOutputs<Real> outputs;
   for (int i = names.first; i < p.cell->state_count; ++i) {
     const auto s = std::size_t(i);
-    outputs[s] = output<Real>(names.of(*p.cell, i), objects[s], shape_of_state(p, s), keep_values);
+    outputs[s] = output<Real>(names.of(*p.cell, i), objects[s], shape_of_state(p, s), keep_values, results);
   }
   return outputs;
 }
 
 // For the kernels; null views where there is nothing.
-template <class Real>
-StateViews<const Real> views_of(const StateInputs<Real>& inputs) {
-  StateViews<const Real> views = {};
+template <class State>
+auto views_of(const std::array<std::optional<State>, most_states>& states) {
+  StateViews<std::remove_pointer_t<decltype(states[0]->view().data)>> views = {};
   for (std::size_t s = 0; s < most_states; ++s)
-    if (inputs[s]) views[s] = inputs[s]->view();
-  return views;
-}
-
-template <class Real>
-StateViews<Real> views_of(const StateOutputs<Real>& outputs) {
-  StateViews<Real> views = {};
-  for (std::size_t s = 0; s < most_states; ++s)
-    if (outputs[s]) views[s] = outputs[s]->view();
+    if (states[s]) views[s] = states[s]->view();
   return views;
 }
 

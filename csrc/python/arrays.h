@@ -124,6 +124,17 @@ class Array {
     return true;
   }
 
+  // The same elements, with axes of length 1 before their own: so many axes in all.
+  Array with_axes(std::size_t ndim) const {
+    Array array = *this;
+    const std::size_t own = shape_.size();
+    const Index one[] = {1, 1, 1}, none[] = {0, 0, 0};
+    array.shape_ = Shape(one, one + ndim), array.strides_ = Shape(none, none + ndim);
+    std::copy(shape_.begin(), shape_.end(), array.shape_.begin() + (ndim - own));
+    std::copy(strides_.begin(), strides_.end(), array.strides_.begin() + (ndim - own));
+    return array;
+  }
+
   // An array of NumPy's own that nobody else can change.
   py::array view() const { return py::array(dtype_, shape_, strides_, data_, owner_); }
 
@@ -202,6 +213,10 @@ inline BaseArray base_array(const py::object& object, const std::string& name) {
 inline Array as_array(const py::object& object, const std::string& name) {
   const BaseArray base = base_array(object, name);
   return Array(base.array, base.is_open);
+}
+
+inline std::optional<Array> optional_array(const std::string& name, const py::object& object) {
+  return object.is_none() ? std::nullopt : std::optional(as_array(object, name));
 }
 
 // `expected` in words, such as "(T, B, 28)".
@@ -403,27 +418,61 @@ inline Array writable(const std::string& name, const py::object& object, const p
   return array;
 }
 
+constexpr Index large_result = Index{1} << 16;  // bytes
+
 // An array, not initialised. Large ones are made of memory that is used again: a training loop that drops its results
 // at each step would otherwise be handed, and have to touch, fresh pages at each step.
-template <class Real>
-py::array new_array(const Shape& shape) {
-  constexpr Index large = Index{1} << 16;
-  Index elements = 1;
-  for (const Index n : shape) elements *= n;
-  if (elements * Index(sizeof(Real)) < large) {
+inline py::array new_array(const py::dtype& dtype, const Shape& shape) {
+  Index bytes = dtype.itemsize();
+  for (const Index n : shape) bytes *= n;
+  if (bytes < large_result) {
     auto& api = py::detail::npy_api::get();
-    PyObject* const dtype = py::dtype::of<Real>().release().ptr();  // which NumPy takes over
+    PyObject* const descr = dtype.inc_ref().ptr();  // which NumPy takes over
     auto array = py::reinterpret_steal<py::array>(api.PyArray_NewFromDescr_(
-        api.PyArray_Type_, dtype, int(shape.size()), shape.begin(), nullptr, nullptr, 0, nullptr));
+        api.PyArray_Type_, descr, int(shape.size()), shape.begin(), nullptr, nullptr, 0, nullptr));
     if (!array) throw py::error_already_set();
     return array;
   }
-  auto memory = std::make_unique<Buffer>(std::size_t(elements) * sizeof(Real));
-  auto* const data = static_cast<Real*>(memory->data());
+  auto memory = std::make_unique<Buffer>(std::size_t(bytes));
+  const void* const data = memory->data();
   const py::capsule owner(memory.get(), [](void* buffer) { delete static_cast<Buffer*>(buffer); });
   memory.release();
-  return py::array_t<Real>(shape, data, owner);
+  return py::array(dtype, shape, data, owner);
 }
+
+template <class Real>
+py::array new_array(const Shape& shape) {
+  return new_array(py::dtype::of<Real>(), shape);
+}
+
+// What results are made as that a caller gives no arrays for.
+class Results {
+ public:
+  struct Made {
+    py::object object;  // what the caller gets
+    Array array;        // its memory: contiguous, and of the shape that was asked for
+  };
+
+  virtual ~Results() = default;
+  virtual Made make(const py::dtype& dtype, const Shape& shape) const = 0;
+};
+
+// Arrays of NumPy's; of those with three axes the first ones, of length 1, are left out where the caller has none.
+class ArrayResults final : public Results {
+ public:
+  explicit ArrayResults(std::size_t left_out = 0) : left_out_(left_out) {}
+
+  Made make(const py::dtype& dtype, const Shape& shape) const override {
+    const std::size_t first = shape.size() == 3 ? left_out_ : 0;
+    const py::array made = new_array(dtype, Shape(shape.begin() + first, shape.end()));
+    return {.object = made, .array = first ? Array(made).with_axes(3) : Array(made)};
+  }
+
+ private:
+  std::size_t left_out_;
+};
+
+inline const ArrayResults numpy_results;
 
 // A result: a new array, or the caller's, written through memory of our own where its rows are not contiguous.
 template <class Real>
@@ -444,12 +493,12 @@ struct Output {
 // The kernels write where fits(the caller's array), else to memory of their own.
 template <class Real, class Fits>
 Output<Real> output_where(Fits&& fits, const std::string& name, const py::object& object, const Shape& shape,
-                          bool keep_values) {
+                          bool keep_values, const Results& results = numpy_results) {
   Output<Real> out;
   out.stride = shape.empty() ? 1 : shape.back();
   if (object.is_none()) {
-    const py::array made = new_array<Real>(shape);
-    out.result = made, out.given = Array(made);
+    Results::Made made = results.make(py::dtype::of<Real>(), shape);
+    out.result = std::move(made.object), out.given = std::move(made.array);
     return out;
   }
   out.given = writable(name, object, py::dtype::of<Real>(), shape);
@@ -460,9 +509,10 @@ Output<Real> output_where(Fits&& fits, const std::string& name, const py::object
 
 // [.., n], written by rows.
 template <class Real>
-Output<Real> output(const std::string& name, const py::object& object, const Shape& shape, bool keep_values = false) {
+Output<Real> output(const std::string& name, const py::object& object, const Shape& shape, bool keep_values = false,
+                    const Results& results = numpy_results) {
   const auto fits = [&](const Array& given) { return row_stride<Real>(given) == shape.back(); };
-  return output_where<Real>(fits, name, object, shape, keep_values);
+  return output_where<Real>(fits, name, object, shape, keep_values, results);
 }
 
 // Of any shape, written as its elements in C order.

@@ -38,18 +38,19 @@ inline Windows read_windows(const BackwardObjects& given, const Problem& p, bool
                           std::to_string(given.clip));
   if (p.zoned) throw py::value_error("windows: expected None, since units of the tape's states keep their value");
   bool plain = p.D == 1 && !p.reverse && !p.first_row && !p.starts[0];
-  for (const py::object* other : {&given.dstate, &given.dsteps, &given.flow, &given.dstart, &given.steps})
+  for (const py::object* other : {&given.dsteps, &given.flow, &given.dstart, &given.steps})
     plain = plain && other->is_none();
   if (p.masks) throw py::value_error("windows: expected None, since h' has recurrent_factors");
   if (dropped) throw py::value_error("windows: expected None, since candidates are dropped");
-  if (!plain) throw py::value_error("windows: expected steps of B rows in one direction, and dy alone");
+  if (!plain || !has_none(given.dstate))
+    throw py::value_error("windows: expected steps of B rows in one direction, and dy alone");
   Windows windows = {
       .k1 = steps(0), .k2 = steps(1), .most = 0, .all_losses = flag(2), .each_dy = false, .each_dx = false};
   const Index k1 = windows.k1, count = (p.T + k1 - 1) / k1;
   windows.most = count - (p.T - windows.k2) / k1;  // at the step k2 before T
   // Of one at a time, all of them are one array as it is without windows.
   windows.each_dx = flag(3) && windows.most > 1 && p.input == InputKind::dense;
-  windows.each_dy = windows.most > 1 && py::isinstance<py::array>(given.dy) && py::array(given.dy).ndim() == 4;
+  windows.each_dy = windows.most > 1 && given.dy && given.dy->ndim() == 4;
   return windows;
 }
 
@@ -75,7 +76,8 @@ struct GradientOutputs {
 };
 
 template <class Real>
-GradientOutputs<Real> gradient_outputs(const py::object& grads, const Problem& p, const Saved<Real>& saved) {
+GradientOutputs<Real> gradient_outputs(const py::object& grads, const Problem& p, const Saved<Real>& saved,
+                                       const Results& results) {
   const CellShape& cell = *p.cell;
   const std::size_t count = parameter_count(p);
   const auto content = [&] { return parameter_content(cell, is_projected(p)); };
@@ -95,7 +97,7 @@ GradientOutputs<Real> gradient_outputs(const py::object& grads, const Problem& p
       if (given && !is_unwanted && exists == array.is_none())
         throw py::type_error(name + ": expected " + (exists ? "an array, got None" : "None, got an array"));
       if (exists)
-        gradients.arrays.emplace_back(output<Real>(name, array, parameter_shape(p, i), true));
+        gradients.arrays.emplace_back(output<Real>(name, array, parameter_shape(p, i), true, results));
       else
         gradients.arrays.emplace_back();
     }
@@ -144,19 +146,19 @@ void prepare(BackwardCall<Real>& call, const BackwardObjects& given) {
   const Windows& windows = call.windows = read_windows(given, p, tape.candidates.kept.has_value());
   const auto of_each_window = [&](Index n) { return Shape{p.T, windows.most, p.B, n}; };
   const auto steps_shape = [&](std::size_t s) { return shape_of_run(p, p.D * state_size(p, s)); };
-  StateObjects dsteps_objects = state_objects(cell, dsteps_names, given.dsteps);
-  dsteps_objects[0] = given.dy;
-  const StateObjects dstate_objects = state_objects(cell, dstate_names, given.dstate);
-  if (all_none(dsteps_objects) && all_none(dstate_objects))
+  StateArrays dsteps_arrays = state_arrays(cell, dsteps_names, given.dsteps);
+  dsteps_arrays[0] = given.dy;
+  if (has_none(dsteps_arrays) && has_none(given.dstate))
     throw py::value_error("dy, dstate: expected at least one gradient, got none");
   const Real clip = call.clip = Real(given.clip);
   if (!(clip >= 0) || (clip == 0 && given.clip != 0))
     throw py::value_error("clip_dh: expected a positive bound, got " + text(py::float_(given.clip)));
   StateInputs<Real>& dsteps = call.dsteps;
-  dsteps[0] = optional_input<Real>("dy", given.dy, windows.each_dy ? of_each_window(p.P) : steps_shape(0));
-  for (std::size_t s = 1; s < std::size_t(cell.state_count); ++s)
-    dsteps[s] = optional_input<Real>(dsteps_names.of(cell, int(s)), dsteps_objects[s], steps_shape(s));
-  const StateInputs<Real>& dlast = call.dlast = state_inputs<Real>(p, dstate_names, dstate_objects);
+  for (std::size_t s = 0; s < most_states; ++s)
+    if (dsteps_arrays[s])
+      dsteps[s] = input<Real>(s ? dsteps_names.of(cell, int(s)) : "dy", *std::move(dsteps_arrays[s]),
+                              s == 0 && windows.each_dy ? of_each_window(p.P) : steps_shape(s));
+  const StateInputs<Real>& dlast = call.dlast = state_inputs<Real>(p, dstate_names, given.dstate);
 
   if (tape.x) call.own = tokens_of_run(*tape.x, p, saved);
   p.U = Index(call.tokens().token.size());
@@ -168,8 +170,9 @@ void prepare(BackwardCall<Real>& call, const BackwardObjects& given) {
   const Shape dx_shape = windows.each_dx   ? of_each_window(p.I)
                          : saved.embedding ? saved.embedding->array().shape()
                                            : shape_of_run(p, p.I);
-  if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape);
-  const StateOutputs<Real>& dstate0 = call.dstate0 = state_outputs<Real>(p, out_names, entry(outs, 1));
+  if (need_dx) dx = output<Real>("out[0]", entry(outs, 0), dx_shape, false, given.results);
+  const StateOutputs<Real>& dstate0 = call.dstate0 =
+      state_outputs<Real>(p, out_names, entry(outs, 1), false, given.results);
   call.need_dstate0 = given.need_dstate0;
 
   const StateObjects flow_objects = state_objects(cell, flow_names, given.flow);
@@ -181,7 +184,7 @@ void prepare(BackwardCall<Real>& call, const BackwardObjects& given) {
   const bool restarts = call.restarts = p.starts[0] || p.starts[1];
   if (adds_to_start || restarts) dstart = state_outputs<Real>(p, dstart_names, given.dstart, true);
 
-  const GradientOutputs<Real>& gradients = call.gradients = gradient_outputs(given.grads, p, saved);
+  const GradientOutputs<Real>& gradients = call.gradients = gradient_outputs(given.grads, p, saved, given.results);
   if (outs || gradients.are_given || !given.flow.is_none() || adds_to_start) {
     OverlapCheck check;
     read_all(check, p, saved);

@@ -242,11 +242,9 @@ void prepare(ForwardCall<Real>& call, const CellShape& cell, const InputArrays& 
   tape->candidates = read_candidates<Real>(given.candidates, p);
   tape->eps = read_eps<Real>(cell, given.eps);
   Saved<Real>& saved = call.saved;
-  const auto states = [&](const StateNames& names, const py::object& tuple) {
-    return state_inputs<Real>(p, names, state_objects(cell, names, tuple));
-  };
-  saved.initial = states(state0_names, given.state0);
-  if (!given.start.is_none()) saved.start = states(start_names, given.start);
+  saved.initial = state_inputs<Real>(p, state0_names, given.state0);
+  if (!given.start.is_none())
+    saved.start = state_inputs<Real>(p, start_names, state_arrays(cell, start_names, given.start));
   saved.packed = parameters.packed;
   CheckedParameters<Real> checked = check_parameters<Real>(p, std::move(parameters));
   saved.parameters = std::move(checked.arrays), saved.scales = std::move(checked.scales);
@@ -263,9 +261,9 @@ void prepare(ForwardCall<Real>& call, const CellShape& cell, const InputArrays& 
 
   const auto outs = tuple_of("out", given.out, 2, "(y, state)");
   std::optional<Output<Real>>& y = call.y;
-  y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.P), later);
+  y = output<Real>("out[0]", entry(outs, 0), shape_of_rows(p, p.D * p.P), later, given.y_results);
   StateOutputs<Real>& last = call.last;
-  last = state_outputs<Real>(p, out_names, entry(outs, 1));
+  last = state_outputs<Real>(p, out_names, entry(outs, 1), false, given.state_results);
   if (outs) {
     OverlapCheck check;
     read_all(check, p, saved);

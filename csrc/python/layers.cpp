@@ -113,7 +113,7 @@ py::tuple forward_of_objects(const py::object& cell, const py::object& x, const 
   if (!embedding.is_none()) in.embedding = as_array(embedding, "embedding");
   return forward(shape, in, {.batch_sizes = batch_sizes, .resets = resets, .ends = ends, .reverse = reverse},
                  read_parameters(shape, parameters),
-                 {.state0 = state0,
+                 {.state0 = state_arrays(shape, state0_names, state0),
                   .start = start,
                   .out = out,
                   .factors = recurrent_factors,
@@ -176,8 +176,8 @@ void bind_layers(py::module_& m) {
       [](const py::object& object, const py::object& dy, const py::object& dstate, bool need_dx,
          const py::object& grads, const py::object& out, Index threads, const py::object& dsteps, double clip_dh,
          const py::object& flow, const py::object& dstart, const py::object& steps, const py::object& windows) {
-        return backward(object, {.dy = dy,
-                                 .dstate = dstate,
+        return backward(object, {.dy = optional_array("dy", dy),
+                                 .dstate = state_arrays(*tape_in(object).problem.cell, dstate_names, dstate),
                                  .dsteps = dsteps,
                                  .grads = grads,
                                  .out = out,

@@ -1,6 +1,8 @@
 // The calls of the layers with arguments of which the kernels' own arrays have been read.
 #pragma once
 
+#include <optional>
+
 #include "python/arguments.h"
 #include "python/arrays.h"
 #include "types.h"
@@ -9,7 +11,8 @@ namespace rnnfast {
 
 // What a forward is given beside its input and its parameters. None: not there.
 struct ForwardObjects {
-  py::object state0 = py::none(), start = py::none(), out = py::none();
+  StateArrays state0 = {};
+  py::object start = py::none(), out = py::none();
   py::object factors = py::none(), zoneout = py::none(), candidates = py::none();
   py::object memory = py::none();  // of the tape, filled: the steps have been run, and `out` holds their y; None: they
                                    // are to be run
@@ -19,6 +22,7 @@ struct ForwardObjects {
   bool rounded = false;  // the factors of products are, to bfloat16
   bool training;
   Index threads;
+  const Results &y_results = numpy_results, &state_results = numpy_results;  // where `out` is None
 };
 
 // y, the last states and, in training, the tape.
@@ -27,7 +31,9 @@ py::tuple forward(const CellShape& cell, const InputArrays& in, const Sequences&
 
 // What a backward is given beside the tape.
 struct BackwardObjects {
-  py::object dy = py::none(), dstate = py::none(), dsteps = py::none(), grads = py::none(), out = py::none();
+  std::optional<Array> dy = {};
+  StateArrays dstate = {};
+  py::object dsteps = py::none(), grads = py::none(), out = py::none();
   py::object flow = py::none();    // the gradients of all states of every step, filled; None: not wanted
   py::object dstart = py::none();  // those of `start` of forward are added into these; None: into dstate0
   py::object steps = py::none();
@@ -35,6 +41,7 @@ struct BackwardObjects {
   double clip = 0;
   py::object windows = py::none();
   Index threads;
+  const Results& results = numpy_results;  // where `out` and `grads` are None
 };
 
 // dx, the gradients of the initial states and those of each direction's parameters.

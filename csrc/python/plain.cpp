@@ -1,6 +1,5 @@
-// Calls of a layer without options, on arrays as the kernels take them: what can be known beforehand is looked at once,
-// and what a call takes of Python is one call of a method.
-#include <algorithm>
+// Calls of a layer without options, and of a cell, on arrays as the kernels take them: what can be known beforehand is
+// looked at once, and what a call takes of Python is one call of a method.
 #include <cstddef>
 #include <optional>
 #include <utility>
@@ -15,13 +14,15 @@
 namespace rnnfast {
 namespace {
 
-// None of its methods' results means that a call is not of this kind: it is for others to compute, or to say what is
-// wrong with it.
+// x and the states have as many axes as `axes` says: 3, or those of a step, 2, or 1 without a batch. None of its
+// methods' results means that a call is not of this kind: it is for others to compute, or to say what is wrong with it.
 class PlainLayer {
  public:
-  PlainLayer(const py::object& cell, py::dtype dtype, Index I, const py::tuple& state_sizes, py::tuple names,
+  PlainLayer(const py::object& cell, int axes, py::dtype dtype, Index I, const py::tuple& state_sizes, py::tuple names,
              py::tuple fixed)
       : cell_(&cell_named(cell)),
+        axes_(axes),
+        results_(std::size_t(3 - axes)),
         dtype_(std::move(dtype)),
         I_(I),
         D_(Index(names.size())),
@@ -33,16 +34,16 @@ class PlainLayer {
   // (y, state) or, in training, (y, state, tape).
   template <bool training>
   py::object forward(const py::object& parameters, const py::object& x, const py::object& state) const {
-    const auto axes = as_given(x, 3);
-    if (!axes || axes[0] < 1 || axes[2] != I_) return py::none();
+    const std::optional<Array> in = as_given(x);
+    if (!in || in->shape(0) < 1 || in->shape(2) != I_) return py::none();
     if (!PyDict_CheckExact(parameters.ptr()) && !PyList_CheckExact(parameters.ptr())) return py::none();
-    std::optional<py::object> state0 = parts(state, axes[1]);
+    const std::optional<StateArrays> state0 = parts(state, in->shape(1));
     if (!state0) return py::none();
-    py::tuple results =
-        rnnfast::forward(*cell_, {.x = as_array(x, "x"), .embedding = std::nullopt},
-                         {.batch_sizes = py::none(), .resets = py::none(), .ends = py::none(), .reverse = false},
-                         read_parameters(*cell_, of_directions(parameters)),
-                         {.state0 = *std::move(state0), .training = training, .threads = 0});
+    py::tuple results = rnnfast::forward(
+        *cell_, {.x = *in, .embedding = std::nullopt},
+        {.batch_sizes = py::none(), .resets = py::none(), .ends = py::none(), .reverse = false},
+        read_parameters(*cell_, of_directions(parameters)),
+        {.state0 = *state0, .training = training, .threads = 0, .y_results = results_, .state_results = results_});
     return with_state(std::move(results));
   }
 
@@ -51,14 +52,15 @@ class PlainLayer {
                       const py::object& dstate, bool need_dx) const {
     if ((dy.is_none() && dstate.is_none()) || !PyDict_CheckExact(parameters.ptr())) return py::none();
     const Problem& p = tape_in(object).problem;
+    std::optional<Array> dsteps;
     if (!dy.is_none()) {
-      const auto axes = as_given(dy, 3);
-      if (!axes || axes[0] != p.T || axes[1] != p.B || axes[2] != p.D * p.P) return py::none();
+      dsteps = as_given(dy);
+      if (!dsteps || dsteps->shape() != Shape{p.T, p.B, p.D * p.P}) return py::none();
     }
-    std::optional<py::object> dlast = parts(dstate, p.B);
+    const std::optional<StateArrays> dlast = parts(dstate, p.B);
     if (!dlast) return py::none();
-    py::tuple results =
-        rnnfast::backward(object, {.dy = dy, .dstate = *std::move(dlast), .need_dx = need_dx, .threads = 0});
+    py::tuple results = rnnfast::backward(
+        object, {.dy = dsteps, .dstate = *dlast, .need_dx = need_dx, .threads = 0, .results = results_});
     py::dict grads;
     const py::list made = results[2];
     for (std::size_t d = 0; d < made.size(); ++d) {
@@ -71,27 +73,29 @@ class PlainLayer {
   }
 
  private:
-  // The lengths of the axes of an array of NumPy's own class with the layer's dtype itself, or null.
-  const Py_ssize_t* as_given(const py::handle& object, int ndim) const {
-    if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_) return nullptr;
+  // An array of NumPy's own class with the layer's dtype itself, as one of three axes, or none.
+  std::optional<Array> as_given(const py::handle& object) const {
+    if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_) return std::nullopt;
     const auto* const array = py::detail::array_proxy(object.ptr());
-    return array->nd == ndim && array->descr == dtype_.ptr() ? array->dimensions : nullptr;
+    if (array->nd != axes_ || array->descr != dtype_.ptr()) return std::nullopt;
+    const Array given(py::reinterpret_borrow<py::array>(object));
+    return axes_ == 3 ? given : given.with_axes(3);
   }
 
-  // The parts of a state in a tuple, or None where there is no state.
-  std::optional<py::object> parts(const py::object& state, Index B) const {
-    if (state.is_none()) return state;
+  // The parts of a state, or none where it is not a plain one.
+  std::optional<StateArrays> parts(const py::object& state, Index B) const {
+    StateArrays arrays;
+    if (state.is_none()) return arrays;
     const std::size_t S = state_sizes_.size();
-    if (S > 1 && !PyTuple_CheckExact(state.ptr())) return std::nullopt;
-    py::tuple parts = S > 1 ? py::reinterpret_borrow<py::tuple>(state) : py::make_tuple(state);
-    if (parts.size() != S) return std::nullopt;
+    if (S > 1 && (!PyTuple_CheckExact(state.ptr()) || std::size_t(PyTuple_GET_SIZE(state.ptr())) != S))
+      return std::nullopt;
     for (std::size_t s = 0; s < S; ++s) {
-      const py::handle part = PyTuple_GET_ITEM(parts.ptr(), Py_ssize_t(s));
+      const py::handle part = S > 1 ? PyTuple_GET_ITEM(state.ptr(), Py_ssize_t(s)) : state.ptr();
       if (part.is_none()) continue;
-      const auto* const axes = as_given(part, 3);
-      if (!axes || axes[0] != D_ || axes[1] != B || axes[2] != state_sizes_[s]) return std::nullopt;
+      arrays[s] = as_given(part);
+      if (!arrays[s] || arrays[s]->shape() != Shape{D_, B, state_sizes_[s]}) return std::nullopt;
     }
-    return parts;
+    return arrays;
   }
 
   static PyObject* found(const py::handle& parameters, const py::handle& name) {
@@ -124,6 +128,8 @@ class PlainLayer {
   }
 
   const CellShape* cell_;
+  int axes_;
+  ArrayResults results_;
   py::dtype dtype_;
   Index I_, D_;
   std::vector<Index> state_sizes_;
@@ -134,9 +140,9 @@ class PlainLayer {
 
 void bind_plain(py::module_& m) {
   py::class_<PlainLayer>(m, "PlainLayer", py::is_final(),
-                         "The calls of a layer without options, on arrays as the kernels take them.")
-      .def(py::init<const py::object&, py::dtype, Index, const py::tuple&, py::tuple, py::tuple>(), "cell"_a, "dtype"_a,
-           "I"_a, "state_sizes"_a, "names"_a, "fixed"_a)
+                         "The calls of a layer without options, or of a cell, on arrays as the kernels take them.")
+      .def(py::init<const py::object&, int, py::dtype, Index, const py::tuple&, py::tuple, py::tuple>(), "cell"_a,
+           "axes"_a, "dtype"_a, "I"_a, "state_sizes"_a, "names"_a, "fixed"_a)
       .def("inference", &PlainLayer::forward<false>, "parameters"_a, "x"_a, "state"_a)
       .def("forward", &PlainLayer::forward<true>, "parameters"_a, "x"_a, "state"_a)
       .def("backward", &PlainLayer::backward, "parameters"_a, "tape"_a, "dy"_a, "dstate"_a, "need_dx"_a);

@@ -59,7 +59,7 @@ py::list forward_wave_of(const CellShape& cell, const Array& x, std::vector<Give
     auto& call = *calls.emplace_back(std::make_unique<ForwardCall<Real>>());
     prepare(call, cell, in, {.batch_sizes = py::none(), .resets = resets, .ends = py::none(), .reverse = false},
             std::move(parameters[l]),
-            {.state0 = own("state0", given.state0),
+            {.state0 = state_arrays(cell, state0_names, own("state0", given.state0)),
              .start = own("start", given.start),
              .out = own("out", given.out),
              .factors = own("recurrent_factors", given.factors),
@@ -145,9 +145,9 @@ py::list backward_wave_of(const std::vector<py::object>& tapes, const GradientOb
                             " steps or more that a wave can have");
     auto& call = *calls.emplace_back(std::make_unique<BackwardCall<Real>>(tape, std::get<Saved<Real>>(tape.saved)));
     const bool is_top = l + 1 == L;
-    const py::object none = py::none(), dy = is_top ? given.dy : calls[calls.size() - 2]->dx->result;
-    prepare(call, {.dy = dy,
-                   .dstate = of_layer("dstate", given.dstate, L, l),
+    const py::object none = py::none();
+    prepare(call, {.dy = is_top ? optional_array("dy", given.dy) : calls[calls.size() - 2]->dx->given,
+                   .dstate = state_arrays(*p.cell, dstate_names, of_layer("dstate", given.dstate, L, l)),
                    .dsteps = none,
                    .grads = of_layer("grads", given.grads, L, l),
                    .out = of_layer("out", given.out, L, l),

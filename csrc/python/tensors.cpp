@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <cstring>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "python/interpreter.h"
 #include "python/layers.h"
 #include "python/tape.h"
+#include "run/memory.h"
 #include "types.h"
 
 namespace rnnfast {
@@ -77,62 +79,85 @@ namespace {
 
 constexpr std::size_t most_result_axes = 3;
 
-// What a tensor of our own hangs on.
+// What a tensor of our own hangs on: it lies in front of the tensor's memory, unless that has an owner.
 struct Lent {
   dlpack::ManagedTensor managed;
+  Buffer memory;  // in which it lies; of small ones the allocator's
   PyObject* owner;
   std::int64_t shape[most_result_axes], strides[most_result_axes];
 };
 
+constexpr Index most_copied = 1 << 13;  // bytes of y: a second tensor of it would take as long
+constexpr std::size_t size_of_lent = (sizeof(Lent) + 63) / 64 * 64;  // what is behind it begins a cache line
+
 void release(dlpack::ManagedTensor* managed) {
   auto* const lent = static_cast<Lent*>(managed->context);
-  let_go(lent->owner);
-  delete lent;
-}
-
-dlpack::Tensor tensor_of(void* data, std::int64_t* shape, std::size_t axes, Index item) {
-  return {.data = data,
-          .device_type = dlpack::cpu,
-          .device_id = 0,
-          .ndim = std::int32_t(axes),
-          .code = dlpack::floating_point,
-          .bits = std::uint8_t(8 * item),
-          .lanes = 1,
-          .shape = shape,
-          .strides = nullptr,
-          .byte_offset = 0};
+  if (lent->owner) let_go(lent->owner);
+  const Buffer memory = std::move(lent->memory);  // freed last
+  lent->~Lent();
+  if (!memory.data()) ::operator delete(lent);
 }
 
 }  // namespace
 
-// The shape is copied.
-py::object TensorClasses::made(const py::object& owner, dlpack::Tensor tensor) const {
-  auto lent = std::make_unique<Lent>();
-  std::int64_t stride = 1;
-  for (std::int32_t axis = tensor.ndim - 1; axis >= 0; --axis) {
-    lent->shape[axis] = tensor.shape[axis], lent->strides[axis] = stride;
-    stride *= tensor.shape[axis];
-  }
-  tensor.shape = lent->shape, tensor.strides = lent->strides;
-  lent->managed = {
-      .version = {dlpack::major_version, 0}, .context = lent.get(), .deleter = release, .flags = 0, .tensor = tensor};
+// Without an owner `data` becomes memory that the tensor has for itself, not initialised.
+py::object TensorClasses::made(const py::object& owner, void*& data, const Shape& shape, Index item) const {
+  Index bytes = owner ? 0 : item;
+  for (const Index length : shape) bytes *= length;
+  const std::size_t size = size_of_lent + std::size_t(bytes);
+  Buffer memory = bytes < large_result ? Buffer() : Buffer(size);
+  auto* const lent = new (memory.data() ? memory.data() : ::operator new(size)) Lent;
+  if (!owner) data = reinterpret_cast<char*>(lent) + size_of_lent;
+  lent->memory = std::move(memory);
+  Index stride = 1;
+  for (std::size_t axis = shape.size(); axis-- > 0; stride *= shape[axis])
+    lent->shape[axis] = shape[axis], lent->strides[axis] = stride;
+  lent->managed = {.version = {dlpack::major_version, 0},
+                   .context = lent,
+                   .deleter = release,
+                   .flags = 0,
+                   .tensor = {.data = data,
+                              .device_type = dlpack::cpu,
+                              .device_id = 0,
+                              .ndim = std::int32_t(shape.size()),
+                              .code = dlpack::floating_point,
+                              .bits = std::uint8_t(8 * item),
+                              .lanes = 1,
+                              .shape = lent->shape,
+                              .strides = lent->strides,
+                              .byte_offset = 0}};
   lent->owner = owner.inc_ref().ptr();
   void* object = nullptr;
-  if (table_->make(&lent.release()->managed, &object)) throw py::error_already_set();
+  if (table_->make(&lent->managed, &object)) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
 }
 
-py::object TensorClasses::make(const py::object& object, bool is_step) const {
+Results::Made TensorClasses::make(const py::dtype& dtype, const Shape& shape, bool is_step) const {
+  const std::size_t first = is_step && shape.size() == most_result_axes;
+  void* data = nullptr;
+  py::object tensor = made({}, data, Shape(shape.begin() + first, shape.end()), dtype.itemsize());
+  Shape strides = shape;
+  Index stride = dtype.itemsize();
+  for (std::size_t axis = shape.size(); axis-- > 0; stride *= shape[axis]) strides.begin()[axis] = stride;
+  Array array(tensor, dtype, data, shape, strides);
+  return {.object = std::move(tensor), .array = std::move(array)};
+}
+
+py::object TensorClasses::make(const py::object& object) const {
   const auto array = py::reinterpret_borrow<py::array>(object);
-  std::int64_t shape[most_result_axes] = {};
-  const Index axes = array.ndim() - is_step;
-  std::copy(array.shape() + is_step, array.shape() + array.ndim(), shape);
-  return made(array, tensor_of(const_cast<void*>(array.data()), shape, std::size_t(axes), array.itemsize()));
+  void* data = const_cast<void*>(array.data());
+  return made(array, data, Shape(array.shape(), array.shape() + array.ndim()), array.itemsize());
+}
+
+py::object TensorClasses::copy(const py::object& object) const {
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  Results::Made own = make(array.dtype(), Shape(array.shape(), array.shape() + array.ndim()), false);
+  std::memcpy(own.array.data(), array.data(), std::size_t(array.nbytes()));
+  return own.object;
 }
 
 py::object TensorClasses::make(const py::object& owner, void* data, Index n, Index item) const {
-  std::int64_t shape[] = {n};
-  return made(owner, tensor_of(data, shape, 1, item));
+  return made(owner, data, {n}, item);
 }
 
 namespace {
@@ -175,6 +200,18 @@ bool reads_from(const py::object& object, std::size_t count, const Read& read) {
            std::ranges::all_of(saved.initial, is_next) && i == count && tape.problem.input == InputKind::dense;
   });
 }
+
+// Tensors whose memory the kernels write; of a step they have no axis of time or of directions.
+class TensorResults final : public Results {
+ public:
+  TensorResults(const TensorClasses& classes, bool is_step) : classes_(classes), is_step_(is_step) {}
+
+  Made make(const py::dtype& dtype, const Shape& shape) const override { return classes_.make(dtype, shape, is_step_); }
+
+ private:
+  const TensorClasses& classes_;
+  bool is_step_;
+};
 
 class Tensors {
  public:
@@ -231,8 +268,8 @@ py::object Tensors::gather(const py::tuple& kind, Index I, Index H, Index P, con
   return py::make_tuple(std::move(tensors), requires_grad);
 }
 
-// y, None of a step, and the last states; in training also the tape and a tensor that owns it. None where the call is
-// not a plain one.
+// y, None of a step, and the last states; in training also the tape, a tensor that owns it, and whether y shares its
+// memory. None where the call is not a plain one.
 py::object Tensors::forward(const py::tuple& kind, std::size_t weights, const py::tuple& tensors,
                             const py::object& batch_sizes, bool training, Index threads) const {
   const Layer layer = layer_of(kind, weights);
@@ -251,24 +288,26 @@ py::object Tensors::forward(const py::tuple& kind, std::size_t weights, const py
   const bool is_step = input && input->ndim == 2 && batch_sizes.is_none();
   std::optional<Array> x = classes_.read(tensors[weights], is_step);
   if (!x) return py::none();
-  ForwardObjects given = {.training = training, .threads = threads};
+  const TensorResults own(classes_, is_step);
+  // A tape refers to y, and the tensor of y, with its graph, to the tape.
+  const Results& of_y = is_step || training ? static_cast<const Results&>(numpy_results) : own;
+  ForwardObjects given = {.training = training, .threads = threads, .y_results = of_y, .state_results = own};
   if (tensors.size() > weights + 1) {
-    py::tuple states(S);
     for (std::size_t s = 0; s < S; ++s) {
-      const std::optional<Array> state = classes_.read(tensors[weights + 1 + s], is_step);
-      if (!state) return py::none();
-      states[s] = state->view();
+      given.state0[s] = classes_.read(tensors[weights + 1 + s], is_step);
+      if (!given.state0[s]) return py::none();
     }
-    given.state0 = std::move(states);
   }
   const py::tuple results =
       rnnfast::forward(*layer.cell, {.x = *std::move(x), .embedding = std::nullopt},
                        {.batch_sizes = batch_sizes, .resets = py::none(), .ends = py::none(), .reverse = false},
                        {.arrays = std::move(parameters), .scales = {}}, given);
-  py::tuple made(1 + S + (training ? 2 : 0));
-  made[0] = is_step ? py::object(py::none()) : classes_.make(results[0], false);
+  py::tuple made(1 + S + (training ? 3 : 0));
+  const py::object y = results[0];
+  const bool shares = training && !is_step && py::array(y).nbytes() > most_copied;
+  made[0] = is_step ? py::object(py::none()) : shares ? classes_.make(y) : training ? classes_.copy(y) : y;
   const py::tuple last = results[1];
-  for (std::size_t s = 0; s < S; ++s) made[1 + s] = classes_.make(last[s], is_step);
+  for (std::size_t s = 0; s < S; ++s) made[1 + s] = last[s];
   if (training) {
     made[1 + S] = results[2];
     made[2 + S] = with_tape(results[2], [&]<class Real>(TapeObject& tape, const Saved<Real>&) {
@@ -276,6 +315,7 @@ py::object Tensors::forward(const py::tuple& kind, std::size_t weights, const py
       void* const data = gates.data() ? gates.data() : &tape;  // a cell may keep nothing there
       return classes_.make(results[2], data, Index(gates.bytes() / sizeof(Real)), Index(sizeof(Real)));
     });
+    made[3 + S] = shares;
   }
   return made;
 }
@@ -288,37 +328,30 @@ py::object Tensors::backward(const py::object& tape, std::size_t weights, const 
   const auto read = [&](std::size_t i) { return classes_.read(tensors[i], is_step && i >= weights); };
   const auto S = std::size_t(tape_in(tape).problem.cell->state_count);
   if (weights >= tensors.size() || dlast.size() != 1 + S) return py::none();
-  if (!classes_.have_signs(tensors) || !classes_.have_signs(dlast)) return py::none();
+  if (!classes_.have_signs(dlast))
+    return py::none();  // those of the tensors whose memory forward read it has asked for
   if (!reads_from(tape, tensors.size(), read)) return py::none();
   py::tuple gradients(tensors.size());
   for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = py::none();
-  BackwardObjects given = {.need_dx = need_dx, .need_dstate0 = need_dstates, .threads = threads};
-  py::tuple dstate(dlast.size() - 1);
-  bool is_zero = true;
+  const TensorResults own(classes_, is_step);
+  BackwardObjects given = {.need_dx = need_dx, .need_dstate0 = need_dstates, .threads = threads, .results = own};
   for (std::size_t i = 0; i < dlast.size(); ++i) {
-    py::object d = dlast[i];
-    if (!d.is_none()) {
-      const std::optional<Array> array = classes_.read(d, is_step);
-      if (!array) return py::none();
-      d = array->view(), is_zero = false;
-    }
-    if (i == 0)
-      given.dy = std::move(d);
-    else
-      dstate[i - 1] = std::move(d);
+    const py::handle d = PyTuple_GET_ITEM(dlast.ptr(), Py_ssize_t(i));
+    if (d.is_none()) continue;
+    std::optional<Array> array = classes_.read(d, is_step);
+    if (!array) return py::none();
+    (i ? given.dstate[i - 1] : given.dy) = std::move(array);
   }
-  if (is_zero) return gradients;
-  given.dstate = std::move(dstate);
+  if (!given.dy && has_none(given.dstate)) return gradients;
   const py::tuple results = rnnfast::backward(tape, given);
   std::size_t i = 0;
   for (const py::handle direction : py::list(results[2]))
     for (const py::handle gradient : py::reinterpret_borrow<py::tuple>(direction))
-      if (!gradient.is_none() && i < weights)
-        gradients[i++] = classes_.make(py::reinterpret_borrow<py::object>(gradient), false);
-  if (need_dx) gradients[weights] = classes_.make(results[0], is_step);
+      if (!gradient.is_none() && i < weights) gradients[i++] = gradient;
+  if (need_dx) gradients[weights] = results[0];
   const py::tuple dstate0 = results[1];
   for (std::size_t s = 0; need_dstates && weights + 1 + s < gradients.size(); ++s)
-    gradients[weights + 1 + s] = classes_.make(dstate0[s], is_step);
+    gradients[weights + 1 + s] = dstate0[s];
   return gradients;
 }
 

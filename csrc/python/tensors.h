@@ -68,8 +68,14 @@ class TensorClasses {
   // as long as the tensor is left as it is.
   std::optional<Array> read(const py::handle& object, bool is_step) const;
 
-  // A tensor of the elements of a contiguous array, which it keeps alive; that of a step loses its first axis.
-  py::object make(const py::object& array, bool is_step) const;
+  // A tensor with memory of its own, not initialised; of a step one of three axes is made without the first of them.
+  Results::Made make(const py::dtype& dtype, const Shape& shape, bool is_step) const;
+
+  // A tensor of the elements of a contiguous array, which it keeps alive.
+  py::object make(const py::object& array) const;
+
+  // One of a copy of them.
+  py::object copy(const py::object& array) const;
 
   // A tensor [n] of memory that `owner` has.
   py::object make(const py::object& owner, void* data, Index n, Index item) const;
@@ -78,7 +84,7 @@ class TensorClasses {
   static constexpr std::int32_t most_axes = 8;
 
   bool has(const py::handle& object) const;
-  py::object made(const py::object& owner, dlpack::Tensor tensor) const;
+  py::object made(const py::object& owner, void*& data, const Shape& shape, Index item) const;
 
   py::object tensor_, parameter_, is_neg_;  // kept alive
   const dlpack::ExchangeTable* table_ = nullptr;

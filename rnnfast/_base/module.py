@@ -239,6 +239,16 @@ class RecurrentModule(Module):
     format: str | None = None  # of matrices with fewer bits
     bias: bool
 
+    if not TYPE_CHECKING:  # see Module
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            vars(self)["_plain"] = {}  # those there were made for the options before
+
+        def __delattr__(self, name: str) -> None:
+            super().__delattr__(name)
+            vars(self)["_plain"] = {}
+
 
 def with_fixed(module: RecurrentModule, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
     """Return one direction's parameters with what is fixed in its place."""

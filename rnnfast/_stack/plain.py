@@ -13,6 +13,8 @@ from .._base.precision import default_precision
 from .stack import Stack
 from .tape import LayerTape
 
+AXES = 3  # of x and of states
+
 
 def infer(stack: Stack[Any], x: object, state: object, outputs: object) -> tuple[Array, Any] | None:
     """Return y and the last state of a call without other options."""
@@ -39,11 +41,11 @@ def _layer_for(stack: Stack[Any], outputs: object) -> _core.PlainLayer | None:
     """Return what computes a plain call, None where it is not one; made once for the options that the stack has."""
     if not (isinstance(outputs, str) and outputs == "all") or default_precision() != "full":
         return None
-    # Where another thread assigns an option meanwhile, what is made here goes into a list that nobody sees any more.
-    made: list[_core.PlainLayer | None] = vars(stack).setdefault("_plain", [])
-    if not made:
-        made.append(_core.PlainLayer(*_facts(stack)) if _is_plain(stack) else None)
-    return made[0]
+    # Where another thread assigns an option meanwhile, what is made here goes into a dict that nobody sees any more.
+    made: dict[int, _core.PlainLayer | None] = vars(stack).setdefault("_plain", {})
+    if AXES not in made:
+        made[AXES] = _core.PlainLayer(*_facts(stack)) if _is_plain(stack) else None
+    return made[AXES]
 
 
 def _is_plain(stack: Stack[Any]) -> bool:
@@ -57,4 +59,4 @@ def _is_plain(stack: Stack[Any]) -> bool:
 def _facts(stack: Stack[Any]) -> tuple[Any, ...]:
     names = stack.names_of(0)
     fixed = tuple(map(stack.fixed.get, parameter_names(stack.cell, stack.proj_size > 0)))
-    return stack.cell, stack.dtype, stack.input_size, stack.state_sizes, names, fixed
+    return stack.cell, AXES, stack.dtype, stack.input_size, stack.state_sizes, names, fixed

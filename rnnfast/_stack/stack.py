@@ -7,7 +7,7 @@ and D directions. A state has parts [L·D,B,H]; that of h is [L·D,B,P].
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
+from typing import Any, ClassVar, Generic, Literal
 
 import numpy as np
 
@@ -103,16 +103,6 @@ class Stack(RecurrentModule, StackAttributes, Generic[StateT]):
         widest = max(self.input_size, D * H)
         addressable(L * D * G * H * (widest + H + 2), "input_size, hidden_size, num_layers")
         super().__init__(self._shapes(), H, dtype, rng, seed)
-
-    if not TYPE_CHECKING:  # see Module
-
-        def __setattr__(self, name: str, value: object) -> None:
-            super().__setattr__(name, value)
-            vars(self)["_plain"] = []  # the one there was made for the options before
-
-        def __delattr__(self, name: str) -> None:
-            super().__delattr__(name)
-            vars(self)["_plain"] = []
 
     def _shapes(self) -> Iterator[Shape]:
         H, P, L, D = self.hidden_size, self.h_size, self.num_layers, self.directions

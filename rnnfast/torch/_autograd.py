@@ -18,22 +18,22 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
     def forward(
         ctx: Any, kind: Kind, n: int, batch_sizes: Tensor | None, resets: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
-        y, *last, tape, token = forward(kind, n, tensors, batch_sizes, True, resets)
+        y, *last, tape, token, shares = forward(kind, n, tensors, batch_sizes, True, resets)
         # A saved tensor owns the tape: it goes with the graph, or where hooks on saved tensors let go of it.
         ctx.save_for_backward(*tensors, batch_sizes, resets, token)
         ctx.set_materialize_grads(False)
-        told = None if y is None else y.detach()  # of changes of y in place; of a step there is no y
-        ctx.call = kind, n, weakref.ref(tape), told
+        told = y.detach() if shares else None  # of changes in place
+        ctx.call = kind, n, weakref.ref(tape), told, y is None
         return y, *last
 
     @staticmethod
     def backward(ctx: Any, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         tensors, (batch_sizes, resets, _) = saved[:-3], saved[-3:]
-        kind, n, kept, told = ctx.call
-        is_step, (need_dx, *need_dstates) = told is None, ctx.needs_input_grad[4 + n :]
+        kind, n, kept, told, is_step = ctx.call
+        need_dx, *need_dstates = ctx.needs_input_grad[4 + n :]
         gradients, tape = None, kept()
-        if tape is not None and (is_step or not told._version) and not torch.is_grad_enabled():
+        if tape is not None and (told is None or not told._version) and not torch.is_grad_enabled():
             gradients = backward(tape, n, tensors, dlast, is_step, need_dx, any(need_dstates), resets is not None)
         if gradients is None:
             gradients = _anew(kind, n, tensors, batch_sizes, resets, dlast, is_step, need_dx)
@@ -57,7 +57,7 @@ def _anew(
         call = Call(*kind, tensors[n], tensors[n + 1 :], batch_sizes, tensors[:n], None, resets)
         dx, dstates, dweights = differentiable_backward(call, dlast)
     else:
-        *_, tape, _ = forward(kind, n, tensors, batch_sizes, True, resets)
+        *_, tape, _, _ = forward(kind, n, tensors, batch_sizes, True, resets)
         initial = () if resets is None else tensors[n + 1 :]
         dx, dstates, dweights = run_backward(tape, dlast, need_dx, is_step, initial)
     return *dweights, dx, *dstates[: len(tensors) - n - 1]

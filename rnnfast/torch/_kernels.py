@@ -89,7 +89,9 @@ def forward(
     training: bool,
     resets: Tensor | None = None,
 ) -> Sequence[Any]:
-    """Return y, None of a step, and the last states; in training also the tape and a tensor that owns it.
+    """Return y, None of a step, and the last states; in training also the tape, its owner, and whether y shares memory.
+
+    The owner is a tensor. The tape reads the memory that y shares with it.
 
     `tensors` are n weights, x and the initial states, if there are any.
     """
@@ -102,7 +104,7 @@ def forward(
     step = call.is_step
     if training:
         y, *last, tape = call.run(_core.forward)
-        kept = [tape, torch.from_numpy(tape.memory[0])]
+        kept = [tape, torch.from_numpy(tape.memory[0]), not step]
     else:
         (y, *last), kept = call.run(_core.inference), []
     return [None if step else torch.from_numpy(y), *[tensor_of(a, step) for a in last], *kept]

@@ -189,8 +189,8 @@ class Recurrent(_Scriptable):
             kind = MODES[self.mode], bool(self.bias), self.proj_size > 0, False
             results = plainly(self, kind, self._flat_weights_names, x, hx)
             if results is not None:
-                y, *after = results
-                return y if x is input else y.transpose(0, 1), tuple(after) if len(after) > 1 else after[0]
+                y = results[0]
+                return y if x is input else y.transpose(0, 1), results[1] if len(results) == 2 else tuple(results[1:])
         packed = isinstance(input, PackedSequence)
         if uneven and packed:
             msg = f"{'resets' if lengths is None else 'lengths'}: expected None, since input is a PackedSequence"
@@ -277,8 +277,7 @@ class _Cell(_Scriptable):
             names = CELL_WEIGHTS if bias else CELL_WEIGHTS[:2]
             results = plainly(self, (cell, bias, False, False), names, input, hx, True)
             if results is not None:
-                _, *after = results
-                return tuple(after) if len(after) > 1 else after[0]
+                return results[1] if len(results) == 2 else tuple(results[1:])
         if left_to_torch() or cell not in STEPS:
             return super().forward(input, hx)  # type: ignore[misc] # which says what is wrong with a nonlinearity
         weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])

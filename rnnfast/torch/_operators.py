@@ -44,7 +44,7 @@ def _forward(call: Call, training: bool) -> list[Tensor]:
     results = list(forward(call[:4], len(call.weights), tensors, call.batch_sizes, training, call.resets))
     if not training:
         return [*results, call.x.new_empty(0), call.x.new_empty(0)]
-    *results, tape, gates = results
+    *results, tape, gates, _ = results
     _, steps, more = tape.memory
     return [*results, gates, tensor_of(np.concatenate((steps, more)) if len(more) else steps)]
 

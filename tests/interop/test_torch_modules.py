@@ -121,7 +121,7 @@ class Watched:
     def forward(self, *arguments: Any) -> Any:
         results = self.tensors.forward(*arguments)
         training = arguments[-2]
-        name, tape = ("forward", weakref.ref(results[-2])) if training else ("inference", None)
+        name, tape = ("forward", weakref.ref(results[-3])) if training else ("inference", None)
         self.calls.append(KernelCall(name, arguments[1:], tape))
         return results
 
@@ -417,8 +417,9 @@ def test_gradients_are_taken_again_from_a_graph_that_is_kept(layer: str) -> None
         y.sum().backward()
 
 
+@pytest.mark.parametrize("B", [B, 200], ids=["copied", "shared"])  # the memory of y, with the tape
 @by_layer
-def test_y_may_be_changed_in_place(layer: str) -> None:
+def test_y_may_be_changed_in_place(layer: str, B: int) -> None:
     found: list[list[Any]] = []
     for m in twins(layer, num_layers=2):
         y, last = m(torch.linspace(-1, 1, T * B * I).reshape(T, B, I))
