@@ -54,6 +54,7 @@ WORKS = {name: Work(name) for name in build_worker.TASKS} | {
     "run": Work("run", GRIDS["peers"]),
     "run-layers": Work("run-layers", stacks.SHAPES),
     "float64": Work("training", FEW, "float64"),
+    "float64-forward": Work("forward", FEW, "float64"),
     **{
         name: Work(name, FEW)
         for name in ("bidirectional", "layers", "lengths", "resets", "tokens", "one-hot", "tbptt", "windows")

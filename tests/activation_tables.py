@@ -55,7 +55,8 @@ class Sigmoid(NamedTuple):
 class Tanh(NamedTuple):
     """tanh(n step + r) from tanh(n step), and a polynomial of so many terms for r coth r.
 
-    The step is the number from low to high whose table rounds best; tanh(last step) rounds to 1.
+    The step is the number from low to high whose table rounds best; tanh(last step) rounds to 1. If that is behind the
+    table, the numbers in it are so close to tanh that they need no slopes beside them.
     """
 
     real: Any
@@ -74,6 +75,7 @@ SIGMOIDS = (
 TANHS = (
     Tanh(np.float32, 8, 4, 7, 9.011 / 7, 1.36),
     Tanh(np.float32, 32, 2, 19, 0.5, 0.5),
+    Tanh(np.float64, 8, 12, 8, 2.558, 2.559),
     Tanh(np.float64, 16, 8, 15, 19.0616 / 15, 19.0616 / 15 * 1.004),
 )
 
@@ -86,6 +88,19 @@ def candidates(low: float, high: float, real: Any) -> Array:
         first, last = np.array([low, high], np.float32).view(np.uint32)
         return np.arange(first, last, dtype=np.uint32).view(np.float32).astype(Wide)
     return np.random.default_rng(1).uniform(low, high, 2_000_000).astype(Wide)
+
+
+def exact_candidates(low: float, high: float) -> Array:
+    """Return numbers h of float64 from low to high, for which tanh(4 h) to tanh(7 h) round well."""
+    ulp = Wide(2) ** -53
+    below_one = np.arange(*(np.ceil((1 - np.tanh(4 * Wide(h))) / ulp) for h in (high, low)), dtype=Wide)
+    h = np.arctanh(1 - below_one * ulp) / 4  # of all tanh(4 h) that are numbers of float64
+    for j in (5, 6, 7):
+        entry = np.tanh(j * h)
+        h = h[np.abs(entry.astype(np.float64) - entry) < 0.015 * ulp]
+    width = 0.015 * ulp / (4 * (1 - np.tanh(4 * h) ** 2))
+    near: Array = h[:, None] + width[:, None] * np.random.default_rng(1).uniform(-1, 1, (len(h), 50_000))
+    return near.ravel().astype(np.float64).astype(Wide)
 
 
 def ulp(x: Array, real: Any) -> Array:
@@ -144,8 +159,13 @@ def sigmoid_table(s: Sigmoid) -> dict[str, Any]:
 @cache
 def tanh_step(t: Tanh) -> float:
     """Return the distance of the entries of a tanh."""
-    numbers = candidates(t.low, t.high, t.real)
+    numbers = exact_candidates(t.low, t.high) if lacks_slopes(t) else candidates(t.low, t.high, t.real)
     return best(numbers, range(1, t.last), lambda j, h: (np.tanh(j * h), np.tanh((j - 0.5) * h)), t.real)
+
+
+def lacks_slopes(t: Tanh) -> bool:
+    """Return whether a table has all entries but that of 1."""
+    return t.last == t.entries
 
 
 def tanh_table(t: Tanh) -> dict[str, Any]:
@@ -156,16 +176,13 @@ def tanh_table(t: Tanh) -> dict[str, Any]:
     nodes = [r**2 for r in chebyshev(2 * t.terms + 1, mp.mpf(step) * 1.03 / 2)[: t.terms]]
     fit = interpolated(lambda u: mp.sqrt(u) * mp.coth(mp.sqrt(u)) - 1, [*range(1, t.terms + 1)], nodes)
     q = [t.real(c) for c in reversed(fit)]
+    constants = {"step": step, "steps": 1 / mp.mpf(step), "high": t.last * mp.mpf(step), "q": q}
+    if lacks_slopes(t):  # the last entry is looked up as far as it can be
+        constants["high"] = (t.last - mp.mpf("0.500001")) * mp.mpf(step)
+        return {**constants, "values": [mp.tanh(n * mp.mpf(step)) for n in range(t.last)]}
     pairs = [nearest(t, step, q, n) for n in range(t.last)] + [(1.0, last_slope(t, step))]
     pairs += [(1.0, 0.0)] * (t.entries - len(pairs))
-    return {
-        "step": step,
-        "steps": 1 / mp.mpf(step),
-        "high": t.last * mp.mpf(step),
-        "q": q,
-        "values": [value for value, _ in pairs],
-        "slopes": [slope for _, slope in pairs],
-    }
+    return {**constants, "values": [value for value, _ in pairs], "slopes": [slope for _, slope in pairs]}
 
 
 def last_slope(t: Tanh, step: float) -> Any:

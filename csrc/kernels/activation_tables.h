@@ -60,6 +60,15 @@ struct TanhTable<float, 32> {
 };
 
 template <>
+struct TanhTable<double, 8> {
+  static constexpr double step = 0x1.478198693fe6bp+1;
+  static constexpr double steps = 0x1.903654d3bbb33p-2;
+  static constexpr double high = 0x1.33097c33d7568p+4;
+  static constexpr double q[] = {-0x1.d4f04d4fb2c4p-41, 0x1.2fa9ac50096c3p-36, -0x1.d58c876a192f7p-33, 0x1.3207a58e0b638p-29, -0x1.7d2c84e8cc3b3p-26, 0x1.d6cf7726f9375p-23, -0x1.227ffaa157fd8p-19, 0x1.66a8ee78f1cc6p-16, -0x1.bbd77915e6bd8p-13, 0x1.1566abbfd886cp-9, -0x1.6c16c16c165b6p-6, 0x1.5555555555554p-2};
+  static constexpr double values[] = {0x0p+0, 0x1.f9e684df3964ap-1, 0x1.fff6966350148p-1, 0x1.fffff18f78cecp-1, 0x1.ffffffe9d9723p-1, 0x1.ffffffffde054p-1, 0x1.ffffffffffcbep-1, 0x1.ffffffffffffbp-1};
+};
+
+template <>
 struct TanhTable<double, 16> {
   static constexpr double step = 0x1.45a2b5413b254p+0;
   static constexpr double steps = 0x1.9282e492b4a33p-1;

@@ -262,40 +262,74 @@ RNNFAST_INLINE D8 select<Simd<double, 8>>(unsigned bits, D8 a, D8 b) {
 }
 #endif
 
-// table[index] in each lane. Of an index its last bits count, as many as the size of the table asks for; the others may
-// be anything. Tables have the size of a vector, or of two.
+// Numbers to be looked up: as many as a vector has lanes, or twice as many.
+template <class Real, int count>
+struct Entries {
+  Real all[count];
+  constexpr void set(int k, Real x) { all[k] = x; }
+};
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// No instruction looks up doubles; one looks up halves of them.
+template <>
+struct Entries<double, 8> {
+  alignas(32) std::uint32_t low[8], high[8];
+  constexpr void set(int k, double x) {
+    const auto bits = __builtin_bit_cast(std::uint64_t, x);
+    low[k] = std::uint32_t(bits);
+    high[k] = std::uint32_t(bits >> 32);
+  }
+};
+#endif
+
+template <class Real, int count>
+constexpr Entries<Real, count> entries_of(const Real (&numbers)[count]) {
+  Entries<Real, count> entries = {};
+  for (int k = 0; k < count; ++k) entries.set(k, numbers[k]);
+  return entries;
+}
+
+// entries[index] in each lane. Of an index its last bits count, as many as the number of entries asks for; the others
+// may be anything.
 #if defined(__AVX512F__)
-RNNFAST_INLINE F16 look_up(const float (&table)[16], F16 index) {
-  return _mm512_maskz_permutexvar_ps(__mmask16(-1), reinterpret_cast<__m512i>(index), _mm512_loadu_ps(table));
+RNNFAST_INLINE F16 look_up(const Entries<float, 16>& entries, F16 index) {
+  return _mm512_maskz_permutexvar_ps(__mmask16(-1), reinterpret_cast<__m512i>(index), _mm512_loadu_ps(entries.all));
 }
-RNNFAST_INLINE F16 look_up(const float (&table)[32], F16 index) {
-  const __m512i lanes = reinterpret_cast<__m512i>(index);
-  return _mm512_maskz_permutex2var_ps(__mmask16(-1), _mm512_loadu_ps(table), lanes, _mm512_loadu_ps(table + 16));
+RNNFAST_INLINE F16 look_up(const Entries<float, 32>& entries, F16 index) {
+  const F16 first = _mm512_loadu_ps(entries.all), second = _mm512_loadu_ps(entries.all + 16);
+  return _mm512_maskz_permutex2var_ps(__mmask16(-1), first, reinterpret_cast<__m512i>(index), second);
 }
-RNNFAST_INLINE D8 look_up(const double (&table)[8], D8 index) {
-  return _mm512_maskz_permutexvar_pd(__mmask8(-1), reinterpret_cast<__m512i>(index), _mm512_loadu_pd(table));
+RNNFAST_INLINE D8 look_up(const Entries<double, 8>& entries, D8 index) {
+  return _mm512_maskz_permutexvar_pd(__mmask8(-1), reinterpret_cast<__m512i>(index), _mm512_loadu_pd(entries.all));
 }
-RNNFAST_INLINE D8 look_up(const double (&table)[16], D8 index) {
-  const __m512i lanes = reinterpret_cast<__m512i>(index);
-  return _mm512_maskz_permutex2var_pd(__mmask8(-1), _mm512_loadu_pd(table), lanes, _mm512_loadu_pd(table + 8));
+RNNFAST_INLINE D8 look_up(const Entries<double, 16>& entries, D8 index) {
+  const D8 first = _mm512_loadu_pd(entries.all), second = _mm512_loadu_pd(entries.all + 8);
+  return _mm512_maskz_permutex2var_pd(__mmask8(-1), first, reinterpret_cast<__m512i>(index), second);
 }
 #elif defined(__AVX2__)
-RNNFAST_INLINE F8 look_up(const float (&table)[8], F8 index) {
-  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), reinterpret_cast<__m256i>(index));
+RNNFAST_INLINE F8 look_up(const Entries<float, 8>& entries, F8 index) {
+  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(entries.all), reinterpret_cast<__m256i>(index));
+}
+RNNFAST_INLINE D4 look_up(const Entries<double, 8>& entries, D4 index) {
+  const __m256 lows = _mm256_load_ps(reinterpret_cast<const float*>(entries.low));
+  const __m256 highs = _mm256_load_ps(reinterpret_cast<const float*>(entries.high));
+  const __m256i lanes = reinterpret_cast<__m256i>(index);  // the index is in the lower half of each
+  const __m256i again = __m256i(_mm256_moveldup_ps(reinterpret_cast<__m256>(index)));
+  const __m256 low = _mm256_permutevar8x32_ps(lows, lanes), high = _mm256_permutevar8x32_ps(highs, again);
+  return reinterpret_cast<D4>(_mm256_blend_ps(low, high, 0xaa));
 }
 #endif
 // Narrower vectors pass as halves of wider ones.
-template <class Real, int size, class V>
-RNNFAST_INLINE V look_up(const Real (&table)[size], V index);
-template <class Real, int size, class V, int... i>
-RNNFAST_INLINE V look_up_halves(const Real (&table)[size], V index, Lanes<i...>) {
-  const auto found = look_up(table, __builtin_shufflevector(index, index, i..., i...));
+template <class Real, int count, class V>
+RNNFAST_INLINE V look_up(const Entries<Real, count>& entries, V index);
+template <class Real, int count, class V, int... i>
+RNNFAST_INLINE V look_up_halves(const Entries<Real, count>& entries, V index, Lanes<i...>) {
+  const auto found = look_up(entries, __builtin_shufflevector(index, index, i..., i...));
   return __builtin_shufflevector(found, found, i...);
 }
-template <class Real, int size, class V>
-RNNFAST_INLINE V look_up(const Real (&table)[size], V index) {
+template <class Real, int count, class V>
+RNNFAST_INLINE V look_up(const Entries<Real, count>& entries, V index) {
   static_assert(sizeof(V) < vector_bytes);
-  return look_up_halves(table, index, typename LanesTo<int(sizeof(V) / sizeof(Real))>::type());
+  return look_up_halves(entries, index, typename LanesTo<int(sizeof(V) / sizeof(Real))>::type());
 }
 
 // p[place] in each lane, by the processor's own instruction where there is one.

@@ -343,13 +343,17 @@ struct PairsInUse {
 template <class Real>
 RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range,
                                            Factors factors = Factors::numbers) {
+  int halvings = range.halvings;
+  // The slots of a narrow block lie side by side: half as many vectors that are twice as wide hold them as well.
+  for (; factors == Factors::numbers && slots == gates && slots % 2 == 0 && halvings > 0; --halvings)
+    slots /= 2, gates /= 2;
   const int kind = slots > gates ? 0 : slots, blocks = __builtin_ctz(unsigned(range.blocks));
   if constexpr (has_formats<Real>) {
     if (factors == Factors::by_pairs) return tile_kinds<Real, Factors::by_pairs>[kind].of[range.halvings][blocks];
     if (factors == Factors::pairs) return pair_products->tiles[kind].of[range.halvings][blocks];
     if (factors == Factors::row_pairs) return pair_products->row_pairs->tiles[kind].of[range.halvings][blocks];
   }
-  return tile_kinds<Real, Factors::numbers>[kind].of[range.halvings][blocks];
+  return tile_kinds<Real, Factors::numbers>[kind].of[halvings][blocks];
 }
 
 // What is done with rows [row, row + M) of a tile while they are still in the first cache level.

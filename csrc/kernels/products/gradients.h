@@ -313,7 +313,7 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
         t.first.panel_unit = w.dgates.rows * w.slots * range.lanes;
         t.first.blocks = 1;
         t.out_row = apart ? sum_row : total_row, t.out_unit = apart ? sum_unit : total_unit;
-        t.valid = range.lanes;
+        t.valid = w.gates * range.lanes;
         for (Index high = w.rows; high > 0; high -= length) {
           t.first.K = min_index(high, length);
           t.first.panel = gates_at(w.dgates, range.unit, high - 1, range.lanes, w.slots) + w.slot * range.lanes;

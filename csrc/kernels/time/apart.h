@@ -42,7 +42,7 @@ void multiply_whole(const StepProduct<Real>& f, const Phase& part, const BlockRa
   t.first = rows_by_panels(f.a, panel(f.w, range.unit) + from, f.w.K, width, factors_of(f.w));
   t.init = slots.init, t.init_row = slots.init_row, t.init_unit = slots.init_unit;
   t.out = slots.out, t.out_row = slots.out_row, t.out_unit = slots.out_unit;
-  t.valid = range.lanes;
+  t.valid = part.gates * range.lanes;
   tile_rows(tiles_of<Real>(part.gates, part.gates, range, factors_of(f.w)), t, rows);
 }
 
