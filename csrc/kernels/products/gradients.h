@@ -169,18 +169,24 @@ constexpr Index size(const Columns<Real>& c) {
   return (c.count + c.width - 1) / c.width * c.width * c.rows;
 }
 
+// A few rows at a time, as rows of all tiles would share few lines of the first cache level: tiles are often a power of
+// two apart.
 template <int M, class Real>
 void regroup_tiles(View<const Real> a, const RowRange& range, const Columns<Real>& to, const Team& team) {
+  constexpr Index at_once = 16;
   const Index K = to.count - 1;
-  for (Index row = 0; row < range.count; ++row) {
-    if (row % rows_at_once == 0 && skips(team, row)) return;
-    const Real* from = a.data + row * a.stride;
-    Real* tile = to.data + (range.first + row) * M;
+  for (Index first = 0; first < range.count; first += at_once) {
+    if (first % rows_at_once == 0 && skips(team, first)) return;
+    const Index last = min_index(first + at_once, range.count);
+    Real* tile = to.data + range.first * M;
     Index column = 0;
     for (; column + M <= K; column += M, tile += to.rows * M)
-      __builtin_memcpy(tile, from + column, M * sizeof(Real));  // of constant size: two moves
-    for (Index i = 0; column + i < K; ++i) tile[i] = from[column + i];
-    tile[K - column] = 1;
+      for (Index row = first; row < last; ++row)
+        __builtin_memcpy(tile + row * M, at(a, row).data + column, M * sizeof(Real));  // of constant size: two moves
+    for (Index row = first; row < last; ++row) {
+      for (Index i = 0; column + i < K; ++i) tile[row * M + i] = at(a, row).data[column + i];
+      tile[row * M + K - column] = 1;
+    }
   }
 }
 

@@ -20,8 +20,9 @@ namespace {
 // few, which read w_hh each.
 constexpr Index most_unpacked_rows = 128, least_unpacked_rows = 16, few_unpacked_steps = 4;
 
-// So many rows and more read the columns of w from a panel.
-constexpr Index least_strip_rows = 32;
+// So many rows and more read the columns of w, x and h' from panels: rows of a matrix are often a power of two apart,
+// and share few lines of the first cache level. With 16 registers, other tiles are low.
+constexpr Index least_strip_rows = vector_registers == 32 ? 24 : 8;
 
 // A tile: rows that share the loads of w, and vectors of columns.
 constexpr int unpacked_tile_rows = vector_registers == 32 ? 4 : 2, unpacked_tile_vectors = 4;
@@ -56,6 +57,12 @@ RNNFAST_INLINE void store_column(typename S::Real* p, typename S::V v, int valid
     S::store(p, v);
 }
 
+// Whether some gates of a matrix fill more than the second cache level.
+template <class Real>
+bool is_far(int gates, const GateRows<Real>& w) {
+  return gates * w.H * w.K * Index(sizeof(Real)) > cache_sizes.near;
+}
+
 // out = or += init + dgates w over the unit blocks of a span, some rows by some columns.
 template <class Real>
 struct UnpackedTile {
@@ -68,6 +75,7 @@ struct UnpackedTile {
   View<const Real> init;  // null: zeros
   View<Real> out;
   bool add;
+  bool far;  // w comes from beyond the second cache level
 };
 
 // Where a tile stands: its first row, its first column, and how many lanes of its last vector are columns.
@@ -148,16 +156,16 @@ __attribute__((noinline)) void pack_strip(const UnpackedTile<typename S::Real>& 
     for (int gate = 0; gate < t.factor.gates; ++gate) {
       const Index first = t.w.order[t.factor.gate + gate] * t.w.H + width.unit;
       const typename S::Real* from = t.w.data + first * t.w.K + column;
-      for (Index unit = 0; unit < width.lanes; ++unit, from += t.w.K)
-        for (int n = 0; n < vectors; ++n, to += S::lanes) {
+      for (Index unit = 0; unit < width.lanes; ++unit, from += t.w.K) {
+        for (int n = 0; t.far && n < vectors; ++n) __builtin_prefetch(from + (vectors + n) * S::lanes, 0, 2);
+        for (int n = 0; n < vectors; ++n, to += S::lanes)
           S::store(to, unit < width.valid ? load_lanes<S>(from + n * S::lanes, valid) : typename S::V{});
-        }
+      }
     }
   }
 }
 
-// A tile's product of so many rows that the columns of w are better put side by side: rows of a matrix are often a
-// power of two apart, and share few lines of the first cache level.
+// The product of all tiles, from a panel of w for each column.
 template <class S>
 __attribute__((noinline)) void multiply_strips(const UnpackedTile<typename S::Real>& u, Index gate_row, Index rows,
                                                Span columns) {
@@ -194,8 +202,8 @@ __attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const F
                           .slots = slots,
                           .init = p.init,
                           .out = p.out,
-                          .add = false};
-  const bool far = factor.gates * w.H * w.K * Index(sizeof(Real)) > cache_sizes.near;
+                          .add = false,
+                          .far = is_far(factor.gates, w)};
   const Span columns = {.first = p.columns.first * S::lanes, .last = min_index(p.columns.last * S::lanes, w.K)};
   const auto pass = [&] {
     if (p.rows >= least_strip_rows) return multiply_strips<S>(t, p.gate_row, p.rows, columns);
@@ -203,7 +211,7 @@ __attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const F
       for_each_tile_row(p.rows, [&]<int M>(Index row) {
         constexpr bool is_whole = M > 1 && N > 1;
         const Corner corner = {.gate_row = p.gate_row, .row = row, .column = column, .valid = valid};
-        if (is_whole && far && row == 0)
+        if (is_whole && t.far && row == 0)
           multiply_tile<S, M, N, is_whole>(t, corner);
         else
           multiply_tile<S, M, N, false>(t, corner);
@@ -277,25 +285,43 @@ RNNFAST_INLINE void for_each_gradient_gate(const UnpackedWeightProduct<Real>& p,
   }
 }
 
-// As multiply_strips() does it: columns of all rows as a panel, [row][vector].
+// As multiply_strips() does it: columns of all rows as panels, [strip][row][vector]. One strip stays in the first cache
+// level; where dw goes to memory, there are as many as have room, so that more of a row of dw is written at once.
 template <class Real>
 __attribute__((noinline)) void multiply_gradient_strips(const UnpackedWeightProduct<Real>& p, Span span) {
   using S = Widest<Real>;
-  alignas(64) Real panel[most_unpacked_rows * unpacked_tile_vectors * S::lanes];
+  constexpr Index wide = unpacked_tile_vectors * S::lanes, room = most_unpacked_rows * wide;
+  alignas(64) Real panels[room];
+  const bool far = is_far(p.gates, p.dw);
+  const Index at_once = far ? room / (p.rows * wide) * wide : wide;
+  const Index most = tiles_of_strip<Real>(int(max_index(min_index(p.dw.K / S::lanes, unpacked_tile_vectors), 1))).most;
   Tile<Real> t = {};
   t.first.a_row = 1, t.first.K = p.rows, t.first.blocks = 1, t.out_row = p.dw.K, t.add = p.add;
-  for_each_strip<S>(0, p.dw.K, [&](int vectors, Index column, int valid) {
-    Real* to = panel;
-    for (Index row = 0; row < p.rows; ++row)
-      for (int n = 0; n < vectors; ++n, to += S::lanes)
-        S::store(to, load_lanes<S>(p.columns[row] + column + n * S::lanes, valid));
-    t.first.panel_k = -vectors * S::lanes, t.first.panel = to + t.first.panel_k, t.valid = valid;
+  for (Index begin = 0; begin < p.dw.K; begin += at_once) {
+    const Index end = min_index(begin + at_once, p.dw.K);
+    for_each_strip<S>(begin, end, [&](int vectors, Index column, int valid) {
+      Real* to = panels + (column - begin) * p.rows;
+      for (Index row = 0; row < p.rows; ++row)
+        for (int n = 0; n < vectors; ++n, to += S::lanes)
+          S::store(to, load_lanes<S>(p.columns[row] + column + n * S::lanes, valid));
+    });
     for_each_gradient_gate(p, span, [&](const BlockWidth& width, const Real* a, Index first) {
       t.first.a_k = -p.slots * width.lanes, t.first.a = a - (p.rows - 1) * t.first.a_k;
-      t.out = p.dw.data + first * p.dw.K + column;
-      tile_column(tiles_of_strip<Real>(vectors), t, width.valid, NoEpilogue());
+      const Index tiles = (width.valid + most - 1) / most;
+      for (Index i = 0; i < tiles; ++i) {
+        const Index unit = share(width.valid, i, tiles), next = share(width.valid, i + 1, tiles);
+        for_each_strip<S>(begin, end, [&](int vectors, Index column, int valid) {
+          const Index row = vectors * S::lanes;
+          t.first.panel = panels + (column - begin + row) * p.rows - row, t.first.panel_k = -row;
+          t.out = p.dw.data + first * p.dw.K + column, t.valid = valid;
+          // To be written, the part of dw has to come first: it does while the sums are made.
+          for (Index m = far ? unit : next; m < next; ++m)
+            for (int n = 0; n < vectors; ++n) __builtin_prefetch(t.out + m * p.dw.K + n * S::lanes, 1, 3);
+          tiles_of_strip<Real>(vectors).of_rows[next - unit - 1](t, unit);
+        });
+      }
     });
-  });
+  }
 }
 
 template <class Real>
