@@ -16,13 +16,13 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// At most so many rows leave the weights as they are; their sums are one chain. So do fewer where steps are more than a
-// few, which read w_hh each.
+// At most so many rows leave the weights as they are; their sums are one chain. Steps, which read w_hh each, do where
+// they are a few, or their rows.
 constexpr Index most_unpacked_rows = 128, least_unpacked_rows = 16, few_unpacked_steps = 4;
 
 // So many rows and more read the columns of w, x and h' from panels: rows of a matrix are often a power of two apart,
-// and share few lines of the first cache level. With 16 registers, other tiles are low.
-constexpr Index least_strip_rows = vector_registers == 32 ? 24 : 8;
+// and share few lines of the first cache level. With fewer registers, the tiles without panels are lower.
+constexpr Index least_strip_rows = vector_registers;
 
 // A tile: rows that share the loads of w, and vectors of columns.
 constexpr int unpacked_tile_rows = vector_registers == 32 ? 4 : 2, unpacked_tile_vectors = 4;
