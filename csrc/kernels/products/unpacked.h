@@ -18,7 +18,7 @@ namespace {
 
 // At most so many rows leave the weights as they are; their sums are one chain. Steps, which read w_hh each, do where
 // they are a few, or their rows.
-constexpr Index most_unpacked_rows = 128, least_unpacked_rows = 16, few_unpacked_steps = 4;
+constexpr Index most_unpacked_rows = 3 * chain_length / 2 - 1, least_unpacked_rows = 16, few_unpacked_steps = 4;
 
 // So many rows and more read the columns of w, x and h' from panels: rows of a matrix are often a power of two apart,
 // and share few lines of the first cache level. With fewer registers, the tiles without panels are lower.
