@@ -47,6 +47,8 @@ SHAPES_OF_LOOPS = (
     # A tile has up to 8 rows or a few more: every remainder, as sequences and as rows of a projection.
     *(Shape(2, B, 4, 5, D=1 + B % 2) for B in (1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 25)),
     Shape(1, 9, 16, 8),
+    # Few rows of several steps, for which only w_hh is packed.
+    Shape(10, 9, 70, 33),
     # Several chunks of time.
     Shape(300, 1, 1, 20),
     Shape(90, 7, 3, 24, D=2),

@@ -133,7 +133,7 @@ def test_a_few_steps_have_the_bits_that_they_have_among_others(cell: str, dtype:
 
 
 # Few rows, whose weights stay as they are, beside many, whose weights are packed.
-@by_shape(Shape(1, 40, 37, 50, D=2), Shape(4, 13, 5, 83), Shape(2, 20, 1, 16, D=2), Shape(1, 70, 130, 96))
+@by_shape(Shape(1, 40, 37, 50, D=2), Shape(4, 13, 5, 83), Shape(2, 20, 1, 16, D=2), Shape(1, 200, 130, 96))
 @by_dtype
 @by_loop
 def test_sequences_without_a_gradient_add_nothing(cell: str, dtype: str, shape: Shape) -> None:

@@ -173,7 +173,7 @@ constexpr Index size(const Columns<Real>& c) {
 // went to all of them, a line would be gone before the next row comes to it.
 template <int M, class Real>
 void regroup_tiles(View<const Real> a, const RowRange& range, const Columns<Real>& to, const Team& team) {
-  constexpr Index at_once = 8;  // rows of M numbers: whole lines
+  constexpr Index at_once = 16;  // rows of M numbers: whole lines
   const Index K = to.count - 1, rest = K % M;
   for (Index row = 0, rows; row < range.count; row += rows) {
     if (row % rows_at_once == 0 && skips(team, row)) return;

@@ -16,11 +16,15 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-// At most so many rows leave the weights as they are; their sums are one chain. So do fewer where steps are more than a
-// few, which read w_hh each.
-constexpr Index most_unpacked_rows = 64, least_unpacked_rows = 16, few_unpacked_steps = 4;
+// At most so many rows leave the weights as they are; their sums are one chain. Steps, which read w_hh each, do where
+// they are a few, or their rows.
+constexpr Index most_unpacked_rows = 3 * chain_length / 2 - 1, least_unpacked_rows = 16, few_unpacked_steps = 4;
 
-// A tile: rows (of dgates, or of w's gradient) that share the loads of the other side, and vectors of columns.
+// So many rows and more read the columns of w, x and h' from panels: rows of a matrix are often a power of two apart,
+// and share few lines of the first cache level. With fewer registers, the tiles without panels are lower.
+constexpr Index least_strip_rows = vector_registers;
+
+// A tile: rows that share the loads of w, and vectors of columns.
 constexpr int unpacked_tile_rows = vector_registers == 32 ? 4 : 2, unpacked_tile_vectors = 4;
 
 // f<rows>(first) for n rows.
@@ -53,6 +57,12 @@ RNNFAST_INLINE void store_column(typename S::Real* p, typename S::V v, int valid
     S::store(p, v);
 }
 
+// Whether some gates of a matrix fill more than the second cache level.
+template <class Real>
+bool is_far(int gates, const GateRows<Real>& w) {
+  return gates * w.H * w.K * Index(sizeof(Real)) > cache_sizes.near;
+}
+
 // out = or += init + dgates w over the unit blocks of a span, some rows by some columns.
 template <class Real>
 struct UnpackedTile {
@@ -65,6 +75,7 @@ struct UnpackedTile {
   View<const Real> init;  // null: zeros
   View<Real> out;
   bool add;
+  bool far;  // w comes from beyond the second cache level
 };
 
 // Where a tile stands: its first row, its first column, and how many lanes of its last vector are columns.
@@ -120,6 +131,61 @@ __attribute__((noinline)) void multiply_tile(const UnpackedTile<typename S::Real
   }
 }
 
+// f(vectors, first, lanes of the last vector that are columns) for columns [first, last), up to four vectors at a time.
+template <class S, class F>
+RNNFAST_INLINE void for_each_strip(Index first, Index last, F&& f) {
+  while (first < last) {
+    const Index whole = min_index((last - first) / S::lanes, unpacked_tile_vectors);
+    f(int(max_index(whole, 1)), first, int(whole ? S::lanes : last - first));
+    first += max_index(whole, 1) * S::lanes;
+  }
+}
+
+// The tiles for a strip.
+template <class Real>
+RNNFAST_INLINE const Tiles<Real>& tiles_of_strip(int vectors) {
+  return tiles_of<Real>(vectors, vectors, BlockRange{.block = 0, .blocks = 1, .unit = 0, .valid = 0});
+}
+
+// Some columns of w over the unit blocks of a span, as a panel: [block][gate][unit][vector], zeros for padding.
+template <class S>
+__attribute__((noinline)) void pack_strip(const UnpackedTile<typename S::Real>& t, int vectors, Index column, int valid,
+                                          typename S::Real* to) {
+  for (Index block = t.span.first; block < t.span.last; ++block) {
+    const BlockWidth width = width_of<typename S::Real>(t.units, block);
+    for (int gate = 0; gate < t.factor.gates; ++gate) {
+      const Index first = t.w.order[t.factor.gate + gate] * t.w.H + width.unit;
+      const typename S::Real* from = t.w.data + first * t.w.K + column;
+      for (Index unit = 0; unit < width.lanes; ++unit, from += t.w.K) {
+        for (int n = 0; t.far && n < vectors; ++n) __builtin_prefetch(from + (vectors + n) * S::lanes, 0, 2);
+        for (int n = 0; n < vectors; ++n, to += S::lanes)
+          S::store(to, unit < width.valid ? load_lanes<S>(from + n * S::lanes, valid) : typename S::V{});
+      }
+    }
+  }
+}
+
+// The product of all tiles, from a panel of w for each column.
+template <class S>
+__attribute__((noinline)) void multiply_strips(const UnpackedTile<typename S::Real>& u, Index gate_row, Index rows,
+                                               Span columns) {
+  using Real = typename S::Real;
+  alignas(64) Real panel[3 * chain_length / 2 * unpacked_tile_vectors * S::lanes];
+  const BlockWidth width = width_of<Real>(u.units, u.span.first);
+  Tile<Real> t = {};
+  t.first.a = gates_at(u.dgates, width.unit, gate_row, width.lanes, u.slots) + u.factor.slot * width.lanes;
+  t.first.a_row = u.slots * width.lanes, t.first.a_k = 1, t.first.a_block = width.lanes * u.dgates.rows * u.slots;
+  t.first.panel = panel, t.first.K = u.factor.gates * width.lanes, t.first.blocks = u.span.last - u.span.first;
+  t.out_row = u.out.stride, t.init_row = u.init.stride, t.add = u.add;
+  for_each_strip<S>(columns.first, columns.last, [&](int vectors, Index column, int valid) {
+    pack_strip<S>(u, vectors, column, valid, panel);
+    t.first.panel_k = vectors * S::lanes, t.first.panel_block = t.first.K * t.first.panel_k;
+    t.out = u.out.data + column, t.valid = valid;
+    if (u.init.data) t.init = u.init.data + column;
+    tile_column(tiles_of_strip<Real>(vectors), t, rows, NoEpilogue());
+  });
+}
+
 // multiply() with w as the caller has it. A chain's rows of w stay in the cache while tile after tile passes over them.
 template <class Real>
 __attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const Factor& factor, int slots,
@@ -136,20 +202,21 @@ __attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const F
                           .slots = slots,
                           .init = p.init,
                           .out = p.out,
-                          .add = false};
-  const bool far = factor.gates * w.H * w.K * Index(sizeof(Real)) > cache_sizes.near;
+                          .add = false,
+                          .far = is_far(factor.gates, w)};
+  const Span columns = {.first = p.columns.first * S::lanes, .last = min_index(p.columns.last * S::lanes, w.K)};
   const auto pass = [&] {
-    for_each_tile_column<S>(
-        p.columns.first * S::lanes, min_index(p.columns.last * S::lanes, w.K), [&]<int N>(Index column, int valid) {
-          for_each_tile_row(p.rows, [&]<int M>(Index row) {
-            constexpr bool is_whole = M > 1 && N > 1;
-            const Corner corner = {.gate_row = p.gate_row, .row = row, .column = column, .valid = valid};
-            if (is_whole && far && row == 0)
-              multiply_tile<S, M, N, is_whole>(t, corner);
-            else
-              multiply_tile<S, M, N, false>(t, corner);
-          });
-        });
+    if (p.rows >= least_strip_rows) return multiply_strips<S>(t, p.gate_row, p.rows, columns);
+    for_each_tile_column<S>(columns.first, columns.last, [&]<int N>(Index column, int valid) {
+      for_each_tile_row(p.rows, [&]<int M>(Index row) {
+        constexpr bool is_whole = M > 1 && N > 1;
+        const Corner corner = {.gate_row = p.gate_row, .row = row, .column = column, .valid = valid};
+        if (is_whole && t.far && row == 0)
+          multiply_tile<S, M, N, is_whole>(t, corner);
+        else
+          multiply_tile<S, M, N, false>(t, corner);
+      });
+    });
   };
   for (Index chain = 0; chain < chains; ++chain) {
     t.span = {.first = min_index(chain * length, units.full), .last = min_index((chain + 1) * length, units.full)};
@@ -206,33 +273,80 @@ RNNFAST_INLINE void gradient_tile(const UnpackedWeightProduct<typename S::Real>&
     }
 }
 
-template <class Real>
-__attribute__((noinline)) void multiply_gradients(const UnpackedWeightProduct<Real>& p, Span span) {
-  using S = Widest<Real>;
+// f(unit block, its dgates, the first of its rows of dw) for each gate.
+template <class Real, class F>
+RNNFAST_INLINE void for_each_gradient_gate(const UnpackedWeightProduct<Real>& p, Span span, F&& f) {
   const Blocks units = blocks_of<Real>(p.dw.H);
   for (Index block = span.first; block < span.last; ++block) {
     const BlockWidth width = width_of<Real>(units, block);
-    const Index a_row = p.slots * width.lanes;
     const Real* a = p.dgates.data + width.unit * p.dgates.rows * p.slots + p.slot * width.lanes;
-    for (int gate = p.gate; gate < p.gate + p.gates; ++gate, a += width.lanes) {
-      const Index first = p.dw.order[gate] * p.dw.H + width.unit;
-      for_each_tile_row(width.valid, [&]<int M>(Index unit) {
-        Real* dw = p.dw.data + (first + unit) * p.dw.K;
-        for_each_tile_column<S>(0, p.dw.K, [&]<int N>(Index column, int valid) {
-          gradient_tile<S, M, N>(p, a + unit, a_row, dw, column, valid);
-        });
-      });
-      if (!p.db) continue;
-      for_each_vector<Real>(width.lanes, [&]<class Some>(Index unit) {
-        const int valid = int(min_index(Some::lanes, width.valid - unit));
-        if (valid <= 0) return;
-        typename Some::V sum = {};
-        for (Index row = p.rows; row-- > 0;) sum = sum + Some::load(a + row * a_row + unit);
-        Real* const to = p.db + first + unit;
-        store_lanes<Some>(to, p.add ? sum + load_lanes<Some>(to, valid) : sum, valid);
-      });
-    }
+    for (int gate = p.gate; gate < p.gate + p.gates; ++gate, a += width.lanes)
+      f(width, a, p.dw.order[gate] * p.dw.H + width.unit);
   }
+}
+
+// As multiply_strips() does it: columns of all rows as panels, [strip][row][vector]. One strip stays in the first cache
+// level; where dw goes to memory, there are as many as have room, so that more of a row of dw is written at once.
+template <class Real>
+__attribute__((noinline)) void multiply_gradient_strips(const UnpackedWeightProduct<Real>& p, Span span) {
+  using S = Widest<Real>;
+  constexpr Index wide = unpacked_tile_vectors * S::lanes, room = most_unpacked_rows * wide;
+  alignas(64) Real panels[room];
+  const bool far = is_far(p.gates, p.dw);
+  const Index at_once = far ? room / (p.rows * wide) * wide : wide;
+  const Index most = tiles_of_strip<Real>(int(max_index(min_index(p.dw.K / S::lanes, unpacked_tile_vectors), 1))).most;
+  Tile<Real> t = {};
+  t.first.a_row = 1, t.first.K = p.rows, t.first.blocks = 1, t.out_row = p.dw.K, t.add = p.add;
+  for (Index begin = 0; begin < p.dw.K; begin += at_once) {
+    const Index end = min_index(begin + at_once, p.dw.K);
+    for_each_strip<S>(begin, end, [&](int vectors, Index column, int valid) {
+      Real* to = panels + (column - begin) * p.rows;
+      for (Index row = 0; row < p.rows; ++row)
+        for (int n = 0; n < vectors; ++n, to += S::lanes)
+          S::store(to, load_lanes<S>(p.columns[row] + column + n * S::lanes, valid));
+    });
+    for_each_gradient_gate(p, span, [&](const BlockWidth& width, const Real* a, Index first) {
+      t.first.a_k = -p.slots * width.lanes, t.first.a = a - (p.rows - 1) * t.first.a_k;
+      const Index tiles = (width.valid + most - 1) / most;
+      for (Index i = 0; i < tiles; ++i) {
+        const Index unit = share(width.valid, i, tiles), next = share(width.valid, i + 1, tiles);
+        for_each_strip<S>(begin, end, [&](int vectors, Index column, int valid) {
+          const Index row = vectors * S::lanes;
+          t.first.panel = panels + (column - begin + row) * p.rows - row, t.first.panel_k = -row;
+          t.out = p.dw.data + first * p.dw.K + column, t.valid = valid;
+          // To be written, the part of dw has to come first: it does while the sums are made.
+          for (Index m = far ? unit : next; m < next; ++m)
+            for (int n = 0; n < vectors; ++n) __builtin_prefetch(t.out + m * p.dw.K + n * S::lanes, 1, 3);
+          tiles_of_strip<Real>(vectors).of_rows[next - unit - 1](t, unit);
+        });
+      }
+    });
+  }
+}
+
+template <class Real>
+__attribute__((noinline)) void multiply_gradients(const UnpackedWeightProduct<Real>& p, Span span) {
+  using S = Widest<Real>;
+  const bool by_strips = p.rows >= least_strip_rows;
+  if (by_strips) multiply_gradient_strips(p, span);
+  for_each_gradient_gate(p, span, [&](const BlockWidth& width, const Real* a, Index first) {
+    const Index a_row = p.slots * width.lanes;
+    for_each_tile_row(by_strips ? 0 : width.valid, [&]<int M>(Index unit) {
+      Real* dw = p.dw.data + (first + unit) * p.dw.K;
+      for_each_tile_column<S>(0, p.dw.K, [&]<int N>(Index column, int valid) {
+        gradient_tile<S, M, N>(p, a + unit, a_row, dw, column, valid);
+      });
+    });
+    if (!p.db) return;
+    for_each_vector<Real>(width.lanes, [&]<class Some>(Index unit) {
+      const int valid = int(min_index(Some::lanes, width.valid - unit));
+      if (valid <= 0) return;
+      typename Some::V sum = {};
+      for (Index row = p.rows; row-- > 0;) sum = sum + Some::load(a + row * a_row + unit);
+      Real* const to = p.db + first + unit;
+      store_lanes<Some>(to, p.add ? sum + load_lanes<Some>(to, valid) : sum, valid);
+    });
+  });
 }
 
 }  // namespace

@@ -257,7 +257,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   }
   const auto& sizes = scratch.directions[0];
   const bool thin = has_thin_dx(p), packs = !is_unpacked(p, args.windows);
-  if (packs && reads_w_hh(args))
+  if (!reads_unpacked(p, args.windows) && reads_w_hh(args))
     for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
       pack_transposed(recurrent_rows(p, args.directions[d].parameters), scratch.directions[d].w_hh, span);
     });
@@ -334,7 +334,7 @@ void backward_sums(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
   const bool sums = is_normalised(cell);
   for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
     const auto& direction = scratch.directions[d];
-    if (direction.unpacked_w_hh.data)
+    if (direction.unpacked_w_ih.data)
       unpacked_weight_gradients(args, scratch, d, span);
     else
       weight_gradients(args, scratch, chunk[d], span, team);
@@ -375,10 +375,11 @@ __attribute__((noinline, cold)) void backward_by_part(const BackwardArgs<Real>& 
                                                       const BackwardScratch<Real>& scratch, const Team& team) {
   const Problem& p = args.problem;
   if (args.part == BackwardPart::weights) return backward_prepare(args, scratch, team);
-  if (args.part == BackwardPart::gradients) return backward_gradients(args, scratch, team);
+  const bool packs = !is_unpacked(p, args.windows);
+  if (args.part == BackwardPart::gradients) return packs ? backward_gradients(args, scratch, team) : void();
   const Index last = run_chunks(p) - 1, place = chunk_of(p, args.of_part.first) - chunk_of(p, p.run.first);
   Chunk chunk[2] = {chunk_of_backward(p, 0, last - place), {}};
-  if (args.part == BackwardPart::operands) return regroup_chunk(args, scratch, chunk[0], team);
+  if (args.part == BackwardPart::operands) return packs ? regroup_chunk(args, scratch, chunk[0], team) : void();
   if (args.part == BackwardPart::sums) return backward_sums(args, scratch, chunk, team);
   Chunk& some = chunk[0];
   some.begins = args.of_part.last == some.t + some.steps;
@@ -398,7 +399,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   for (Index d = 0; d < p.D && !packs; ++d) {
     const Parameters<const Real>& parameters = args.directions[d].parameters;
     scratch.directions[d].unpacked_w_ih = input_rows(p, parameters);
-    scratch.directions[d].unpacked_w_hh = recurrent_rows(p, parameters);
+    if (reads_unpacked(p, args.windows)) scratch.directions[d].unpacked_w_hh = recurrent_rows(p, parameters);
     if (is_projected(p)) scratch.projections[d].caller = projection_rows(p, parameters);
   }
   if (args.part != BackwardPart::all) return backward_by_part(args, scratch, team);

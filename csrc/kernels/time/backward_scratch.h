@@ -24,7 +24,7 @@ namespace {
 template <class Real>
 struct BackwardScratch {
   struct Direction {
-    // Few rows need no panels, but the caller's matrices; where they are null, the weights are packed.
+    // Few rows need no panels, but the caller's matrices; where they are null, weights and gradients are packed.
     GateRows<const Real> unpacked_w_ih, unpacked_w_hh;
     TransposedPanels<Real> w_ih, w_hh;
     Panels<Real> thin_w_ih;              // instead of w_ih
@@ -49,11 +49,19 @@ struct BackwardScratch {
   Real* zeros;
 };
 
-// Whether the weights stay as the caller has them: few rows, all of one chunk.
-constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
+// Whether rows are few, all of one chunk: the products of all of them, dx and the gradients of the weights, then meet
+// matrices as the caller has them. Those of the steps, each of which reads w_hh, do where it is read a few times.
+constexpr bool has_few_rows(const Problem& p, const Windows& windows) {
   return !windows.k1 && !p.rounded && p.head == p.P && !p.masks && p.input == InputKind::dense &&
-         run_rows(p) <= (steps_of(p.run) <= few_unpacked_steps ? most_unpacked_rows : least_unpacked_rows) &&
-         run_chunks(p) == 1;
+         run_rows(p) <= most_unpacked_rows && run_chunks(p) == 1;
+}
+
+constexpr bool reads_unpacked(const Problem& p, const Windows& windows) {
+  return has_few_rows(p, windows) && (steps_of(p.run) <= few_unpacked_steps || run_rows(p) <= least_unpacked_rows);
+}
+
+constexpr bool is_unpacked(const Problem& p, const Windows& windows) {
+  return is_projected(p) ? reads_unpacked(p, windows) : has_few_rows(p, windows);
 }
 
 template <class Real>
@@ -62,6 +70,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
   const CellShape& cell = *p.cell;
   const Blocks units = blocks_of<Real>(p.H), inputs = blocks_of<Real>(p.I);
   const bool dense = p.input == InputKind::dense, packs = !is_unpacked(p, windows);
+  const bool packs_w_hh = !reads_unpacked(p, windows);
   BackwardScratch<Real> s = {};
   for (Index d = 0; d < p.D; ++d) {
     auto& direction = s.directions[d];
@@ -71,7 +80,7 @@ BackwardScratch<Real> lay_out_backward(const Problem& p, View<Real> dx, bool nee
                       .gates = cell.gate_count,
                       .reach = reach_of(p.P, p.head, group_of_columns * Widest<Real>::lanes),
                       .rounds = p.rounded};
-    direction.w_hh.data = take(arena, packs * size(direction.w_hh));
+    direction.w_hh.data = take(arena, packs_w_hh * size(direction.w_hh));
     if (need_dx) {
       direction.thin_w_ih = {.data = nullptr, .units = units, .K = has_thin_dx(p) ? p.I : 0, .gates = cell.gate_count};
       direction.thin_w_ih.data = take(arena, size(direction.thin_w_ih));
