@@ -216,13 +216,15 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   V acc[M][NB * slots];
   // Only rows of single vectors end in the caller's memory; those of several slots are padded to full width.
   constexpr bool ragged = slots == 1 && NB == 1;
+  const int valid = t.valid;
+  const bool add = t.add;
   const Real* init = t.init + row * t.init_row;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       const Real* from = init + m * t.init_row + n / slots * t.init_unit + n % slots * S::lanes;
-      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
+      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, valid) : S::load(from);
     }
   }
   const Ahead<Real> ahead = {.data = t.ahead.data + row * t.ahead.row, .row = t.ahead.row, .k = t.ahead.k};
@@ -236,9 +238,9 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
 #pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       Real* to = out + m * t.out_row + n / slots * t.out_unit + n % slots * S::lanes;
-      if (t.add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, t.valid) : S::load(to));
+      if (add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, valid) : S::load(to));
       if (ragged)
-        store_lanes<S>(to, acc[m][n], t.valid);
+        store_lanes<S>(to, acc[m][n], valid);
       else
         S::store(to, acc[m][n]);
     }
@@ -248,11 +250,11 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
 // Rows of one tile by its vectors N. With 32 registers 6 x 4 and 8 x 3 accumulators leave 8 for the panel and the
 // broadcasts and hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and 4 x 4
 // would spill. A single vector needs as many rows to hide it. More than 4 vectors serve a single row only, to have 8
-// chains in flight.
-constexpr int most_rows(int N) {
+// chains in flight. Narrow vectors are the last of a row: fewer rows do for those, and take less room.
+constexpr int most_rows(int N, bool narrow = false) {
   if (N > 4) return 1;
-  if (N == 1) return 12;
-  if (vector_registers == 32) return N == 3 ? 8 : 6;
+  if (N == 1) return narrow ? 8 : 12;
+  if (vector_registers == 32) return narrow ? 4 : N == 3 ? 8 : 6;
   return N == 4 ? 3 : 4;
 }
 
@@ -270,7 +272,7 @@ struct TileFunctions<S, NB, slots, gates, factors, Lanes<i...>> {
 
 template <class Real, int slots, int gates, Factors factors, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind<Real>& kind) {
-  constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots);
+  constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots, halvings > 0);
   using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, factors, typename LanesTo<most>::type>;
   kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
