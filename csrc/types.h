@@ -126,9 +126,9 @@ template <class Real>
 struct Tape {
   Real* gates;                     // activated gates, [chunk of time][unit block][row][slot x lanes]; where rows are
                                    // normalised, what `kept_size` counts of each chunk
-  View<Real> states[most_states];  // after each step, [T·B,H]; that of h is y, and here is what h is a projection of
-  Real* reset_h;                   // what a second phase has as operand, as r * h_{t-1}, [T·B,H]
-  View<Real> made[most_states];    // what the cell makes of states that are zoned, where backward reads it, likewise
+  View<Real> states[most_states];  // after each step, [T·B,H]; h is y, so the first one is what h is a projection of
+  Real* reset_h;                   // what a second phase multiplies, such as r * h_{t-1}, [T·B,H]
+  View<Real> made[most_states];    // states before zoneout, where backward reads them, [T·B,H]
 };
 
 template <class Real>
@@ -136,9 +136,9 @@ struct ForwardDirection {
   Parameters<const Real> parameters;
   const Real* packed;                     // the same from `pack`, for all directions or none; null: packed into scratch
   View<const Real> initial[most_states];  // states before the first step, [B,H], of h [B,P]; null: zeros
-  View<const Real> start[most_states];    // of rows that start anew, likewise
+  View<const Real> start[most_states];    // states from which rows start anew, of the same shape
   View<Real> y;                           // h after each step, [T·B,P]
-  View<Real> last[most_states];           // states after the last step, likewise; may be the initial ones
+  View<Real> last[most_states];           // states after the last step, too; may be the arrays of the initial ones
   Tape<Real> tape;
   // Of states that are zoned, a bit for each unit that has its new value, [T·B,ceil(H/8)], the lowest bit first; null:
   // every unit has a part of it.
@@ -179,7 +179,7 @@ struct BackwardDirection {
                                                               // null: zeros
   Tape<const Real> tape;
   View<Real> dstate[most_states];  // [B,H], of h [B,P]; of the last states on entry, of the initial ones on return
-  View<Real> dstart[most_states];  // likewise; those of `start` are added; null where no row starts anew
+  View<Real> dstart[most_states];  // of the same shape: the gradients of `start` are added to it; may be null
   View<Real> flow[most_states];    // all that reaches the states after each of the run's steps; null: not wanted
   Parameters<Real> gradients;
   View<const unsigned char> renewed[most_states];  // as in forward
@@ -253,10 +253,10 @@ template <class Real>
 struct Connections {
   const Index* first;     // slot of each block, and the number of slots; [blocks+1]
   const Real* weights;    // [slot][units of a block]
-  const Column* columns;  // likewise, the operands
+  const Column* columns;  // [slot][units of a block], the operands
 };
 
-// Where a pair of vectors has what a unit is connected with, for four slots, the first in the lowest bits.
+// Where in a pair of vectors the operand of each unit is, for four slots, the first slot in the lowest bits.
 template <class Real>
 struct PickOf;
 template <>
@@ -442,7 +442,7 @@ struct IntegerProduct {
   const float* panel;     // [unit block][word][gate x lanes], words of 4 numbers with a sign
   Index panel_unit, panel_word;
   const float* scales;          // of columns, [unit block][gate x lanes]
-  const std::int32_t* offsets;  // likewise, 128 times what the numbers of a column sum up to
+  const std::int32_t* offsets;  // of columns, 128 times the sum of a column's numbers
   Index column_unit;
   const Column* places = nullptr;  // of the words of a that each vector's words meet, [word][vector]; null: all of them
   int blocks, gates, halvings, valid;  // of BlockRange, and the gates that take part
@@ -452,11 +452,11 @@ struct IntegerProduct {
   Index out_row, out_unit;
 };
 
-// What multiplies numbers of 8 bits, for the vectors of one instruction set; the processor may have instructions for it
-// beside those of the set. Results are the same for all of them.
+// Products of numbers with 8 bits, for the vectors of one instruction set, some with further instructions of the
+// processor. All have the same results.
 struct IntegerKernels {
   const char* name;
-  bool adds_128;  // to the numbers of a, which are then without a sign
+  bool adds_128;  // whether 128 is added to the numbers of a, which makes them unsigned
   void (*multiply)(const IntegerProduct&);
 };
 
@@ -465,10 +465,10 @@ constexpr int tile_kind_count = 5;
 
 struct PairKernels {
   const char* name;
-  bool emulates;                 // the instruction for it, slowly
+  bool emulates;                 // whether it computes slowly what an instruction would
   const TileKind<float>* tiles;  // of each kind
   const PairKernels* row_pairs;  // whose tiles are for pairs of rows
-  void (*release)();             // what the tiles hold of the processor, at the end of a thread's call; may be null
+  void (*release)();             // gives back the processor's tile registers when a thread's call ends; may be null
 };
 
 // What is compiled for one instruction set and dtype.
@@ -477,7 +477,7 @@ struct Kernels {
   const CellShape* cells;  // the same, in the same order, for all
   int cell_count;
   void (*set_cache_sizes)(const CacheSizes&);       // before anything else is called
-  void (*set_integers)(const IntegerKernels&);      // likewise
+  void (*set_integers)(const IntegerKernels&);      // before anything else is called, too
   void (*set_pairs)(const PairKernels&);            // before a problem is rounded
   Index (*cut)(const Problem&, Index* first_step);  // fills chunks + 1 entries, at most T + 1
   TapeSize (*tape_size)(const Problem&);

@@ -18,11 +18,12 @@ except ImportError as error:
     raise
 
 from . import functional, truncation
-from ._base.module import Module, initialize, num_parameters
+from ._base.module import Module, Tape, initialize, num_parameters
 from ._base.precision import set_precision
 from ._base.scalars import Integer, int64
 from ._stack.quantized import Quantized
-from .cells import GRUCell, LSTMCell, RNNCell
+from ._stack.tape import LayerTape
+from .cells import CellTape, GRUCell, LSTMCell, RNNCell
 from .container import Modules, load
 from .embedding import Embedding
 from .flow import GradientFlow, gradient_flow
@@ -48,16 +49,19 @@ __all__ = [
     "LSTM",
     "RNN",
     "SLSTM",
+    "CellTape",
     "Embedding",
     "GRUCell",
     "GradientFlow",
     "LSTMCell",
+    "LayerTape",
     "Linear",
     "Module",
     "Modules",
     "PackedSequence",
     "Quantized",
     "RNNCell",
+    "Tape",
     "functional",
     "get_include",
     "get_num_threads",

@@ -187,7 +187,22 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
 class CellTape(Tape):
-    """What a cell's forward keeps for its backward. It is only read: any number of backwards may use it."""
+    """What a cell's forward keeps for its backward. It is only read: any number of backwards may use it.
+
+    Attributes
+    ----------
+    owner : LSTMCell, GRUCell or RNNCell
+        The cell whose forward returned it.
+    x, y : ndarray
+        The input of that forward, and the new h.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> _, tape = rnnfast.GRUCell(2, 3, rng=0).forward([1, 2])
+    >>> isinstance(tape, rnnfast.CellTape), tape.y.shape
+    (True, (3,))
+    """
 
     kept: tuple[_core.Tape]
     plain: _core.PlainLayer | None = None  # what made it

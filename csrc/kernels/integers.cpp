@@ -140,12 +140,13 @@ __attribute__((noinline)) void tile(const IntegerProduct& p, Index row) {
   }
 }
 
-// Rows of a tile with N vectors: what the registers hold beside what `dot` needs.
-constexpr int most_rows(int N) {
+// Rows of a tile with N vectors: what the registers hold beside what `dot` needs; of narrow vectors fewer, as in
+// gemm.h.
+constexpr int most_rows(int N, bool narrow) {
   if (N > 4) return 1;
-  if (N == 1) return vector_registers == 32 ? 12 : 6;
-  if (vector_registers == 32) return N == 3 ? 8 : 6;
-  return N == 4 ? 2 : 3;
+  if (vector_registers == 16) return N == 1 ? 6 : N == 4 ? 2 : 3;
+  if (narrow) return N == 1 ? 8 : 4;
+  return N == 1 ? 12 : N == 3 ? 8 : 6;
 }
 
 using TileFunction = void (*)(const IntegerProduct&, Index row);
@@ -169,7 +170,7 @@ struct TileKind {
 
 template <int gates, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind& kind) {
-  constexpr int NB = 1 << log2_NB, most = most_rows(NB * gates);
+  constexpr int NB = 1 << log2_NB, most = most_rows(NB * gates, halvings > 0);
   using Functions = TileFunctions<Width<float, halvings>, NB, gates, false, typename LanesTo<most>::type>;
   kind.of[halvings][log2_NB] = {.most = most, .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB * gates <= 8)

@@ -128,7 +128,7 @@ void call(Index threads, const Kernel& kernel, Interruption interruption, const 
         std::fenv_t kernels;  // a handler finds the floating point mode of the caller
         std::fegetenv(&kernels);
         std::fesetenv(&callers);
-        if (pair_kernels && pair_kernels->release) pair_kernels->release();  // likewise, and may use the same itself
+        if (pair_kernels && pair_kernels->release) pair_kernels->release();  // a handler may use tiles, too
         raised = without_gil.signals_raise();
         std::fesetenv(&kernels);
         asked = rough_time();

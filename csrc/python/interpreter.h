@@ -41,11 +41,11 @@ class WithoutGil {
   PyThreadState* state_;
 };
 
-// What becomes of a call that is not let run to its end.
+// Whether a call may end before it is done.
 enum class Interruption {
-  never,    // it is: what it changes in place must not be left half done
+  never,    // no: what it changes in place must not be left half done
   once,     // Ctrl-C ends it
-  restart,  // likewise; and it can begin anew, as it only writes what it does not read
+  restart,  // Ctrl-C ends it, and it may also be run again from the start: it never reads what it writes
 };
 
 using Kernel = std::function<void(const Team&)>;

@@ -86,7 +86,7 @@ py::dict config() {
   py::dict config;
   config["version"] = RNNFAST_VERSION;
 #if defined(__clang__)
-  config["compiler"] = "clang " __clang_version__;
+  config["compiler"] = py::str("clang " __clang_version__).attr("rstrip")();  // most versions end in a space
 #else
   config["compiler"] = "gcc " __VERSION__;
 #endif

@@ -10,9 +10,10 @@
 
 namespace rnnfast {
 
-extern const KernelTable* kernel_table;        // in use, chosen at import
-extern const IntegerKernels* integer_kernels;  // likewise, of that instruction set
-extern const PairKernels* pair_kernels;        // likewise; null: the machine has none
+// What is in use, chosen at import.
+extern const KernelTable* kernel_table;
+extern const IntegerKernels* integer_kernels;
+extern const PairKernels* pair_kernels;  // null: this machine has none
 
 template <class Real>
 const Kernels<Real>& kernels();
@@ -33,8 +34,9 @@ inline std::span<const CellShape> cells() {
 // Throws std::runtime_error if RNNFAST_ISA, RNNFAST_INTEGERS or RNNFAST_BF16 asks for what this machine lacks.
 const KernelTable& choose_kernels();
 
-std::vector<const KernelTable*> available_kernels();                              // the best one last
-std::vector<const IntegerKernels*> available_integers(const KernelTable& table);  // likewise
-std::vector<const PairKernels*> available_pairs(const KernelTable& table);        // likewise, what emulates first
+// What this machine can run, the best one last.
+std::vector<const KernelTable*> available_kernels();
+std::vector<const IntegerKernels*> available_integers(const KernelTable& table);
+std::vector<const PairKernels*> available_pairs(const KernelTable& table);  // those that emulate first
 
 }  // namespace rnnfast

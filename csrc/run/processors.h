@@ -7,14 +7,14 @@
 
 namespace rnnfast {
 
-// Those that the scheduler may give it now; at least 1.
+// Processors that the scheduler may run this process on; at least 1.
 Index scheduled_processors();
 
-// The processors' worth of time that control groups (Linux, version 1 or 2) grant it, rounded up: the least of its own
-// group and of those around it. 0 where none sets a limit. Files are looked for below `root`, a folder of a test's.
+// How many processors' time the control groups (Linux, version 1 or 2) of this process grant it, rounded up: the
+// smallest limit of its own group and those above. 0 if there is no limit. Tests pass a folder of files as `root`.
 Index granted_processors(const std::string& root = "");
 
-// Bytes of the first core's second cache level; 0 where the system does not say. Files likewise.
+// Size in bytes of the second cache level of the first core; 0 if the system does not tell. `root` is as above.
 Index second_cache_level(const std::string& root = "");
 
 }  // namespace rnnfast

@@ -318,10 +318,25 @@ def copy_of(module: Module) -> Any:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tape:
-    """What a training forward keeps for its backward. It is only read: any number of backwards may use it."""
+    """What a training forward keeps for its backward. It is only read: any number of backwards may use it.
+
+    Attributes
+    ----------
+    owner : Module
+        The layer, cell or other module whose forward returned it.
+    x, y : ndarray or PackedSequence
+        The input and the output of that forward.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> _, tape = rnnfast.Linear(2, 1, rng=0).forward([[1, 2]])
+    >>> isinstance(tape, rnnfast.Tape)
+    True
+    """
 
     owner: Module
-    x: Any  # x and y as the caller has them
+    x: Any
     y: Any
 
     def __repr__(self) -> str:

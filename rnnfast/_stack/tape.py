@@ -43,11 +43,33 @@ class Checkpoints(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
 class LayerTape(Tape):
-    """What a layer's forward keeps for its backward. It is only read: any number of backwards may use it."""
+    """What a layer's forward keeps for its backward. It is only read: any number of backwards may use it.
+
+    Its methods return the states and gates of every step, unless `forward` was called with `checkpoint`.
+
+    Attributes
+    ----------
+    owner : LSTM, GRU, RNN or SLSTM
+        The layer whose forward returned it.
+    x, y : ndarray or PackedSequence
+        The input and the output of that forward.
+    masks : tuple of ndarray
+        The factors of dropout after each layer but the last, which are 0 or 1 / (1 - dropout).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rnnfast
+    >>> y, state, tape = rnnfast.LSTM(3, 4, rng=0).forward(np.ones((5, 2, 3), np.float32))
+    >>> isinstance(tape, rnnfast.LayerTape)
+    True
+    >>> tape.c(0).shape, sorted(tape.gates(0))
+    ((5, 2, 4), ['f', 'g', 'i', 'o'])
+    """
 
     owner: Stack[Any]
     kept: Any  # the kernels' tape of each layer, or checkpoints
-    masks: tuple[Array, ...]  # the factors of dropout after each layer but the last
+    masks: tuple[Array, ...]
     plain: _core.PlainLayer | None = None  # what the call was one of; its tape makes the next two when they are asked
 
     def __init__(self, **fields: Any) -> None:  # the one that a frozen dataclass would have takes a microsecond
@@ -86,27 +108,43 @@ class LayerTape(Tape):
         return {} if self.call.zoneout is None else masks_of(self.owner, self.call.layout, self.call.zoneout)
 
     def h(self, layer: int) -> Any:
-        """Return h of every step of a layer, [T,B,D·H] in the layout of x: a view, or a copy with padding."""
+        """Return h of every step of a layer, in the layout of x. It is read-only.
+
+        Parameters
+        ----------
+        layer : int
+            From 0; negative ones count from the last layer.
+
+        Returns
+        -------
+        ndarray [T,B,D·H] or PackedSequence
+            A view, or a copy where sequences are padded.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such layer, or the tape keeps checkpoints only.
+        """
         rows: Array = self._of(self.hidden, layer).view()
         rows.flags.writeable = False
         return self.call.layout.give(rows)
 
     def c(self, layer: int) -> Any:
-        """Return c of every step of a layer of an LSTM or an SLSTM, as `h` does."""
+        """Return c of every step of a layer of an LSTM or an SLSTM. Takes and raises what `h` does."""
         return self._state("c", layer, "an LSTM or an SLSTM")
 
     def n(self, layer: int) -> Any:
-        """Return n of every step of a layer of an SLSTM, as `h` does."""
+        """Return n of every step of a layer of an SLSTM. Takes and raises what `h` does."""
         return self._state("n", layer, "an SLSTM")
 
     def m(self, layer: int) -> Any:
-        """Return m of every step of a layer of an SLSTM, as `h` does."""
+        """Return m of every step of a layer of an SLSTM. Takes and raises what `h` does."""
         return self._state("m", layer, "an SLSTM")
 
     def gates(self, layer: int) -> dict[str, Any]:
-        """Return the activated gates of every step of a layer by their letters, in the layout of h.
+        """Return the activated gates of every step of a layer by their letters, in the layout of `h`.
 
-        Each call copies them, since the kernels store them in blocks of units.
+        Takes and raises what `h` does. Each call copies the gates, since the kernels store them in blocks of units.
         """
         kept = self._of(self.kept, layer)
         return {name: self._given(kept.gate(name)) for name in kept.gates}

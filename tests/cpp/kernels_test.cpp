@@ -31,9 +31,9 @@ using Real = RNNFAST_REAL;
 using Numbers = std::vector<Real>;
 
 template <class>
-const Kernels<float>& kernels_of = baseline::kernels_float;
+[[maybe_unused]] const Kernels<float>& kernels_of = baseline::kernels_float;
 template <>
-const Kernels<double>& kernels_of<double> = baseline::kernels_double;
+[[maybe_unused]] const Kernels<double>& kernels_of<double> = baseline::kernels_double;
 const Kernels<Real>& kernels = kernels_of<Real>;
 
 struct Shape {

@@ -157,11 +157,11 @@ struct ForwardStep {
   View<const Real> h;                        // what the products of a phase read for h'
   View<const Real> dropped;                  // h' times its factors, which those of the first phase read
   Quantized<Real> quantized_x, quantized_h;  // where matrices are of int8: x, and what the phase reads for h'
-  int masks;                                 // of these
+  int masks;                                 // how many factors each element of h' has
   const Real* vectors;                       // the cell's, [unit block][vector x lanes]
   const Real* bias;                          // [unit block][slot x lanes]
   Gates<Real> values;                        // where rows are normalised: what is kept beside the slots
-  View<Real> moments;                        // likewise: means, and what is multiplied by
+  View<Real> moments;                        // where rows are normalised: their means and inverse deviations
   const Index* tokens;  // the rows of the table that the gates start from; null: from what is there
   Index rows;
   Span units;
@@ -191,8 +191,8 @@ struct BackwardStep {
   int masks;
   Gates<const Real> values;  // as in forward
   View<const Real> moments;
-  Gates<Real> dinner;  // likewise: of `inner`, [B] rows
-  Gates<Real> sums;    // likewise: of gains and biases, a row for rows_of_sum rows of the batch
+  Gates<Real> dinner;  // where rows are normalised: the gradient of `inner`, [B] rows
+  Gates<Real> sums;    // and those of gains and biases, a row for every rows_of_sum rows of the batch
   Index batch_row;     // the first one
   Index rows;
   Span units;

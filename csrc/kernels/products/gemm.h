@@ -253,13 +253,15 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   V acc[M][NB * slots];
   // Only rows of single vectors end in the caller's memory; those of several slots are padded to full width.
   constexpr bool ragged = slots == 1 && NB == 1;
+  const int valid = t.valid;
+  const bool add = t.add;
   const Real* init = t.init + row * t.init_row;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       const Real* from = init + m * t.init_row + n / slots * t.init_unit + n % slots * S::lanes;
-      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, t.valid) : S::load(from);
+      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, valid) : S::load(from);
     }
   }
   const Real* const ahead = place_of_row<NB>(t.ahead, row);
@@ -273,9 +275,9 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
 #pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       Real* to = out + m * t.out_row + n / slots * t.out_unit + n % slots * S::lanes;
-      if (t.add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, t.valid) : S::load(to));
+      if (add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, valid) : S::load(to));
       if (ragged)
-        store_lanes<S>(to, acc[m][n], t.valid);
+        store_lanes<S>(to, acc[m][n], valid);
       else
         S::store(to, acc[m][n]);
     }
@@ -285,12 +287,13 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
 // Rows of one tile by its vectors N. With 32 registers 6 x 4, 8 x 3 and 12 x 2 accumulators leave 8 for the panel and
 // the broadcasts and hide the latency of the multiply-add (4 cycles on 2 ports); with 16, 3 x 4 and 4 x 3 fill 12 and
 // 4 x 4 would spill. A single vector needs as many rows to hide it. More than 4 vectors serve a single row only, to
-// have 8 chains in flight. Tiles of pairs are too large to be compiled for more rows than that takes.
-constexpr int most_rows(int N, Factors factors = Factors::numbers) {
+// have 8 chains in flight. Fewer rows take less room: of narrow vectors, which are the last of a row, and of pairs.
+constexpr int most_rows(int N, bool narrow = false, Factors factors = Factors::numbers) {
   if (N > 4) return 1;
-  if (N == 1) return 12;
-  if (vector_registers == 32) return N == 3 ? 8 : N == 2 && factors == Factors::numbers ? 12 : 6;
-  return N == 4 ? 3 : 4;
+  if (N == 1) return narrow ? 8 : 12;
+  if (vector_registers < 32) return N == 4 ? 3 : 4;
+  if (narrow) return 4;
+  return N == 3 ? 8 : N == 2 && factors == Factors::numbers ? 12 : 6;
 }
 
 // Unit blocks taken at once, by the vectors of one of them; a power of two, so that the rest of a row can follow in
@@ -307,7 +310,7 @@ struct TileFunctions<S, NB, slots, gates, factors, Lanes<i...>> {
 
 template <class Real, int slots, int gates, Factors factors, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind<Real>& kind) {
-  constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots, factors);
+  constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots, halvings > 0, factors);
   using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, factors, typename LanesTo<most>::type>;
   kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))

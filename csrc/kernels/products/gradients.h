@@ -321,7 +321,7 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
           for (Index column = 0; column < columns; column += M) {
             t.first.a = w.columns.data + (first + column) * w.columns.rows + (high - 1) * M;
             t.out = out + column * t.out_row;
-            tiles.of_rows[min_index(M, columns - column) - 1](t, 0);
+            tile_column(tiles, t, min_index(M, columns - column), NoEpilogue());
           }
         }
         if (!apart) return;

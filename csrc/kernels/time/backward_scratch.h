@@ -30,11 +30,11 @@ struct BackwardScratch {
     Panels<Real> thin_w_ih;              // instead of w_ih
     Panels<Real> dw_ih, dw_hh;           // the last row is that of the bias
     Columns<Real> x, reset_h;            // of one chunk; x of tokens: of the embedding
-    Columns<Real> h_before[most_gates];  // likewise, for each mask
+    Columns<Real> h_before[most_gates];  // of one chunk, for each mask
     Real* vectors;                       // [unit block][vector x lanes]
     Gates<Real> dgates, dvectors;        // of one chunk
     Gates<Real> pairs;                   // of dgates as they are, neighbours by twos; where products are rounded
-    Gates<Real> row_pairs;               // likewise, rows by twos
+    Gates<Real> row_pairs;               // the same, but rows by twos
     Gates<Real> table;                   // dgates summed by token
     Real* dreset_h;                      // [B,H], of each window
     Real* dropped;                       // [B,H], what is to meet factors

@@ -87,6 +87,7 @@ __attribute__((noinline)) void multiply_by_gate(const CellShape& cell, const Pha
                                                 const BlockRange& range, const Tile<Real>& whole, Factors factors) {
   const Index H = s.h.stride / s.masks;
   Tile<Real> t = whole;
+  t.valid = range.lanes;
   for (int gate = part.gate; gate < part.gate + part.gates; ++gate) {
     t.second.a = of_mask(s.h, mask_of(cell, s.masks, gate), H).data;
     tile_rows(tiles_of<Real>(1, 1, range, factors), t, s.rows);

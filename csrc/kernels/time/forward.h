@@ -36,14 +36,14 @@ struct ForwardScratch {
     PackedWeights<const Real> weights;
     UnpackedWeights<Real> unpacked;
     Gates<Real> gates;         // of one chunk, where no tape keeps them
-    Gates<Real> table;         // what each token brings to the gates
-    Real* reset_h;             // [B,H], likewise
-    Real* u;                   // what h is a projection of, [B,H], likewise
+    Gates<Real> table;         // what each token adds to the gates
+    Real* reset_h;             // [B,H], where no tape keeps it
+    Real* u;                   // what h is a projection of, [B,H], where no tape keeps it
     Real* dropped;             // h' times its factors, [B,masks·H]
     Real* mixed[most_states];  // the state before a step, [B,H], where some rows start anew
     Made<Real> made;
     Quantized<Real> x, h;              // of one chunk, or where tokens are embedded of the table's rows; of one step
-    View<Real> x_pairs, h_pairs = {};  // likewise
+    View<Real> x_pairs, h_pairs = {};  // of the same rows
   } directions[2];
   Real* embedded;  // the rows of the tokens that occur, [U,I]
 };

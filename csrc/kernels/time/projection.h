@@ -56,7 +56,7 @@ struct ProjectionScratch {
   TransposedPanels<Real> w_hr;
   Panels<Real> dw_hr;
   Columns<Real> u;               // of one chunk
-  Gates<Real> dh;                // likewise
+  Gates<Real> dh;                // of one chunk
   Gates<Real> pairs, row_pairs;  // of dh, as those of dgates
   Real* du;                      // [B,H], of each window
 };
