@@ -411,7 +411,7 @@ struct Tile {
   Index init_row, init_unit;
   Real* out;
   Index out_row, out_unit;
-  int valid;       // lanes of the last unit block that exist in memory
+  int valid;       // numbers that exist in memory, of a row that is a single vector
   bool far;        // the panels come from beyond the second cache level
   bool backwards;  // the next panel is the one before
   bool add;        // to what is in out; tile_rows sets this and the next for its later chains
