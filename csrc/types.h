@@ -422,6 +422,7 @@ struct Tile {
 template <class Real>
 struct Tiles {
   int blocks, most;                                      // NB, and the rows of the highest tile
+  bool takes_chains;                                     // whether that of one row cuts its operands itself
   void (*const* of_rows)(const Tile<Real>&, Index row);  // those of 1, 2, ..
 };
 

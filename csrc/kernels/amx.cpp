@@ -148,7 +148,7 @@ template <int slots, int gates, int halvings = 0, int log2_NB = 0>
 constexpr void add_register_tiles(TileKind<float>& kind) {
   constexpr int NB = 1 << log2_NB, most = NB > unit_group(slots, false) ? 1 : register_rows;
   using Functions = RegisterTiles<NB, slots, gates, Width<float, halvings>::lanes, typename LanesTo<most>::type>;
-  kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
+  kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .takes_chains = false, .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
     add_register_tiles<slots, gates, halvings, log2_NB + 1>(kind);
   else if constexpr (halvings + 1 < width_count)

@@ -64,23 +64,26 @@ struct Chains {
   Index count, length;
 
   template <class Real>
-  explicit Chains(const Operand<Real>& o)
-      : count(chain_count(o.blocks * o.K)), length(((o.blocks > 1 ? o.blocks : o.K) + count - 1) / count) {}
+  RNNFAST_INLINE explicit Chains(const Operand<Real>& o) : count(chain_count(o.blocks * o.K)), length(0) {
+    if (count > 1) length = ((o.blocks > 1 ? o.blocks : o.K) + count - 1) / count;
+  }
 };
 
 // Leaves one chain of an operand.
 template <class Real>
 RNNFAST_INLINE void take_chain(Operand<Real>& o, const Chains& chains, Index chain) {
   if (chains.count <= 1) return;
-  Index& size = o.blocks > 1 ? o.blocks : o.K;
-  const Index from = min_index(chain * chains.length, size);
+  const Index place = chain * chains.length;
   if (o.blocks > 1) {
+    const Index from = min_index(place, o.blocks);
     o.a += from * o.a_block, o.panel += from * o.panel_block;
+    o.blocks = min_index(chains.length, o.blocks - from);
   } else {
+    const Index from = min_index(place, o.K);
     o.a += from * o.a_k, o.panel += (o.pairs ? from / 2 : from) * o.panel_k;
     o.odd = o.pairs && from % 2 != 0;
+    o.K = min_index(chains.length, o.K - from);
   }
-  size = min_index(chains.length, size - from);
 }
 
 // What counts of a word of a panel.
@@ -245,6 +248,33 @@ __attribute__((noinline)) void emulated_tile(const Tile<typename S::Real>& t, In
     }
 }
 
+// Whether the tile of one row takes operands of several chains.
+constexpr bool takes_chains(Factors factors) { return factors != Factors::pairs || multiplies_pairs; }
+
+// acc += the sums of an operand from a row on. A single row takes chain by chain: as no other row reads the panels, the
+// chains of one column may follow each other, in registers. The first one goes on from what is there.
+template <class S, int M, int NB, int slots, int gates, int shift, Factors factors>
+RNNFAST_INLINE void add_operand(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& operand,
+                                Index row, const typename S::Real* ahead, Index ahead_k) {
+  if constexpr (M > 1) {
+    accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(operand, row), ahead, ahead_k);
+  } else {
+    const Chains chains(operand);
+    for (Index chain = 0; chain < chains.count; ++chain) {
+      Operand<typename S::Real> part = from_row(operand, row);
+      take_chain(part, chains, chain);
+      if (chain == 0) {
+        accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, part, nullptr, 0);
+        continue;
+      }
+      typename S::V sum[M][NB * slots] = {};
+      accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(sum, part, nullptr, 0);
+#pragma GCC unroll 8
+      for (int n = 0; n < NB * slots; ++n) acc[0][n] = sum[0][n] + acc[0][n];
+    }
+  }
+}
+
 template <class S, int M, int NB, int slots, int gates, Factors factors>
 __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) {
   using V = typename S::V;
@@ -266,9 +296,9 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   }
   const Real* const ahead = place_of_row<NB>(t.ahead, row);
   constexpr int shift = slots - gates;
-  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(t.first, row), ahead, t.ahead.k);
+  if (shift > 0) add_operand<S, M, NB, slots, gates, shift, factors>(acc, t.first, row, ahead, t.ahead.k);
   for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
-    accumulate<S, M, NB, slots, gates, 0, factors>(acc, from_row(i == 0 ? t.first : t.second, row), ahead, t.ahead.k);
+    add_operand<S, M, NB, slots, gates, 0, factors>(acc, i == 0 ? t.first : t.second, row, ahead, t.ahead.k);
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
@@ -312,7 +342,8 @@ template <class Real, int slots, int gates, Factors factors, int halvings = 0, i
 constexpr void add_tiles(TileKind<Real>& kind) {
   constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots, halvings > 0, factors);
   using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, factors, typename LanesTo<most>::type>;
-  kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
+  kind.of[halvings][log2_NB] = {
+      .blocks = NB, .most = most, .takes_chains = takes_chains(factors), .of_rows = Functions::of_rows};
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
     add_tiles<Real, slots, gates, factors, halvings, log2_NB + 1>(kind);
   else if constexpr (halvings + 1 < width_count)
@@ -438,12 +469,12 @@ __attribute__((noinline)) void tile_chains(const Tiles<Real>& tiles, const Tile<
   }
 }
 
-// All rows of a tile column, epilogue(row, M) after each tile. A single chain of panels that are near takes the short
-// way: a step of a small layer would feel the other.
+// All rows of a tile column, epilogue(row, M) after each tile. A single chain of panels that are near, or a single row,
+// takes the short way: a step would feel the other.
 template <class Real, class F = NoEpilogue>
 RNNFAST_INLINE void tile_rows(const Tiles<Real>& tiles, const Tile<Real>& t, Index rows, const F& epilogue = {}) {
   const bool one_chain = chain_count(t.first.blocks * t.first.K) == 1 && chain_count(t.second.blocks * t.second.K) == 1;
-  if (one_chain && !t.far) return tile_column(tiles, t, rows, epilogue);
+  if ((one_chain && !t.far) || (rows == 1 && tiles.takes_chains)) return tile_column(tiles, t, rows, epilogue);
   const auto run = [](const void* context, Index row, Index M) { (*static_cast<const F*>(context))(row, M); };
   tile_chains(tiles, t, rows, Epilogue{.run = run, .context = &epilogue});
 }
