@@ -260,15 +260,15 @@ RNNFAST_INLINE void add_operand(typename S::V (&acc)[M][NB * slots], const Opera
     accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(operand, row), ahead, ahead_k);
   } else {
     const Chains chains(operand);
-    for (Index chain = 0; chain < chains.count; ++chain) {
+    const auto chain_of = [&](Index chain) {
       Operand<typename S::Real> part = from_row(operand, row);
       take_chain(part, chains, chain);
-      if (chain == 0) {
-        accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, part, nullptr, 0);
-        continue;
-      }
+      return part;
+    };
+    accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, chain_of(0), nullptr, 0);
+    for (Index chain = 1; chain < chains.count; ++chain) {
       typename S::V sum[M][NB * slots] = {};
-      accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(sum, part, nullptr, 0);
+      accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(sum, chain_of(chain), nullptr, 0);
 #pragma GCC unroll 8
       for (int n = 0; n < NB * slots; ++n) acc[0][n] = sum[0][n] + acc[0][n];
     }
