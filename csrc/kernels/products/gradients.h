@@ -31,12 +31,14 @@ struct Product {
 };
 
 template <class Real>
-void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w) {
+void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w,
+                    const Team& team) {
   constexpr Index W = Widest<Real>::lanes;
   const Index K = panel_rows(w) >> w.rounds, full = w.units.full * W;
   // The groups of a tile meet the same dgates.
   const int at_once = w.reach.head ? group_of_columns : unit_group(1, p.rows == 1);
   for_each_range<Real>(w.columns, p.columns, at_once, p.backwards, [&](const BlockRange& range) {
+    if (skips(team, p.rows, K)) return;
     const Index group = min_index(range.blocks, group_of_columns);
     const Index first = first_block(w, range.unit), last = first + block_count(w);
     const auto operand = [&](Index unit, Index lanes, Index n) {
@@ -74,7 +76,7 @@ void multiply(const Product<Real>& p, int slots, const Factor& factor, const Tra
     strip.gate_row += row, strip.out = at(p.out, row), strip.rows = min_index(rows_at_once, p.rows - row);
     if (p.init.data) strip.init = at(p.init, row);
     strip.backwards = p.backwards != turns_back(row / rows_at_once);
-    multiply_strip(strip, slots, factor, w);
+    multiply_strip(strip, slots, factor, w, team);
   }
 }
 
@@ -299,6 +301,7 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
     const Span units = {.first = unit, .last = min_index(unit + group * tiles_at_once, span.last)};
     for (Index first = 0; first < w.columns.count; first += columns_at_once) {
       const Index columns = min_index(columns_at_once, w.columns.count - first);
+      if ((first > 0 || unit > span.first) && team.interrupted(team)) return;
       for_each_range<Real>(w.dw.units, units, int(group), false, [&](const BlockRange& range) {
         if (skips(team, w.rows)) return;
         const Tiles<Real> tiles =
