@@ -117,10 +117,13 @@ RNNFAST_INLINE void for_my_rows(Index rows, const Team& team, F&& f) {
 // being a power of two apart.
 constexpr Index rows_at_once = 96;
 
+// Rows times vectors that take longer than to ask whether the call was interrupted.
+constexpr Index least_asked = 64 * 64;
+
 // Whether to leave out what remains of a pass: the call was interrupted. It is asked before a part in which so many
 // rows meet K vectors each. A pass over many of them can take seconds; few take less time than asking.
 RNNFAST_INLINE bool skips(const Team& team, Index rows, Index K = 64) {
-  return rows * K >= 64 * 64 && team.interrupted(team);
+  return rows * K >= least_asked && team.interrupted(team);
 }
 
 // The same of blocks of a matrix, so many numbers each, which a member packs or unpacks: in pieces, before which it is

@@ -31,14 +31,12 @@ struct Product {
 };
 
 template <class Real>
-void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w,
-                    const Team& team) {
+void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w) {
   constexpr Index W = Widest<Real>::lanes;
   const Index K = panel_rows(w) >> w.rounds, full = w.units.full * W;
   // The groups of a tile meet the same dgates.
   const int at_once = w.reach.head ? group_of_columns : unit_group(1, p.rows == 1);
   for_each_range<Real>(w.columns, p.columns, at_once, p.backwards, [&](const BlockRange& range) {
-    if (skips(team, p.rows, K)) return;
     const Index group = min_index(range.blocks, group_of_columns);
     const Index first = first_block(w, range.unit), last = first + block_count(w);
     const auto operand = [&](Index unit, Index lanes, Index n) {
@@ -67,6 +65,20 @@ void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, con
   });
 }
 
+// The same of large matrices: signals are heard between some groups of columns.
+template <class Real>
+__attribute__((noinline)) void multiply_groups(const Product<Real>& p, int slots, const Factor& factor,
+                                               const TransposedPanels<Real>& w, const Team& team) {
+  constexpr Index at_once = 4 * group_of_columns;
+  const Index pieces = (p.columns.last - p.columns.first + at_once - 1) / at_once;
+  Product<Real> some = p;
+  for (Index i = 0; i < pieces && !team.interrupted(team); ++i) {
+    some.columns.first = p.columns.first + (p.backwards ? pieces - 1 - i : i) * at_once;
+    some.columns.last = min_index(some.columns.first + at_once, p.columns.last);
+    multiply_strip(some, slots, factor, w);
+  }
+}
+
 template <class Real>
 void multiply(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w,
               const Team& team) {
@@ -76,7 +88,10 @@ void multiply(const Product<Real>& p, int slots, const Factor& factor, const Tra
     strip.gate_row += row, strip.out = at(p.out, row), strip.rows = min_index(rows_at_once, p.rows - row);
     if (p.init.data) strip.init = at(p.init, row);
     strip.backwards = p.backwards != turns_back(row / rows_at_once);
-    multiply_strip(strip, slots, factor, w, team);
+    if (strip.rows * panel_rows(w) < least_asked)
+      multiply_strip(strip, slots, factor, w);
+    else
+      multiply_groups(strip, slots, factor, w, team);
   }
 }
 
