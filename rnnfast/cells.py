@@ -132,6 +132,9 @@ class RecurrentCell(RecurrentModule, Generic[StateT]):
                 return gradients
         shape = tape.y.shape
         dlast = self._checked_state(dstate, "dstate", shape)
+        if all(part is None for part in dlast):
+            msg = "dstate: expected at least one gradient, got none"
+            raise ValueError(msg)
         into = checked_grads(grads, self.parameters, tape.x, tape.y, tape.state, dlast)
         given = None if into is None else [self._tuple(into)]
         dx, dfirst, [new] = _core.backward(tape.kept[0], None, dlast, flag(need_dx, "need_dx"), given)

@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "dc": (
         lambda: functional.backward(call(*LSTM)[2], dc=w((3, 2, 2))),
-        r"dc_steps: expected shape \(3, 2, 6\)",
+        r"dc: expected shape \(3, 2, 6\)",
     ),
     "P": (
         lambda: rnnfast.LSTM(5, 6, proj_size=6),

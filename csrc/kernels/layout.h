@@ -117,9 +117,27 @@ RNNFAST_INLINE void for_my_rows(Index rows, const Team& team, F&& f) {
 // being a power of two apart.
 constexpr Index rows_at_once = 96;
 
-// Whether to leave out what remains of a pass over so many rows: the call was interrupted. A pass over many of them can
-// take seconds; few take less time than asking.
-RNNFAST_INLINE bool skips(const Team& team, Index rows) { return rows >= 64 && team.interrupted(team); }
+// Rows times vectors that take longer than to ask whether the call was interrupted.
+constexpr Index least_asked = 64 * 64;
+
+// Whether to leave out what remains of a pass: the call was interrupted. It is asked before a part in which so many
+// rows meet K vectors each. A pass over many of them can take seconds; few take less time than asking.
+RNNFAST_INLINE bool skips(const Team& team, Index rows, Index K = 64) {
+  return rows * K >= least_asked && team.interrupted(team);
+}
+
+// The same of blocks of a matrix, so many numbers each, which a member packs or unpacks: in pieces, before which it is
+// asked. f(direction, span) for each.
+template <class F>
+RNNFAST_INLINE void for_my_pieces(Index blocks, Index directions, Index numbers, const Team& team, F&& f) {
+  const Index at_once = max_index((1 << 20) / max_index(numbers, 1), 1);
+  for_my_blocks(blocks, directions, team, [&](int d, Span span) {
+    for (Index first = span.first; first < span.last; first += at_once) {
+      if (first > span.first && team.interrupted(team)) return;
+      f(d, Span{.first = first, .last = min_index(first + at_once, span.last)});
+    }
+  });
+}
 
 }  // namespace
 }  // namespace rnnfast::RNNFAST_ISA

@@ -272,7 +272,7 @@ constexpr StateNames state0_names = {.all = "state0", .before = "", .after = "0"
                      start_names = {.all = "start", .before = "start: ", .after = ""},
                      out_names = {.all = "out[1]", .before = "out[1]: ", .after = ""},
                      dstate_names = {.all = "dstate", .before = "d", .after = ""},
-                     dsteps_names = {.all = "dsteps", .before = "d", .after = "_steps", .first = 1},
+                     dsteps_names = {.all = "dsteps", .before = "d", .after = "", .first = 1},
                      dstart_names = {.all = "dstart", .before = "dstart: ", .after = ""},
                      flow_names = {.all = "flow", .before = "flow: ", .after = ""},
                      zoneout_names = {.all = "zoneout", .before = "zoneout: ", .after = ""};

@@ -50,7 +50,7 @@ class PlainLayer {
   // dx, the gradient of the initial state and those of parameters, by their names.
   py::object backward(const py::object& parameters, const py::object& object, const py::object& dy,
                       const py::object& dstate, bool need_dx) const {
-    if ((dy.is_none() && dstate.is_none()) || !PyDict_CheckExact(parameters.ptr())) return py::none();
+    if (!PyDict_CheckExact(parameters.ptr())) return py::none();
     const Problem& p = tape_in(object).problem;
     std::optional<Array> dsteps;
     if (!dy.is_none()) {
@@ -58,7 +58,7 @@ class PlainLayer {
       if (!dsteps || dsteps->shape() != Shape{p.T, p.B, p.D * p.P}) return py::none();
     }
     const std::optional<StateArrays> dlast = parts(dstate, p.B);
-    if (!dlast) return py::none();
+    if (!dlast || (!dsteps && has_none(*dlast))) return py::none();
     py::tuple results = rnnfast::backward(
         object, {.dy = dsteps, .dstate = *dlast, .need_dx = need_dx, .threads = 0, .results = results_});
     py::dict grads;

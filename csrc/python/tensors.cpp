@@ -88,7 +88,9 @@ struct Lent {
 };
 
 constexpr Index most_copied = 1 << 13;  // bytes of y: a second tensor of it would take as long
-constexpr std::size_t size_of_lent = (sizeof(Lent) + 63) / 64 * 64;  // what is behind it begins a cache line
+// Behind it, results of `large_result` bytes and more begin a cache line, as their blocks do; others lie as `operator
+// new` places them.
+constexpr std::size_t size_of_lent = (sizeof(Lent) + 63) / 64 * 64;
 
 void release(dlpack::ManagedTensor* managed) {
   auto* const lent = static_cast<Lent*>(managed->context);

@@ -62,8 +62,13 @@ Numbers draw(std::mt19937& generator, Index n, double low = -0.3, double high = 
   return numbers;
 }
 
+// How often a forward and a backward ask for signals.
+struct Questions {
+  Index forward = 0, backward = 0;
+};
+
 // All results of a forward and a backward, one after the other.
-Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
+Numbers solve(const CellShape& cell, const Shape& s, Index threads, Questions* questions = nullptr) {
   std::mt19937 generator(1);
   std::vector<Index> first_row = {0}, first_step(std::size_t(s.T) + 1);
   for (Index t = 0; t < s.T; ++t) first_row.push_back(first_row.back() + (s.ragged ? s.B - t * (s.B - 1) / s.T : s.B));
@@ -176,12 +181,34 @@ Numbers solve(const CellShape& cell, const Shape& s, Index threads) {
     fill(back.dstart, written);
     back.gradients = parameters(take(count));
   }
-  const auto never = [] { return false; };
+  Questions asked;
   run_parallel(
-      threads, [&](const Team& team) { kernels.forward(forward, team); }, never);
+      threads, [&](const Team& team) { kernels.forward(forward, team); }, [&] { return ++asked.forward < 0; });
   run_parallel(
-      threads, [&](const Team& team) { kernels.backward(backward, team); }, never);
+      threads, [&](const Team& team) { kernels.backward(backward, team); }, [&] { return ++asked.backward < 0; });
+  if (questions) *questions = asked;
   return results;
+}
+
+// Whether calls hear Ctrl-C within each of their products of many numbers: of rows by all of the weights, of weights as
+// the caller has them, and of steps by large matrices.
+bool asks() {
+  struct Case {
+    Shape shape;
+    Questions least;
+  };
+  constexpr Case cases[] = {{{2, 64, 64, 64, 1, false, false}, {35, 71}},
+                            {{1, 4, 1024, 16, 1, false, false}, {18, 20}},
+                            {{20, 1, 4, 520, 1, false, false}, {23, 31}}};
+  for (const auto& [shape, least] : cases) {
+    Questions asked;
+    solve(kernels.cells[0], shape, 1, &asked);
+    if (asked.forward >= least.forward && asked.backward >= least.backward) continue;
+    std::fprintf(stderr, "B = %td, I = %td, H = %td: asked for signals only %td and %td times\n", shape.B, shape.I,
+                 shape.H, asked.forward, asked.backward);
+    return false;
+  }
+  return true;
 }
 
 // The bits of four units by Philox's known answer at the counter and the key of zeros: 6627e8d5 e169c58d bc57ac4c
@@ -210,6 +237,7 @@ int main(int count, char** arguments) {
     std::fprintf(stderr, "draw_bits: expected the known answer\n");
     return 1;
   }
+  if (!asks()) return 1;
   int turn = 0;
   for (const CellShape& cell : std::span(kernels.cells, std::size_t(kernels.cell_count)))
     for (const Shape& shape : shapes) {

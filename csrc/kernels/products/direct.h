@@ -3,6 +3,7 @@
 // the multiply-adds. Each sum is the chain of the packed form (gemm.h), so that the bits are the same.
 #pragma once
 
+#include "kernels/layout.h"
 #include "kernels/products/blocks.h"
 #include "kernels/products/gemm.h"
 #include "kernels/products/pack.h"
@@ -107,7 +108,7 @@ struct DirectSlots {
 // gates = bias + first, then + second, or one of them: w goes by in the order in which it lies, gate by gate.
 template <class Real>
 void multiply_direct(const DirectSlots<Real>& s, Products products, const DirectProduct<Real>& first,
-                     const DirectProduct<Real>& second) {
+                     const DirectProduct<Real>& second, const Team& team) {
   const auto each_block = [&](int slot, auto&& f) {
     for_each_block<Real>(s.units, s.span, [&]<class S>(const BlockRange& range) {
       const Index row = s.slots * S::lanes;
@@ -118,6 +119,7 @@ void multiply_direct(const DirectSlots<Real>& s, Products products, const Direct
   const auto pass = [&](const DirectProduct<Real>& p, bool from_bias) {
     for (int gate = 0; gate < p.gates; ++gate)
       each_block(p.slot + gate, [&]<class S>(const BlockRange& range, const Real* bias, Real* out, Index row) {
+        if (skips(team, s.rows, p.w.K)) return;
         multiply_direct<S>({.a = p.a,
                             .w = p.w.data + (p.w.order[p.gate + gate] * p.w.H + range.unit) * p.w.K,
                             .K = p.w.K,

@@ -65,6 +65,20 @@ void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, con
   });
 }
 
+// The same of large matrices: signals are heard between some groups of columns.
+template <class Real>
+__attribute__((noinline)) void multiply_groups(const Product<Real>& p, int slots, const Factor& factor,
+                                               const TransposedPanels<Real>& w, const Team& team) {
+  constexpr Index at_once = 4 * group_of_columns;
+  const Index pieces = (p.columns.last - p.columns.first + at_once - 1) / at_once;
+  Product<Real> some = p;
+  for (Index i = 0; i < pieces && !team.interrupted(team); ++i) {
+    some.columns.first = p.columns.first + (p.backwards ? pieces - 1 - i : i) * at_once;
+    some.columns.last = min_index(some.columns.first + at_once, p.columns.last);
+    multiply_strip(some, slots, factor, w);
+  }
+}
+
 template <class Real>
 void multiply(const Product<Real>& p, int slots, const Factor& factor, const TransposedPanels<Real>& w,
               const Team& team) {
@@ -74,7 +88,10 @@ void multiply(const Product<Real>& p, int slots, const Factor& factor, const Tra
     strip.gate_row += row, strip.out = at(p.out, row), strip.rows = min_index(rows_at_once, p.rows - row);
     if (p.init.data) strip.init = at(p.init, row);
     strip.backwards = p.backwards != turns_back(row / rows_at_once);
-    multiply_strip(strip, slots, factor, w);
+    if (strip.rows * panel_rows(w) < least_asked)
+      multiply_strip(strip, slots, factor, w);
+    else
+      multiply_groups(strip, slots, factor, w, team);
   }
 }
 
@@ -299,6 +316,7 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
     const Span units = {.first = unit, .last = min_index(unit + group * tiles_at_once, span.last)};
     for (Index first = 0; first < w.columns.count; first += columns_at_once) {
       const Index columns = min_index(columns_at_once, w.columns.count - first);
+      if ((first > 0 || unit > span.first) && team.interrupted(team)) return;
       for_each_range<Real>(w.dw.units, units, int(group), false, [&](const BlockRange& range) {
         if (skips(team, w.rows)) return;
         const Tiles<Real> tiles =

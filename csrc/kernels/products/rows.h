@@ -26,7 +26,7 @@ struct RowProduct {
 template <class Real>
 __attribute__((noinline)) void multiply_rows(const RowProduct<Real>& p, const Team& team) {
   for_each_range<Real>(p.w.units, p.columns, unit_group(1, p.rows == 1), p.backwards, [&](const BlockRange& range) {
-    if (skips(team, p.rows)) return;
+    if (skips(team, p.rows, p.w.K)) return;
     const Index lanes = range.lanes;
     Tile<Real> t = {};
     t.first = rows_by_panels(p.x, panel(p.w, range.unit), p.w.K, lanes, factors_of(p.w));

@@ -24,6 +24,9 @@ constexpr Index most_unpacked_rows = 3 * chain_length / 2 - 1, least_unpacked_ro
 // and share few lines of the first cache level. With fewer registers, the tiles without panels are lower.
 constexpr Index least_strip_rows = vector_registers;
 
+// A row of gradients takes as long to write as so many rows to multiply.
+constexpr Index rows_to_write = 3;
+
 // A tile: rows that share the loads of w, and vectors of columns.
 constexpr int unpacked_tile_rows = vector_registers == 32 ? 4 : 2, unpacked_tile_vectors = 4;
 
@@ -168,7 +171,7 @@ __attribute__((noinline)) void pack_strip(const UnpackedTile<typename S::Real>& 
 // The product of all tiles, from a panel of w for each column.
 template <class S>
 __attribute__((noinline)) void multiply_strips(const UnpackedTile<typename S::Real>& u, Index gate_row, Index rows,
-                                               Span columns) {
+                                               Span columns, const Team& team) {
   using Real = typename S::Real;
   alignas(64) Real panel[3 * chain_length / 2 * unpacked_tile_vectors * S::lanes];
   const BlockWidth width = width_of<Real>(u.units, u.span.first);
@@ -178,6 +181,7 @@ __attribute__((noinline)) void multiply_strips(const UnpackedTile<typename S::Re
   t.first.panel = panel, t.first.K = u.factor.gates * width.lanes, t.first.blocks = u.span.last - u.span.first;
   t.out_row = u.out.stride, t.init_row = u.init.stride, t.add = u.add;
   for_each_strip<S>(columns.first, columns.last, [&](int vectors, Index column, int valid) {
+    if (skips(team, rows)) return;
     pack_strip<S>(u, vectors, column, valid, panel);
     t.first.panel_k = vectors * S::lanes, t.first.panel_block = t.first.K * t.first.panel_k;
     t.out = u.out.data + column, t.valid = valid;
@@ -189,7 +193,7 @@ __attribute__((noinline)) void multiply_strips(const UnpackedTile<typename S::Re
 // multiply() with w as the caller has it. A chain's rows of w stay in the cache while tile after tile passes over them.
 template <class Real>
 __attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const Factor& factor, int slots,
-                                                 const GateRows<const Real>& w) {
+                                                 const GateRows<const Real>& w, const Team& team) {
   using S = Widest<Real>;
   const Blocks units = blocks_of<Real>(w.H);
   const Index chains = chain_count(units.full * S::lanes * factor.gates);
@@ -206,7 +210,7 @@ __attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const F
                           .far = is_far(factor.gates, w)};
   const Span columns = {.first = p.columns.first * S::lanes, .last = min_index(p.columns.last * S::lanes, w.K)};
   const auto pass = [&] {
-    if (p.rows >= least_strip_rows) return multiply_strips<S>(t, p.gate_row, p.rows, columns);
+    if (p.rows >= least_strip_rows) return multiply_strips<S>(t, p.gate_row, p.rows, columns, team);
     for_each_tile_column<S>(columns.first, columns.last, [&]<int N>(Index column, int valid) {
       for_each_tile_row(p.rows, [&]<int M>(Index row) {
         constexpr bool is_whole = M > 1 && N > 1;
@@ -223,6 +227,7 @@ __attribute__((noinline)) void multiply_unpacked(const Product<Real>& p, const F
     t.add = chain > 0;
     if (t.add) t.init = {};
     pass();
+    if (skips(team, p.rows, w.K)) return;
   }
   if (!units.tail) return;
   t.span = {.first = units.full, .last = units.full + 1}, t.init = read_only(p.out), t.add = false;
@@ -288,7 +293,8 @@ RNNFAST_INLINE void for_each_gradient_gate(const UnpackedWeightProduct<Real>& p,
 // As multiply_strips() does it: columns of all rows as panels, [strip][row][vector]. One strip stays in the first cache
 // level; where dw goes to memory, there are as many as have room, so that more of a row of dw is written at once.
 template <class Real>
-__attribute__((noinline)) void multiply_gradient_strips(const UnpackedWeightProduct<Real>& p, Span span) {
+__attribute__((noinline)) void multiply_gradient_strips(const UnpackedWeightProduct<Real>& p, Span span,
+                                                        const Team& team) {
   using S = Widest<Real>;
   constexpr Index wide = unpacked_tile_vectors * S::lanes, room = most_unpacked_rows * wide;
   alignas(64) Real panels[room];
@@ -299,6 +305,7 @@ __attribute__((noinline)) void multiply_gradient_strips(const UnpackedWeightProd
   t.first.a_row = 1, t.first.K = p.rows, t.first.blocks = 1, t.out_row = p.dw.K, t.add = p.add;
   for (Index begin = 0; begin < p.dw.K; begin += at_once) {
     const Index end = min_index(begin + at_once, p.dw.K);
+    if (begin > 0 && skips(team, p.rows, p.gates * (span.last - span.first))) return;
     for_each_strip<S>(begin, end, [&](int vectors, Index column, int valid) {
       Real* to = panels + (column - begin) * p.rows;
       for (Index row = 0; row < p.rows; ++row)
@@ -325,11 +332,12 @@ __attribute__((noinline)) void multiply_gradient_strips(const UnpackedWeightProd
 }
 
 template <class Real>
-__attribute__((noinline)) void multiply_gradients(const UnpackedWeightProduct<Real>& p, Span span) {
+__attribute__((noinline)) void multiply_gradients(const UnpackedWeightProduct<Real>& p, Span span, const Team& team) {
   using S = Widest<Real>;
   const bool by_strips = p.rows >= least_strip_rows;
-  if (by_strips) multiply_gradient_strips(p, span);
+  if (by_strips) multiply_gradient_strips(p, span, team);
   for_each_gradient_gate(p, span, [&](const BlockWidth& width, const Real* a, Index first) {
+    if (!by_strips && skips(team, p.rows + rows_to_write, p.dw.K)) return;
     const Index a_row = p.slots * width.lanes;
     for_each_tile_row(by_strips ? 0 : width.valid, [&]<int M>(Index unit) {
       Real* dw = p.dw.data + (first + unit) * p.dw.K;

@@ -79,7 +79,7 @@ bool backward_step(const Problem& p, const BackwardStep<Real>& s, const StepWind
     if (s.masks)
       multiply_dropped(cell, part, s, product, scratch.w_hh, team);
     else if (scratch.unpacked_w_hh.data)
-      multiply_unpacked(product, factor, cell.slot_count, scratch.unpacked_w_hh);
+      multiply_unpacked(product, factor, cell.slot_count, scratch.unpacked_w_hh, team);
     else
       multiply(product, cell.slot_count, factor, scratch.w_hh, team);
   }
@@ -169,6 +169,7 @@ void backward_chunk(const BackwardArgs<Real>& args, const BackwardScratch<Real>&
 
   if (is_normalised(cell) && chunk.begins) clear_sums(p, scratch.sums, item);
   for (Index step = 0; step < chunk.steps; ++step) {
+    if (skips_steps(p, item, team)) return;
     const Index t = chunk.t + (order.reverse ? step : chunk.steps - 1 - step), row = row_of(p, t) + item.first;
     const bool is_first = t == (order.reverse ? p.run.last - 1 : p.run.first);
     bool mixes = false;  // only in units of its own
@@ -257,13 +258,15 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
   }
   const auto& sizes = scratch.directions[0];
   const bool thin = has_thin_dx(p), packs = !is_unpacked(p, args.windows);
+  constexpr Index group = group_of_columns * Widest<Real>::lanes;
+  const Index rows = cell.gate_count * p.H, of_block = cell.gate_count * Widest<Real>::lanes;
   if (!reads_unpacked(p, args.windows) && reads_w_hh(args))
-    for_my_blocks(group_count(sizes.w_hh.columns), p.D, team, [&](int d, Span span) {
+    for_my_pieces(group_count(sizes.w_hh.columns), p.D, rows * group, team, [&](int d, Span span) {
       pack_transposed(recurrent_rows(p, args.directions[d].parameters), scratch.directions[d].w_hh, span);
     });
   if (packs && is_projected(p)) prepare_projections(args, scratch.projections, team);
   if (args.dx.data && (packs || thin))
-    for_my_blocks(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih.columns), p.D, team,
+    for_my_pieces(thin ? count(sizes.thin_w_ih.units) : group_count(sizes.w_ih.columns), p.D, rows * group, team,
                   [&](int d, Span span) {
                     const GateRows<const Real> w_ih = input_rows(p, args.directions[d].parameters);
                     if (thin)
@@ -272,7 +275,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
                       pack_transposed(w_ih, scratch.directions[d].w_ih, span);
                     if (p.rounded && p.input == InputKind::embedded) round_groups(scratch.directions[d].w_ih, span);
                   });
-  for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
+  for_my_pieces(count(sizes.w_hh.units), p.D, of_block * (p.U + 1), team, [&](int d, Span span) {
     pack_vectors(cell, args.directions[d].parameters, sizes.w_hh.units, p.H, span, scratch.directions[d].vectors);
     const TableBlocks<Real> table = {.table = scratch.directions[d].table, .units = sizes.w_hh.units, .span = span};
     const Real* const none = nullptr;
@@ -282,7 +285,7 @@ void backward_prepare(const BackwardArgs<Real>& args, const BackwardScratch<Real
       fill(table, cell.slot_count, none);
   });
   if (args.accumulate && packs)
-    for_my_blocks(count(sizes.w_hh.units), p.D, team, [&](int d, Span span) {
+    for_my_pieces(count(sizes.w_hh.units), p.D, of_block * (p.I + p.P), team, [&](int d, Span span) {
       for_each_gradient(p, args.directions[d].gradients, scratch.directions[d],
                         [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
                           pack(read_only(gradient), panels, k, span);
@@ -335,7 +338,7 @@ void backward_sums(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
   for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
     const auto& direction = scratch.directions[d];
     if (direction.unpacked_w_ih.data)
-      unpacked_weight_gradients(args, scratch, d, span);
+      unpacked_weight_gradients(args, scratch, d, span, team);
     else
       weight_gradients(args, scratch, chunk[d], span, team);
     sum_vectors(p,
@@ -361,7 +364,8 @@ void backward_sums(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
 template <class Real>
 void backward_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Team& team) {
   const Problem& p = args.problem;
-  for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
+  const Index rows = p.cell->gate_count * Widest<Real>::lanes;  // of a block
+  for_my_pieces(count(scratch.directions[0].w_hh.units), p.D, rows * (p.I + p.P), team, [&](int d, Span span) {
     for_each_gradient(p, args.directions[d].gradients, scratch.directions[d],
                       [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
                         unpack(panels, k, gradient, span);
@@ -425,6 +429,7 @@ void backward(const BackwardArgs<Real>& args, const Team& team) {
   if (args.dx.data && (p.D == 2 || !dense)) {
     const Index rows = dense ? run_rows(p) : p.U;
     for (Index row = share(rows, team.rank, team.size); row < share(rows, team.rank + 1, team.size); ++row) {
+      if (row % rows_at_once == 0 && skips(team, row)) return;
       Real* dx = at(args.dx, dense ? row : args.tokens.token[row]).data;
       const Real* one = at(scratch.directions[0].dx, row).data;
       const Real* other = p.D == 2 ? at(scratch.directions[1].dx, row).data : nullptr;

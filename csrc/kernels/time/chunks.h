@@ -180,6 +180,12 @@ struct Chunk {
 // Joined members wait for all. False: the call was interrupted.
 RNNFAST_INLINE bool meet(const Item& item, const Team& team) { return !item.joined || team.barrier(team); }
 
+// Whether to leave out what remains of a chunk, before a step of large matrices: the call was interrupted. Joined
+// members are asked where they meet, and the steps of a chunk of small ones take a few milliseconds.
+RNNFAST_INLINE bool skips_steps(const Problem& p, const Item& item, const Team& team) {
+  return p.H >= 512 && !item.joined && team.interrupted(team);
+}
+
 // f(Item) for what falls to this member.
 template <class Real, class F>
 RNNFAST_INLINE void for_each_item(const Problem& p, const Team& team, F&& f) {

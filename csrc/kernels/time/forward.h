@@ -161,7 +161,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
          .units = weights.w_hh.units,
          .span = s.units},
         products, {.a = s.x, .w = unpacked.w_ih, .gate = part.gate, .slot = part.slot + shift, .gates = part.gates},
-        {.a = s.h, .w = unpacked.w_hh, .gate = part.gate, .slot = part.slot, .gates = part.gates});
+        {.a = s.h, .w = unpacked.w_hh, .gate = part.gate, .slot = part.slot, .gates = part.gates}, team);
     if (!ends) return;
     return for_each_width<Real>(weights.w_hh.units, s.units,
                                 [&](const BlockRange& range) { pointwise(range, 0, s.rows); });
@@ -171,10 +171,11 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
   const bool waits = s.rows == 1 && slots > 1;
   const bool has_heads = weights.w_hh.reach.last;  // unit blocks with heads of their own share no tile
   const Factors factors = factors_of(products == Products::input ? weights.w_ih : weights.w_hh);
+  const Index K = products == Products::recurrent ? weights.w_hh.K : weights.w_ih.K + weights.w_hh.K;
   for_each_range<Real>(
       weights.w_hh.units, s.units, unit_group(slots, s.rows == 1 && !has_heads), s.backwards,
       [&](const BlockRange& range) {
-        if (skips(team, s.rows)) return;
+        if (skips(team, s.rows, K)) return;
         const Index lanes = range.lanes, width = cell.gate_count * lanes, offset = part.gate * lanes;
         Real* const gates = gates_of(range);
         if (weights.apart) {
@@ -386,6 +387,7 @@ void forward_item(const ForwardArgs<Real>& args, const ForwardScratch<Real>& who
     s.held = &args.held;
     s.masks = p.masks;
     for (Index step = 0; step < chunk.last - chunk.first; ++step) {
+      if (skips_steps(p, item, team)) return;
       const Index t = order.reverse ? chunk.last - 1 - step : chunk.first + step, row = row_of(p, t) + item.first;
       s.gate_row = gate_row(row);
       if (p.input == InputKind::dense)
@@ -506,7 +508,8 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
                                         .directly = directly};
   }
   if (!packed || p.input == InputKind::one_hot) {
-    for_my_blocks(count(units), p.D, team, [&](int d, Span span) {
+    const Index rows = p.cell->gate_count * Widest<Real>::lanes;  // of a block
+    for_my_pieces(count(units), p.D, rows * (p.I + p.P + p.U), team, [&](int d, Span span) {
       const auto& direction = scratch.directions[d];
       const auto& parameters = args.directions[d].parameters;
       if (!packed) pack_direction(p, parameters, own[d], span, !by_block);
@@ -525,7 +528,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
       }
     });
     if (!packed && is_projected(p))
-      for_my_blocks(count(projected), p.D, team,
+      for_my_pieces(count(projected), p.D, p.H * Widest<Real>::lanes, team,
                     [&](int d, Span span) { pack_projection(p, args.directions[d].parameters, own[d], span); });
     if (!team.barrier(team)) return;
   }

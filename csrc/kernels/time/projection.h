@@ -120,7 +120,7 @@ bool backward_projection(const ProjectionScratch<Real>& scratch, const Gates<Rea
                                  .backwards = s.backwards};
   const Factor factor = {.slot = 0, .gate = 0, .gates = 1};
   if (scratch.caller.data)
-    multiply_unpacked(product, factor, 1, scratch.caller);
+    multiply_unpacked(product, factor, 1, scratch.caller, team);
   else
     multiply(product, 1, factor, scratch.w_hr, team);
   return true;
@@ -131,11 +131,12 @@ template <class Real>
 void prepare_projections(const BackwardArgs<Real>& args, const ProjectionScratch<Real> (&scratch)[2],
                          const Team& team) {
   const Problem& p = args.problem;
-  for_my_blocks(group_count(scratch[0].w_hr.columns), p.D, team, [&](int d, Span span) {
+  constexpr Index lanes = Widest<Real>::lanes;
+  for_my_pieces(group_count(scratch[0].w_hr.columns), p.D, group_of_columns * lanes * p.P, team, [&](int d, Span span) {
     pack_transposed(projection_rows(p, args.directions[d].parameters), scratch[d].w_hr, span);
   });
   if (args.accumulate)
-    for_my_blocks(count(scratch[0].of_h), p.D, team, [&](int d, Span span) {
+    for_my_pieces(count(scratch[0].of_h), p.D, lanes * p.H, team, [&](int d, Span span) {
       pack(read_only(projection_rows(p, args.directions[d].gradients)), scratch[d].dw_hr, 0, span);
     });
 }
@@ -143,7 +144,7 @@ void prepare_projections(const BackwardArgs<Real>& args, const ProjectionScratch
 // The gradient of w_hr of few rows, all at once.
 template <class Real>
 void unpacked_projection_gradient(const BackwardArgs<Real>& args, const ProjectionScratch<Real>& scratch, int d,
-                                  Span span) {
+                                  Span span, const Team& team) {
   const Problem& p = args.problem;
   const BackwardDirection<Real>& direction = args.directions[d];
   UnpackedWeightProduct<Real> product = {.dgates = scratch.dh,
@@ -158,7 +159,7 @@ void unpacked_projection_gradient(const BackwardArgs<Real>& args, const Projecti
                                          .add = args.accumulate};
   for (Index row = 0; row < product.rows; ++row)
     product.columns[row] = at(direction.tape.states[0], row_of(p, p.run.first) + row).data;
-  multiply_gradients(product, span);
+  multiply_gradients(product, span, team);
 }
 
 // Adds the gradients of w_hr of a chunk to those of the chunks after it.
@@ -166,7 +167,7 @@ template <class Real>
 void projection_gradients(const BackwardArgs<Real>& args, const ProjectionScratch<Real> (&scratch)[2],
                           const Chunk (&chunk)[2], const Team& team) {
   for_my_blocks(count(scratch[0].of_h), args.problem.D, team, [&](int d, Span span) {
-    if (scratch[d].caller.data) return unpacked_projection_gradient(args, scratch[d], d, span);
+    if (scratch[d].caller.data) return unpacked_projection_gradient(args, scratch[d], d, span, team);
     WeightProduct<Real> product = {.dgates = scratch[d].dh,
                                    .columns = scratch[d].u,
                                    .dw = scratch[d].dw_hr,
@@ -186,7 +187,8 @@ void projection_gradients(const BackwardArgs<Real>& args, const ProjectionScratc
 
 template <class Real>
 void unpack_projections(const BackwardArgs<Real>& args, const ProjectionScratch<Real> (&scratch)[2], const Team& team) {
-  for_my_blocks(count(scratch[0].of_h), args.problem.D, team, [&](int d, Span span) {
+  const Index numbers = args.problem.H * Widest<Real>::lanes;
+  for_my_pieces(count(scratch[0].of_h), args.problem.D, numbers, team, [&](int d, Span span) {
     unpack(scratch[d].dw_hr, 0, projection_rows(args.problem, args.directions[d].gradients), span);
   });
 }

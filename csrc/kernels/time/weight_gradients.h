@@ -29,7 +29,7 @@ __attribute__((noinline)) void multiply_input(const CellShape& cell, const Produ
   if (scratch.thin_w_ih.K)
     with_gates(cell.gate_count, [&]<int gates> { multiply_thin<gates>(dx, cell.slot_count, scratch.thin_w_ih, team); });
   else if (scratch.unpacked_w_ih.data)
-    multiply_unpacked(dx, factor, cell.slot_count, scratch.unpacked_w_ih);
+    multiply_unpacked(dx, factor, cell.slot_count, scratch.unpacked_w_ih, team);
   else
     multiply(dx, cell.slot_count, factor, scratch.w_ih, team);
 }
@@ -141,7 +141,8 @@ void weight_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real
 // The same of few rows, all at once.
 template <class Real>
 __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real>& args,
-                                                         const BackwardScratch<Real>& whole, int d, Span span) {
+                                                         const BackwardScratch<Real>& whole, int d, Span span,
+                                                         const Team& team) {
   const Problem& p = args.problem;
   const CellShape& cell = *p.cell;
   const BackwardDirection<Real>& direction = args.directions[d];
@@ -155,7 +156,7 @@ __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real
   for (Index row = 0; row < product.rows; ++row) product.columns[row] = at(args.x, first + row).data;
   const bool sums_biases = !is_normalised(cell);
   product.dw = input_rows(p, direction.gradients), product.db = sums_biases ? direction.gradients.b_ih : nullptr;
-  multiply_gradients(product, span);
+  multiply_gradients(product, span, team);
   product.dw = recurrent_rows(p, direction.gradients), product.db = sums_biases ? direction.gradients.b_hh : nullptr;
   for (int phase = 0; phase < cell.phase_count; ++phase) {
     const Phase& part = cell.phases[phase];
@@ -169,7 +170,7 @@ __attribute__((noinline)) void unpacked_weight_gradients(const BackwardArgs<Real
                      });
     }
     product.slot = part.slot, product.gate = part.gate, product.gates = part.gates;
-    multiply_gradients(product, span);
+    multiply_gradients(product, span, team);
   }
 }
 
@@ -204,7 +205,9 @@ bool table_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>
       }
     });
   if (!team.barrier(team)) return false;
-  for_my_blocks(count(whole.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
+  const Index numbers =
+      embedded ? 0 : cell.gate_count * Widest<Real>::lanes * p.U;  // of a block; products ask by themselves
+  for_my_pieces(count(whole.directions[0].w_hh.units), p.D, numbers, team, [&](int d, Span span) {
     const auto& scratch = whole.directions[d];
     if (embedded)
       add_products(WeightProduct<Real>{.dgates = scratch.table,
