@@ -227,6 +227,11 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         tile_rows(tiles_of<Real>(slots, part.gates, range, factors), t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
           if (!ends || waits || (end < s.rows && end - done < pointwise_rows)) return;
+          // The next rows' states are asked for while their products are computed: lines of different rows, of which
+          // points write a part, come too late otherwise.
+          const Index next = min_index(end + pointwise_rows, s.rows);
+          for (int i = 0; i < cell.state_count; ++i)
+            for (Index r = end; r < next; ++r) __builtin_prefetch(at(s.after[i], r).data + range.unit, 1);
           pointwise(range, done, end - done);
           done = end;
         });
@@ -237,15 +242,17 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
 
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
 // folding x_t into the step's own product saves writing and reading the pre-activations. That pays where there is one
-// step only, where I is small against H, and where a step has rows enough for what it reads of w_ih and the cache has
-// room for both matrices (with fewer bits, products are too fast). Both give the same bits. Products that come gate by
-// gate start from what was projected.
+// step only, where I is small against H, where a step has rows enough for what it reads of w_ih and the cache has room
+// for both matrices, and where x is wide and a step has so many rows that w_ih arrives in half of their time (with
+// fewer bits, products are too fast; a cell of two phases gains nothing). Both give the same bits. Products that
+// come gate by gate start from what was projected.
 RNNFAST_INLINE bool folds_input(const Problem& p) {
   const Index numbers = p.cell->gate_count * p.H, near = cache_sizes.near / Index(sizeof(float));
   const bool fits = (p.I + p.P) * numbers <= near / 2, is_small = p.I * numbers <= near / 32;
-  const bool has_rows = p.B >= (is_small ? 4 : 12) && fits && p.format == Format::real && !p.rounded;
+  const bool is_wide = p.I >= 4 * chain_length && p.cell->phase_count == 1;
+  const bool has_rows = p.B >= (is_small ? 4 : fits ? 12 : 32) && (fits || is_wide);
   return p.input == InputKind::dense && p.masks <= 1 && !is_normalised(*p.cell) &&
-         (has_rows || steps_of(p.run) == 1 || 8 * p.I <= p.H);
+         ((has_rows && p.format == Format::real && !p.rounded) || steps_of(p.run) == 1 || 8 * p.I <= p.H);
 }
 
 // Nothing is left to project where the gates start from a table.
