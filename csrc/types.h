@@ -411,7 +411,8 @@ struct Tile {
   Index init_row, init_unit;
   Real* out;
   Index out_row, out_unit;
-  int valid;       // numbers that exist in memory, of a row that is a single vector
+  int valid;       // numbers of a row that exist in memory, where it is of a vector or two
+  int shift;       // those before the first operand's, of gates side by side; the second one leaves as many at the end
   bool far;        // the panels come from beyond the second cache level
   bool backwards;  // the next panel is the one before
   bool add;        // to what is in out; tile_rows sets this and the next for its later chains

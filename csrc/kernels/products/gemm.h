@@ -137,11 +137,25 @@ struct Rows {
   }
 };
 
-// The products of one k. The accumulators stay in registers only because every loop over them is unrolled: one run-time
-// index and they live in memory, three times slower.
-template <class S, int M, int NB, int slots, int gates, int shift, Word word>
+// Whether the vectors of a tile are masked: those in which the gates of a narrow block may lie side by side, which fill
+// them in part. A factor that is not finite must not reach the other lanes.
+template <class S, int NB, int slots, int gates, Factors factors>
+constexpr bool is_masked() {
+  return has_masks && S::lanes == Widest<typename S::Real>::lanes && NB == 1 && slots == gates && slots <= 2 &&
+         factors == Factors::numbers;
+}
+
+// The numbers [first, last) of a row, as bits.
+constexpr unsigned bits_between(int first, int last) {
+  return unsigned(((std::uint64_t{1} << last) - 1) >> first << first);
+}
+
+// The products of one k, in the lanes of a row that `bits` has. The accumulators stay in registers only because every
+// loop over them is unrolled: one run-time index and they live in memory, three times slower.
+template <class S, int M, int NB, int slots, int gates, int shift, Word word, bool masked>
 RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
-                                 const Rows<typename S::Real, M>& a, const typename S::Real* w) {
+                                 const Rows<typename S::Real, M>& a, const typename S::Real* w,
+                                 [[maybe_unused]] unsigned bits) {
   using V = typename S::V;
   // The shorter side is held in registers, the longer one passes by.
   constexpr int N = NB * gates, outer = M > N ? M : N, inner = M > N ? N : M;
@@ -150,7 +164,9 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
     return word == Word::pair ? broadcast_word<S>(at) : S::broadcast(*at);
   };
   const auto vector = [&](int n) {
-    return number_of<S, word>(S::load(w + n / gates * o.panel_unit + n % gates * S::lanes));
+    const typename S::Real* const at = w + n / gates * o.panel_unit + n % gates * S::lanes;
+    if constexpr (masked) return load_some<S>(at, bits >> n * S::lanes);
+    return number_of<S, word>(S::load(at));
   };
   V held[inner];
 #pragma GCC unroll 12
@@ -164,6 +180,8 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
       V& sum = acc[m][n / gates * slots + shift + n % gates];
       if constexpr (word == Word::pair)
         sum = multiply_add_pairs<S>(passing, held[j], sum);
+      else if constexpr (masked)
+        sum = fma_some<S>(passing, held[j], sum, bits >> n * S::lanes);
       else
         sum = fma(passing, held[j], sum);
     }
@@ -172,8 +190,10 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
 
 template <class S, int M, int NB, int slots, int gates, int shift, Factors factors, bool prefetch>
 RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
-                                      [[maybe_unused]] const typename S::Real* ahead, [[maybe_unused]] Index ahead_k) {
+                                      unsigned bits, [[maybe_unused]] const typename S::Real* ahead,
+                                      [[maybe_unused]] Index ahead_k) {
   using Real = typename S::Real;
+  constexpr bool masked = is_masked<S, NB, slots, gates, factors>();
   const auto fetch = [&] {
     if constexpr (prefetch) __builtin_prefetch(ahead, 0, 3), ahead += ahead_k;
   };
@@ -182,35 +202,36 @@ RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const
     const Real* w = o.panel;
     Index k = o.K;
     if (o.odd && k > 0) {
-      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w, bits);
       a += o.a_k, w += o.panel_k, --k;
     }
     for (; k > 1; k -= 2, a += o.a_k, w += o.panel_k) {
       fetch();
-      accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w, bits);
       a += o.a_k;
-      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w, bits);
     }
-    if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
+    if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w, bits);
     return;
   }
+  constexpr Word word = factors == Factors::pairs ? Word::pair : Word::number;
   for (Index block = 0; block < o.blocks; ++block) {
     Rows<Real, M> a(o.a + block * o.a_block, o.a_row);
     const Real* w = o.panel + block * o.panel_block;
     for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
       fetch();
-      accumulate_k<S, M, NB, slots, gates, shift, factors == Factors::pairs ? Word::pair : Word::number>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, word, masked>(acc, o, a, w, bits);
     }
   }
 }
 
 template <class S, int M, int NB, int slots, int gates, int shift, Factors factors>
-RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
+RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o, unsigned bits,
                                const typename S::Real* ahead, Index ahead_k) {
   if (ahead_k > 0)
-    accumulate_blocks<S, M, NB, slots, gates, shift, factors, true>(acc, o, ahead, ahead_k);
+    accumulate_blocks<S, M, NB, slots, gates, shift, factors, true>(acc, o, bits, ahead, ahead_k);
   else
-    accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, o, ahead, ahead_k);
+    accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, o, bits, ahead, ahead_k);
 }
 
 // A tile of pairs where the machine has no instruction for them: the same sums, in loops that cost little room.
@@ -251,9 +272,11 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   using Real = typename S::Real;
   if constexpr (factors == Factors::pairs && !multiplies_pairs) return emulated_tile<S>(t, row, M, NB, slots, gates);
   V acc[M][NB * slots];
-  // Only rows of single vectors end in the caller's memory; those of several slots are padded to full width.
-  constexpr bool ragged = slots == 1 && NB == 1;
-  const int valid = t.valid;
+  // Only rows of single vectors end in the caller's memory, and rows of masked ones before the next: those of several
+  // slots are padded to full width.
+  constexpr bool masked = is_masked<S, NB, slots, gates, factors>(), ragged = masked || (slots == 1 && NB == 1);
+  const int end = t.valid;
+  const auto valid = [&](int n) { return slots == 1 ? end : int(min_index(end - n * S::lanes, S::lanes)); };
   const bool add = t.add;
   const Real* init = t.init + row * t.init_row;
 #pragma GCC unroll 12
@@ -261,23 +284,30 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
 #pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       const Real* from = init + m * t.init_row + n / slots * t.init_unit + n % slots * S::lanes;
-      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, valid) : S::load(from);
+      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, valid(n)) : S::load(from);
     }
   }
   const Real* const ahead = place_of_row<NB>(t.ahead, row);
   constexpr int shift = slots - gates;
-  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(t.first, row), ahead, t.ahead.k);
-  for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
-    accumulate<S, M, NB, slots, gates, 0, factors>(acc, from_row(i == 0 ? t.first : t.second, row), ahead, t.ahead.k);
+  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(t.first, row), 0, ahead, t.ahead.k);
+  for (int i = shift > 0 ? 1 : 0; i < 2; ++i) {
+    Operand<Real> o = from_row(i == 0 ? t.first : t.second, row);
+    unsigned bits = 0;
+    if constexpr (masked) {
+      if (i == 0) o.panel -= t.shift;
+      bits = i == 0 ? bits_between(t.shift, end) : bits_between(0, end - t.shift);
+    }
+    accumulate<S, M, NB, slots, gates, 0, factors>(acc, o, bits, ahead, t.ahead.k);
+  }
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       Real* to = out + m * t.out_row + n / slots * t.out_unit + n % slots * S::lanes;
-      if (add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, valid) : S::load(to));
+      if (add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, valid(n)) : S::load(to));
       if (ragged)
-        store_lanes<S>(to, acc[m][n], valid);
+        store_lanes<S>(to, acc[m][n], valid(n));
       else
         S::store(to, acc[m][n]);
     }
@@ -308,11 +338,26 @@ struct TileFunctions<S, NB, slots, gates, factors, Lanes<i...>> {
                                      Index) = {tile<S, i + 1, NB, slots, gates, factors>...};
 };
 
+// What is the same to a tile: the slots of a narrow block lie side by side, where fewer vectors that are wider hold
+// them as well.
+struct Vectors {
+  int slots, gates, halvings;
+};
+
+constexpr Vectors side_by_side(Vectors v, Factors factors) {
+  if (factors != Factors::numbers) return v;
+  for (; v.halvings > 0 && v.slots > 1 && (has_masks || (v.slots == v.gates && v.slots % 2 == 0)); --v.halvings)
+    v.gates = v.slots = (v.slots + 1) / 2;
+  return v;
+}
+
 template <class Real, int slots, int gates, Factors factors, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind<Real>& kind) {
   constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots, halvings > 0, factors);
-  using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, factors, typename LanesTo<most>::type>;
-  kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
+  if constexpr (side_by_side({slots, gates, halvings}, factors).halvings == halvings) {  // else no one asks for it
+    using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, factors, typename LanesTo<most>::type>;
+    kind.of[halvings][log2_NB] = {.blocks = NB, .most = most, .of_rows = Functions::of_rows};
+  }
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
     add_tiles<Real, slots, gates, factors, halvings, log2_NB + 1>(kind);
   else if constexpr (halvings + 1 < width_count)
@@ -346,17 +391,14 @@ struct PairsInUse {
 template <class Real>
 RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range,
                                            Factors factors = Factors::numbers) {
-  int halvings = range.halvings;
-  // The slots of a narrow block lie side by side: half as many vectors that are twice as wide hold them as well.
-  for (; factors == Factors::numbers && slots == gates && slots % 2 == 0 && halvings > 0; --halvings)
-    slots /= 2, gates /= 2;
-  const int kind = slots > gates ? 0 : slots, blocks = __builtin_ctz(unsigned(range.blocks));
+  const Vectors v = side_by_side({slots, gates, range.halvings}, factors);
+  const int kind = v.slots > v.gates ? 0 : v.slots, blocks = __builtin_ctz(unsigned(range.blocks));
   if constexpr (has_formats<Real>) {
-    if (factors == Factors::by_pairs) return tile_kinds<Real, Factors::by_pairs>[kind].of[range.halvings][blocks];
-    if (factors == Factors::pairs) return pair_products->tiles[kind].of[range.halvings][blocks];
-    if (factors == Factors::row_pairs) return pair_products->row_pairs->tiles[kind].of[range.halvings][blocks];
+    if (factors == Factors::by_pairs) return tile_kinds<Real, Factors::by_pairs>[kind].of[v.halvings][blocks];
+    if (factors == Factors::pairs) return pair_products->tiles[kind].of[v.halvings][blocks];
+    if (factors == Factors::row_pairs) return pair_products->row_pairs->tiles[kind].of[v.halvings][blocks];
   }
-  return tile_kinds<Real, Factors::numbers>[kind].of[halvings][blocks];
+  return tile_kinds<Real, Factors::numbers>[kind].of[v.halvings][blocks];
 }
 
 // What is done with rows [row, row + M) of a tile while they are still in the first cache level.

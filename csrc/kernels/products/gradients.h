@@ -56,7 +56,7 @@ void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, con
     t.second = operand(full, w.units.tail, last > w.units.full ? 1 : 0);
     t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = group * range.lanes;
     if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = t.out_unit;
-    t.valid = range.valid;
+    t.valid = int(group - 1) * range.lanes + range.valid;
     t.far = is_far(w, p.rows), t.backwards = p.backwards;
     // A group of columns is to a tile what the gates of one unit block are.
     BlockRange groups = range;

@@ -190,7 +190,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         t.out = gates + (products == Products::input ? of_input : part.slot) * lanes;
         t.out_row = cell.slot_count * lanes;
         t.out_unit = s.gates.rows * cell.slot_count * lanes;
-        t.valid = slots * range.lanes;
+        t.valid = slots * range.lanes, t.shift = (slots - part.gates) * range.lanes;
         t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
         if (products == Products::recurrent && s.tokens && s.rows == 1 && part.slots == part.gates && !by_gate &&
             !apart) {
