@@ -380,6 +380,8 @@ struct TapeSize {
 // those of neighbours, or of two rows, where k has any stride.
 enum class Factors { numbers, by_pairs, pairs, row_pairs };
 
+constexpr unsigned all_lanes = ~0u;
+
 // sum over blocks b < `blocks` and k < K of a[m, b, k] * panel[b, k, n].
 template <class Real>
 struct Operand {
@@ -388,8 +390,9 @@ struct Operand {
   const Real* panel;  // strides of unit blocks, of k and of blocks of k; the gates of a unit block are contiguous
   Index panel_unit, panel_k, panel_block;
   Index K, blocks;
-  bool pairs = false;  // the panel has words that hold two k in bfloat16 each: panel_k is the stride of words,
-  bool odd = false;    // of the first of which the second k comes first
+  bool pairs = false;          // the panel has words that hold two k in bfloat16 each: panel_k is the stride of words,
+  bool odd = false;            // of the first of which the second k comes first
+  unsigned lanes = all_lanes;  // bits of those that it reaches, where a row is a vector in which gates lie side by side
 };
 
 // What a tile column reads next: `length` numbers of the panel of each unit block, whose panels are `unit` apart. Its
@@ -411,8 +414,7 @@ struct Tile {
   Index init_row, init_unit;
   Real* out;
   Index out_row, out_unit;
-  int valid;       // numbers of a row that exist in memory, where it is of a vector or two
-  int shift;       // those before the first operand's, of gates side by side; the second one leaves as many at the end
+  int valid;       // numbers that exist in memory, of a row that is a single vector
   bool far;        // the panels come from beyond the second cache level
   bool backwards;  // the next panel is the one before
   bool add;        // to what is in out; tile_rows sets this and the next for its later chains

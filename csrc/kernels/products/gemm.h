@@ -137,25 +137,11 @@ struct Rows {
   }
 };
 
-// Whether the vectors of a tile are masked: those in which the gates of a narrow block may lie side by side, which fill
-// them in part. A factor that is not finite must not reach the other lanes.
-template <class S, int NB, int slots, int gates, Factors factors>
-constexpr bool is_masked() {
-  return has_masks && S::lanes == Widest<typename S::Real>::lanes && NB == 1 && slots == gates && slots <= 2 &&
-         factors == Factors::numbers;
-}
-
-// The numbers [first, last) of a row, as bits.
-constexpr unsigned bits_between(int first, int last) {
-  return unsigned(((std::uint64_t{1} << last) - 1) >> first << first);
-}
-
-// The products of one k, in the lanes of a row that `bits` has. The accumulators stay in registers only because every
-// loop over them is unrolled: one run-time index and they live in memory, three times slower.
+// The products of one k. The accumulators stay in registers only because every loop over them is unrolled: one run-time
+// index and they live in memory, three times slower.
 template <class S, int M, int NB, int slots, int gates, int shift, Word word, bool masked>
 RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
-                                 const Rows<typename S::Real, M>& a, const typename S::Real* w,
-                                 [[maybe_unused]] unsigned bits) {
+                                 const Rows<typename S::Real, M>& a, const typename S::Real* w) {
   using V = typename S::V;
   // The shorter side is held in registers, the longer one passes by.
   constexpr int N = NB * gates, outer = M > N ? M : N, inner = M > N ? N : M;
@@ -165,7 +151,7 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
   };
   const auto vector = [&](int n) {
     const typename S::Real* const at = w + n / gates * o.panel_unit + n % gates * S::lanes;
-    if constexpr (masked) return load_some<S>(at, bits >> n * S::lanes);
+    if constexpr (masked) return load_some<S>(at, o.lanes);
     return number_of<S, word>(S::load(at));
   };
   V held[inner];
@@ -181,19 +167,17 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
       if constexpr (word == Word::pair)
         sum = multiply_add_pairs<S>(passing, held[j], sum);
       else if constexpr (masked)
-        sum = fma_some<S>(passing, held[j], sum, bits >> n * S::lanes);
+        sum = fma_some<S>(passing, held[j], sum, o.lanes);
       else
         sum = fma(passing, held[j], sum);
     }
   }
 }
 
-template <class S, int M, int NB, int slots, int gates, int shift, Factors factors, bool prefetch>
+template <class S, int M, int NB, int slots, int gates, int shift, Factors factors, bool prefetch, bool masked = false>
 RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
-                                      unsigned bits, [[maybe_unused]] const typename S::Real* ahead,
-                                      [[maybe_unused]] Index ahead_k) {
+                                      [[maybe_unused]] const typename S::Real* ahead, [[maybe_unused]] Index ahead_k) {
   using Real = typename S::Real;
-  constexpr bool masked = is_masked<S, NB, slots, gates, factors>();
   const auto fetch = [&] {
     if constexpr (prefetch) __builtin_prefetch(ahead, 0, 3), ahead += ahead_k;
   };
@@ -202,16 +186,16 @@ RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const
     const Real* w = o.panel;
     Index k = o.K;
     if (o.odd && k > 0) {
-      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w, bits);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w);
       a += o.a_k, w += o.panel_k, --k;
     }
     for (; k > 1; k -= 2, a += o.a_k, w += o.panel_k) {
       fetch();
-      accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w, bits);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w);
       a += o.a_k;
-      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w, bits);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w);
     }
-    if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w, bits);
+    if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w);
     return;
   }
   constexpr Word word = factors == Factors::pairs ? Word::pair : Word::number;
@@ -220,18 +204,23 @@ RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const
     const Real* w = o.panel + block * o.panel_block;
     for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
       fetch();
-      accumulate_k<S, M, NB, slots, gates, shift, word, masked>(acc, o, a, w, bits);
+      accumulate_k<S, M, NB, slots, gates, shift, word, masked>(acc, o, a, w);
     }
   }
 }
 
 template <class S, int M, int NB, int slots, int gates, int shift, Factors factors>
-RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o, unsigned bits,
+RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
                                const typename S::Real* ahead, Index ahead_k) {
+  // The vector in which the gates of a narrow block may lie side by side.
+  constexpr bool has_lanes = has_masks && S::lanes == Widest<typename S::Real>::lanes && NB == 1 && slots == 1;
+  if constexpr (has_lanes && factors == Factors::numbers)
+    if (o.lanes != all_lanes)
+      return accumulate_blocks<S, M, NB, slots, gates, shift, factors, false, true>(acc, o, nullptr, 0);
   if (ahead_k > 0)
-    accumulate_blocks<S, M, NB, slots, gates, shift, factors, true>(acc, o, bits, ahead, ahead_k);
+    accumulate_blocks<S, M, NB, slots, gates, shift, factors, true>(acc, o, ahead, ahead_k);
   else
-    accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, o, bits, ahead, ahead_k);
+    accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, o, ahead, ahead_k);
 }
 
 // A tile of pairs where the machine has no instruction for them: the same sums, in loops that cost little room.
@@ -272,11 +261,9 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
   using Real = typename S::Real;
   if constexpr (factors == Factors::pairs && !multiplies_pairs) return emulated_tile<S>(t, row, M, NB, slots, gates);
   V acc[M][NB * slots];
-  // Only rows of single vectors end in the caller's memory, and rows of masked ones before the next: those of several
-  // slots are padded to full width.
-  constexpr bool masked = is_masked<S, NB, slots, gates, factors>(), ragged = masked || (slots == 1 && NB == 1);
-  const int end = t.valid;
-  const auto valid = [&](int n) { return slots == 1 ? end : int(min_index(end - n * S::lanes, S::lanes)); };
+  // Only rows of single vectors end in the caller's memory; those of several slots are padded to full width.
+  constexpr bool ragged = slots == 1 && NB == 1;
+  const int valid = t.valid;
   const bool add = t.add;
   const Real* init = t.init + row * t.init_row;
 #pragma GCC unroll 12
@@ -284,30 +271,23 @@ __attribute__((noinline)) void tile(const Tile<typename S::Real>& t, Index row) 
 #pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       const Real* from = init + m * t.init_row + n / slots * t.init_unit + n % slots * S::lanes;
-      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, valid(n)) : S::load(from);
+      acc[m][n] = !t.init ? V{} : ragged ? load_lanes<S>(from, valid) : S::load(from);
     }
   }
   const Real* const ahead = place_of_row<NB>(t.ahead, row);
   constexpr int shift = slots - gates;
-  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(t.first, row), 0, ahead, t.ahead.k);
-  for (int i = shift > 0 ? 1 : 0; i < 2; ++i) {
-    Operand<Real> o = from_row(i == 0 ? t.first : t.second, row);
-    unsigned bits = 0;
-    if constexpr (masked) {
-      if (i == 0) o.panel -= t.shift;
-      bits = i == 0 ? bits_between(t.shift, end) : bits_between(0, end - t.shift);
-    }
-    accumulate<S, M, NB, slots, gates, 0, factors>(acc, o, bits, ahead, t.ahead.k);
-  }
+  if (shift > 0) accumulate<S, M, NB, slots, gates, shift, factors>(acc, from_row(t.first, row), ahead, t.ahead.k);
+  for (int i = shift > 0 ? 1 : 0; i < 2; ++i)
+    accumulate<S, M, NB, slots, gates, 0, factors>(acc, from_row(i == 0 ? t.first : t.second, row), ahead, t.ahead.k);
   Real* out = t.out + row * t.out_row;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 12
     for (int n = 0; n < NB * slots; ++n) {
       Real* to = out + m * t.out_row + n / slots * t.out_unit + n % slots * S::lanes;
-      if (add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, valid(n)) : S::load(to));
+      if (add) acc[m][n] = acc[m][n] + (ragged ? load_lanes<S>(to, valid) : S::load(to));
       if (ragged)
-        store_lanes<S>(to, acc[m][n], valid(n));
+        store_lanes<S>(to, acc[m][n], valid);
       else
         S::store(to, acc[m][n]);
     }
@@ -338,16 +318,17 @@ struct TileFunctions<S, NB, slots, gates, factors, Lanes<i...>> {
                                      Index) = {tile<S, i + 1, NB, slots, gates, factors>...};
 };
 
-// What is the same to a tile: the slots of a narrow block lie side by side, where fewer vectors that are wider hold
-// them as well.
+// The slots of a narrow block lie side by side. Vectors that are wider hold them as well: half as many where they fill
+// these, or one that is masked.
 struct Vectors {
   int slots, gates, halvings;
 };
 
 constexpr Vectors side_by_side(Vectors v, Factors factors) {
-  if (factors != Factors::numbers) return v;
-  for (; v.halvings > 0 && v.slots > 1 && (has_masks || (v.slots == v.gates && v.slots % 2 == 0)); --v.halvings)
-    v.gates = v.slots = (v.slots + 1) / 2;
+  const auto fill_half = [&] { return v.slots == v.gates && v.slots % 2 == 0; };
+  const bool fit_in_one = has_masks && v.slots <= 1 << v.halvings;
+  for (; factors == Factors::numbers && v.slots > 1 && v.halvings > 0 && (fit_in_one || fill_half()); --v.halvings)
+    v.slots = v.gates = (v.slots + 1) / 2;
   return v;
 }
 
@@ -399,6 +380,19 @@ RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRang
     if (factors == Factors::row_pairs) return pair_products->row_pairs->tiles[kind].of[v.halvings][blocks];
   }
   return tile_kinds<Real, Factors::numbers>[kind].of[v.halvings][blocks];
+}
+
+// The same for t, whose operands it tells their lanes. A factor that is not finite must not reach the others.
+template <class Real>
+RNNFAST_INLINE const Tiles<Real>& tiles_for(Tile<Real>& t, int slots, int gates, const BlockRange& range,
+                                            Factors factors) {
+  const bool fill = gates * range.lanes == Widest<Real>::lanes;
+  if (!fill && side_by_side({slots, gates, range.halvings}, factors).halvings < range.halvings) {
+    const int shift = (slots - gates) * range.lanes;
+    t.second.lanes = unsigned((std::uint64_t{1} << gates * range.lanes) - 1);
+    t.first.lanes = t.second.lanes << shift, t.first.panel -= shift;
+  }
+  return tiles_of<Real>(slots, gates, range, factors);
 }
 
 // What is done with rows [row, row + M) of a tile while they are still in the first cache level.

@@ -56,7 +56,7 @@ void multiply_strip(const Product<Real>& p, int slots, const Factor& factor, con
     t.second = operand(full, w.units.tail, last > w.units.full ? 1 : 0);
     t.out = p.out.data + range.unit, t.out_row = p.out.stride, t.out_unit = group * range.lanes;
     if (p.init.data) t.init = p.init.data + range.unit, t.init_row = p.init.stride, t.init_unit = t.out_unit;
-    t.valid = int(group - 1) * range.lanes + range.valid;
+    t.valid = range.valid;
     t.far = is_far(w, p.rows), t.backwards = p.backwards;
     // A group of columns is to a tile what the gates of one unit block are.
     BlockRange groups = range;
@@ -301,13 +301,13 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
       const Index columns = min_index(columns_at_once, w.columns.count - first);
       for_each_range<Real>(w.dw.units, units, int(group), false, [&](const BlockRange& range) {
         if (skips(team, w.rows)) return;
-        const Tiles<Real> tiles =
-            tiles_of<Real>(w.gates, w.gates, range, w.columns.rounds ? Factors::row_pairs : Factors::numbers);
         const Index sum_row = w.gates * range.lanes, sum_unit = columns_at_once * sum_row;
         const Index total_row = w.dw.gates * range.lanes, total_unit = w.dw.K * total_row;
         Real* const total = panel(w.dw, range.unit) + first * total_row + w.gate * range.lanes;
         Real* const out = apart ? sums : total;
         Tile<Real> t = {};
+        const Tiles<Real> tiles =
+            tiles_for(t, w.gates, w.gates, range, w.columns.rounds ? Factors::row_pairs : Factors::numbers);
         t.first.a_row = 1, t.first.a_k = -M;
         t.first.panel_k = -Index(w.slots * range.lanes);
         t.first.panel_unit = w.dgates.rows * w.slots * range.lanes;

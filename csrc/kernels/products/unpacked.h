@@ -180,7 +180,7 @@ __attribute__((noinline)) void multiply_strips(const UnpackedTile<typename S::Re
   for_each_strip<S>(columns.first, columns.last, [&](int vectors, Index column, int valid) {
     pack_strip<S>(u, vectors, column, valid, panel);
     t.first.panel_k = vectors * S::lanes, t.first.panel_block = t.first.K * t.first.panel_k;
-    t.out = u.out.data + column, t.valid = (vectors - 1) * S::lanes + valid;
+    t.out = u.out.data + column, t.valid = valid;
     if (u.init.data) t.init = u.init.data + column;
     tile_column(tiles_of_strip<Real>(vectors), t, rows, NoEpilogue());
   });
@@ -313,7 +313,7 @@ __attribute__((noinline)) void multiply_gradient_strips(const UnpackedWeightProd
         for_each_strip<S>(begin, end, [&](int vectors, Index column, int valid) {
           const Index row = vectors * S::lanes;
           t.first.panel = panels + (column - begin + row) * p.rows - row, t.first.panel_k = -row;
-          t.out = p.dw.data + first * p.dw.K + column, t.valid = int(row) - S::lanes + valid;
+          t.out = p.dw.data + first * p.dw.K + column, t.valid = valid;
           // To be written, the part of dw has to come first: it does while the sums are made.
           for (Index m = far ? unit : next; m < next; ++m)
             for (int n = 0; n < vectors; ++n) __builtin_prefetch(t.out + m * p.dw.K + n * S::lanes, 1, 3);

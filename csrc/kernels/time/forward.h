@@ -190,7 +190,7 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         t.out = gates + (products == Products::input ? of_input : part.slot) * lanes;
         t.out_row = cell.slot_count * lanes;
         t.out_unit = s.gates.rows * cell.slot_count * lanes;
-        t.valid = slots * range.lanes, t.shift = (slots - part.gates) * range.lanes;
+        t.valid = slots * range.lanes;
         t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
         if (products == Products::recurrent && s.tokens && s.rows == 1 && part.slots == part.gates && !by_gate &&
             !apart) {
@@ -223,7 +223,8 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           return;
         }
         Index done = 0;
-        tile_rows(tiles_of<Real>(slots, part.gates, range, factors), t, s.rows, [&](Index row, Index M) {
+        const Tiles<Real>& tiles = tiles_for(t, slots, part.gates, range, factors);
+        tile_rows(tiles, t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
           if (!ends || waits || (end < s.rows && end - done < pointwise_rows)) return;
           pointwise(range, done, end - done);
