@@ -202,34 +202,6 @@ RNNFAST_INLINE void store_partial<Simd<float, 4>>(float* p, F4 v, int count) {
 }
 #endif
 
-// Of the lanes whose bit is set, the lowest bit's first: load_some leaves the others zero and their memory untouched,
-// fma_some leaves them as they are in `sum`. Where the processor does it at no cost: the widest vectors of AVX-512.
-template <class S>
-RNNFAST_INLINE typename S::V load_some(const typename S::Real* p, unsigned bits);
-template <class S>
-RNNFAST_INLINE typename S::V fma_some(typename S::V a, typename S::V b, typename S::V sum, unsigned bits);
-#if defined(__AVX512F__)
-constexpr bool has_masks = true;
-template <>
-RNNFAST_INLINE F16 load_some<Simd<float, 16>>(const float* p, unsigned bits) {
-  return _mm512_maskz_loadu_ps(__mmask16(bits), p);
-}
-template <>
-RNNFAST_INLINE D8 load_some<Simd<double, 8>>(const double* p, unsigned bits) {
-  return _mm512_maskz_loadu_pd(__mmask8(bits), p);
-}
-template <>
-RNNFAST_INLINE F16 fma_some<Simd<float, 16>>(F16 a, F16 b, F16 sum, unsigned bits) {
-  return _mm512_mask3_fmadd_ps(a, b, sum, __mmask16(bits));
-}
-template <>
-RNNFAST_INLINE D8 fma_some<Simd<double, 8>>(D8 a, D8 b, D8 sum, unsigned bits) {
-  return _mm512_mask3_fmadd_pd(a, b, sum, __mmask8(bits));
-}
-#else
-constexpr bool has_masks = false;
-#endif
-
 template <class S>
 RNNFAST_INLINE typename S::V load_lanes(const typename S::Real* p, int count) {
   return count == S::lanes ? S::load(p) : load_partial<S>(p, count);

@@ -97,6 +97,22 @@ RNNFAST_INLINE F4 add_pairs(F4 sum, F4 a, F4 w) { return _mm_dpbf16_ps(sum, __m1
 constexpr bool multiplies_pairs = false;
 #endif
 
+// Of the lanes whose bit is set, the lowest bit's first: load_some leaves the others zero and their memory untouched,
+// fma_some leaves them as they are in `sum`.
+#if defined(__AVX512F__)
+constexpr bool has_masks = true;
+RNNFAST_INLINE F16 load_some(const float* p, unsigned bits) { return _mm512_maskz_loadu_ps(__mmask16(bits), p); }
+RNNFAST_INLINE D8 load_some(const double* p, unsigned bits) { return _mm512_maskz_loadu_pd(__mmask8(bits), p); }
+RNNFAST_INLINE F16 fma_some(F16 a, F16 b, F16 sum, unsigned bits) {
+  return _mm512_mask3_fmadd_ps(a, b, sum, __mmask16(bits));
+}
+RNNFAST_INLINE D8 fma_some(D8 a, D8 b, D8 sum, unsigned bits) {
+  return _mm512_mask3_fmadd_pd(a, b, sum, __mmask8(bits));
+}
+#else
+constexpr bool has_masks = false;
+#endif
+
 template <class S, Word word>
 RNNFAST_INLINE typename S::V number_of(typename S::V words) {
   if constexpr (word == Word::number || word == Word::pair) return words;
@@ -151,7 +167,7 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
   };
   const auto vector = [&](int n) {
     const typename S::Real* const at = w + n / gates * o.panel_unit + n % gates * S::lanes;
-    if constexpr (masked) return load_some<S>(at, o.lanes);
+    if constexpr (masked) return load_some(at, o.lanes);
     return number_of<S, word>(S::load(at));
   };
   V held[inner];
@@ -167,7 +183,7 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
       if constexpr (word == Word::pair)
         sum = multiply_add_pairs<S>(passing, held[j], sum);
       else if constexpr (masked)
-        sum = fma_some<S>(passing, held[j], sum, o.lanes);
+        sum = fma_some(passing, held[j], sum, o.lanes);
       else
         sum = fma(passing, held[j], sum);
     }
