@@ -380,6 +380,8 @@ struct TapeSize {
 // those of neighbours, or of two rows, where k has any stride.
 enum class Factors { numbers, by_pairs, pairs, row_pairs };
 
+constexpr unsigned all_lanes = ~0u;
+
 // sum over blocks b < `blocks` and k < K of a[m, b, k] * panel[b, k, n].
 template <class Real>
 struct Operand {
@@ -388,8 +390,9 @@ struct Operand {
   const Real* panel;  // strides of unit blocks, of k and of blocks of k; the gates of a unit block are contiguous
   Index panel_unit, panel_k, panel_block;
   Index K, blocks;
-  bool pairs = false;  // the panel has words that hold two k in bfloat16 each: panel_k is the stride of words,
-  bool odd = false;    // of the first of which the second k comes first
+  bool pairs = false;          // the panel has words that hold two k in bfloat16 each: panel_k is the stride of words,
+  bool odd = false;            // of the first of which the second k comes first
+  unsigned lanes = all_lanes;  // bits of those that it reaches, where a row is a vector in which gates lie side by side
 };
 
 // What a tile column reads next: `length` numbers of the panel of each unit block, whose panels are `unit` apart. Its

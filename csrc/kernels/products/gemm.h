@@ -100,6 +100,22 @@ RNNFAST_INLINE F4 add_pairs(F4 sum, F4 a, F4 w) { return _mm_dpbf16_ps(sum, __m1
 constexpr bool multiplies_pairs = false;
 #endif
 
+// Of the lanes whose bit is set, the lowest bit's first: load_some leaves the others zero and their memory untouched,
+// fma_some leaves them as they are in `sum`.
+#if defined(__AVX512F__)
+constexpr bool has_masks = true;
+RNNFAST_INLINE F16 load_some(const float* p, unsigned bits) { return _mm512_maskz_loadu_ps(__mmask16(bits), p); }
+RNNFAST_INLINE D8 load_some(const double* p, unsigned bits) { return _mm512_maskz_loadu_pd(__mmask8(bits), p); }
+RNNFAST_INLINE F16 fma_some(F16 a, F16 b, F16 sum, unsigned bits) {
+  return _mm512_mask3_fmadd_ps(a, b, sum, __mmask16(bits));
+}
+RNNFAST_INLINE D8 fma_some(D8 a, D8 b, D8 sum, unsigned bits) {
+  return _mm512_mask3_fmadd_pd(a, b, sum, __mmask8(bits));
+}
+#else
+constexpr bool has_masks = false;
+#endif
+
 template <class S, Word word>
 RNNFAST_INLINE typename S::V number_of(typename S::V words) {
   if constexpr (word == Word::number || word == Word::pair) return words;
@@ -142,7 +158,7 @@ struct Rows {
 
 // The products of one k. The accumulators stay in registers only because every loop over them is unrolled: one run-time
 // index and they live in memory, three times slower.
-template <class S, int M, int NB, int slots, int gates, int shift, Word word>
+template <class S, int M, int NB, int slots, int gates, int shift, Word word, bool masked>
 RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
                                  const Rows<typename S::Real, M>& a, const typename S::Real* w) {
   using V = typename S::V;
@@ -153,7 +169,9 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
     return word == Word::pair ? broadcast_word<S>(at) : S::broadcast(*at);
   };
   const auto vector = [&](int n) {
-    return number_of<S, word>(S::load(w + n / gates * o.panel_unit + n % gates * S::lanes));
+    const typename S::Real* const at = w + n / gates * o.panel_unit + n % gates * S::lanes;
+    if constexpr (masked) return load_some(at, o.lanes);
+    return number_of<S, word>(S::load(at));
   };
   V held[inner];
 #pragma GCC unroll 12
@@ -167,13 +185,15 @@ RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Oper
       V& sum = acc[m][n / gates * slots + shift + n % gates];
       if constexpr (word == Word::pair)
         sum = multiply_add_pairs<S>(passing, held[j], sum);
+      else if constexpr (masked)
+        sum = fma_some(passing, held[j], sum, o.lanes);
       else
         sum = fma(passing, held[j], sum);
     }
   }
 }
 
-template <class S, int M, int NB, int slots, int gates, int shift, Factors factors, bool prefetch>
+template <class S, int M, int NB, int slots, int gates, int shift, Factors factors, bool prefetch, bool masked = false>
 RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
                                       [[maybe_unused]] const typename S::Real* ahead, [[maybe_unused]] Index ahead_k) {
   using Real = typename S::Real;
@@ -185,24 +205,25 @@ RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const
     const Real* w = o.panel;
     Index k = o.K;
     if (o.odd && k > 0) {
-      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w);
       a += o.a_k, w += o.panel_k, --k;
     }
     for (; k > 1; k -= 2, a += o.a_k, w += o.panel_k) {
       fetch();
-      accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w);
       a += o.a_k;
-      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w);
     }
-    if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
+    if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w);
     return;
   }
+  constexpr Word word = factors == Factors::pairs ? Word::pair : Word::number;
   for (Index block = 0; block < o.blocks; ++block) {
     Rows<Real, M> a(o.a + block * o.a_block, o.a_row);
     const Real* w = o.panel + block * o.panel_block;
     for (Index k = 0; k < o.K; ++k, a += o.a_k, w += o.panel_k) {
       fetch();
-      accumulate_k<S, M, NB, slots, gates, shift, factors == Factors::pairs ? Word::pair : Word::number>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, word, masked>(acc, o, a, w);
     }
   }
 }
@@ -210,6 +231,11 @@ RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const
 template <class S, int M, int NB, int slots, int gates, int shift, Factors factors>
 RNNFAST_INLINE void accumulate(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
                                const typename S::Real* ahead, Index ahead_k) {
+  // The vector in which the gates of a narrow block may lie side by side.
+  constexpr bool has_lanes = has_masks && S::lanes == Widest<typename S::Real>::lanes && NB == 1 && slots == 1;
+  if constexpr (has_lanes && factors == Factors::numbers)
+    if (o.lanes != all_lanes)
+      return accumulate_blocks<S, M, NB, slots, gates, shift, factors, false, true>(acc, o, nullptr, 0);
   if (ahead_k > 0)
     accumulate_blocks<S, M, NB, slots, gates, shift, factors, true>(acc, o, ahead, ahead_k);
   else
@@ -265,10 +291,10 @@ RNNFAST_INLINE void add_operand(typename S::V (&acc)[M][NB * slots], const Opera
       take_chain(part, chains, chain);
       return part;
     };
-    accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(acc, chain_of(0), nullptr, 0);
+    accumulate<S, M, NB, slots, gates, shift, factors>(acc, chain_of(0), nullptr, 0);
     for (Index chain = 1; chain < chains.count; ++chain) {
       typename S::V sum[M][NB * slots] = {};
-      accumulate_blocks<S, M, NB, slots, gates, shift, factors, false>(sum, chain_of(chain), nullptr, 0);
+      accumulate<S, M, NB, slots, gates, shift, factors>(sum, chain_of(chain), nullptr, 0);
 #pragma GCC unroll 8
       for (int n = 0; n < NB * slots; ++n) acc[0][n] = sum[0][n] + acc[0][n];
     }
@@ -338,12 +364,28 @@ struct TileFunctions<S, NB, slots, gates, factors, Lanes<i...>> {
                                      Index) = {tile<S, i + 1, NB, slots, gates, factors>...};
 };
 
+// The slots of a narrow block lie side by side. Vectors that are wider hold them as well: half as many where they fill
+// these, or one that is masked.
+struct Vectors {
+  int slots, gates, halvings;
+};
+
+constexpr Vectors side_by_side(Vectors v, Factors factors) {
+  const auto fill_half = [&] { return v.slots == v.gates && v.slots % 2 == 0; };
+  const bool fit_in_one = has_masks && v.slots <= 1 << v.halvings;
+  for (; factors == Factors::numbers && v.slots > 1 && v.halvings > 0 && (fit_in_one || fill_half()); --v.halvings)
+    v.slots = v.gates = (v.slots + 1) / 2;
+  return v;
+}
+
 template <class Real, int slots, int gates, Factors factors, int halvings = 0, int log2_NB = 0>
 constexpr void add_tiles(TileKind<Real>& kind) {
   constexpr int NB = 1 << log2_NB, most = most_rows(NB * slots, halvings > 0, factors);
-  using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, factors, typename LanesTo<most>::type>;
-  kind.of[halvings][log2_NB] = {
-      .blocks = NB, .most = most, .takes_chains = takes_chains(factors), .of_rows = Functions::of_rows};
+  if constexpr (side_by_side({slots, gates, halvings}, factors).halvings == halvings) {  // else no one asks for it
+    using Functions = TileFunctions<Width<Real, halvings>, NB, slots, gates, factors, typename LanesTo<most>::type>;
+    kind.of[halvings][log2_NB] = {
+        .blocks = NB, .most = most, .takes_chains = takes_chains(factors), .of_rows = Functions::of_rows};
+  }
   if constexpr (halvings == 0 && 2 * NB <= unit_group(slots, true))
     add_tiles<Real, slots, gates, factors, halvings, log2_NB + 1>(kind);
   else if constexpr (halvings + 1 < width_count)
@@ -377,17 +419,27 @@ struct PairsInUse {
 template <class Real>
 RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRange& range,
                                            Factors factors = Factors::numbers) {
-  int halvings = range.halvings;
-  // The slots of a narrow block lie side by side: half as many vectors that are twice as wide hold them as well.
-  for (; factors == Factors::numbers && slots == gates && slots % 2 == 0 && halvings > 0; --halvings)
-    slots /= 2, gates /= 2;
-  const int kind = slots > gates ? 0 : slots, blocks = __builtin_ctz(unsigned(range.blocks));
+  const Vectors v = side_by_side({slots, gates, range.halvings}, factors);
+  const int kind = v.slots > v.gates ? 0 : v.slots, blocks = __builtin_ctz(unsigned(range.blocks));
   if constexpr (has_formats<Real>) {
-    if (factors == Factors::by_pairs) return tile_kinds<Real, Factors::by_pairs>[kind].of[range.halvings][blocks];
-    if (factors == Factors::pairs) return pair_products->tiles[kind].of[range.halvings][blocks];
-    if (factors == Factors::row_pairs) return pair_products->row_pairs->tiles[kind].of[range.halvings][blocks];
+    if (factors == Factors::by_pairs) return tile_kinds<Real, Factors::by_pairs>[kind].of[v.halvings][blocks];
+    if (factors == Factors::pairs) return pair_products->tiles[kind].of[v.halvings][blocks];
+    if (factors == Factors::row_pairs) return pair_products->row_pairs->tiles[kind].of[v.halvings][blocks];
   }
-  return tile_kinds<Real, Factors::numbers>[kind].of[halvings][blocks];
+  return tile_kinds<Real, Factors::numbers>[kind].of[v.halvings][blocks];
+}
+
+// The same for t, whose operands it tells their lanes. A factor that is not finite must not reach the others.
+template <class Real>
+RNNFAST_INLINE const Tiles<Real>& tiles_for(Tile<Real>& t, int slots, int gates, const BlockRange& range,
+                                            Factors factors) {
+  const bool fill = gates * range.lanes == Widest<Real>::lanes;
+  if (!fill && side_by_side({slots, gates, range.halvings}, factors).halvings < range.halvings) {
+    const int shift = (slots - gates) * range.lanes;
+    t.second.lanes = unsigned((std::uint64_t{1} << gates * range.lanes) - 1);
+    t.first.lanes = t.second.lanes << shift, t.first.panel -= shift;
+  }
+  return tiles_of<Real>(slots, gates, range, factors);
 }
 
 // What is done with rows [row, row + M) of a tile while they are still in the first cache level.

@@ -319,13 +319,13 @@ void add_products(const WeightProduct<Real>& w, Span span, const Team& team) {
       if ((first > 0 || unit > span.first) && team.interrupted(team)) return;
       for_each_range<Real>(w.dw.units, units, int(group), false, [&](const BlockRange& range) {
         if (skips(team, w.rows)) return;
-        const Tiles<Real> tiles =
-            tiles_of<Real>(w.gates, w.gates, range, w.columns.rounds ? Factors::row_pairs : Factors::numbers);
         const Index sum_row = w.gates * range.lanes, sum_unit = columns_at_once * sum_row;
         const Index total_row = w.dw.gates * range.lanes, total_unit = w.dw.K * total_row;
         Real* const total = panel(w.dw, range.unit) + first * total_row + w.gate * range.lanes;
         Real* const out = apart ? sums : total;
         Tile<Real> t = {};
+        const Tiles<Real> tiles =
+            tiles_for(t, w.gates, w.gates, range, w.columns.rounds ? Factors::row_pairs : Factors::numbers);
         t.first.a_row = 1, t.first.a_k = -M;
         t.first.panel_k = -Index(w.slots * range.lanes);
         t.first.panel_unit = w.dgates.rows * w.slots * range.lanes;

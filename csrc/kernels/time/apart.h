@@ -43,7 +43,8 @@ void multiply_whole(const StepProduct<Real>& f, const Phase& part, const BlockRa
   t.init = slots.init, t.init_row = slots.init_row, t.init_unit = slots.init_unit;
   t.out = slots.out, t.out_row = slots.out_row, t.out_unit = slots.out_unit;
   t.valid = part.gates * range.lanes;
-  tile_rows(tiles_of<Real>(part.gates, part.gates, range, factors_of(f.w)), t, rows);
+  const Tiles<Real>& tiles = tiles_for(t, part.gates, part.gates, range, factors_of(f.w));
+  tile_rows(tiles, t, rows);
 }
 
 template <class Real>

@@ -224,7 +224,8 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
           return;
         }
         Index done = 0;
-        tile_rows(tiles_of<Real>(slots, part.gates, range, factors), t, s.rows, [&](Index row, Index M) {
+        const Tiles<Real>& tiles = tiles_for(t, slots, part.gates, range, factors);
+        tile_rows(tiles, t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
           if (!ends || waits || (end < s.rows && end - done < pointwise_rows)) return;
           // The next rows' states are asked for while their products are computed: lines of different rows, of which
