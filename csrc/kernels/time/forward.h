@@ -266,6 +266,13 @@ RNNFAST_INLINE Index projected_rows(const Problem& p) {
   return max_index(cache_sizes.near / max_index(2 * p.I * Index(sizeof(Real)), 1), 1);
 }
 
+// Whether w_ih alone is packed block by block: all rows are projected at once, so that each weight is met once.
+template <class Real>
+RNNFAST_INLINE bool packs_input_by_block(const Problem& p) {
+  return projects_input(p) && p.format != Format::int8 && !p.rounded && p.cell->phase_count == 1 &&
+         run_chunks(p) == 1 && run_rows(p) <= projected_rows<Real>(p);
+}
+
 // x of some rows, where products read it with fewer bits; it goes to rows of scratch from `place` on.
 template <class Real>
 RNNFAST_INLINE void encode_x(const Problem& p, const typename ForwardScratch<Real>::Direction& scratch, Index place,
@@ -501,16 +508,18 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
   const bool packed = args.directions[0].packed;
   const bool directly = !packed && reads_directly<Real>(p);
   // Members that divide the rows would each have to pack all.
-  const bool by_block = directly || (!packed && team.size == 1 && packs_by_block<Real>(p));
+  const bool alone = !packed && team.size == 1;
+  const bool by_block = directly || (alone && packs_by_block<Real>(p));
+  const bool input_by_block = by_block || (alone && packs_input_by_block<Real>(p));
   PackedWeights<Real> own[2];
   for (Index d = 0; d < p.D; ++d) {
     if (!packed) lay_out_packed(p, units, projected, arena, own[d]);
     Arena<const Real> weights = {.base = packed ? args.directions[d].packed : own[d].w_ih.data, .used = 0};
     find_packed(packed ? packed_once(p) : p, units, projected, weights, scratch.directions[d].weights);
     const auto& parameters = args.directions[d].parameters;
-    if (by_block)
+    if (input_by_block)
       scratch.directions[d].unpacked = {.w_ih = input_rows(p, parameters),
-                                        .w_hh = recurrent_rows(p, parameters),
+                                        .w_hh = by_block ? recurrent_rows(p, parameters) : GateRows<const Real>{},
                                         .w_ih_block = own[d].w_ih,
                                         .w_hh_block = own[d].w_hh,
                                         .directly = directly};
@@ -520,7 +529,7 @@ void forward(const ForwardArgs<Real>& args, const Team& team) {
     for_my_pieces(count(units), p.D, rows * (p.I + p.P + p.U), team, [&](int d, Span span) {
       const auto& direction = scratch.directions[d];
       const auto& parameters = args.directions[d].parameters;
-      if (!packed) pack_direction(p, parameters, own[d], span, !by_block);
+      if (!packed) pack_direction(p, parameters, own[d], span, !input_by_block, !by_block);
       if (p.input == InputKind::one_hot) {
         const TableBlocks<Real> table = {.table = direction.table, .units = units, .span = span};
         const Real* const bias = is_normalised(*p.cell) ? nullptr : direction.weights.bias;

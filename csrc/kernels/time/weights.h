@@ -77,8 +77,8 @@ void find_packed(const Problem& p, const Blocks& units, const Blocks& projected,
   to.apart = p.format == Format::int8 || lists;
 }
 
-// Where there are few steps, which read each weight once or a few times: a unit block is packed when its turn comes,
-// into memory that the next one uses again. Or no weight is packed at all.
+// Matrices of which each weight is read once or a few times: a unit block is packed when its turn comes, into memory
+// that the next one uses again. Or no weight is packed at all.
 template <class Real>
 struct UnpackedWeights {
   GateRows<const Real> w_ih, w_hh;  // null: they are packed
@@ -128,14 +128,12 @@ void pack_projection(const Problem& p, const Parameters<const Real>& parameters,
   pack_matrix(p, projection_rows(p, parameters), parameters.scales[2], to.w_hr, to.hr, span);
 }
 
-// For the unit blocks of the span; the biases and vectors alone if not the weights.
+// For the unit blocks of the span: biases and vectors, and the matrices that are wanted.
 template <class Real>
 void pack_direction(const Problem& p, const Parameters<const Real>& parameters, const PackedWeights<Real>& to,
-                    Span span, bool weights = true) {
-  if (weights) {
-    if (input_columns(p)) pack_matrix(p, input_rows(p, parameters), parameters.scales[0], to.w_ih, to.ih, span);
-    pack_matrix(p, recurrent_rows(p, parameters), parameters.scales[1], to.w_hh, to.hh, span);
-  }
+                    Span span, bool w_ih = true, bool w_hh = true) {
+  if (w_ih && input_columns(p)) pack_matrix(p, input_rows(p, parameters), parameters.scales[0], to.w_ih, to.ih, span);
+  if (w_hh) pack_matrix(p, recurrent_rows(p, parameters), parameters.scales[1], to.w_hh, to.hh, span);
   pack_bias(*p.cell, parameters, to.w_hh, p.H, span, to.bias);
   pack_vectors(*p.cell, parameters, to.w_hh.units, p.H, span, to.vectors);
   if (span.first == 0)
