@@ -296,7 +296,7 @@ def inference(
     TypeError, ValueError
         If an argument is invalid (see `rnnfast.functional`).
     KeyboardInterrupt
-        On Ctrl-C, between chunks of time.
+        On Ctrl-C.
 
     Examples
     --------
@@ -451,7 +451,7 @@ def backward(
     TypeError, ValueError
         If an argument is invalid (see `rnnfast.functional`).
     KeyboardInterrupt
-        On Ctrl-C, between chunks of time. Arrays passed as `grads` or `out` then hold incomplete results.
+        On Ctrl-C. Arrays passed as `grads` or `out` then hold incomplete results.
 
     Examples
     --------

@@ -168,7 +168,7 @@ def tbptt_gradient(
         If an argument is invalid, or the layer is bidirectional. The message names it, what was expected and what
         came.
     KeyboardInterrupt
-        On Ctrl-C, between chunks of time.
+        On Ctrl-C.
 
     Notes
     -----

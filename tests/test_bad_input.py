@@ -1503,7 +1503,7 @@ def test_the_core_takes_gradients_of_every_state_beside_h(cell: str) -> None:
 def test_the_core_names_the_part_of_a_state(cell: str) -> None:
     p: Any = make_problem(cell, "float32", Shape(T, B, I, H))
     *_, tape = _core.forward(cell, p.x, p.parameters)
-    names = {"state0": "{}0", "start": "start: {}", "out[1]": "out[1]: {}", "dstate": "d{}", "dstart": "dstart: {}"}
+    names = {"state0": "{}0", "start": "start: {}", "out[1]": "out[1]: {}", "dstate": "dstate: d{}", "dstart": "dstart: {}"}
     names |= {"flow": "flow: {}", "out[1] of backward": "out[1]: {}"}
     states = _core.cells[cell].states
     for argument, form in names.items():

@@ -271,7 +271,7 @@ struct StateNames {
 constexpr StateNames state0_names = {.all = "state0", .before = "", .after = "0"},
                      start_names = {.all = "start", .before = "start: ", .after = ""},
                      out_names = {.all = "out[1]", .before = "out[1]: ", .after = ""},
-                     dstate_names = {.all = "dstate", .before = "d", .after = ""},
+                     dstate_names = {.all = "dstate", .before = "dstate: d", .after = ""},
                      dsteps_names = {.all = "dsteps", .before = "d", .after = "", .first = 1},
                      dstart_names = {.all = "dstart", .before = "dstart: ", .after = ""},
                      flow_names = {.all = "flow", .before = "flow: ", .after = ""},

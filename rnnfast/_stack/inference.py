@@ -93,7 +93,7 @@ class Inference(Stack[StateT]):
         TypeError, ValueError
             If an argument is invalid. The message names the argument, what was expected and what was given.
         KeyboardInterrupt
-            On Ctrl-C, between chunks of time.
+            On Ctrl-C.
         """
         no_options = lengths is None and resets is None and embedding is None and gate_override is None
         if no_options:

@@ -166,7 +166,7 @@ class Recurrent(Inference[StateT]):
         TypeError, ValueError
             If an argument is invalid. The message names the argument, what was expected and what was given.
         KeyboardInterrupt
-            On Ctrl-C, between chunks of time. `grads` then holds incomplete results.
+            On Ctrl-C. `grads` then holds incomplete results.
         """
         check_tape(tape, self)
         no_options = dc is None and dh_layers is None and clip_dh is None and grads is None

@@ -89,7 +89,7 @@ class Window(Generic[StateT]):
             If later windows have overwritten the window's steps (the next window never does), or if another thread is
             requesting the next window. Backward calls from several threads wait for each other.
         KeyboardInterrupt
-            On Ctrl-C, between chunks of time. `grads` then holds incomplete results.
+            On Ctrl-C. `grads` then holds incomplete results.
         """
         return self._run.backward(self, dy, grads, out)
 

@@ -59,7 +59,7 @@ constexpr Index chain_length = 128;
 
 constexpr Index chain_count(Index K) { return max_index((K + chain_length / 2) / chain_length, 1); }
 
-// How an operand is cut into chains.
+// How an operand is cut into chains; one that is not has no need of their length.
 struct Chains {
   Index count, length;
 
@@ -429,7 +429,9 @@ RNNFAST_INLINE const Tiles<Real>& tiles_of(int slots, int gates, const BlockRang
   return tile_kinds<Real, Factors::numbers>[kind].of[v.halvings][blocks];
 }
 
-// The same for t, whose operands it tells their lanes. A factor that is not finite must not reach the others.
+// The same for t, whose operands have to be known: it tells them which lanes of the masked vector are theirs. A factor
+// that is not finite must not reach the others. The first operand's panel begins as many numbers earlier as its lanes
+// lie higher; those are masked.
 template <class Real>
 RNNFAST_INLINE const Tiles<Real>& tiles_for(Tile<Real>& t, int slots, int gates, const BlockRange& range,
                                             Factors factors) {

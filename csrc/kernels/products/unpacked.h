@@ -24,7 +24,7 @@ constexpr Index most_unpacked_rows = 3 * chain_length / 2 - 1, least_unpacked_ro
 // and share few lines of the first cache level. With fewer registers, the tiles without panels are lower.
 constexpr Index least_strip_rows = vector_registers;
 
-// A row of gradients takes as long to write as so many rows to multiply.
+// A row of gradients takes as long to write as so many rows to multiply. To be added to, they are finished once begun.
 constexpr Index rows_to_write = 3;
 
 // A tile: rows that share the loads of w, and vectors of columns.
@@ -305,7 +305,7 @@ __attribute__((noinline)) void multiply_gradient_strips(const UnpackedWeightProd
   t.first.a_row = 1, t.first.K = p.rows, t.first.blocks = 1, t.out_row = p.dw.K, t.add = p.add;
   for (Index begin = 0; begin < p.dw.K; begin += at_once) {
     const Index end = min_index(begin + at_once, p.dw.K);
-    if (begin > 0 && skips(team, p.rows, p.gates * (span.last - span.first))) return;
+    if (begin > 0 && !p.add && skips(team, p.rows, p.gates * (span.last - span.first))) return;
     for_each_strip<S>(begin, end, [&](int vectors, Index column, int valid) {
       Real* to = panels + (column - begin) * p.rows;
       for (Index row = 0; row < p.rows; ++row)
@@ -337,7 +337,7 @@ __attribute__((noinline)) void multiply_gradients(const UnpackedWeightProduct<Re
   const bool by_strips = p.rows >= least_strip_rows;
   if (by_strips) multiply_gradient_strips(p, span, team);
   for_each_gradient_gate(p, span, [&](const BlockWidth& width, const Real* a, Index first) {
-    if (!by_strips && skips(team, p.rows + rows_to_write, p.dw.K)) return;
+    if (!by_strips && !p.add && skips(team, p.rows + rows_to_write, p.dw.K)) return;
     const Index a_row = p.slots * width.lanes;
     for_each_tile_row(by_strips ? 0 : width.valid, [&]<int M>(Index unit) {
       Real* dw = p.dw.data + (first + unit) * p.dw.K;

@@ -364,8 +364,7 @@ void backward_sums(const BackwardArgs<Real>& args, const BackwardScratch<Real>& 
 template <class Real>
 void backward_gradients(const BackwardArgs<Real>& args, const BackwardScratch<Real>& scratch, const Team& team) {
   const Problem& p = args.problem;
-  const Index rows = p.cell->gate_count * Widest<Real>::lanes;  // of a block
-  for_my_pieces(count(scratch.directions[0].w_hh.units), p.D, rows * (p.I + p.P), team, [&](int d, Span span) {
+  for_my_blocks(count(scratch.directions[0].w_hh.units), p.D, team, [&](int d, Span span) {
     for_each_gradient(p, args.directions[d].gradients, scratch.directions[d],
                       [&](const GateRows<Real>& gradient, const Panels<Real>& panels, Index k) {
                         unpack(panels, k, gradient, span);

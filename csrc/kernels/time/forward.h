@@ -192,7 +192,8 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         t.out_row = cell.slot_count * lanes;
         t.out_unit = s.gates.rows * cell.slot_count * lanes;
         t.valid = slots * range.lanes;
-        t.far = !unpacked.w_hh.data && is_far(weights.w_hh, s.rows), t.backwards = s.backwards;
+        t.far = !(products == Products::input ? unpacked.w_ih : unpacked.w_hh).data && is_far(weights.w_hh, s.rows);
+        t.backwards = s.backwards;
         if (products == Products::recurrent && s.tokens && s.rows == 1 && part.slots == part.gates && !by_gate &&
             !apart) {
           t.init = gates_at(table, range.unit, s.tokens[0], lanes, cell.slot_count) + part.slot * lanes;
@@ -228,8 +229,8 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
         tile_rows(tiles, t, s.rows, [&](Index row, Index M) {
           const Index end = row + M;
           if (!ends || waits || (end < s.rows && end - done < pointwise_rows)) return;
-          // The next rows' states are asked for while their products are computed: lines of different rows, of which
-          // points write a part, come too late otherwise.
+          // The next rows' states are asked for while their products are computed, those of the first block: lines of
+          // different rows, of which points write a part, come too late otherwise.
           const Index next = min_index(end + pointwise_rows, s.rows);
           for (int i = 0; i < cell.state_count; ++i)
             for (Index r = end; r < next; ++r) __builtin_prefetch(at(s.after[i], r).data + range.unit, 1);
@@ -244,14 +245,14 @@ void forward_phase(const CellShape& cell, int phase, Products products, const Fo
 // Projecting a chunk of the input ahead reads w_ih once a chunk instead of once a step and leaves the cache to w_hh;
 // folding x_t into the step's own product saves writing and reading the pre-activations. That pays where there is one
 // step only, where I is small against H, where a step has rows enough for what it reads of w_ih and the cache has room
-// for both matrices, and where x is wide and a step has so many rows that w_ih arrives in half of their time (with
-// fewer bits, products are too fast; a cell of two phases gains nothing). Both give the same bits. Products that
-// come gate by gate start from what was projected.
+// for both matrices, and where x is wide and a step has so many rows that w_ih arrives in half of their time. Cells of
+// two phases gain nothing by the last, and products with fewer bits, which are faster, nothing by the last two. Both
+// give the same bits. Products that come gate by gate start from what was projected.
 RNNFAST_INLINE bool folds_input(const Problem& p) {
   const Index numbers = p.cell->gate_count * p.H, near = cache_sizes.near / Index(sizeof(float));
   const bool fits = (p.I + p.P) * numbers <= near / 2, is_small = p.I * numbers <= near / 32;
   const bool is_wide = p.I >= 4 * chain_length && p.cell->phase_count == 1;
-  const bool has_rows = p.B >= (is_small ? 4 : fits ? 12 : 32) && (fits || is_wide);
+  const bool has_rows = fits ? p.B >= (is_small ? 4 : 12) : is_wide && p.B >= 32;
   return p.input == InputKind::dense && p.masks <= 1 && !is_normalised(*p.cell) &&
          ((has_rows && p.format == Format::real && !p.rounded) || steps_of(p.run) == 1 || 8 * p.I <= p.H);
 }

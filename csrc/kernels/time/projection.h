@@ -187,8 +187,7 @@ void projection_gradients(const BackwardArgs<Real>& args, const ProjectionScratc
 
 template <class Real>
 void unpack_projections(const BackwardArgs<Real>& args, const ProjectionScratch<Real> (&scratch)[2], const Team& team) {
-  const Index numbers = args.problem.H * Widest<Real>::lanes;
-  for_my_pieces(count(scratch[0].of_h), args.problem.D, numbers, team, [&](int d, Span span) {
+  for_my_blocks(count(scratch[0].of_h), args.problem.D, team, [&](int d, Span span) {
     unpack(scratch[d].dw_hr, 0, projection_rows(args.problem, args.directions[d].gradients), span);
   });
 }
