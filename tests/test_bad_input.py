@@ -1204,7 +1204,7 @@ FUNCTIONAL = {
     "dstate_shape": Case(
         lambda w: F.backward(w.bare_tape, None, (w.h0[0], None)),
         ValueError,
-        r"dh: expected shape \(1, 3, 6\), got \(3, 6\)",
+        r"dstate: dh: expected shape \(1, 3, 6\), got \(3, 6\)",
     ),
     "need_dx": Case(
         lambda w: F.backward(w.bare_tape, w.dy, need_dx=False, out=(w.x, None)), ValueError, "out.*: expected None"
@@ -1503,8 +1503,8 @@ def test_the_core_takes_gradients_of_every_state_beside_h(cell: str) -> None:
 def test_the_core_names_the_part_of_a_state(cell: str) -> None:
     p: Any = make_problem(cell, "float32", Shape(T, B, I, H))
     *_, tape = _core.forward(cell, p.x, p.parameters)
-    names = {"state0": "{}0", "start": "start: {}", "out[1]": "out[1]: {}", "dstate": "dstate: d{}", "dstart": "dstart: {}"}
-    names |= {"flow": "flow: {}", "out[1] of backward": "out[1]: {}"}
+    names = {"state0": "{}0", "start": "start: {}", "out[1]": "out[1]: {}", "dstate": "dstate: d{}"}
+    names |= {"dstart": "dstart: {}", "flow": "flow: {}", "out[1] of backward": "out[1]: {}"}
     states = _core.cells[cell].states
     for argument, form in names.items():
         for k, state in enumerate(states):
