@@ -158,7 +158,7 @@ struct Rows {
 
 // The products of one k. The accumulators stay in registers only because every loop over them is unrolled: one run-time
 // index and they live in memory, three times slower.
-template <class S, int M, int NB, int slots, int gates, int shift, Word word, bool masked>
+template <class S, int M, int NB, int slots, int gates, int shift, Word word, bool masked = false>
 RNNFAST_INLINE void accumulate_k(typename S::V (&acc)[M][NB * slots], const Operand<typename S::Real>& o,
                                  const Rows<typename S::Real, M>& a, const typename S::Real* w) {
   using V = typename S::V;
@@ -205,16 +205,16 @@ RNNFAST_INLINE void accumulate_blocks(typename S::V (&acc)[M][NB * slots], const
     const Real* w = o.panel;
     Index k = o.K;
     if (o.odd && k > 0) {
-      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a, w);
       a += o.a_k, w += o.panel_k, --k;
     }
     for (; k > 1; k -= 2, a += o.a_k, w += o.panel_k) {
       fetch();
-      accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
       a += o.a_k;
-      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair, masked>(acc, o, a, w);
+      accumulate_k<S, M, NB, slots, gates, shift, Word::second_of_pair>(acc, o, a, w);
     }
-    if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair, masked>(acc, o, a, w);
+    if (k > 0) accumulate_k<S, M, NB, slots, gates, shift, Word::first_of_pair>(acc, o, a, w);
     return;
   }
   constexpr Word word = factors == Factors::pairs ? Word::pair : Word::number;
